@@ -1,0 +1,204 @@
+"""What the harness knows about a backend: the layer setup it asks for and the trainer it gets.
+
+Nothing here names a framework. Arrays cross this boundary as NumPy, under the same names in both
+backends (see `LayerSetup.array_shapes`), so a model trained in one loads in the other.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, SupportsFloat
+
+import numpy as np
+
+Architecture = Literal[
+    "dense", "sparse", "dense-sparse", "stratified", "dense-stratified", "bottleneck"
+]
+Loss = Literal["squared_hinge", "bce"]
+Execution = Literal["autograd"]
+
+ADAM_BETAS = (0.9, 0.999)
+# Keras' default, and it matters: |dLoss/dscore| is of this order for 670,000 labels. It is added to
+# sqrt(v) before the bias correction ("epsilon hat" in Kingma & Ba, 2015, end of section 2), which
+# is how the paper's framework does it; both backends do the same.
+ADAM_EPSILON = 1e-7
+
+
+@dataclass(frozen=True)
+class LayerSetup:
+    """One model: `features -> [Dense(intermediate, relu)] -> output layer over the labels`.
+
+    connectivity: connections per label (exactly for stratified, on average for sparse); None for
+    dense and bottleneck. intermediate: units of the hidden layer, or None.
+    """
+
+    architecture: Architecture
+    inputs: int
+    labels: int
+    connectivity: int | None = None
+    intermediate: int | None = None
+    loss: Loss = "squared_hinge"
+
+    def __post_init__(self) -> None:
+        sparse = self.architecture not in ("dense", "bottleneck")
+        hidden = self.architecture in ("dense-sparse", "dense-stratified", "bottleneck")
+        if self.inputs < 1 or self.labels < 1:
+            raise ValueError(f"a layer needs inputs and labels, got {self.inputs}, {self.labels}")
+        if hidden and not self.intermediate:
+            raise ValueError(f"architecture {self.architecture!r} needs `intermediate` >= 1")
+        if not hidden and self.intermediate:
+            raise ValueError(
+                f"architecture {self.architecture!r} has no intermediate layer, got "
+                f"intermediate={self.intermediate}"
+            )
+        if sparse and not self.connectivity:
+            raise ValueError(f"architecture {self.architecture!r} needs `connectivity` >= 1")
+        if not sparse and self.connectivity:
+            raise ValueError(
+                f"architecture {self.architecture!r} is dense; leave `connectivity` out, got "
+                f"{self.connectivity}"
+            )
+        if sparse and self.connectivity and self.connectivity > self.sources:
+            raise ValueError(
+                f"connectivity {self.connectivity} is larger than the {self.sources} inputs of "
+                "the output layer"
+            )
+
+    @property
+    def sources(self) -> int:
+        """Inputs of the output layer: the intermediate units, or else the features."""
+        return self.intermediate or self.inputs
+
+    @property
+    def kind(self) -> str:
+        """The name used in the paper's tables; one of `SETUP_KINDS`."""
+        return {"dense": "Dense", "bottleneck": "Bottleneck"}.get(
+            self.architecture,
+            "Unstructured" if "sparse" in self.architecture else "FFI",
+        )
+
+    @property
+    def is_rewired(self) -> bool:
+        return self.connectivity is not None
+
+    def array_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of all arrays of the model, in the order of the data flow.
+
+        `intermediate.weights` is [inputs, intermediate]; `output.weights` is [sources, labels] for
+        a dense output, [labels, connectivity] with `output.indices` for fixed fan-in, and a flat
+        [connections] with `output.rows` (label, ascending) and `output.columns` (source) for
+        unstructured connections.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.intermediate:
+            shapes["intermediate.weights"] = (self.inputs, self.intermediate)
+            shapes["intermediate.bias"] = (self.intermediate,)
+        if self.connectivity is None:
+            shapes["output.weights"] = (self.sources, self.labels)
+        elif self.kind == "FFI":
+            shapes["output.indices"] = (self.labels, self.connectivity)
+            shapes["output.weights"] = (self.labels, self.connectivity)
+        else:
+            connections = self.labels * self.connectivity
+            shapes["output.rows"] = (connections,)
+            shapes["output.columns"] = (connections,)
+            shapes["output.weights"] = (connections,)
+        shapes["output.bias"] = (self.labels,)
+        return shapes
+
+
+SETUP_KINDS = ("Dense", "Unstructured", "FFI", "Bottleneck")
+
+# Called after each step with its loss, which is only converted to a float where somebody looks:
+# on a GPU that would wait for the device.
+OnStep = Callable[[SupportsFloat], None]
+
+
+class TrainingBatch(Protocol):
+    """What a trainer reads of a batch (`fanin.datasets.Batch` is one)."""
+
+    @property
+    def features(self) -> np.ndarray: ...  # float32 [batch, inputs], dropout applied
+    @property
+    def rows(self) -> np.ndarray: ...  # int32 [positives], instance within the batch
+    @property
+    def labels(self) -> np.ndarray: ...  # int64 [positives]
+
+
+class Trainer(Protocol):
+    """A model in one framework, its optimiser state and the ways to train and ask it."""
+
+    setup: LayerSetup
+
+    def train(
+        self, batches: Iterable[TrainingBatch], learning_rate: float, on_step: OnStep | None = None
+    ) -> np.ndarray:
+        """One step per batch, in order; the losses, float64 [steps]. Raises FloatingPointError
+        naming the step whose loss is not finite."""
+
+    def top_k(self, blocks: Iterable[np.ndarray], k: int) -> np.ndarray:
+        """Ids of the k highest scored labels, int64 [instances, k], best first; no dropout. Each
+        block is float32 [instances, inputs]. Ties go to the lower id."""
+
+    def array(self, name: str) -> np.ndarray:
+        """A copy of one array of `LayerSetup.array_shapes`."""
+
+    def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
+        """Give the connections at the flat positions `slots` of `output.weights` new `sources`.
+        Weights keep their value; their Adam moments become 0."""
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """A copy of all arrays under the names of `LayerSetup.array_shapes`."""
+
+    def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over all arrays; ValueError names what is missing or does not fit."""
+
+    def state_bytes(self) -> tuple[int, int]:
+        """Bytes of the parameters (indices included) and of the optimiser state, counted."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished; a no-op on a CPU."""
+
+    def description(self) -> dict[str, str]:
+        """Framework, version and device, for the result file."""
+
+    def device_memory(self) -> dict[str, int | None]:
+        """`allocator_peak_bytes` and `allocator_reserved_bytes`; None where not measurable."""
+
+
+BACKENDS = ("torch", "tensorflow")
+
+_INSTALL = {
+    "torch": "pip install 'fanin[torch]'",
+    "tensorflow": "pip install 'fanin[tensorflow]' (or 'fanin[tensorflow-cpu]')",
+}
+
+
+def make_trainer(
+    backend: str,
+    setup: LayerSetup,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    device: str = "auto",
+    threads: int = 0,
+) -> Trainer:
+    """Build the trainer of `backend`; imports that framework and no other.
+
+    device: "cpu", "cuda", or "auto" for a GPU when there is one. threads: CPU threads, 0 for all.
+    A missing framework raises ImportError with what to install: never a silent skip.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
+    try:
+        module = importlib.import_module(f"fanin.backends.{backend}.trainer")
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in BACKENDS:
+            raise ImportError(
+                f"backend {backend!r} was asked for but {error.name} is not installed: "
+                f"{_INSTALL[backend]}"
+            ) from error
+        raise
+    trainer: Trainer = module.make(setup, arrays, device=device, threads=threads)
+    return trainer

@@ -1,0 +1,122 @@
+"""`FixedFanInLinear`: the fixed fan-in output layer as an ordinary nn.Module."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fanin.backends.arrays import index_dtype, plan_rewiring
+from fanin.backends.torch.ops import fan_in_linear
+
+
+class FixedFanInLinear(nn.Module):
+    """A linear layer in which every label is connected to exactly `fan_in` inputs.
+
+    Takes [..., in_features] and gives [..., labels]. Parameters `weights` [labels, fan_in] and
+    `bias` [labels]; buffer `indices` [labels, fan_in], uint16 where in_features <= 65536 and else
+    uint32, drawn uniformly (a label may name an input twice). All of it is in the state_dict.
+    `.double()` and `.float()` leave the indices alone; `.half()` is not supported, autocast is.
+
+    generator: for the indices and the initial weights. Raises ValueError where fan_in is larger
+    than in_features.
+    """
+
+    indices: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        labels: int,
+        fan_in: int,
+        *,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if in_features < 1 or labels < 1 or fan_in < 1:
+            raise ValueError(
+                "in_features, labels and fan_in must be at least 1, got "
+                f"{in_features}, {labels}, {fan_in}"
+            )
+        if fan_in > in_features:
+            raise ValueError(f"fan_in {fan_in} is larger than the {in_features} inputs")
+        self.in_features = in_features
+        self.labels = labels
+        self.fan_in = fan_in
+        indices = torch.empty(
+            labels, fan_in, dtype=getattr(torch, index_dtype(in_features).__name__), device=device
+        )
+        self.register_buffer("indices", indices)
+        self.weights = nn.Parameter(torch.empty(labels, fan_in, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(labels, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters(generator)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw indices and weights anew. The weights are uniform within sqrt(3 / (labels fan_in)),
+        near zero: Glorot's limit for one flat vector of all connections, as in the paper's code."""
+        drawn = torch.randint(
+            self.in_features, self.indices.shape, generator=generator, dtype=torch.int64
+        )
+        self.indices.copy_(drawn.to(self.indices.dtype))
+        limit = math.sqrt(3 / self.weights.numel())
+        values = torch.empty(self.weights.shape, dtype=torch.float64)
+        self.weights.copy_(values.uniform_(-limit, limit, generator=generator))
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def forward(self, features: Tensor) -> Tensor:
+        flat = features.reshape(-1, features.shape[-1]).contiguous()
+        scores = fan_in_linear(flat, self.indices, self.weights, self.bias)
+        return scores.reshape(*features.shape[:-1], self.labels)
+
+    @torch.no_grad()
+    def rewire(
+        self,
+        fraction: float,
+        optimizer: torch.optim.Optimizer | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> int:
+        """Give the `fraction` of connections with the smallest |weight| a new random input.
+
+        Weights keep their value. Where `optimizer` is given, its per-element state of the moved
+        connections (Adam's moments, say) becomes 0. Returns how many connections moved. See
+        `fanin.backends.arrays.plan_rewiring` for the rule.
+        """
+        plan = plan_rewiring(
+            self.weights.detach().cpu().numpy(),
+            fraction,
+            self.in_features,
+            rng or np.random.default_rng(),
+        )
+        state = optimizer.state.get(self.weights, {}) if optimizer is not None else {}
+        moments = [v for v in state.values() if isinstance(v, Tensor) and v.ndim == 2]
+        move_connections(self.indices, moments, plan.slots, plan.sources)
+        return len(plan.slots)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, labels={self.labels}, fan_in={self.fan_in}, "
+            f"bias={self.bias is not None}"
+        )
+
+
+def move_connections(
+    targets: Tensor, moments: list[Tensor], slots: np.ndarray, sources: np.ndarray
+) -> None:
+    """Set targets.flat[slots] = sources and zero the moments there, all in place."""
+    where = torch.from_numpy(slots).to(targets.device)
+    # torch has no index assignment for uint16 and uint32; a view as signed has the same bits.
+    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32}.get(targets.dtype)
+    flat = targets.view(-1) if signed is None else targets.view(-1).view(signed)
+    values = torch.from_numpy(sources.astype(str(targets.dtype).removeprefix("torch.")))
+    if signed is not None:
+        values = values.view(signed)
+    flat[where] = values.to(targets.device)
+    for moment in moments:
+        moment.view(-1)[where] = 0

@@ -1,0 +1,175 @@
+"""The torch op `fanin::fan_in_linear`: schema, fake, autograd and autocast in one place.
+
+It calls the C interface through ctypes with data pointers and the current stream, so nothing is
+compiled against torch and any supported version works.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fanin.kernels import library
+
+
+def _describe(tensor: Tensor | None) -> library.Tensor:
+    if tensor is None:
+        return library.absent()
+    return library.describe(
+        tensor.data_ptr(),
+        str(tensor.dtype).removeprefix("torch."),
+        tensor.shape,
+        tensor.stride(),
+        tensor.device.type,
+        tensor.device.index or 0,
+    )
+
+
+def _stream(tensor: Tensor) -> int | None:
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else None
+
+
+def _allocator(device: torch.device) -> Any:
+    """Scratch memory from torch's allocator, so that it is counted and reused like any tensor."""
+
+    def allocate(size: int) -> tuple[int, Tensor]:
+        memory = torch.empty(size, dtype=torch.uint8, device=device)
+        return memory.data_ptr(), memory
+
+    return allocate
+
+
+@torch.library.custom_op("fanin::fan_in_linear", mutates_args=())
+def _forward(
+    features: Tensor, indices: Tensor, weights: Tensor, bias: Tensor | None, threads: int
+) -> Tensor:
+    params = library.ForwardParams(
+        features=_describe(features),
+        indices=_describe(indices),
+        weights=_describe(weights),
+        bias=_describe(bias),
+        scores=library.absent(),
+        stream=_stream(features),
+        threads=threads or torch.get_num_threads(),
+    )
+    library.check(params)
+    scores = features.new_empty((features.shape[0], indices.shape[0]))
+    params.scores = _describe(scores)
+    with torch.cuda.device_of(features):
+        library.forward(params, _allocator(features.device))
+    return scores
+
+
+@_forward.register_fake
+def _(
+    features: Tensor, indices: Tensor, weights: Tensor, bias: Tensor | None, threads: int
+) -> Tensor:
+    others = [("indices", indices), ("weights", weights), ("bias", bias)]
+    for name, other in others:
+        if other is not None and other.device != features.device:
+            raise ValueError(
+                f"{name} is on {other.device} but features is on {features.device}; "
+                "move them to one device"
+            )
+    return features.new_empty((features.shape[0], indices.shape[0]))
+
+
+@torch.library.custom_op("fanin::fan_in_linear_backward", mutates_args=())
+def _backward(
+    grad_scores: Tensor,
+    features: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    wanted: list[bool],
+    threads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = _empty_grads(features, indices, weights, wanted)
+    described = [
+        _describe(grad) if want else library.absent()
+        for grad, want in zip(grads, wanted, strict=True)
+    ]
+    params = library.BackwardParams(
+        grad_scores=_describe(grad_scores),
+        features=_describe(features),
+        indices=_describe(indices),
+        weights=_describe(weights),
+        grad_features=described[0],
+        grad_weights=described[1],
+        grad_bias=described[2],
+        stream=_stream(features),
+        threads=threads or torch.get_num_threads(),
+    )
+    with torch.cuda.device_of(features):
+        library.backward(params, _allocator(features.device))
+    return grads
+
+
+@_backward.register_fake
+def _(
+    grad_scores: Tensor,
+    features: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    wanted: list[bool],
+    threads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_grads(features, indices, weights, wanted)
+
+
+def _empty_grads(
+    features: Tensor, indices: Tensor, weights: Tensor, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for the gradients of features, weights and bias; no elements where not wanted."""
+    shapes = (features.shape, weights.shape, (indices.shape[0],))
+    grads = [
+        features.new_empty(shape if want else (0,))
+        for shape, want in zip(shapes, wanted, strict=True)
+    ]
+    return grads[0], grads[1], grads[2]
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, indices, weights, bias, threads = inputs
+    ctx.save_for_backward(features, indices, weights)
+    ctx.has_bias = bias is not None
+    ctx.threads = threads
+
+
+def _autograd(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]]
+    grads = torch.ops.fanin.fan_in_linear_backward(
+        # What autograd hands over may be an expanded scalar, say after .sum().
+        grad_scores.contiguous(),
+        *ctx.saved_tensors,
+        wanted,
+        ctx.threads,
+    )
+    features, weights, bias = (g if w else None for g, w in zip(grads, wanted, strict=True))
+    return features, None, weights, bias, None
+
+
+_forward.register_autograd(_autograd, setup_context=_save_for_backward)
+for _device in ("cpu", "cuda"):
+    _forward.register_autocast(_device, torch.float32)
+
+
+def fan_in_linear(
+    features: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    bias: Tensor | None = None,
+    *,
+    threads: int = 0,
+) -> Tensor:
+    """scores[b, l] = bias[l] + sum_k weights[l, k] * features[b, indices[l, k]].
+
+    features [batch, inputs] float32 or float64, finite; indices [labels, fan_in] torch.uint16 or
+    torch.uint32, each below inputs; weights [labels, fan_in] and bias [labels] like features; all
+    contiguous and on one device. threads: CPU threads, 0 for as many as torch uses. Returns
+    [batch, labels]. Differentiable once, in features, weights and bias; works under autocast (in
+    float32) and torch.compile. Raises ValueError naming the argument that is wrong.
+    """
+    scores: Tensor = torch.ops.fanin.fan_in_linear(features, indices, weights, bias, threads)
+    return scores

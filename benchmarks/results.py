@@ -1,0 +1,230 @@
+"""Result files: their schema, where they lie, and how they are written and read.
+
+One run is one JSON file at `<results>/runs/<dataset>/<features>/<task slug>/<backend>-<repeat>.json`
+and one comparison of the backends step by step at `<results>/lockstep/.../<task slug>.json`: both
+readable functions of the task. Only raw figures stand in it; what can be derived from them is
+derived by the reports. Bytes are bytes, times are wall-clock seconds, precisions are fractions,
+and a figure that could not be measured is null, never 0.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fanin.benchmarks.task import Task
+
+SCHEMA_VERSION = 1
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Precision(_Model):
+    """Precision at 1, 3, 5 as fractions of k (P@k divides by k even for shorter label sets)."""
+
+    at_1: float
+    at_3: float
+    at_5: float
+
+
+class Epoch(_Model):
+    """One epoch of the history."""
+
+    epoch: int = Field(description="counted from 1")
+    steps: int
+    loss: float = Field(description="mean over the epoch's steps")
+    learning_rate: float
+    validation: Precision
+    train_seconds: float
+    evaluate_seconds: float
+    rewired: int = Field(description="connections that got a new source in this epoch")
+
+
+class Memory(_Model):
+    """Kept apart because they answer different questions; all in bytes."""
+
+    nvml_device_delta_bytes: int | None = Field(description="peak of the device above its start")
+    nvml_process_bytes: int | None = Field(description="peak of this process, as NVML sees it")
+    allocator_peak_bytes: int | None = Field(description="peak in use, the framework's allocator")
+    allocator_reserved_bytes: int | None = Field(description="peak held by that allocator")
+    host_peak_rss_bytes: int | None = Field(description="peak resident set of the process")
+    host_baseline_rss_bytes: int | None = Field(description="resident set after imports and data")
+    parameter_bytes: int = Field(description="counted from the arrays, indices included")
+    optimizer_state_bytes: int = Field(description="counted from the arrays")
+
+
+class Timing(_Model):
+    """Whole run, synchronised with the device at each border."""
+
+    train_seconds: float
+    evaluate_seconds: float = Field(description="validation during training")
+    final_evaluate_seconds: float = Field(description="train and test P@k with the best weights")
+    median_step_seconds: float | None = Field(description="over all steps after the first ten")
+
+
+class DatasetInfo(_Model):
+    name: str
+    features: str
+    source: str
+    synthetic: bool
+    identity: str = Field(description="sha256 over labels and features")
+    inputs: int
+    labels: int
+    train_instances: int
+    test_instances: int
+    train_positives: int
+
+
+class Machine(_Model):
+    """What the numbers were made on."""
+
+    system: str
+    processor: str
+    cores: int
+    memory_bytes: int
+    gpu: str | None
+    python: str
+    packages: dict[str, str] = Field(description="distribution -> version")
+    framework: str
+    device: str
+    kernels: str = Field(description="version and instruction set of the fanin library")
+    threads: int
+    code: str | None = Field(description="identity of the installed fanin code")
+
+
+class Failure(_Model):
+    kind: str
+    message: str
+    traceback: str
+
+
+class RunResult(_Model):
+    """One run; a failed one has `failure` and whatever was known before it."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    status: Literal["finished", "failed"]
+    task: Task
+    backend: str
+    repeat: int = Field(ge=0, description="number of the repeat, from 0; its seed is seed + repeat")
+    started: datetime
+    finished: datetime
+    machine: Machine | None = None
+    dataset: DatasetInfo | None = None
+    history: list[Epoch] = []
+    train: Precision | None = None
+    test: Precision | None = None
+    memory: Memory | None = None
+    timing: Timing | None = None
+    failure: Failure | None = None
+
+
+class Difference(_Model):
+    """Largest |a - b| over an array, and the same divided by the largest |a|."""
+
+    absolute: float
+    relative: float
+
+
+class LockstepStep(_Model):
+    step: int = Field(description="counted from 1")
+    losses: dict[str, float] = Field(description="backend -> loss of this step")
+    loss: Difference
+    arrays: dict[str, Difference] = Field(description="array name -> difference after this step")
+    excused: int = Field(
+        description="rewired connections so far on which the backends decided differently because "
+        "|weight| lay within rounding of the threshold; the second follows the first there"
+    )
+
+
+class LockstepSide(_Model):
+    """One backend's half of a lockstep comparison."""
+
+    machine: Machine
+    test: Precision = Field(description="P@k after the last step")
+    median_step_seconds: float
+    memory: Memory
+
+
+class LockstepResult(_Model):
+    """Both backends trained on the same batches from the same weights, compared at every step."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    task: Task
+    dataset: DatasetInfo
+    started: datetime
+    finished: datetime
+    loss_tolerance: float = Field(description="relative")
+    weight_tolerance: float = Field(description="relative")
+    agreed: bool
+    steps: list[LockstepStep]
+    sides: dict[str, LockstepSide]
+
+
+_Result = TypeVar("_Result", RunResult, LockstepResult)
+
+
+class ResultError(ValueError):
+    """A result file that cannot be read; the message names the file."""
+
+
+def result_path(folder: Path, task: Task, backend: str, repeat: int) -> Path:
+    return folder / "runs" / task.dataset / task.features / task.slug / f"{backend}-{repeat}.json"
+
+
+def lockstep_path(folder: Path, task: Task) -> Path:
+    return folder / "lockstep" / task.dataset / task.features / f"{task.slug}.json"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside the target, then rename: a reader sees the old file or the new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_result(path: Path, result: RunResult | LockstepResult) -> None:
+    write_atomically(path, result.model_dump_json(indent=1) + "\n")
+
+
+def _read(path: Path, schema: type[_Result]) -> _Result:
+    try:
+        return schema.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ResultError(
+            f"{path}: not a result file of schema {SCHEMA_VERSION}: {key or 'file'}: "
+            f"{first['msg']}; delete it or run its task again with --force"
+        ) from error
+
+
+def read_result(path: Path) -> RunResult:
+    return _read(path, RunResult)
+
+
+def read_results(folder: Path) -> Iterator[RunResult]:
+    """All runs below the results folder, in the order of their paths."""
+    for path in sorted((folder / "runs").glob("*/*/*/[!.]*.json")):
+        yield read_result(path)
+
+
+def read_lockstep(folder: Path) -> Iterator[LockstepResult]:
+    """All comparisons step by step below the results folder, in the order of their paths."""
+    for path in sorted((folder / "lockstep").glob("*/*/[!.]*.json")):
+        yield _read(path, LockstepResult)

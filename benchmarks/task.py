@@ -1,0 +1,149 @@
+"""A task: one layer setup on one data set with its hyper-parameters, read from a task file.
+
+A task file is the original experiments' JSON, `{"defaults": {...}, "tasks": [{...}, ...]}`: each
+entry of `tasks` overrides `defaults`. Where a key is silent, the paper's protocol holds
+(Schultheis & Babbar, ECML-PKDD 2023, arXiv 2306.03725, and its public code).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fanin.backends.interface import Architecture, Execution, LayerSetup
+
+TASK_FOLDER = Path(__file__).parent / "tasks"
+
+
+class TaskError(ValueError):
+    """A task file that cannot be used; the message names file, task and key."""
+
+
+class Task(BaseModel):
+    """Everything that decides a run's numbers, apart from the backend and the repeat."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    features: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    architecture: Architecture
+    connectivity: int | None = Field(default=None, ge=1)
+    intermediate: int | None = Field(default=None, ge=1)
+    repeat: int = Field(default=1, ge=1, description="how many runs, each with its own seed")
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    rewire_interval: int = Field(
+        default=1000, ge=-1, description="steps; -1 once per epoch, 0 never"
+    )
+    rewire_fraction: float = Field(default=0.1, ge=0, lt=1)
+    loss_fn: Literal["squared_hinge", "bce"] = "squared_hinge"
+    batch_size: int = Field(default=32, ge=1)
+    epochs: int = Field(default=100, ge=1, description="at most; early stopping may end sooner")
+    seed: int = Field(default=0, ge=0)
+    protocol: Literal["paper", "holdout"] = "paper"
+    execution: Execution = "autograd"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        """The original files name the number of inputs as connectivity of a dense layer and let a
+        bottleneck's connectivity repeat its width; both follow from the rest. Its unstructured
+        layer without an intermediate one rewired 1 % instead of 10 %."""
+        if isinstance(values, dict):
+            values = dict(values)
+            if values.get("architecture") in ("dense", "bottleneck"):
+                values.pop("connectivity", None)
+            if values.get("architecture") == "bottleneck":
+                values.setdefault("intermediate", 64)
+            if values.get("architecture") == "sparse":
+                values.setdefault("rewire_fraction", 0.01)
+        return values
+
+    @model_validator(mode="after")
+    def _fits(self) -> Task:
+        # The widths of the data set are not known yet; everything else about the setup is.
+        self.setup(inputs=2**31, labels=1)
+        return self
+
+    def setup(self, inputs: int, labels: int) -> LayerSetup:
+        return LayerSetup(
+            architecture=self.architecture,
+            inputs=inputs,
+            labels=labels,
+            connectivity=self.connectivity,
+            intermediate=self.intermediate,
+            loss=self.loss_fn,
+        )
+
+    @property
+    def slug(self) -> str:
+        """A readable name, unique among tasks: `ffi-32-16384`, then what departs from defaults."""
+        kind = {"dense": "dense", "bottleneck": "bottleneck"}.get(
+            self.architecture, "unstructured" if "sparse" in self.architecture else "ffi"
+        )
+        parts = [kind, *(str(n) for n in (self.connectivity, self.intermediate) if n)]
+        named = {"dataset", "features", "architecture", "connectivity", "intermediate", "repeat"}
+        usual = type(self).model_validate(
+            {"dataset": self.dataset, "features": self.features, "architecture": self.architecture,
+             "connectivity": self.connectivity, "intermediate": self.intermediate}
+        )
+        changed = [
+            f"{key}={getattr(self, key)}"
+            for key in sorted(type(self).model_fields)
+            if key not in named and getattr(self, key) != getattr(usual, key)
+        ]
+        return "_".join(["-".join(parts), *changed])
+
+
+def read_tasks(path: Path, overrides: dict[str, Any] | None = None) -> list[Task]:
+    """All tasks of one file, in its order; `overrides` win over the file (command line options)."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise TaskError(f"{path}: no such task file") from error
+    except json.JSONDecodeError as error:
+        raise TaskError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
+        raise TaskError(f'{path}: expected {{"defaults": {{...}}, "tasks": [...]}}')
+    defaults = content.get("defaults", {})
+    if not isinstance(defaults, dict):
+        raise TaskError(f"{path}: `defaults` must be an object, got {defaults!r}")
+    if unknown := set(content) - {"defaults", "tasks"}:
+        raise TaskError(f"{path}: unknown keys {sorted(unknown)}; use `defaults` and `tasks`")
+    return list(_tasks(path, defaults, content["tasks"], overrides or {}))
+
+
+def _tasks(
+    path: Path, defaults: dict[str, Any], entries: list[Any], overrides: dict[str, Any]
+) -> Iterator[Task]:
+    if not entries:
+        raise TaskError(f"{path}: `tasks` is empty")
+    seen: dict[tuple[str, str, str], int] = {}
+    for number, entry in enumerate(entries):
+        where = f"{path}: tasks[{number}]"
+        if not isinstance(entry, dict):
+            raise TaskError(f"{where}: expected an object, got {entry!r}")
+        try:
+            task = Task.model_validate({**defaults, **entry, **overrides})
+        except ValidationError as error:
+            raise TaskError(f"{where}: {_explain(error)}") from error
+        key = (task.dataset, task.features, task.slug)
+        if key in seen:
+            raise TaskError(f"{where}: the same task as tasks[{seen[key]}] ({task.slug})")
+        seen[key] = number
+        yield task
+
+
+def _explain(error: ValidationError) -> str:
+    known = ", ".join(Task.model_fields)
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        value = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
+        hint = f"; known keys: {known}" if item["type"] == "extra_forbidden" else ""
+        lines.append(f"{key + ': ' if key else ''}{item['msg']}{value}{hint}")
+    return "; ".join(lines)

@@ -1,0 +1,154 @@
+// Launches the kernels on a GPU: one block of eight warps per tile of 32 labels, each warp one
+// label at a time, each thread one instance of the batch. Nothing here waits for the device.
+#define FANIN_TARGET cuda
+
+#include <cuda_runtime.h>
+
+#include "call.h"
+#include "fan_in_linear.h"
+
+namespace fanin {
+namespace cuda {
+namespace {
+
+constexpr int kThreads = kWarps * kLanes;
+
+// in [rows, columns] -> out [columns, 32] for the group's up to 32 rows, zeros beyond; or, with
+// `back`, the other way around. blockIdx: x over 32 columns, y over groups.
+template <class T, bool back>
+__global__ void transpose_kernel(const T *in, T *out, int64_t batch, int64_t inputs,
+                                 int64_t first_group) {
+  __shared__ T tile[kTile * kTilePitch];
+  const int64_t group = first_group + blockIdx.y, first = int64_t(blockIdx.x) * kTile;
+  const int lanes = int(smaller<int64_t>(kLanes, batch - group * kLanes));
+  const int columns = int(smaller<int64_t>(kTile, inputs - first));
+  const Team team;
+  if (back) {
+    const T *rows = in + (int64_t(blockIdx.y) * inputs + first) * kLanes;
+    for (int j = team.first(); j < columns; j += team.step())
+      tile[j * kTilePitch + lane_id()] = rows[j * kLanes + lane_id()];
+    team.sync();
+    team.write_tile(tile, out + group * kLanes * inputs + first, inputs, lanes, columns);
+  } else {
+    team.read_tile(tile, in + group * kLanes * inputs + first, inputs, lanes, columns);
+    team.sync();
+    T *rows = out + (int64_t(blockIdx.y) * inputs + first) * kLanes;
+    for (int j = team.first(); j < columns; j += team.step())
+      rows[j * kLanes + lane_id()] = tile[j * kTilePitch + lane_id()];
+  }
+}
+
+template <class T, class I>
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(Layer<T, I> layer, const T *features, T *scores) {
+  __shared__ T tile[kTile * kTilePitch];
+  const int64_t first = int64_t(blockIdx.x) * kTile;
+  const int64_t labels = smaller<int64_t>(kTile, layer.labels - first);
+  const Team team;
+  if (!team.all_below(layer.indices + first * layer.fan_in, labels * layer.fan_in, layer.inputs)) {
+    for (int64_t i = threadIdx.x; i < layer.batch * labels; i += kThreads)
+      scores[i / labels * layer.labels + first + i % labels] = T(NAN);
+    return;
+  }
+  for (int64_t group = 0; group < groups_of(layer.batch); ++group)
+    forward_tile(layer, features + group * layer.inputs * kLanes, group, first, scores, tile, team);
+}
+
+template <class T, class I>
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(Layer<T, I> layer, const T *features, int64_t group, const T *grad_scores,
+                    T *grad_features, T *grad_weights, T *grad_bias) {
+  __shared__ T tile[kTile * kTilePitch];
+  const int64_t first = int64_t(blockIdx.x) * kTile;
+  const int64_t labels = smaller<int64_t>(kTile, layer.labels - first);
+  const Team team;
+  if (!team.all_below(layer.indices + first * layer.fan_in, labels * layer.fan_in, layer.inputs)) {
+    for (int64_t i = threadIdx.x; grad_weights && i < labels * layer.fan_in; i += kThreads)
+      grad_weights[first * layer.fan_in + i] = T(NAN);
+    return;
+  }
+  backward_tile(layer, features, group, first, grad_scores, grad_features, grad_weights, grad_bias,
+                tile, team);
+}
+
+Finding last_error() {
+  const cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) return {Finding::nothing, 0, nullptr};
+  return {Finding::device_error, 0, cudaGetErrorString(error)};
+}
+
+template <class T>
+void to_lanes(const void *features, T *out, int64_t batch, int64_t inputs, cudaStream_t stream) {
+  const dim3 grid(unsigned((inputs + kTile - 1) / kTile), unsigned(groups_of(batch)));
+  transpose_kernel<T, false><<<grid, kThreads, 0, stream>>>(static_cast<const T *>(features), out,
+                                                            batch, inputs, 0);
+}
+
+template <class T, class I>
+Finding run_forward(const ForwardCall &c) {
+  const auto stream = static_cast<cudaStream_t>(c.stream);
+  const Layer<T, I> layer{c.batch,
+                          c.inputs,
+                          c.labels,
+                          c.fan_in,
+                          static_cast<const I *>(c.indices),
+                          static_cast<const T *>(c.weights),
+                          static_cast<const T *>(c.bias)};
+  T *features = static_cast<T *>(c.workspace);
+  to_lanes(c.features, features, c.batch, c.inputs, stream);
+  forward_kernel<T, I><<<unsigned((c.labels + kTile - 1) / kTile), kThreads, 0, stream>>>(
+      layer, features, static_cast<T *>(c.scores));
+  return last_error();
+}
+
+template <class T, class I>
+Finding run_backward(const BackwardCall &c) {
+  const auto stream = static_cast<cudaStream_t>(c.stream);
+  const Layer<T, I> layer{c.batch,
+                          c.inputs,
+                          c.labels,
+                          c.fan_in,
+                          static_cast<const I *>(c.indices),
+                          static_cast<const T *>(c.weights),
+                          nullptr};
+  const int64_t groups = groups_of(c.batch), group_size = c.inputs * kLanes;
+  T *features = static_cast<T *>(c.workspace);
+  T *accumulator = features + groups * group_size;
+  to_lanes(c.features, features, c.batch, c.inputs, stream);
+  for (int64_t group = 0; group < groups; ++group) {
+    if (c.grad_features) cudaMemsetAsync(accumulator, 0, size_t(group_size) * sizeof(T), stream);
+    backward_kernel<T, I><<<unsigned((c.labels + kTile - 1) / kTile), kThreads, 0, stream>>>(
+        layer, features + group * group_size, group, static_cast<const T *>(c.grad_scores),
+        c.grad_features ? accumulator : nullptr, static_cast<T *>(c.grad_weights),
+        static_cast<T *>(c.grad_bias));
+    if (c.grad_features)
+      transpose_kernel<T, true><<<unsigned((c.inputs + kTile - 1) / kTile), kThreads, 0, stream>>>(
+          accumulator, static_cast<T *>(c.grad_features), c.batch, c.inputs, group);
+  }
+  return last_error();
+}
+
+}  // namespace
+
+Finding forward(const ForwardCall &c) {
+  if (c.wide_values)
+    return c.wide_indices ? run_forward<double, uint32_t>(c) : run_forward<double, uint16_t>(c);
+  return c.wide_indices ? run_forward<float, uint32_t>(c) : run_forward<float, uint16_t>(c);
+}
+
+Finding backward(const BackwardCall &c) {
+  if (c.wide_values)
+    return c.wide_indices ? run_backward<double, uint32_t>(c) : run_backward<double, uint16_t>(c);
+  return c.wide_indices ? run_backward<float, uint32_t>(c) : run_backward<float, uint16_t>(c);
+}
+
+Finding zero(void *a, size_t a_bytes, void *b, size_t b_bytes, void *stream) {
+  if (a) cudaMemsetAsync(a, 0, a_bytes, static_cast<cudaStream_t>(stream));
+  if (b) cudaMemsetAsync(b, 0, b_bytes, static_cast<cudaStream_t>(stream));
+  return last_error();
+}
+
+extern const char *const architectures = FANIN_CUDA_ARCHITECTURES;
+
+}  // namespace cuda
+}  // namespace fanin

@@ -1,0 +1,106 @@
+// The fixed fan-in layer over lane groups, written once for CUDA and for every CPU.
+//
+// A call works on one tile of 32 labels and one group of 32 instances. Features lie transposed,
+// [inputs, 32], so that each connection reads one contiguous row of 32 values. The launchers
+// (cpu_launch.cpp, cuda_launch.cu) walk over tiles and groups and own all memory.
+#pragma once
+
+#include "lanes.h"
+
+namespace fanin {
+namespace FANIN_TARGET {
+
+// The arrays of one layer, in the order of the header's formula.
+template <class T, class I>
+struct Layer {
+  int64_t batch, inputs, labels, fan_in;
+  const I *indices;  // [labels, fan_in]
+  const T *weights;  // [labels, fan_in]
+  const T *bias;     // [labels] or null
+};
+
+// scores[group * 32 + lane, first_label + j] for the 32 labels j of a tile.
+// features: this group's [inputs, 32]. tile: 32 * kTilePitch values of scratch, shared by the team.
+template <class T, class I>
+FANIN_FN void forward_tile(const Layer<T, I> &layer, const T *features, int64_t group,
+                           int64_t first_label, T *scores, T *tile, const Team &team) {
+  const int labels = int(smaller<int64_t>(kTile, layer.labels - first_label));
+  const int lanes = int(smaller<int64_t>(kLanes, layer.batch - group * kLanes));
+  const int64_t fan_in = layer.fan_in;
+  constexpr int chunk = Partial<T>::at_once;
+  for (int j = team.first(); j < labels; j += team.step()) {
+    const I *indices = layer.indices + (first_label + j) * fan_in;
+    const T *weights = layer.weights + (first_label + j) * fan_in;
+    Lanes<T> score = broadcast(layer.bias ? layer.bias[first_label + j] : T(0));
+    for (int64_t k = 0; k < fan_in; k += chunk) {
+      const int count = int(smaller<int64_t>(chunk, fan_in - k));
+      const Connections<T, I> connections(indices + k, weights + k, count);
+      if (count == chunk) {
+FANIN_UNROLL
+        for (int c = 0; c < chunk; ++c)
+          score = fma(connections.weight(c), load(features + connections.source(c) * kLanes),
+                      score);
+      } else {
+        for (int c = 0; c < count; ++c)
+          score = fma(connections.weight(c), load(features + connections.source(c) * kLanes),
+                      score);
+      }
+    }
+    store(tile + j * kTilePitch, score);
+  }
+  team.sync();
+  team.write_tile(tile, scores + group * kLanes * layer.labels + first_label, layer.labels, lanes,
+                  labels);
+  team.sync();
+}
+
+// Gradients of a tile's labels. grad_features is this group's accumulator [inputs, 32], already
+// holding what earlier tiles added; grad_weights [labels, fan_in] and grad_bias [labels] are
+// written by the first group and added to by the later ones. Any of the three may be null.
+template <class T, class I>
+FANIN_FN void backward_tile(const Layer<T, I> &layer, const T *features, int64_t group,
+                            int64_t first_label, const T *grad_scores, T *grad_features,
+                            T *grad_weights, T *grad_bias, T *tile, const Team &team) {
+  const int labels = int(smaller<int64_t>(kTile, layer.labels - first_label));
+  const int lanes = int(smaller<int64_t>(kLanes, layer.batch - group * kLanes));
+  const int64_t fan_in = layer.fan_in;
+  const bool add = group > 0;
+  constexpr int chunk = Partial<T>::at_once;
+  team.read_tile(tile, grad_scores + group * kLanes * layer.labels + first_label, layer.labels,
+                 lanes, labels);
+  team.sync();
+  for (int j = team.first(); j < labels; j += team.step()) {
+    const int64_t label = first_label + j;
+    const Lanes<T> grad = load(tile + j * kTilePitch);
+    if (grad_bias) {
+      const T total = sum(grad);
+      grad_bias[label] = add ? grad_bias[label] + total : total;
+    }
+    for (int64_t k = 0; k < fan_in; k += chunk) {
+      const int count = int(smaller<int64_t>(chunk, fan_in - k));
+      const int64_t at = label * fan_in + k;
+      const Connections<T, I> connections(layer.indices + at, layer.weights + at, count);
+      if (grad_weights) {
+        Partial<T> products[chunk] = {};
+        if (count == chunk) {
+FANIN_UNROLL
+          for (int c = 0; c < chunk; ++c)
+            products[c] = partial(grad, load(features + connections.source(c) * kLanes));
+        } else {
+FANIN_UNROLL
+          for (int c = 0; c < chunk; ++c)
+            if (c < count)
+              products[c] = partial(grad, load(features + connections.source(c) * kLanes));
+        }
+        store_sums(products, grad_weights + at, count, add);
+      }
+      if (grad_features)
+        for (int c = 0; c < count; ++c)
+          add_to(grad_features + connections.source(c) * kLanes, connections.weight(c), grad);
+    }
+  }
+  team.sync();
+}
+
+}  // namespace FANIN_TARGET
+}  // namespace fanin
