@@ -1,0 +1,20 @@
+"""Data sets: where they come from, how they are checked, and the stream of training batches.
+
+The way through the folder: `registry.load` names a data set, its factory (`wordnet/` for the
+embedded ones, `formats.load_folder` for one's own files) returns a `Dataset`, and `Batches` turns
+its training half into the batches that every backend sees. Nothing here knows a framework.
+"""
+
+from .batches import Batch, Batches, evaluation_blocks
+from .dataset import DataError, Dataset
+from .registry import available, load
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "DataError",
+    "Dataset",
+    "available",
+    "evaluation_blocks",
+    "load",
+]

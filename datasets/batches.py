@@ -1,0 +1,128 @@
+"""The stream of training batches: made once in NumPy, so that every backend sees the same one.
+
+Order, dropout and labels of a batch are a function of (seed, epoch, step) alone. A run can
+therefore restart at any epoch, and two backends can be compared step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+# What a generator is for is part of its seed: without it, order (seed, epoch) and dropout
+# (seed, epoch, 0) would be the same stream, since NumPy pads seeds with zeros.
+_ORDER, _DROPOUT = 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One training step's input."""
+
+    features: npt.NDArray[np.float32]
+    """[batch, inputs], contiguous; dropout is applied, what is kept is scaled by 1 / (1 - p)."""
+    rows: npt.NDArray[np.int32]
+    """[positives]: which instance of the batch."""
+    labels: npt.NDArray[np.int64]
+    """[positives]: which label; the pairs (row, label) are sorted."""
+
+
+class Batches:
+    """Batches of x [instances, inputs] and positives y [instances, labels], epoch by epoch.
+
+    Instances are shuffled through a buffer of `shuffle_buffer` instances, as the published runs did
+    (see `shuffled_order`); the last batch of an epoch may be smaller. `dropout` is the probability
+    with which a feature is set to zero.
+
+    Raises ValueError for arguments that make no sense.
+    """
+
+    def __init__(
+        self,
+        x: npt.NDArray[np.floating],
+        y: sparse.csr_array,
+        batch_size: int = 32,
+        dropout: float = 0.0,
+        seed: int = 0,
+        shuffle_buffer: int = 50_000,
+    ) -> None:
+        if x.ndim != 2 or x.shape[0] != y.shape[0]:
+            raise ValueError(f"features {x.shape} and labels {y.shape} must have the same rows")
+        if not y.has_sorted_indices:
+            raise ValueError("labels must have sorted indices: call y.sort_indices()")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative: {seed}")
+        if shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer must be at least 1, not {shuffle_buffer}")
+        self.x = x
+        self.y = y
+        self.batch_size = batch_size
+        self.dropout = dropout
+        self.seed = seed
+        self.shuffle_buffer = shuffle_buffer
+
+    def __len__(self) -> int:
+        """Steps per epoch, a ragged last one included."""
+        return -(-int(self.x.shape[0]) // self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of epoch `number` (from 0), always the same for the same seed and number."""
+        rng = np.random.default_rng([_ORDER, self.seed, number])
+        order = shuffled_order(self.x.shape[0], self.shuffle_buffer, rng)
+        for step in range(len(self)):
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield self._batch(chosen, number, step)
+
+    def _batch(self, chosen: npt.NDArray[np.int64], epoch: int, step: int) -> Batch:
+        features = np.ascontiguousarray(self.x[chosen], np.float32)  # indexing by an array copies
+        if self.dropout > 0.0:
+            rng = np.random.default_rng([_DROPOUT, self.seed, epoch, step])
+            kept = rng.random(features.shape, np.float32) >= np.float32(self.dropout)
+            features *= kept * np.float32(1.0 / (1.0 - self.dropout))
+
+        starts = self.y.indptr[chosen].astype(np.int64)
+        counts = self.y.indptr[chosen + 1] - starts
+        # Where in y.indices the positives lie: the ranges [start, start + count), end to end.
+        before = np.cumsum(counts) - counts
+        positions = np.arange(counts.sum()) + np.repeat(starts - before, counts)
+        return Batch(
+            features=features,
+            rows=np.repeat(np.arange(len(chosen), dtype=np.int32), counts),
+            labels=self.y.indices[positions].astype(np.int64),
+        )
+
+
+def shuffled_order(count: int, buffer: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """The order in which 0 .. count - 1 leave a shuffle buffer; int64 [count].
+
+    The buffer is filled with the first instances; each draw takes a uniformly random slot and puts
+    the next instance there; once none is left, the rest leaves in random order. Drawn in bulk: a
+    slot gives what its previous draw put there, so the draws only need to be grouped by slot.
+    """
+    buffer = min(buffer, count)
+    held = np.arange(buffer)  # what each slot holds
+    draws = rng.integers(buffer, size=count - buffer) if count > buffer else held[:0]
+    taken = draws.copy()  # first draw of a slot: the instance that filled it at the start
+    by_slot = np.argsort(draws, kind="stable")
+    again = draws[by_slot[1:]] == draws[by_slot[:-1]]
+    taken[by_slot[1:][again]] = buffer + by_slot[:-1][again]
+    held[draws] = buffer + np.arange(len(draws))  # the last assignment to a slot stays
+    return np.concatenate([taken, rng.permutation(held)])
+
+
+def evaluation_blocks(x: npt.NDArray[np.floating], size: int) -> Iterator[npt.NDArray[np.float32]]:
+    """The rows of x in order, `size` at a time, as fresh contiguous float32 arrays.
+
+    Copies, because a slice of a memory map is read-only and reads its file anew at every use.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, not {size}")
+    for first in range(0, x.shape[0], size):
+        yield np.array(x[first : first + size], np.float32, order="C", subok=False)

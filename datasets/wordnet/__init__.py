@@ -1,0 +1,128 @@
+"""The embedded data sets: WordNet 3.0, whole and as a small cut. Real text, real labels.
+
+An instance is a synset, its text the lemmas and the gloss, its labels the synsets that its
+pointers lead to. `wordnet.txt.xz` (made by build.py) holds all synsets with all their pointers;
+which of them become labels is decided here, by one rule for the whole set and for every cut:
+
+1. take the synsets of the cut, split as their lines say;
+2. keep the labels with at least MIN_POSITIVES training instances in the cut;
+3. drop the instances left without a label.
+"""
+
+from __future__ import annotations
+
+import lzma
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from ..dataset import DataError, Dataset
+from ..text_features import TFIDF_SVD512, load_text_features
+
+MIN_POSITIVES = 2
+
+# Lexicographer files, as numbered in WordNet's lexnames(5), that make up the small cut.
+# Why this one: see README.md.
+SMALL_CUT = frozenset({20})  # noun.plant
+
+SOURCE = "WordNet 3.0 (Princeton University): text and pointers of its synsets"
+
+
+class Synset(NamedTuple):
+    """One line of the committed file."""
+
+    key: str
+    split: str
+    lexicographer_file: int
+    lemmas: str
+    gloss: str
+    targets: tuple[int, ...]  # positions in the file, from 0
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Instances of one split: keys and texts [instances], labels bool [instances, labels]."""
+
+    keys: list[str]
+    texts: list[str]
+    labels: sparse.csr_array
+
+
+def load_wordnet(features: str | None = None) -> Dataset:
+    """All of WordNet: some 65,000 labels."""
+    return _load("wordnet", None, features)
+
+
+def load_wordnet_small(features: str | None = None) -> Dataset:
+    """WordNet's plants: some 5,000 labels, for tests and quick runs."""
+    return _load("wordnet-small", SMALL_CUT, features)
+
+
+def _load(name: str, cut: Collection[int] | None, features: str | None) -> Dataset:
+    if features not in (None, TFIDF_SVD512):
+        raise DataError(f"{name}: no features named {features!r}: there is {TFIDF_SVD512}")
+    train, test, label_names = read_splits(cut)
+    train_x, test_x = load_text_features(name, train.texts, test.texts)
+    return Dataset(
+        name=name,
+        features=TFIDF_SVD512,
+        train_x=train_x,
+        train_y=train.labels,
+        test_x=test_x,
+        test_y=test.labels,
+        synthetic=False,
+        source=SOURCE,
+        label_names=label_names,
+    )
+
+
+def read_splits(cut: Collection[int] | None = None) -> tuple[Split, Split, list[str]]:
+    """Training split, test split and label names, of all synsets or of some lexicographer files.
+
+    Label ids follow the order of the label synsets in the file. A name is the first lemma and the
+    key, as "herb (n12205694)", since lemmas alone are ambiguous.
+    """
+    synsets = read_synsets()
+    chosen = [s for s in synsets if cut is None or s.lexicographer_file in cut]
+    by_split = {split: [s for s in chosen if s.split == split] for split in ("train", "test")}
+
+    targets = np.fromiter(chain.from_iterable(s.targets for s in by_split["train"]), np.int64)
+    positives = np.bincount(targets, minlength=len(synsets))
+    kept = np.flatnonzero(positives >= MIN_POSITIVES)
+    label_of = {int(position): label for label, position in enumerate(kept)}
+
+    train, test = (_to_split(by_split[split], label_of) for split in ("train", "test"))
+    names = [f"{synsets[p].lemmas.split(', ')[0]} ({synsets[p].key})" for p in label_of]
+    return train, test, names
+
+
+def _to_split(synsets: list[Synset], label_of: dict[int, int]) -> Split:
+    rows = [sorted(label_of[t] for t in s.targets if t in label_of) for s in synsets]
+    kept = [(s, row) for s, row in zip(synsets, rows, strict=True) if row]
+    indptr = np.cumsum([0, *(len(row) for _, row in kept)])
+    indices = np.fromiter(chain.from_iterable(row for _, row in kept), np.int64)
+    return Split(
+        keys=[s.key for s, _ in kept],
+        texts=[f"{s.lemmas}; {s.gloss}" for s, _ in kept],
+        labels=sparse.csr_array(
+            (np.ones(len(indices), np.bool_), indices, indptr), shape=(len(kept), len(label_of))
+        ),
+    )
+
+
+@lru_cache(maxsize=1)
+def read_synsets() -> tuple[Synset, ...]:
+    """All lines of the committed file, in order (about a second, once per process)."""
+    packed = resources.files(__package__).joinpath("wordnet.txt.xz").read_bytes()
+    synsets = []
+    for line in lzma.decompress(packed).decode("ascii").splitlines():
+        key, split, lexicographer_file, lemmas, gloss, targets = line.split("\t")
+        positions = tuple(int(number) - 1 for number in targets.split())
+        synsets.append(Synset(key, split, int(lexicographer_file), lemmas, gloss, positions))
+    return tuple(synsets)
