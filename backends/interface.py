@@ -170,7 +170,7 @@ class Trainer(Protocol):
 
 BACKENDS = ("torch", "tensorflow")
 
-_INSTALL = {
+INSTALL = {
     "torch": "pip install 'fanin[torch]'",
     "tensorflow": "pip install 'fanin[tensorflow]' (or 'fanin[tensorflow-cpu]')",
 }
@@ -197,7 +197,7 @@ def make_trainer(
         if error.name and error.name.partition(".")[0] in BACKENDS:
             raise ImportError(
                 f"backend {backend!r} was asked for but {error.name} is not installed: "
-                f"{_INSTALL[backend]}"
+                f"{INSTALL[backend]}"
             ) from error
         raise
     trainer: Trainer = module.make(setup, arrays, device=device, threads=threads)

@@ -1,0 +1,188 @@
+"""`FixedFanIn`: the fixed fan-in layer for a user's own Keras 3 model (TensorFlow backend)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fanin.backends.arrays import index_dtype, plan_rewiring
+from fanin.backends.tensorflow.ops import fan_in_linear
+
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "fanin's Keras layer runs on Keras' TensorFlow backend, and Keras is set to "
+        f"{keras.backend.backend()!r}; set KERAS_BACKEND=tensorflow before importing keras"
+    )
+
+
+@keras.saving.register_keras_serializable(package="fanin")
+class FixedFanIn(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
+    """A linear layer in which every label (output) reads exactly `fan_in` of the inputs.
+
+    outputs[..., l] = bias[l] + sum_k kernel[l, k] * inputs[..., indices[l, k]]
+
+    Inputs [..., inputs] float, finite; outputs [..., labels]. Weights: `kernel` [labels, fan_in],
+    `bias` [labels], and `indices` [labels, fan_in], which are not trained but saved with the rest
+    (uint16 up to 65,536 inputs, else uint32). float64 layers compute in float64; all others in
+    float32, also under a mixed precision policy, and return the policy's compute type.
+
+    labels, fan_in: at least 1, and fan_in no larger than the inputs. seed: of the indices, drawn
+    uniformly and independently (a label may name an input twice); None for Keras' global seed.
+    kernel_initializer: is asked for one flat vector of labels * fan_in values, as in the paper's
+    code (arXiv 2306.03725), so that "glorot_uniform" has the limit sqrt(3 / (labels * fan_in)).
+    threads: CPU threads, 0 for all. Raises ValueError for values that make no layer.
+
+    The layer is a custom op: it has no XLA form (`jit_compile=True` fails), and a process that
+    loads an exported SavedModel has to import fanin.backends.tensorflow first.
+    """
+
+    def __init__(
+        self,
+        labels: int,
+        fan_in: int,
+        *,
+        use_bias: bool = True,
+        seed: int | None = None,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        threads: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, value in (("labels", labels), ("fan_in", fan_in)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if threads < 0:
+            raise ValueError(f"threads must be 0 (all) or more, got {threads}")
+        self.labels = int(labels)
+        self.fan_in = int(fan_in)
+        self.use_bias = use_bias
+        self.seed = seed
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.threads = int(threads)
+        self.supports_jit = False  # else compile() would pick XLA on a GPU
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        inputs = input_shape[-1]
+        if inputs is None:
+            raise ValueError("the size of the last input axis must be known, got None")
+        if self.fan_in > inputs:
+            raise ValueError(f"fan_in {self.fan_in} is larger than the {inputs} inputs")
+        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: inputs})
+        connections = (self.labels, self.fan_in)
+
+        def draw_indices(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+            # Python's generator is what keras.utils.set_random_seed governs.
+            seed = random.randrange(2**32) if self.seed is None else self.seed
+            return np.random.default_rng(seed).integers(0, inputs, shape, dtype)
+
+        def draw_kernel(shape: tuple[int, ...], dtype: str) -> tf.Tensor:
+            return tf.reshape(self.kernel_initializer((self.labels * self.fan_in,), dtype), shape)
+
+        self.indices = self.add_weight(
+            name="indices",
+            shape=connections,
+            dtype=np.dtype(index_dtype(inputs)).name,
+            initializer=draw_indices,
+            trainable=False,
+        )
+        # No autocast: the op reads the weights in their own precision.
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=connections,
+            initializer=draw_kernel,
+            regularizer=self.kernel_regularizer,
+            autocast=False,
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias", shape=(self.labels,), initializer=self.bias_initializer, autocast=False
+            )
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        dtype = tf.float64 if self.variable_dtype == "float64" else tf.float32
+        features = tf.cast(inputs, dtype)
+        if inputs.shape.rank != 2:
+            features = tf.reshape(features, [-1, inputs.shape[-1]])
+        outputs = fan_in_linear(
+            features,
+            self.indices,
+            tf.cast(self.kernel, dtype),
+            None if self.bias is None else tf.cast(self.bias, dtype),
+            threads=self.threads,
+        )
+        if inputs.shape.rank != 2:
+            outputs = tf.reshape(outputs, tf.concat([tf.shape(inputs)[:-1], [self.labels]], 0))
+            outputs = tf.ensure_shape(outputs, [*inputs.shape[:-1], self.labels])
+        return tf.cast(outputs, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (*input_shape[:-1], self.labels)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "labels": self.labels,
+            "fan_in": self.fan_in,
+            "use_bias": self.use_bias,
+            "seed": self.seed,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+            "threads": self.threads,
+        }
+
+    def rewire(
+        self,
+        fraction: float,
+        rng: np.random.Generator | int | None = None,
+        optimizer: keras.optimizers.Optimizer | None = None,
+    ) -> np.ndarray:
+        """Give the `fraction` of connections with the smallest |weight| new random inputs.
+
+        Weights keep their value (see `fanin.backends.arrays.plan_rewiring`). rng: a generator or a
+        seed. An optimizer's moments of a moved connection belong to its old input: hand over the
+        `optimizer` that trains this layer and they are set to 0, in every variable of the kernel's
+        shape that it named after the kernel (Adam, SGD with momentum, RMSprop, ...).
+
+        Returns the flat positions of the moved connections in `kernel`, int64. Raises ValueError
+        where fraction is not in [0, 1), the layer is not built, or the optimizer does not hold
+        anything of this layer.
+        """
+        if not self.built:
+            raise ValueError("the layer is not built yet, so there is nothing to rewire")
+        if not 0 <= fraction < 1:
+            raise ValueError(f"fraction must be at least 0 and below 1, got {fraction}")
+        moments = [] if optimizer is None else self._moments(optimizer)
+        inputs = self.input_spec.axes[-1]
+        plan = plan_rewiring(self.kernel.numpy(), fraction, inputs, np.random.default_rng(rng))
+        indices = self.indices.numpy()
+        indices.reshape(-1)[plan.slots] = plan.sources
+        self.indices.assign(indices)
+        for moment in moments:
+            values = moment.numpy()
+            values.reshape(-1)[plan.slots] = 0
+            moment.assign(values)
+        return plan.slots
+
+    def _moments(self, optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+        # Keras names a moment after its variable: "sequential/fixed_fan_in/kernel" has the Adam
+        # moments "sequential_fixed_fan_in_kernel_momentum" and "..._velocity".
+        prefix = self.kernel.path.replace("/", "_") + "_"
+        moments = [
+            variable
+            for variable in optimizer.variables
+            if variable.name.startswith(prefix) and variable.shape == self.kernel.shape
+        ]
+        if not moments:
+            raise ValueError(f"{optimizer.name} holds no moments of {self.kernel.path}")
+        return moments

@@ -1,0 +1,99 @@
+"""The op on TensorFlow tensors, `fan_in_linear`, with its gradient.
+
+What shapes and types tell is checked here, by the kernel library, so that an error has the same
+text as in every other binding and appears while tracing already. What only the data tells (an index
+out of range, features that are not finite) is found by the kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import tensorflow as tf
+
+from fanin.backends.tensorflow.compile_ops import compiled_ops
+from fanin.kernels import library
+
+
+@functools.cache
+def _ops() -> Any:
+    """The op module, whose symbols come from libfanin: that one is loaded first."""
+    library.load()
+    return tf.load_op_library(str(compiled_ops()))
+
+
+def _describe(tensor: tf.Tensor) -> library.Tensor:
+    """Shape and type as known now; sizes not known while tracing are -1.
+
+    The device is always given as one and the same: TensorFlow moves inputs to where it runs an op.
+    """
+    shape = [-1 if size is None else size for size in tensor.shape]
+    strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]  # row-major, as ever
+    return library.describe(None, tensor.dtype.name, shape, strides)
+
+
+def fan_in_linear(
+    x: Any, indices: Any, weights: Any, bias: Any = None, *, threads: int = 0
+) -> tf.Tensor:
+    """scores[b, l] = bias[l] + sum_k weights[l, k] * x[b, indices[l, k]].
+
+    x [batch, inputs] float32 or float64, finite; indices [labels, fan_in] uint16 or uint32, each
+    below inputs; weights [labels, fan_in] and bias [labels] (or None) like x; tensors, variables or
+    what tf.convert_to_tensor takes. threads: CPU threads, 0 for all. Returns [batch, labels].
+    Works eagerly and in a tf.function; differentiable once in x, weights and bias.
+
+    Raises ValueError for a wrong type or shape, at the call or while tracing. An index out of range
+    and, on a CPU, a feature that is not finite raise tf.errors.InvalidArgumentError when the op
+    runs; on a GPU, where nothing may wait, the scores concerned are NaN.
+    """
+    x, indices, weights = (tf.convert_to_tensor(tensor) for tensor in (x, indices, weights))
+    biases = [] if bias is None else [tf.convert_to_tensor(bias)]
+    if all(tensor.shape.rank is not None for tensor in (x, indices, weights, *biases)):
+        library.check(
+            library.ForwardParams(
+                features=_describe(x),
+                indices=_describe(indices),
+                weights=_describe(weights),
+                bias=_describe(biases[0]) if biases else library.absent(),
+                scores=library.absent(),
+                threads=threads,
+            )
+        )
+    scores: tf.Tensor = _ops().fanin_fan_in_linear(
+        features=x, indices=indices, weights=weights, bias=biases, threads=threads
+    )
+    return scores
+
+
+def _gradient(op: tf.Operation, grad_scores: tf.Tensor) -> list[tf.Tensor | None]:
+    features, indices, weights, *biases = op.inputs
+    # A GradientTape names the inputs whose gradient nobody asked for; tf.gradients does not. The
+    # gradient of features needs scratch memory of its own, so it is worth leaving out.
+    skipped = getattr(op, "skip_input_indices", None) or ()
+    wanted = [at not in skipped for at in (0, 2)] + [bool(biases) and 3 not in skipped]
+    grads = _ops().fanin_fan_in_linear_grad(
+        grad_scores=grad_scores,
+        features=features,
+        indices=indices,
+        weights=weights,
+        want_features=wanted[0],
+        want_weights=wanted[1],
+        want_bias=wanted[2],
+        threads=op.get_attr("threads"),
+    )
+    grad_features, grad_weights, grad_bias = (
+        grad if want else None for grad, want in zip(grads, wanted, strict=True)
+    )
+    return [grad_features, None, grad_weights, *([grad_bias] if biases else [])]
+
+
+def _second_gradient(op: tf.Operation, *grads: tf.Tensor) -> None:
+    raise NotImplementedError(
+        "fan_in_linear can be differentiated once; gradients of its gradients are not implemented"
+    )
+
+
+tf.RegisterGradient("Fanin>FanInLinear")(_gradient)
+tf.RegisterGradient("Fanin>FanInLinearGrad")(_second_gradient)

@@ -1,0 +1,304 @@
+"""The harness's trainer in TensorFlow: one model, its Adam state, one tf.function per step.
+
+Everything here is TensorFlow's own except the fixed fan-in op. Dense and unstructured outputs are
+the baselines, so how TensorFlow does them is the result and nothing about them is improved.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from fanin.backends.arrays import check_arrays, index_dtype
+from fanin.backends.interface import (
+    ADAM_BETAS,
+    ADAM_EPSILON,
+    LayerSetup,
+    OnStep,
+    TrainingBatch,
+)
+from fanin.backends.tensorflow.losses import LOSSES
+from fanin.backends.tensorflow.ops import fan_in_linear
+
+_LOG = logging.getLogger(__name__)
+
+# Scores of one evaluation block at most; larger blocks are split.
+_SCORES_BYTES = 256 << 20
+# On a GPU, looking at a loss waits for the device, so it is done once in so many steps.
+_STEPS_BETWEEN_LOOKS = 100
+
+_TRAINED = ("intermediate.weights", "intermediate.bias", "output.weights", "output.bias")
+
+
+def make(
+    setup: LayerSetup,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    device: str = "auto",
+    threads: int = 0,
+) -> TensorFlowTrainer:
+    """The trainer of `setup`, starting from `arrays` (copied).
+
+    device: "cpu", "cuda", or "auto" for a GPU when there is one; RuntimeError where TensorFlow sees
+    no GPU and "cuda" was asked for. threads: CPU threads of an operation, 0 for all; TensorFlow
+    takes the number only before its first operation in a process.
+    """
+    return TensorFlowTrainer(setup, arrays, _prepare_device(device, threads), threads)
+
+
+def _prepare_device(device: str, threads: int) -> str:
+    """Settle the process-wide settings; returns "/CPU:0" or "/GPU:0"."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f'device must be "auto", "cpu" or "cuda", got {device!r}')
+    gpus = tf.config.list_physical_devices("GPU")
+    if device == "cuda" and not gpus:
+        raise RuntimeError(
+            "a GPU was asked for but TensorFlow sees none here: it needs an NVIDIA driver and "
+            "TensorFlow's CUDA build (pip install 'tensorflow[and-cuda]')"
+        )
+    for gpu in gpus:
+        # Without it TensorFlow takes the whole device, and its use would say nothing.
+        if not tf.config.experimental.get_memory_growth(gpu):
+            tf.config.experimental.set_memory_growth(gpu, True)
+    if threads > 0 and tf.config.threading.get_intra_op_parallelism_threads() != threads:
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+        except RuntimeError:
+            _LOG.warning(
+                "TensorFlow has started already: its own operations do not change to %d threads",
+                threads,
+            )
+    return "/GPU:0" if gpus and device != "cpu" else "/CPU:0"
+
+
+class TensorFlowTrainer:
+    """See `fanin.backends.interface.Trainer`."""
+
+    def __init__(
+        self, setup: LayerSetup, arrays: Mapping[str, np.ndarray], device: str, threads: int
+    ) -> None:
+        check_arrays(setup, dict(arrays))
+        self.setup = setup
+        self._device = device
+        self._threads = threads
+        self._steps = 0
+        self._loss = LOSSES[setup.loss]
+        with tf.device(device):
+            self._trained = {
+                name: tf.Variable(np.asarray(arrays[name], np.float32), name=name)
+                for name in _TRAINED
+                if name in arrays
+            }
+            # Adam's first and second moments.
+            self._moments = {
+                name: (tf.Variable(tf.zeros_like(array)), tf.Variable(tf.zeros_like(array)))
+                for name, array in self._trained.items()
+            }
+            # Where the connections are: indices [labels, fan_in] of a fixed fan-in layer, or pairs
+            # (row, column) as a tf.SparseTensor wants them.
+            self._connections: tf.Variable | None = None
+            if setup.connectivity is not None:
+                self._connections = tf.Variable(self._connections_from(arrays), trainable=False)
+        # Compiled once for all sizes: a smaller last batch does not trace anew.
+        features = tf.TensorSpec([None, setup.inputs], tf.float32)
+        self._step_function = tf.function(
+            self._step,
+            input_signature=[
+                features,
+                tf.TensorSpec([None], tf.int32),
+                tf.TensorSpec([None], tf.int64),
+                tf.TensorSpec([], tf.float32),
+            ],
+        )
+        self._top_k_function = tf.function(
+            self._top_k, input_signature=[features, tf.TensorSpec([], tf.int32)]
+        )
+
+    # Training -----------------------------------------------------------------------------------
+
+    def train(
+        self, batches: Iterable[TrainingBatch], learning_rate: float, on_step: OnStep | None = None
+    ) -> np.ndarray:
+        """One step per batch, in order; the losses, float64 [steps]."""
+        losses: list[float] = []
+        unseen: list[tf.Tensor] = []
+        between_looks = 1 if self._device == "/CPU:0" else _STEPS_BETWEEN_LOOKS
+        for batch in batches:
+            self._steps += 1
+            loss = self._step_function(
+                batch.features, batch.rows, batch.labels, self._step_size(learning_rate)
+            )
+            unseen.append(loss)
+            if len(unseen) == between_looks:
+                losses += self._look(unseen)
+                unseen = []
+            if on_step is not None:
+                on_step(loss)
+        losses += self._look(unseen)
+        return np.array(losses, np.float64)
+
+    def _look(self, losses: list[tf.Tensor]) -> list[float]:
+        values = [float(loss) for loss in losses]
+        for step, value in enumerate(values, self._steps - len(values) + 1):
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the loss of step {step} is {value}")
+        return values
+
+    def _step_size(self, learning_rate: float) -> tf.Tensor:
+        """Adam's learning rate with its bias correction, which needs more digits than float32."""
+        beta1, beta2 = ADAM_BETAS
+        correction = math.sqrt(1 - beta2**self._steps) / (1 - beta1**self._steps)
+        return tf.constant(learning_rate * correction, tf.float32)
+
+    def _step(
+        self, features: tf.Tensor, rows: tf.Tensor, labels: tf.Tensor, step_size: tf.Tensor
+    ) -> tf.Tensor:
+        with tf.device(self._device):
+            with tf.GradientTape() as tape:
+                scores = self._scores(features)
+            loss, scores_gradient = self._loss(scores, rows, labels)
+            gradients = tape.gradient(
+                scores, list(self._trained.values()), output_gradients=scores_gradient
+            )
+            # An update is in place only when nobody reads the array any more; TensorFlow would
+            # otherwise copy it. So all gradients first.
+            with tf.control_dependencies(gradients):
+                for name, gradient in zip(self._trained, gradients, strict=True):
+                    self._apply_adam(name, gradient, step_size)
+            return loss
+
+    def _apply_adam(self, name: str, gradient: tf.Tensor, step_size: tf.Tensor) -> None:
+        # In place: m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v);
+        # w -= lr sqrt(1 - beta2_power) / (1 - beta1_power) m / (sqrt(v) + epsilon).
+        m, v = self._moments[name]
+        tf.raw_ops.ResourceApplyAdam(
+            var=self._trained[name].handle,
+            m=m.handle,
+            v=v.handle,
+            beta1_power=0.0,  # the correction is in the step size already
+            beta2_power=0.0,
+            lr=step_size,
+            beta1=ADAM_BETAS[0],
+            beta2=ADAM_BETAS[1],
+            epsilon=ADAM_EPSILON,
+            grad=gradient,
+        )
+
+    def _scores(self, x: tf.Tensor) -> tf.Tensor:
+        """features [batch, inputs] -> scores [batch, labels]."""
+        trained = self._trained
+        if self.setup.intermediate:
+            x = tf.nn.relu(
+                tf.matmul(x, trained["intermediate.weights"]) + trained["intermediate.bias"]
+            )
+        weights, bias = trained["output.weights"], trained["output.bias"]
+        if self._connections is None:
+            return tf.matmul(x, weights) + bias
+        if self.setup.kind == "FFI":
+            return fan_in_linear(x, self._connections, weights, bias, threads=self._threads)
+        shape = (self.setup.labels, self.setup.sources)
+        matrix = tf.SparseTensor(self._connections, tf.convert_to_tensor(weights), shape)
+        product = tf.sparse.sparse_dense_matmul(matrix, x, adjoint_b=True)
+        return tf.transpose(product) + bias
+
+    # Asking -------------------------------------------------------------------------------------
+
+    def top_k(self, blocks: Iterable[np.ndarray], k: int) -> np.ndarray:
+        """Ids of the k highest scored labels, int64 [instances, k], best first."""
+        if not 1 <= k <= self.setup.labels:
+            raise ValueError(f"k must be 1 to {self.setup.labels} (the labels), got {k}")
+        rows = max(1, _SCORES_BYTES // (4 * self.setup.labels))
+        ids = [np.empty((0, k), np.int64)]
+        for block in blocks:
+            for first in range(0, len(block), rows):
+                best = self._top_k_function(block[first : first + rows], k)
+                ids.append(best.numpy().astype(np.int64))
+        return np.concatenate(ids)
+
+    def _top_k(self, features: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
+        with tf.device(self._device):
+            return tf.math.top_k(self._scores(features), k).indices  # ties: the lower id first
+
+    # Arrays -------------------------------------------------------------------------------------
+
+    def array(self, name: str) -> np.ndarray:
+        """A copy of one array of `LayerSetup.array_shapes`; KeyError for another name."""
+        if name in self._trained:
+            return np.array(self._trained[name].numpy())
+        if name not in self.setup.array_shapes():
+            raise KeyError(f"{name!r} is none of {', '.join(self.setup.array_shapes())}")
+        assert self._connections is not None
+        connections = self._connections.numpy()
+        if name == "output.indices":
+            return np.array(connections)
+        return np.array(connections[:, 0 if name == "output.rows" else 1], np.int32)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """A copy of all arrays."""
+        return {name: self.array(name) for name in self.setup.array_shapes()}
+
+    def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over all arrays; the optimiser's state stays."""
+        check_arrays(self.setup, dict(arrays))
+        for name, array in self._trained.items():
+            array.assign(np.asarray(arrays[name], np.float32))
+        if self._connections is not None:
+            self._connections.assign(self._connections_from(arrays))
+
+    def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
+        """New sources for flat positions of `output.weights`; their moments become 0."""
+        if self._connections is None:
+            raise ValueError(f"{self.setup.kind} has no connections to rewire")
+        # By way of the host: seldom done, and TensorFlow scatters integers on a CPU only.
+        connections = self._connections.numpy()
+        if self.setup.kind == "FFI":
+            connections.reshape(-1)[slots] = sources
+        else:
+            connections[slots, 1] = sources
+        self._connections.assign(connections)
+        with tf.device(self._device):
+            shape = self._trained["output.weights"].shape
+            positions = np.stack(np.unravel_index(slots, shape), axis=1)
+            for moment in self._moments["output.weights"]:
+                moment.scatter_nd_update(positions, tf.zeros(len(slots)))
+
+    def _connections_from(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        if self.setup.kind == "FFI":
+            return np.asarray(arrays["output.indices"], index_dtype(self.setup.sources))
+        return np.stack([arrays["output.rows"], arrays["output.columns"]], axis=1).astype(np.int64)
+
+    # Measuring ----------------------------------------------------------------------------------
+
+    def state_bytes(self) -> tuple[int, int]:
+        """Bytes of the parameters (connections as held here included), of the optimiser state."""
+
+        def size(variables: Iterable[tf.Variable]) -> int:
+            return sum(v.shape.num_elements() * v.dtype.size for v in variables)
+
+        connections = [] if self._connections is None else [self._connections]
+        moments = [moment for pair in self._moments.values() for moment in pair]
+        return size([*self._trained.values(), *connections]), size(moments)
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished."""
+        if self._device != "/CPU:0":
+            tf.test.experimental.sync_devices()
+
+    def description(self) -> dict[str, str]:
+        """Framework, version and device."""
+        device = "cpu"
+        if self._device != "/CPU:0":
+            gpu = tf.config.list_physical_devices("GPU")[0]
+            device = tf.config.experimental.get_device_details(gpu).get("device_name", "cuda")
+        return {"framework": "tensorflow", "version": tf.__version__, "device": device}
+
+    def device_memory(self) -> dict[str, int | None]:
+        """Bytes that TensorFlow's allocator held at most; it does not tell what it reserved."""
+        peak = None
+        if self._device != "/CPU:0":
+            peak = int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+        return {"allocator_peak_bytes": peak, "allocator_reserved_bytes": None}

@@ -1,0 +1,68 @@
+"""Losses over sparse positives: no dense [batch, labels] target is ever made.
+
+The gradient is written down rather than recorded, so that one [batch, labels] array is kept for
+the backward pass instead of one per operation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+
+class _SquaredHinge(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        negative = (scores + 1).clamp_(min=0)
+        positive = (1 - scores[rows, labels]).clamp_(min=0)
+        total = negative.square().sum(1, dtype=torch.float64).sum()
+        total += (positive.square() - negative[rows, labels].square()).sum(dtype=torch.float64)
+        scale = 2 / scores.numel()
+        grad = negative.mul_(scale)
+        grad[rows, labels] = positive.mul_(-scale)
+        ctx.save_for_backward(grad)
+        return (total / scores.numel()).to(scores.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * grad_loss, None, None
+
+
+class _BinaryCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        total = softplus(scores).sum(1, dtype=torch.float64).sum()
+        total -= scores[rows, labels].sum(dtype=torch.float64)
+        grad = torch.sigmoid(scores)
+        # (row, label) pairs are unique, so this subtracts 1 once at each positive.
+        grad[rows, labels] -= 1
+        ctx.save_for_backward(grad.div_(scores.numel()))
+        return (total / scores.numel()).to(scores.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * grad_loss, None, None
+
+
+def squared_hinge(scores: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+    """mean over labels, then over the batch, of max(0, 1 - y s)^2 with y = +1 for positives.
+
+    scores [batch, labels]; (rows, labels) [positives] int64, each pair once, name the positives.
+    """
+    loss: Tensor = _SquaredHinge.apply(scores, rows, labels)
+    return loss
+
+
+def binary_cross_entropy(scores: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+    """mean over labels, then over the batch, of log(1 + exp(s)) - s [positive]; arguments as in
+    `squared_hinge`."""
+    loss: Tensor = _BinaryCrossEntropy.apply(scores, rows, labels)
+    return loss
+
+
+LOSSES = {"squared_hinge": squared_hinge, "bce": binary_cross_entropy}

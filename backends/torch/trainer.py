@@ -1,0 +1,230 @@
+"""The harness' trainer in PyTorch: every layer setup, its loss, Adam, top-k and rewiring."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fanin.backends.arrays import check_arrays
+from fanin.backends.interface import (
+    ADAM_BETAS,
+    ADAM_EPSILON,
+    LayerSetup,
+    OnStep,
+    TrainingBatch,
+)
+from fanin.backends.torch.layers import move_connections
+from fanin.backends.torch.losses import LOSSES
+from fanin.backends.torch.ops import fan_in_linear
+
+# Said once per process by torch about every CSR tensor; the baseline uses them knowingly.
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+
+# Scores of an evaluation block are [instances, labels]; this many values at a time.
+_MAX_SCORES = 1 << 25
+
+
+class _SparseProduct(torch.autograd.Function):
+    """features [batch, sources] times CSR weights [labels, sources]: torch's own sparse operations.
+
+    torch's built-in gradient of this product makes the dense [labels, sources] matrix first;
+    `sampled_addmm`, also torch's own, computes it at the connections only.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weights: Tensor, starts: Tensor, columns: Tensor, labels: int
+    ) -> Tensor:
+        matrix = torch.sparse_csr_tensor(
+            starts, columns, weights, (labels, features.shape[1]), check_invariants=False
+        )
+        ctx.save_for_backward(features, matrix)
+        product: Tensor = torch.sparse.mm(matrix, features.t())
+        return product.t()
+
+    @staticmethod
+    def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
+        features, matrix = ctx.saved_tensors
+        grad_features = grad_weights = None
+        if ctx.needs_input_grad[0]:
+            grad_features = torch.sparse.mm(matrix.t(), grad_scores.t()).t()
+        if ctx.needs_input_grad[1]:
+            grad_weights = torch.sparse.sampled_addmm(
+                matrix, grad_scores.t(), features, beta=0.0
+            ).values()
+        return grad_features, grad_weights, None, None, None
+
+
+class TorchTrainer:
+    """A model of one `LayerSetup`; see `fanin.backends.interface.Trainer`."""
+
+    def __init__(
+        self, setup: LayerSetup, arrays: Mapping[str, np.ndarray], device: torch.device
+    ) -> None:
+        self.setup = setup
+        self.device = device
+        self._loss = LOSSES[setup.loss]
+        self._arrays: dict[str, Tensor] = {}
+        self._row_starts: Tensor | None = None
+        self.load_weights(arrays)
+        self._parameters = {
+            name: tensor.requires_grad_()
+            for name, tensor in self._arrays.items()
+            if tensor.is_floating_point()
+        }
+        self._optimizer = torch.optim.Adam(
+            self._parameters.values(), betas=ADAM_BETAS, fused=True
+        )
+        self._steps = 0
+
+    def _scores(self, features: Tensor) -> Tensor:
+        arrays = self._arrays
+        if self.setup.intermediate:
+            weights, bias = arrays["intermediate.weights"], arrays["intermediate.bias"]
+            features = torch.addmm(bias, features, weights).relu_()
+        weights, bias = arrays["output.weights"], arrays["output.bias"]
+        if self.setup.connectivity is None:
+            return torch.addmm(bias, features, weights)
+        if self._row_starts is None:
+            return fan_in_linear(features, arrays["output.indices"], weights, bias)
+        product = _SparseProduct.apply(
+            features, weights, self._row_starts, arrays["output.columns"], self.setup.labels
+        )
+        return product + bias
+
+    def train(
+        self, batches: Iterable[TrainingBatch], learning_rate: float, on_step: OnStep | None = None
+    ) -> np.ndarray:
+        (group,) = self._optimizer.param_groups
+        group["lr"] = learning_rate
+        first = self._steps + 1
+        losses = []
+        for batch in batches:
+            self._steps += 1
+            # torch adds epsilon after the bias correction of v, Keras (and the paper) before it.
+            group["eps"] = ADAM_EPSILON / (1 - ADAM_BETAS[1] ** self._steps) ** 0.5
+            scores = self._scores(self._to_device(batch.features))
+            loss = self._loss(
+                scores, self._to_device(batch.rows).long(), self._to_device(batch.labels)
+            )
+            del scores
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self._optimizer.step()
+            losses.append(loss.detach())
+            if on_step:
+                on_step(losses[-1])
+        if not losses:
+            return np.empty(0)
+        result = torch.stack(losses).cpu().numpy().astype(np.float64)
+        if not np.isfinite(result).all():
+            step = first + int(np.flatnonzero(~np.isfinite(result))[0])
+            raise FloatingPointError(
+                f"the loss of step {step} is {result[step - first]}; lower the learning rate or "
+                "look at the features"
+            )
+        return result
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        if not array.flags.writeable:  # torch would warn: it has no read-only tensors
+            array = array.copy()
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    @torch.inference_mode()
+    def top_k(self, blocks: Iterable[np.ndarray], k: int) -> np.ndarray:
+        if not 1 <= k <= self.setup.labels:
+            raise ValueError(f"k must be in 1..{self.setup.labels} (the labels), got {k}")
+        size = max(1, _MAX_SCORES // self.setup.labels)
+        found = [
+            _top_k(self._scores(self._to_device(block[start : start + size])), k).cpu().numpy()
+            for block in blocks
+            for start in range(0, len(block), size)
+        ]
+        return np.concatenate(found) if found else np.empty((0, k), np.int64)
+
+    def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
+        ffi = self._row_starts is None
+        targets = self._arrays["output.indices" if ffi else "output.columns"]
+        state = self._optimizer.state.get(self._arrays["output.weights"], {})
+        moments = [state[key] for key in ("exp_avg", "exp_avg_sq") if key in state]
+        move_connections(targets, moments, slots, sources)
+
+    def array(self, name: str) -> np.ndarray:
+        tensor = self._arrays[name].detach()
+        return tensor.cpu().numpy().copy() if tensor.device.type == "cpu" else tensor.cpu().numpy()
+
+    def weights(self) -> dict[str, np.ndarray]:
+        return {name: self.array(name) for name in self._arrays}
+
+    @torch.no_grad()
+    def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
+        check_arrays(self.setup, dict(arrays))
+        for name in self.setup.array_shapes():
+            tensor = torch.from_numpy(np.ascontiguousarray(arrays[name])).to(self.device)
+            if name in self._arrays:
+                self._arrays[name].copy_(tensor)
+            else:
+                self._arrays[name] = tensor.clone()  # never the caller's memory
+        if "output.rows" in self._arrays:
+            bounds = torch.arange(self.setup.labels + 1, dtype=torch.int32, device=self.device)
+            rows = self._arrays["output.rows"]
+            self._row_starts = torch.searchsorted(rows, bounds, out_int32=True)
+
+    def state_bytes(self) -> tuple[int, int]:
+        held = [*self._arrays.values()]
+        if self._row_starts is not None:
+            held.append(self._row_starts)
+        moments = 2 * sum(p.nbytes for p in self._parameters.values())
+        return sum(tensor.nbytes for tensor in held), moments
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def description(self) -> dict[str, str]:
+        device = str(self.device)
+        if self.device.type == "cuda":
+            device += f" ({torch.cuda.get_device_name(self.device)})"
+        return {"framework": f"torch {torch.__version__}", "device": device}
+
+    def device_memory(self) -> dict[str, int | None]:
+        if self.device.type != "cuda":
+            return {"allocator_peak_bytes": None, "allocator_reserved_bytes": None}
+        return {
+            "allocator_peak_bytes": torch.cuda.max_memory_allocated(self.device),
+            "allocator_reserved_bytes": torch.cuda.max_memory_reserved(self.device),
+        }
+
+
+def _top_k(scores: Tensor, k: int) -> Tensor:
+    """Ids of the k highest scores of each row, best first, ties to the lower id.
+
+    torch.topk leaves open which of equal scores it takes, so rows in which the k-th score occurs
+    beyond the k found are sorted whole; the others only need their k put in order.
+    """
+    values, ids = torch.topk(scores, k)
+    cut = (scores >= values[:, -1:]).sum(1) > k
+    if cut.any():
+        order = torch.sort(scores[cut], dim=1, descending=True, stable=True)
+        values[cut], ids[cut] = order.values[:, :k], order.indices[:, :k]
+    by_id = torch.argsort(ids, dim=1)
+    by_score = torch.argsort(values.gather(1, by_id), dim=1, descending=True, stable=True)
+    return ids.gather(1, by_id).gather(1, by_score)
+
+
+def make(
+    setup: LayerSetup, arrays: Mapping[str, np.ndarray], *, device: str, threads: int
+) -> TorchTrainer:
+    """See `fanin.backends.interface.make_trainer`."""
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("device cuda was asked for but torch sees no GPU")
+    return TorchTrainer(setup, arrays, torch.device(device))

@@ -1,0 +1,400 @@
+"""The command `fanin`: reproduce, compare, report, info."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fanin.backends.interface import BACKENDS, INSTALL
+from fanin.benchmarks import lockstep, measure
+from fanin.benchmarks.progress import Terminal
+from fanin.benchmarks.results import (
+    LockstepResult,
+    LockstepStep,
+    ResultError,
+    RunResult,
+    lockstep_path,
+    write_result,
+)
+from fanin.benchmarks.runner import Options, requests, run_all
+from fanin.benchmarks.task import TASK_FOLDER, Task, TaskError, read_tasks
+from fanin.datasets import DataError, available
+from fanin.kernels import build_info
+from fanin.reports import ReportError, write_report
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Fixed fan-in sparse output layers for extreme classification: train every layer setup "
+    "in PyTorch and TensorFlow, compare them, and report.",
+    epilog="Start with `fanin reproduce`: it trains on real data that comes with fanin and ends "
+    "with a table and an HTML page. Exit codes: 0 done; 1 a run failed or the backends drifted "
+    "apart; 2 wrong usage or data; 130 stopped with Ctrl-C.",
+)
+
+Results = Annotated[Path, typer.Option(help="Folder of the result files.", file_okay=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Dataset = Annotated[
+    str,
+    typer.Option(
+        help="Data set: one that comes with fanin (see `fanin info`) or a folder below --data-dir."
+    ),
+]
+Features = Annotated[
+    str | None, typer.Option(help="Features of the data set; by default what its tasks name.")
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Your own data: `<dir>/<dataset>/{train,test}-labels.txt` and "
+        "`{train,test}-<features>.npy`."
+    ),
+]
+Tasks = Annotated[
+    Path | None,
+    typer.Option(help='Task file (JSON: {"defaults": {}, "tasks": []}) instead of fanin\'s own.'),
+]
+Setup = Annotated[
+    list[str] | None,
+    typer.Option(help="Only these setups, by name as in the table (`ffi-32-4096`); repeatable."),
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="At most this many epochs.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and dropout.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 for all.")]
+
+
+def _friendly(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors that say what to do become one line, anything else stays a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (TaskError, DataError, ResultError, ReportError) as error:
+            _stop(str(error))
+        except KeyboardInterrupt:
+            typer.echo("fanin: stopped; finished runs are kept, start again to go on", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+@app.command()
+@_friendly
+def reproduce(
+    dataset: Dataset = "wordnet-small",
+    features: Features = None,
+    data_dir: DataDir = None,
+    tasks: Tasks = None,
+    setup: Setup = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="torch or tensorflow; repeatable; default both.")
+    ] = None,
+    repeat: Annotated[int | None, typer.Option(min=1, help="Runs per task, each its seed.")] = None,
+    epochs: Epochs = None,
+    seed: Seed = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="paper: validate on the test set, as published; holdout: on a tenth of "
+        "the training set."),
+    ] = None,
+    results: Results = Path("results"),
+    device: Device = "auto",
+    threads: Threads = 0,
+    force: Annotated[bool, typer.Option("--force", help="Repeat finished runs.")] = False,
+    save_weights: Annotated[
+        bool, typer.Option("--save-weights", help="Keep the best weights (safetensors).")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train all layer setups on a data set in both backends, then write the report.
+
+    Finished runs are skipped, so it can be stopped with Ctrl-C and started again.
+
+    Examples: `fanin reproduce` (small cut, minutes), `fanin reproduce --dataset wordnet` (all of
+    it, hours), `fanin reproduce --setup ffi-32 --backend torch --epochs 3`.
+    """
+    console = _console(as_json)
+    backends = _backends(backend)
+    chosen = _tasks(
+        dataset,
+        tasks,
+        setup,
+        {"features": features, "repeat": repeat, "epochs": epochs, "seed": seed,
+         "protocol": protocol},
+    )
+    options = Options(results, data_dir, device, threads, force, save_weights)
+    with Terminal(console) as display:
+        done = run_all(requests(chosen, backends, options), options, display)
+    page = write_report(results)
+    failed = [r for r in done if r.status == "failed"]
+    if as_json:
+        _print_json(
+            {
+                "results": [r.model_dump(mode="json") for r in done],
+                "report": str(page.resolve()),
+            }
+        )
+    else:
+        _show_runs(console, done)
+        console.print(f"\nThe report: {page.resolve()}", soft_wrap=True, highlight=False)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+@_friendly
+def compare(
+    dataset: Dataset = "wordnet-small",
+    features: Features = None,
+    data_dir: DataDir = None,
+    tasks: Tasks = None,
+    setup: Setup = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps to compare.")] = 200,
+    seed: Seed = None,
+    results: Results = Path("results"),
+    device: Device = "auto",
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train both backends side by side and compare loss and weights after every step.
+
+    Same initial weights, batches and dropout. Fails (exit code 1) where the loss differs by more
+    than 1e-5 or any array of weights by more than 1e-4 (largest difference over largest value).
+    """
+    console = _console(as_json)
+    _backends(None)
+    chosen = _tasks(dataset, tasks, setup, {"features": features, "seed": seed})
+    options = Options(results, data_dir, device, threads)
+    done = []
+    failures = 0
+    for number, task in enumerate(chosen, 1):
+        title = f"[{number}/{len(chosen)}] {task.dataset} {task.slug}"
+        with console.status(title) as status:
+
+            def show(step: LockstepStep, status: Any = status, title: str = title) -> None:
+                worst = max(d.relative for d in step.arrays.values())
+                status.update(
+                    f"{title}: step {step.step}/{steps}, relative difference of the loss "
+                    f"{step.loss.relative:.1e}, of the weights {worst:.1e}"
+                )
+
+            try:
+                result = lockstep.compare(task, options, steps, show)
+            except lockstep.LockstepError as error:
+                console.print(f"{title}: failed: {error}", style="red", markup=False)
+                failures += 1
+                continue
+        write_result(lockstep_path(results, task), result)
+        done.append(result)
+        failures += not result.agreed
+        verdict = "agree" if result.agreed else "DRIFTED APART"
+        console.print(
+            f"{title}: {verdict} over {steps} steps",
+            style="green" if result.agreed else "red",
+            markup=False,
+            highlight=False,
+        )
+    page = write_report(results) if done else None
+    if as_json:
+        _print_json([r.model_dump(mode="json") for r in done])
+    elif page:
+        _show_comparisons(console, done)
+        console.print(f"\nThe report: {page.resolve()}", soft_wrap=True, highlight=False)
+    if failures:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+@_friendly
+def report(
+    results: Results = Path("results"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the report; default RESULTS/report.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make tables, plots and the HTML page from result files alone."""
+    page = write_report(results, out)
+    if as_json:
+        _print_json({"report": str(page.resolve())})
+    else:
+        _console(False).print(f"The report: {page.resolve()}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+@_friendly
+def info(as_json: AsJson = False) -> None:
+    """Show what is installed and usable here: kernels, backends, GPU, data sets, task files."""
+    facts = {
+        "kernels": build_info(),
+        "backends": {name: importlib.util.find_spec(name) is not None for name in BACKENDS},
+        "packages": measure.packages(),
+        "gpu": measure.gpu_name(),
+        "datasets": available(),
+        "tasks": sorted(path.stem for path in TASK_FOLDER.glob("*.json")),
+        "code": measure.code_identity(),
+    }
+    if as_json:
+        return _print_json(facts)
+    kernels = facts["kernels"]
+    table = Table(show_header=False, box=None)
+    rows = {
+        "kernels": f"version {kernels['version']}, CPU code {kernels['instruction_set']} "
+        f"(here: {', '.join(kernels['instruction_sets'])}), "
+        + (f"CUDA for sm_{', sm_'.join(map(str, kernels['cuda']))}" if kernels["cuda"]
+           else "built without CUDA"),
+        **{
+            f"backend {name}": "installed" if there else f"missing: {INSTALL[name]}"
+            for name, there in facts["backends"].items()
+        },
+        "packages": ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
+        "GPU": facts["gpu"] or "none",
+        "data sets": ", ".join(facts["datasets"]),
+        "task files": ", ".join(facts["tasks"]),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    _console(False).print(table, highlight=False)
+
+
+def _console(as_json: bool) -> Console:
+    """Where people read; standard output is left to JSON when a program reads."""
+    return Console(stderr=as_json)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _stop(message: str) -> NoReturn:
+    typer.echo(f"fanin: {message}", err=True)
+    raise typer.Exit(USAGE)
+
+
+def _backends(names: list[str] | None) -> list[str]:
+    """The backends asked for, each really there."""
+    chosen = names or list(BACKENDS)
+    for name in chosen:
+        if name not in BACKENDS:
+            _stop(f"unknown backend {name!r}; there are {', '.join(BACKENDS)}")
+        if importlib.util.find_spec(name) is None:
+            _stop(f"backend {name!r} was asked for but is not installed: {INSTALL[name]}")
+    return list(dict.fromkeys(chosen))
+
+
+def _tasks(
+    dataset: str, file: Path | None, setups: list[str] | None, overrides: dict[str, Any]
+) -> list[Task]:
+    """Tasks of the data set: from `file`, its own file, or for other data the usual setups."""
+    own = TASK_FOLDER / f"{dataset}.json"
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    if file is None and not own.exists():
+        if "features" not in overrides:
+            _stop(f"no tasks are known for data set {dataset!r}; name --features or --tasks")
+        overrides["dataset"] = dataset
+        own = TASK_FOLDER / "wordnet.json"
+    chosen = read_tasks(file or own, overrides)
+    if setups:
+        known = {task.slug.partition("_")[0] for task in chosen} | {t.slug for t in chosen}
+        for name in setups:
+            if name not in known:
+                _stop(f"no setup {name!r} in {file or own}; there are {', '.join(sorted(known))}")
+        chosen = [t for t in chosen if {t.slug, t.slug.partition("_")[0]} & set(setups)]
+    return chosen
+
+
+def _show_runs(console: Console, done: list[RunResult]) -> None:
+    """The comparison on the terminal; the report has all columns."""
+    table = Table(title="Test precision, memory and time of this call's runs")
+    for head in ("setup", "backend", "P@1", "P@3", "P@5", "memory MiB", "epochs", "s/epoch"):
+        table.add_column(head, justify="left" if head in ("setup", "backend") else "right")
+    for run in done:
+        cells = ["—"] * 6
+        if run.test and run.timing and run.memory:
+            at = run.test
+            cells[:3] = [f"{100 * value:.2f}" for value in (at.at_1, at.at_3, at.at_5)]
+            if (used := _memory(run)) is not None:
+                cells[3] = f"{used / 2**20:.0f}"
+            epochs = len(run.history)
+            seconds = run.timing.train_seconds + run.timing.evaluate_seconds
+            cells[4:] = [str(epochs), f"{seconds / epochs:.1f}"]
+        name = run.task.slug + (f" #{run.repeat}" if run.task.repeat > 1 else "")
+        table.add_row(name, run.backend, *cells, style="red" if run.failure else "")
+    console.print(table)
+    console.print(
+        "memory: allocator peak on a GPU, on a CPU peak resident set above its baseline; "
+        "s/epoch: training and validation",
+        style="dim",
+    )
+
+
+def _memory(run: RunResult) -> int | None:
+    memory = run.memory
+    if memory is None:
+        return None
+    if memory.allocator_peak_bytes is not None:
+        return memory.allocator_peak_bytes
+    if memory.host_peak_rss_bytes is None or memory.host_baseline_rss_bytes is None:
+        return None
+    return memory.host_peak_rss_bytes - memory.host_baseline_rss_bytes
+
+
+def _show_comparisons(console: Console, done: list[LockstepResult]) -> None:
+    table = Table(title="Both backends after every step: largest differences")
+    heads = ("setup", "steps", "loss rel.", "weights abs.", "weights rel.", "agree")
+    sides = [
+        f"{name} {backend}"
+        for name in ("P@1", "ms/step", "memory MiB")
+        for backend in ("torch", "TF")
+    ]
+    for head in (*heads, *sides):
+        table.add_column(head, justify="left" if head == "setup" else "right")
+    for result in done:
+        weights = [d for step in result.steps for d in step.arrays.values()]
+        ends = [result.sides[backend] for backend in BACKENDS]
+        peaks = [end.memory for end in ends]
+        table.add_row(
+            result.task.slug,
+            str(len(result.steps)),
+            f"{max(step.loss.relative for step in result.steps):.1e}",
+            f"{max(d.absolute for d in weights):.1e}",
+            f"{max(d.relative for d in weights):.1e}",
+            "yes" if result.agreed else "NO",
+            *(f"{100 * end.test.at_1:.2f}" for end in ends),
+            *(f"{1e3 * end.median_step_seconds:.1f}" for end in ends),
+            *(
+                f"{(m.host_peak_rss_bytes - m.host_baseline_rss_bytes) / 2**20:.0f}"
+                if m.host_peak_rss_bytes and m.host_baseline_rss_bytes
+                else "—"
+                for m in peaks
+            ),
+        )
+    console.print(table)
+    tolerances = f"loss {lockstep.LOSS_TOLERANCE:g}, weights {lockstep.WEIGHT_TOLERANCE:g}"
+    console.print(
+        f"tolerated relative differences: {tolerances} (largest |a - b| over largest |a|)",
+        style="dim",
+    )
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""Both backends side by side: the same batches from the same weights, compared after every step.
+
+Each backend runs in a child process of its own and they take turns, so each has the machine to
+itself while its step is timed. Orders go to a child's standard input and answers come back
+through a pipe, a JSON object a line; arrays go through files in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fanin.backends.interface import BACKENDS
+from fanin.benchmarks import measure
+from fanin.benchmarks.fit import evaluate, plan_for_step, rewire_due
+from fanin.benchmarks.results import (
+    Difference,
+    LockstepResult,
+    LockstepSide,
+    LockstepStep,
+    lockstep_path,
+)
+from fanin.benchmarks.run import Request, build, dataset_info, split
+from fanin.benchmarks.runner import Options, child_environment, log_path
+from fanin.benchmarks.task import Task
+from fanin.datasets import Batches, load
+
+# Relative. Both backends compute in float32, where one rounding is 6e-8; what is allowed here is
+# the growth of such roundings over a few hundred steps of Adam.
+LOSS_TOLERANCE = 1e-5
+WEIGHT_TOLERANCE = 1e-4
+_WARMUP_STEPS = 10
+
+OnStep = Callable[[LockstepStep], None]
+
+
+class LockstepError(RuntimeError):
+    """One of the two processes failed; the message holds its error."""
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> Difference:
+    """Largest |a - b|, and that over the largest |a|."""
+    absolute = float(np.max(np.abs(a.astype(np.float64) - b), initial=0.0))
+    scale = float(np.max(np.abs(a), initial=0.0))
+    return Difference(absolute=absolute, relative=absolute / scale if scale else absolute)
+
+
+# The parent -------------------------------------------------------------------------------------
+
+
+class _Side:
+    """The parent's end of one child."""
+
+    def __init__(self, request: Request, folder: Path, log: Path) -> None:
+        self.backend = request.backend
+        self.folder = folder / request.backend
+        self.folder.mkdir()
+        self._log = log
+        reading, writing = os.pipe()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w", encoding="utf-8") as output:
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "fanin.benchmarks.lockstep", str(writing)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(writing,),
+                env=child_environment(),
+                start_new_session=True,
+                text=True,
+            )
+        os.close(writing)
+        self._answers = os.fdopen(reading, encoding="utf-8")
+        self._write(request.model_dump(mode="json"))
+
+    def _write(self, order: dict[str, Any]) -> None:
+        assert self._child.stdin is not None
+        print(json.dumps(order), file=self._child.stdin, flush=True)
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """Have the child do something; its answer."""
+        self._write({"do": do, "folder": str(self.folder), **arguments})
+        return self.answer()
+
+    def answer(self) -> Any:
+        line = self._answers.readline()
+        answer = json.loads(line) if line else {"error": f"its process ended: see {self._log}"}
+        if "error" in answer:
+            raise LockstepError(f"{self.backend}: {answer['error']}")
+        return answer["value"]
+
+    def read(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy")
+
+    def close(self) -> None:
+        self._child.kill()
+        self._child.wait()
+        self._answers.close()
+
+
+def compare(
+    task: Task, options: Options, steps: int, on_step: OnStep | None = None
+) -> LockstepResult:
+    """Train `task` for `steps` steps in both backends and compare them after each.
+
+    Raises LockstepError where a backend fails. The result is not written; see `results`.
+    """
+    started = datetime.now(UTC)
+    path = lockstep_path(options.results, task)
+    data = load(task.dataset, task.features, options.data_dir)
+    setup = task.setup(data.inputs, data.labels)
+    floats = [n for n in setup.array_shapes() if n.endswith(("weights", "bias"))]
+    fixed = [n for n in setup.array_shapes() if n not in floats]
+    per_epoch = len(Batches(split(data, task)[0][0], split(data, task)[0][1], task.batch_size))
+    sides: list[_Side] = []
+    done: list[LockstepStep] = []
+    excused = 0
+    with tempfile.TemporaryDirectory(prefix="fanin-lockstep-") as folder:
+        try:
+            for backend in BACKENDS:
+                request = Request(
+                    task=task,
+                    backend=backend,
+                    repeat=0,
+                    path=path,
+                    data_dir=options.data_dir,
+                    device=options.device,
+                    threads=options.threads,
+                )
+                log = log_path(path.with_name(f"{path.stem}-{backend}.json"))
+                sides.append(_Side(request, Path(folder), log))
+            for side in sides:
+                side.answer()
+            for step in range(1, steps + 1):
+                if setup.is_rewired and rewire_due(step, task.rewire_interval, per_epoch):
+                    excused += _rewire(sides, step)
+                losses = {side.backend: side.ask("step") for side in sides}
+                compared = {name: difference(*(s.read(name) for s in sides)) for name in floats}
+                for name in fixed:
+                    if not np.array_equal(*(side.read(name) for side in sides)):
+                        raise LockstepError(f"{name} differs after step {step}")
+                loss = difference(*(np.array(value) for value in losses.values()))
+                done.append(
+                    LockstepStep(
+                        step=step, losses=losses, loss=loss, arrays=compared, excused=excused
+                    )
+                )
+                if on_step:
+                    on_step(done[-1])
+            ends = {s.backend: LockstepSide.model_validate(s.ask("finish")) for s in sides}
+        finally:
+            for side in sides:
+                side.close()
+    agreed = all(
+        s.loss.relative <= LOSS_TOLERANCE
+        and all(d.relative <= WEIGHT_TOLERANCE for d in s.arrays.values())
+        for s in done
+    )
+    return LockstepResult(
+        task=task,
+        dataset=dataset_info(data),
+        started=started,
+        finished=datetime.now(UTC),
+        loss_tolerance=LOSS_TOLERANCE,
+        weight_tolerance=WEIGHT_TOLERANCE,
+        agreed=agreed,
+        steps=done,
+        sides=ends,
+    )
+
+
+def _rewire(sides: list[_Side], step: int) -> int:
+    """Rewire both as the first one decides; how many connections the second decided otherwise.
+
+    The backends' weights agree to rounding only, so a |weight| beside the threshold may fall on
+    either side of it. Those connections are excused, and counted; any other is an error.
+    """
+    thresholds = [side.ask("plan", step=step) for side in sides]
+    slots = [side.read("slots") for side in sides]
+    weights = [side.read("planned").reshape(-1) for side in sides]
+    differing = np.setxor1d(slots[0], slots[1])
+    allowed = WEIGHT_TOLERANCE * float(np.abs(weights[0]).max(initial=0.0))
+    for values, threshold in zip(weights, thresholds, strict=True):
+        distance = np.abs(np.abs(values[differing]) - threshold)
+        if (distance > allowed).any():
+            raise LockstepError(
+                f"before step {step} the backends rewire different connections: |weight| "
+                f"{distance.max():.3g} away from the threshold, {allowed:.3g} allowed"
+            )
+    for side in sides:
+        side.ask("rewire", plan=str(sides[0].folder))
+    return len(differing)
+
+
+# The child --------------------------------------------------------------------------------------
+
+
+def serve(request: Request, orders: Iterator[str], send: Callable[[Any], None]) -> None:
+    """Carry out the parent's orders until it goes away."""
+    task = request.task
+    data = load(task.dataset, task.features, request.data_dir)
+    (x, y), _ = split(data, task)
+    seed = task.seed + request.repeat
+    batches = Batches(x, y, task.batch_size, task.dropout, seed)
+    stream = (batch for epoch in range(2**31) for batch in batches.epoch(epoch))
+    with measure.MemoryWatch() as memory:
+        trainer = build(request, data)
+        seconds: list[float] = []
+        send(None)
+        for line in orders:
+            order = json.loads(line)
+            folder = Path(order["folder"])
+            match order["do"]:
+                case "step":
+                    batch = next(stream)
+                    start = time.perf_counter()
+                    (loss,) = trainer.train([batch], task.learning_rate)
+                    trainer.synchronize()
+                    seconds.append(time.perf_counter() - start)
+                    for name in trainer.setup.array_shapes():
+                        np.save(folder / f"{name}.npy", trainer.array(name))
+                    send(float(loss))
+                case "plan":
+                    plan = plan_for_step(trainer, task.rewire_fraction, seed, order["step"])
+                    np.save(folder / "slots.npy", plan.slots)
+                    np.save(folder / "sources.npy", plan.sources)
+                    np.save(folder / "planned.npy", trainer.array("output.weights"))
+                    send(plan.threshold)
+                case "rewire":
+                    plan_folder = Path(order["plan"])
+                    trainer.rewire(
+                        np.load(plan_folder / "slots.npy"), np.load(plan_folder / "sources.npy")
+                    )
+                    send(None)
+                case "finish":
+                    steady = seconds[_WARMUP_STEPS:] or seconds
+                    side = LockstepSide(
+                        machine=measure.machine(trainer, request.threads),
+                        test=evaluate(trainer, data.test_x, data.test_y),
+                        median_step_seconds=statistics.median(steady),
+                        memory=memory.result(trainer),
+                    )
+                    send(side.model_dump(mode="json"))
+
+
+def main(channel: int) -> None:
+    with os.fdopen(channel, "w", encoding="utf-8") as stream:
+
+        def reply(**answer: Any) -> None:
+            print(json.dumps(answer), file=stream, flush=True)
+
+        try:
+            request = Request.model_validate_json(sys.stdin.readline())
+            serve(request, iter(sys.stdin.readline, ""), lambda value: reply(value=value))
+        except Exception as error:
+            traceback.print_exc()
+            reply(error=f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,224 @@
+"""What a run is measured with: memory of process and device, step times, the machine itself.
+
+Every figure stands for one question and is None where this machine cannot answer it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.resources
+import os
+import platform
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, SupportsFloat
+
+import psutil
+
+from fanin.backends.interface import Trainer
+from fanin.benchmarks.results import Machine, Memory
+from fanin.kernels import build_info
+
+_SAMPLE_SECONDS = 0.05
+_WARMUP_STEPS = 10
+
+
+class MemoryWatch:
+    """Peak memory of this process and of the GPU between `start` and `stop`.
+
+    On Linux the kernel keeps the peak resident set exactly (VmHWM, reset at the start); elsewhere
+    it is sampled. The GPU is asked through NVML every 50 ms, device-wide and for this process:
+    process ids often do not match inside containers, hence both.
+    """
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._baseline = self._process.memory_info().rss
+        self._sampled_peak = self._baseline
+        self._exact = _reset_peak()
+        self._nvml = _Nvml.open()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="fanin-memory", daemon=True)
+
+    def __enter__(self) -> MemoryWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(_SAMPLE_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        if not self._exact:
+            self._sampled_peak = max(self._sampled_peak, self._process.memory_info().rss)
+        if self._nvml:
+            self._nvml.look()
+
+    def result(self, trainer: Trainer) -> Memory:
+        self._look()
+        parameters, optimizer = trainer.state_bytes()
+        return Memory(
+            nvml_device_delta_bytes=self._nvml.device_delta if self._nvml else None,
+            nvml_process_bytes=self._nvml.process_peak if self._nvml else None,
+            host_peak_rss_bytes=_peak() if self._exact else self._sampled_peak,
+            host_baseline_rss_bytes=self._baseline,
+            parameter_bytes=parameters,
+            optimizer_state_bytes=optimizer,
+            **trainer.device_memory(),
+        )
+
+
+def _reset_peak() -> bool:
+    """Start the kernel's peak resident set anew; False where there is no such thing."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _peak() is not None
+    except OSError:
+        return False
+
+
+def _peak() -> int | None:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+class _Nvml:
+    """The first GPU through NVML; peaks since it was opened."""
+
+    def __init__(self, pynvml: Any, handle: Any) -> None:
+        self._pynvml = pynvml
+        self._handle = handle
+        self._start = pynvml.nvmlDeviceGetMemoryInfo(handle).used
+        self.device_delta = 0
+        self.process_peak: int | None = None
+
+    @classmethod
+    def open(cls) -> _Nvml | None:
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+            return cls(pynvml, pynvml.nvmlDeviceGetHandleByIndex(0))
+        except pynvml.NVMLError:
+            return None
+
+    def look(self) -> None:
+        pynvml = self._pynvml
+        try:
+            used = pynvml.nvmlDeviceGetMemoryInfo(self._handle).used
+            self.device_delta = max(self.device_delta, used - self._start)
+            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle):
+                if process.pid == os.getpid() and process.usedGpuMemory is not None:
+                    self.process_peak = max(self.process_peak or 0, process.usedGpuMemory)
+        except pynvml.NVMLError:
+            return
+
+
+class StepClock:
+    """Wall-clock time of each training step; call it as a trainer's `on_step`."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._last: float | None = None
+        self._seconds: list[float] = []
+
+    def __call__(self, loss: SupportsFloat) -> None:
+        now = time.perf_counter()
+        self.steps += 1
+        if self._last is not None:
+            self._seconds.append(now - self._last)
+        self._last = now
+
+    def pause(self) -> None:
+        """Something else than training follows; the time until the next step does not count."""
+        self._last = None
+
+    def median(self, trainer: Trainer) -> float | None:
+        """Seconds per step after the first ten. None on a GPU, where a step is only queued by the
+        time it returns, and for runs that short."""
+        if not trainer.description()["device"].startswith("cpu"):
+            return None
+        steady = self._seconds[_WARMUP_STEPS:]
+        return statistics.median(steady) if steady else None
+
+
+def machine(trainer: Trainer, threads: int) -> Machine:
+    """Describe where this process runs."""
+    info = build_info()
+    described = trainer.description()
+    return Machine(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        memory_bytes=psutil.virtual_memory().total,
+        gpu=gpu_name(),
+        python=platform.python_version(),
+        packages=packages(),
+        framework=described["framework"],
+        device=described["device"],
+        kernels=f"fanin {info['version']} {info['instruction_set']}",
+        threads=threads or psutil.cpu_count() or 1,
+        code=code_identity(),
+    )
+
+
+def packages() -> dict[str, str]:
+    """Versions of what can change a number, of those that are installed."""
+    names = ("fanin", "numpy", "scipy", "scikit-learn", "torch", "keras")
+    names += ("tensorflow", "tensorflow-cpu")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def gpu_name() -> str | None:
+    """Name of the first GPU as NVML has it, or None without one."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
+    except pynvml.NVMLError:
+        return None
+    return name if isinstance(name, str) else name.decode()
+
+
+@functools.cache
+def code_identity() -> str:
+    """sha256 (first 12 digits) over the installed Python, C++ and task files of fanin."""
+    digest = hashlib.sha256()
+    for package in ("kernels", "backends", "datasets", "benchmarks", "reports"):
+        root = Path(str(importlib.resources.files(f"fanin.{package}")))
+        for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".cc", ".h", ".json")):
+            digest.update(f"{package}/{path.relative_to(root)}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"

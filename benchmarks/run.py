@@ -1,0 +1,215 @@
+"""One run, in a process of its own: data set, trainer, training, measuring, result file.
+
+`runner` starts it as `python -m fanin.benchmarks.run`, hands the request over on standard input
+and reads events, one JSON object a line, from the pipe whose number is the only argument.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, SupportsFloat, TextIO
+
+import numpy as np
+import scipy.sparse as sp
+from pydantic import BaseModel
+
+from fanin.backends.arrays import initial_arrays
+from fanin.backends.interface import Trainer, make_trainer
+from fanin.benchmarks import measure
+from fanin.benchmarks.fit import evaluate, fit
+from fanin.benchmarks.results import (
+    DatasetInfo,
+    Epoch,
+    Failure,
+    RunResult,
+    Timing,
+    write_result,
+)
+from fanin.benchmarks.task import Task
+from fanin.datasets import Batches, Dataset
+from fanin.datasets import load as load_dataset
+
+_EVENT_SECONDS = 0.2
+# Of the training instances, in protocol "holdout".
+HOLDOUT_FRACTION = 0.1
+
+
+class Request(BaseModel):
+    """All that a run needs to know."""
+
+    task: Task
+    backend: str
+    repeat: int
+    path: Path
+    data_dir: Path | None = None
+    device: str = "auto"
+    threads: int = 0
+    weights: Path | None = None
+
+
+class Events:
+    """Tells the parent how far the run is, a few times a second."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._last = 0.0
+
+    def send(self, **event: Any) -> None:
+        print(json.dumps(event), file=self._stream, flush=True)
+
+    def step(self, done: int, total: int, loss: SupportsFloat) -> None:
+        now = time.monotonic()
+        if now - self._last >= _EVENT_SECONDS or done == total:
+            self._last = now
+            self.send(event="step", done=done, total=total, loss=float(loss))
+
+
+def dataset_info(data: Dataset) -> DatasetInfo:
+    return DatasetInfo(
+        name=data.name,
+        features=data.features,
+        source=data.source,
+        synthetic=data.synthetic,
+        identity=data.identity,
+        inputs=data.inputs,
+        labels=data.labels,
+        train_instances=data.train_instances,
+        test_instances=data.test_instances,
+        train_positives=int(data.train_y.nnz),
+    )
+
+
+Split = tuple[np.ndarray, sp.csr_array]
+
+
+def split(data: Dataset, task: Task) -> tuple[Split, Split]:
+    """Training and validation instances. Protocol "paper" validates on the test set, as the
+    original did; "holdout" takes a tenth of the training instances out, the same for all runs."""
+    train = (data.train_x, data.train_y)
+    if task.protocol == "paper":
+        return train, (data.test_x, data.test_y)
+    order = np.random.default_rng([task.seed, 2]).permutation(data.train_instances)
+    count = max(1, int(HOLDOUT_FRACTION * data.train_instances))
+    held, kept = np.sort(order[:count]), np.sort(order[count:])
+    return tuple((data.train_x[rows], data.train_y[rows]) for rows in (kept, held))  # type: ignore[return-value]
+
+
+def build(request: Request, data: Dataset) -> Trainer:
+    setup = request.task.setup(data.inputs, data.labels)
+    arrays = initial_arrays(setup, request.task.seed + request.repeat)
+    return make_trainer(
+        request.backend, setup, arrays, device=request.device, threads=request.threads
+    )
+
+
+def run(request: Request, events: Events) -> RunResult:
+    """Train and measure. Exceptions pass; `main` records them."""
+    task = request.task
+    result = RunResult(
+        status="finished",
+        task=task,
+        backend=request.backend,
+        repeat=request.repeat,
+        started=datetime.now(UTC),
+        finished=datetime.now(UTC),
+    )
+    events.send(event="phase", name="loading data")
+    data = load_dataset(task.dataset, task.features, request.data_dir)
+    result.dataset = dataset_info(data)
+    seed = task.seed + request.repeat
+    (train_x, train_y), validation = split(data, task)
+    batches = Batches(train_x, train_y, task.batch_size, task.dropout, seed)
+    events.send(event="phase", name="importing the backend")
+    # The smallest model there is imports and starts the framework, so that the baseline holds it.
+    tiny = Task(dataset="none", features="none", architecture="dense").setup(1, 1)
+    make_trainer(
+        request.backend,
+        tiny,
+        initial_arrays(tiny, 0),
+        device=request.device,
+        threads=request.threads,
+    )
+    clock = measure.StepClock()
+    total = task.epochs * len(batches)
+    with measure.MemoryWatch() as memory:
+        events.send(event="phase", name="building the model")
+        trainer = build(request, data)
+        result.machine = measure.machine(trainer, request.threads)
+        events.send(event="phase", name="training")
+
+        def on_step(loss: SupportsFloat) -> None:
+            clock(loss)
+            events.step(clock.steps, total, loss)
+
+        def on_epoch(epoch: Epoch) -> None:
+            clock.pause()
+            result.history.append(epoch)
+            events.send(event="epoch", **epoch.model_dump())
+
+        fit(trainer, batches, validation, task, seed, on_step, on_epoch)
+        events.send(event="phase", name="final evaluation")
+        start = time.perf_counter()
+        result.test = evaluate(trainer, data.test_x, data.test_y)
+        result.train = evaluate(trainer, train_x, train_y)
+        result.timing = Timing(
+            train_seconds=sum(e.train_seconds for e in result.history),
+            evaluate_seconds=sum(e.evaluate_seconds for e in result.history),
+            final_evaluate_seconds=time.perf_counter() - start,
+            median_step_seconds=clock.median(trainer),
+        )
+        result.memory = memory.result(trainer)
+    if request.weights:
+        save_weights(trainer, request.weights)
+    result.finished = datetime.now(UTC)
+    return result
+
+
+def save_weights(trainer: Trainer, path: Path) -> None:
+    """Write all arrays as a safetensors file, which either backend loads."""
+    from safetensors.numpy import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    save_file(trainer.weights(), temporary)
+    os.replace(temporary, path)
+
+
+def main(channel: int, lines: Iterable[str]) -> int:
+    request = Request.model_validate_json("".join(lines))
+    with os.fdopen(channel, "w", encoding="utf-8") as stream:
+        events = Events(stream)
+        started = datetime.now(UTC)
+        try:
+            result = run(request, events)
+        except Exception as error:
+            traceback.print_exc()
+            result = RunResult(
+                status="failed",
+                task=request.task,
+                backend=request.backend,
+                repeat=request.repeat,
+                started=started,
+                finished=datetime.now(UTC),
+                failure=Failure(
+                    kind=type(error).__name__,
+                    message=str(error),
+                    traceback=traceback.format_exc(),
+                ),
+            )
+        write_result(request.path, result)
+    return 0 if result.status == "finished" else 1
+
+
+def _read_stdin() -> Iterator[str]:
+    yield from sys.stdin
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), _read_stdin()))

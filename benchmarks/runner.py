@@ -1,0 +1,167 @@
+"""Runs tasks, each in a child process of its own, and keeps what they measured.
+
+A finished run is skipped the next time, a failed one is tried again, and stopping with Ctrl-C
+loses only the run under way. The children send events (see `run`); a `Display` shows them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from fanin.benchmarks.results import (
+    Failure,
+    ResultError,
+    RunResult,
+    read_result,
+    result_path,
+    write_result,
+)
+from fanin.benchmarks.run import Request
+from fanin.benchmarks.task import Task
+
+
+@dataclass(frozen=True)
+class Options:
+    """How tasks are run, apart from what they say themselves."""
+
+    results: Path
+    data_dir: Path | None = None
+    device: str = "auto"
+    threads: int = 0
+    force: bool = False
+    save_weights: bool = False
+
+
+class Display(Protocol):
+    """Shows progress; see `cli` for the terminal's."""
+
+    def begin(self, request: Request, number: int, count: int) -> None: ...
+    def event(self, event: dict[str, Any]) -> None: ...
+    def end(self, result: RunResult, skipped: bool) -> None: ...
+
+
+def requests(tasks: Iterable[Task], backends: Iterable[str], options: Options) -> list[Request]:
+    """One request per task, repeat and backend; the backends alternate, so that what is compared
+    ran close together in time."""
+    backends = list(backends)
+    made = []
+    for task in tasks:
+        for repeat in range(task.repeat):
+            for backend in backends:
+                path = result_path(options.results, task, backend, repeat)
+                made.append(
+                    Request(
+                        task=task,
+                        backend=backend,
+                        repeat=repeat,
+                        path=path,
+                        data_dir=options.data_dir,
+                        device=options.device,
+                        threads=options.threads,
+                        weights=path.with_suffix(".safetensors") if options.save_weights else None,
+                    )
+                )
+    return made
+
+
+def finished(request: Request) -> RunResult | None:
+    """The result of an earlier run of the same task, if it finished.
+
+    A file that cannot be read is an error, not a reason to run for hours again silently.
+    """
+    if not request.path.exists():
+        return None
+    result = read_result(request.path)
+    if result.status != "finished":
+        return None
+    # The path leaves out how many repeats were asked for, and nothing else.
+    if result.task.model_copy(update={"repeat": request.task.repeat}) != request.task:
+        raise ResultError(f"{request.path}: holds another task; repeat it with --force")
+    return result
+
+
+def run_all(todo: list[Request], options: Options, display: Display) -> list[RunResult]:
+    """Run what is not finished yet, in order. KeyboardInterrupt passes after the child is gone."""
+    results = []
+    for number, request in enumerate(todo, 1):
+        display.begin(request, number, len(todo))
+        done = None if options.force else finished(request)
+        result = done or run_one(request, display)
+        display.end(result, skipped=done is not None)
+        results.append(result)
+    return results
+
+
+def log_path(path: Path) -> Path:
+    """Where the child's own output goes."""
+    return path.with_suffix(".log")
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child process: quiet frameworks, and the same threads for all."""
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1", "PYTHONUNBUFFERED": "1"}
+    return {**quiet, **os.environ, "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+
+
+def run_one(request: Request, display: Display) -> RunResult:
+    """Run one request in a child process; a child that dies is a failed result."""
+    request.path.parent.mkdir(parents=True, exist_ok=True)
+    started = datetime.now(UTC)
+    before = request.path.stat().st_mtime_ns if request.path.exists() else None
+    reading, writing = os.pipe()
+    log = log_path(request.path)
+    with log.open("w", encoding="utf-8") as output:
+        child = subprocess.Popen(
+            # -P: the current folder stays off sys.path, where a `datasets` folder would shadow
+            # another package of that name.
+            [sys.executable, "-P", "-m", "fanin.benchmarks.run", str(writing)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(writing,),
+            env=child_environment(),
+            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the child
+            text=True,
+        )
+        os.close(writing)
+        try:
+            assert child.stdin is not None
+            child.stdin.write(request.model_dump_json())
+            child.stdin.close()
+            with os.fdopen(reading, encoding="utf-8") as events:
+                for line in events:
+                    display.event(json.loads(line))
+            code = child.wait()
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+    written = request.path.stat().st_mtime_ns if request.path.exists() else None
+    if written is not None and written != before:
+        return read_result(request.path)
+    tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    result = RunResult(
+        status="failed",
+        task=request.task,
+        backend=request.backend,
+        repeat=request.repeat,
+        started=started,
+        finished=datetime.now(UTC),
+        failure=Failure(
+            kind="ProcessDied",
+            message=f"the run's process ended with {how} and left no result; its output: {log}",
+            traceback=tail,
+        ),
+    )
+    write_result(request.path, result)
+    return result
