@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fanin.backends.interface import Architecture, Execution, LayerSetup
 
+# Both become folder names below the results folder.
+_FILE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
+
 TASK_FOLDER = Path(__file__).parent / "tasks"
 
 
@@ -28,8 +31,8 @@ class Task(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dataset: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
-    features: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    dataset: str = Field(min_length=1, pattern=_FILE_NAME)
+    features: str = Field(min_length=1, pattern=_FILE_NAME)
     architecture: Architecture
     connectivity: int | None = Field(default=None, ge=1)
     intermediate: int | None = Field(default=None, ge=1)

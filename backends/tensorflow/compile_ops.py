@@ -61,7 +61,7 @@ def compiled_ops() -> Path:
         tempfile.TemporaryDirectory(dir=target.parent) as work,
     ):
         built = Path(work) / target.name
-        files = [f"-I{include_folder}", source_file, "-o", built]
+        files = [f"-I{include_folder}", str(source_file), "-o", str(built)]
         result = subprocess.run(
             [compiler, *compile_flags, *files, *link_flags], capture_output=True, text=True
         )

@@ -1,4 +1,4 @@
-"""The op on TensorFlow tensors, `fan_in_linear`, with its gradient.
+"""The op on TensorFlow tensors, `fan_in_linear`, with its gradients.
 
 What shapes and types tell is checked here, by the kernel library, so that an error has the same
 text as in every other binding and appears while tracing already. What only the data tells (an index
@@ -42,7 +42,7 @@ def fan_in_linear(
     x [batch, inputs] float32 or float64, finite; indices [labels, fan_in] uint16 or uint32, each
     below inputs; weights [labels, fan_in] and bias [labels] (or None) like x; tensors, variables or
     what tf.convert_to_tensor takes. threads: CPU threads, 0 for all. Returns [batch, labels].
-    Works eagerly and in a tf.function; differentiable once in x, weights and bias.
+    Works eagerly and in a tf.function; differentiable in x, weights and bias.
 
     Raises ValueError for a wrong type or shape, at the call or while tracing. An index out of range
     and, on a CPU, a feature that is not finite raise tf.errors.InvalidArgumentError when the op
@@ -67,12 +67,15 @@ def fan_in_linear(
     return scores
 
 
-def _gradient(op: tf.Operation, grad_scores: tf.Tensor) -> list[tf.Tensor | None]:
-    features, indices, weights, *biases = op.inputs
-    # A GradientTape names the inputs whose gradient nobody asked for; tf.gradients does not. The
-    # gradient of features needs scratch memory of its own, so it is worth leaving out.
-    skipped = getattr(op, "skip_input_indices", None) or ()
-    wanted = [at not in skipped for at in (0, 2)] + [bool(biases) and 3 not in skipped]
+def _backward(
+    wanted: tuple[bool, bool, bool],
+    grad_scores: tf.Tensor,
+    features: tf.Tensor,
+    indices: tf.Tensor,
+    weights: tf.Tensor,
+    threads: int,
+) -> list[tf.Tensor | None]:
+    """Gradients of features, weights and bias; None for those that are not wanted."""
     grads = _ops().fanin_fan_in_linear_grad(
         grad_scores=grad_scores,
         features=features,
@@ -81,18 +84,46 @@ def _gradient(op: tf.Operation, grad_scores: tf.Tensor) -> list[tf.Tensor | None
         want_features=wanted[0],
         want_weights=wanted[1],
         want_bias=wanted[2],
-        threads=op.get_attr("threads"),
+        threads=threads,
     )
-    grad_features, grad_weights, grad_bias = (
-        grad if want else None for grad, want in zip(grads, wanted, strict=True)
+    return [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+
+
+def _gradient(op: tf.Operation, grad_scores: tf.Tensor) -> list[tf.Tensor | None]:
+    features, indices, weights, *biases = op.inputs
+    # A GradientTape names the inputs whose gradient nobody asked for; tf.gradients does not. The
+    # gradient of features needs scratch memory of its own, so it is worth leaving out.
+    skipped = getattr(op, "skip_input_indices", None) or ()
+    wanted = (0 not in skipped, 2 not in skipped, bool(biases) and 3 not in skipped)
+    grad_features, grad_weights, grad_bias = _backward(
+        wanted, grad_scores, features, indices, weights, op.get_attr("threads")
     )
     return [grad_features, None, grad_weights, *([grad_bias] if biases else [])]
 
 
-def _second_gradient(op: tf.Operation, *grads: tf.Tensor) -> None:
-    raise NotImplementedError(
-        "fan_in_linear can be differentiated once; gradients of its gradients are not implemented"
+def _second_gradient(op: tf.Operation, *grads: tf.Tensor) -> list[tf.Tensor | None]:
+    """Scores are linear in features and in weights, so the gradient of each gradient is the layer
+    itself, or its gradient, with what came from above in the place of features or weights."""
+    grad_scores, features, indices, weights = op.inputs
+    threads = op.get_attr("threads")
+    of_features, of_weights, of_bias = (
+        grad if op.get_attr(f"want_{name}") else None
+        for name, grad in zip(("features", "weights", "bias"), grads, strict=True)
     )
+    terms, for_features, for_weights = [], None, None
+    if of_features is not None:
+        terms.append(fan_in_linear(of_features, indices, weights, threads=threads))
+        _, for_weights, _ = _backward(
+            (False, True, False), grad_scores, of_features, indices, weights, threads
+        )
+    if of_weights is not None:
+        terms.append(fan_in_linear(features, indices, of_weights, threads=threads))
+        for_features, _, _ = _backward(
+            (True, False, False), grad_scores, features, indices, of_weights, threads
+        )
+    if of_bias is not None:
+        terms.append(tf.broadcast_to(of_bias, tf.shape(grad_scores)))
+    return [tf.add_n(terms) if terms else None, for_features, None, for_weights]
 
 
 tf.RegisterGradient("Fanin>FanInLinear")(_gradient)

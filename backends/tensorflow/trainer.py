@@ -227,15 +227,14 @@ class TensorFlowTrainer:
 
     def array(self, name: str) -> np.ndarray:
         """A copy of one array of `LayerSetup.array_shapes`; KeyError for another name."""
-        if name in self._trained:
-            return np.array(self._trained[name].numpy())
         if name not in self.setup.array_shapes():
             raise KeyError(f"{name!r} is none of {', '.join(self.setup.array_shapes())}")
-        assert self._connections is not None
-        connections = self._connections.numpy()
-        if name == "output.indices":
-            return np.array(connections)
-        return np.array(connections[:, 0 if name == "output.rows" else 1], np.int32)
+        held = self._trained.get(name, self._connections)
+        assert held is not None
+        array: np.ndarray = held.numpy()  # a copy
+        if name in ("output.rows", "output.columns"):
+            return np.array(array[:, 0 if name == "output.rows" else 1], np.int32)
+        return array
 
     def weights(self) -> dict[str, np.ndarray]:
         """A copy of all arrays."""

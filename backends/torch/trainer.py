@@ -171,9 +171,7 @@ class TorchTrainer:
             else:
                 self._arrays[name] = tensor.clone()  # never the caller's memory
         if "output.rows" in self._arrays:
-            bounds = torch.arange(self.setup.labels + 1, dtype=torch.int32, device=self.device)
-            rows = self._arrays["output.rows"]
-            self._row_starts = torch.searchsorted(rows, bounds, out_int32=True)
+            self._row_starts = csr_starts(self._arrays["output.rows"], self.setup.labels)
 
     def state_bytes(self) -> tuple[int, int]:
         held = [*self._arrays.values()]
@@ -199,6 +197,12 @@ class TorchTrainer:
             "allocator_peak_bytes": torch.cuda.max_memory_allocated(self.device),
             "allocator_reserved_bytes": torch.cuda.max_memory_reserved(self.device),
         }
+
+
+def csr_starts(rows: Tensor, labels: int) -> Tensor:
+    """Where each label's connections begin: int32 [labels + 1] of CSR, from ascending int32 rows."""
+    bounds = torch.arange(labels + 1, dtype=torch.int32, device=rows.device)
+    return torch.searchsorted(rows, bounds, out_int32=True)
 
 
 def _top_k(scores: Tensor, k: int) -> Tensor:

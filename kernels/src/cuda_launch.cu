@@ -12,6 +12,9 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = kWarps * kLanes;
+// Blocks resident on a multiprocessor: leaves a thread 80 registers, or 128 for doubles.
+template <class T>
+constexpr int kBlocks = sizeof(T) == 8 ? 2 : 3;
 
 // in [rows, columns] -> out [columns, 32] for the group's up to 32 rows, zeros beyond; or, with
 // `back`, the other way around. blockIdx: x over 32 columns, y over groups.
@@ -39,7 +42,7 @@ __global__ void transpose_kernel(const T *in, T *out, int64_t batch, int64_t inp
 }
 
 template <class T, class I>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     forward_kernel(Layer<T, I> layer, const T *features, T *scores) {
   __shared__ T tile[kTile * kTilePitch];
   const int64_t first = int64_t(blockIdx.x) * kTile;
@@ -55,7 +58,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, class I>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     backward_kernel(Layer<T, I> layer, const T *features, int64_t group, const T *grad_scores,
                     T *grad_features, T *grad_weights, T *grad_bias) {
   __shared__ T tile[kTile * kTilePitch];

@@ -94,19 +94,21 @@ FANIN_FN Partial<T> partial(Lanes<T> a, Lanes<T> b) {
 
 // p[j] summed over the lanes, for 32 j at once: each exchange halves what a lane still carries, so
 // 31 shuffles do what 32 separate sums would need 160 for. Lane j ends with the sum of p[j].
+template <int D, class T>
+FANIN_FN void exchange(Partial<T> (&p)[kLanes]) {
+  const bool upper = lane_id() & D;
+  FANIN_UNROLL
+  for (int j = 0; j < D; ++j) {
+    const T keep = upper ? p[j + D].v : p[j].v;
+    const T give = upper ? p[j].v : p[j + D].v;
+    p[j].v = keep + __shfl_xor_sync(kAll, give, D);
+  }
+  if constexpr (D > 1) exchange<D / 2>(p);
+}
 template <class T>
 FANIN_FN void store_sums(Partial<T> (&p)[kLanes], T *out, int count, bool add) {
+  exchange<kLanes / 2>(p);
   const int lane = lane_id();
-FANIN_UNROLL
-  for (int d = kLanes / 2; d; d /= 2) {
-    const bool upper = lane & d;
-FANIN_UNROLL
-    for (int j = 0; j < d; ++j) {
-      const T keep = upper ? p[j + d].v : p[j].v;
-      const T give = upper ? p[j].v : p[j + d].v;
-      p[j].v = keep + __shfl_xor_sync(kAll, give, d);
-    }
-  }
   if (lane < count) out[lane] = add ? out[lane] + p[0].v : p[0].v;
 }
 

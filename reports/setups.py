@@ -1,0 +1,104 @@
+"""The setups as a report names, orders and colours them: one colour per setup everywhere."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fanin.backends.interface import BACKENDS, SETUP_KINDS
+from fanin.benchmarks.task import Task
+
+# Okabe & Ito (2008): told apart with every common form of colour blindness. The two members of a
+# family (without and with an intermediate layer) are the light and the strong shade of one hue.
+COLOURS = {
+    "Dense": "#000000",
+    "Unstructured": "#E69F00",
+    "Unstructured+intermediate": "#D55E00",
+    "FFI": "#56B4E9",
+    "FFI+intermediate": "#0072B2",
+    "Bottleneck": "#CC79A7",
+}
+
+BACKEND_NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
+
+# The paper's abbreviations of the intermediate sizes; 100k is exact, the others are powers of two.
+_ABBREVIATED = {16384: "16k", 32768: "32k", 65536: "65k", 100_000: "100k", 131_072: "131k"}
+
+_DEPARTURE = re.compile(rf"_(?=(?:{'|'.join(Task.model_fields)})=)")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One row's model as the paper prints it.
+
+    connectivity: inputs of a label; of a dense layer all of them, None where a failed run never
+    learnt the width of its data. variant: hyper-parameters that depart from the defaults, as
+    `dropout=0.2, loss_fn=bce`.
+    """
+
+    kind: str
+    connectivity: int | None
+    intermediate: int | None
+    variant: str
+
+    @classmethod
+    def of(cls, task: Task, inputs: int | None) -> Setup:
+        # Widths of the data only matter to a dense layer; the largest possible ones always fit.
+        kind = task.setup(inputs=inputs or 2**31, labels=1).kind
+        connectivity = {"Dense": inputs, "Bottleneck": task.intermediate}.get(
+            kind, task.connectivity
+        )
+        return cls(kind, connectivity, task.intermediate, variant(task))
+
+    @property
+    def name(self) -> str:
+        """One of `COLOURS`."""
+        inner = self.intermediate and self.kind != "Bottleneck"
+        return f"{self.kind}+intermediate" if inner else self.kind
+
+    @property
+    def colour(self) -> str:
+        return COLOURS[self.name]
+
+    @property
+    def label(self) -> str:
+        """Short and unique within a data set: `FFI 32-16k`, then the variant if there is one."""
+        sizes = {
+            "Dense": "",
+            "Bottleneck": f" {self.intermediate}",
+        }.get(self.kind, f" {self.connectivity}")
+        if self.intermediate and self.kind != "Bottleneck":
+            sizes += f"-{intermediate_label(self.intermediate)}"
+        return f"{self.kind}{sizes}{', ' + self.variant if self.variant else ''}"
+
+    @property
+    def order(self) -> tuple[int, bool, int, int, str]:
+        """Dense, Unstructured, FFI, Bottleneck; without intermediate first; then by size."""
+        return (
+            SETUP_KINDS.index(self.kind),
+            self.intermediate is not None,
+            self.connectivity or 0,
+            self.intermediate or 0,
+            self.variant,
+        )
+
+
+def variant(task: Task) -> str:
+    """What departs from the defaults, read from the task's slug; empty when nothing does."""
+    _, *departures = _DEPARTURE.split(task.slug)
+    return ", ".join(departures)
+
+
+def intermediate_label(units: int) -> str:
+    """`16k` for 16384 and so on as the paper writes them, else the plain number."""
+    return _ABBREVIATED.get(units, str(units))
+
+
+def backend_order(backend: str) -> tuple[int, str]:
+    known = BACKENDS.index(backend) if backend in BACKENDS else len(BACKENDS)
+    return known, backend
+
+
+def dataset_label(name: str, synthetic: bool) -> str:
+    """A data set's name as it stands everywhere in a report; generated data says so."""
+    return f"{name} (synthetic)" if synthetic else name
