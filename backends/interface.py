@@ -155,6 +155,13 @@ class Trainer(Protocol):
     def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over all arrays; ValueError names what is missing or does not fit."""
 
+    def optimizer_arrays(self) -> dict[str, np.ndarray]:
+        """A copy of Adam's state: `<name>.m` and `<name>.v` for each trained array, and `steps`,
+        an int64 scalar."""
+
+    def load_optimizer_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over what `optimizer_arrays` gave, in this or the other backend."""
+
     def state_bytes(self) -> tuple[int, int]:
         """Bytes of the parameters (indices included) and of the optimiser state, counted."""
 

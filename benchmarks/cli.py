@@ -20,7 +20,6 @@ from fanin.benchmarks.results import (
     LockstepResult,
     LockstepStep,
     ResultError,
-    RunResult,
     lockstep_path,
     write_result,
 )
@@ -28,7 +27,7 @@ from fanin.benchmarks.runner import Options, requests, run_all
 from fanin.benchmarks.task import TASK_FOLDER, Task, TaskError, read_tasks
 from fanin.datasets import DataError, available
 from fanin.kernels import build_info
-from fanin.reports import ReportError, write_report
+from fanin.reports import ReportError, terminal_table, write_report
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -149,7 +148,7 @@ def reproduce(
             }
         )
     else:
-        _show_runs(console, done)
+        console.print("\n" + terminal_table(done), soft_wrap=True, highlight=False, markup=False)
         console.print(f"\nThe report: {page.resolve()}", soft_wrap=True, highlight=False)
     if failed:
         raise typer.Exit(FAILED)
@@ -315,42 +314,6 @@ def _tasks(
                 _stop(f"no setup {name!r} in {file or own}; there are {', '.join(sorted(known))}")
         chosen = [t for t in chosen if {t.slug, t.slug.partition("_")[0]} & set(setups)]
     return chosen
-
-
-def _show_runs(console: Console, done: list[RunResult]) -> None:
-    """The comparison on the terminal; the report has all columns."""
-    table = Table(title="Test precision, memory and time of this call's runs")
-    for head in ("setup", "backend", "P@1", "P@3", "P@5", "memory MiB", "epochs", "s/epoch"):
-        table.add_column(head, justify="left" if head in ("setup", "backend") else "right")
-    for run in done:
-        cells = ["—"] * 6
-        if run.test and run.timing and run.memory:
-            at = run.test
-            cells[:3] = [f"{100 * value:.2f}" for value in (at.at_1, at.at_3, at.at_5)]
-            if (used := _memory(run)) is not None:
-                cells[3] = f"{used / 2**20:.0f}"
-            epochs = len(run.history)
-            seconds = run.timing.train_seconds + run.timing.evaluate_seconds
-            cells[4:] = [str(epochs), f"{seconds / epochs:.1f}"]
-        name = run.task.slug + (f" #{run.repeat}" if run.task.repeat > 1 else "")
-        table.add_row(name, run.backend, *cells, style="red" if run.failure else "")
-    console.print(table)
-    console.print(
-        "memory: allocator peak on a GPU, on a CPU peak resident set above its baseline; "
-        "s/epoch: training and validation",
-        style="dim",
-    )
-
-
-def _memory(run: RunResult) -> int | None:
-    memory = run.memory
-    if memory is None:
-        return None
-    if memory.allocator_peak_bytes is not None:
-        return memory.allocator_peak_bytes
-    if memory.host_peak_rss_bytes is None or memory.host_baseline_rss_bytes is None:
-        return None
-    return memory.host_peak_rss_bytes - memory.host_baseline_rss_bytes
 
 
 def _show_comparisons(console: Console, done: list[LockstepResult]) -> None:

@@ -7,6 +7,7 @@ through a pipe, a JSON object a line; arrays go through files in a temporary fol
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -15,14 +16,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fanin.backends.interface import BACKENDS
+from fanin.backends.interface import BACKENDS, Trainer
 from fanin.benchmarks import measure
 from fanin.benchmarks.fit import evaluate, plan_for_step, rewire_due
 from fanin.benchmarks.results import (
@@ -32,15 +33,20 @@ from fanin.benchmarks.results import (
     LockstepStep,
     lockstep_path,
 )
-from fanin.benchmarks.run import Request, build, dataset_info, split
+from fanin.benchmarks.run import Request, build, dataset_info, make_batches, warm_up
 from fanin.benchmarks.runner import Options, child_environment, log_path
 from fanin.benchmarks.task import Task
-from fanin.datasets import Batches, load
+from fanin.datasets import Batch, Batches, load
 
 # Relative. Both backends compute in float32, where one rounding is 6e-8; what is allowed here is
 # the growth of such roundings over a few hundred steps of Adam.
 LOSS_TOLERANCE = 1e-5
 WEIGHT_TOLERANCE = 1e-4
+# ReLU's gradient jumps at 0. Where the sum that goes into it is that small against the sum of
+# absolute values (rounding, times some ten), it is chance on which side a backend finds it.
+KINK = 3e-6
+# Units that differ by more than this after a step are looked at for such a kink.
+KINK_SUSPICION = 0.05 * WEIGHT_TOLERANCE
 _WARMUP_STEPS = 10
 
 OnStep = Callable[[LockstepStep], None]
@@ -123,10 +129,11 @@ def compare(
     setup = task.setup(data.inputs, data.labels)
     floats = [n for n in setup.array_shapes() if n.endswith(("weights", "bias"))]
     fixed = [n for n in setup.array_shapes() if n not in floats]
-    per_epoch = len(Batches(split(data, task)[0][0], split(data, task)[0][1], task.batch_size))
+    batches = make_batches(task, data, task.seed)
+    stream = endless(batches)
     sides: list[_Side] = []
     done: list[LockstepStep] = []
-    excused = 0
+    excused = kinks = 0
     with tempfile.TemporaryDirectory(prefix="fanin-lockstep-") as folder:
         try:
             for backend in BACKENDS:
@@ -144,9 +151,13 @@ def compare(
             for side in sides:
                 side.answer()
             for step in range(1, steps + 1):
-                if setup.is_rewired and rewire_due(step, task.rewire_interval, per_epoch):
+                if setup.is_rewired and rewire_due(step, task.rewire_interval, len(batches)):
                     excused += _rewire(sides, step)
+                features = next(stream).features
+                before = _intermediate(sides[0], "before") if setup.intermediate else None
                 losses = {side.backend: side.ask("step") for side in sides}
+                if before:
+                    kinks += _excuse_kinks(sides, before, features)
                 compared = {name: difference(*(s.read(name) for s in sides)) for name in floats}
                 for name in fixed:
                     if not np.array_equal(*(side.read(name) for side in sides)):
@@ -154,7 +165,12 @@ def compare(
                 loss = difference(*(np.array(value) for value in losses.values()))
                 done.append(
                     LockstepStep(
-                        step=step, losses=losses, loss=loss, arrays=compared, excused=excused
+                        step=step,
+                        losses=losses,
+                        loss=loss,
+                        arrays=compared,
+                        excused=excused,
+                        kinks=kinks,
                     )
                 )
                 if on_step:
@@ -204,6 +220,40 @@ def _rewire(sides: list[_Side], step: int) -> int:
     return len(differing)
 
 
+def _intermediate(side: _Side, when: str) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [inputs, units] and bias [units] of the intermediate layer; `before` the next step
+    asks the child for them, `after` reads what the step left."""
+    if when == "before":
+        side.ask("save", names=["intermediate.weights", "intermediate.bias"])
+    return side.read("intermediate.weights"), side.read("intermediate.bias")
+
+
+def _excuse_kinks(
+    sides: list[_Side], before: tuple[np.ndarray, np.ndarray], features: np.ndarray
+) -> int:
+    """Find intermediate units that differ because of ReLU's kink, and take them over from the
+    first backend into the second, Adam's moments included; how many there were.
+
+    before: weights and bias ahead of the step; features [batch, inputs] of its batch. A unit that
+    differs without such a reason is left alone, for the tolerance to judge.
+    """
+    after = [_intermediate(side, "after") for side in sides]
+    differing = np.zeros(before[1].shape, bool)
+    for first, second in zip(*after, strict=True):
+        apart = np.abs(first - second).max(axis=0) if first.ndim == 2 else np.abs(first - second)
+        differing |= apart > KINK_SUSPICION * np.abs(first).max()
+    units = np.flatnonzero(differing)
+    x = features.astype(np.float64)
+    weights, bias = before[0][:, units].astype(np.float64), before[1][units].astype(np.float64)
+    at_kink = np.abs(x @ weights + bias) <= KINK * (np.abs(x) @ np.abs(weights) + np.abs(bias))
+    units = units[at_kink.any(axis=0)]
+    if units.size:
+        for side, do in zip(sides, ("give", "take"), strict=True):
+            np.save(side.folder / "units.npy", units)
+            side.ask(do, of=str(sides[0].folder))
+    return len(units)
+
+
 # The child --------------------------------------------------------------------------------------
 
 
@@ -211,10 +261,9 @@ def serve(request: Request, orders: Iterator[str], send: Callable[[Any], None]) 
     """Carry out the parent's orders until it goes away."""
     task = request.task
     data = load(task.dataset, task.features, request.data_dir)
-    (x, y), _ = split(data, task)
     seed = task.seed + request.repeat
-    batches = Batches(x, y, task.batch_size, task.dropout, seed)
-    stream = (batch for epoch in range(2**31) for batch in batches.epoch(epoch))
+    stream = endless(make_batches(task, data, seed))
+    warm_up(request)
     with measure.MemoryWatch() as memory:
         trainer = build(request, data)
         seconds: list[float] = []
@@ -229,9 +278,11 @@ def serve(request: Request, orders: Iterator[str], send: Callable[[Any], None]) 
                     (loss,) = trainer.train([batch], task.learning_rate)
                     trainer.synchronize()
                     seconds.append(time.perf_counter() - start)
-                    for name in trainer.setup.array_shapes():
-                        np.save(folder / f"{name}.npy", trainer.array(name))
+                    _save(trainer, folder, trainer.setup.array_shapes())
                     send(float(loss))
+                case "save":
+                    _save(trainer, folder, order["names"])
+                    send(None)
                 case "plan":
                     plan = plan_for_step(trainer, task.rewire_fraction, seed, order["step"])
                     np.save(folder / "slots.npy", plan.slots)
@@ -244,6 +295,14 @@ def serve(request: Request, orders: Iterator[str], send: Callable[[Any], None]) 
                         np.load(plan_folder / "slots.npy"), np.load(plan_folder / "sources.npy")
                     )
                     send(None)
+                case "give":
+                    for name, array in _unit_arrays(trainer).items():
+                        np.save(folder / f"given.{name}.npy", array)
+                    send(None)
+                case "take":
+                    _take_units(trainer, Path(order["of"]))
+                    _save(trainer, folder, trainer.setup.array_shapes())
+                    send(None)
                 case "finish":
                     steady = seconds[_WARMUP_STEPS:] or seconds
                     side = LockstepSide(
@@ -253,6 +312,33 @@ def serve(request: Request, orders: Iterator[str], send: Callable[[Any], None]) 
                         memory=memory.result(trainer),
                     )
                     send(side.model_dump(mode="json"))
+
+
+def endless(batches: Batches) -> Iterator[Batch]:
+    """Epoch after epoch."""
+    return (batch for epoch in itertools.count() for batch in batches.epoch(epoch))
+
+
+def _save(trainer: Trainer, folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        np.save(folder / f"{name}.npy", trainer.array(name))
+
+
+def _unit_arrays(trainer: Trainer) -> dict[str, np.ndarray]:
+    """Everything that belongs to the intermediate units: the last axis counts them."""
+    state = {**trainer.weights(), **trainer.optimizer_arrays()}
+    return {name: array for name, array in state.items() if name.startswith("intermediate.")}
+
+
+def _take_units(trainer: Trainer, folder: Path) -> None:
+    """Overwrite some intermediate units with what the other backend gave."""
+    units = np.load(folder / "units.npy")
+    weights, moments = trainer.weights(), trainer.optimizer_arrays()
+    for name in _unit_arrays(trainer):
+        target = weights if name in weights else moments
+        target[name][..., units] = np.load(folder / f"given.{name}.npy")[..., units]
+    trainer.load_weights(weights)
+    trainer.load_optimizer_arrays(moments)
 
 
 def main(channel: int) -> None:

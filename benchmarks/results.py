@@ -142,6 +142,11 @@ class LockstepStep(_Model):
         description="rewired connections so far on which the backends decided differently because "
         "|weight| lay within rounding of the threshold; the second follows the first there"
     )
+    kinks: int = Field(
+        description="intermediate units so far for which the backends disagreed whether ReLU is "
+        "active, the input to it being within rounding of 0; the second takes them over from the "
+        "first"
+    )
 
 
 class LockstepSide(_Model):

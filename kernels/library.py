@@ -29,6 +29,7 @@ _DTYPES = {
 _DEVICES = {"cpu": 1, "cuda": 2}
 _STATUS_ERRORS: dict[int, type[Exception]] = {1: ValueError, 2: RuntimeError, 3: RuntimeError}
 _MAX_RANK = 4
+_Sizes = ctypes.c_int64 * _MAX_RANK
 
 
 class Tensor(ctypes.Structure):
@@ -40,8 +41,8 @@ class Tensor(ctypes.Structure):
         ("device", ctypes.c_int32),
         ("rank", ctypes.c_int32),
         ("device_index", ctypes.c_int32),
-        ("shape", ctypes.c_int64 * _MAX_RANK),
-        ("strides", ctypes.c_int64 * _MAX_RANK),
+        ("shape", _Sizes),
+        ("strides", _Sizes),
     )
 
 
@@ -102,15 +103,14 @@ def describe(
     not known yet. What the library does not take is passed on for it to name in its message."""
     rank = len(shape)
     known = min(rank, _MAX_RANK)
-    size = ctypes.c_int64 * _MAX_RANK
     return Tensor(
         data=pointer,
         dtype=_DTYPES.get(dtype, 0),
         device=_DEVICES.get(device, 0),
         rank=rank,
         device_index=device_index,
-        shape=size(*shape[:known]),
-        strides=size(*strides[:known]),
+        shape=_Sizes(*shape[:known]),
+        strides=_Sizes(*strides[:known]),
     )
 
 

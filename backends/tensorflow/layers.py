@@ -12,12 +12,6 @@ import tensorflow as tf
 from fanin.backends.arrays import index_dtype, plan_rewiring
 from fanin.backends.tensorflow.ops import fan_in_linear
 
-if keras.backend.backend() != "tensorflow":
-    raise ImportError(
-        "fanin's Keras layer runs on Keras' TensorFlow backend, and Keras is set to "
-        f"{keras.backend.backend()!r}; set KERAS_BACKEND=tensorflow before importing keras"
-    )
-
 
 @keras.saving.register_keras_serializable(package="fanin")
 class FixedFanIn(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
@@ -53,6 +47,11 @@ class FixedFanIn(keras.layers.Layer):  # type: ignore[misc]  # keras has no type
         threads: int = 0,
         **kwargs: Any,
     ) -> None:
+        if keras.backend.backend() != "tensorflow":
+            raise RuntimeError(
+                "this layer needs Keras' TensorFlow backend, and Keras is set to "
+                f"{keras.backend.backend()!r}; set KERAS_BACKEND=tensorflow before importing keras"
+            )
         super().__init__(**kwargs)
         for name, value in (("labels", labels), ("fan_in", fan_in)):
             if value < 1:

@@ -149,8 +149,9 @@ class TensorFlowTrainer:
         return values
 
     def _step_size(self, learning_rate: float) -> tf.Tensor:
-        """Adam's learning rate with its bias correction, which needs more digits than float32."""
-        beta1, beta2 = ADAM_BETAS
+        """Adam's learning rate with its bias correction, which needs more digits than float32 has,
+        for the betas that the op sees: 1 - float32(0.999) is 1.3e-5 (relative) off 0.001."""
+        beta1, beta2 = (float(np.float32(beta)) for beta in ADAM_BETAS)
         correction = math.sqrt(1 - beta2**self._steps) / (1 - beta1**self._steps)
         return tf.constant(learning_rate * correction, tf.float32)
 
@@ -270,6 +271,24 @@ class TensorFlowTrainer:
             return np.asarray(arrays["output.indices"], index_dtype(self.setup.sources))
         return np.stack([arrays["output.rows"], arrays["output.columns"]], axis=1).astype(np.int64)
 
+    def _named_moments(self) -> dict[str, tf.Variable]:
+        return {
+            f"{name}.{moment}": variable
+            for name, pair in self._moments.items()
+            for moment, variable in zip("mv", pair, strict=True)
+        }
+
+    def optimizer_arrays(self) -> dict[str, np.ndarray]:
+        """A copy of Adam's moments, `<name>.m` and `<name>.v`, and of the number of `steps`."""
+        moments = {name: variable.numpy() for name, variable in self._named_moments().items()}
+        return {**moments, "steps": np.array(self._steps, np.int64)}
+
+    def load_optimizer_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over what `optimizer_arrays` gave."""
+        for name, variable in self._named_moments().items():
+            variable.assign(np.asarray(arrays[name], np.float32))
+        self._steps = int(arrays["steps"])
+
     # Measuring ----------------------------------------------------------------------------------
 
     def state_bytes(self) -> tuple[int, int]:
@@ -279,7 +298,7 @@ class TensorFlowTrainer:
             return sum(v.shape.num_elements() * v.dtype.size for v in variables)
 
         connections = [] if self._connections is None else [self._connections]
-        moments = [moment for pair in self._moments.values() for moment in pair]
+        moments = self._named_moments().values()
         return size([*self._trained.values(), *connections]), size(moments)
 
     def synchronize(self) -> None:

@@ -25,6 +25,8 @@ from fanin.backends.torch.ops import fan_in_linear
 # Said once per process by torch about every CSR tensor; the baseline uses them knowingly.
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
 
+_MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}  # the interface's names and torch's
+
 # Scores of an evaluation block are [instances, labels]; this many values at a time.
 _MAX_SCORES = 1 << 25
 
@@ -80,6 +82,13 @@ class TorchTrainer:
         self._optimizer = torch.optim.Adam(
             self._parameters.values(), betas=ADAM_BETAS, fused=True
         )
+        # As torch would at the first step; made here so that it can be loaded before that.
+        for tensor in self._parameters.values():
+            self._optimizer.state[tensor] = {
+                "step": torch.zeros((), device=device),
+                "exp_avg": torch.zeros_like(tensor, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(tensor, requires_grad=False),
+            }
         self._steps = 0
 
     def _scores(self, features: Tensor) -> Tensor:
@@ -150,8 +159,8 @@ class TorchTrainer:
     def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
         ffi = self._row_starts is None
         targets = self._arrays["output.indices" if ffi else "output.columns"]
-        state = self._optimizer.state.get(self._arrays["output.weights"], {})
-        moments = [state[key] for key in ("exp_avg", "exp_avg_sq") if key in state]
+        state = self._optimizer.state[self._arrays["output.weights"]]
+        moments = [state[key] for key in _MOMENTS.values()]
         move_connections(targets, moments, slots, sources)
 
     def array(self, name: str) -> np.ndarray:
@@ -173,11 +182,29 @@ class TorchTrainer:
         if "output.rows" in self._arrays:
             self._row_starts = csr_starts(self._arrays["output.rows"], self.setup.labels)
 
+    def _moments(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{moment}": self._optimizer.state[tensor][key]
+            for name, tensor in self._parameters.items()
+            for moment, key in _MOMENTS.items()
+        }
+
+    def optimizer_arrays(self) -> dict[str, np.ndarray]:
+        moments = {name: tensor.cpu().numpy().copy() for name, tensor in self._moments().items()}
+        return {**moments, "steps": np.array(self._steps)}
+
+    def load_optimizer_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self._steps = int(arrays["steps"])
+        for name, tensor in self._moments().items():
+            tensor.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])))
+        for tensor in self._parameters.values():
+            self._optimizer.state[tensor]["step"].fill_(self._steps)
+
     def state_bytes(self) -> tuple[int, int]:
         held = [*self._arrays.values()]
         if self._row_starts is not None:
             held.append(self._row_starts)
-        moments = 2 * sum(p.nbytes for p in self._parameters.values())
+        moments = sum(tensor.nbytes for tensor in self._moments().values())
         return sum(tensor.nbytes for tensor in held), moments
 
     def synchronize(self) -> None:

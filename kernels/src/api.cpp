@@ -202,7 +202,7 @@ int32_t prepare(const fanin_linear_forward_params *p, ForwardCall *call, Message
              p->features.dtype == FANIN_FLOAT64, p->indices.dtype == FANIN_UINT32,
              p->features.data, p->indices.data, p->weights.data,
              p->bias.rank < 0 ? nullptr : p->bias.data, p->scores.data,
-             p->workspace, p->stream, threads_for(p->threads, labels.size)};
+             p->workspace ? aligned(p->workspace) : nullptr, p->stream, threads_for(p->threads, labels.size)};
   return FANIN_OK;
 }
 
@@ -234,7 +234,7 @@ int32_t prepare(const fanin_linear_backward_params *p, BackwardCall *call, Messa
              p->features.dtype == FANIN_FLOAT64, p->indices.dtype == FANIN_UINT32,
              p->grad_scores.data, p->features.data, p->indices.data, p->weights.data,
              data(p->grad_features), data(p->grad_weights), data(p->grad_bias),
-             p->workspace, p->stream, threads_for(p->threads, labels.size)};
+             p->workspace ? aligned(p->workspace) : nullptr, p->stream, threads_for(p->threads, labels.size)};
   return FANIN_OK;
 }
 

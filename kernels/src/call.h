@@ -54,11 +54,18 @@ namespace avx2 { extern const CpuTarget target; }
 namespace avx512 { extern const CpuTarget target; }
 
 // Bytes of scratch memory. The CPU's backward pass holds one accumulator per thread.
+constexpr uint64_t kCacheLine = 64;  // rows of 32 lanes must not straddle more lines than they fill
 inline uint64_t forward_workspace(const ForwardCall &c) {
-  return uint64_t(groups_of(c.batch) * c.inputs * kGroup) * (c.wide_values ? 8 : 4);
+  return kCacheLine +
+         uint64_t(groups_of(c.batch) * c.inputs * kGroup) * (c.wide_values ? 8 : 4);
 }
 inline uint64_t backward_workspace(const BackwardCall &c, int accumulators) {
-  return uint64_t((groups_of(c.batch) + accumulators) * c.inputs * kGroup) * (c.wide_values ? 8 : 4);
+  return kCacheLine +
+         uint64_t((groups_of(c.batch) + accumulators) * c.inputs * kGroup) * (c.wide_values ? 8 : 4);
+}
+inline void *aligned(void *workspace) {
+  return reinterpret_cast<void *>((reinterpret_cast<uintptr_t>(workspace) + kCacheLine - 1) &
+                                  ~uintptr_t(kCacheLine - 1));
 }
 
 namespace cuda {

@@ -31,22 +31,24 @@ FANIN_FN void forward_tile(const Layer<T, I> &layer, const T *features, int64_t 
   for (int j = team.first(); j < labels; j += team.step()) {
     const I *indices = layer.indices + (first_label + j) * fan_in;
     const T *weights = layer.weights + (first_label + j) * fan_in;
-    Lanes<T> score = broadcast(layer.bias ? layer.bias[first_label + j] : T(0));
+    // Two sums, of even and of odd connections, so that one addition need not wait for another.
+    Lanes<T> even = broadcast(layer.bias ? layer.bias[first_label + j] : T(0)), odd = broadcast(T(0));
     for (int64_t k = 0; k < fan_in; k += chunk) {
       const int count = int(smaller<int64_t>(chunk, fan_in - k));
       const Connections<T, I> connections(indices + k, weights + k, count);
       if (count == chunk) {
-FANIN_UNROLL
-        for (int c = 0; c < chunk; ++c)
-          score = fma(connections.weight(c), load(features + connections.source(c) * kLanes),
-                      score);
+        FANIN_UNROLL
+        for (int c = 0; c < chunk; c += 2) {
+          even = fma(connections.weight(c), load(features + connections.source(c) * kLanes), even);
+          odd = fma(connections.weight(c + 1), load(features + connections.source(c + 1) * kLanes),
+                    odd);
+        }
       } else {
         for (int c = 0; c < count; ++c)
-          score = fma(connections.weight(c), load(features + connections.source(c) * kLanes),
-                      score);
+          even = fma(connections.weight(c), load(features + connections.source(c) * kLanes), even);
       }
     }
-    store(tile + j * kTilePitch, score);
+    store(tile + j * kTilePitch, fma(T(1), odd, even));
   }
   team.sync();
   team.write_tile(tile, scores + group * kLanes * layer.labels + first_label, layer.labels, lanes,

@@ -1,0 +1,111 @@
+"""Times the fixed fan-in op against torch's own layers, in one run: `python -m
+fanin.benchmarks.kernels`.
+
+Times on shared machines drift, so all contestants take turns, one call each per round, and what is
+stated is the median over rounds and the median of the per-round ratios.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def rounds(contestants: dict[str, Callable[[], Any]], count: int) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round, after two rounds of warming up."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(count + 2):
+        for name, call in contestants.items():
+            start = time.perf_counter()
+            call()
+            if number >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """Median over rounds of slow / fast."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def time_layers(
+    inputs: int, labels: int = 131_072, fan_in: int = 32, batch: int = 32, count: int = 15
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds per round of `forward` and `forward + backward` for fanin, torch's CSR product
+    (forward alone) and, where it fits into 2 GiB, torch's dense layer. All float32."""
+    import torch
+
+    from fanin.backends.torch import FixedFanInLinear
+    from fanin.backends.torch.trainer import csr_starts
+
+    torch.manual_seed(0)
+    layer = FixedFanInLinear(inputs, labels, fan_in)
+    with torch.no_grad():
+        layer.weights.normal_()
+    features = torch.randn(batch, inputs)
+    grad = torch.randn(batch, labels)
+    rows = torch.arange(labels, dtype=torch.int32).repeat_interleave(fan_in)
+    csr = torch.sparse_csr_tensor(
+        csr_starts(rows, labels),
+        layer.indices.to(torch.int32).reshape(-1),
+        layer.weights.detach().reshape(-1),
+        (labels, inputs),
+        check_invariants=False,
+    )
+    columns = features.t().contiguous()
+    asking = features.clone().requires_grad_()
+
+    def backward(module: torch.nn.Module) -> None:
+        module.zero_grad(set_to_none=True)
+        asking.grad = None
+        module(asking).backward(grad)
+
+    @torch.inference_mode()
+    def forward(call: Callable[[], Any]) -> None:
+        call()
+
+    forwards: dict[str, Callable[[], Any]] = {
+        "fanin": lambda: forward(lambda: layer(features)),
+        "torch CSR": lambda: forward(lambda: torch.sparse.mm(csr, columns)),
+    }
+    both: dict[str, Callable[[], Any]] = {"fanin": lambda: backward(layer)}
+    if labels * inputs * 4 <= 2**31:
+        dense = torch.nn.Linear(inputs, labels)
+        forwards["torch dense"] = lambda: forward(lambda: dense(features))
+        both["torch dense"] = lambda: backward(dense)
+    return {"forward": rounds(forwards, count), "forward + backward": rounds(both, count)}
+
+
+def main(
+    inputs: Annotated[list[int], typer.Option(help="Inputs of the layer; repeatable.")] = [768, 32768],  # noqa: B006
+    labels: int = 131_072,
+    fan_in: int = 32,
+    batch: int = 32,
+    count: Annotated[int, typer.Option(help="Rounds.")] = 15,
+    out: Annotated[Path | None, typer.Option("--json", help="Write the seconds here.")] = None,
+) -> None:
+    """Time the op against torch's sparse and dense layers and print medians and ratios."""
+    everything = {}
+    print(f"{labels} labels, fan-in {fan_in}, batch {batch}, float32; medians of {count} rounds")
+    print(f"{'inputs':>7}  {'work':18}  {'layer':11}  {'ms':>8}  {'min':>8}  {'x fanin':>8}")
+    for number in inputs:
+        timed = time_layers(number, labels, fan_in, batch, count)
+        everything[number] = timed
+        for work, seconds in timed.items():
+            for name, values in seconds.items():
+                print(
+                    f"{number:7}  {work:18}  {name:11}  {1e3 * statistics.median(values):8.2f}  "
+                    f"{1e3 * min(values):8.2f}  {ratio(values, seconds['fanin']):8.2f}"
+                )
+    if out:
+        out.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,117 @@
+"""Compiles the CUDA kernels for each architecture and reports registers, spills and shared memory.
+
+`python kernels/compile_report.py` needs nvcc and no GPU. It fails where a kernel of KERNELS spills
+registers or is missing. `--json FILE` writes the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+SOURCE = Path(__file__).parent / "src" / "cuda_launch.cu"
+ARCHITECTURES = ("80", "90", "100")
+# Kernels, each in float and double and with both index types where it reads indices.
+KERNELS = {"transpose_kernel": 4, "forward_kernel": 4, "backward_kernel": 4}
+
+_ENTRY = re.compile(r"Compiling entry function '(\S+)' for 'sm_(\w+)'")
+_SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
+_ARGUMENTS = {"f": "float", "d": "double", "t": "uint16", "j": "uint32", "Lb0E": "in", "Lb1E": "out"}
+
+
+def compile_for(nvcc: str, architecture: str) -> str:
+    """The compiler's report. RuntimeError with its output where it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            nvcc,
+            "-std=c++17",
+            "-O3",
+            "-cubin",
+            f"-arch=sm_{architecture}",
+            "-Xptxas=-v",
+            '-DFANIN_CUDA_ARCHITECTURES=""',
+            "-o",
+            f"{folder}/kernels.cubin",
+            str(SOURCE),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def kernel_name(symbol: str) -> str:
+    """`forward_kernel<float, uint16>` from its mangled symbol."""
+    name = next((k for k in KERNELS if k in symbol), symbol)
+    arguments = re.search(rf"{name}I(.*?)E+v", symbol)
+    found = re.findall(r"Lb\dE|[fdtj]", arguments[1] + "E" if arguments else "")
+    return f"{name}<{', '.join(_ARGUMENTS[a] for a in found)}>" if found else name
+
+
+def read_report(text: str) -> Iterator[dict[str, str | int]]:
+    """One row per kernel in what `ptxas -v` printed."""
+    row: dict[str, str | int] = {}
+    for line in text.splitlines():
+        if match := _ENTRY.search(line):
+            row = {"kernel": kernel_name(match[1]), "architecture": f"sm_{match[2]}"}
+        elif row and (match := _SPILL.search(line)):
+            row["stack_bytes"] = int(match[1])
+            row["spill_bytes"] = int(match[2]) + int(match[3])
+        elif row and (match := _USED.search(line)):
+            row |= {"registers": int(match[1]), "shared_bytes": int(match[2] or 0)}
+            yield row
+            row = {}
+
+
+def problems(rows: list[dict[str, str | int]]) -> list[str]:
+    """What is wrong: spills, and kernels that were not compiled."""
+    found = [
+        f"{row['kernel']} spills {row['spill_bytes']} bytes on {row['architecture']}"
+        for row in rows
+        if row["spill_bytes"]
+    ]
+    for architecture in {row["architecture"] for row in rows}:
+        here = [str(row["kernel"]) for row in rows if row["architecture"] == architecture]
+        for kernel, expected in KERNELS.items():
+            count = sum(name.startswith(kernel) for name in here)
+            if count != expected:
+                found.append(f"{kernel}: {count} of {expected} variants for {architecture}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, metavar="SM")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    nvcc = shutil.which("nvcc")
+    if not nvcc:
+        print("compile_report: nvcc is not on the PATH; install the CUDA toolkit", file=sys.stderr)
+        return 2
+    rows: list[dict[str, str | int]] = []
+    for architecture in options.architectures:
+        rows += read_report(compile_for(nvcc, architecture))
+    print(f"{'kernel':42} {'arch':7} {'registers':>9} {'spills':>7} {'stack':>6} {'shared':>7}")
+    for row in rows:
+        print(
+            f"{row['kernel']:42} {row['architecture']:7} {row['registers']:9} "
+            f"{row['spill_bytes']:7} {row['stack_bytes']:6} {row['shared_bytes']:7}"
+        )
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    wrong = problems(rows)
+    for line in wrong:
+        print(f"compile_report: {line}", file=sys.stderr)
+    return 1 if wrong or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""The numerics in float64 NumPy, written for reading: what every backend is held against."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def scores(features, indices, weights, bias=None):
+    """[batch, labels]: bias[l] + sum_k weights[l, k] * features[b, indices[l, k]]."""
+    result = np.zeros((features.shape[0], indices.shape[0]))
+    for k in range(indices.shape[1]):
+        column = indices[:, k].astype(np.int64)
+        result += features[:, column].astype(np.float64) * weights[:, k].astype(np.float64)
+    return result if bias is None else result + bias.astype(np.float64)
+
+
+def gradients(grad_scores, features, indices, weights):
+    """Gradients of features, weights and bias."""
+    g = grad_scores.astype(np.float64)
+    x = features.astype(np.float64)
+    grad_features = np.zeros(x.shape)
+    grad_weights = np.zeros(weights.shape)
+    for k in range(indices.shape[1]):
+        column = indices[:, k].astype(np.int64)
+        grad_weights[:, k] = (g * x[:, column]).sum(axis=0)
+        contribution = g * weights[:, k].astype(np.float64)
+        np.add.at(grad_features.T, column, contribution.T)
+    return grad_features, grad_weights, g.sum(axis=0)
+
+
+def targets(shape, rows, labels):
+    """+1 where (rows, labels) name a positive, else -1."""
+    y = -np.ones(shape)
+    y[rows, labels] = 1
+    return y
+
+
+def loss(name, s, rows, labels):
+    """Mean over labels and batch, and its gradient with respect to the scores."""
+    y = targets(s.shape, rows, labels)
+    if name == "squared_hinge":
+        margin = np.maximum(0, 1 - y * s)
+        return (margin**2).mean(), -2 * y * margin / s.size
+    return np.logaddexp(0, -y * s).mean(), -y / (1 + np.exp(y * s)) / s.size
+
+
+class Model:
+    """A `LayerSetup` trained by Adam (epsilon beside sqrt(v), before the bias correction)."""
+
+    def __init__(self, setup, arrays):
+        self.setup = setup
+        self.arrays = {k: a.astype(np.float64) if a.dtype == np.float32 else a.copy()
+                       for k, a in arrays.items()}
+        trained = [k for k, a in arrays.items() if a.dtype == np.float32]
+        self.m = {k: np.zeros(arrays[k].shape) for k in trained}
+        self.v = {k: np.zeros(arrays[k].shape) for k in trained}
+        self.steps = 0
+
+    def output_matrix(self):
+        """The output layer's weights as [sources, labels]."""
+        a = self.arrays
+        if self.setup.connectivity is None:
+            return a["output.weights"]
+        matrix = np.zeros((self.setup.sources, self.setup.labels))
+        rows, columns = self.positions()
+        np.add.at(matrix, (columns, rows), a["output.weights"].reshape(-1))
+        return matrix
+
+    def positions(self):
+        """(label, source) of each connection, in the order of the flat weights."""
+        a = self.arrays
+        if "output.rows" in a:
+            return a["output.rows"].astype(int), a["output.columns"].astype(int)
+        labels, fan_in = a["output.indices"].shape
+        return np.repeat(np.arange(labels), fan_in), a["output.indices"].reshape(-1).astype(int)
+
+    def forward(self, x):
+        a = self.arrays
+        hidden = x
+        if self.setup.intermediate:
+            hidden = np.maximum(0, x @ a["intermediate.weights"] + a["intermediate.bias"])
+        return hidden, hidden @ self.output_matrix() + a["output.bias"]
+
+    def step(self, batch, learning_rate):
+        x = batch.features.astype(np.float64)
+        hidden, s = self.forward(x)
+        value, g = loss(self.setup.loss, s, batch.rows, batch.labels)
+        matrix_grad = hidden.T @ g
+        grads = {"output.bias": g.sum(0)}
+        if self.setup.connectivity is None:
+            grads["output.weights"] = matrix_grad
+        else:
+            rows, columns = self.positions()
+            shape = self.arrays["output.weights"].shape
+            grads["output.weights"] = matrix_grad[columns, rows].reshape(shape)
+        if self.setup.intermediate:
+            before = (g @ self.output_matrix().T) * (hidden > 0)
+            grads["intermediate.weights"] = x.T @ before
+            grads["intermediate.bias"] = before.sum(0)
+        self.steps += 1
+        for name, grad in grads.items():
+            m, v = self.m[name], self.v[name]
+            m += (1 - 0.9) * (grad - m)
+            v += (1 - 0.999) * (grad**2 - v)
+            size = learning_rate * np.sqrt(1 - 0.999**self.steps) / (1 - 0.9**self.steps)
+            self.arrays[name] -= size * m / (np.sqrt(v) + 1e-7)
+        return value
