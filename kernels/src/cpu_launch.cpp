@@ -29,6 +29,12 @@ struct Share {
       : begin(n * thread_id() / thread_count()), end(n * (thread_id() + 1) / thread_count()) {}
 };
 
+// Results larger than this do not stay in a cache until somebody reads them.
+constexpr uint64_t kStreamedBytes = 12 << 20;
+// Features and their gradients that together fill a core's second-level cache are better visited
+// one after the other, this many labels at a time.
+constexpr int64_t kCacheBytes = 768 << 10, kBlockLabels = 4096;
+
 void note(int64_t *first_bad, int64_t at) {
 #pragma omp critical(fanin_note)
   if (*first_bad < 0 || at < *first_bad) *first_bad = at;
@@ -113,19 +119,23 @@ Finding run_forward(const ForwardCall &c) {
     transpose_features(static_cast<const T *>(c.features), c.batch, c.inputs, features,
                        &bad_feature);
 #pragma omp barrier
-    const Team team;
+    Team<T> team(uint64_t(c.batch) * uint64_t(c.labels) * sizeof(T) > kStreamedBytes);
     alignas(64) T scratch[kTile * kTilePitch];
-    const Share share(tiles);
-    for (int64_t tile = share.begin; tile < share.end && bad_feature < 0; ++tile) {
+    // A label's scores are the same whoever computes them, so threads take what is left: they are
+    // not always equally fast.
+#pragma omp for schedule(dynamic, 64)
+    for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = tile * kTile, labels = smaller<int64_t>(kTile, c.labels - first);
+      if (bad_feature >= 0 || bad_index >= 0) continue;
       if (!team.all_below(layer.indices + first * c.fan_in, labels * c.fan_in, c.inputs)) {
         note_bad_index(layer, first, labels, &bad_index);
-        break;
+        continue;
       }
       for (int64_t group = 0; group < groups; ++group)
         forward_tile(layer, features + group * c.inputs * kLanes, group, first,
                      static_cast<T *>(c.scores), scratch, team);
     }
+    team.finish();
   }
   return finding(bad_feature, bad_index);
 }
@@ -148,7 +158,7 @@ Finding run_backward(const BackwardCall &c) {
   {
     transpose_features(static_cast<const T *>(c.features), c.batch, c.inputs, features,
                        &bad_feature);
-    const Team team;
+    Team<T> team(uint64_t(c.labels) * uint64_t(c.fan_in) * sizeof(T) > kStreamedBytes);
     alignas(64) T scratch[kTile * kTilePitch];
     const Share share(tiles);
     T *mine = c.grad_features ? accumulators + thread_id() * group_size : nullptr;
@@ -157,17 +167,31 @@ Finding run_backward(const BackwardCall &c) {
       if (mine)
         for (int64_t i = 0; i < group_size; ++i) mine[i] = 0;
 #pragma omp barrier
-      for (int64_t tile = share.begin; tile < share.end && bad_feature < 0; ++tile) {
-        const int64_t first = tile * kTile, labels = smaller<int64_t>(kTile, c.labels - first);
+      const auto visit = [&](int64_t begin, int64_t end, T *of_features, T *of_weights, T *of_bias) {
+        for (int64_t tile = begin; tile < end; ++tile)
+          backward_tile(layer, features + group * group_size, group, tile * kTile,
+                        static_cast<const T *>(c.grad_scores), of_features, of_weights, of_bias,
+                        scratch, team);
+      };
+      const bool together = uint64_t(2 * group_size) * sizeof(T) <= kCacheBytes;
+      const int64_t block = together ? 1 : kBlockLabels / kTile;
+      T *const of_weights = static_cast<T *>(c.grad_weights);
+      T *const of_bias = static_cast<T *>(c.grad_bias);
+      for (int64_t begin = share.begin; begin < share.end && bad_feature < 0; begin += block) {
+        const int64_t end = smaller(begin + block, share.end);
+        const int64_t first = begin * kTile, labels = smaller(end * kTile, c.labels) - first;
         if (!team.all_below(layer.indices + first * c.fan_in, labels * c.fan_in, c.inputs)) {
           note_bad_index(layer, first, labels, &bad_index);
           break;
         }
-        backward_tile(layer, features + group * group_size, group, first,
-                      static_cast<const T *>(c.grad_scores), mine,
-                      static_cast<T *>(c.grad_weights), static_cast<T *>(c.grad_bias), scratch,
-                      team);
+        if (together) {
+          visit(begin, end, mine, of_weights, of_bias);
+        } else {
+          if (of_weights || of_bias) visit(begin, end, nullptr, of_weights, of_bias);
+          if (mine) visit(begin, end, mine, nullptr, nullptr);
+        }
       }
+      team.finish();
 #pragma omp barrier
       if (mine)
         collect(accumulators, thread_count(), c.inputs,

@@ -12,9 +12,7 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = kWarps * kLanes;
-// Blocks resident on a multiprocessor: leaves a thread 80 registers, or 128 for doubles.
-template <class T>
-constexpr int kBlocks = sizeof(T) == 8 ? 2 : 3;
+constexpr int kBlocks = 2;  // resident on a multiprocessor: leaves a thread 128 registers
 
 // in [rows, columns] -> out [columns, 32] for the group's up to 32 rows, zeros beyond; or, with
 // `back`, the other way around. blockIdx: x over 32 columns, y over groups.
@@ -25,7 +23,7 @@ __global__ void transpose_kernel(const T *in, T *out, int64_t batch, int64_t inp
   const int64_t group = first_group + blockIdx.y, first = int64_t(blockIdx.x) * kTile;
   const int lanes = int(smaller<int64_t>(kLanes, batch - group * kLanes));
   const int columns = int(smaller<int64_t>(kTile, inputs - first));
-  const Team team;
+  Team<T> team;
   if (back) {
     const T *rows = in + (int64_t(blockIdx.y) * inputs + first) * kLanes;
     for (int j = team.first(); j < columns; j += team.step())
@@ -42,12 +40,12 @@ __global__ void transpose_kernel(const T *in, T *out, int64_t batch, int64_t inp
 }
 
 template <class T, class I>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     forward_kernel(Layer<T, I> layer, const T *features, T *scores) {
   __shared__ T tile[kTile * kTilePitch];
   const int64_t first = int64_t(blockIdx.x) * kTile;
   const int64_t labels = smaller<int64_t>(kTile, layer.labels - first);
-  const Team team;
+  Team<T> team;
   if (!team.all_below(layer.indices + first * layer.fan_in, labels * layer.fan_in, layer.inputs)) {
     for (int64_t i = threadIdx.x; i < layer.batch * labels; i += kThreads)
       scores[i / labels * layer.labels + first + i % labels] = T(NAN);
@@ -58,13 +56,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 }
 
 template <class T, class I>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     backward_kernel(Layer<T, I> layer, const T *features, int64_t group, const T *grad_scores,
                     T *grad_features, T *grad_weights, T *grad_bias) {
   __shared__ T tile[kTile * kTilePitch];
   const int64_t first = int64_t(blockIdx.x) * kTile;
   const int64_t labels = smaller<int64_t>(kTile, layer.labels - first);
-  const Team team;
+  Team<T> team;
   if (!team.all_below(layer.indices + first * layer.fan_in, labels * layer.fan_in, layer.inputs)) {
     for (int64_t i = threadIdx.x; grad_weights && i < labels * layer.fan_in; i += kThreads)
       grad_weights[first * layer.fan_in + i] = T(NAN);

@@ -23,7 +23,7 @@ struct Layer {
 // features: this group's [inputs, 32]. tile: 32 * kTilePitch values of scratch, shared by the team.
 template <class T, class I>
 FANIN_FN void forward_tile(const Layer<T, I> &layer, const T *features, int64_t group,
-                           int64_t first_label, T *scores, T *tile, const Team &team) {
+                           int64_t first_label, T *scores, T *tile, Team<T> &team) {
   const int labels = int(smaller<int64_t>(kTile, layer.labels - first_label));
   const int lanes = int(smaller<int64_t>(kLanes, layer.batch - group * kLanes));
   const int64_t fan_in = layer.fan_in;
@@ -49,6 +49,7 @@ FANIN_FN void forward_tile(const Layer<T, I> &layer, const T *features, int64_t 
       }
     }
     store(tile + j * kTilePitch, fma(T(1), odd, even));
+    team.write_some();
   }
   team.sync();
   team.write_tile(tile, scores + group * kLanes * layer.labels + first_label, layer.labels, lanes,
@@ -62,18 +63,20 @@ FANIN_FN void forward_tile(const Layer<T, I> &layer, const T *features, int64_t 
 template <class T, class I>
 FANIN_FN void backward_tile(const Layer<T, I> &layer, const T *features, int64_t group,
                             int64_t first_label, const T *grad_scores, T *grad_features,
-                            T *grad_weights, T *grad_bias, T *tile, const Team &team) {
+                            T *grad_weights, T *grad_bias, T *tile, Team<T> &team) {
   const int labels = int(smaller<int64_t>(kTile, layer.labels - first_label));
   const int lanes = int(smaller<int64_t>(kLanes, layer.batch - group * kLanes));
   const int64_t fan_in = layer.fan_in;
   const bool add = group > 0;
   constexpr int chunk = Partial<T>::at_once;
-  team.read_tile(tile, grad_scores + group * kLanes * layer.labels + first_label, layer.labels,
-                 lanes, labels);
+  const T *rows = grad_scores + group * kLanes * layer.labels + first_label;
+  const bool another_follows = first_label + 2 * kTile <= layer.labels;
+  team.read_tile(tile, rows, layer.labels, lanes, labels);
   team.sync();
   for (int j = team.first(); j < labels; j += team.step()) {
     const int64_t label = first_label + j;
     const Lanes<T> grad = load(tile + j * kTilePitch);
+    if (another_follows) team.read_some(rows + kTile, layer.labels, lanes, j);
     if (grad_bias) {
       const T total = sum(grad);
       grad_bias[label] = add ? grad_bias[label] + total : total;
@@ -83,18 +86,14 @@ FANIN_FN void backward_tile(const Layer<T, I> &layer, const T *features, int64_t
       const int64_t at = label * fan_in + k;
       const Connections<T, I> connections(layer.indices + at, layer.weights + at, count);
       if (grad_weights) {
-        Partial<T> products[chunk] = {};
-        if (count == chunk) {
-FANIN_UNROLL
-          for (int c = 0; c < chunk; ++c)
-            products[c] = partial(grad, load(features + connections.source(c) * kLanes));
-        } else {
-FANIN_UNROLL
-          for (int c = 0; c < chunk; ++c)
-            if (c < count)
-              products[c] = partial(grad, load(features + connections.source(c) * kLanes));
-        }
-        store_sums(products, grad_weights + at, count, add);
+        const auto product = [&](int c) FANIN_INLINE {
+          return partial(grad, load(features + connections.source(c) * kLanes));
+        };
+        if (count == chunk)
+          store_sums<T>(product, grad_weights + at, chunk, add, team.streaming);
+        else
+          store_sums<T>([&](int c) FANIN_INLINE { return c < count ? product(c) : Partial<T>{}; },
+                        grad_weights + at, count, add, team.streaming);
       }
       if (grad_features)
         for (int c = 0; c < count; ++c)

@@ -8,7 +8,7 @@
 //   broadcast, load, store, fma, sum                  what one expects of them
 //   Partial<T>, partial, store_sums                   many horizontal sums for the price of few
 //   Connections<T, I>   some (source, weight) pairs of one label, Partial<T>::at_once of them
-//   Team                who shares a tile of 32 labels: a CUDA block, or one CPU thread
+//   Team<T>             who shares a tile of 32 labels: a CUDA block, or one CPU thread
 //
 // FANIN_TARGET names the namespace. Each instruction set is compiled into its own, since an inline
 // function shared between differently compiled files could be linked in its AVX-512 form and then
@@ -23,8 +23,10 @@
 #if defined(__CUDACC__)
 #define FANIN_FN __device__ __forceinline__
 #define FANIN_UNROLL _Pragma("unroll")
+#define FANIN_INLINE
 #else
 #define FANIN_FN inline __attribute__((always_inline))
+#define FANIN_INLINE __attribute__((always_inline))
 #if defined(__clang__)
 #define FANIN_UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -92,8 +94,8 @@ FANIN_FN Partial<T> partial(Lanes<T> a, Lanes<T> b) {
   return {a.v * b.v};
 }
 
-// p[j] summed over the lanes, for 32 j at once: each exchange halves what a lane still carries, so
-// 31 shuffles do what 32 separate sums would need 160 for. Lane j ends with the sum of p[j].
+// products(j) summed over the lanes, for 32 j at once: each exchange halves what a lane still
+// carries, so 31 shuffles do what 32 separate sums would need 160 for. Lane j ends with sum j.
 template <int D, class T>
 FANIN_FN void exchange(Partial<T> (&p)[kLanes]) {
   const bool upper = lane_id() & D;
@@ -105,8 +107,11 @@ FANIN_FN void exchange(Partial<T> (&p)[kLanes]) {
   }
   if constexpr (D > 1) exchange<D / 2>(p);
 }
-template <class T>
-FANIN_FN void store_sums(Partial<T> (&p)[kLanes], T *out, int count, bool add) {
+template <class T, class Products>
+FANIN_FN void store_sums(const Products &products, T *out, int count, bool add, bool) {
+  Partial<T> p[kLanes];
+  FANIN_UNROLL
+  for (int j = 0; j < kLanes; ++j) p[j] = products(j);
   exchange<kLanes / 2>(p);
   const int lane = lane_id();
   if (lane < count) out[lane] = add ? out[lane] + p[0].v : p[0].v;
@@ -126,7 +131,9 @@ struct Connections {
   FANIN_FN T weight(int j) const { return __shfl_sync(kAll, my_weight, j); }
 };
 
+template <class T>
 struct Team {
+  static constexpr bool streaming = false;
   FANIN_FN int first() const { return threadIdx.x / kLanes; }
   FANIN_FN int step() const { return kWarps; }
   FANIN_FN void sync() const { __syncthreads(); }
@@ -136,13 +143,14 @@ struct Team {
     for (int64_t i = threadIdx.x; i < count; i += kWarps * kLanes) good &= values[i] < bound;
     return __syncthreads_and(good);
   }
-  // tile[label][lane] -> out[lane][label], and back.
-  template <class T>
+  // tile[label][lane] -> out[lane][label], and back. On a CPU both are spread over the labels of a
+  // neighbouring tile by `write_some` and `read_some`.
+  FANIN_FN void write_some() const {}
+  FANIN_FN void read_some(const T *, int64_t, int, int) const {}
   FANIN_FN void write_tile(const T *tile, T *out, int64_t pitch, int lanes, int labels) const {
     for (int b = first(); b < lanes; b += kWarps)
       if (lane_id() < labels) out[b * pitch + lane_id()] = tile[lane_id() * kTilePitch + b];
   }
-  template <class T>
   FANIN_FN void read_tile(T *tile, const T *in, int64_t pitch, int lanes, int labels) const {
     for (int b = first(); b < kLanes; b += kWarps)
       tile[lane_id() * kTilePitch + b] =
@@ -180,6 +188,33 @@ FANIN_FN void store_vector(T *p, Vector<T> a) {
   *reinterpret_cast<typename VectorOf<T>::unaligned *>(p) = a;
 }
 
+// Stores past the caches where the address allows it: large arrays that are not read soon need not
+// be fetched before they are overwritten.
+template <class T>
+FANIN_FN void stream_vector(T *p, Vector<T> a) {
+#if defined(__SSE2__) && defined(__GNUC__) && !defined(__clang__)
+  if (reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0) {
+    typedef float Floats __attribute__((vector_size(kVectorBytes)));
+    float *out = reinterpret_cast<float *>(p);
+#if defined(__AVX512F__)
+    __builtin_ia32_movntps512(out, (Floats)a);
+#elif defined(__AVX2__)
+    __builtin_ia32_movntps256(out, (Floats)a);
+#else
+    __builtin_ia32_movntps(out, (Floats)a);
+#endif
+    return;
+  }
+#endif
+  store_vector(p, a);
+}
+// Makes streamed stores visible to other threads.
+FANIN_FN void end_stream() {
+#if defined(__SSE2__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 template <class T>
 struct Lanes {
   Vector<T> v[VectorOf<T>::count];
@@ -202,6 +237,11 @@ template <class T>
 FANIN_FN void store(T *row, Lanes<T> a) {
 FANIN_UNROLL
   for (int i = 0; i < VectorOf<T>::count; ++i) store_vector(row + i * VectorOf<T>::width, a.v[i]);
+}
+template <class T>
+FANIN_FN void stream(T *row, Lanes<T> a) {
+  FANIN_UNROLL
+  for (int i = 0; i < VectorOf<T>::count; ++i) stream_vector(row + i * VectorOf<T>::width, a.v[i]);
 }
 template <class T>
 FANIN_FN Lanes<T> fma(T w, Lanes<T> a, Lanes<T> b) {
@@ -240,26 +280,36 @@ FANIN_UNROLL
   if constexpr (D > 1) transpose<T, D / 2>(rows);
 }
 
-template <class T, int D = VectorOf<T>::width / 2>
-FANIN_FN Vector<T> sum_rows(Vector<T> (&rows)[VectorOf<T>::width]) {
-  constexpr std::make_index_sequence<VectorOf<T>::width> columns;
-FANIN_UNROLL
-  for (int i = 0; i < D; ++i) {
-    const Vector<T> a = rows[i], b = rows[i + D];
-    rows[i] = exchange_low<D>(a, b, columns) + exchange_high<D>(a, b, columns);
+// Rows Row, Row + D, Row + 2 D, ... summed, each into one element. Depth first, so that few rows are
+// held at a time and the exchanges of the first overlap the loads of the next.
+template <class T, int D, int Row, class Rows>
+FANIN_FN Vector<T> sum_rows(const Rows &rows) {
+  constexpr int width = VectorOf<T>::width;
+  if constexpr (D == width) {
+    return rows(Row).v;
+  } else {
+    constexpr std::make_index_sequence<width> columns;
+    const Vector<T> a = sum_rows<T, 2 * D, Row>(rows), b = sum_rows<T, 2 * D, Row + D>(rows);
+    return exchange_low<D>(a, b, columns) + exchange_high<D>(a, b, columns);
   }
-  if constexpr (D > 1)
-    return sum_rows<T, D / 2>(rows);
-  else
-    return rows[0];
 }
 
+// Halves by halves, not one after the other: the chain of additions is as short as it can be.
+template <int D, class V, size_t... J>
+FANIN_FN V add_across(V a, std::index_sequence<J...> columns) {
+  a += __builtin_shufflevector(a, a, int(J ^ D)...);
+  if constexpr (D > 1)
+    return add_across<D / 2>(a, columns);
+  else
+    return a;
+}
 template <class T>
 FANIN_FN T sum(Lanes<T> a) {
-  T total = 0;
-  for (const auto &v : a.v)
-    for (int i = 0; i < VectorOf<T>::width; ++i) total += v[i];
-  return total;
+  constexpr int width = VectorOf<T>::width;
+  FANIN_UNROLL
+  for (int d = VectorOf<T>::count / 2; d; d /= 2)
+    for (int i = 0; i < d; ++i) a.v[i] += a.v[i + d];
+  return add_across<width / 2>(a.v[0], std::make_index_sequence<width>())[0];
 }
 
 template <class T>
@@ -274,14 +324,14 @@ FANIN_UNROLL
   for (int i = 1; i < VectorOf<T>::count; ++i) r.v += a.v[i] * b.v[i];
   return r;
 }
-template <class T>
-FANIN_FN void store_sums(Partial<T> (&p)[VectorOf<T>::width], T *out, int count, bool add) {
-  Vector<T> rows[VectorOf<T>::width];
-FANIN_UNROLL
-  for (int j = 0; j < VectorOf<T>::width; ++j) rows[j] = p[j].v;
-  Vector<T> sums = sum_rows<T>(rows);
+template <class T, class Products>
+FANIN_FN void store_sums(const Products &products, T *out, int count, bool add, bool streaming) {
+  const Vector<T> sums = sum_rows<T, 1, 0>(products);
   if (count == VectorOf<T>::width) {
-    store_vector(out, add ? load_vector(out) + sums : sums);
+    if (streaming && !add)
+      stream_vector(out, sums);
+    else
+      store_vector(out, add ? load_vector(out) + sums : sums);
   } else {
     for (int j = 0; j < count; ++j) out[j] = add ? out[j] + sums[j] : sums[j];
   }
@@ -296,7 +346,21 @@ struct Connections {
   FANIN_FN T weight(int j) const { return weights[j]; }
 };
 
+// A tile's 32 rows lie far apart in memory; touching all of them at once waits for each. So a
+// finished tile is kept, transposed, and a row of it stored beside each label of the next tile; and
+// a row of the tile to come is fetched beside each label of the present one.
+template <class T>
 struct Team {
+  alignas(64) T kept[kLanes * kTile];
+  alignas(64) T ahead[kLanes * kTile];
+  T *target = nullptr;
+  const T *ahead_of = nullptr;  // where the tile in `ahead` comes from
+  int64_t target_pitch = 0;
+  int next_row = 0, rows_kept = 0, rows_ahead = 0;
+  bool streaming;  // the output is large: store past the caches
+
+  explicit Team(bool s = false) : streaming(s) {}
+
   FANIN_FN int first() const { return 0; }
   FANIN_FN int step() const { return 1; }
   FANIN_FN void sync() const {}
@@ -306,10 +370,35 @@ struct Team {
     for (int64_t i = 0; i < count; ++i) largest = values[i] > largest ? values[i] : largest;
     return count == 0 || int64_t(largest) < bound;
   }
-  // tile[label][lane] -> out[lane][label], and back.
-  template <class T>
-  FANIN_FN void write_tile(const T *tile, T *out, int64_t pitch, int lanes, int labels) const {
+  FANIN_FN void write_some() {
+    if (next_row == rows_kept) return;
+    T *row = target + next_row * target_pitch;
+    if (streaming)
+      stream(row, load(kept + next_row * kTile));
+    else
+      store(row, load(kept + next_row * kTile));
+    ++next_row;
+  }
+  FANIN_FN void finish() {
+    while (next_row < rows_kept) write_some();
+    if (streaming) end_stream();
+  }
+  // Fetch row `row` of the whole tile at `in`, in order from row 0; rows beyond `lanes` are not
+  // there.
+  FANIN_FN void read_some(const T *in, int64_t pitch, int lanes, int row) {
+    constexpr int distance = 4;
+    if (row == 0) rows_ahead = 0;
+    if (row != rows_ahead || lanes < kLanes) return;
+    if (row + distance < kLanes)
+      for (size_t i = 0; i < kTile; i += 64 / sizeof(T))
+        __builtin_prefetch(in + (row + distance) * pitch + i);
+    store(ahead + row * kTile, load(in + row * pitch));
+    ahead_of = in;
+    ++rows_ahead;
+  }
+  FANIN_FN void write_tile(const T *tile, T *out, int64_t pitch, int lanes, int labels) {
     constexpr int width = VectorOf<T>::width;
+    while (next_row < rows_kept) write_some();
     if (labels < kTile) {
       for (int b = 0; b < lanes; ++b)
         for (int l = 0; l < labels; ++l) out[b * pitch + l] = tile[l * kTilePitch + b];
@@ -318,21 +407,17 @@ struct Team {
     for (int b = 0; b < lanes; b += width)
       for (int l = 0; l < kTile; l += width) {
         Vector<T> rows[width];
-FANIN_UNROLL
+        FANIN_UNROLL
         for (int i = 0; i < width; ++i) rows[i] = load_vector(tile + (l + i) * kTilePitch + b);
         transpose<T>(rows);
-        const int active = smaller(width, lanes - b);
-        if (active == width) {
-FANIN_UNROLL
-          for (int i = 0; i < width; ++i) store_vector(out + (b + i) * pitch + l, rows[i]);
-        } else {
-FANIN_UNROLL
-          for (int i = 0; i < width; ++i)
-            if (i < active) store_vector(out + (b + i) * pitch + l, rows[i]);
-        }
+        FANIN_UNROLL
+        for (int i = 0; i < width; ++i) store_vector(kept + (b + i) * kTile + l, rows[i]);
       }
+    target = out;
+    target_pitch = pitch;
+    next_row = 0;
+    rows_kept = lanes;
   }
-  template <class T>
   FANIN_FN void read_tile(T *tile, const T *in, int64_t pitch, int lanes, int labels) const {
     constexpr int width = VectorOf<T>::width;
     if (labels < kTile || lanes < kLanes) {
@@ -340,6 +425,10 @@ FANIN_UNROLL
         for (int b = 0; b < kLanes; ++b)
           tile[l * kTilePitch + b] = b < lanes && l < labels ? in[b * pitch + l] : T(0);
       return;
+    }
+    if (ahead_of == in && rows_ahead == kLanes) {
+      in = ahead;
+      pitch = kTile;
     }
     for (int l = 0; l < kTile; l += width)
       for (int b = 0; b < kLanes; b += width) {
