@@ -67,7 +67,9 @@ def check_arrays(setup: LayerSetup, arrays: dict[str, np.ndarray]) -> None:
         if name in arrays and arrays[name].size:
             low, high = int(arrays[name].min()), int(arrays[name].max())
             if low < 0 or high >= bound:
-                raise ValueError(f"{name} has values {low} to {high}; they must be in 0..{bound - 1}")
+                raise ValueError(
+                    f"{name} has values {low} to {high}; they must be in 0..{bound - 1}"
+                )
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,10 @@ def reproduce(
     seed: Seed = None,
     protocol: Annotated[
         str | None,
-        typer.Option(help="paper: validate on the test set, as published; holdout: on a tenth of "
-        "the training set."),
+        typer.Option(
+            help="paper: validate on the test set, as published; holdout: on a tenth of "
+            "the training set."
+        ),
     ] = None,
     results: Results = Path("results"),
     device: Device = "auto",
@@ -132,8 +134,13 @@ def reproduce(
         dataset,
         tasks,
         setup,
-        {"features": features, "repeat": repeat, "epochs": epochs, "seed": seed,
-         "protocol": protocol},
+        {
+            "features": features,
+            "repeat": repeat,
+            "epochs": epochs,
+            "seed": seed,
+            "protocol": protocol,
+        },
     )
     options = Options(results, data_dir, device, threads, force, save_weights)
     with Terminal(console) as display:
@@ -254,8 +261,11 @@ def info(as_json: AsJson = False) -> None:
     rows = {
         "kernels": f"version {kernels['version']}, CPU code {kernels['instruction_set']} "
         f"(here: {', '.join(kernels['instruction_sets'])}), "
-        + (f"CUDA for sm_{', sm_'.join(map(str, kernels['cuda']))}" if kernels["cuda"]
-           else "built without CUDA"),
+        + (
+            f"CUDA for sm_{', sm_'.join(map(str, kernels['cuda']))}"
+            if kernels["cuda"]
+            else "built without CUDA"
+        ),
         **{
             f"backend {name}": "installed" if there else f"missing: {INSTALL[name]}"
             for name, there in facts["backends"].items()

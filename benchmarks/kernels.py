@@ -83,7 +83,10 @@ def time_layers(
 
 
 def main(
-    inputs: Annotated[list[int], typer.Option(help="Inputs of the layer; repeatable.")] = [768, 32768],  # noqa: B006
+    inputs: Annotated[list[int], typer.Option(help="Inputs of the layer; repeatable.")] = [
+        768,
+        32768,
+    ],
     labels: int = 131_072,
     fan_in: int = 32,
     batch: int = 32,

@@ -20,7 +20,7 @@ def precision_at(labels: sp.csr_array, top: np.ndarray, k: int) -> float:
         raise ValueError(f"top must be [{instances}, >= {min(k, count)}], got {list(top.shape)}")
     if instances == 0:
         raise ValueError("precision of no instances is not defined")
-    if top.size and not (0 <= top.min() and top.max() < count):
+    if top.size and not (top.min() >= 0 and top.max() < count):
         raise ValueError(f"label ids in top must be in 0..{count - 1}")
     top = top[:, :k].astype(np.int64)
     if k > 1 and (np.diff(np.sort(top, axis=1), axis=1) == 0).any():

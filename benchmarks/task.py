@@ -91,8 +91,13 @@ class Task(BaseModel):
         parts = [kind, *(str(n) for n in (self.connectivity, self.intermediate) if n)]
         named = {"dataset", "features", "architecture", "connectivity", "intermediate", "repeat"}
         usual = type(self).model_validate(
-            {"dataset": self.dataset, "features": self.features, "architecture": self.architecture,
-             "connectivity": self.connectivity, "intermediate": self.intermediate}
+            {
+                "dataset": self.dataset,
+                "features": self.features,
+                "architecture": self.architecture,
+                "connectivity": self.connectivity,
+                "intermediate": self.intermediate,
+            }
         )
         changed = [
             f"{key}={getattr(self, key)}"

@@ -24,7 +24,14 @@ KERNELS = {"transpose_kernel": 4, "forward_kernel": 4, "backward_kernel": 4}
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for 'sm_(\w+)'")
 _SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
-_ARGUMENTS = {"f": "float", "d": "double", "t": "uint16", "j": "uint32", "Lb0E": "in", "Lb1E": "out"}
+_ARGUMENTS = {
+    "f": "float",
+    "d": "double",
+    "t": "uint16",
+    "j": "uint32",
+    "Lb0E": "in",
+    "Lb1E": "out",
+}
 
 
 def compile_for(nvcc: str, architecture: str) -> str:

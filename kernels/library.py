@@ -21,8 +21,21 @@ ABI_VERSION = 1
 _DTYPES = {
     name: code
     for code, name in enumerate(
-        "float32 float64 uint16 uint32 float16 bfloat16 uint8 uint64 int8 int16 int32 int64 "
-        "bool".split(),
+        [
+            "float32",
+            "float64",
+            "uint16",
+            "uint32",
+            "float16",
+            "bfloat16",
+            "uint8",
+            "uint64",
+            "int8",
+            "int16",
+            "int32",
+            "int64",
+            "bool",
+        ],
         start=1,
     )
 }

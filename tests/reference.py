@@ -49,8 +49,10 @@ class Model:
 
     def __init__(self, setup, arrays):
         self.setup = setup
-        self.arrays = {k: a.astype(np.float64) if a.dtype == np.float32 else a.copy()
-                       for k, a in arrays.items()}
+        self.arrays = {
+            k: a.astype(np.float64) if a.dtype == np.float32 else a.copy()
+            for k, a in arrays.items()
+        }
         trained = [k for k, a in arrays.items() if a.dtype == np.float32]
         self.m = {k: np.zeros(arrays[k].shape) for k in trained}
         self.v = {k: np.zeros(arrays[k].shape) for k in trained}

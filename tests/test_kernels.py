@@ -50,8 +50,9 @@ def check(rng, x, indices, weights, bias, threads=0):
     expected = reference.gradients(grad, x, indices, weights)
     # Longest sums: every label may add to one feature, every instance to a weight.
     largest = ROUNDING[x.dtype] * (8 + np.array([labels * indices.shape[1], batch, batch]))
-    for name, a, b, limit in zip(("features", "weights", "bias"), got, expected, largest,
-                                 strict=True):
+    for name, a, b, limit in zip(
+        ("features", "weights", "bias"), got, expected, largest, strict=True
+    ):
         assert a.shape == b.shape
         assert np.abs(a - b).max(initial=0) <= 8 * limit, name
 
@@ -74,13 +75,16 @@ def test_random_shapes(instruction_set, data):
     check(rng, *layer(rng, *shape, dtype, index), threads=data.draw(st.integers(0, 5)))
 
 
-@pytest.mark.parametrize("shape", [
-    (33, 70_000, 100, 130),
-    (300, 1, 1, 1),
-    (1, 65_536, 40_000, 3),
-    (32, 768, 100_000, 32),
-    (7, 130, 33, 130),
-])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (33, 70_000, 100, 130),
+        (300, 1, 1, 1),
+        (1, 65_536, 40_000, 3),
+        (32, 768, 100_000, 32),
+        (7, 130, 33, 130),
+    ],
+)
 def test_large_shapes(shape):
     rng = np.random.default_rng(3)
     index = np.uint16 if shape[1] <= 65_536 else np.uint32
@@ -176,31 +180,45 @@ def good(**changes):
     return {**arrays, **changes}
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"features": np.ones((3, 8, 1), np.float32)}, r"features must be \[batch, inputs\]"),
-    ({"features": np.ones((3, 8), np.float16)}, "features must be float32 or float64, got float16"),
-    ({"features": np.ones((3, 8), np.int64)}, "features must be float32 or float64, got int64"),
-    ({"features": np.ones((8, 3), np.float32).T}, r"features \[3, 8\] is not contiguous"),
-    ({"features": np.ones((3, 16), np.float32)[:, ::2]}, "features .* is not contiguous"),
-    ({"features": np.ones((3, 1), np.float32)}, "fan_in 2 is larger than the 1 inputs"),
-    ({"features": np.ones((3, 0), np.float32)}, "inputs must be at least 1"),
-    ({"indices": np.zeros((5, 2), np.int64)}, "indices must be uint16 or uint32, got int64"),
-    ({"indices": np.zeros((5, 2), np.int32)}, "indices must be uint16 or uint32, got int32"),
-    ({"indices": np.zeros((5, 3), np.uint16)}, "fan_in is 2 here but 3 in indices"),
-    ({"indices": np.zeros((2, 5), np.uint16).T}, "indices .* is not contiguous"),
-    ({"indices": np.full((5, 2), 8, np.uint16)}, r"indices\[0, 0\] is 8, out of range for 8"),
-    ({"weights": np.ones((5, 2), np.float64)}, "weights is float64 but features is float32"),
-    ({"weights": np.ones((4, 2), np.float32)}, "labels is 4 here but 5 in indices"),
-    ({"bias": np.zeros(4, np.float32)}, "labels is 4 here but 5 in indices"),
-    ({"bias": np.zeros((5, 1), np.float32)}, r"bias must be \[labels\]"),
-    ({"out": np.zeros((3, 4), np.float32)}, "labels is 4 here but 5 in indices"),
-    ({"out": np.zeros((3, 5), np.float64)}, "scores is float64 but features is float32"),
-    ({"threads": -1}, "threads must be 0"),
-    ({"indices": np.zeros((0, 2), np.uint16), "weights": np.ones((0, 2), np.float32),
-      "bias": None}, "labels must be at least 1"),
-    ({"indices": np.zeros((5, 0), np.uint16), "weights": np.ones((5, 0), np.float32)},
-     "fan_in must be at least 1"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": np.ones((3, 8, 1), np.float32)}, r"features must be \[batch, inputs\]"),
+        (
+            {"features": np.ones((3, 8), np.float16)},
+            "features must be float32 or float64, got float16",
+        ),
+        ({"features": np.ones((3, 8), np.int64)}, "features must be float32 or float64, got int64"),
+        ({"features": np.ones((8, 3), np.float32).T}, r"features \[3, 8\] is not contiguous"),
+        ({"features": np.ones((3, 16), np.float32)[:, ::2]}, "features .* is not contiguous"),
+        ({"features": np.ones((3, 1), np.float32)}, "fan_in 2 is larger than the 1 inputs"),
+        ({"features": np.ones((3, 0), np.float32)}, "inputs must be at least 1"),
+        ({"indices": np.zeros((5, 2), np.int64)}, "indices must be uint16 or uint32, got int64"),
+        ({"indices": np.zeros((5, 2), np.int32)}, "indices must be uint16 or uint32, got int32"),
+        ({"indices": np.zeros((5, 3), np.uint16)}, "fan_in is 2 here but 3 in indices"),
+        ({"indices": np.zeros((2, 5), np.uint16).T}, "indices .* is not contiguous"),
+        ({"indices": np.full((5, 2), 8, np.uint16)}, r"indices\[0, 0\] is 8, out of range for 8"),
+        ({"weights": np.ones((5, 2), np.float64)}, "weights is float64 but features is float32"),
+        ({"weights": np.ones((4, 2), np.float32)}, "labels is 4 here but 5 in indices"),
+        ({"bias": np.zeros(4, np.float32)}, "labels is 4 here but 5 in indices"),
+        ({"bias": np.zeros((5, 1), np.float32)}, r"bias must be \[labels\]"),
+        ({"out": np.zeros((3, 4), np.float32)}, "labels is 4 here but 5 in indices"),
+        ({"out": np.zeros((3, 5), np.float64)}, "scores is float64 but features is float32"),
+        ({"threads": -1}, "threads must be 0"),
+        (
+            {
+                "indices": np.zeros((0, 2), np.uint16),
+                "weights": np.ones((0, 2), np.float32),
+                "bias": None,
+            },
+            "labels must be at least 1",
+        ),
+        (
+            {"indices": np.zeros((5, 0), np.uint16), "weights": np.ones((5, 0), np.float32)},
+            "fan_in must be at least 1",
+        ),
+    ],
+)
 def test_bad_arguments_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         kernels.fan_in_linear(**good(**changes))

@@ -79,9 +79,7 @@ class TorchTrainer:
             for name, tensor in self._arrays.items()
             if tensor.is_floating_point()
         }
-        self._optimizer = torch.optim.Adam(
-            self._parameters.values(), betas=ADAM_BETAS, fused=True
-        )
+        self._optimizer = torch.optim.Adam(self._parameters.values(), betas=ADAM_BETAS, fused=True)
         # As torch would at the first step; made here so that it can be loaded before that.
         for tensor in self._parameters.values():
             self._optimizer.state[tensor] = {
