@@ -90,6 +90,8 @@ def plan_rewiring(
     are taken (fewer than the fraction where values are equal), and each gets a uniformly random
     new source, which may repeat one that its label has.
     """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fraction must be at least 0 and below 1, got {fraction}")
     magnitude = np.abs(weights.reshape(-1))
     count = int(fraction * magnitude.size)
     threshold = np.partition(magnitude, count)[count]

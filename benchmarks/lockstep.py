@@ -160,7 +160,8 @@ def compare(
                     kinks += _excuse_kinks(sides, before, features)
                 compared = {name: difference(*(s.read(name) for s in sides)) for name in floats}
                 for name in fixed:
-                    if not np.array_equal(*(side.read(name) for side in sides)):
+                    first, second = (side.read(name) for side in sides)
+                    if not np.array_equal(first, second):
                         raise LockstepError(f"{name} differs after step {step}")
                 loss = difference(*(np.array(value) for value in losses.values()))
                 done.append(

@@ -166,7 +166,7 @@ def machine(trainer: Trainer, threads: int) -> Machine:
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         processor=_processor(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        cores=_cores(),
         memory_bytes=psutil.virtual_memory().total,
         gpu=gpu_name(),
         python=platform.python_version(),
@@ -174,17 +174,16 @@ def machine(trainer: Trainer, threads: int) -> Machine:
         framework=described["framework"],
         device=described["device"],
         kernels=f"fanin {info['version']} {info['instruction_set']}",
-        threads=threads or psutil.cpu_count() or 1,
+        threads=threads or _cores(),
         code=code_identity(),
     )
 
 
 def packages() -> dict[str, str]:
     """Versions of what can change a number, of those that are installed."""
-    names = ("fanin", "numpy", "scipy", "scikit-learn", "torch", "keras")
-    names += ("tensorflow", "tensorflow-cpu")
+    names = ("fanin", "numpy", "scipy", "scikit-learn", "torch", "keras", "tensorflow")
     found = {}
-    for name in names:
+    for name in (*names, "tensorflow-cpu"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -214,6 +213,13 @@ def code_identity() -> str:
             digest.update(f"{package}/{path.relative_to(root)}\0".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -1,9 +1,9 @@
 """Result files: their schema, where they lie, and how they are written and read.
 
-One run is one JSON file at `<results>/runs/<dataset>/<features>/<task slug>/<backend>-<repeat>.json`
-and one comparison of the backends step by step at `<results>/lockstep/.../<task slug>.json`: both
-readable functions of the task. Only raw figures stand in it; what can be derived from them is
-derived by the reports. Bytes are bytes, times are wall-clock seconds, precisions are fractions,
+One run is one JSON file, `<results>/runs/<dataset>/<features>/<task slug>/<backend>-<repeat>.json`,
+and one comparison of the backends step by step another, `<results>/lockstep/.../<task slug>.json`:
+both paths are readable functions of the task. Only raw figures stand in them; what can be derived
+is derived by the reports. Bytes are bytes, times are wall-clock seconds, precisions are fractions,
 and a figure that could not be measured is null, never 0.
 """
 

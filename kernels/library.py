@@ -18,27 +18,12 @@ from typing import Any
 
 ABI_VERSION = 1
 
-_DTYPES = {
-    name: code
-    for code, name in enumerate(
-        [
-            "float32",
-            "float64",
-            "uint16",
-            "uint32",
-            "float16",
-            "bfloat16",
-            "uint8",
-            "uint64",
-            "int8",
-            "int16",
-            "int32",
-            "int64",
-            "bool",
-        ],
-        start=1,
-    )
-}
+# In the order of fanin_dtype, from 1.
+_DTYPE_NAMES = (
+    *("float32", "float64", "uint16", "uint32", "float16", "bfloat16", "uint8", "uint64"),
+    *("int8", "int16", "int32", "int64", "bool"),
+)
+_DTYPES = {name: code for code, name in enumerate(_DTYPE_NAMES, start=1)}
 _DEVICES = {"cpu": 1, "cuda": 2}
 _STATUS_ERRORS: dict[int, type[Exception]] = {1: ValueError, 2: RuntimeError, 3: RuntimeError}
 _MAX_RANK = 4

@@ -192,7 +192,7 @@ def _label_points(
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    renderer = FigureCanvasAgg(figure).get_renderer()
     panel = axes.get_window_extent(renderer)
     unit = DPI / 72
     taken = [

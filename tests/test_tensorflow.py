@@ -734,8 +734,9 @@ def test_description_and_device():
     trainer, arrays = start(SETUPS[0])
     trainer.synchronize()
     assert trainer.description() == {
-        "framework": "tensorflow", "version": tf.__version__, "device": "cpu"
-    }  # fmt: skip
+        "framework": f"tensorflow {tf.__version__}",
+        "device": "cpu",
+    }
     assert set(trainer.device_memory().values()) == {None}
     with pytest.raises(ValueError, match="device must be"):
         make_trainer("tensorflow", SETUPS[0], arrays, device="tpu")

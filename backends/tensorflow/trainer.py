@@ -307,12 +307,12 @@ class TensorFlowTrainer:
             tf.test.experimental.sync_devices()
 
     def description(self) -> dict[str, str]:
-        """Framework, version and device."""
+        """Framework with its version, and device."""
         device = "cpu"
         if self._device != "/CPU:0":
             gpu = tf.config.list_physical_devices("GPU")[0]
             device = tf.config.experimental.get_device_details(gpu).get("device_name", "cuda")
-        return {"framework": "tensorflow", "version": tf.__version__, "device": device}
+        return {"framework": f"tensorflow {tf.__version__}", "device": device}
 
     def device_memory(self) -> dict[str, int | None]:
         """Bytes that TensorFlow's allocator held at most; it does not tell what it reserved."""

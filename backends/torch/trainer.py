@@ -225,7 +225,7 @@ class TorchTrainer:
 
 
 def csr_starts(rows: Tensor, labels: int) -> Tensor:
-    """Where each label's connections begin: int32 [labels + 1] of CSR, from ascending int32 rows."""
+    """Where each label's connections begin: int32 [labels + 1], from ascending int32 rows."""
     bounds = torch.arange(labels + 1, dtype=torch.int32, device=rows.device)
     return torch.searchsorted(rows, bounds, out_int32=True)
 

@@ -1,0 +1,544 @@
+"""The harness: tasks, metrics, the training loop, runs in child processes, the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from pydantic import ValidationError
+
+from fanin.backends.arrays import initial_arrays, plan_rewiring
+from fanin.backends.interface import LayerSetup, make_trainer
+from fanin.benchmarks import fit, lockstep
+from fanin.benchmarks.metrics import precision, precision_at
+from fanin.benchmarks.results import (
+    Precision,
+    ResultError,
+    read_lockstep,
+    read_result,
+    result_path,
+)
+from fanin.benchmarks.task import TASK_FOLDER, Task, TaskError, read_tasks
+from fanin.datasets import Batches
+from fanin.datasets.formats import write_labels
+
+
+def task(**values) -> Task:
+    return Task.model_validate({"dataset": "d", "features": "f", "architecture": "dense", **values})
+
+
+class TestTasks:
+    @pytest.mark.parametrize("path", sorted(TASK_FOLDER.glob("*.json")), ids=lambda p: p.stem)
+    def test_every_task_file_is_valid(self, path):
+        tasks = read_tasks(path)
+        assert len({t.slug for t in tasks}) == len(tasks)
+        assert all(t.dataset == path.stem for t in tasks)
+
+    def test_original_names_are_understood(self, tmp_path):
+        path = tmp_path / "t.json"
+        path.write_text(
+            json.dumps(
+                {
+                    "defaults": {"dataset": "amazon-670k", "features": "slice", "repeat": 5},
+                    "tasks": [
+                        {"connectivity": 512, "architecture": "dense"},
+                        {"connectivity": 64, "intermediate": 64, "architecture": "bottleneck"},
+                        {"connectivity": 32, "architecture": "sparse", "repeat": 1},
+                        {
+                            "connectivity": 32,
+                            "intermediate": 16384,
+                            "architecture": "dense-stratified",
+                            "rewire_interval": -1,
+                            "rewire_fraction": 0.3,
+                            "learning_rate": 0.001,
+                            "dropout": 0.2,
+                            "loss_fn": "bce",
+                        },
+                    ],
+                }
+            )
+        )
+        dense, bottleneck, sparse, ffi = read_tasks(path)
+        assert (dense.connectivity, dense.repeat, dense.slug) == (None, 5, "dense")
+        assert (bottleneck.intermediate, bottleneck.slug) == (64, "bottleneck-64")
+        assert (sparse.rewire_fraction, sparse.repeat) == (0.01, 1)
+        assert ffi.slug == (
+            "ffi-32-16384_dropout=0.2_loss_fn=bce_rewire_fraction=0.3_rewire_interval=-1"
+        )
+        assert read_tasks(path, {"epochs": 3})[0].epochs == 3
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("{", r"t\.json:1: not JSON"),
+            ("[]", "expected"),
+            ('{"tasks": []}', "`tasks` is empty"),
+            ('{"tasks": [1]}', r"tasks\[0\]: expected an object"),
+            ('{"task": [], "tasks": [{}]}', r"unknown keys \['task'\]"),
+            ('{"tasks": [{"architecture": "dense"}]}', r"tasks\[0\]: dataset: Field required"),
+            ('{"defaults": {"dataset": "../x", "features": "f"}, "tasks": [{"architecture": '
+             '"dense"}]}', r"dataset: .*'\.\./x'"),
+            ('{"defaults": {"dataset": "d", "features": "f"}, "tasks": [{"architecture": '
+             '"desne"}]}', r"architecture: .*desne"),
+            ('{"defaults": {"dataset": "d", "features": "f"}, "tasks": [{"architecture": '
+             '"dense", "learning_rat": 1}]}', "learning_rat: .*known keys: .*learning_rate"),
+            ('{"defaults": {"dataset": "d", "features": "f"}, "tasks": [{"architecture": '
+             '"dense", "dropout": 1.0}]}', r"dropout: .*less than 1 \(got 1\.0\)"),
+            ('{"defaults": {"dataset": "d", "features": "f"}, "tasks": [{"architecture": '
+             '"stratified"}]}', "needs `connectivity`"),
+            ('{"defaults": {"dataset": "d", "features": "f"}, "tasks": [{"architecture": '
+             '"stratified", "connectivity": 32, "intermediate": 5}]}', "no intermediate layer"),
+            ('{"defaults": {"dataset": "d", "features": "f"}, "tasks": [{"architecture": '
+             '"dense-stratified", "connectivity": 32, "intermediate": 5}]}',
+             "connectivity 32 is larger than the 5 inputs"),
+            ('{"defaults": {"dataset": "d", "features": "f", "architecture": "dense"}, "tasks": '
+             '[{}, {}]}', r"tasks\[1\]: the same task as tasks\[0\]"),
+        ],
+    )  # fmt: skip
+    def test_errors_name_file_task_and_key(self, tmp_path, content, message):
+        path = tmp_path / "t.json"
+        path.write_text(content)
+        with pytest.raises(TaskError, match=message) as caught:
+            read_tasks(path)
+        assert str(path) in str(caught.value)
+
+    def test_connectivity_must_fit_the_data(self):
+        with pytest.raises(ValueError, match="connectivity 32 is larger than the 8 inputs"):
+            task(architecture="stratified", connectivity=32).setup(8, 5)
+
+    def test_a_task_cannot_be_changed(self):
+        with pytest.raises(ValidationError):
+            task().dropout = 0.5
+
+
+class TestPrecision:
+    labels = sp.csr_array(
+        np.array([[1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1]], bool)
+    )
+
+    def test_worked_example(self):
+        top = np.array([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1], [1, 0, 2, 3, 4]])
+        # Hits: first 1, 2 of 3, 2 of 5; second none; third 1, 2 of 3, 4 of 5.
+        assert precision_at(self.labels, top, 1) == pytest.approx(2 / 3)
+        assert precision_at(self.labels, top, 3) == pytest.approx((2 + 2) / 9)
+        at = precision(self.labels, top)
+        assert at.at_5 == pytest.approx((2 + 4) / 15)
+
+    def test_fewer_labels_than_k(self):
+        labels = sp.csr_array(np.array([[1, 1, 0]], bool))
+        at = precision(labels, np.array([[2, 0, 1]]))
+        assert (at.at_1, at.at_3, at.at_5) == (0, 2 / 3, 2 / 5)
+
+    @pytest.mark.parametrize(
+        ("top", "message"),
+        [
+            (np.zeros((2, 5), int), r"top must be \[3, >= 1\], got \[2, 5\]"),
+            (np.full((3, 1), 6), r"label ids in top must be in 0\.\.5"),
+            (np.full((3, 1), -1), r"label ids in top must be in 0\.\.5"),
+        ],
+    )
+    def test_bad_input(self, top, message):
+        with pytest.raises(ValueError, match=message):
+            precision_at(self.labels, top, 1)
+
+    def test_a_label_named_twice_is_an_error(self):
+        with pytest.raises(ValueError, match="names a label twice"):
+            precision_at(self.labels, np.array([[0, 0, 2]] * 3), 3)
+
+    def test_against_counting_by_hand(self):
+        rng = np.random.default_rng(0)
+        dense = rng.random((40, 30)) < 0.1
+        top = np.stack([rng.permutation(30)[:5] for _ in range(40)])
+        for k in (1, 3, 5):
+            hits = sum(dense[i, label] for i in range(40) for label in top[i, :k])
+            assert precision_at(sp.csr_array(dense), top, k) == pytest.approx(hits / (40 * k))
+
+
+class TestRewiring:
+    def test_takes_strictly_below_the_threshold(self):
+        weights = np.array([[0.5, -0.1, 0.2], [0.1, -0.3, 0.4]], np.float32)
+        plan = plan_rewiring(weights, 0.34, 100, np.random.default_rng(0))
+        # Two of six; sorted magnitudes .1 .1 .2: the threshold is .2.
+        assert plan.slots.tolist() == [1, 3]
+        assert plan.threshold == pytest.approx(0.2)
+        # With equal values at the threshold fewer are taken.
+        assert not len(plan_rewiring(np.ones(10), 0.5, 9, np.random.default_rng(0)).slots)
+
+    def test_a_slots_new_source_does_not_depend_on_the_others(self):
+        weights = np.random.default_rng(1).standard_normal(1000)
+        few = plan_rewiring(weights, 0.1, 50, np.random.default_rng(7))
+        many = plan_rewiring(weights, 0.2, 50, np.random.default_rng(7))
+        found = dict(zip(many.slots, many.sources, strict=True))
+        assert len(few.slots) == 100
+        assert [found[s] for s in few.slots] == few.sources.tolist()
+        assert many.sources.max() < 50
+
+    def test_fraction_out_of_range(self):
+        with pytest.raises(ValueError, match="fraction must be"):
+            plan_rewiring(np.ones(5), 1.0, 5, np.random.default_rng(0))
+
+    def test_when_it_is_due(self):
+        def steps(interval):
+            return [s for s in range(1, 11) if fit.rewire_due(s, interval, steps_per_epoch=4)]
+
+        assert steps(3) == [1, 4, 7, 10]
+        assert steps(-1) == [1, 5, 9]
+        assert steps(0) == []
+
+
+class TestInitialArrays:
+    def test_limits(self):
+        arrays = initial_arrays(LayerSetup("dense-stratified", 50, 400, 8, 100), 0)
+        sparse, hidden = arrays["output.weights"], arrays["intermediate.weights"]
+        for weights, limit in ((sparse, (3 / 3200) ** 0.5), (hidden, (6 / 150) ** 0.5)):
+            assert 0.98 * limit < np.abs(weights).max() <= limit
+            assert abs(weights.mean()) < 0.05 * limit
+        assert arrays["output.indices"].dtype == np.uint16
+        assert not arrays["output.bias"].any()
+
+    def test_equal_seeds_are_equal(self):
+        setup = LayerSetup("sparse", 20, 30, 4)
+        one, two, three = (initial_arrays(setup, seed) for seed in (1, 1, 2))
+        assert all(np.array_equal(one[k], two[k]) for k in one)
+        assert not np.array_equal(one["output.weights"], three["output.weights"])
+        assert (np.diff(one["output.rows"]) >= 0).all()
+
+
+class FakeTrainer:
+    """Notes what the loop asks of it."""
+
+    def __init__(self):
+        self.setup = LayerSetup("dense", 1, 5)
+        self.epoch = 0
+        self.rates = []
+        self.loaded = None
+
+    def train(self, batches, learning_rate, on_step=None):
+        self.epoch += 1
+        self.rates.append(learning_rate)
+        return np.ones(sum(1 for _ in batches))
+
+    def array(self, name):
+        return np.full(1, self.epoch)
+
+    def load_weights(self, arrays):
+        self.loaded = {k: int(v[0]) for k, v in arrays.items()}
+
+    def synchronize(self):
+        pass
+
+
+@pytest.fixture
+def run_fit(monkeypatch):
+    """Train with a validation P@3 per epoch that is given."""
+
+    def run(values):
+        trainer = FakeTrainer()
+
+        def evaluate(trainer, x, y):
+            value = values[trainer.epoch - 1]
+            return Precision(at_1=value, at_3=value, at_5=value)
+
+        monkeypatch.setattr(fit, "evaluate", evaluate)
+        y = sp.csr_array(np.ones((70, 5), bool))
+        x = np.zeros((70, 1), np.float32)
+        done = fit.fit(trainer, Batches(x, y), (x, y), task(epochs=len(values)), seed=0)
+        return trainer, done
+
+    return run
+
+
+class TestFit:
+    def test_halves_the_rate_after_two_epochs_without_a_rise_of_a_thousandth(self, run_fit):
+        trainer, _ = run_fit([0.1, 0.1009, 0.1009, 0.2, 0.3, 0.3, 0.3, 0.4])
+        assert trainer.rates == [1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 5e-4, 5e-4, 2.5e-4]
+
+    def test_the_rate_has_a_floor(self, run_fit):
+        # Rises by more than 5e-5 an epoch, so training goes on; by less than 1e-3 in twelve.
+        trainer, done = run_fit([0.1 + 6e-5 * i for i in range(12)])
+        assert len(done.history) == 12
+        assert trainer.rates[-1] == 1e-4
+        assert sorted(trainer.rates, reverse=True) == trainer.rates
+
+    def test_stops_after_four_epochs_without_a_rise_and_restores_the_best(self, run_fit):
+        trainer, done = run_fit([0.1, 0.2, 0.3, 0.3, 0.29, 0.3, 0.28, 0.33, 0.33])
+        assert len(done.history) == 7
+        assert done.best_epoch == 3
+        assert trainer.loaded == {"output.weights": 3, "output.bias": 3}
+
+    def test_last_epoch_best_needs_no_restoring(self, run_fit):
+        trainer, done = run_fit([0.1, 0.2])
+        assert (trainer.loaded, done.best_epoch) == (None, 2)
+
+
+def write_dataset(folder: Path, instances=60, inputs=40, labels=50, name="tiny") -> Path:
+    """A small learnable data set in the folder layout users bring."""
+    rng = np.random.default_rng(0)
+    (folder / name).mkdir(parents=True)
+    for split, count in (("train", instances), ("test", 20)):
+        y = rng.random((count, labels)) < 0.05
+        y[np.arange(count), rng.integers(0, labels, count)] = True
+        x = (y @ np.random.default_rng(5).standard_normal((labels, inputs))).astype(np.float32)
+        np.save(folder / name / f"{split}-dense40.npy", x)
+        write_labels(folder / name / f"{split}-labels.txt", sp.csr_array(y), inputs)
+    return folder
+
+
+TASKS = {
+    "defaults": {"dataset": "tiny", "features": "dense40", "epochs": 2},
+    "tasks": [
+        {"architecture": "dense"},
+        {"architecture": "sparse", "connectivity": 8},
+        {"architecture": "stratified", "connectivity": 8},
+        {"architecture": "dense-sparse", "connectivity": 8, "intermediate": 64},
+        {"architecture": "dense-stratified", "connectivity": 8, "intermediate": 64},
+        {"architecture": "bottleneck", "intermediate": 16},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with data and tasks."""
+    folder = tmp_path_factory.mktemp("harness")
+    write_dataset(folder / "data")
+    (folder / "tasks.json").write_text(json.dumps(TASKS))
+    return folder
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "fanin.benchmarks.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+
+
+def arguments(place, results, *more):
+    return (
+        *("--dataset", "tiny", "--features", "dense40", "--data-dir", place / "data"),
+        *("--tasks", place / "tasks.json", "--results", place / results, *more),
+    )
+
+
+@pytest.fixture(scope="module")
+def reproduced(place):
+    """All setups in both backends, once."""
+    return command("reproduce", *arguments(place, "all", "--json"))
+
+
+@pytest.mark.slow
+class TestReproduce:
+    def test_all_setups_in_both_backends(self, place, reproduced):
+        assert reproduced.returncode == 0, reproduced.stderr
+        answer = json.loads(reproduced.stdout)
+        assert len(answer["results"]) == 12
+        assert Path(answer["report"]).is_file()
+        for result in answer["results"]:
+            assert result["status"] == "finished"
+            assert len(result["history"]) == 2
+            assert result["machine"]["framework"].startswith(result["backend"])
+            memory = result["memory"]
+            assert memory["host_peak_rss_bytes"] >= memory["host_baseline_rss_bytes"] > 0
+            assert memory["nvml_device_delta_bytes"] is None or result["machine"]["gpu"]
+            assert memory["parameter_bytes"] > 0
+
+    def test_backends_agree_on_what_they_learned(self, reproduced):
+        losses = {}
+        for result in json.loads(reproduced.stdout)["results"]:
+            key = (result["task"]["architecture"], result["task"]["connectivity"])
+            losses.setdefault(key, []).append([e["loss"] for e in result["history"]])
+        for pair in losses.values():
+            assert np.allclose(*pair, rtol=1e-5)
+
+    def test_finished_runs_are_skipped(self, place, reproduced):
+        again = command("reproduce", *arguments(place, "all", "--setup", "dense"))
+        assert again.returncode == 0
+        assert again.stdout.count("finished before, skipped") == 2
+        assert re.search(r"torch +\| Dense", again.stdout)
+
+    def test_failed_runs_are_recorded_and_tried_again(self, place):
+        spoiled = write_dataset(place / "spoiled")
+        x = np.load(spoiled / "tiny" / "train-dense40.npy")
+        x[3, 5] = np.nan
+        np.save(spoiled / "tiny" / "train-dense40.npy", x)
+        bad = [
+            *("reproduce", "--dataset", "tiny", "--features", "dense40", "--setup", "dense"),
+            *("--tasks", place / "tasks.json", "--results", place / "retry", "--backend", "torch"),
+        ]
+        failed = command(*bad, "--data-dir", spoiled)
+        assert failed.returncode == 1
+        assert "row 3, column 5" in failed.stdout
+        path = result_path(place / "retry", read_tasks(place / "tasks.json")[0], "torch", 0)
+        result = read_result(path)
+        assert result.status == "failed"
+        assert result.failure.kind == "DataError"
+        mended = command(*bad, "--data-dir", place / "data")
+        assert mended.returncode == 0, mended.stdout
+        assert read_result(path).status == "finished"
+
+    def test_ctrl_c_keeps_what_is_finished(self, place):
+        data = place / "long"
+        write_dataset(data, instances=20_000, labels=300)
+        results = place / "stopped"
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-P", "-m", "fanin.benchmarks.cli", "reproduce", "--epochs"),
+                *("90", "--dataset", "tiny", "--features", "dense40", "--data-dir", str(data)),
+                *("--tasks", str(place / "tasks.json"), "--results", str(results)),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        line = process.stdout.readline()  # the first epoch of the first run is done
+        assert "epoch 1" in line
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "finished runs are kept" in errors
+        assert not list(results.rglob("*.json"))
+        time.sleep(0.5)
+        left = subprocess.run(["pgrep", "-f", "fanin.benchmarks.run"], capture_output=True,
+                              check=False, text=True).stdout.split()  # fmt: skip
+        mine = [p for p in left if str(results) in _command_line(p)]
+        assert not mine
+
+    def test_holdout_never_sees_the_test_set(self, place):
+        done = command(
+            "reproduce",
+            *arguments(place, "holdout", "--setup", "dense", "--backend", "torch"),
+            *("--protocol", "holdout", "--json"),
+        )
+        assert done.returncode == 0, done.stderr
+        (result,) = json.loads(done.stdout)["results"]
+        assert result["history"][0]["steps"] == 2  # 54 of 60 instances
+
+    def test_saved_weights_load_in_the_other_backend(self, place):
+        from safetensors.numpy import load_file
+
+        done = command(
+            "reproduce",
+            *arguments(place, "weights", "--setup", "ffi-8-64", "--backend", "tensorflow"),
+            *("--save-weights", "--epochs", "1"),
+        )
+        assert done.returncode == 0, done.stdout
+        (path,) = (place / "weights").rglob("*.safetensors")
+        arrays = load_file(path)
+        setup = LayerSetup("dense-stratified", 40, 50, 8, 64)
+        trainer = make_trainer("torch", setup, initial_arrays(setup, 9), device="cpu")
+        trainer.load_weights(arrays)
+        assert np.array_equal(trainer.array("output.indices"), arrays["output.indices"])
+
+
+def _command_line(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+@pytest.mark.slow
+class TestCompare:
+    def test_backends_agree_step_by_step(self, place):
+        done = command(
+            "compare",
+            *arguments(place, "compared", "--steps", "12", "--setup", "ffi-8-64"),
+            *("--setup", "unstructured-8", "--json"),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        results = list(read_lockstep(place / "compared"))
+        assert [len(r.steps) for r in results] == [12, 12]
+        for result in results:
+            assert result.agreed
+            assert set(result.sides) == {"torch", "tensorflow"}
+            assert 0 < max(s.loss.absolute for s in result.steps) < 1e-5
+
+    def test_drift_fails(self, place, monkeypatch):
+        """With no room for rounding at all, two frameworks cannot agree."""
+        monkeypatch.setattr(lockstep, "WEIGHT_TOLERANCE", 0.0)
+        monkeypatch.setattr(lockstep, "LOSS_TOLERANCE", 0.0)
+        options = lockstep.Options(place / "drift", place / "data")
+        chosen = read_tasks(place / "tasks.json")[0]
+        assert not lockstep.compare(chosen, options, 5).agreed
+
+    def test_a_relative_difference_is_by_size(self):
+        one = np.array([1.0, -4.0])
+        found = lockstep.difference(one, np.array([1.0, -4.001]))
+        assert found.absolute == pytest.approx(1e-3)
+        assert found.relative == pytest.approx(1e-3 / 4)
+        assert lockstep.difference(np.zeros(3), np.zeros(3)).relative == 0
+
+
+class TestCommandLine:
+    @pytest.mark.parametrize("name", ["reproduce", "compare", "report", "info"])
+    def test_help(self, name):
+        done = command(name, "--help")
+        assert done.returncode == 0
+        assert len(done.stdout) > 300
+
+    def test_info_for_a_program(self):
+        answer = json.loads(command("info", "--json").stdout)
+        assert answer["backends"] == {"torch": True, "tensorflow": True}
+        assert "wordnet-small" in answer["datasets"]
+        assert answer["kernels"]["instruction_set"] in answer["kernels"]["instruction_sets"]
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (("--backend", "jax"), "unknown backend 'jax'; there are torch, tensorflow"),
+            (("--setup", "ffi-33"), "no setup 'ffi-33' .* there are bottleneck-64, dense"),
+            (("--dataset", "nowhere"), "no tasks are known for data set 'nowhere'"),
+            (("--tasks", "/nowhere.json"), "/nowhere.json: no such task file"),
+        ],
+    )
+    def test_wrong_usage_is_one_line_and_code_2(self, tmp_path, given, message):
+        done = command("reproduce", *given, "--results", tmp_path)
+        assert done.returncode == 2
+        assert re.search(message, done.stderr)
+        assert "Traceback" not in done.stderr
+
+    def test_a_report_of_nothing(self, tmp_path):
+        done = command("report", "--results", tmp_path)
+        assert done.returncode == 2
+        assert str(tmp_path) in done.stderr
+
+    def test_a_broken_result_file_is_named(self, tmp_path):
+        path = result_path(tmp_path, task(), "torch", 0)
+        path.parent.mkdir(parents=True)
+        path.write_text('{"schema_version": 1}')
+        with pytest.raises(ResultError, match="not a result file of schema 1"):
+            read_result(path)
+        done = command("report", "--results", tmp_path)
+        assert done.returncode == 2
+        assert str(path) in done.stderr
+
+    def test_a_missing_backend_says_what_to_install(self, tmp_path):
+        """A finder that hides TensorFlow stands in for a machine without it."""
+        (tmp_path / "sitecustomize.py").write_text(
+            "import sys\n"
+            "class Hide:\n"
+            "    def find_spec(self, name, path=None, target=None):\n"
+            "        if name.partition('.')[0] == 'tensorflow':\n"
+            "            raise ModuleNotFoundError(name, name=name)\n"
+            "sys.meta_path.insert(0, Hide())\n"
+            "import importlib.util as u\n"
+            "real = u.find_spec\n"
+            "u.find_spec = lambda n, p=None: None if n == 'tensorflow' else real(n, p)\n"
+        )
+        path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+        done = command("reproduce", "--results", tmp_path, env={**os.environ, "PYTHONPATH": path})
+        assert done.returncode == 2
+        assert "'tensorflow' was asked for but is not installed: pip install" in done.stderr
