@@ -327,7 +327,7 @@ def test_committed_file_is_small() -> None:
 
 @pytest.mark.parametrize(
     ("cut", "train_count", "test_count", "label_count", "positives"),
-    [(None, 104_275, 11_051, 64_902, 281_720), (wordnet.SMALL_CUT, 7_230, 762, 5_472, 22_509)],
+    [(None, 104_275, 11_051, 64_902, 281_720), (wordnet.SMALL_CUT, 2_877, 314, 2_357, 10_103)],
 )
 def test_wordnet_counts(
     cut: frozenset[int] | None, train_count: int, test_count: int, label_count: int, positives: int
@@ -394,11 +394,11 @@ def few(cache: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[s
 def test_wordnet_small(cache: Path, caplog: pytest.LogCaptureFixture, capsys) -> None:
     caplog.set_level(logging.INFO, "fanin.datasets")
     data = load("wordnet-small")
-    assert (data.train_x.shape, data.test_x.shape) == ((7_230, 512), (762, 512))
+    assert (data.train_x.shape, data.test_x.shape) == ((2_877, 512), (314, 512))
     for x in (data.train_x, data.test_x):
         assert np.abs(np.linalg.norm(x, axis=1) - 1).max() < 1e-5
     assert data.label_names is not None
-    assert "herb (n12205694)" in data.label_names
+    assert "France (n08929922)" in data.label_names
     assert not data.synthetic
     assert "making tfidf-svd512" in caplog.text
     assert capsys.readouterr().out == ""
