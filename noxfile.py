@@ -115,6 +115,12 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def readme(session: nox.Session) -> None:
+    """Write the README's table and plot anew from benchmarks/results."""
+    session.run(str(environment(session) / "python"), ".ci/readme.py", external=True)
+
+
+@nox.session(venv_backend="none")
 def kernels(session: nox.Session) -> None:
     """Compile the CUDA kernels for sm_80, sm_90 and sm_100; fail on register spills. Needs nvcc."""
     session.run(sys.executable, "kernels/compile_report.py", *session.posargs, external=True)

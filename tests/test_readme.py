@@ -1,0 +1,58 @@
+"""The README is held to its word: its code runs, its table is that of the result files."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_examples_run(framework, tmp_path):
+    (code,) = re.findall(rf"```python\n(# {framework}\n.*?)```", README, re.DOTALL)
+    assert len(code.splitlines()) < 22
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error::UserWarning", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_sessions_exist():
+    noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")
+    defined = set(re.findall(r"^def (\w+)\(session", noxfile, re.MULTILINE))
+    named = set(re.findall(r"nox -s (\w+)", README))
+    assert named
+    assert named <= defined
+
+
+def test_ci_runs_the_readme_test_command():
+    assert "\nnox -s tests" in README
+    assert re.search(r"^nox -s tests$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+
+
+def test_table_is_that_of_the_result_files():
+    spec = importlib.util.spec_from_file_location("readme", ROOT / ".ci" / "readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    writer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(writer)
+    match = writer.SECTION.search(README)
+    assert match is not None
+    assert match[0] == match[1] + writer.section() + match[2]
