@@ -500,8 +500,9 @@ def lockstep(locksteps: Iterable[LockstepResult]) -> Table:
                 Cell(weights[1] if weights else GAP),
                 Cell(scientific(result.weight_tolerance)),
                 Cell(scientific(weights_absolute)),
-                # The count runs over the steps, so the last step has all of them.
+                # The counts run over the steps, so the last step has all of them.
                 Cell(number(result.steps[-1].excused, 0) if result.steps else GAP),
+                Cell(number(result.steps[-1].kinks, 0) if result.steps else GAP),
                 Cell("yes" if result.agreed else "NO"),
             )
         )
@@ -518,6 +519,10 @@ def lockstep(locksteps: Iterable[LockstepResult]) -> Table:
         Column(
             "excused rewires",
             meaning="connections whose |weight| lay within rounding of the rewiring threshold",
+        ),
+        Column(
+            "excused units",
+            meaning="intermediate units for which the input to ReLU lay within rounding of 0",
         ),
         Column("agreed", False),
     )

@@ -170,6 +170,7 @@ def lockstep(of: Task | None = None, agreed: bool = True) -> LockstepResult:
             arrays={"output.weights": Difference(absolute=1e-9, relative=1e-7 * number),
                     "output.bias": Difference(absolute=3e-9, relative=4e-7 if number == 2 else 0)},
             excused=number // 2,
+            kinks=2 * number,
         )
         for number in (1, 2, 3)
     ]  # fmt: skip
@@ -442,7 +443,7 @@ def test_lockstep_table_has_the_largest_differences_of_all_steps() -> None:
     table = tables.lockstep([lockstep(), lockstep(of=task(architecture="dense"), agreed=False)])
     dense, ffi = ([cell.text for cell in row] for row in table.rows)
     assert ffi == [
-        "FFI 32", "3", "2e-8", "1e-5", "6e-9", "4e-7", "output.bias", "1e-4", "3e-9", "1", "yes",
+        "FFI 32", "3", "2e-8", "1e-5", "6e-9", "4e-7", "output.bias", "1e-4", "3e-9", "1", "6", "yes",
     ]  # fmt: skip
     assert dense[0] == "Dense"
     assert dense[-1] == "NO"

@@ -92,6 +92,7 @@ def test_only_the_wanted_gradients_are_made():
     assert np.abs(weights.grad.numpy() - expected).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_compiled_whole_with_any_batch():
     module = FixedFanInLinear(40, 70, 7)
     compiled = torch.compile(torch.nn.Sequential(torch.nn.ReLU(), module), fullgraph=True)
