@@ -188,7 +188,7 @@ def compare(
     done = []
     failures = 0
     for number, task in enumerate(chosen, 1):
-        title = f"[{number}/{len(chosen)}] {task.dataset} {task.slug}"
+        title = f"[{number}/{len(chosen)}] {task.dataset} {task.slug.partition('_')[0]}"
         with console.status(title) as status:
 
             def show(step: LockstepStep, status: Any = status, title: str = title) -> None:
@@ -347,8 +347,9 @@ def _show_comparisons(console: Console, done: list[LockstepResult]) -> None:
     for result in done:
         weights = [d for step in result.steps for d in step.arrays.values()]
         last = result.steps[-1]
+        setup = result.task.slug.partition("_")[0]
         apart.add_row(
-            result.task.slug,
+            setup,
             str(len(result.steps)),
             f"{max(step.loss.relative for step in result.steps):.1e}",
             f"{max(d.absolute for d in weights):.1e}",
@@ -361,7 +362,7 @@ def _show_comparisons(console: Console, done: list[LockstepResult]) -> None:
             known = memory.host_peak_rss_bytes and memory.host_baseline_rss_bytes
             used = (memory.host_peak_rss_bytes or 0) - (memory.host_baseline_rss_bytes or 0)
             ends.add_row(
-                result.task.slug,
+                setup,
                 backend,
                 *(f"{100 * value:.2f}" for value in (at.at_1, at.at_3, at.at_5)),
                 f"{1e3 * side.median_step_seconds:.1f}",
