@@ -443,7 +443,8 @@ def test_lockstep_table_has_the_largest_differences_of_all_steps() -> None:
     table = tables.lockstep([lockstep(), lockstep(of=task(architecture="dense"), agreed=False)])
     dense, ffi = ([cell.text for cell in row] for row in table.rows)
     assert ffi == [
-        "FFI 32", "3", "2e-8", "1e-5", "6e-9", "4e-7", "output.bias", "1e-4", "3e-9", "1", "6", "yes",
+        "FFI 32", "3", "2e-8", "1e-5", "6e-9", "4e-7", "output.bias", "1e-4", "3e-9", "1", "6",
+        "yes",
     ]  # fmt: skip
     assert dense[0] == "Dense"
     assert dense[-1] == "NO"
