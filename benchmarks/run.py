@@ -115,6 +115,19 @@ def build(request: Request, data: Dataset) -> Trainer:
     )
 
 
+def failed(request: Request, started: datetime, kind: str, message: str, output: str) -> RunResult:
+    """The result of a run that ended in an error."""
+    return RunResult(
+        status="failed",
+        task=request.task,
+        backend=request.backend,
+        repeat=request.repeat,
+        started=started,
+        finished=datetime.now(UTC),
+        failure=Failure(kind=kind, message=message, traceback=output),
+    )
+
+
 def warm_up(request: Request) -> None:
     """Import the framework and let a tiny model of the same kind train, rewire and predict.
 
@@ -212,18 +225,8 @@ def main(channel: int, lines: Iterable[str]) -> int:
             result = run(request, events)
         except Exception as error:
             traceback.print_exc()
-            result = RunResult(
-                status="failed",
-                task=request.task,
-                backend=request.backend,
-                repeat=request.repeat,
-                started=started,
-                finished=datetime.now(UTC),
-                failure=Failure(
-                    kind=type(error).__name__,
-                    message=str(error),
-                    traceback=traceback.format_exc(),
-                ),
+            result = failed(
+                request, started, type(error).__name__, str(error), traceback.format_exc()
             )
         write_result(request.path, result)
     return 0 if result.status == "finished" else 1

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fanin.benchmarks.results import (
-    Failure,
     ResultError,
     RunResult,
     read_result,
     result_path,
     write_result,
 )
-from fanin.benchmarks.run import Request
+from fanin.benchmarks.run import Request, failed
 from fanin.benchmarks.task import Task
 
 
@@ -150,18 +149,7 @@ def run_one(request: Request, display: Display) -> RunResult:
         return read_result(request.path)
     tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    result = RunResult(
-        status="failed",
-        task=request.task,
-        backend=request.backend,
-        repeat=request.repeat,
-        started=started,
-        finished=datetime.now(UTC),
-        failure=Failure(
-            kind="ProcessDied",
-            message=f"the run's process ended with {how} and left no result; its output: {log}",
-            traceback=tail,
-        ),
-    )
+    message = f"the run's process ended with {how} and left no result; its output: {log}"
+    result = failed(request, started, "ProcessDied", message, tail)
     write_result(request.path, result)
     return result

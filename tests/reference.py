@@ -83,6 +83,10 @@ class Model:
             hidden = np.maximum(0, x @ a["intermediate.weights"] + a["intermediate.bias"])
         return hidden, hidden @ self.output_matrix() + a["output.bias"]
 
+    def scores(self, x):
+        """[batch, labels] for float32 features [batch, inputs]."""
+        return self.forward(x.astype(np.float64))[1]
+
     def step(self, batch, learning_rate):
         x = batch.features.astype(np.float64)
         hidden, s = self.forward(x)

@@ -1,6 +1,6 @@
 """The TensorFlow side: the op, the Keras layer and the trainer against float64 NumPy.
 
-The reference is written for reading: one formula a line, dense matrices, no care for speed.
+The numerics are those of reference.py; dense matrices, no care for speed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import Model
+from reference import loss as reference_loss
 from tensorflow.python.framework import kernels as registered_kernels
 
 from fanin.backends.arrays import initial_arrays, plan_rewiring
@@ -33,71 +35,6 @@ def dense_matrix(indices: np.ndarray, weights: np.ndarray, inputs: int) -> np.nd
     for k in range(indices.shape[1]):
         np.add.at(matrix, (indices[:, k], np.arange(len(indices))), weights[:, k])
     return matrix
-
-
-def reference_loss(loss, scores, rows, labels):
-    """The loss and its gradient by the scores, with the dense matrix of targets."""
-    y = -np.ones(scores.shape)
-    y[rows, labels] = 1
-    if loss == "squared_hinge":
-        margin = np.maximum(0, 1 - y * scores)
-        return (margin**2).mean(), -2 * y * margin / scores.size
-    return np.logaddexp(0, -y * scores).mean(), -y / (1 + np.exp(y * scores)) / scores.size
-
-
-class ReferenceTrainer:
-    """A `LayerSetup` in float64 NumPy, trained by Adam in Keras' form (epsilon beside sqrt(v))."""
-
-    def __init__(self, setup, arrays):
-        self.setup = setup
-        self.arrays = {
-            name: array.astype(np.float64) if array.dtype == np.float32 else array.copy()
-            for name, array in arrays.items()
-        }
-        self.m = {name: np.zeros_like(array) for name, array in self.arrays.items()}
-        self.v = {name: np.zeros_like(array) for name, array in self.arrays.items()}
-        self.steps = 0
-
-    def _connections(self):
-        """(sources, labels) of every weight of the output layer, in the shape of its weights."""
-        a = self.arrays
-        if self.setup.kind == "FFI":
-            label = np.arange(self.setup.labels)[:, None]
-            return np.broadcast_arrays(a["output.indices"], label)
-        if self.setup.kind == "Unstructured":
-            return a["output.columns"], a["output.rows"]
-        return np.indices(a["output.weights"].shape)
-
-    def _forward(self, x):
-        a, hidden = self.arrays, x
-        if self.setup.intermediate:
-            hidden = np.maximum(0, x @ a["intermediate.weights"] + a["intermediate.bias"])
-        matrix = np.zeros((self.setup.sources, self.setup.labels))
-        np.add.at(matrix, tuple(self._connections()), a["output.weights"])
-        return hidden, matrix, hidden @ matrix + a["output.bias"]
-
-    def scores(self, x):
-        return self._forward(x.astype(np.float64))[2]
-
-    def step(self, batch, learning_rate):
-        x = batch.features.astype(np.float64)
-        hidden, matrix, scores = self._forward(x)
-        loss, d_scores = reference_loss(self.setup.loss, scores, batch.rows, batch.labels)
-        gradients = {
-            "output.weights": (hidden.T @ d_scores)[tuple(self._connections())],
-            "output.bias": d_scores.sum(0),
-        }
-        if self.setup.intermediate:
-            d_hidden = (d_scores @ matrix.T) * (hidden > 0)
-            gradients["intermediate.weights"] = x.T @ d_hidden
-            gradients["intermediate.bias"] = d_hidden.sum(0)
-        self.steps += 1
-        rate = learning_rate * np.sqrt(1 - 0.999**self.steps) / (1 - 0.9**self.steps)
-        for name, g in gradients.items():
-            self.m[name] = 0.9 * self.m[name] + 0.1 * g
-            self.v[name] = 0.999 * self.v[name] + 0.001 * g**2
-            self.arrays[name] -= rate * self.m[name] / (np.sqrt(self.v[name]) + 1e-7)
-        return loss
 
 
 def assert_near(actual, expected, tolerance):
@@ -576,7 +513,7 @@ def test_training_steps_agree_with_the_reference(setup, loss):
     setup = replace(setup, loss=loss)
     trainer, arrays = start(setup)
     kept = {name: array.copy() for name, array in arrays.items()}
-    reference = ReferenceTrainer(setup, arrays)
+    reference = Model(setup, arrays)
     # The last batch is smaller; the learning rate changes in between.
     batches = [random_batch(setup, size, seed) for seed, size in enumerate([32, 32, 32, 7])]
     seen = []
@@ -614,7 +551,7 @@ def test_a_batch_without_positives():
     trainer, arrays = start(SETUPS[0])
     batch = random_batch(trainer.setup, 4, 0)
     batch = Batch(batch.features, batch.rows[:0], batch.labels[:0])
-    expected = ReferenceTrainer(trainer.setup, arrays).step(batch, 1e-3)
+    expected = Model(trainer.setup, arrays).step(batch, 1e-3)
     assert_near(trainer.train([batch], 1e-3), [expected], 1e-6)
 
 
@@ -631,7 +568,7 @@ def test_a_loss_that_is_not_finite_names_the_step():
 def test_top_k(setup, monkeypatch):
     model, arrays = start(setup)
     x = np.random.default_rng(5).standard_normal((50, setup.inputs)).astype(np.float32)
-    expected = np.argsort(-ReferenceTrainer(setup, arrays).scores(x), axis=1)[:, :5]
+    expected = np.argsort(-Model(setup, arrays).scores(x), axis=1)[:, :5]
     for limit in (trainer._SCORES_BYTES, 4 * setup.labels * 7):  # the second splits the blocks
         monkeypatch.setattr(trainer, "_SCORES_BYTES", limit)
         ids = model.top_k([x[:30], x[30:]], 5)
@@ -659,7 +596,7 @@ def test_rewire(setup):
         with pytest.raises(ValueError, match="no connections"):
             trainer.rewire(np.array([0]), np.array([0]))
         return
-    reference = ReferenceTrainer(setup, arrays)
+    reference = Model(setup, arrays)
     batches = [random_batch(setup, 32, seed) for seed in range(6)]
     for batch in batches[:3]:
         trainer.train([batch], 1e-2)
@@ -695,7 +632,7 @@ def test_weights_go_from_one_trainer_to_another(setup):
         assert array.dtype == initial[name].dtype
         np.testing.assert_array_equal(array, arrays[name])
     batch = random_batch(setup, 32, 1)
-    scores = ReferenceTrainer(setup, arrays).scores(batch.features)
+    scores = Model(setup, arrays).scores(batch.features)
     expected, _ = reference_loss("squared_hinge", scores, batch.rows, batch.labels)
     assert_near(second.train([batch], 1e-2), [expected], 1e-5)
     arrays["output.bias"] = arrays["output.bias"][:-1]
