@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -281,8 +282,10 @@ def info(as_json: AsJson = False) -> None:
 
 
 def _console(as_json: bool) -> Console:
-    """Where people read; standard output is left to JSON when a program reads."""
-    return Console(stderr=as_json)
+    """Where people read; standard output is left to JSON when a program reads. A log has no width
+    of its own, and rich's guess is too narrow for the tables."""
+    stream = sys.stderr if as_json else sys.stdout
+    return Console(stderr=as_json, width=None if stream.isatty() else 110)
 
 
 def _print_json(value: Any) -> None:
@@ -331,7 +334,8 @@ def _tasks(
 def _table(title: str, heads: list[str]) -> Table:
     table = Table(title=title, title_justify="left")
     for head in heads:
-        table.add_column(head, justify="left" if head in ("setup", "backend") else "right")
+        named = head in ("setup", "backend")
+        table.add_column(head, justify="left" if named else "right", no_wrap=named)
     return table
 
 

@@ -475,6 +475,60 @@ class TestCompare:
         chosen = read_tasks(place / "tasks.json")[0]
         assert not lockstep.compare(chosen, options, 5).agreed
 
+    def test_only_units_at_the_kink_are_taken_over(self, tmp_path):
+        """Three units differ; for one of them the input to ReLU was within rounding of 0."""
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((4, 6)).astype(np.float32)
+        weights = rng.standard_normal((6, 5)).astype(np.float32)
+        bias = np.ones(5, np.float32)
+        bias[2] = -(x[3] @ weights[:, 2])  # instance 3 finds unit 2 at 0
+
+        class Side:
+            def __init__(self, name, off):
+                self.folder = tmp_path / name
+                self.folder.mkdir()
+                self.asked = []
+                self.arrays = {
+                    "intermediate.weights": weights + off * np.array([0, 1, 1, 0, 1], np.float32),
+                    "intermediate.bias": bias,
+                }
+
+            def read(self, name):
+                return self.arrays[name]
+
+            def ask(self, do, **arguments):
+                self.asked.append(do)
+
+        sides = [Side("first", 0.0), Side("second", 0.01)]
+        assert lockstep._excuse_kinks(sides, (weights, bias), x) == 1
+        assert np.load(sides[1].folder / "units.npy").tolist() == [2]
+        assert [side.asked for side in sides] == [["give"], ["take"]]
+        bias[2] += 0.1
+        assert lockstep._excuse_kinks(sides, (weights, bias), x) == 0
+
+    def test_a_unit_is_taken_over_with_its_moments(self, tmp_path):
+        setup = LayerSetup("bottleneck", 6, 9, intermediate=5)
+        one, two = (
+            make_trainer("torch", setup, initial_arrays(setup, seed), device="cpu")
+            for seed in (1, 2)
+        )
+        x = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+        batches = Batches(x, sp.csr_array(np.eye(4, 9, dtype=bool)), 4)
+        for trainer in (one, two):
+            trainer.train(batches.epoch(0), 1e-2)
+        before = two.array("intermediate.weights")
+        for name, array in lockstep._unit_arrays(one).items():
+            np.save(tmp_path / f"given.{name}.npy", array)
+        np.save(tmp_path / "units.npy", np.array([1, 3]))
+        lockstep._take_units(two, tmp_path)
+        after, given = two.array("intermediate.weights"), one.array("intermediate.weights")
+        assert np.array_equal(after[:, [1, 3]], given[:, [1, 3]])
+        assert np.array_equal(after[:, [0, 2, 4]], before[:, [0, 2, 4]])
+        moments, theirs = two.optimizer_arrays(), one.optimizer_arrays()
+        name = "intermediate.bias.v"
+        assert np.array_equal(moments[name][[1, 3]], theirs[name][[1, 3]])
+        assert not np.array_equal(moments[name][[0, 2]], theirs[name][[0, 2]])
+
     def test_a_relative_difference_is_by_size(self):
         one = np.array([1.0, -4.0])
         found = lockstep.difference(one, np.array([1.0, -4.001]))

@@ -14,7 +14,7 @@ from fanin.backends.tensorflow.ops import fan_in_linear
 
 
 @keras.saving.register_keras_serializable(package="fanin")
-class FixedFanIn(keras.layers.Layer):  # type: ignore[misc]  # keras has no types
+class FixedFanIn(keras.layers.Layer):
     """A linear layer in which every label (output) reads exactly `fan_in` of the inputs.
 
     outputs[..., l] = bias[l] + sum_k kernel[l, k] * inputs[..., indices[l, k]]
