@@ -406,7 +406,7 @@ class TestReproduce:
         line = process.stdout.readline()  # the first epoch of the first run is done
         assert "epoch 1" in line
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == 130
         assert "finished runs are kept" in errors
         assert not list(results.rglob("*.json"))
