@@ -401,6 +401,8 @@ class TestReproduce:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # Whoever runs the tests in the background may have SIGINT ignored; children inherit it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stdout is not None
         line = process.stdout.readline()  # the first epoch of the first run is done
