@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,8 +32,8 @@ from fanin.benchmarks.results import (
     LockstepStep,
     lockstep_path,
 )
-from fanin.benchmarks.run import Request, build, dataset_info, make_batches, warm_up
-from fanin.benchmarks.runner import Options, child_environment, log_path
+from fanin.benchmarks.run import Request, build, dataset_info, make_batches, split, warm_up
+from fanin.benchmarks.runner import Options, log_path, start_child
 from fanin.benchmarks.task import Task
 from fanin.datasets import Batch, Batches, load
 
@@ -74,21 +73,7 @@ class _Side:
         self.folder = folder / request.backend
         self.folder.mkdir()
         self._log = log
-        reading, writing = os.pipe()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w", encoding="utf-8") as output:
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "fanin.benchmarks.lockstep", str(writing)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=(writing,),
-                env=child_environment(),
-                start_new_session=True,
-                text=True,
-            )
-        os.close(writing)
-        self._answers = os.fdopen(reading, encoding="utf-8")
+        self._child, self._answers = start_child("fanin.benchmarks.lockstep", log)
         self._write(request.model_dump(mode="json"))
 
     def _write(self, order: dict[str, Any]) -> None:
@@ -129,7 +114,7 @@ def compare(
     setup = task.setup(data.inputs, data.labels)
     floats = [n for n in setup.array_shapes() if n.endswith(("weights", "bias"))]
     fixed = [n for n in setup.array_shapes() if n not in floats]
-    batches = make_batches(task, data, task.seed)
+    batches = make_batches(task, split(data, task)[0], task.seed)
     stream = endless(batches)
     sides: list[_Side] = []
     done: list[LockstepStep] = []
@@ -263,7 +248,7 @@ def serve(request: Request, orders: Iterator[str], send: Callable[[Any], None]) 
     task = request.task
     data = load(task.dataset, task.features, request.data_dir)
     seed = task.seed + request.repeat
-    stream = endless(make_batches(task, data, seed))
+    stream = endless(make_batches(task, split(data, task)[0], seed))
     warm_up(request)
     with measure.MemoryWatch() as memory:
         trainer = build(request, data)

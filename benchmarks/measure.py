@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, SupportsFloat
 
 import psutil
@@ -24,6 +23,7 @@ import psutil
 from fanin.backends.interface import Trainer
 from fanin.benchmarks.results import Machine, Memory
 from fanin.kernels import build_info
+from fanin.kernels.library import library_path
 
 _SAMPLE_SECONDS = 0.05
 _WARMUP_STEPS = 10
@@ -50,12 +50,7 @@ class MemoryWatch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
 
@@ -205,8 +200,9 @@ def gpu_name() -> str | None:
 
 @functools.cache
 def code_identity() -> str:
-    """sha256 (first 12 digits) over the installed Python, C++ and task files of fanin."""
-    digest = hashlib.sha256()
+    """sha256 (first 12 digits) over what is installed of fanin: the kernels' library, Python, the
+    TensorFlow op's source and task files."""
+    digest = hashlib.sha256(library_path().read_bytes())
     for package in ("kernels", "backends", "datasets", "benchmarks", "reports"):
         root = Path(str(importlib.resources.files(f"fanin.{package}")))
         for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".cc", ".h", ".json")):

@@ -101,10 +101,9 @@ def split(data: Dataset, task: Task) -> tuple[Split, Split]:
     return tuple((data.train_x[rows], data.train_y[rows]) for rows in (kept, held))  # type: ignore[return-value]
 
 
-def make_batches(task: Task, data: Dataset, seed: int) -> Batches:
+def make_batches(task: Task, train: Split, seed: int) -> Batches:
     """The training stream of a run."""
-    (x, y), _ = split(data, task)
-    return Batches(x, y, task.batch_size, task.dropout, seed)
+    return Batches(*train, task.batch_size, task.dropout, seed)
 
 
 def build(request: Request, data: Dataset) -> Trainer:
@@ -167,8 +166,8 @@ def run(request: Request, events: Events) -> RunResult:
     data = load_dataset(task.dataset, task.features, request.data_dir)
     result.dataset = dataset_info(data)
     seed = task.seed + request.repeat
-    (train_x, train_y), validation = split(data, task)
-    batches = make_batches(task, data, seed)
+    train, validation = split(data, task)
+    batches = make_batches(task, train, seed)
     events.send(event="phase", name="importing the backend")
     warm_up(request)
     clock = measure.StepClock()
@@ -192,7 +191,7 @@ def run(request: Request, events: Events) -> RunResult:
         events.send(event="phase", name="final evaluation")
         start = time.perf_counter()
         result.test = evaluate(trainer, data.test_x, data.test_y)
-        result.train = evaluate(trainer, train_x, train_y)
+        result.train = evaluate(trainer, *train)
         result.timing = Timing(
             train_seconds=sum(e.train_seconds for e in result.history),
             evaluate_seconds=sum(e.evaluate_seconds for e in result.history),

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from fanin.benchmarks.results import (
     ResultError,
@@ -111,18 +111,16 @@ def child_environment() -> dict[str, str]:
     return {**quiet, **os.environ, "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 
 
-def run_one(request: Request, display: Display) -> RunResult:
-    """Run one request in a child process; a child that dies is a failed result."""
-    request.path.parent.mkdir(parents=True, exist_ok=True)
-    started = datetime.now(UTC)
-    before = request.path.stat().st_mtime_ns if request.path.exists() else None
+def start_child(module: str, log: Path) -> tuple[subprocess.Popen[str], TextIO]:
+    """Start `python -m module` with a pipe of its own, whose number is its argument; the process
+    and the pipe's reading end. What the child prints goes into `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
     reading, writing = os.pipe()
-    log = log_path(request.path)
     with log.open("w", encoding="utf-8") as output:
         child = subprocess.Popen(
             # -P: the current folder stays off sys.path, where a `datasets` folder would shadow
             # another package of that name.
-            [sys.executable, "-P", "-m", "fanin.benchmarks.run", str(writing)],
+            [sys.executable, "-P", "-m", module, str(writing)],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -131,19 +129,28 @@ def run_one(request: Request, display: Display) -> RunResult:
             start_new_session=True,  # Ctrl-C reaches this process alone, which ends the child
             text=True,
         )
-        os.close(writing)
-        try:
-            assert child.stdin is not None
-            child.stdin.write(request.model_dump_json())
-            child.stdin.close()
-            with os.fdopen(reading, encoding="utf-8") as events:
-                for line in events:
-                    display.event(json.loads(line))
-            code = child.wait()
-        except BaseException:
-            child.kill()
-            child.wait()
-            raise
+    os.close(writing)
+    return child, os.fdopen(reading, encoding="utf-8")
+
+
+def run_one(request: Request, display: Display) -> RunResult:
+    """Run one request in a child process; a child that dies is a failed result."""
+    started = datetime.now(UTC)
+    before = request.path.stat().st_mtime_ns if request.path.exists() else None
+    log = log_path(request.path)
+    child, events = start_child("fanin.benchmarks.run", log)
+    try:
+        assert child.stdin is not None
+        child.stdin.write(request.model_dump_json())
+        child.stdin.close()
+        with events:
+            for line in events:
+                display.event(json.loads(line))
+        code = child.wait()
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
     written = request.path.stat().st_mtime_ns if request.path.exists() else None
     if written is not None and written != before:
         return read_result(request.path)
