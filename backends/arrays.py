@@ -6,6 +6,7 @@ framework's own generators do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,9 @@ def index_dtype(inputs: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint16 if inputs <= 65536 else np.uint32
 
 
-def initial_arrays(setup: LayerSetup, seed: int) -> dict[str, np.ndarray]:
-    """Initial values under the names of `LayerSetup.array_shapes`.
+class InitialArrays(Mapping[str, np.ndarray]):
+    """Initial values under the names of `LayerSetup.array_shapes`, each made when it is asked for:
+    a large model and a copy of it need not be in memory together.
 
     Dense and intermediate weights are Glorot-uniform, limit sqrt(6 / (rows + columns)). The
     weights of a sparse layer are one flat vector of n = labels * connectivity entries, for which
@@ -27,49 +29,73 @@ def initial_arrays(setup: LayerSetup, seed: int) -> dict[str, np.ndarray]:
     paper's code had it. Biases are 0. Sources are drawn uniformly and independently, so a label
     may name one twice.
     """
-    arrays: dict[str, np.ndarray] = {}
-    for number, (name, shape) in enumerate(setup.array_shapes().items()):
+
+    def __init__(self, setup: LayerSetup, seed: int) -> None:
+        self._setup = setup
+        self._seed = seed
+        self._shapes = setup.array_shapes()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        setup, shape = self._setup, self._shapes[name]
         # A generator per array: adding a layer does not change the numbers of another.
-        rng = np.random.default_rng([seed, number])
+        rng = np.random.default_rng([self._seed, list(self._shapes).index(name)])
         if name.endswith("bias"):
-            arrays[name] = np.zeros(shape, np.float32)
-        elif name == "output.indices":
-            arrays[name] = rng.integers(0, setup.sources, shape, index_dtype(setup.sources))
-        elif name == "output.rows":
-            arrays[name] = np.sort(rng.integers(0, setup.labels, shape, np.int32))
-        elif name == "output.columns":
-            arrays[name] = rng.integers(0, setup.sources, shape, np.int32)
-        else:
-            sparse = name == "output.weights" and setup.connectivity is not None
-            fans = 2 * np.prod(shape) if sparse else sum(shape)
-            limit = np.sqrt(6 / fans)
-            weights = rng.random(shape, np.float32)
-            weights *= np.float32(2 * limit)
-            weights -= np.float32(limit)
-            arrays[name] = weights
-    return arrays
+            return np.zeros(shape, np.float32)
+        if name == "output.indices":
+            return rng.integers(0, setup.sources, shape, index_dtype(setup.sources))
+        if name == "output.rows":
+            return np.sort(rng.integers(0, setup.labels, shape, np.int32))
+        if name == "output.columns":
+            return rng.integers(0, setup.sources, shape, np.int32)
+        sparse = name == "output.weights" and setup.connectivity is not None
+        fans = 2 * np.prod(shape) if sparse else sum(shape)
+        limit = np.sqrt(6 / fans)
+        weights = rng.random(shape, np.float32)
+        weights *= np.float32(2 * limit)
+        weights -= np.float32(limit)
+        return weights
 
 
-def check_arrays(setup: LayerSetup, arrays: dict[str, np.ndarray]) -> None:
-    """ValueError where arrays do not make up a model of `setup`: names, shapes, index range."""
+def initial_arrays(setup: LayerSetup, seed: int) -> dict[str, np.ndarray]:
+    """All of `InitialArrays` at once."""
+    return dict(InitialArrays(setup, seed))
+
+
+def checked(setup: LayerSetup, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a model of `setup`, one after the other; ValueError where they do not make one
+    up: names, shapes, index range."""
     shapes = setup.array_shapes()
     if set(arrays) != set(shapes):
         missing, extra = sorted(set(shapes) - set(arrays)), sorted(set(arrays) - set(shapes))
         raise ValueError(f"arrays of another model: missing {missing}, not known here {extra}")
+    bounds = {
+        "output.indices": setup.sources,
+        "output.columns": setup.sources,
+        "output.rows": setup.labels,
+    }
     for name, shape in shapes.items():
-        if arrays[name].shape != shape:
-            raise ValueError(f"{name} must be {list(shape)}, got {list(arrays[name].shape)}")
-    for name, bound in (
-        ("output.indices", setup.sources),
-        ("output.columns", setup.sources),
-        ("output.rows", setup.labels),
-    ):
-        if name in arrays and arrays[name].size:
-            low, high = int(arrays[name].min()), int(arrays[name].max())
-            if low < 0 or high >= bound:
+        array = arrays[name]
+        if array.shape != shape:
+            raise ValueError(f"{name} must be {list(shape)}, got {list(array.shape)}")
+        if name in bounds and array.size:
+            low, high = int(array.min()), int(array.max())
+            if low < 0 or high >= bounds[name]:
                 raise ValueError(
-                    f"{name} has values {low} to {high}; they must be in 0..{bound - 1}"
+                    f"{name} has values {low} to {high}; they must be in 0..{bounds[name] - 1}"
                 )
+        yield name, array
+
+
+def check_arrays(setup: LayerSetup, arrays: Mapping[str, np.ndarray]) -> None:
+    """ValueError where arrays do not make up a model of `setup`."""
+    for _ in checked(setup, arrays):
+        pass
 
 
 @dataclass(frozen=True)
@@ -81,14 +107,30 @@ class Rewiring:
     threshold: float
 
 
-def plan_rewiring(
-    weights: np.ndarray, fraction: float, sources: int, rng: np.random.Generator
-) -> Rewiring:
+def new_sources(slots: np.ndarray, sources: int, seed: int) -> np.ndarray:
+    """The source that the connection at each flat position of `slots` gets, uint32.
+
+    A number from position and seed alone, so that what one connection gets does not depend on
+    which others move: output p + 1 of SplitMix64 from the state `seed` (Steele, Lea & Flood, 2014),
+    whose upper half is scaled to 0..sources - 1. The kernels do the same (fanin.h).
+    """
+    with np.errstate(over="ignore"):
+        z = np.uint64(seed) + (slots.astype(np.uint64) + np.uint64(1)) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    upper = z >> np.uint64(32)
+    return ((upper * np.uint64(sources)) >> np.uint64(32)).astype(np.uint32)
+
+
+def plan_rewiring(weights: np.ndarray, fraction: float, sources: int, seed: int) -> Rewiring:
     """Choose the `fraction` of connections with the smallest |weight| over the whole layer.
 
     As in the paper's code: the threshold is the value at that rank, connections strictly below it
     are taken (fewer than the fraction where values are equal), and each gets a uniformly random
-    new source, which may repeat one that its label has.
+    new source, which may repeat one that its label has. seed: 0..2^64 - 1.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must be at least 0 and below 1, got {fraction}")
@@ -96,6 +138,4 @@ def plan_rewiring(
     count = int(fraction * magnitude.size)
     threshold = np.partition(magnitude, count)[count]
     slots = np.flatnonzero(magnitude < threshold)
-    # Drawn for every slot, so that what one slot gets does not depend on which others are taken.
-    drawn = rng.integers(0, sources, magnitude.size, np.uint32)
-    return Rewiring(slots, drawn[slots], float(threshold))
+    return Rewiring(slots, new_sources(slots, sources, seed), float(threshold))

@@ -7,7 +7,8 @@ backends (see `LayerSetup.array_shapes`), so a model trained in one loads in the
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, SupportsFloat
 
@@ -17,7 +18,10 @@ Architecture = Literal[
     "dense", "sparse", "dense-sparse", "stratified", "dense-stratified", "bottleneck"
 ]
 Loss = Literal["squared_hinge", "bce"]
-Execution = Literal["autograd"]
+# autograd: scores, loss and gradients one after the other, then the optimiser, by the framework;
+# fused: all of it in one pass over the labels, by fanin's kernels.
+Execution = Literal["autograd", "fused"]
+StoredType = Literal["float32", "bfloat16"]
 
 ADAM_BETAS = (0.9, 0.999)
 # Keras' default, and it matters: |dLoss/dscore| is of this order for 670,000 labels. It is added to
@@ -109,6 +113,15 @@ class LayerSetup:
         return shapes
 
 
+@dataclass(frozen=True)
+class Storage:
+    """How weights and Adam's moments are stored; bfloat16 is rounded stochastically and needs the
+    fused execution. Biases are float32 always."""
+
+    weights: StoredType = "float32"
+    moments: StoredType = "float32"
+
+
 SETUP_KINDS = ("Dense", "Unstructured", "FFI", "Bottleneck")
 
 # Called after each step with its loss, which is only converted to a float where somebody looks:
@@ -143,11 +156,15 @@ class Trainer(Protocol):
         block is float32 [instances, inputs]. Ties go to the lower id."""
 
     def array(self, name: str) -> np.ndarray:
-        """A copy of one array of `LayerSetup.array_shapes`."""
+        """One array of `LayerSetup.array_shapes` as it is now; it may be a view that the next step
+        changes."""
 
     def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
         """Give the connections at the flat positions `slots` of `output.weights` new `sources`.
         Weights keep their value; their Adam moments become 0."""
+
+    def regrow(self, fraction: float, seed: int) -> int:
+        """Rewire as `fanin.backends.arrays.plan_rewiring` has it; how many connections moved."""
 
     def weights(self) -> dict[str, np.ndarray]:
         """A copy of all arrays under the names of `LayerSetup.array_shapes`."""
@@ -188,14 +205,18 @@ def make_trainer(
     setup: LayerSetup,
     arrays: Mapping[str, np.ndarray],
     *,
+    execution: Execution = "autograd",
+    storage: Storage = Storage(),  # noqa: B008 (it is frozen)
     device: str = "auto",
     threads: int = 0,
 ) -> Trainer:
     """Build the trainer of `backend`; imports that framework and no other.
 
-    device: "cpu", "cuda", or "auto" for a GPU when there is one. threads: CPU threads, 0 for all.
+    execution, storage: see there. device: "cpu", "cuda", or "auto" for a GPU when there is one. threads: CPU threads, 0 for all.
     A missing framework raises ImportError with what to install: never a silent skip.
     """
+    if execution == "autograd" and storage != Storage():
+        raise ValueError("bfloat16 weights or moments need execution 'fused'")
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
     try:
@@ -207,5 +228,22 @@ def make_trainer(
                 f"{INSTALL[backend]}"
             ) from error
         raise
-    trainer: Trainer = module.make(setup, arrays, device=device, threads=threads)
+    trainer: Trainer
+    if execution == "fused":
+        trainer = module.make_fused(setup, arrays, storage, device=device, threads=threads)
+    else:
+        trainer = module.make(setup, arrays, device=device, threads=threads)
     return trainer
+
+
+def check_losses(losses: Sequence[SupportsFloat], first_step: int) -> np.ndarray:
+    """The losses of consecutive steps, float64; FloatingPointError names the first that is not
+    finite."""
+    values = np.array([float(loss) for loss in losses], np.float64)
+    for step, value in enumerate(values, first_step):
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss of step {step} is {value}; lower the learning rate or look at the "
+                "features"
+            )
+    return values

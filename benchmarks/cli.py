@@ -70,6 +70,13 @@ Setup = Annotated[
     list[str] | None,
     typer.Option(help="Only these setups, by name as in the table (`ffi-32-4096`); repeatable."),
 ]
+Execution = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="autograd: the framework's own way; fused: score, loss, gradients and Adam in one "
+        "pass by fanin's kernels. Repeatable; by default what the task file says (autograd)."
+    ),
+]
 Epochs = Annotated[int | None, typer.Option(min=1, help="At most this many epochs.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and dropout.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
@@ -103,6 +110,13 @@ def reproduce(
     backend: Annotated[
         list[str] | None, typer.Option(help="torch or tensorflow; repeatable; default both.")
     ] = None,
+    execution: Execution = None,
+    weights_dtype: Annotated[
+        str | None, typer.Option(help="float32 or, fused only, bfloat16 (stochastically rounded).")
+    ] = None,
+    moments_dtype: Annotated[
+        str | None, typer.Option(help="Adam's moments: float32 or, fused only, bfloat16.")
+    ] = None,
     repeat: Annotated[int | None, typer.Option(min=1, help="Runs per task, each its seed.")] = None,
     epochs: Epochs = None,
     seed: Seed = None,
@@ -127,22 +141,25 @@ def reproduce(
     Finished runs are skipped, so it can be stopped with Ctrl-C and started again.
 
     Examples: `fanin reproduce` (small cut, minutes), `fanin reproduce --dataset wordnet` (all of
-    it, hours), `fanin reproduce --setup ffi-32 --backend torch --epochs 3`.
+    it, hours), `fanin reproduce --setup ffi-32 --backend torch --epochs 3`, `fanin reproduce
+    --execution autograd --execution fused` (both ways beside each other).
     """
     console = _console(as_json)
     backends = _backends(backend)
-    chosen = _tasks(
-        dataset,
-        tasks,
-        setup,
-        {
-            "features": features,
-            "repeat": repeat,
-            "epochs": epochs,
-            "seed": seed,
-            "protocol": protocol,
-        },
-    )
+    overrides = {
+        "features": features,
+        "repeat": repeat,
+        "epochs": epochs,
+        "seed": seed,
+        "protocol": protocol,
+        "weights_dtype": weights_dtype,
+        "moments_dtype": moments_dtype,
+    }
+    chosen = [
+        task
+        for way in execution or [None]
+        for task in _tasks(dataset, tasks, setup, {**overrides, "execution": way})
+    ]
     options = Options(results, data_dir, device, threads, force, save_weights)
     with Terminal(console) as display:
         done = run_all(requests(chosen, backends, options), options, display)
@@ -170,6 +187,9 @@ def compare(
     data_dir: DataDir = None,
     tasks: Tasks = None,
     setup: Setup = None,
+    execution: Annotated[
+        str | None, typer.Option(help="autograd or fused; default what the task file says.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps to compare.")] = 200,
     seed: Seed = None,
     results: Results = Path("results"),
@@ -184,7 +204,8 @@ def compare(
     """
     console = _console(as_json)
     _backends(None)
-    chosen = _tasks(dataset, tasks, setup, {"features": features, "seed": seed})
+    overrides = {"features": features, "seed": seed, "execution": execution}
+    chosen = _tasks(dataset, tasks, setup, overrides)
     options = Options(results, data_dir, device, threads)
     done = []
     failures = 0

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from fanin.backends.arrays import Rewiring, plan_rewiring
 from fanin.backends.interface import OnStep, Trainer
 from fanin.benchmarks.metrics import precision
 from fanin.benchmarks.results import Epoch, Precision
@@ -61,10 +60,9 @@ def rewire_due(step: int, interval: int, steps_per_epoch: int) -> bool:
     return (step - 1) % (steps_per_epoch if interval == -1 else interval) == 0
 
 
-def plan_for_step(trainer: Trainer, fraction: float, seed: int, step: int) -> Rewiring:
-    """The rewiring of one step; its randomness depends on seed and step alone."""
-    rng = np.random.default_rng([seed, step, 1])
-    return plan_rewiring(trainer.array("output.weights"), fraction, trainer.setup.sources, rng)
+def rewiring_seed(seed: int, step: int) -> int:
+    """The randomness of the rewiring at one step depends on the run's seed and the step alone."""
+    return int(np.random.default_rng([seed, step, 1]).integers(2**64, dtype=np.uint64))
 
 
 def evaluate(trainer: Trainer, x: np.ndarray, y: sp.csr_array) -> Precision:
@@ -166,9 +164,7 @@ def train_epoch(
     while step < last:
         due = range(step + 2, last + 1)
         if trainer.setup.is_rewired and rewire_due(step + 1, task.rewire_interval, steps):
-            plan = plan_for_step(trainer, task.rewire_fraction, seed, step + 1)
-            trainer.rewire(plan.slots, plan.sources)
-            rewired += len(plan.slots)
+            rewired += trainer.regrow(task.rewire_fraction, rewiring_seed(seed, step + 1))
         # Up to the next step that begins with a rewiring.
         ahead = next((s for s in due if rewire_due(s, task.rewire_interval, steps)), last + 1)
         count = ahead - step - 1

@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from fanin.backends.arrays import plan_rewiring
 from fanin.backends.interface import BACKENDS, Trainer
 from fanin.benchmarks import measure
-from fanin.benchmarks.fit import evaluate, plan_for_step, rewire_due
+from fanin.benchmarks.fit import evaluate, rewire_due, rewiring_seed
 from fanin.benchmarks.results import (
     Difference,
     LockstepResult,
@@ -270,10 +271,14 @@ def serve(request: Request, orders: Iterator[str], send: Callable[[Any], None]) 
                     _save(trainer, folder, order["names"])
                     send(None)
                 case "plan":
-                    plan = plan_for_step(trainer, task.rewire_fraction, seed, order["step"])
+                    weights = trainer.array("output.weights")
+                    drawn = rewiring_seed(seed, order["step"])
+                    plan = plan_rewiring(
+                        weights, task.rewire_fraction, trainer.setup.sources, drawn
+                    )
                     np.save(folder / "slots.npy", plan.slots)
                     np.save(folder / "sources.npy", plan.sources)
-                    np.save(folder / "planned.npy", trainer.array("output.weights"))
+                    np.save(folder / "planned.npy", weights)
                     send(plan.threshold)
                 case "rewire":
                     plan_folder = Path(order["plan"])

@@ -20,8 +20,8 @@ import numpy as np
 import scipy.sparse as sp
 from pydantic import BaseModel
 
-from fanin.backends.arrays import initial_arrays
-from fanin.backends.interface import Trainer, make_trainer
+from fanin.backends.arrays import InitialArrays
+from fanin.backends.interface import LayerSetup, Trainer, make_trainer
 from fanin.benchmarks import measure
 from fanin.benchmarks.fit import evaluate, fit
 from fanin.benchmarks.results import (
@@ -108,9 +108,19 @@ def make_batches(task: Task, train: Split, seed: int) -> Batches:
 
 def build(request: Request, data: Dataset) -> Trainer:
     setup = request.task.setup(data.inputs, data.labels)
-    arrays = initial_arrays(setup, request.task.seed + request.repeat)
+    return trainer_of(request, setup, request.task.seed + request.repeat)
+
+
+def trainer_of(request: Request, setup: LayerSetup, seed: int) -> Trainer:
+    """A trainer as the request wants it, but of any setup."""
     return make_trainer(
-        request.backend, setup, arrays, device=request.device, threads=request.threads
+        request.backend,
+        setup,
+        InitialArrays(setup, seed),
+        execution=request.task.execution,
+        storage=request.task.storage,
+        device=request.device,
+        threads=request.threads,
     )
 
 
@@ -136,18 +146,12 @@ def warm_up(request: Request) -> None:
     task = request.task
     small = {"connectivity": task.connectivity and 1, "intermediate": task.intermediate and 8}
     setup = task.model_copy(update=small).setup(inputs=8, labels=8)
-    trainer = make_trainer(
-        request.backend,
-        setup,
-        initial_arrays(setup, 0),
-        device=request.device,
-        threads=request.threads,
-    )
+    trainer = trainer_of(request, setup, 0)
     x = np.ones((2, 8), np.float32)
     y = sp.csr_array(np.eye(2, 8, dtype=bool))
     trainer.train(Batches(x, y).epoch(0), task.learning_rate)
     if setup.is_rewired:
-        trainer.rewire(np.array([0]), np.array([0], np.uint32))
+        trainer.regrow(0.5, 0)
     evaluate(trainer, x, y)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fanin.backends.interface import Architecture, Execution, LayerSetup
+from fanin.backends.interface import Architecture, Execution, LayerSetup, Storage, StoredType
 
 # Both become folder names below the results folder.
 _FILE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
@@ -49,6 +49,8 @@ class Task(BaseModel):
     seed: int = Field(default=0, ge=0)
     protocol: Literal["paper", "holdout"] = "paper"
     execution: Execution = "autograd"
+    weights_dtype: StoredType = "float32"
+    moments_dtype: StoredType = "float32"
 
     @model_validator(mode="before")
     @classmethod
@@ -70,7 +72,15 @@ class Task(BaseModel):
     def _fits(self) -> Task:
         # The widths of the data set are not known yet; everything else about the setup is.
         self.setup(inputs=2**31, labels=1)
+        if self.execution == "autograd" and self.storage != Storage():
+            raise ValueError(
+                "weights_dtype and moments_dtype other than float32 need execution 'fused'"
+            )
         return self
+
+    @property
+    def storage(self) -> Storage:
+        return Storage(self.weights_dtype, self.moments_dtype)
 
     def setup(self, inputs: int, labels: int) -> LayerSetup:
         return LayerSetup(

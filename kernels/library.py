@@ -1,7 +1,7 @@
 """Loads libfanin and speaks its C interface (`include/fanin.h`) through ctypes.
 
-The framework adapters describe their tensors with `describe` and call `forward` and `backward`
-here; arrays are never copied and never owned.
+The framework adapters describe their tensors with `describe`, fill a parameter struct and hand it
+to `call`; arrays are never copied and never owned.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import importlib.resources
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 1
+ABI_VERSION = 2
+
+# Labels in a tile of sorted connections (FANIN_SORTED_LABELS).
+SORTED_LABELS = 4096
 
 # In the order of fanin_dtype, from 1.
 _DTYPE_NAMES = (
@@ -44,23 +47,25 @@ class Tensor(ctypes.Structure):
     )
 
 
-class _Scratch:
-    """The fields that end every parameter struct."""
+_WORKSPACE = (
+    ("workspace", ctypes.c_void_p),
+    ("workspace_bytes", ctypes.c_uint64),
+    ("stream", ctypes.c_void_p),
+)
+_THREADS = ("threads", ctypes.c_int32)
 
-    fields = (
-        ("workspace", ctypes.c_void_p),
-        ("workspace_bytes", ctypes.c_uint64),
-        ("stream", ctypes.c_void_p),
-        ("threads", ctypes.c_int32),
-    )
+
+def _tensors(*names: str) -> Iterator[tuple[str, type[ctypes.Structure]]]:
+    return ((name, Tensor) for name in names)
 
 
 class ForwardParams(ctypes.Structure):
     """`fanin_linear_forward_params`."""
 
     _fields_ = (
-        *((name, Tensor) for name in ("features", "indices", "weights", "bias", "scores")),
-        *_Scratch.fields,
+        *_tensors("features", "indices", "weights", "bias", "scores"),
+        *_WORKSPACE,
+        _THREADS,
     )
 
 
@@ -68,20 +73,131 @@ class BackwardParams(ctypes.Structure):
     """`fanin_linear_backward_params`."""
 
     _fields_ = (
-        *(
-            (name, Tensor)
-            for name in (
-                "grad_scores",
-                "features",
-                "indices",
-                "weights",
-                "grad_features",
-                "grad_weights",
-                "grad_bias",
-            )
-        ),
-        *_Scratch.fields,
+        *_tensors("grad_scores", "features", "indices", "weights"),
+        *_tensors("grad_features", "grad_weights", "grad_bias"),
+        *_WORKSPACE,
+        _THREADS,
     )
+
+
+class Trained(ctypes.Structure):
+    """`fanin_trained`: an array with Adam's moments."""
+
+    _fields_ = (*_tensors("values", "m", "v"),)
+
+
+class Adam(ctypes.Structure):
+    """`fanin_adam`: step counts from 1; seed is that of stochastic rounding."""
+
+    _fields_ = (
+        *((n, ctypes.c_double) for n in ("learning_rate", "beta1", "beta2", "epsilon")),
+        ("step", ctypes.c_int64),
+        ("seed", ctypes.c_uint64),
+    )
+
+
+class Connections(ctypes.Structure):
+    """`fanin_connections`: dense, fixed fan-in, sorted or unstructured."""
+
+    _fields_ = (*_tensors("indices", "starts", "rows"),)
+
+
+LOSSES = {"squared_hinge": 1, "bce": 2}
+
+
+class StepParams(ctypes.Structure):
+    """`fanin_step_params`."""
+
+    _fields_ = (
+        *_tensors("features"),
+        ("connections", Connections),
+        ("weights", Trained),
+        ("bias", Trained),
+        *_tensors("positive_rows", "positive_labels", "loss", "grad_features"),
+        ("adam", Adam),
+        ("loss_kind", ctypes.c_int32),
+        _THREADS,
+        *_WORKSPACE,
+    )
+
+
+class DenseForwardParams(ctypes.Structure):
+    """`fanin_dense_forward_params`."""
+
+    _fields_ = (
+        *_tensors("features", "weights", "bias", "outputs"),
+        ("relu", ctypes.c_int32),
+        _THREADS,
+        *_WORKSPACE,
+    )
+
+
+class DenseUpdateParams(ctypes.Structure):
+    """`fanin_dense_update_params`."""
+
+    _fields_ = (
+        *_tensors("grad_outputs", "outputs", "features"),
+        ("weights", Trained),
+        ("bias", Trained),
+        *_tensors("grad_features"),
+        ("adam", Adam),
+        _THREADS,
+        *_WORKSPACE,
+    )
+
+
+class TopKParams(ctypes.Structure):
+    """`fanin_top_k_params`."""
+
+    _fields_ = (
+        *_tensors("features"),
+        ("connections", Connections),
+        *_tensors("weights", "bias", "ids", "scores"),
+        _THREADS,
+        *_WORKSPACE,
+    )
+
+
+class RewireParams(ctypes.Structure):
+    """`fanin_rewire_params`; `threshold` and `moved` are results."""
+
+    _fields_ = (
+        *_tensors("indices"),
+        ("weights", Trained),
+        ("inputs", ctypes.c_int64),
+        ("fraction", ctypes.c_double),
+        ("seed", ctypes.c_uint64),
+        _THREADS,
+        ("threshold", ctypes.c_double),
+        ("moved", ctypes.c_int64),
+        *_WORKSPACE,
+    )
+
+
+class SortParams(ctypes.Structure):
+    """`fanin_sort_params`."""
+
+    _fields_ = (
+        *_tensors("indices", "rows", "slots"),
+        ("weights", Trained),
+        ("inputs", ctypes.c_int64),
+        ("undo", ctypes.c_int32),
+        _THREADS,
+        *_WORKSPACE,
+    )
+
+
+# The function of each parameter struct; `<function>_workspace` tells its scratch memory.
+_FUNCTIONS: dict[type[ctypes.Structure], str] = {
+    ForwardParams: "fanin_linear_forward",
+    BackwardParams: "fanin_linear_backward",
+    StepParams: "fanin_step",
+    DenseForwardParams: "fanin_dense_forward",
+    DenseUpdateParams: "fanin_dense_update",
+    TopKParams: "fanin_top_k",
+    RewireParams: "fanin_rewire",
+    SortParams: "fanin_sort",
+}
 
 
 def absent() -> Tensor:
@@ -143,9 +259,9 @@ def load() -> ctypes.CDLL:
     library.fanin_build_info.restype = ctypes.c_char_p
     message = (ctypes.c_char_p, ctypes.c_size_t)
     library.fanin_set_instruction_set.argtypes = (ctypes.c_char_p, *message)
-    for op, params in (("forward", ForwardParams), ("backward", BackwardParams)):
-        getattr(library, f"fanin_linear_{op}").argtypes = (ctypes.POINTER(params), *message)
-        workspace = getattr(library, f"fanin_linear_{op}_workspace")
+    for params, name in _FUNCTIONS.items():
+        getattr(library, name).argtypes = (ctypes.POINTER(params), *message)
+        workspace = getattr(library, f"{name}_workspace")
         workspace.argtypes = (ctypes.POINTER(params),)
         workspace.restype = ctypes.c_uint64
     library.fanin_linear_forward_check.argtypes = (ctypes.POINTER(ForwardParams), *message)
@@ -181,23 +297,13 @@ def check(params: ForwardParams) -> None:
     _call(load().fanin_linear_forward_check, ctypes.byref(params))
 
 
-def forward(params: ForwardParams, allocate: Callable[[int], tuple[int, Any]]) -> None:
-    """Run the forward pass. allocate(bytes) -> (pointer, owner) supplies scratch memory."""
-    _run("forward", params, allocate)
-
-
-def backward(params: BackwardParams, allocate: Callable[[int], tuple[int, Any]]) -> None:
-    """Run the backward pass; `allocate` as in `forward`."""
-    _run("backward", params, allocate)
-
-
-def _run(
-    op: str, params: ForwardParams | BackwardParams, allocate: Callable[[int], tuple[int, Any]]
-) -> None:
-    library = load()
+def call(params: ctypes.Structure, allocate: Callable[[int], tuple[int, Any]]) -> None:
+    """Run the function that the struct is for. allocate(bytes) -> (pointer, owner) supplies scratch
+    memory. Raises ValueError with the library's words where an argument is wrong."""
+    library, name = load(), _FUNCTIONS[type(params)]
     reference = ctypes.byref(params)
-    size = getattr(library, f"fanin_linear_{op}_workspace")(reference)
+    size = getattr(library, f"{name}_workspace")(reference)
     pointer, owner = allocate(size) if size else (None, None)
     params.workspace, params.workspace_bytes = pointer, size
-    _call(getattr(library, f"fanin_linear_{op}"), reference)
+    _call(getattr(library, name), reference)
     del owner  # kept alive until the call has returned

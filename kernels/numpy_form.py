@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def fan_in_linear(
     if out is None:
         out = np.empty((features.shape[0], indices.shape[0]), features.dtype)
         params.scores = _describe(out)
-    library.forward(params, _allocate)
+    library.call(params, _allocate)
     return out
 
 
@@ -85,5 +86,248 @@ def fan_in_linear_backward(
         grad_bias=_describe(grads[2]),
         threads=threads,
     )
-    library.backward(params, _allocate)
+    library.call(params, _allocate)
     return grads
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An array that is trained, with Adam's first and second moment; updated in place.
+
+    values float32 or bfloat16 (ml_dtypes); m and v likewise, alike, and all of one shape.
+    """
+
+    values: np.ndarray
+    m: np.ndarray
+    v: np.ndarray
+
+
+@dataclass(frozen=True)
+class Adam:
+    """One step of Adam as Keras has it, epsilon added before the bias correction:
+    w -= learning_rate sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(v) + epsilon)
+    (Kingma & Ba, 2015, end of section 2). step counts from 1; seed: of the stochastic rounding of
+    bfloat16 arrays, which is another one at each step."""
+
+    step: int
+    learning_rate: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-7
+    seed: int = 0
+
+    def params(self) -> library.Adam:
+        """As the C interface has it."""
+        return library.Adam(
+            learning_rate=self.learning_rate,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            epsilon=self.epsilon,
+            step=self.step,
+            seed=self.seed % 2**64,
+        )
+
+
+def _trained(array: Trained | None) -> library.Trained:
+    if array is None:
+        return library.Trained(library.absent(), library.absent(), library.absent())
+    return library.Trained(_describe(array.values), _describe(array.m), _describe(array.v))
+
+
+def _connections(
+    indices: np.ndarray | None, starts: np.ndarray | None, rows: np.ndarray | None
+) -> library.Connections:
+    return library.Connections(_describe(indices), _describe(starts), _describe(rows))
+
+
+def step(
+    features: np.ndarray,
+    weights: Trained,
+    bias: Trained | None,
+    positive_rows: np.ndarray,
+    positive_labels: np.ndarray,
+    adam: Adam,
+    *,
+    indices: np.ndarray | None = None,
+    starts: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
+    loss: str = "squared_hinge",
+    want_grad: bool = True,
+    threads: int = 0,
+) -> tuple[float, np.ndarray | None]:
+    """One training step of an output layer: score, loss, gradients and Adam in one pass.
+
+    features [batch, inputs] float32, finite. Connections: `indices` [labels, fan_in] uint16 or
+    uint32 with weights alike; or, with `starts` [labels + 1] int32, `indices` and weights
+    [connections] label after label; or none of them for a dense layer, weights [labels, inputs].
+    `rows` with indices: sorted connections, see fanin.h. bias [labels] float32.
+    positive_rows [positives] int32 and positive_labels int64 name the positives; all else is
+    negative. loss: "squared_hinge" or "bce", the mean over labels, then over the batch.
+
+    Returns the loss before the update and, where wanted, its gradient by the features
+    [batch, inputs]. weights and bias are updated in place. Raises ValueError naming what is wrong.
+    """
+    if loss not in library.LOSSES:
+        raise ValueError(f"unknown loss {loss!r}; there are {', '.join(library.LOSSES)}")
+    value = np.empty(1, np.float32)
+    grad = np.empty(np.shape(features), np.float32) if want_grad else None
+    params = library.StepParams(
+        features=_describe(features),
+        connections=_connections(indices, starts, rows),
+        weights=_trained(weights),
+        bias=_trained(bias),
+        positive_rows=_describe(positive_rows),
+        positive_labels=_describe(positive_labels),
+        loss=_describe(value),
+        grad_features=_describe(grad),
+        adam=adam.params(),
+        loss_kind=library.LOSSES[loss],
+        threads=threads,
+    )
+    library.call(params, _allocate)
+    return float(value[0]), grad
+
+
+def dense_forward(
+    features: np.ndarray,
+    weights: np.ndarray,
+    bias: np.ndarray | None,
+    *,
+    relu: bool = False,
+    threads: int = 0,
+) -> np.ndarray:
+    """outputs[b, u] = bias[u] + sum_i weights[u, i] * features[b, i]; with relu 0 where negative.
+
+    features [batch, inputs] float32, finite; weights [units, inputs] float32 or bfloat16; bias
+    [units] float32. Returns [batch, units].
+    """
+    outputs = np.empty((np.shape(features)[0], np.shape(weights)[0]), np.float32)
+    params = library.DenseForwardParams(
+        features=_describe(features),
+        weights=_describe(weights),
+        bias=_describe(bias),
+        outputs=_describe(outputs),
+        relu=relu,
+        threads=threads,
+    )
+    library.call(params, _allocate)
+    return outputs
+
+
+def dense_update(
+    grad_outputs: np.ndarray,
+    outputs: np.ndarray | None,
+    features: np.ndarray,
+    weights: Trained,
+    bias: Trained | None,
+    adam: Adam,
+    *,
+    want_grad: bool = True,
+    threads: int = 0,
+) -> np.ndarray | None:
+    """Backward pass of `dense_forward` with Adam; weights and bias are updated in place.
+
+    grad_outputs [batch, units] float32; outputs: what the forward pass with relu gave, None where
+    there was no relu. Returns the gradient of features [batch, inputs] where it is wanted.
+    """
+    grad = np.empty(np.shape(features), np.float32) if want_grad else None
+    params = library.DenseUpdateParams(
+        grad_outputs=_describe(grad_outputs),
+        outputs=_describe(outputs),
+        features=_describe(features),
+        weights=_trained(weights),
+        bias=_trained(bias),
+        grad_features=_describe(grad),
+        adam=adam.params(),
+        threads=threads,
+    )
+    library.call(params, _allocate)
+    return grad
+
+
+def top_k(
+    features: np.ndarray,
+    weights: np.ndarray,
+    bias: np.ndarray | None,
+    k: int,
+    *,
+    indices: np.ndarray | None = None,
+    starts: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
+    threads: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k highest scored labels of each instance and their scores, best first; equal scores in
+    order of their label. Arguments as in `step`. Scores of all labels are never held.
+
+    Returns ids, int64 [batch, k], and scores, float32 [batch, k].
+    """
+    shape = (np.shape(features)[0], k)
+    ids, scores = np.empty(shape, np.int64), np.empty(shape, np.float32)
+    params = library.TopKParams(
+        features=_describe(features),
+        connections=_connections(indices, starts, rows),
+        weights=_describe(weights),
+        bias=_describe(bias),
+        ids=_describe(ids),
+        scores=_describe(scores),
+        threads=threads,
+    )
+    library.call(params, _allocate)
+    return ids, scores
+
+
+def rewire(
+    indices: np.ndarray,
+    weights: Trained,
+    inputs: int,
+    fraction: float,
+    seed: int,
+    *,
+    threads: int = 0,
+) -> tuple[int, float]:
+    """Give the `fraction` of connections with the smallest |weight| new random sources.
+
+    indices uint16 or uint32 like weights, [labels, fan_in] or [connections]; both are updated:
+    weights keep their value, their moments become 0. What each connection gets depends on its
+    position and the seed alone (see fanin.h). Returns how many moved, and the threshold, below
+    which (strictly) |weight| had to be.
+    """
+    params = library.RewireParams(
+        indices=_describe(indices),
+        weights=_trained(weights),
+        inputs=inputs,
+        fraction=fraction,
+        seed=seed % 2**64,
+        threads=threads,
+    )
+    library.call(params, _allocate)
+    return params.moved, params.threshold
+
+
+def sort_connections(
+    indices: np.ndarray,
+    rows: np.ndarray,
+    slots: np.ndarray,
+    weights: Trained,
+    inputs: int,
+    *,
+    undo: bool = False,
+    threads: int = 0,
+) -> None:
+    """Sort the connections of a fixed fan-in layer by source within tiles of labels, all in place;
+    or bring them back into the order of their labels (undo).
+
+    indices [labels, fan_in] uint16 or uint32, weights alike; rows uint16 and slots uint8 (uint32
+    where fan_in > 256), of the same shape, are written when sorting and read when undoing. `rows`
+    is what `step` and `top_k` then take. For layers whose features exceed a core's cache.
+    """
+    params = library.SortParams(
+        indices=_describe(indices),
+        rows=_describe(rows),
+        slots=_describe(slots),
+        weights=_trained(weights),
+        inputs=inputs,
+        undo=undo,
+        threads=threads,
+    )
+    library.call(params, _allocate)

@@ -86,7 +86,7 @@ class Setup:
 def variant(task: Task) -> str:
     """What departs from the defaults, read from the task's slug; empty when nothing does."""
     _, *departures = _DEPARTURE.split(task.slug)
-    return ", ".join(departures)
+    return ", ".join("fused" if d == "execution=fused" else d for d in departures)
 
 
 def intermediate_label(units: int) -> str:

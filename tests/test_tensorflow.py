@@ -445,7 +445,7 @@ def test_keras_rewire():
 
     slots = layer.rewire(0.25, 7, optimizer)
 
-    plan = plan_rewiring(kernel, 0.25, 30, np.random.default_rng(7))
+    plan = plan_rewiring(kernel, 0.25, 30, 7)
     np.testing.assert_array_equal(slots, plan.slots)
     assert 90 <= len(slots) <= 100
     indices.reshape(-1)[slots] = plan.sources

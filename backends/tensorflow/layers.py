@@ -163,7 +163,8 @@ class FixedFanIn(keras.layers.Layer):
             raise ValueError(f"fraction must be at least 0 and below 1, got {fraction}")
         moments = [] if optimizer is None else self._moments(optimizer)
         inputs = self.input_spec.axes[-1]
-        plan = plan_rewiring(self.kernel.numpy(), fraction, inputs, np.random.default_rng(rng))
+        drawn = int(np.random.default_rng(rng).integers(2**64, dtype=np.uint64))
+        plan = plan_rewiring(self.kernel.numpy(), fraction, inputs, drawn)
         indices = self.indices.numpy()
         indices.reshape(-1)[plan.slots] = plan.sources
         self.indices.assign(indices)

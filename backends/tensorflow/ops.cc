@@ -1,11 +1,18 @@
-// The TensorFlow ops of a fixed fan-in linear layer: thin calls into fanin's C interface (fanin.h),
+// The TensorFlow ops of a fixed fan-in linear layer and of its fused training: thin calls into fanin's C interface (fanin.h),
 // which checks the arguments, words the errors and does the work on a CPU or a GPU.
 //
 // compile_ops.py compiles this file against the installed TensorFlow. The fanin_* symbols are not
 // linked; libfanin is in the process already. No CUDA headers are needed for the GPU kernels.
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
 #include "fanin.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/resource_mgr.h"
+#include "tensorflow/core/framework/resource_var.h"
 #include "tensorflow/core/framework/shape_inference.h"
 #include "xla/stream_executor/stream.h"
 
@@ -84,6 +91,136 @@ REGISTER_OP("Fanin>FanInLinearGrad")
       return absl::OkStatus();
     });
 
+// The fused execution. Resources are variables that the op updates in place; `bias` is a list of
+// nothing or of bias, m and v. A gradient that is not wanted is an empty vector.
+REGISTER_OP("Fanin>FusedStep")
+    .Input("features: float")
+    .Input("indices: num_indices * Tindices")
+    .Input("starts: num_starts * int32")
+    .Input("rows: num_rows * uint16")
+    .Input("weights: resource")
+    .Input("weights_m: resource")
+    .Input("weights_v: resource")
+    .Input("bias: num_bias * resource")
+    .Input("positive_rows: int32")
+    .Input("positive_labels: int64")
+    .Input("learning_rate: double")
+    .Input("beta1: double")
+    .Input("beta2: double")
+    .Input("epsilon: double")
+    .Input("step: int64")
+    .Output("loss: float")
+    .Output("grad_features: float")
+    .Attr("Tindices: {uint16, uint32} = DT_UINT16")
+    .Attr("num_indices: int >= 0")
+    .Attr("num_starts: int >= 0")
+    .Attr("num_rows: int >= 0")
+    .Attr("num_bias: int >= 0")
+    .Attr("loss_kind: int")
+    .Attr("seed: int = 0")
+    .Attr("want_grad: bool")
+    .Attr("threads: int = 0")
+    .SetIsStateful()
+    .SetShapeFn([](InferenceContext *c) -> absl::Status {
+      bool want_grad;
+      TF_RETURN_IF_ERROR(c->GetAttr("want_grad", &want_grad));
+      c->set_output(0, c->Scalar());
+      c->set_output(1, want_grad ? c->input(0) : c->Vector(0));
+      return absl::OkStatus();
+    });
+
+REGISTER_OP("Fanin>DenseRelu")
+    .Input("features: float")
+    .Input("weights: Tweights")
+    .Input("bias: num_bias * float")
+    .Output("outputs: float")
+    .Attr("Tweights: {float, bfloat16}")
+    .Attr("num_bias: int >= 0")
+    .Attr("threads: int = 0")
+    .SetShapeFn([](InferenceContext *c) -> absl::Status {
+      ShapeHandle features, weights;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &features));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 2, &weights));
+      c->set_output(0, c->Matrix(c->Dim(features, 0), c->Dim(weights, 0)));
+      return absl::OkStatus();
+    });
+
+REGISTER_OP("Fanin>DenseReluUpdate")
+    .Input("grad_outputs: float")
+    .Input("outputs: float")
+    .Input("features: float")
+    .Input("weights: resource")
+    .Input("weights_m: resource")
+    .Input("weights_v: resource")
+    .Input("bias: num_bias * resource")
+    .Input("learning_rate: double")
+    .Input("beta1: double")
+    .Input("beta2: double")
+    .Input("epsilon: double")
+    .Input("step: int64")
+    .Output("grad_features: float")
+    .Attr("num_bias: int >= 0")
+    .Attr("seed: int = 0")
+    .Attr("want_grad: bool")
+    .Attr("threads: int = 0")
+    .SetIsStateful()
+    .SetShapeFn([](InferenceContext *c) -> absl::Status {
+      bool want_grad;
+      TF_RETURN_IF_ERROR(c->GetAttr("want_grad", &want_grad));
+      c->set_output(0, want_grad ? c->input(2) : c->Vector(0));
+      return absl::OkStatus();
+    });
+
+REGISTER_OP("Fanin>TopK")
+    .Input("features: float")
+    .Input("indices: num_indices * Tindices")
+    .Input("starts: num_starts * int32")
+    .Input("rows: num_rows * uint16")
+    .Input("weights: Tweights")
+    .Input("bias: num_bias * float")
+    .Input("k: int64")
+    .Output("scores: float")
+    .Output("ids: int64")
+    .Attr("Tindices: {uint16, uint32} = DT_UINT16")
+    .Attr("Tweights: {float, bfloat16}")
+    .Attr("num_indices: int >= 0")
+    .Attr("num_starts: int >= 0")
+    .Attr("num_rows: int >= 0")
+    .Attr("num_bias: int >= 0")
+    .Attr("threads: int = 0")
+    .SetShapeFn([](InferenceContext *c) -> absl::Status {
+      tensorflow::shape_inference::DimensionHandle k;
+      TF_RETURN_IF_ERROR(c->MakeDimForScalarInput(c->num_inputs() - 1, &k));
+      for (int i = 0; i < 2; ++i) c->set_output(i, c->Matrix(c->Dim(c->input(0), 0), k));
+      return absl::OkStatus();
+    });
+
+REGISTER_OP("Fanin>Rewire")
+    .Input("indices: resource")
+    .Input("weights: resource")
+    .Input("weights_m: resource")
+    .Input("weights_v: resource")
+    .Input("inputs: int64")
+    .Input("fraction: double")
+    .Input("seed: int64")
+    .Output("moved: int64")
+    .Attr("threads: int = 0")
+    .SetIsStateful()
+    .SetShapeFn(tensorflow::shape_inference::ScalarShape);
+
+REGISTER_OP("Fanin>SortConnections")
+    .Input("indices: resource")
+    .Input("rows: resource")
+    .Input("slots: resource")
+    .Input("weights: resource")
+    .Input("weights_m: resource")
+    .Input("weights_v: resource")
+    .Input("inputs: int64")
+    .Attr("undo: bool")
+    .Attr("threads: int = 0")
+    .SetIsStateful()
+    .SetShapeFn(tensorflow::shape_inference::NoOutputs);
+
 // Kernels ------------------------------------------------------------------------------------
 
 int32_t dtype_of(const Tensor &tensor) {
@@ -92,6 +229,10 @@ int32_t dtype_of(const Tensor &tensor) {
     case tensorflow::DT_DOUBLE: return FANIN_FLOAT64;
     case tensorflow::DT_UINT16: return FANIN_UINT16;
     case tensorflow::DT_UINT32: return FANIN_UINT32;
+    case tensorflow::DT_UINT8: return FANIN_UINT8;
+    case tensorflow::DT_INT32: return FANIN_INT32;
+    case tensorflow::DT_INT64: return FANIN_INT64;
+    case tensorflow::DT_BFLOAT16: return FANIN_BFLOAT16;
     default: return FANIN_OTHER;  // the ops' type attributes let nothing else through
   }
 }
@@ -233,8 +374,281 @@ class FanInLinearGrad : public FaninKernel<device> {
   bool want_features_, want_weights_, want_bias_;
 };
 
+// Variables that an op updates in place: locked, and their memory nobody else's, while this lives.
+class Variables {
+ public:
+  ~Variables() {
+    for (tensorflow::mutex *mutex : locked_) mutex->unlock();
+  }
+
+  // The resource inputs of these names, one after the other.
+  absl::Status open(OpKernelContext *ctx, std::initializer_list<const char *> names) {
+    for (const char *name : names) {
+      int start, stop;
+      TF_RETURN_IF_ERROR(ctx->op_kernel().InputRange(name, &start, &stop));
+      for (int i = start; i < stop; ++i) {
+        tensorflow::core::RefCountPtr<tensorflow::Var> variable;
+        TF_RETURN_IF_ERROR(
+            tensorflow::LookupResource(ctx, tensorflow::HandleFromInput(ctx, i), &variable));
+        variables_.push_back(std::move(variable));
+      }
+    }
+    // In one order everywhere, so that two ops cannot wait for each other.
+    for (const auto &variable : variables_) locked_.push_back(variable->mu());
+    std::sort(locked_.begin(), locked_.end());
+    locked_.erase(std::unique(locked_.begin(), locked_.end()), locked_.end());
+    for (tensorflow::mutex *mutex : locked_) mutex->lock();
+    for (const auto &variable : variables_) {
+      Tensor *const tensor = variable->tensor();
+      if (tensor->RefCountIsOne()) continue;
+      // Somebody still holds the value that was read before: it has to stay what it was.
+      Tensor copy;
+      TF_RETURN_IF_ERROR(ctx->allocate_temp(tensor->dtype(), tensor->shape(), &copy));
+      std::memcpy(copy.data(), tensor->data(), tensor->TotalBytes());
+      *tensor = copy;
+    }
+    return absl::OkStatus();
+  }
+
+  fanin_tensor describe_next() {
+    if (next_ == variables_.size()) return absent();
+    return describe(*variables_[next_++]->tensor(), FANIN_CPU);
+  }
+  fanin_trained trained_next() {
+    fanin_trained trained;
+    trained.values = describe_next();
+    trained.m = describe_next();
+    trained.v = describe_next();
+    return trained;
+  }
+
+ private:
+  std::vector<tensorflow::core::RefCountPtr<tensorflow::Var>> variables_;
+  std::vector<tensorflow::mutex *> locked_;
+  size_t next_ = 0;
+};
+
+// What the ops of the fused execution share; they run on a CPU.
+class FusedKernel : public FaninKernel<FANIN_CPU> {
+ public:
+  explicit FusedKernel(OpKernelConstruction *ctx) : FaninKernel<FANIN_CPU>(ctx) {}
+
+ protected:
+  // The only input of a name, or none where the list is empty.
+  static fanin_tensor named(OpKernelContext *ctx, const char *name) {
+    int start = 0, stop = 0;
+    if (!ctx->op_kernel().InputRange(name, &start, &stop).ok() || start == stop) return absent();
+    return input(ctx, start);
+  }
+  template <class T>
+  static T scalar(OpKernelContext *ctx, const char *name) {
+    int start = 0, stop = 0;
+    const absl::Status status = ctx->op_kernel().InputRange(name, &start, &stop);
+    if (!status.ok() || ctx->input(start).NumElements() != 1) {
+      ctx->CtxFailure(absl::InvalidArgumentError(std::string(name) + " must be a scalar"));
+      return T();
+    }
+    return ctx->input(start).flat<T>()(0);
+  }
+  static fanin_connections connections(OpKernelContext *ctx) {
+    return {named(ctx, "indices"), named(ctx, "starts"), named(ctx, "rows")};
+  }
+  static Tensor *output(OpKernelContext *ctx, int at, const TensorShape &shape) {
+    Tensor *tensor = nullptr;
+    const absl::Status status = ctx->allocate_output(at, shape, &tensor);
+    if (!status.ok()) ctx->CtxFailure(status);
+    return tensor;
+  }
+};
+
+class TrainingKernel : public FusedKernel {
+ public:
+  explicit TrainingKernel(OpKernelConstruction *ctx) : FusedKernel(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("seed", &seed_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("want_grad", &want_grad_));
+  }
+
+ protected:
+  fanin_adam adam(OpKernelContext *ctx) const {
+    return {scalar<double>(ctx, "learning_rate"), scalar<double>(ctx, "beta1"),
+            scalar<double>(ctx, "beta2"), scalar<double>(ctx, "epsilon"),
+            scalar<int64_t>(ctx, "step"), uint64_t(seed_)};
+  }
+
+  int64_t seed_;
+  bool want_grad_;
+};
+
+class FusedStep : public TrainingKernel {
+ public:
+  explicit FusedStep(OpKernelConstruction *ctx) : TrainingKernel(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("loss_kind", &loss_kind_));
+  }
+
+  void Compute(OpKernelContext *ctx) override {
+    Tensor scratch;
+    Variables variables;
+    OP_REQUIRES_OK(ctx, variables.open(ctx, {"weights", "weights_m", "weights_v", "bias"}));
+    Tensor *const loss = output(ctx, 0, TensorShape({}));
+    Tensor *const grad = output(ctx, 1, want_grad_ ? ctx->input(0).shape() : TensorShape({0}));
+    if (!ctx->status().ok()) return;
+    fanin_step_params params{};
+    params.features = named(ctx, "features");
+    params.connections = connections(ctx);
+    params.weights = variables.trained_next();
+    params.bias = variables.trained_next();
+    params.positive_rows = named(ctx, "positive_rows");
+    params.positive_labels = named(ctx, "positive_labels");
+    params.loss = describe(*loss, FANIN_CPU);
+    params.loss.rank = 1;
+    params.loss.shape[0] = params.loss.strides[0] = 1;
+    params.grad_features = want_grad_ ? describe(*grad, FANIN_CPU) : absent();
+    params.adam = adam(ctx);
+    params.loss_kind = loss_kind_;
+    params.threads = threads_;
+    if (!ctx->status().ok()) return;
+    run(ctx, &params, &scratch, fanin_step_workspace(&params), fanin_step);
+  }
+
+ private:
+  int loss_kind_;
+};
+
+class DenseRelu : public FusedKernel {
+ public:
+  using FusedKernel::FusedKernel;
+
+  void Compute(OpKernelContext *ctx) override {
+    const Tensor &features = ctx->input(0), &weights = ctx->input(1);
+    OP_REQUIRES(ctx, features.dims() == 2 && weights.dims() == 2,
+                absl::InvalidArgumentError("features and weights must be matrices"));
+    Tensor scratch;
+    Tensor *const outputs =
+        output(ctx, 0, TensorShape({features.dim_size(0), weights.dim_size(0)}));
+    if (!outputs) return;
+    fanin_dense_forward_params params{};
+    params.features = named(ctx, "features");
+    params.weights = named(ctx, "weights");
+    params.bias = named(ctx, "bias");
+    params.outputs = describe(*outputs, FANIN_CPU);
+    params.relu = 1;
+    params.threads = threads_;
+    run(ctx, &params, &scratch, fanin_dense_forward_workspace(&params), fanin_dense_forward);
+  }
+};
+
+class DenseReluUpdate : public TrainingKernel {
+ public:
+  using TrainingKernel::TrainingKernel;
+
+  void Compute(OpKernelContext *ctx) override {
+    Tensor scratch;
+    Variables variables;
+    OP_REQUIRES_OK(ctx, variables.open(ctx, {"weights", "weights_m", "weights_v", "bias"}));
+    Tensor *const grad = output(ctx, 0, want_grad_ ? ctx->input(2).shape() : TensorShape({0}));
+    if (!grad) return;
+    fanin_dense_update_params params{};
+    params.grad_outputs = named(ctx, "grad_outputs");
+    params.outputs = named(ctx, "outputs");
+    params.features = named(ctx, "features");
+    params.weights = variables.trained_next();
+    params.bias = variables.trained_next();
+    params.grad_features = want_grad_ ? describe(*grad, FANIN_CPU) : absent();
+    params.adam = adam(ctx);
+    params.threads = threads_;
+    if (!ctx->status().ok()) return;
+    run(ctx, &params, &scratch, fanin_dense_update_workspace(&params), fanin_dense_update);
+  }
+};
+
+class TopK : public FusedKernel {
+ public:
+  using FusedKernel::FusedKernel;
+
+  void Compute(OpKernelContext *ctx) override {
+    const Tensor &features = ctx->input(0);
+    const int64_t k = scalar<int64_t>(ctx, "k");
+    if (!ctx->status().ok()) return;
+    OP_REQUIRES(ctx, k >= 1, absl::InvalidArgumentError("k must be at least 1"));
+    OP_REQUIRES(ctx, features.dims() == 2,
+                absl::InvalidArgumentError("features must be a matrix"));
+    Tensor scratch;
+    const TensorShape shape({features.dim_size(0), k});
+    Tensor *const scores = output(ctx, 0, shape), *const ids = output(ctx, 1, shape);
+    if (!ctx->status().ok()) return;
+    fanin_top_k_params params{};
+    params.features = named(ctx, "features");
+    params.connections = connections(ctx);
+    params.weights = named(ctx, "weights");
+    params.bias = named(ctx, "bias");
+    params.ids = describe(*ids, FANIN_CPU);
+    params.scores = describe(*scores, FANIN_CPU);
+    params.threads = threads_;
+    run(ctx, &params, &scratch, fanin_top_k_workspace(&params), fanin_top_k);
+  }
+};
+
+int32_t rewire(const fanin_rewire_params *params, char *message, size_t bytes) {
+  return fanin_rewire(const_cast<fanin_rewire_params *>(params), message, bytes);
+}
+
+class Rewire : public FusedKernel {
+ public:
+  using FusedKernel::FusedKernel;
+
+  void Compute(OpKernelContext *ctx) override {
+    Tensor scratch;
+    Variables variables;
+    OP_REQUIRES_OK(ctx, variables.open(ctx, {"indices", "weights", "weights_m", "weights_v"}));
+    Tensor *const moved = output(ctx, 0, TensorShape({}));
+    fanin_rewire_params params{};
+    params.indices = variables.describe_next();
+    params.weights = variables.trained_next();
+    params.inputs = scalar<int64_t>(ctx, "inputs");
+    params.fraction = scalar<double>(ctx, "fraction");
+    params.seed = uint64_t(scalar<int64_t>(ctx, "seed"));
+    params.threads = threads_;
+    if (!ctx->status().ok()) return;
+    run(ctx, &params, &scratch, fanin_rewire_workspace(&params), rewire);
+    moved->scalar<int64_t>()() = params.moved;
+  }
+};
+
+class SortConnections : public FusedKernel {
+ public:
+  explicit SortConnections(OpKernelConstruction *ctx) : FusedKernel(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("undo", &undo_));
+  }
+
+  void Compute(OpKernelContext *ctx) override {
+    Tensor scratch;
+    Variables variables;
+    OP_REQUIRES_OK(ctx, variables.open(ctx, {"indices", "rows", "slots", "weights", "weights_m",
+                                             "weights_v"}));
+    fanin_sort_params params{};
+    params.indices = variables.describe_next();
+    params.rows = variables.describe_next();
+    params.slots = variables.describe_next();
+    params.weights = variables.trained_next();
+    params.inputs = scalar<int64_t>(ctx, "inputs");
+    params.undo = undo_;
+    params.threads = threads_;
+    if (!ctx->status().ok()) return;
+    run(ctx, &params, &scratch, fanin_sort_workspace(&params), fanin_sort);
+  }
+
+ private:
+  bool undo_;
+};
+
 using tensorflow::DEVICE_CPU;
 using tensorflow::DEVICE_GPU;
+REGISTER_KERNEL_BUILDER(Name("Fanin>FusedStep").Device(DEVICE_CPU), FusedStep);
+REGISTER_KERNEL_BUILDER(Name("Fanin>DenseRelu").Device(DEVICE_CPU), DenseRelu);
+REGISTER_KERNEL_BUILDER(Name("Fanin>DenseReluUpdate").Device(DEVICE_CPU), DenseReluUpdate);
+REGISTER_KERNEL_BUILDER(Name("Fanin>TopK").Device(DEVICE_CPU), TopK);
+REGISTER_KERNEL_BUILDER(Name("Fanin>Rewire").Device(DEVICE_CPU), Rewire);
+REGISTER_KERNEL_BUILDER(Name("Fanin>SortConnections").Device(DEVICE_CPU), SortConnections);
 REGISTER_KERNEL_BUILDER(Name("Fanin>FanInLinear").Device(DEVICE_CPU), FanInLinear<FANIN_CPU>);
 REGISTER_KERNEL_BUILDER(Name("Fanin>FanInLinear").Device(DEVICE_GPU), FanInLinear<FANIN_CUDA>);
 REGISTER_KERNEL_BUILDER(Name("Fanin>FanInLinearGrad").Device(DEVICE_CPU),

@@ -18,7 +18,7 @@ from fanin.kernels import library
 
 
 @functools.cache
-def _ops() -> Any:
+def ops() -> Any:
     """The op module, whose symbols come from libfanin: that one is loaded first."""
     library.load()
     return tf.load_op_library(str(compiled_ops()))
@@ -61,7 +61,7 @@ def fan_in_linear(
                 threads=threads,
             )
         )
-    scores: tf.Tensor = _ops().fanin_fan_in_linear(
+    scores: tf.Tensor = ops().fanin_fan_in_linear(
         features=x, indices=indices, weights=weights, bias=biases, threads=threads
     )
     return scores
@@ -76,7 +76,7 @@ def _backward(
     threads: int,
 ) -> list[tf.Tensor | None]:
     """Gradients of features, weights and bias; None for those that are not wanted."""
-    grads = _ops().fanin_fan_in_linear_grad(
+    grads = ops().fanin_fan_in_linear_grad(
         grad_scores=grad_scores,
         features=features,
         indices=indices,

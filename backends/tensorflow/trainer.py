@@ -6,25 +6,27 @@ the baselines, so how TensorFlow does them is the result and nothing about them 
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
 
-from fanin.backends.arrays import check_arrays, index_dtype
+from fanin.backends.arrays import checked, index_dtype, plan_rewiring
+from fanin.backends.fused import FusedTrainer
 from fanin.backends.interface import (
     ADAM_BETAS,
     ADAM_EPSILON,
     LayerSetup,
     OnStep,
+    Storage,
     TrainingBatch,
+    check_losses,
 )
+from fanin.backends.tensorflow import devices
+from fanin.backends.tensorflow.fused import TensorFlowEngine
 from fanin.backends.tensorflow.losses import LOSSES
 from fanin.backends.tensorflow.ops import fan_in_linear
-
-_LOG = logging.getLogger(__name__)
 
 # Scores of one evaluation block at most; larger blocks are split.
 _SCORES_BYTES = 256 << 20
@@ -47,32 +49,21 @@ def make(
     no GPU and "cuda" was asked for. threads: CPU threads of an operation, 0 for all; TensorFlow
     takes the number only before its first operation in a process.
     """
-    return TensorFlowTrainer(setup, arrays, _prepare_device(device, threads), threads)
+    return TensorFlowTrainer(setup, arrays, devices.prepare_device(device, threads), threads)
 
 
-def _prepare_device(device: str, threads: int) -> str:
-    """Settle the process-wide settings; returns "/CPU:0" or "/GPU:0"."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f'device must be "auto", "cpu" or "cuda", got {device!r}')
-    gpus = tf.config.list_physical_devices("GPU")
-    if device == "cuda" and not gpus:
-        raise RuntimeError(
-            "a GPU was asked for but TensorFlow sees none here: it needs an NVIDIA driver and "
-            "TensorFlow's CUDA build (pip install 'tensorflow[and-cuda]')"
-        )
-    for gpu in gpus:
-        # Without it TensorFlow takes the whole device, and its use would say nothing.
-        if not tf.config.experimental.get_memory_growth(gpu):
-            tf.config.experimental.set_memory_growth(gpu, True)
-    if threads > 0 and tf.config.threading.get_intra_op_parallelism_threads() != threads:
-        try:
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
-        except RuntimeError:
-            _LOG.warning(
-                "TensorFlow has started already: its own operations do not change to %d threads",
-                threads,
-            )
-    return "/GPU:0" if gpus and device != "cpu" else "/CPU:0"
+def make_fused(
+    setup: LayerSetup,
+    arrays: Mapping[str, np.ndarray],
+    storage: Storage,
+    *,
+    device: str = "auto",
+    threads: int = 0,
+) -> FusedTrainer:
+    """See `make`, and `fanin.backends.interface.make_trainer`. "auto" is the CPU: there are no GPU
+    kernels of the fused execution yet."""
+    place = devices.prepare_device("cpu" if device == "auto" else device, threads)
+    return FusedTrainer(setup, arrays, TensorFlowEngine(place, threads), storage)
 
 
 class TensorFlowTrainer:
@@ -81,18 +72,19 @@ class TensorFlowTrainer:
     def __init__(
         self, setup: LayerSetup, arrays: Mapping[str, np.ndarray], device: str, threads: int
     ) -> None:
-        check_arrays(setup, dict(arrays))
         self.setup = setup
         self._device = device
         self._threads = threads
         self._steps = 0
         self._loss = LOSSES[setup.loss]
         with tf.device(device):
-            self._trained = {
-                name: tf.Variable(np.asarray(arrays[name], np.float32), name=name)
-                for name in _TRAINED
-                if name in arrays
-            }
+            self._trained: dict[str, tf.Variable] = {}
+            connections: dict[str, np.ndarray] = {}
+            for name, array in checked(setup, arrays):
+                if name in _TRAINED:
+                    self._trained[name] = tf.Variable(np.asarray(array, np.float32), name=name)
+                else:
+                    connections[name] = array
             # Adam's first and second moments.
             self._moments = {
                 name: (tf.Variable(tf.zeros_like(array)), tf.Variable(tf.zeros_like(array)))
@@ -102,7 +94,9 @@ class TensorFlowTrainer:
             # (row, column) as a tf.SparseTensor wants them.
             self._connections: tf.Variable | None = None
             if setup.connectivity is not None:
-                self._connections = tf.Variable(self._connections_from(arrays), trainable=False)
+                self._connections = tf.Variable(
+                    self._connections_from(connections), trainable=False
+                )
         # Compiled once for all sizes: a smaller last batch does not trace anew.
         features = tf.TensorSpec([None, setup.inputs], tf.float32)
         self._step_function = tf.function(
@@ -142,11 +136,7 @@ class TensorFlowTrainer:
         return np.array(losses, np.float64)
 
     def _look(self, losses: list[tf.Tensor]) -> list[float]:
-        values = [float(loss) for loss in losses]
-        for step, value in enumerate(values, self._steps - len(values) + 1):
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the loss of step {step} is {value}")
-        return values
+        return check_losses(losses, self._steps - len(losses) + 1).tolist()
 
     def _step_size(self, learning_rate: float) -> tf.Tensor:
         """Adam's learning rate with its bias correction, which needs more digits than float32 has,
@@ -243,11 +233,14 @@ class TensorFlowTrainer:
 
     def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over all arrays; the optimiser's state stays."""
-        check_arrays(self.setup, dict(arrays))
-        for name, array in self._trained.items():
-            array.assign(np.asarray(arrays[name], np.float32))
+        connections: dict[str, np.ndarray] = {}
+        for name, array in checked(self.setup, arrays):
+            if name in self._trained:
+                self._trained[name].assign(np.asarray(array, np.float32))
+            else:
+                connections[name] = array
         if self._connections is not None:
-            self._connections.assign(self._connections_from(arrays))
+            self._connections.assign(self._connections_from(connections))
 
     def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
         """New sources for flat positions of `output.weights`; their moments become 0."""
@@ -265,6 +258,13 @@ class TensorFlowTrainer:
             positions = np.stack(np.unravel_index(slots, shape), axis=1)
             for moment in self._moments["output.weights"]:
                 moment.scatter_nd_update(positions, tf.zeros(len(slots)))
+
+    def regrow(self, fraction: float, seed: int) -> int:
+        """Rewire the connections of smallest |weight|; how many moved."""
+        weights = self.array("output.weights")
+        plan = plan_rewiring(weights, fraction, self.setup.sources, seed)
+        self.rewire(plan.slots, plan.sources)
+        return len(plan.slots)
 
     def _connections_from(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         if self.setup.kind == "FFI":
@@ -303,20 +303,12 @@ class TensorFlowTrainer:
 
     def synchronize(self) -> None:
         """Wait until the device has finished."""
-        if self._device != "/CPU:0":
-            tf.test.experimental.sync_devices()
+        devices.synchronize(self._device)
 
     def description(self) -> dict[str, str]:
         """Framework with its version, and device."""
-        device = "cpu"
-        if self._device != "/CPU:0":
-            gpu = tf.config.list_physical_devices("GPU")[0]
-            device = tf.config.experimental.get_device_details(gpu).get("device_name", "cuda")
-        return {"framework": f"tensorflow {tf.__version__}", "device": device}
+        return devices.description(self._device)
 
     def device_memory(self) -> dict[str, int | None]:
         """Bytes that TensorFlow's allocator held at most; it does not tell what it reserved."""
-        peak = None
-        if self._device != "/CPU:0":
-            peak = int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
-        return {"allocator_peak_bytes": peak, "allocator_reserved_bytes": None}
+        return devices.device_memory(self._device)

@@ -38,21 +38,13 @@ class FixedFanInLinear(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if in_features < 1 or labels < 1 or fan_in < 1:
-            raise ValueError(
-                "in_features, labels and fan_in must be at least 1, got "
-                f"{in_features}, {labels}, {fan_in}"
-            )
-        if fan_in > in_features:
-            raise ValueError(f"fan_in {fan_in} is larger than the {in_features} inputs")
+        check_sizes(in_features, labels, fan_in)
         self.in_features = in_features
         self.labels = labels
         self.fan_in = fan_in
-        indices = torch.empty(
-            labels, fan_in, dtype=getattr(torch, index_dtype(in_features).__name__), device=device
-        )
-        self.register_buffer("indices", indices)
-        self.weights = nn.Parameter(torch.empty(labels, fan_in, device=device, dtype=dtype))
+        shape, index = (labels, fan_in), index_type(in_features)
+        self.register_buffer("indices", torch.empty(shape, dtype=index, device=device))
+        self.weights = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(labels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters(generator)
 
@@ -60,13 +52,7 @@ class FixedFanInLinear(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw indices and weights anew. The weights are uniform within sqrt(3 / (labels fan_in)),
         near zero: Glorot's limit for one flat vector of all connections, as in the paper's code."""
-        drawn = torch.randint(
-            self.in_features, self.indices.shape, generator=generator, dtype=torch.int64
-        )
-        self.indices.copy_(drawn.to(self.indices.dtype))
-        limit = math.sqrt(3 / self.weights.numel())
-        values = torch.empty(self.weights.shape, dtype=torch.float64)
-        self.weights.copy_(values.uniform_(-limit, limit, generator=generator))
+        draw_connections(self.in_features, self.indices, self.weights, generator)
         if self.bias is not None:
             self.bias.zero_()
 
@@ -92,7 +78,7 @@ class FixedFanInLinear(nn.Module):
             self.weights.detach().cpu().numpy(),
             fraction,
             self.in_features,
-            rng or np.random.default_rng(),
+            int((rng or np.random.default_rng()).integers(2**64, dtype=np.uint64)),
         )
         state = optimizer.state.get(self.weights, {}) if optimizer is not None else {}
         moments = [v for v in state.values() if isinstance(v, Tensor) and v.ndim == 2]
@@ -104,6 +90,35 @@ class FixedFanInLinear(nn.Module):
             f"in_features={self.in_features}, labels={self.labels}, fan_in={self.fan_in}, "
             f"bias={self.bias is not None}"
         )
+
+
+def check_sizes(in_features: int, labels: int, fan_in: int) -> None:
+    """ValueError for sizes that make no fixed fan-in layer."""
+    if in_features < 1 or labels < 1 or fan_in < 1:
+        raise ValueError(
+            "in_features, labels and fan_in must be at least 1, got "
+            f"{in_features}, {labels}, {fan_in}"
+        )
+    if fan_in > in_features:
+        raise ValueError(f"fan_in {fan_in} is larger than the {in_features} inputs")
+
+
+def index_type(in_features: int) -> torch.dtype:
+    """uint16 where it can name all inputs, else uint32."""
+    dtype: torch.dtype = getattr(torch, index_dtype(in_features).__name__)
+    return dtype
+
+
+def draw_connections(
+    in_features: int, indices: Tensor, weights: Tensor, generator: torch.Generator | None
+) -> None:
+    """Fill indices [labels, fan_in] and weights alike, as `FixedFanInLinear` says."""
+    # On the CPU whatever the device: a generator belongs to one of them.
+    drawn = torch.randint(in_features, indices.shape, generator=generator, dtype=torch.int32)
+    indices.copy_(drawn.to(indices.dtype))
+    limit = math.sqrt(3 / weights.numel())
+    values = torch.empty(weights.shape, dtype=torch.promote_types(weights.dtype, torch.float32))
+    weights.copy_(values.uniform_(-limit, limit, generator=generator))
 
 
 def move_connections(

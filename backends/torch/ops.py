@@ -14,7 +14,8 @@ from torch import Tensor
 from fanin.kernels import library
 
 
-def _describe(tensor: Tensor | None) -> library.Tensor:
+def described(tensor: Tensor | None) -> library.Tensor:
+    """A tensor as the C interface has it; None for one that is absent."""
     if tensor is None:
         return library.absent()
     return library.describe(
@@ -27,11 +28,11 @@ def _describe(tensor: Tensor | None) -> library.Tensor:
     )
 
 
-def _stream(tensor: Tensor) -> int | None:
-    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else None
+def stream(tensor: Tensor) -> int | None:
+    return torch.cuda.currentstream(tensor.device).cuda_stream if tensor.is_cuda else None
 
 
-def _allocator(device: torch.device) -> Any:
+def allocator(device: torch.device) -> Any:
     """Scratch memory from torch's allocator, so that it is counted and reused like any tensor."""
 
     def allocate(size: int) -> tuple[int, Tensor]:
@@ -46,19 +47,19 @@ def _forward(
     features: Tensor, indices: Tensor, weights: Tensor, bias: Tensor | None, threads: int
 ) -> Tensor:
     params = library.ForwardParams(
-        features=_describe(features),
-        indices=_describe(indices),
-        weights=_describe(weights),
-        bias=_describe(bias),
+        features=described(features),
+        indices=described(indices),
+        weights=described(weights),
+        bias=described(bias),
         scores=library.absent(),
-        stream=_stream(features),
+        stream=stream(features),
         threads=threads or torch.get_num_threads(),
     )
     library.check(params)
     scores = features.new_empty((features.shape[0], indices.shape[0]))
-    params.scores = _describe(scores)
+    params.scores = described(scores)
     with torch.cuda.device_of(features):
-        library.forward(params, _allocator(features.device))
+        library.call(params, allocator(features.device))
     return scores
 
 
@@ -86,23 +87,22 @@ def _backward(
     threads: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = _empty_grads(features, indices, weights, wanted)
-    described = [
-        _describe(grad) if want else library.absent()
-        for grad, want in zip(grads, wanted, strict=True)
-    ]
+    of_features, of_weights, of_bias = (
+        described(grad if want else None) for grad, want in zip(grads, wanted, strict=True)
+    )
     params = library.BackwardParams(
-        grad_scores=_describe(grad_scores),
-        features=_describe(features),
-        indices=_describe(indices),
-        weights=_describe(weights),
-        grad_features=described[0],
-        grad_weights=described[1],
-        grad_bias=described[2],
-        stream=_stream(features),
+        grad_scores=described(grad_scores),
+        features=described(features),
+        indices=described(indices),
+        weights=described(weights),
+        grad_features=of_features,
+        grad_weights=of_weights,
+        grad_bias=of_bias,
+        stream=stream(features),
         threads=threads or torch.get_num_threads(),
     )
     with torch.cuda.device_of(features):
-        library.backward(params, _allocator(features.device))
+        library.call(params, allocator(features.device))
     return grads
 
 

@@ -10,14 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fanin.backends.arrays import check_arrays
+from fanin.backends.arrays import checked, plan_rewiring
 from fanin.backends.interface import (
     ADAM_BETAS,
     ADAM_EPSILON,
     LayerSetup,
     OnStep,
+    Storage,
     TrainingBatch,
+    check_losses,
 )
+from fanin.backends.fused import FusedTrainer
+from fanin.backends.torch.devices import (
+    description,
+    device_memory,
+    prepare_device,
+    synchronize,
+)
+from fanin.backends.torch.fused import TorchEngine
 from fanin.backends.torch.layers import move_connections
 from fanin.backends.torch.losses import LOSSES
 from fanin.backends.torch.ops import fan_in_linear
@@ -128,14 +138,7 @@ class TorchTrainer:
                 on_step(losses[-1])
         if not losses:
             return np.empty(0)
-        result = torch.stack(losses).cpu().numpy().astype(np.float64)
-        if not np.isfinite(result).all():
-            step = first + int(np.flatnonzero(~np.isfinite(result))[0])
-            raise FloatingPointError(
-                f"the loss of step {step} is {result[step - first]}; lower the learning rate or "
-                "look at the features"
-            )
-        return result
+        return check_losses(torch.stack(losses).tolist(), first)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         if not array.flags.writeable:  # torch would warn: it has no read-only tensors
@@ -161,18 +164,22 @@ class TorchTrainer:
         moments = [state[key] for key in _MOMENTS.values()]
         move_connections(targets, moments, slots, sources)
 
+    def regrow(self, fraction: float, seed: int) -> int:
+        weights = self.array("output.weights")
+        plan = plan_rewiring(weights, fraction, self.setup.sources, seed)
+        self.rewire(plan.slots, plan.sources)
+        return len(plan.slots)
+
     def array(self, name: str) -> np.ndarray:
-        tensor = self._arrays[name].detach()
-        return tensor.cpu().numpy().copy() if tensor.device.type == "cpu" else tensor.cpu().numpy()
+        return self._arrays[name].detach().cpu().numpy()
 
     def weights(self) -> dict[str, np.ndarray]:
-        return {name: self.array(name) for name in self._arrays}
+        return {name: self.array(name).copy() for name in self._arrays}
 
     @torch.no_grad()
     def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
-        check_arrays(self.setup, dict(arrays))
-        for name in self.setup.array_shapes():
-            tensor = torch.from_numpy(np.ascontiguousarray(arrays[name])).to(self.device)
+        for name, array in checked(self.setup, arrays):
+            tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
             if name in self._arrays:
                 self._arrays[name].copy_(tensor)
             else:
@@ -206,22 +213,13 @@ class TorchTrainer:
         return sum(tensor.nbytes for tensor in held), moments
 
     def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
 
     def description(self) -> dict[str, str]:
-        device = str(self.device)
-        if self.device.type == "cuda":
-            device += f" ({torch.cuda.get_device_name(self.device)})"
-        return {"framework": f"torch {torch.__version__}", "device": device}
+        return description(self.device)
 
     def device_memory(self) -> dict[str, int | None]:
-        if self.device.type != "cuda":
-            return {"allocator_peak_bytes": None, "allocator_reserved_bytes": None}
-        return {
-            "allocator_peak_bytes": torch.cuda.max_memory_allocated(self.device),
-            "allocator_reserved_bytes": torch.cuda.max_memory_reserved(self.device),
-        }
+        return device_memory(self.device)
 
 
 def csr_starts(rows: Tensor, labels: int) -> Tensor:
@@ -250,10 +248,18 @@ def make(
     setup: LayerSetup, arrays: Mapping[str, np.ndarray], *, device: str, threads: int
 ) -> TorchTrainer:
     """See `fanin.backends.interface.make_trainer`."""
-    if threads:
-        torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("device cuda was asked for but torch sees no GPU")
-    return TorchTrainer(setup, arrays, torch.device(device))
+    return TorchTrainer(setup, arrays, prepare_device(device, threads))
+
+
+def make_fused(
+    setup: LayerSetup,
+    arrays: Mapping[str, np.ndarray],
+    storage: Storage,
+    *,
+    device: str,
+    threads: int,
+) -> FusedTrainer:
+    """See `fanin.backends.interface.make_trainer`. "auto" is the CPU: there are no GPU kernels of
+    the fused execution yet."""
+    engine = TorchEngine(prepare_device("cpu" if device == "auto" else device, threads))
+    return FusedTrainer(setup, arrays, engine, storage)

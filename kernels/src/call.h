@@ -30,6 +30,75 @@ struct BackwardCall {
   int threads;
 };
 
+// How Adam goes at one step: see step.h. The betas are held as 1 - beta, of which a float has more
+// digits.
+struct AdamCall {
+  float rate, rest1, rest2, epsilon;
+  uint32_t seed;
+};
+
+// Weights [labels, fan_in] (or flat, with starts) and their moments; bias [labels] or null.
+struct StepCall {
+  int64_t batch, inputs, labels, fan_in, positives;
+  bool wide_indices, half_weights, half_moments;
+  const float *features;
+  const void *indices;  // null for a dense layer
+  const int32_t *starts;  // [labels + 1] or null
+  const uint16_t *rows;  // like indices, or null: sorted tiles, see step.h
+  void *weights, *m, *v;
+  float *bias, *bias_m, *bias_v;
+  const int32_t *positive_rows;
+  const int64_t *positive_labels;
+  float *grad_features;  // or null
+  float *loss;
+  int loss_kind;
+  AdamCall adam;
+  void *workspace;
+  void *stream;
+  int threads;
+};
+
+// A dense layer's outputs, [batch, labels].
+struct DenseForwardCall {
+  int64_t batch, inputs, labels;
+  bool half_weights, relu;
+  const float *features;
+  const void *weights;
+  const float *bias;
+  float *scores;
+  void *workspace;
+  int threads;
+};
+
+struct DenseUpdateCall {
+  int64_t batch, inputs, labels;
+  bool half_weights, half_moments;
+  const float *grad_scores;
+  const float *scores;  // or null: the outputs of a relu, where 0 lets no gradient through
+  const float *features;
+  void *weights, *m, *v;
+  float *bias, *bias_m, *bias_v;
+  float *grad_features;  // or null
+  AdamCall adam;
+  void *workspace;
+  int threads;
+};
+
+struct TopKCall {
+  int64_t batch, inputs, labels, fan_in, k;
+  bool wide_indices, half_weights;
+  const float *features;
+  const void *indices;
+  const int32_t *starts;
+  const uint16_t *rows;
+  const void *weights;
+  const float *bias;
+  int64_t *ids;  // [batch, k]
+  float *values;  // [batch, k] or null
+  void *workspace;
+  int threads;
+};
+
 #if defined(__CUDACC__)
 __host__ __device__
 #endif
@@ -37,7 +106,7 @@ inline int64_t groups_of(int64_t batch) { return (batch + kGroup - 1) / kGroup; 
 
 // What a launcher found in the data itself; `at` is a flat position in the array concerned.
 struct Finding {
-  enum Kind { nothing, bad_index, bad_feature, device_error } kind;
+  enum Kind { nothing, bad_index, bad_row, bad_feature, device_error } kind;
   int64_t at;
   const char *text;  // of a device error
 };
@@ -47,6 +116,10 @@ struct CpuTarget {
   const char *name;
   Finding (*forward)(const ForwardCall &);
   Finding (*backward)(const BackwardCall &);
+  Finding (*step)(const StepCall &);
+  Finding (*dense_forward)(const DenseForwardCall &);
+  Finding (*dense_update)(const DenseUpdateCall &);
+  Finding (*top_k)(const TopKCall &);
 };
 
 namespace baseline { extern const CpuTarget target; }
@@ -66,6 +139,87 @@ inline uint64_t backward_workspace(const BackwardCall &c, int accumulators) {
 inline void *aligned(void *workspace) {
   return reinterpret_cast<void *>((reinterpret_cast<uintptr_t>(workspace) + kCacheLine - 1) &
                                   ~uintptr_t(kCacheLine - 1));
+}
+
+// Scratch memory is divided by taking piece after piece; from a null start it only counts.
+struct Memory {
+  char *start;
+  uint64_t bytes = 0;
+  template <class T>
+  T *take(int64_t count) {
+    T *piece = start ? reinterpret_cast<T *>(start + bytes) : nullptr;
+    bytes += (uint64_t(count) * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
+    return piece;
+  }
+};
+
+constexpr int64_t kSortedLabels = 4096;  // sorted tiles, see step.h
+constexpr int64_t kMostBlock = 8;        // labels of a dense layer that are worked on together
+
+struct StepMemory {
+  float *features, *accumulators, *scratch;  // the last two once per thread
+  int64_t features_size, scratch_size;
+  uint32_t *masks;  // [groups][labels]
+  double *losses;   // [threads]
+  uint64_t bytes;
+};
+inline StepMemory step_memory(const StepCall &c, void *workspace) {
+  Memory memory{static_cast<char *>(workspace)};
+  StepMemory m;
+  const int64_t groups = groups_of(c.batch);
+  m.features_size = groups * c.inputs * kGroup;
+  m.scratch_size = groups * kGroup * (c.rows ? kSortedLabels : c.indices ? 1 : kMostBlock) + kGroup;
+  m.features = memory.take<float>(m.features_size);
+  m.accumulators = memory.take<float>(c.grad_features ? c.threads * m.features_size : 0);
+  m.scratch = memory.take<float>(c.threads * m.scratch_size);
+  m.masks = memory.take<uint32_t>(groups * c.labels);
+  m.losses = memory.take<double>(c.threads);
+  m.bytes = memory.bytes + kCacheLine;
+  return m;
+}
+
+struct DenseMemory {
+  float *features, *accumulators, *scratch;
+  int64_t features_size, scratch_size;
+  uint64_t bytes;
+};
+inline DenseMemory dense_memory(int64_t batch, int64_t inputs, int threads, bool forward,
+                                bool grad_features, void *workspace) {
+  Memory memory{static_cast<char *>(workspace)};
+  DenseMemory m;
+  const int64_t groups = groups_of(batch);
+  m.features_size = groups * inputs * kGroup;
+  m.scratch_size = groups * kGroup * kGroup;
+  m.features = memory.take<float>(forward ? m.features_size : 0);
+  m.accumulators = memory.take<float>(grad_features ? threads * m.features_size : 0);
+  m.scratch = memory.take<float>(forward ? 0 : threads * m.scratch_size);
+  m.bytes = memory.bytes + kCacheLine;
+  return m;
+}
+
+struct TopKMemory {
+  float *features, *scratch;
+  char *best;  // [threads][groups]
+  int64_t *counts;  // [threads]: labels in its lists
+  int64_t *used;    // [threads][threads], for merging
+  int64_t scratch_size, best_size;
+  uint64_t bytes;
+};
+inline TopKMemory top_k_memory(const TopKCall &c, void *workspace) {
+  Memory memory{static_cast<char *>(workspace)};
+  TopKMemory m;
+  const int64_t groups = groups_of(c.batch);
+  m.scratch_size = c.rows ? kSortedLabels * kGroup : 0;
+  // ids and scores of 32 instances, and a threshold for each: see Best in top_k.h.
+  m.best_size = (kGroup * (c.k * 12 + 4) + int64_t(kCacheLine) - 1) / int64_t(kCacheLine) *
+                int64_t(kCacheLine);
+  m.features = memory.take<float>(groups * c.inputs * kGroup);
+  m.scratch = memory.take<float>(c.threads * m.scratch_size);
+  m.best = memory.take<char>(c.threads * groups * m.best_size);
+  m.counts = memory.take<int64_t>(c.threads);
+  m.used = memory.take<int64_t>(int64_t(c.threads) * c.threads);
+  m.bytes = memory.bytes + kCacheLine;
+  return m;
 }
 
 namespace cuda {

@@ -2,7 +2,7 @@
 //
 // A call works on one tile of 32 labels and one group of 32 instances. Features lie transposed,
 // [inputs, 32], so that each connection reads one contiguous row of 32 values. The launchers
-// (cpu_launch.cpp, cuda_launch.cu) walk over tiles and groups and own all memory.
+// (cpu_linear.cpp, cuda_launch.cu) walk over tiles and groups and own all memory.
 #pragma once
 
 #include "lanes.h"
@@ -19,6 +19,31 @@ struct Layer {
   const T *bias;     // [labels] or null
 };
 
+// One label's score for each lane: bias + sum_k weights[k] * features[indices[k]].
+template <class T, class I, class W>
+FANIN_FN Lanes<T> score(const I *indices, const W *weights, int64_t fan_in, const T *features,
+                        T bias) {
+  constexpr int chunk = Chunk<T>::size;
+  // Two sums, of even and of odd connections, so that one addition need not wait for another.
+  Lanes<T> even = broadcast(bias), odd = broadcast(T(0));
+  for (int64_t k = 0; k < fan_in; k += chunk) {
+    const int count = int(smaller<int64_t>(chunk, fan_in - k));
+    const Connections<T, I, W> connections(indices + k, weights + k, count);
+    if (count == chunk) {
+      FANIN_UNROLL
+      for (int c = 0; c < chunk; c += 2) {
+        even = fma(connections.weight(c), load(features + connections.source(c) * kLanes), even);
+        odd = fma(connections.weight(c + 1), load(features + connections.source(c + 1) * kLanes),
+                  odd);
+      }
+    } else {
+      for (int c = 0; c < count; ++c)
+        even = fma(connections.weight(c), load(features + connections.source(c) * kLanes), even);
+    }
+  }
+  return fma(T(1), odd, even);
+}
+
 // scores[group * 32 + lane, first_label + j] for the 32 labels j of a tile.
 // features: this group's [inputs, 32]. tile: 32 * kTilePitch values of scratch, shared by the team.
 template <class T, class I>
@@ -26,35 +51,28 @@ FANIN_FN void forward_tile(const Layer<T, I> &layer, const T *features, int64_t 
                            int64_t first_label, T *scores, T *tile, Team<T> &team) {
   const int labels = int(smaller<int64_t>(kTile, layer.labels - first_label));
   const int lanes = int(smaller<int64_t>(kLanes, layer.batch - group * kLanes));
-  const int64_t fan_in = layer.fan_in;
-  constexpr int chunk = Partial<T>::at_once;
   for (int j = team.first(); j < labels; j += team.step()) {
-    const I *indices = layer.indices + (first_label + j) * fan_in;
-    const T *weights = layer.weights + (first_label + j) * fan_in;
-    // Two sums, of even and of odd connections, so that one addition need not wait for another.
-    Lanes<T> even = broadcast(layer.bias ? layer.bias[first_label + j] : T(0)), odd = broadcast(T(0));
-    for (int64_t k = 0; k < fan_in; k += chunk) {
-      const int count = int(smaller<int64_t>(chunk, fan_in - k));
-      const Connections<T, I> connections(indices + k, weights + k, count);
-      if (count == chunk) {
-        FANIN_UNROLL
-        for (int c = 0; c < chunk; c += 2) {
-          even = fma(connections.weight(c), load(features + connections.source(c) * kLanes), even);
-          odd = fma(connections.weight(c + 1), load(features + connections.source(c + 1) * kLanes),
-                    odd);
-        }
-      } else {
-        for (int c = 0; c < count; ++c)
-          even = fma(connections.weight(c), load(features + connections.source(c) * kLanes), even);
-      }
-    }
-    store(tile + j * kTilePitch, fma(T(1), odd, even));
+    const int64_t label = first_label + j;
+    store(tile + j * kTilePitch,
+          score(layer.indices + label * layer.fan_in, layer.weights + label * layer.fan_in,
+                layer.fan_in, features, layer.bias ? layer.bias[label] : T(0)));
     team.write_some();
   }
   team.sync();
   team.write_tile(tile, scores + group * kLanes * layer.labels + first_label, layer.labels, lanes,
                   labels);
   team.sync();
+}
+
+// The gradients of a chunk's weights: grad and the connection's source, summed over the lanes.
+template <class T, class I, class W>
+FANIN_FN Chunk<T> weight_gradients(const Connections<T, I, W> &connections, int count,
+                                   const Lanes<T> &grad, const T *features) {
+  const auto of_connection = [&](int c) FANIN_INLINE {
+    return product(grad, load(features + connections.source(c) * kLanes));
+  };
+  if (count == Chunk<T>::size) return sums<T>(of_connection);
+  return sums<T>([&](int c) FANIN_INLINE { return c < count ? of_connection(c) : Chunk<T>{}; });
 }
 
 // Gradients of a tile's labels. grad_features is this group's accumulator [inputs, 32], already
@@ -68,7 +86,7 @@ FANIN_FN void backward_tile(const Layer<T, I> &layer, const T *features, int64_t
   const int lanes = int(smaller<int64_t>(kLanes, layer.batch - group * kLanes));
   const int64_t fan_in = layer.fan_in;
   const bool add = group > 0;
-  constexpr int chunk = Partial<T>::at_once;
+  constexpr int chunk = Chunk<T>::size;
   const T *rows = grad_scores + group * kLanes * layer.labels + first_label;
   const bool another_follows = first_label + 2 * kTile <= layer.labels;
   team.read_tile(tile, rows, layer.labels, lanes, labels);
@@ -86,14 +104,8 @@ FANIN_FN void backward_tile(const Layer<T, I> &layer, const T *features, int64_t
       const int64_t at = label * fan_in + k;
       const Connections<T, I> connections(layer.indices + at, layer.weights + at, count);
       if (grad_weights) {
-        const auto product = [&](int c) FANIN_INLINE {
-          return partial(grad, load(features + connections.source(c) * kLanes));
-        };
-        if (count == chunk)
-          store_sums<T>(product, grad_weights + at, chunk, add, team.streaming);
-        else
-          store_sums<T>([&](int c) FANIN_INLINE { return c < count ? product(c) : Partial<T>{}; },
-                        grad_weights + at, count, add, team.streaming);
+        const Chunk<T> total = weight_gradients(connections, count, grad, features);
+        write_chunk(grad_weights + at, count, total, add, team.streaming);
       }
       if (grad_features)
         for (int c = 0; c < count; ++c)

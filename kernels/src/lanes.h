@@ -6,8 +6,9 @@
 //
 //   Lanes<T>            32 values of type T
 //   broadcast, load, store, fma, sum                  what one expects of them
-//   Partial<T>, partial, store_sums                   many horizontal sums for the price of few
-//   Connections<T, I>   some (source, weight) pairs of one label, Partial<T>::at_once of them
+//   Chunk<T>, sums, load_chunk, store_chunk           Chunk<T>::size values side by side, one for
+//                                                     each connection: what Adam works on
+//   Connections<T, I, W>  the (source, weight) pairs of a chunk; W is how weights are stored
 //   Team<T>             who shares a tile of 32 labels: a CUDA block, or one CPU thread
 //
 // FANIN_TARGET names the namespace. Each instruction set is compiled into its own, since an inline
@@ -43,6 +44,23 @@ constexpr int kTile = 32;  // labels that are written out together
 template <class T>
 FANIN_FN T smaller(T a, T b) {
   return a < b ? a : b;
+}
+
+// bfloat16 as stored: the upper half of a float32.
+struct Bf16 {
+  uint16_t bits;
+};
+
+// Random bits from a counter: the 32-bit finaliser "lowbias32" (Chris Wellons, "Prospecting for
+// hash functions", 2018). U: uint32_t or a vector of them.
+template <class U>
+FANIN_FN U mix(U x) {
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x *= 0x846ca68bu;
+  x ^= x >> 16;
+  return x;
 }
 
 #if defined(__CUDACC__)
@@ -84,20 +102,56 @@ FANIN_FN T sum(Lanes<T> a) {
   return a.v;
 }
 
+// f on each lane; f takes and gives what a lane group is made of: a value here, a vector on a CPU.
+template <class T, class F, class... More>
+FANIN_FN Lanes<T> map(const F &f, Lanes<T> a, More... more) {
+  return {f(a.v, more.v...)};
+}
 template <class T>
-struct Partial {
-  static constexpr int at_once = kLanes;
+FANIN_FN Lanes<T> of_mask(uint32_t mask, T set, T clear) {
+  return {mask >> lane_id() & 1 ? set : clear};
+}
+template <class T>
+FANIN_FN bool any(Lanes<T> a) {
+  return __any_sync(kAll, a.v != T(0));
+}
+FANIN_FN float root(float x) { return sqrtf(x); }
+FANIN_FN float exponential(float x) { return expf(x); }
+
+template <class T>
+struct Chunk {
+  static constexpr int size = kLanes;
   T v;
 };
 template <class T>
-FANIN_FN Partial<T> partial(Lanes<T> a, Lanes<T> b) {
+FANIN_FN Chunk<T> product(Lanes<T> a, Lanes<T> b) {
   return {a.v * b.v};
+}
+template <class T>
+FANIN_FN T widen(T x) {
+  return x;
+}
+FANIN_FN float widen(Bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+template <class T, class S>
+FANIN_FN Chunk<T> load_chunk(const S *p, int count) {
+  return {lane_id() < count ? T(widen(p[lane_id()])) : T(0)};
+}
+FANIN_FN uint32_t random_chunk(uint32_t first, uint32_t seed) {
+  return mix((first + lane_id()) ^ seed);
+}
+template <class T>
+FANIN_FN void store_chunk(T *p, int count, Chunk<T> a, uint32_t) {
+  if (lane_id() < count) p[lane_id()] = a.v;
+}
+FANIN_FN void store_chunk(Bf16 *p, int count, Chunk<float> a, uint32_t random) {
+  const uint32_t bits = __float_as_uint(a.v) + (random & 0xffff);
+  if (lane_id() < count) p[lane_id()].bits = uint16_t(bits >> 16);
 }
 
 // products(j) summed over the lanes, for 32 j at once: each exchange halves what a lane still
 // carries, so 31 shuffles do what 32 separate sums would need 160 for. Lane j ends with sum j.
 template <int D, class T>
-FANIN_FN void exchange(Partial<T> (&p)[kLanes]) {
+FANIN_FN void exchange(Chunk<T> (&p)[kLanes]) {
   const bool upper = lane_id() & D;
   FANIN_UNROLL
   for (int j = 0; j < D; ++j) {
@@ -108,24 +162,27 @@ FANIN_FN void exchange(Partial<T> (&p)[kLanes]) {
   if constexpr (D > 1) exchange<D / 2>(p);
 }
 template <class T, class Products>
-FANIN_FN void store_sums(const Products &products, T *out, int count, bool add, bool) {
-  Partial<T> p[kLanes];
+FANIN_FN Chunk<T> sums(const Products &products) {
+  Chunk<T> p[kLanes];
   FANIN_UNROLL
   for (int j = 0; j < kLanes; ++j) p[j] = products(j);
   exchange<kLanes / 2>(p);
+  return p[0];
+}
+template <class T>
+FANIN_FN void write_chunk(T *out, int count, Chunk<T> a, bool add, bool) {
   const int lane = lane_id();
-  if (lane < count) out[lane] = add ? out[lane] + p[0].v : p[0].v;
+  if (lane < count) out[lane] = add ? out[lane] + a.v : a.v;
 }
 
 // Each lane loads one connection; they are handed around by shuffles.
-template <class T, class I>
+template <class T, class I, class W = T>
 struct Connections {
   uint32_t my_source;
   T my_weight;
-  FANIN_FN Connections(const I *indices, const T *weights, int count) {
-    const bool mine = lane_id() < count;
-    my_source = mine ? indices[lane_id()] : 0;
-    my_weight = mine ? weights[lane_id()] : T(0);
+  FANIN_FN Connections(const I *indices, const W *weights, int count) {
+    my_source = lane_id() < count ? indices[lane_id()] : 0;
+    my_weight = load_chunk<T>(weights, count).v;
   }
   FANIN_FN size_t source(int j) const { return __shfl_sync(kAll, my_source, j); }
   FANIN_FN T weight(int j) const { return __shfl_sync(kAll, my_weight, j); }
@@ -169,6 +226,7 @@ constexpr size_t kVectorBytes = 16;
 #endif
 constexpr int kTilePitch = kLanes;
 
+
 template <class T>
 struct VectorOf {
   static constexpr int width = int(kVectorBytes / sizeof(T));
@@ -178,6 +236,11 @@ struct VectorOf {
 };
 template <class T>
 using Vector = typename VectorOf<T>::type;
+
+// Integers beside the elements of a Vector<float>.
+typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t HalfBits
+    __attribute__((vector_size(kVectorBytes / 2), aligned(sizeof(uint16_t)), may_alias));
 
 template <class T>
 FANIN_FN Vector<T> load_vector(const T *p) {
@@ -280,18 +343,53 @@ FANIN_UNROLL
   if constexpr (D > 1) transpose<T, D / 2>(rows);
 }
 
+// Summing the rows of a square exchanges likewise, but leaves open where a sum ends up, so that each
+// exchange is one cheap instruction (vshufps, vshuff32x4) on any instruction set. Those move whole
+// 128-bit lanes, or values within one: the bits of a column fall into two fields of one or two bits
+// each. In a field of one bit, operand a fills the clear half and b the set one; in a field of two,
+// the upper bit tells the operand and the lower one holds what is left of the column.
+template <class T, int D>
+struct Field {
+  static constexpr int in_lane = int(16 / sizeof(T)), width = VectorOf<T>::width;
+  static constexpr int low = D < in_lane ? 1 : in_lane;            // its lowest bit
+  static constexpr int all = (D < in_lane ? in_lane : width) - low;  // its bits
+  static constexpr bool pair = all == 3 * low;
+};
+// Where column J of the result comes from; `set`: of which the bit D is set.
+template <class T, int D>
+constexpr int summand(int J, bool set) {
+  typedef Field<T, D> F;
+  const int bit = set ? D : 0, rest = J & ~F::all;
+  if (!F::pair) return (J & D ? F::width : 0) + rest + bit;
+  const int left = J & F::low ? F::all - D : 0;
+  return (J & 2 * F::low ? F::width : 0) + rest + left + bit;
+}
+template <class T, int D, class V, size_t... J>
+FANIN_FN V sum_pair(V a, V b, std::index_sequence<J...>) {
+  return __builtin_shufflevector(a, b, summand<T, D>(J, false)...) +
+         __builtin_shufflevector(a, b, summand<T, D>(J, true)...);
+}
+// The position at which the sum of row `row` ends up: fields of two bits have them swapped.
+template <class T, int D = VectorOf<T>::width / 2>
+constexpr int sum_position(int row) {
+  typedef Field<T, D> F;
+  const int bit = F::pair ? F::all - D : D;
+  const int here = row & D ? bit : 0;
+  if constexpr (D > 1)
+    return here + sum_position<T, D / 2>(row);
+  else
+    return here;
+}
 // Rows Row, Row + D, Row + 2 D, ... summed, each into one element. Depth first, so that few rows are
 // held at a time and the exchanges of the first overlap the loads of the next.
 template <class T, int D, int Row, class Rows>
 FANIN_FN Vector<T> sum_rows(const Rows &rows) {
   constexpr int width = VectorOf<T>::width;
-  if constexpr (D == width) {
-    return rows(Row).v;
-  } else {
-    constexpr std::make_index_sequence<width> columns;
-    const Vector<T> a = sum_rows<T, 2 * D, Row>(rows), b = sum_rows<T, 2 * D, Row + D>(rows);
-    return exchange_low<D>(a, b, columns) + exchange_high<D>(a, b, columns);
-  }
+  if constexpr (D == width)
+    return rows(sum_position<T>(Row)).v;
+  else
+    return sum_pair<T, D>(sum_rows<T, 2 * D, Row>(rows), sum_rows<T, 2 * D, Row + D>(rows),
+                          std::make_index_sequence<width>());
 }
 
 // Halves by halves, not one after the other: the chain of additions is as short as it can be.
@@ -312,38 +410,151 @@ FANIN_FN T sum(Lanes<T> a) {
   return add_across<width / 2>(a.v[0], std::make_index_sequence<width>())[0];
 }
 
+template <class T, class F, class... More>
+FANIN_FN Lanes<T> map(const F &f, const Lanes<T> &a, const More &...more) {
+  Lanes<T> r;
+  FANIN_UNROLL
+  for (int i = 0; i < VectorOf<T>::count; ++i) r.v[i] = f(a.v[i], more.v[i]...);
+  return r;
+}
+FANIN_FN Lanes<float> of_mask(uint32_t mask, float set, float clear) {
+  constexpr int width = VectorOf<float>::width;
+  Bits lane;
+  FANIN_UNROLL
+  for (int j = 0; j < width; ++j) lane[j] = 1u << j;
+  Lanes<float> r;
+  FANIN_UNROLL
+  for (int i = 0; i < VectorOf<float>::count; ++i) {
+    const Bits bits = lane & (Bits{} + (mask >> i * width));
+    r.v[i] = bits != 0 ? Vector<float>{} + set : Vector<float>{} + clear;
+  }
+  return r;
+}
+FANIN_FN bool any(const Lanes<float> &a) {
+  Bits found{};
+  FANIN_UNROLL
+  for (int i = 0; i < VectorOf<float>::count; ++i) found |= (Bits)(a.v[i] != 0.0f);
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+  typedef int Signed __attribute__((vector_size(kVectorBytes)));
+  return __builtin_ia32_ptestmd512((Signed)found, (Signed)found, uint16_t(-1));
+#else
+  uint32_t all = 0;
+  FANIN_UNROLL
+  for (int j = 0; j < VectorOf<float>::width; ++j) all |= found[j];
+  return all;
+#endif
+}
+FANIN_FN Vector<float> root(Vector<float> x) {
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+  return (Vector<float>)__builtin_ia32_sqrtps512_mask(x, x, uint16_t(-1), 4);
+#else
+  Vector<float> r;
+  FANIN_UNROLL
+  for (int j = 0; j < VectorOf<float>::width; ++j) r[j] = __builtin_sqrtf(x[j]);
+  return r;
+#endif
+}
+// exp(x) = 2^n exp(r) with |r| <= ln(2) / 2, exp(r) by its Taylor series: within 2 units in the last
+// place. Below -87 it gives exp(-87), above 88 exp(88): still finite, and as good as 0 and infinity
+// for a loss.
+FANIN_FN Vector<float> exponential(Vector<float> x) {
+  typedef Vector<float> V;
+  x = x < -87.0f ? V{} - 87.0f : x > 88.0f ? V{} + 88.0f : x;
+  const V magic = V{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const V n = (x * 1.44269504f + magic) - magic;
+  // ln(2) in two parts, so that the difference is exact.
+  const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  V e = V{} + 1.0f / 5040;
+  e = e * r + 1.0f / 720;
+  e = e * r + 1.0f / 120;
+  e = e * r + 1.0f / 24;
+  e = e * r + 1.0f / 6;
+  e = e * r + 0.5f;
+  e = e * r + 1.0f;
+  e = e * r + 1.0f;
+  const Bits power = ((Bits)(n + magic) - 0x4b400000u + 127u) << 23;
+  return e * (V)power;
+}
+
 template <class T>
-struct Partial {
-  static constexpr int at_once = VectorOf<T>::width;
+struct Chunk {
+  static constexpr int size = VectorOf<T>::width;
   Vector<T> v;
 };
 template <class T>
-FANIN_FN Partial<T> partial(const Lanes<T> &a, const Lanes<T> &b) {
-  Partial<T> r{a.v[0] * b.v[0]};
+FANIN_FN Chunk<T> product(const Lanes<T> &a, const Lanes<T> &b) {
+  Chunk<T> r{a.v[0] * b.v[0]};
 FANIN_UNROLL
   for (int i = 1; i < VectorOf<T>::count; ++i) r.v += a.v[i] * b.v[i];
   return r;
 }
 template <class T, class Products>
-FANIN_FN void store_sums(const Products &products, T *out, int count, bool add, bool streaming) {
-  const Vector<T> sums = sum_rows<T, 1, 0>(products);
-  if (count == VectorOf<T>::width) {
+FANIN_FN Chunk<T> sums(const Products &products) {
+  return {sum_rows<T, 1, 0>(products)};
+}
+template <class T>
+FANIN_FN void write_chunk(T *out, int count, const Chunk<T> &a, bool add, bool streaming) {
+  if (count == Chunk<T>::size) {
     if (streaming && !add)
-      stream_vector(out, sums);
+      stream_vector(out, a.v);
     else
-      store_vector(out, add ? load_vector(out) + sums : sums);
+      store_vector(out, add ? load_vector(out) + a.v : a.v);
   } else {
-    for (int j = 0; j < count; ++j) out[j] = add ? out[j] + sums[j] : sums[j];
+    for (int j = 0; j < count; ++j) out[j] = add ? out[j] + a.v[j] : a.v[j];
   }
 }
 
-template <class T, class I>
+template <class T>
+FANIN_FN Chunk<T> load_chunk(const T *p, int count) {
+  if (count == Chunk<T>::size) return {load_vector(p)};
+  Chunk<T> r{};
+  for (int j = 0; j < count; ++j) r.v[j] = p[j];
+  return r;
+}
+template <class T>
+FANIN_FN Chunk<float> load_chunk(const Bf16 *p, int count) {
+  HalfBits bits{};
+  if (count == Chunk<float>::size)
+    bits = *reinterpret_cast<const HalfBits *>(p);
+  else
+    for (int j = 0; j < count; ++j) bits[j] = p[j].bits;
+  return {(Vector<float>)(__builtin_convertvector(bits, Bits) << 16)};
+}
+FANIN_FN Bits random_chunk(uint32_t first, uint32_t seed) {
+  Bits lane;
+  FANIN_UNROLL
+  for (int j = 0; j < VectorOf<float>::width; ++j) lane[j] = j;
+  return mix((lane + first) ^ seed);
+}
+FANIN_FN void store_chunk(float *p, int count, const Chunk<float> &a, const Bits &) {
+  write_chunk(p, count, a, false, false);
+}
+// Stochastic rounding: up with the probability of the part that is cut off.
+FANIN_FN void store_chunk(Bf16 *p, int count, const Chunk<float> &a, const Bits &random) {
+  const Bits bits = ((Bits)a.v + (random & 0xffffu)) >> 16;
+  if (count == Chunk<float>::size)
+    *reinterpret_cast<HalfBits *>(p) = __builtin_convertvector(bits, HalfBits);
+  else
+    for (int j = 0; j < count; ++j) p[j].bits = uint16_t(bits[j]);
+}
+
+template <class T, class I, class W = T>
 struct Connections {
   const I *indices;
   const T *weights;
   FANIN_FN Connections(const I *i, const T *w, int) : indices(i), weights(w) {}
   FANIN_FN size_t source(int j) const { return indices[j]; }
   FANIN_FN T weight(int j) const { return weights[j]; }
+};
+template <class I>
+struct Connections<float, I, Bf16> {
+  const I *indices;
+  alignas(kVectorBytes) float weights[VectorOf<float>::width];
+  FANIN_FN Connections(const I *i, const Bf16 *w, int count) : indices(i) {
+    store_vector(weights, load_chunk<float>(w, count).v);
+  }
+  FANIN_FN size_t source(int j) const { return indices[j]; }
+  FANIN_FN float weight(int j) const { return weights[j]; }
 };
 
 // A tile's 32 rows lie far apart in memory; touching all of them at once waits for each. So a

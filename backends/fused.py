@@ -1,0 +1,327 @@
+"""The fused execution: every layer trained by kernels that hold neither scores nor gradients of
+weights (`fanin.h`), the same for both frameworks.
+
+What differs between frameworks is an `Engine`: how it holds arrays and calls the kernels' ops.
+Inside, dense weights are [units, inputs], so that a unit's row is contiguous, and the connections
+of a fixed fan-in layer may be sorted (`fanin.h` tells why); outside, all arrays are as `LayerSetup`
+says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from fanin.backends.arrays import checked, index_dtype
+from fanin.backends.interface import LayerSetup, OnStep, Storage, TrainingBatch, check_losses
+
+# Features and their gradients, [sources, 32] float32 each, fill 768 KiB of a second-level cache of
+# 1 MiB. Sorting began to pay between 2048 sources (0.8 times as fast) and 4096 (1.4 times as fast),
+# with 300,000 labels on two cores of a Xeon with such a cache.
+SORTED_SOURCES = 3072
+
+# An array as the engine's framework holds it.
+Held = Any
+
+
+@dataclass
+class Trained:
+    """An array with Adam's moments."""
+
+    values: Held
+    m: Held
+    v: Held
+
+
+@dataclass
+class Layer:
+    """weights and bias; connections: `indices`, and with them `starts` or `rows`, or nothing for a
+    dense layer; slots: with rows. Shapes as in `fanin.kernels.step` and `sort_connections`."""
+
+    weights: Trained
+    bias: Trained
+    connections: dict[str, Held] = field(default_factory=dict)
+    slots: Held | None = None
+
+
+class Engine(Protocol):
+    """A framework's part of the fused execution."""
+
+    def hold(self, array: np.ndarray, dtype: str) -> Held:
+        """A copy of an array, as `dtype`, in the framework's memory."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Held: ...
+
+    def read(self, held: Held) -> np.ndarray:
+        """The array in NumPy, bfloat16 as float32; may be a view."""
+
+    def write(self, held: Held, array: np.ndarray) -> None:
+        """Overwrite a held array."""
+
+    def bytes(self, held: Held) -> int:
+        """Its size in memory."""
+
+    def forward(self, features: Held | np.ndarray, layer: Layer) -> Held:
+        """Outputs [batch, units] of a dense layer with ReLU."""
+
+    def update(
+        self, grad: Held, outputs: Held, features: np.ndarray, layer: Layer, rate: float, step: int
+    ) -> None:
+        """Backward pass of `forward`, and Adam."""
+
+    def step(
+        self,
+        features: Held | np.ndarray,
+        layer: Layer,
+        batch: TrainingBatch,
+        loss: str,
+        rate: float,
+        step: int,
+        want_grad: bool,
+    ) -> tuple[Held, Held | None]:
+        """The fused step of the output layer; loss, and gradient of the features where wanted."""
+
+    def top_k(self, features: Held | np.ndarray, layer: Layer, k: int) -> np.ndarray:
+        """Ids of the best labels, int64 [batch, k]."""
+
+    def sort(self, layer: Layer, sources: int, undo: bool) -> None:
+        """Sort the layer's connections, or undo it."""
+
+    def regrow(self, layer: Layer, sources: int, fraction: float, seed: int) -> int:
+        """Rewire the connections of smallest |weight|; how many moved."""
+
+    def synchronize(self) -> None: ...
+
+    def description(self) -> dict[str, str]: ...
+
+    def device_memory(self) -> dict[str, int | None]: ...
+
+
+class FusedTrainer:
+    """A model of one `LayerSetup`; see `fanin.backends.interface.Trainer`."""
+
+    def __init__(
+        self,
+        setup: LayerSetup,
+        arrays: Mapping[str, np.ndarray],
+        engine: Engine,
+        storage: Storage,
+    ) -> None:
+        self.setup = setup
+        self._engine = engine
+        self._storage = storage
+        self._steps = 0
+        self._is_sorted = setup.kind == "FFI" and setup.sources > SORTED_SOURCES
+        values: dict[str, Held] = {}
+        connections: dict[str, Held] = {}
+        for name, array in checked(setup, arrays):
+            if name.startswith("output.") and not name.endswith(("weights", "bias")):
+                self._connect(connections, name, array)
+            else:
+                values[name] = engine.hold(self._inside(name, array), self._dtype(name))
+        # Moments last: what was needed on the way has been given back by then.
+        layers = {}
+        for layer in ("intermediate", "output"):
+            if f"{layer}.weights" in values:
+                layers[layer] = Layer(
+                    *(
+                        self._with_moments(values[f"{layer}.{part}"], f"{layer}.{part}")
+                        for part in ("weights", "bias")
+                    )
+                )
+        self._hidden = layers.get("intermediate")
+        self._output = layers["output"]
+        self._output.connections = connections
+        if self._is_sorted:
+            assert setup.connectivity is not None
+            shape = (setup.labels, setup.connectivity)
+            self._output.slots = engine.zeros(shape, "uint8" if shape[1] <= 256 else "uint32")
+            connections["rows"] = engine.zeros(shape, "uint16")
+            engine.sort(self._output, setup.sources, undo=False)
+
+    # Arrays inside and outside -----------------------------------------------------------------
+
+    def _dtype(self, name: str, moments: bool = False) -> str:
+        if name.endswith("bias"):
+            return "float32"
+        return self._storage.moments if moments else self._storage.weights
+
+    def _with_moments(self, values: Held, name: str) -> Trained:
+        shape = self._inside_shape(name)
+        dtype = self._dtype(name, moments=True)
+        return Trained(values, self._engine.zeros(shape, dtype), self._engine.zeros(shape, dtype))
+
+    def _is_transposed(self, name: str) -> bool:
+        dense = name == "output.weights" and self.setup.connectivity is None
+        return dense or name == "intermediate.weights"
+
+    def _inside_shape(self, name: str) -> tuple[int, ...]:
+        shape = self.setup.array_shapes()[name]
+        return shape[::-1] if self._is_transposed(name) else shape
+
+    def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
+        return array.T if self._is_transposed(name) else array
+
+    def _connect(self, connections: dict[str, Held], name: str, array: np.ndarray) -> None:
+        hold = self._engine.hold
+        if name == "output.rows":
+            starts = np.searchsorted(array, np.arange(self.setup.labels + 1))
+            connections["starts"] = hold(starts, "int32")
+        else:
+            connections["indices"] = hold(array, index_dtype(self.setup.sources).__name__)
+
+    @contextmanager
+    def _in_label_order(self) -> Iterator[None]:
+        """Within it, connections stand in the order of their labels."""
+        if self._is_sorted:
+            self._engine.sort(self._output, self.setup.sources, undo=True)
+        try:
+            yield
+        finally:
+            if self._is_sorted:
+                self._engine.sort(self._output, self.setup.sources, undo=False)
+
+    def _read(self, name: str, held: Held) -> np.ndarray:
+        array = self._engine.read(held)
+        if self._is_sorted and name.startswith("output."):
+            array = array.copy()  # it will be sorted again
+        return array.T if self._is_transposed(name) else array
+
+    def _trained(self) -> dict[str, Trained]:
+        layers = {"intermediate": self._hidden, "output": self._output}
+        return {
+            f"{layer_name}.{part}": getattr(layer, part)
+            for layer_name, layer in layers.items()
+            if layer
+            for part in ("weights", "bias")
+        }
+
+    def array(self, name: str) -> np.ndarray:
+        """One array of `LayerSetup.array_shapes`, maybe a view; KeyError for another name."""
+        if name not in self.setup.array_shapes():
+            raise KeyError(f"{name!r} is none of {', '.join(self.setup.array_shapes())}")
+        with self._in_label_order():
+            return self._array(name)
+
+    def _array(self, name: str) -> np.ndarray:
+        trained, connections = self._trained(), self._output.connections
+        if name in trained:
+            return self._read(name, trained[name].values)
+        if name == "output.rows":
+            starts = self._engine.read(connections["starts"])
+            return np.repeat(np.arange(self.setup.labels, dtype=np.int32), np.diff(starts))
+        array = self._read(name, connections["indices"])
+        return array.astype(np.int32) if name == "output.columns" else array
+
+    def weights(self) -> dict[str, np.ndarray]:
+        with self._in_label_order():
+            names = self.setup.array_shapes()
+            return {name: np.array(self._array(name), order="C") for name in names}
+
+    def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
+        trained, connections = self._trained(), self._output.connections
+        with self._in_label_order():
+            for name, array in checked(self.setup, arrays):
+                if name in trained:
+                    self._engine.write(trained[name].values, self._inside(name, array))
+                elif name == "output.rows":
+                    starts = np.searchsorted(array, np.arange(self.setup.labels + 1))
+                    self._engine.write(connections["starts"], starts)
+                else:
+                    self._engine.write(connections["indices"], array)
+
+    def _moments(self) -> Iterator[tuple[str, str, Held]]:
+        for name, trained in self._trained().items():
+            yield name, f"{name}.m", trained.m
+            yield name, f"{name}.v", trained.v
+
+    def optimizer_arrays(self) -> dict[str, np.ndarray]:
+        with self._in_label_order():
+            moments = {
+                key: np.array(self._read(name, held), order="C")
+                for name, key, held in self._moments()
+            }
+        return {**moments, "steps": np.array(self._steps, np.int64)}
+
+    def load_optimizer_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        with self._in_label_order():
+            for name, key, held in self._moments():
+                self._engine.write(held, self._inside(name, arrays[key]))
+        self._steps = int(arrays["steps"])
+
+    def state_bytes(self) -> tuple[int, int]:
+        held = [t.values for t in self._trained().values()]
+        held += self._output.connections.values()
+        if self._output.slots is not None:
+            held.append(self._output.slots)
+        size = self._engine.bytes
+        return sum(map(size, held)), sum(size(held) for _, _, held in self._moments())
+
+    # Training and prediction -------------------------------------------------------------------
+
+    def train(
+        self, batches: Iterable[TrainingBatch], learning_rate: float, on_step: OnStep | None = None
+    ) -> np.ndarray:
+        engine, first = self._engine, self._steps + 1
+        losses = []
+        for batch in batches:
+            self._steps += 1
+            adam = (learning_rate, self._steps)
+            hidden: Held = batch.features
+            if self._hidden:
+                hidden = engine.forward(batch.features, self._hidden)
+            want_grad = self._hidden is not None
+            loss, grad = engine.step(
+                hidden, self._output, batch, self.setup.loss, *adam, want_grad
+            )
+            if self._hidden:
+                engine.update(grad, hidden, batch.features, self._hidden, *adam)
+            losses.append(loss)
+            if on_step:
+                on_step(loss)
+        return check_losses(losses, first)
+
+    def top_k(self, blocks: Iterable[np.ndarray], k: int) -> np.ndarray:
+        if not 1 <= k <= self.setup.labels:
+            raise ValueError(f"k must be in 1..{self.setup.labels} (the labels), got {k}")
+        found = []
+        for block in blocks:
+            hidden: Held = np.ascontiguousarray(block)
+            if self._hidden:
+                hidden = self._engine.forward(hidden, self._hidden)
+            found.append(self._engine.top_k(hidden, self._output, k))
+        return np.concatenate(found) if found else np.empty((0, k), np.int64)
+
+    def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
+        self._check_rewired()
+        weights = self._output.weights
+        changes = ((self._output.connections["indices"], sources), (weights.m, 0), (weights.v, 0))
+        with self._in_label_order():
+            for held, new in changes:
+                array = self._engine.read(held)
+                if not array.flags.writeable:
+                    array = array.copy()
+                array.reshape(-1)[slots] = new
+                self._engine.write(held, array)
+
+    def regrow(self, fraction: float, seed: int) -> int:
+        self._check_rewired()
+        with self._in_label_order():
+            return self._engine.regrow(self._output, self.setup.sources, fraction, seed)
+
+    def _check_rewired(self) -> None:
+        if not self.setup.is_rewired:
+            raise ValueError(f"{self.setup.kind} has no connections to rewire")
+
+    def synchronize(self) -> None:
+        self._engine.synchronize()
+
+    def description(self) -> dict[str, str]:
+        return self._engine.description()
+
+    def device_memory(self) -> dict[str, int | None]:
+        return self._engine.device_memory()

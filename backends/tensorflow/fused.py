@@ -1,0 +1,440 @@
+"""The fused execution in TensorFlow: its ops, `FusedFanIn` for a user's own Keras model, and the
+harness' engine.
+
+The ops update variables (weights and Adam's moments) in place, as TensorFlow's own optimiser ops do.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fanin.backends import fused
+from fanin.backends.arrays import index_dtype
+from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
+from fanin.backends.tensorflow import devices
+from fanin.backends.tensorflow.losses import LOSSES
+from fanin.backends.tensorflow.ops import fan_in_linear, ops
+from fanin.kernels import library
+
+Variables = Sequence[tf.Variable]
+
+
+def _adam(learning_rate: Any, step: Any) -> dict[str, Any]:
+    beta1, beta2 = ADAM_BETAS
+    return {
+        "learning_rate": tf.cast(learning_rate, tf.float64),
+        "beta1": tf.constant(beta1, tf.float64),
+        "beta2": tf.constant(beta2, tf.float64),
+        "epsilon": tf.constant(ADAM_EPSILON, tf.float64),
+        "step": tf.cast(step, tf.int64),
+    }
+
+
+def _handles(weights: Variables, bias: Variables) -> dict[str, Any]:
+    names = ("weights", "weights_m", "weights_v")
+    handles = {name: array.handle for name, array in zip(names, weights, strict=True)}
+    return {**handles, "bias": [array.handle for array in bias]}
+
+
+def _connections(connections: dict[str, Any]) -> dict[str, Any]:
+    names = ("indices", "starts", "rows")
+    return {name: [connections[name]] if name in connections else [] for name in names}
+
+
+def fused_step(
+    features: Any,
+    connections: dict[str, Any],
+    weights: Variables,
+    bias: Variables,
+    rows: Any,
+    labels: Any,
+    loss: str,
+    learning_rate: Any,
+    step: Any,
+    *,
+    seed: int = 0,
+    want_grad: bool = True,
+    threads: int = 0,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One training step of an output layer; see `fanin.kernels.step`.
+
+    weights, bias: each the variables of values, m and v, updated in place (bias may be empty).
+    connections: `indices`, `starts`, `rows` as there. Returns the loss, a scalar, and its gradient
+    by the features, empty where not wanted. What is wrong raises tf.errors.InvalidArgumentError.
+    """
+    value, grad = ops().fanin_fused_step(
+        features=features,
+        **_connections(connections),
+        **_handles(weights, bias),
+        positive_rows=rows,
+        positive_labels=labels,
+        **_adam(learning_rate, step),
+        loss_kind=library.LOSSES[loss],
+        seed=seed,
+        want_grad=want_grad,
+        threads=threads,
+    )
+    return value, grad
+
+
+def top_k(
+    features: Any,
+    connections: dict[str, Any],
+    weights: Any,
+    bias: Any,
+    k: Any,
+    *,
+    threads: int = 0,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scores and ids [batch, k] of the best labels, best first, equal scores in order of their
+    label; all scores are never held. See `fanin.kernels.top_k`."""
+    scores, ids = ops().fanin_top_k(
+        features=features,
+        **_connections(connections),
+        weights=weights,
+        bias=[] if bias is None else [bias],
+        k=tf.cast(k, tf.int64),
+        threads=threads,
+    )
+    return scores, ids
+
+
+def regrow(
+    indices: tf.Variable,
+    weights: Variables,
+    inputs: int,
+    fraction: float,
+    seed: int,
+    *,
+    threads: int = 0,
+) -> int:
+    """Rewire in place, see `fanin.kernels.rewire`; how many connections moved."""
+    signed = int(np.uint64(seed).astype(np.int64))
+    values, m, v = (array.handle for array in weights)
+    moved = ops().fanin_rewire(
+        indices=indices.handle,
+        weights=values,
+        weights_m=m,
+        weights_v=v,
+        inputs=tf.constant(inputs, tf.int64),
+        fraction=tf.constant(fraction, tf.float64),
+        seed=tf.constant(signed, tf.int64),
+        threads=threads,
+    )
+    return int(moved)
+
+
+@keras.saving.register_keras_serializable(package="fanin")
+class FusedFanIn(keras.layers.Layer):
+    """A fixed fan-in output layer that trains itself: score, loss, gradients and Adam in one pass.
+
+    Called like any layer, it gives the scores [batch, labels] of inputs [batch, inputs]. Training is
+    `loss = layer.train(inputs, rows, labels)`: rows (instance) and labels name the positives, and
+    the layer has been updated when the loss is there; a GradientTape around it hands the gradient of
+    the inputs upstream, where any optimizer may train the rest. Neither scores nor gradients of
+    weights are ever held.
+
+    The layer's variables are not trainable, so no optimizer takes hold of them, and all of them are
+    saved with the model: `indices`, `kernel` [labels, fan_in] and `bias` [labels] with their moments
+    (`kernel_m`, ...), `steps` and `learning_rate`, which may be assigned to between steps.
+
+    loss: "squared_hinge" or "bce", the mean over labels, then over the batch. kernel_dtype,
+    moments_dtype: "float32" or "bfloat16", the latter rounded stochastically. seed: of indices and
+    initial kernel, None for Keras' global seed. CPU only so far. Raises ValueError for values that
+    make no layer.
+    """
+
+    def __init__(
+        self,
+        labels: int,
+        fan_in: int,
+        *,
+        loss: str = "squared_hinge",
+        learning_rate: float = 1e-3,
+        kernel_dtype: str = "float32",
+        moments_dtype: str = "float32",
+        seed: int | None = None,
+        threads: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, value in (("labels", labels), ("fan_in", fan_in)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if loss not in library.LOSSES:
+            raise ValueError(f"unknown loss {loss!r}; there are {', '.join(library.LOSSES)}")
+        for name, dtype in (("kernel_dtype", kernel_dtype), ("moments_dtype", moments_dtype)):
+            if dtype not in ("float32", "bfloat16"):
+                raise ValueError(f"{name} must be float32 or bfloat16, got {dtype!r}")
+        self.labels = int(labels)
+        self.fan_in = int(fan_in)
+        self.loss = loss
+        self.initial_learning_rate = float(learning_rate)
+        self.kernel_dtype = kernel_dtype
+        self.moments_dtype = moments_dtype
+        self.seed = seed
+        self.threads = int(threads)
+        self.supports_jit = False
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        inputs = input_shape[-1]
+        if inputs is None:
+            raise ValueError("the size of the last input axis must be known, got None")
+        if self.fan_in > inputs:
+            raise ValueError(f"fan_in {self.fan_in} is larger than the {inputs} inputs")
+        self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: inputs})
+        # Python's generator is what keras.utils.set_random_seed governs.
+        rng = np.random.default_rng(random.randrange(2**32) if self.seed is None else self.seed)
+        # Glorot's limit for one flat vector of all connections, as in the paper's code.
+        limit = np.sqrt(3 / (self.labels * self.fan_in))
+
+        def add(name: str, dtype: str, draw: Any, shape: tuple[int, ...]) -> Any:
+            return self.add_weight(
+                name=name,
+                shape=shape,
+                dtype=dtype,
+                initializer=draw,
+                trainable=False,
+                autocast=False,
+            )
+
+        connections, labels = (self.labels, self.fan_in), (self.labels,)
+        index = np.dtype(index_dtype(inputs)).name
+        self.indices = add(
+            "indices", index, lambda shape, dtype: rng.integers(0, inputs, shape, dtype), connections
+        )
+        self.kernel = add(
+            "kernel",
+            self.kernel_dtype,
+            lambda shape, dtype: tf.cast(rng.uniform(-limit, limit, shape), dtype),
+            connections,
+        )
+        self.kernel_m = add("kernel_m", self.moments_dtype, "zeros", connections)
+        self.kernel_v = add("kernel_v", self.moments_dtype, "zeros", connections)
+        self.bias = add("bias", "float32", "zeros", labels)
+        self.bias_m = add("bias_m", "float32", "zeros", labels)
+        self.bias_v = add("bias_v", "float32", "zeros", labels)
+        self.steps = add("steps", "int64", "zeros", ())
+        rate = keras.initializers.Constant(self.initial_learning_rate)
+        self.learning_rate = add("learning_rate", "float32", rate, ())
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        kernel = tf.cast(self.kernel, tf.float32)
+        features = tf.cast(inputs, tf.float32)
+        scores = fan_in_linear(features, self.indices, kernel, self.bias, threads=self.threads)
+        return tf.cast(scores, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (*input_shape[:-1], self.labels)
+
+    def _weights(self) -> Variables:
+        return [array.value for array in (self.kernel, self.kernel_m, self.kernel_v)]
+
+    def train(self, inputs: Any, rows: Any, labels: Any) -> tf.Tensor:
+        """One step; returns the loss before it, a scalar, differentiable in the inputs.
+
+        inputs [batch, inputs] float; rows and labels integers [positives], each a positive's
+        instance within the batch and its label. Eagerly or in a tf.function.
+        """
+        features = tf.cast(inputs, tf.float32)
+        if not self.built:
+            self.build(features.shape)
+        rows, labels = tf.cast(rows, tf.int32), tf.cast(labels, tf.int64)
+        bias = [array.value for array in (self.bias, self.bias_m, self.bias_v)]
+        step = self.steps.value.assign_add(1)
+
+        @tf.custom_gradient
+        def run(x: tf.Tensor) -> tuple[tf.Tensor, Any]:
+            loss, grad = fused_step(
+                x,
+                {"indices": self.indices.value},
+                self._weights(),
+                bias,
+                rows,
+                labels,
+                self.loss,
+                self.learning_rate.value,
+                step,
+                threads=self.threads,
+            )
+            return loss, lambda grad_loss: grad_loss * grad
+
+        loss: tf.Tensor = run(features)
+        return loss
+
+    def evaluate_loss(self, inputs: Any, rows: Any, labels: Any) -> tf.Tensor:
+        """The loss without a step; arguments as in `train`."""
+        rows, labels = tf.cast(rows, tf.int32), tf.cast(labels, tf.int64)
+        scores = tf.cast(self(inputs), tf.float32)
+        loss: tf.Tensor = LOSSES[self.loss](scores, rows, labels)[0]
+        return loss
+
+    def top_k(self, inputs: Any, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Scores and ids of the k best labels, [batch, k] each, best first, ties to the lower id;
+        all scores are never held."""
+        return top_k(
+            tf.cast(inputs, tf.float32),
+            {"indices": self.indices.value},
+            self.kernel.value,
+            self.bias.value,
+            k,
+            threads=self.threads,
+        )
+
+    def rewire(self, fraction: float, rng: np.random.Generator | int | None = None) -> int:
+        """Give the `fraction` of connections with the smallest |weight| new random inputs; their
+        weight stays and their moments become 0. Returns how many moved. See
+        `fanin.backends.arrays.plan_rewiring`."""
+        if not self.built:
+            raise ValueError("the layer is not built yet, so there is nothing to rewire")
+        if not 0 <= fraction < 1:
+            raise ValueError(f"fraction must be at least 0 and below 1, got {fraction}")
+        seed = int(np.random.default_rng(rng).integers(2**64, dtype=np.uint64))
+        inputs = self.input_spec.axes[-1]
+        return regrow(
+            self.indices.value, self._weights(), inputs, fraction, seed, threads=self.threads
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "labels": self.labels,
+            "fan_in": self.fan_in,
+            "loss": self.loss,
+            "learning_rate": self.initial_learning_rate,
+            "kernel_dtype": self.kernel_dtype,
+            "moments_dtype": self.moments_dtype,
+            "seed": self.seed,
+            "threads": self.threads,
+        }
+
+
+class TensorFlowEngine:
+    """See `fanin.backends.fused.Engine`."""
+
+    def __init__(self, device: str, threads: int) -> None:
+        self._device = device
+        self._threads = threads
+
+    def hold(self, array: np.ndarray, dtype: str) -> tf.Variable:
+        with tf.device(self._device):
+            return tf.Variable(_converted(array, dtype), trainable=False)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> tf.Variable:
+        return self.hold(np.zeros(shape, tf.as_dtype(dtype).as_numpy_dtype), dtype)
+
+    def read(self, held: tf.Variable) -> np.ndarray:
+        array: np.ndarray = held.numpy()
+        return array.astype(np.float32) if held.dtype == tf.bfloat16 else array
+
+    def write(self, held: tf.Variable, array: np.ndarray) -> None:
+        held.assign(_converted(array, held.dtype.name))
+
+    def bytes(self, held: tf.Variable) -> int:
+        return held.shape.num_elements() * held.dtype.size
+
+    def forward(self, features: np.ndarray, layer: fused.Layer) -> tf.Tensor:
+        outputs: tf.Tensor = ops().fanin_dense_relu(
+            features=features,
+            weights=layer.weights.values,
+            bias=[layer.bias.values],
+            threads=self._threads,
+        )
+        return outputs
+
+    def update(
+        self,
+        grad: tf.Tensor,
+        outputs: tf.Tensor,
+        features: np.ndarray,
+        layer: fused.Layer,
+        rate: float,
+        step: int,
+    ) -> None:
+        ops().fanin_dense_relu_update(
+            grad_outputs=grad,
+            outputs=outputs,
+            features=features,
+            **_handles(*self._state(layer)),
+            **_adam(rate, step),
+            seed=1,
+            want_grad=False,
+            threads=self._threads,
+        )
+
+    def step(
+        self,
+        features: tf.Tensor | np.ndarray,
+        layer: fused.Layer,
+        batch: TrainingBatch,
+        loss: str,
+        rate: float,
+        step: int,
+        want_grad: bool,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        return fused_step(
+            features,
+            layer.connections,
+            *self._state(layer),
+            batch.rows,
+            batch.labels,
+            loss,
+            rate,
+            step,
+            want_grad=want_grad,
+            threads=self._threads,
+        )
+
+    def top_k(self, features: tf.Tensor | np.ndarray, layer: fused.Layer, k: int) -> np.ndarray:
+        _, ids = top_k(
+            features,
+            layer.connections,
+            layer.weights.values,
+            layer.bias.values,
+            k,
+            threads=self._threads,
+        )
+        found: np.ndarray = ids.numpy()
+        return found
+
+    def sort(self, layer: fused.Layer, sources: int, undo: bool) -> None:
+        values, m, v = (array.handle for array in self._state(layer)[0])
+        ops().fanin_sort_connections(
+            indices=layer.connections["indices"].handle,
+            rows=layer.connections["rows"].handle,
+            slots=layer.slots.handle,
+            weights=values,
+            weights_m=m,
+            weights_v=v,
+            inputs=tf.constant(sources, tf.int64),
+            undo=undo,
+            threads=self._threads,
+        )
+
+    def regrow(self, layer: fused.Layer, sources: int, fraction: float, seed: int) -> int:
+        indices, weights = layer.connections["indices"], self._state(layer)[0]
+        return regrow(indices, weights, sources, fraction, seed, threads=self._threads)
+
+    def synchronize(self) -> None:
+        devices.synchronize(self._device)
+
+    def description(self) -> dict[str, str]:
+        return devices.description(self._device)
+
+    def device_memory(self) -> dict[str, int | None]:
+        return devices.device_memory(self._device)
+
+    @staticmethod
+    def _state(layer: fused.Layer) -> tuple[Variables, Variables]:
+        return tuple((part.values, part.m, part.v) for part in (layer.weights, layer.bias))
+
+
+def _converted(array: np.ndarray, dtype: str) -> np.ndarray:
+    return np.ascontiguousarray(array, tf.as_dtype(dtype).as_numpy_dtype)

@@ -1,0 +1,459 @@
+"""The fused execution in PyTorch: its ops, `FusedFanIn` for a user's own model, and the harness'
+engine.
+
+The ops change their arguments (weights and Adam's moments) in place; torch is told so by
+`mutates_args`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fanin.backends import fused
+from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, Loss, TrainingBatch
+from fanin.backends.torch import devices
+from fanin.backends.torch.layers import check_sizes, draw_connections, index_type
+from fanin.backends.torch.losses import LOSSES
+from fanin.backends.torch.ops import allocator, described, fan_in_linear, stream
+from fanin.kernels import library
+
+_WEIGHTS = ("weights", "weights_m", "weights_v")
+_BIAS = ("bias", "bias_m", "bias_v")
+
+
+def _trained(values: Tensor | None, m: Tensor | None, v: Tensor | None) -> library.Trained:
+    return library.Trained(described(values), described(m), described(v))
+
+
+def _adam(learning_rate: float, step: int, seed: int) -> library.Adam:
+    beta1, beta2 = ADAM_BETAS
+    return library.Adam(learning_rate, beta1, beta2, ADAM_EPSILON, step, seed)
+
+
+@torch.library.custom_op("fanin::fused_step", mutates_args=(*_WEIGHTS, *_BIAS))
+def fused_step(
+    features: Tensor,
+    indices: Tensor | None,
+    starts: Tensor | None,
+    rows: Tensor | None,
+    weights: Tensor,
+    weights_m: Tensor,
+    weights_v: Tensor,
+    bias: Tensor | None,
+    bias_m: Tensor | None,
+    bias_v: Tensor | None,
+    positive_rows: Tensor,
+    positive_labels: Tensor,
+    loss: str,
+    learning_rate: float,
+    step: int,
+    seed: int,
+    want_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """One training step of an output layer; arguments as in `fanin.kernels.step`. Returns the loss,
+    a scalar, and its gradient by the features, without elements where not wanted."""
+    value = features.new_empty(1)
+    grad = torch.empty_like(features) if want_grad else features.new_empty(0)
+    params = library.StepParams(
+        features=described(features),
+        connections=library.Connections(described(indices), described(starts), described(rows)),
+        weights=_trained(weights, weights_m, weights_v),
+        bias=_trained(bias, bias_m, bias_v),
+        positive_rows=described(positive_rows),
+        positive_labels=described(positive_labels),
+        loss=described(value),
+        grad_features=described(grad if want_grad else None),
+        adam=_adam(learning_rate, step, seed),
+        loss_kind=library.LOSSES.get(loss, 0),
+        threads=torch.get_num_threads(),
+        stream=stream(features),
+    )
+    library.call(params, allocator(features.device))
+    return value.view(()), grad
+
+
+@fused_step.register_fake
+def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    want_grad = others[-1]
+    return features.new_empty(()), features.new_empty(features.shape if want_grad else (0,))
+
+
+@torch.library.custom_op("fanin::dense_relu", mutates_args=())
+def dense_relu(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+    """relu(features weights^T + bias), [batch, units]; weights [units, inputs]."""
+    outputs = features.new_empty((features.shape[0], weights.shape[0]))
+    params = library.DenseForwardParams(
+        features=described(features),
+        weights=described(weights),
+        bias=described(bias),
+        outputs=described(outputs),
+        relu=True,
+        threads=torch.get_num_threads(),
+        stream=stream(features),
+    )
+    library.call(params, allocator(features.device))
+    return outputs
+
+
+@dense_relu.register_fake
+def _(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+    return features.new_empty((features.shape[0], weights.shape[0]))
+
+
+@torch.library.custom_op("fanin::dense_relu_update", mutates_args=(*_WEIGHTS, *_BIAS))
+def dense_relu_update(
+    grad: Tensor,
+    outputs: Tensor,
+    features: Tensor,
+    weights: Tensor,
+    weights_m: Tensor,
+    weights_v: Tensor,
+    bias: Tensor | None,
+    bias_m: Tensor | None,
+    bias_v: Tensor | None,
+    learning_rate: float,
+    step: int,
+    seed: int,
+    want_grad: bool,
+) -> Tensor:
+    """Backward pass of `dense_relu` with Adam; the gradient of features where it is wanted."""
+    of_features = torch.empty_like(features) if want_grad else features.new_empty(0)
+    params = library.DenseUpdateParams(
+        grad_outputs=described(grad),
+        outputs=described(outputs),
+        features=described(features),
+        weights=_trained(weights, weights_m, weights_v),
+        bias=_trained(bias, bias_m, bias_v),
+        grad_features=described(of_features if want_grad else None),
+        adam=_adam(learning_rate, step, seed),
+        threads=torch.get_num_threads(),
+        stream=stream(features),
+    )
+    library.call(params, allocator(features.device))
+    return of_features
+
+
+@dense_relu_update.register_fake
+def _(grad: Tensor, outputs: Tensor, features: Tensor, *others: Any) -> Tensor:
+    return features.new_empty(features.shape if others[-1] else (0,))
+
+
+@torch.library.custom_op("fanin::top_k", mutates_args=())
+def top_k(
+    features: Tensor,
+    indices: Tensor | None,
+    starts: Tensor | None,
+    rows: Tensor | None,
+    weights: Tensor,
+    bias: Tensor | None,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """Scores and ids [batch, k] of the best labels, best first, equal scores in order of their
+    label; without ever holding all scores. Arguments as in `fanin.kernels.top_k`."""
+    scores = features.new_empty((features.shape[0], k))
+    ids = features.new_empty((features.shape[0], k), dtype=torch.int64)
+    params = library.TopKParams(
+        features=described(features),
+        connections=library.Connections(described(indices), described(starts), described(rows)),
+        weights=described(weights),
+        bias=described(bias),
+        ids=described(ids),
+        scores=described(scores),
+        threads=torch.get_num_threads(),
+        stream=stream(features),
+    )
+    library.call(params, allocator(features.device))
+    return scores, ids
+
+
+@top_k.register_fake
+def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    shape = (features.shape[0], others[-1])
+    return features.new_empty(shape), features.new_empty(shape, dtype=torch.int64)
+
+
+def regrow(
+    indices: Tensor, weights: Tensor, m: Tensor, v: Tensor, inputs: int, fraction: float, seed: int
+) -> int:
+    """Rewire in place, see `fanin.kernels.rewire`; how many connections moved."""
+    params = library.RewireParams(
+        indices=described(indices),
+        weights=_trained(weights, m, v),
+        inputs=inputs,
+        fraction=fraction,
+        seed=seed,
+        threads=torch.get_num_threads(),
+    )
+    library.call(params, allocator(indices.device))
+    return int(params.moved)
+
+
+class _Step(torch.autograd.Function):
+    """The fused step as a function of its features; the layer has been updated when it returns."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, layer: FusedFanIn, *positives: Tensor) -> Tensor:
+        loss, grad = layer._step(features, *positives, want_grad=ctx.needs_input_grad[0])
+        ctx.save_for_backward(grad)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return grad_loss * grad, None, None, None
+
+
+class FusedFanIn(nn.Module):
+    """A fixed fan-in output layer that trains itself: score, loss, gradients and Adam in one pass.
+
+    In training mode `loss = layer(features, rows, labels)` takes features [batch, in_features] and
+    the positives, row (instance) and label of each, and has updated the layer when it returns;
+    `loss.backward()` then hands the gradient of the features upstream, where any optimizer may train
+    the rest. Neither scores nor gradients of weights are ever held. In evaluation mode, or without
+    gradients (`torch.no_grad()`), the same call only returns the loss.
+
+    The layer's arrays are buffers, not parameters, so no optimizer takes hold of them, and the
+    state_dict has them all: `indices`, `weights` [labels, fan_in] and `bias` [labels] with their
+    moments (`weights_m`, ...), and `steps`. Change `learning_rate` between steps as you like. A
+    scaled loss (say, for mixed precision) scales what goes upstream only.
+
+    loss: "squared_hinge" or "bce", the mean over labels, then over the batch. weights_dtype,
+    moments_dtype: torch.float32 or torch.bfloat16, the latter rounded stochastically. generator: for
+    the indices and initial weights. CPU only so far. Raises ValueError for what makes no layer.
+    """
+
+    indices: Tensor
+    weights: Tensor
+    weights_m: Tensor
+    weights_v: Tensor
+    bias: Tensor
+    bias_m: Tensor
+    bias_v: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        labels: int,
+        fan_in: int,
+        *,
+        loss: Loss = "squared_hinge",
+        learning_rate: float = 1e-3,
+        weights_dtype: torch.dtype = torch.float32,
+        moments_dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(in_features, labels, fan_in)
+        if loss not in library.LOSSES:
+            raise ValueError(f"unknown loss {loss!r}; there are {', '.join(library.LOSSES)}")
+        for name, dtype in (("weights_dtype", weights_dtype), ("moments_dtype", moments_dtype)):
+            if dtype not in (torch.float32, torch.bfloat16):
+                raise ValueError(f"{name} must be torch.float32 or torch.bfloat16, got {dtype}")
+        self.in_features = in_features
+        self.labels = labels
+        self.fan_in = fan_in
+        self.loss: Loss = loss
+        self.learning_rate = learning_rate
+        self.seed = seed
+        shape = (labels, fan_in)
+        self.register_buffer("indices", torch.empty(shape, dtype=index_type(in_features)))
+        self.register_buffer("weights", torch.empty(shape, dtype=weights_dtype))
+        draw_connections(in_features, self.indices, self.weights, generator)
+        for name in ("weights_m", "weights_v"):
+            self.register_buffer(name, torch.zeros(shape, dtype=moments_dtype))
+        for name in _BIAS:
+            self.register_buffer(name, torch.zeros(labels))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, features: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        """The loss, a scalar. rows, labels: integers [positives], each a positive's instance within
+        the batch and its label."""
+        rows, labels = rows.to(torch.int32), labels.to(torch.int64)
+        if self.training and torch.is_grad_enabled():
+            loss: Tensor = _Step.apply(features.contiguous(), self, rows, labels)
+            return loss
+        return self._loss(features, rows, labels)
+
+    def _step(
+        self, features: Tensor, rows: Tensor, labels: Tensor, want_grad: bool
+    ) -> tuple[Tensor, Tensor]:
+        self.steps += 1
+        loss, grad = fused_step(
+            features,
+            self.indices,
+            None,
+            None,
+            *(getattr(self, name) for name in (*_WEIGHTS, *_BIAS)),
+            rows,
+            labels,
+            self.loss,
+            self.learning_rate,
+            int(self.steps),
+            self.seed,
+            want_grad,
+        )
+        return loss, grad
+
+    def _loss(self, features: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        loss: Tensor = LOSSES[self.loss](self.scores(features), rows.long(), labels)
+        return loss
+
+    def scores(self, features: Tensor) -> Tensor:
+        """All scores, [batch, labels]; differentiable in the features."""
+        return fan_in_linear(
+            features.contiguous(), self.indices, self.weights.float(), self.bias
+        )
+
+    @torch.no_grad()
+    def top_k(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Scores and ids of the k best labels, [batch, k] each, best first, ties to the lower id;
+        all scores are never held."""
+        found: tuple[Tensor, Tensor] = top_k(
+            features.contiguous(), self.indices, None, None, self.weights, self.bias, k
+        )
+        return found
+
+    @torch.no_grad()
+    def rewire(self, fraction: float, rng: np.random.Generator | None = None) -> int:
+        """Give the `fraction` of connections with the smallest |weight| new random inputs; their
+        weight stays and their moments become 0. Returns how many moved. See
+        `fanin.backends.arrays.plan_rewiring`."""
+        seed = int((rng or np.random.default_rng()).integers(2**64, dtype=np.uint64))
+        return regrow(
+            self.indices,
+            self.weights,
+            self.weights_m,
+            self.weights_v,
+            self.in_features,
+            fraction,
+            seed,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, labels={self.labels}, fan_in={self.fan_in}, "
+            f"loss={self.loss!r}, learning_rate={self.learning_rate}"
+        )
+
+
+class TorchEngine:
+    """See `fanin.backends.fused.Engine`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def hold(self, array: np.ndarray, dtype: str) -> Tensor:
+        tensor = self.zeros(array.shape, dtype)
+        self.write(tensor, array)
+        return tensor
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        return torch.zeros(shape, dtype=getattr(torch, dtype), device=self.device)
+
+    def read(self, held: Tensor) -> np.ndarray:
+        return (held.float() if held.dtype == torch.bfloat16 else held).cpu().numpy()
+
+    def write(self, held: Tensor, array: np.ndarray) -> None:
+        if held.dtype in (torch.uint16, torch.uint32):  # torch converts nothing to these
+            array = array.astype(str(held.dtype).removeprefix("torch."), copy=False)
+        held.copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
+
+    def bytes(self, held: Tensor) -> int:
+        return held.nbytes
+
+    def forward(self, features: np.ndarray, layer: fused.Layer) -> Tensor:
+        outputs: Tensor = dense_relu(
+            self._tensor(features), layer.weights.values, layer.bias.values
+        )
+        return outputs
+
+    def update(
+        self,
+        grad: Tensor,
+        outputs: Tensor,
+        features: np.ndarray,
+        layer: fused.Layer,
+        rate: float,
+        step: int,
+    ) -> None:
+        inputs = self._tensor(features)
+        dense_relu_update(grad, outputs, inputs, *self._state(layer), rate, step, 1, False)
+
+    def step(
+        self,
+        features: Tensor | np.ndarray,
+        layer: fused.Layer,
+        batch: TrainingBatch,
+        loss: str,
+        rate: float,
+        step: int,
+        want_grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = fused_step(
+            self._tensor(features),
+            *self._connections(layer),
+            *self._state(layer),
+            self._tensor(batch.rows),
+            self._tensor(batch.labels),
+            loss,
+            rate,
+            step,
+            0,
+            want_grad,
+        )
+        return found
+
+    def top_k(self, features: Tensor | np.ndarray, layer: fused.Layer, k: int) -> np.ndarray:
+        values = (layer.weights.values, layer.bias.values)
+        _, ids = top_k(self._tensor(features), *self._connections(layer), *values, k)
+        found: np.ndarray = ids.cpu().numpy()
+        return found
+
+    def sort(self, layer: fused.Layer, sources: int, undo: bool) -> None:
+        params = library.SortParams(
+            indices=described(layer.connections["indices"]),
+            rows=described(layer.connections["rows"]),
+            slots=described(layer.slots),
+            weights=_trained(layer.weights.values, layer.weights.m, layer.weights.v),
+            inputs=sources,
+            undo=undo,
+            threads=torch.get_num_threads(),
+        )
+        library.call(params, allocator(self.device))
+
+    def regrow(self, layer: fused.Layer, sources: int, fraction: float, seed: int) -> int:
+        weights = layer.weights
+        state = (weights.values, weights.m, weights.v)
+        return regrow(layer.connections["indices"], *state, sources, fraction, seed)
+
+    def synchronize(self) -> None:
+        devices.synchronize(self.device)
+
+    def description(self) -> dict[str, str]:
+        return devices.description(self.device)
+
+    def device_memory(self) -> dict[str, int | None]:
+        return devices.device_memory(self.device)
+
+    def _tensor(self, array: Tensor | np.ndarray) -> Tensor:
+        if isinstance(array, Tensor):
+            return array
+        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
+
+    @staticmethod
+    def _connections(layer: fused.Layer) -> tuple[Tensor | None, ...]:
+        return tuple(layer.connections.get(name) for name in ("indices", "starts", "rows"))
+
+    @staticmethod
+    def _state(layer: fused.Layer) -> tuple[Tensor, ...]:
+        return tuple(
+            getattr(part, name)
+            for part in (layer.weights, layer.bias)
+            for name in ("values", "m", "v")
+        )

@@ -1,0 +1,252 @@
+// The fused training step of an output layer over lane groups: score, loss, gradients and Adam in
+// one pass over the labels. Neither scores nor gradients of weights are ever stored.
+//
+// `step_tile` is written for CUDA and CPUs; sorted tiles, below it, are a CPU's way around features
+// that do not fit its cache.
+#pragma once
+
+#include "call.h"
+#include "fan_in_linear.h"
+
+namespace fanin {
+namespace FANIN_TARGET {
+
+// Adam as Keras has it ("epsilon hat" in Kingma & Ba, 2015, end of section 2):
+// w -= rate * m / (sqrt(v) + epsilon), rate = learning_rate * sqrt(1 - beta2^t) / (1 - beta1^t).
+typedef AdamCall Adam;  // seed: of stochastic rounding, another one for every step
+
+// Bf16 arrays are rounded stochastically: an update of less than half a unit in the last place,
+// which most are, is then right on average rather than lost.
+template <class W, class M>
+FANIN_FN void adam(const Adam &a, W *weights, M *m, M *v, int64_t at, int count,
+                   const Chunk<float> &grad) {
+  const Chunk<float> w = load_chunk<float>(weights + at, count);
+  Chunk<float> mean = load_chunk<float>(m + at, count), square = load_chunk<float>(v + at, count);
+  mean.v += a.rest1 * (grad.v - mean.v);
+  square.v += a.rest2 * (grad.v * grad.v - square.v);
+  const Chunk<float> updated{w.v - a.rate * mean.v / (root(square.v) + a.epsilon)};
+  const auto random = random_chunk(uint32_t(at), a.seed);
+  store_chunk(weights + at, count, updated, random);
+  store_chunk(m + at, count, mean, random >> 16);
+  store_chunk(v + at, count, square, mix(random));
+}
+
+enum LossKind { squared_hinge = 1, binary_cross_entropy = 2 };  // as fanin_loss in fanin.h
+
+// One label's loss, added to `loss`, and its gradient, for each lane. positives: a bit per lane.
+// scale: 1 / (batch * labels), and 0 for lanes beyond the batch.
+FANIN_FN Lanes<float> loss_gradient(LossKind kind, const Lanes<float> &scores, uint32_t positives,
+                                    const Lanes<float> &scale, Lanes<float> &loss) {
+  if (kind == squared_hinge) {
+    // max(0, 1 - y s)^2 with y = +1 for positives, else -1. Written so that a NaN stays one.
+    const auto margin = [](auto x) FANIN_INLINE { return x < decltype(x){} ? decltype(x){} : x; };
+    const Lanes<float> y = positives ? of_mask(positives, 1.0f, -1.0f) : broadcast(-1.0f);
+    const Lanes<float> part = map(
+        [&](auto s, auto sign, auto c) FANIN_INLINE { return c * margin(1.0f - sign * s); },
+        scores, y, scale);
+    loss = map([&](auto sum, auto s, auto sign, auto p) FANIN_INLINE {
+      return sum + p * margin(1.0f - sign * s); }, loss, scores, y, part);
+    return map([](auto sign, auto p) FANIN_INLINE { return -2.0f * sign * p; }, y, part);
+  }
+  // log(1 + exp(s)) - t s, with t = 1 for positives, else 0; log(1 + e) = 2 atanh(e / (2 + e)).
+  const Lanes<float> target = of_mask(positives, 1.0f, 0.0f);
+  const Lanes<float> e = map([](auto s) FANIN_INLINE {
+    return exponential(s < decltype(s){} ? s : -s); }, scores);
+  loss = map([](auto sum, auto s, auto x, auto t, auto c) FANIN_INLINE {
+    const auto z = x / (2.0f + x), q = z * z;
+    const auto log1p = 2.0f * z *
+        (1.0f + q * (1.0f / 3 + q * (1.0f / 5 + q * (1.0f / 7 + q * (1.0f / 9 + q * (1.0f / 11
+         + q * (1.0f / 13 + q * (1.0f / 15))))))));
+    return sum + c * ((s < decltype(s){} ? decltype(s){} : s) - t * s + log1p);
+  }, loss, scores, e, target, scale);
+  return map([](auto s, auto x, auto t, auto c) FANIN_INLINE {
+    return c * ((s < decltype(s){} ? x : 0.0f * x + 1.0f) / (1.0f + x) - t);
+  }, scores, e, target, scale);
+}
+
+// An output layer with its optimiser state. The connections of label l are those from starts[l] to
+// starts[l + 1], or, without starts, fan_in of them from l * fan_in.
+template <class I, class W, class M>
+struct TrainedLayer {
+  int64_t batch, inputs, labels, fan_in;
+  const int32_t *starts;
+  const I *indices;
+  W *weights;
+  M *m, *v;
+  float *bias, *bias_m, *bias_v;  // or null
+  Adam adam;
+  LossKind loss;
+  float scale;  // 1 / (batch * labels)
+
+  FANIN_FN int64_t begin(int64_t label) const { return starts ? starts[label] : label * fan_in; }
+  FANIN_FN int64_t groups() const { return groups_of(batch); }
+  // The scale in a group's lanes: none of the padding counts.
+  FANIN_FN Lanes<float> scale_of(int64_t group) const {
+    const int64_t lanes = batch - group * kLanes;
+    return lanes >= kLanes ? broadcast(scale) : of_mask((1u << lanes) - 1, scale, 0.0f);
+  }
+};
+
+// Gradients of a chunk's sources, added to grad_features [inputs][32].
+template <class I, class W>
+FANIN_FN void spread(const Connections<float, I, W> &connections, int count,
+                     const Lanes<float> &grad, float *grad_features) {
+  const auto add = [&](int c) FANIN_INLINE {
+    add_to(grad_features + connections.source(c) * kLanes, connections.weight(c), grad);
+  };
+  if (count == Chunk<float>::size) {
+    FANIN_UNROLL
+    for (int c = 0; c < Chunk<float>::size; ++c) add(c);
+  } else {
+    for (int c = 0; c < count; ++c) add(c);
+  }
+}
+
+// Adam for the biases of a tile, given the gradients of its up to 32 labels.
+template <class I, class W, class M>
+FANIN_FN void step_bias(const TrainedLayer<I, W, M> &layer, int64_t first_label, int labels,
+                        const float *grads) {
+  constexpr int chunk = Chunk<float>::size;
+  for (int j = 0; j < labels; j += chunk) {
+    const int count = smaller(chunk, labels - j);
+    adam(layer.adam, layer.bias, layer.bias_m, layer.bias_v, first_label + j, count,
+         load_chunk<float>(grads + j, count));
+  }
+}
+
+// The step of a tile of up to 32 labels. features: [groups][inputs][32]. masks: of the positives,
+// [groups][labels of the layer]. grads: 32 values shared by the team, and [groups][32] for each of
+// its members. grad_features: like features, added to, or null. loss: added to.
+template <class I, class W, class M>
+FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *features,
+                        int64_t first_label, const uint32_t *masks, float *grads,
+                        float *grad_features, Lanes<float> &loss, const Team<float> &team) {
+  const int labels = int(smaller<int64_t>(kTile, layer.labels - first_label));
+  const int64_t groups = layer.groups(), stride = layer.inputs * kLanes;
+  float *const mine = grads + kTile + team.first() * groups * kLanes;
+  constexpr int chunk = Chunk<float>::size;
+  for (int j = team.first(); j < labels; j += team.step()) {
+    const int64_t label = first_label + j;
+    const int64_t begin = layer.begin(label), fan_in = layer.begin(label + 1) - begin;
+    bool needed = false;
+    float of_bias = 0;
+    for (int64_t group = 0; group < groups; ++group) {
+      const Lanes<float> scores = score(layer.indices + begin, layer.weights + begin, fan_in,
+                                        features + group * stride,
+                                        layer.bias ? layer.bias[label] : 0.0f);
+      const Lanes<float> grad =
+          loss_gradient(layer.loss, scores, masks[group * layer.labels + label],
+                        layer.scale_of(group), loss);
+      store(mine + group * kLanes, grad);
+      needed |= any(grad);
+      of_bias += sum(grad);
+    }
+    grads[j] = of_bias;
+    for (int64_t k = 0; k < fan_in; k += chunk) {
+      const int count = int(smaller<int64_t>(chunk, fan_in - k));
+      const int64_t at = begin + k;
+      const Connections<float, I, W> connections(layer.indices + at, layer.weights + at, count);
+      Chunk<float> total{};
+      // The squared hinge leaves labels alone that all instances have well behind them.
+      for (int64_t group = 0; needed && group < groups; ++group) {
+        const Lanes<float> grad = load(mine + group * kLanes);
+        total.v += weight_gradients(connections, count, grad, features + group * stride).v;
+        if (grad_features) spread(connections, count, grad, grad_features + group * stride);
+      }
+      adam(layer.adam, layer.weights, layer.m, layer.v, at, count, total);
+    }
+  }
+  team.sync();
+  if (layer.bias && team.first() == 0) step_bias(layer, first_label, labels, grads);
+  team.sync();
+}
+
+#if !defined(__CUDACC__)
+
+// Labels whose connections are kept sorted by source, all together, rather than label by label.
+//
+// Where features [inputs, 32] and their gradients do not fit a core's cache, label order makes
+// every connection wait for memory. In a sorted tile features and gradients pass once, in order,
+// and what is accessed at random are the tile's scores, which do fit. Each connection then carries
+// the number of its label within the tile (`rows`). Fixed fan-in only.
+//
+// kSortedLabels (call.h) of them make a tile.
+// Scores of a tile's labels, [labels][32], for the group whose features are given.
+template <class I, class W>
+FANIN_FN void score_sorted(const I *indices, const uint16_t *rows, const W *weights, int64_t count,
+                           const float *features, float *scores) {
+  constexpr int chunk = Chunk<float>::size;
+  for (int64_t e = 0; e < count; e += chunk) {
+    const int here = int(smaller<int64_t>(chunk, count - e));
+    const Connections<float, I, W> connections(indices + e, weights + e, here);
+    const auto push = [&](int c) FANIN_INLINE {
+      add_to(scores + rows[e + c] * kLanes, connections.weight(c),
+             load(features + connections.source(c) * kLanes));
+    };
+    if (here == chunk) {
+      FANIN_UNROLL
+      for (int c = 0; c < chunk; ++c) push(c);
+    } else {
+      for (int c = 0; c < here; ++c) push(c);
+    }
+  }
+}
+
+// The step of the sorted tile that begins with first_label; arguments as in step_tile, rows those of
+// the whole layer, scratch [groups][kSortedLabels][32].
+template <class I, class W, class M>
+FANIN_FN void step_sorted(const TrainedLayer<I, W, M> &layer, const uint16_t *rows,
+                          const float *features, int64_t first_label, const uint32_t *positives,
+                          float *scratch, float *grad_features, Lanes<float> &loss) {
+  const int64_t labels = smaller(kSortedLabels, layer.labels - first_label);
+  const int64_t begin = first_label * layer.fan_in, count = labels * layer.fan_in;
+  const int64_t groups = layer.groups(), stride = layer.inputs * kLanes;
+  constexpr int chunk = Chunk<float>::size;
+  for (int64_t group = 0; group < groups; ++group) {
+    float *const rows_of_group = scratch + group * kSortedLabels * kLanes;
+    for (int64_t l = 0; l < labels; ++l)
+      store(rows_of_group + l * kLanes, broadcast(layer.bias ? layer.bias[first_label + l] : 0.0f));
+    score_sorted(layer.indices + begin, rows + begin, layer.weights + begin, count,
+                 features + group * stride, rows_of_group);
+    const Lanes<float> scale = layer.scale_of(group);
+    for (int64_t l = 0; l < labels; ++l)
+      store(rows_of_group + l * kLanes,
+            loss_gradient(layer.loss, load(rows_of_group + l * kLanes),
+                          positives[group * layer.labels + first_label + l], scale, loss));
+  }
+  for (int64_t l = 0; layer.bias && l < labels; l += kTile) {
+    float of_bias[kTile] = {};
+    const int here = int(smaller<int64_t>(kTile, labels - l));
+    for (int64_t group = 0; group < groups; ++group)
+      for (int j = 0; j < here; ++j)
+        of_bias[j] += sum(load(scratch + (group * kSortedLabels + l + j) * kLanes));
+    step_bias(layer, first_label + l, here, of_bias);
+  }
+  for (int64_t e = begin; e < begin + count; e += chunk) {
+    const int here = int(smaller<int64_t>(chunk, begin + count - e));
+    const Connections<float, I, W> connections(layer.indices + e, layer.weights + e, here);
+    Chunk<float> total{};
+    for (int64_t group = 0; group < groups; ++group) {
+      const float *const grads = scratch + group * kSortedLabels * kLanes;
+      const float *const sources = features + group * stride;
+      float *const targets = grad_features ? grad_features + group * stride : nullptr;
+      const auto of_connection = [&](int c) FANIN_INLINE {
+        const Lanes<float> grad = load(grads + rows[e + c] * kLanes);
+        const size_t source = connections.source(c) * kLanes;
+        if (targets) add_to(targets + source, connections.weight(c), grad);
+        return product(grad, load(sources + source));
+      };
+      if (here == chunk)
+        total.v += sums<float>(of_connection).v;
+      else
+        total.v += sums<float>([&](int c) FANIN_INLINE {
+          return c < here ? of_connection(c) : Chunk<float>{}; }).v;
+    }
+    adam(layer.adam, layer.weights, layer.m, layer.v, e, here, total);
+  }
+}
+
+#endif
+
+}  // namespace FANIN_TARGET
+}  // namespace fanin
