@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fanin.backends.arrays import checked, index_dtype
+from fanin.backends.arrays import check_arrays, checked, index_dtype
 from fanin.backends.interface import LayerSetup, OnStep, Storage, TrainingBatch, check_losses
 
 # Features and their gradients, [sources, 32] float32 each, fill 768 KiB of a second-level cache of
@@ -223,9 +223,10 @@ class FusedTrainer:
             return {name: np.array(self._array(name), order="C") for name in names}
 
     def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
+        check_arrays(self.setup, arrays)
         trained, connections = self._trained(), self._output.connections
         with self._in_label_order():
-            for name, array in checked(self.setup, arrays):
+            for name, array in arrays.items():
                 if name in trained:
                     self._engine.write(trained[name].values, self._inside(name, array))
                 elif name == "output.rows":

@@ -18,8 +18,16 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent / "src" / "cuda_launch.cu"
 ARCHITECTURES = ("80", "90", "100")
-# Kernels, each in float and double and with both index types where it reads indices.
-KERNELS = {"transpose_kernel": 4, "forward_kernel": 4, "backward_kernel": 4}
+# Kernels and their variants: float and double for the op, float32 and bfloat16 for weights and for
+# moments in training, both index types where indices are read.
+KERNELS = {
+    "transpose_kernel": 4,
+    "forward_kernel": 4,
+    "backward_kernel": 4,
+    "step_kernel": 8,
+    "mark_kernel": 1,
+    "write_loss_kernel": 1,
+}
 
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for 'sm_(\w+)'")
 _SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -29,6 +37,7 @@ _ARGUMENTS = {
     "d": "double",
     "t": "uint16",
     "j": "uint32",
+    "h": "bfloat16",
     "Lb0E": "in",
     "Lb1E": "out",
 }
@@ -58,8 +67,12 @@ def compile_for(nvcc: str, architecture: str) -> str:
 def kernel_name(symbol: str) -> str:
     """`forward_kernel<float, uint16>` from its mangled symbol."""
     name = next((k for k in KERNELS if k in symbol), symbol)
-    arguments = re.search(rf"{name}I(.*?)E+v", symbol)
-    found = re.findall(r"Lb\dE|[fdtj]", arguments[1] + "E" if arguments else "")
+    # Bf16 in full where it first occurs, and then as a substitution.
+    plain = re.sub(r"NS\d*_4Bf16E", "h", symbol)
+    arguments = re.search(rf"{name}I(.*?)E+v", plain)
+    found = re.findall(
+        r"Lb\dE|[fdtjh]", re.sub(r"S\d*_", "h", arguments[1]) + "E" if arguments else ""
+    )
     return f"{name}<{', '.join(_ARGUMENTS[a] for a in found)}>" if found else name
 
 

@@ -19,7 +19,7 @@ from typing import Any
 ABI_VERSION = 2
 
 # Labels in a tile of sorted connections (FANIN_SORTED_LABELS).
-SORTED_LABELS = 4096
+SORTED_LABELS = 2048
 
 # In the order of fanin_dtype, from 1.
 _DTYPE_NAMES = (

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import tensorflow as tf
 
-from fanin.backends.arrays import checked, index_dtype, plan_rewiring
+from fanin.backends.arrays import check_arrays, checked, index_dtype, plan_rewiring
 from fanin.backends.fused import FusedTrainer
 from fanin.backends.interface import (
     ADAM_BETAS,
@@ -233,14 +233,11 @@ class TensorFlowTrainer:
 
     def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over all arrays; the optimiser's state stays."""
-        connections: dict[str, np.ndarray] = {}
-        for name, array in checked(self.setup, arrays):
-            if name in self._trained:
-                self._trained[name].assign(np.asarray(array, np.float32))
-            else:
-                connections[name] = array
+        check_arrays(self.setup, arrays)
+        for name, variable in self._trained.items():
+            variable.assign(np.asarray(arrays[name], np.float32))
         if self._connections is not None:
-            self._connections.assign(self._connections_from(connections))
+            self._connections.assign(self._connections_from(arrays))
 
     def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
         """New sources for flat positions of `output.weights`; their moments become 0."""

@@ -274,7 +274,7 @@ class FusedFanIn(nn.Module):
     def forward(self, features: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
         """The loss, a scalar. rows, labels: integers [positives], each a positive's instance within
         the batch and its label."""
-        rows, labels = rows.to(torch.int32), labels.to(torch.int64)
+        rows, labels = rows.to(torch.int32).contiguous(), labels.to(torch.int64).contiguous()
         if self.training and torch.is_grad_enabled():
             loss: Tensor = _Step.apply(features.contiguous(), self, rows, labels)
             return loss
@@ -444,6 +444,7 @@ class TorchEngine:
     def _tensor(self, array: Tensor | np.ndarray) -> Tensor:
         if isinstance(array, Tensor):
             return array
+        array = np.ascontiguousarray(array)
         return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
 
     @staticmethod

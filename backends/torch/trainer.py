@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fanin.backends.arrays import checked, plan_rewiring
+from fanin.backends.arrays import check_arrays, checked, plan_rewiring
 from fanin.backends.interface import (
     ADAM_BETAS,
     ADAM_EPSILON,
@@ -178,6 +178,8 @@ class TorchTrainer:
 
     @torch.no_grad()
     def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
+        if self._arrays:  # all is checked before any of them is overwritten
+            check_arrays(self.setup, arrays)
         for name, array in checked(self.setup, arrays):
             tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
             if name in self._arrays:

@@ -120,7 +120,7 @@ typedef enum { FANIN_SQUARED_HINGE = 1, FANIN_BINARY_CROSS_ENTROPY = 2 } fanin_l
  *                   within the tile. For features that do not fit a core's cache.
  *   unstructured    starts [labels + 1] int32, ascending; indices [connections], weights
  *                   [connections]; those of label l from starts[l] to starts[l + 1] - 1 */
-#define FANIN_SORTED_LABELS 4096
+#define FANIN_SORTED_LABELS 2048
 typedef struct {
   fanin_tensor indices;
   fanin_tensor starts;

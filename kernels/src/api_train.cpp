@@ -143,7 +143,7 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
            data_as<int32_t>(p->positive_rows), data_as<int64_t>(p->positive_labels),
            data_as<float>(p->grad_features), data_as<float>(p->loss),
            p->loss_kind, adam_call(p->adam), workspace_of(p->workspace), p->stream,
-           threads_for(p->threads, labels.size)};
+           p->features.device == FANIN_CPU ? threads_for(p->threads, labels.size) : 1};
   return FANIN_OK;
 }
 
@@ -340,6 +340,23 @@ uint64_t fanin_step_workspace(const fanin_step_params *params) {
 
 int32_t fanin_step(const fanin_step_params *params, char *text, size_t bytes) {
   const Message message{text, bytes};
+#if defined(FANIN_HAS_CUDA)
+  if (params && params->features.device == FANIN_CUDA) {
+    StepCall call;
+    if (const int32_t status = prepare(params, &call, message)) return status;
+    if (!call.indices || call.rows)
+      return message.say(FANIN_UNAVAILABLE,
+                         "the fused step of dense and of sorted layers runs on a CPU only");
+    if (call.batch > cuda::most_instances)
+      return message.say(FANIN_UNAVAILABLE,
+                         "the fused step on a GPU takes at most %" PRId64 " instances, got %" PRId64,
+                         cuda::most_instances, call.batch);
+    if (const int32_t status = require_workspace(params->workspace_bytes, params->workspace,
+                                                 workspace_bytes(call), message))
+      return status;
+    return report(cuda::step(call), call, message);
+  }
+#endif
   return dispatch<StepCall>(params, params->features, message,
                             [&](const StepCall &call, const CpuTarget &target) {
                               if (const int32_t status = check_positives(call, message))

@@ -153,7 +153,7 @@ struct Memory {
   }
 };
 
-constexpr int64_t kSortedLabels = 4096;  // sorted tiles, see step.h
+constexpr int64_t kSortedLabels = 2048;  // FANIN_SORTED_LABELS; see step.h
 constexpr int64_t kMostBlock = 8;        // labels of a dense layer that are worked on together
 
 struct StepMemory {
@@ -225,6 +225,8 @@ inline TopKMemory top_k_memory(const TopKCall &c, void *workspace) {
 namespace cuda {
 Finding forward(const ForwardCall &);
 Finding backward(const BackwardCall &);
+Finding step(const StepCall &);  // neither dense nor sorted; at most most_instances
+extern const int64_t most_instances;
 Finding zero(void *a, size_t a_bytes, void *b, size_t b_bytes, void *stream);
 extern const char *const architectures;  // "80, 90"
 }  // namespace cuda

@@ -6,6 +6,7 @@
 
 #include "call.h"
 #include "fan_in_linear.h"
+#include "step.h"
 
 namespace fanin {
 namespace cuda {
@@ -72,6 +73,36 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
                 tile, team);
 }
 
+// Sets the bits of the positives; what names no instance or label is left out.
+__global__ void mark_kernel(const int32_t *rows, const int64_t *labels, int64_t positives,
+                            int64_t batch, int64_t label_count, uint32_t *masks) {
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= positives || rows[i] < 0 || rows[i] >= batch) return;
+  if (labels[i] < 0 || labels[i] >= label_count) return;
+  atomicOr(masks + rows[i] / kLanes * label_count + labels[i], 1u << rows[i] % kLanes);
+}
+
+__global__ void write_loss_kernel(const double *sum, float *loss) { *loss = float(*sum); }
+
+// Shared memory: 32 values of the tile, then [groups][32] for each warp.
+template <class I, class W, class M>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    step_kernel(TrainedLayer<I, W, M> layer, const float *features, const uint32_t *masks,
+                float *grad_features, double *loss_sum) {
+  extern __shared__ float grads[];
+  const int64_t first = int64_t(blockIdx.x) * kTile;
+  const int64_t end = smaller(first + kTile, layer.labels);
+  const int64_t begin = layer.begin(first), count = layer.begin(end) - begin;
+  Team<float> team;
+  Lanes<float> loss = broadcast(0.0f);
+  if (team.all_below(layer.indices + begin, count, layer.inputs))
+    step_tile(layer, features, first, masks, grads, grad_features, loss, team);
+  else
+    loss = broadcast(NAN);
+  const float total = sum(loss);
+  if (lane_id() == 0) atomicAdd(loss_sum, double(total));
+}
+
 Finding last_error() {
   const cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess) return {Finding::nothing, 0, nullptr};
@@ -129,7 +160,61 @@ Finding run_backward(const BackwardCall &c) {
   return last_error();
 }
 
+template <class I, class W, class M>
+Finding run_step(const StepCall &c) {
+  const auto stream = static_cast<cudaStream_t>(c.stream);
+  const TrainedLayer<I, W, M> layer{c.batch,
+                                    c.inputs,
+                                    c.labels,
+                                    c.fan_in,
+                                    c.starts,
+                                    static_cast<const I *>(c.indices),
+                                    static_cast<W *>(c.weights),
+                                    static_cast<M *>(c.m),
+                                    static_cast<M *>(c.v),
+                                    c.bias,
+                                    c.bias_m,
+                                    c.bias_v,
+                                    c.adam,
+                                    LossKind(c.loss_kind),
+                                    float(1.0 / (double(c.batch) * double(c.labels)))};
+  const StepMemory memory = step_memory(c, c.workspace);
+  const int64_t groups = groups_of(c.batch);
+  to_lanes(c.features, memory.features, c.batch, c.inputs, stream);
+  cudaMemsetAsync(memory.masks, 0, size_t(groups * c.labels) * sizeof(uint32_t), stream);
+  cudaMemsetAsync(memory.losses, 0, sizeof(double), stream);
+  if (c.grad_features)
+    cudaMemsetAsync(memory.accumulators, 0, size_t(memory.features_size) * sizeof(float), stream);
+  if (c.positives)
+    mark_kernel<<<unsigned((c.positives + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
+        c.positive_rows, c.positive_labels, c.positives, c.batch, c.labels, memory.masks);
+  const size_t shared = size_t(kTile + kWarps * groups * kLanes) * sizeof(float);
+  step_kernel<I, W, M><<<unsigned((c.labels + kTile - 1) / kTile), kThreads, shared, stream>>>(
+      layer, memory.features, memory.masks, c.grad_features ? memory.accumulators : nullptr,
+      memory.losses);
+  write_loss_kernel<<<1, 1, 0, stream>>>(memory.losses, c.loss);
+  const unsigned columns = unsigned((c.inputs + kTile - 1) / kTile);
+  if (c.grad_features)
+    transpose_kernel<float, true><<<dim3(columns, unsigned(groups)), kThreads, 0, stream>>>(
+        memory.accumulators, c.grad_features, c.batch, c.inputs, 0);
+  return last_error();
+}
+
+template <class I>
+Finding run_step_of(const StepCall &c) {
+  if (c.half_weights)
+    return c.half_moments ? run_step<I, Bf16, Bf16>(c) : run_step<I, Bf16, float>(c);
+  return c.half_moments ? run_step<I, float, Bf16>(c) : run_step<I, float, float>(c);
+}
+
 }  // namespace
+
+// 48 KiB of shared memory hold the gradients of this many instances.
+extern const int64_t most_instances = (48 * 1024 / 4 - kTile) / (kWarps * kLanes) * kLanes;
+
+Finding step(const StepCall &c) {
+  return c.wide_indices ? run_step_of<uint32_t>(c) : run_step_of<uint16_t>(c);
+}
 
 Finding forward(const ForwardCall &c) {
   if (c.wide_values)

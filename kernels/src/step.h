@@ -170,7 +170,9 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
 // and what is accessed at random are the tile's scores, which do fit. Each connection then carries
 // the number of its label within the tile (`rows`). Fixed fan-in only.
 //
-// kSortedLabels (call.h) of them make a tile.
+// kSortedLabels (call.h) of them make a tile. More of them share each pass over the features, and
+// their scores fill more of the cache: with 2048 and 32,768 inputs a step was about a fifth faster
+// than with 1024 or 4096 (two cores of a Xeon with 1 MiB of second-level cache each).
 // Scores of a tile's labels, [labels][32], for the group whose features are given.
 template <class I, class W>
 FANIN_FN void score_sorted(const I *indices, const uint16_t *rows, const W *weights, int64_t count,

@@ -1,0 +1,429 @@
+"""The fused execution in both frameworks, held against their own (autograd) one."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+
+from fanin.backends import fused
+from fanin.backends.arrays import InitialArrays, initial_arrays, plan_rewiring
+from fanin.backends.interface import BACKENDS, LayerSetup, Storage, make_trainer
+from fanin.backends.tensorflow import FusedFanIn as KerasFusedFanIn
+from fanin.backends.torch import FixedFanInLinear, FusedFanIn
+from fanin.backends.torch import fused as torch_fused
+from fanin.backends.torch.losses import LOSSES
+from fanin.datasets import Batch
+
+SETUPS = [
+    LayerSetup("dense", 20, 300),
+    LayerSetup("sparse", 20, 300, connectivity=4),
+    LayerSetup("stratified", 20, 300, connectivity=4),
+    LayerSetup("dense-sparse", 20, 300, connectivity=4, intermediate=64),
+    LayerSetup("dense-stratified", 20, 300, connectivity=4, intermediate=64),
+    LayerSetup("bottleneck", 20, 300, intermediate=8),
+    LayerSetup("dense-stratified", 20, 300, connectivity=4, intermediate=64, loss="bce"),
+    # Enough sources for sorted connections.
+    LayerSetup("stratified", fused.SORTED_SOURCES + 1, 300, connectivity=5),
+]
+
+
+def name_of(setup):
+    return f"{setup.architecture}-{setup.sources}-{setup.loss}"
+
+
+def batches(setup, count, seed=0, size=32):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        rows, labels = np.nonzero(rng.random((size, setup.labels)) < 0.01)
+        x = rng.standard_normal((size, setup.inputs)).astype(np.float32)
+        yield Batch(x, rows.astype(np.int32), labels)
+
+
+def trainer(backend, setup, seed=1, **options):
+    return make_trainer(backend, setup, InitialArrays(setup, seed), device="cpu", **options)
+
+
+def difference(a, b):
+    return np.abs(a.astype(np.float64) - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setup", SETUPS, ids=name_of)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_thousand_steps_follow_autograd(backend, setup):
+    """With rewiring, at every step. Whether a ReLU input within rounding of 0 is active is chance,
+    and from there on two models part (`compare` excuses such units one by one): where there is a
+    ReLU, the second takes over the first's state every 50 steps."""
+    one, other = trainer(backend, setup), trainer(backend, setup, execution="fused")
+    stream = batches(setup, 1000)
+    for step, batch in enumerate(stream):
+        if setup.is_rewired and step in (0, 400):
+            # As the first decides: a |weight| beside the threshold may be on either side of it.
+            plan = plan_rewiring(one.array("output.weights"), 0.1, setup.sources, step)
+            one.rewire(plan.slots, plan.sources)
+            other.rewire(plan.slots, plan.sources)
+        if setup.intermediate and step % 50 == 0:
+            other.load_weights(one.weights())
+            other.load_optimizer_arrays(one.optimizer_arrays())
+        losses = [t.train([batch], 1e-3)[0] for t in (one, other)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5), step
+    weights = one.weights()
+    for name, array in other.weights().items():
+        assert array.dtype == weights[name].dtype
+        assert difference(array, weights[name]) < 1e-4, name
+    moments = one.optimizer_arrays()
+    for name, array in other.optimizer_arrays().items():
+        assert difference(array, moments[name]) < 1e-4, name
+    (block,) = batches(setup, 1, 5)
+    np.testing.assert_array_equal(
+        one.top_k([block.features], 3), other.top_k([block.features], 3)
+    )
+
+
+@pytest.mark.parametrize("setup", SETUPS, ids=name_of)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_state_moves_between_executions(backend, setup):
+    """Arrays come out as they went in, and training goes on from them in either execution."""
+    source = trainer(backend, setup)
+    source.train(batches(setup, 5), 1e-2)
+    target = trainer(backend, setup, seed=2, execution="fused")
+    target.train(batches(setup, 2), 1e-2)
+    target.load_weights(source.weights())
+    target.load_optimizer_arrays(source.optimizer_arrays())
+    weights, moments = target.weights(), target.optimizer_arrays()
+    for name, array in source.weights().items():
+        np.testing.assert_array_equal(weights[name], array, name)
+        np.testing.assert_array_equal(target.array(name), array, name)
+    for name, array in source.optimizer_arrays().items():
+        np.testing.assert_array_equal(moments[name], array, name)
+    losses = [t.train(batches(setup, 5, 3), 1e-2) for t in (source, target)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("setup", [s for s in SETUPS if s.is_rewired], ids=name_of)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_regrow_follows_the_plan(backend, setup):
+    one = trainer(backend, setup, execution="fused")
+    one.train(batches(setup, 3), 1e-2)
+    before, moments = one.weights(), one.optimizer_arrays()
+    plan = plan_rewiring(before["output.weights"], 0.2, setup.sources, 11)
+
+    assert one.regrow(0.2, 11) == len(plan.slots) > 0
+
+    name = "output.indices" if setup.kind == "FFI" else "output.columns"
+    before[name].reshape(-1)[plan.slots] = plan.sources
+    for key, array in one.weights().items():
+        np.testing.assert_array_equal(array, before[key], key)
+    for key, array in one.optimizer_arrays().items():
+        if key.startswith("output.weights"):
+            moments[key].reshape(-1)[plan.slots] = 0
+        np.testing.assert_array_equal(array, moments[key], key)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_top_k_in_blocks(backend):
+    setup = SETUPS[4]
+    one = trainer(backend, setup, execution="fused")
+    one.train(batches(setup, 5), 1e-2)
+    x = next(batches(setup, 1, 9, size=70)).features
+    whole = one.top_k([x], 5)
+    np.testing.assert_array_equal(one.top_k([x[:33], x[33:]], 5), whole)
+    assert one.top_k([], 5).shape == (0, 5)
+    with pytest.raises(ValueError, match=r"k must be in 1\.\.300"):
+        one.top_k([x], 301)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_trains_as_well(backend):
+    setup = LayerSetup("stratified", 200, 300, connectivity=32)
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((300, 200)).astype(np.float32)
+    stream = []
+    for _ in range(600):
+        labels = rng.integers(0, 300, 32)
+        noise = rng.standard_normal((32, 200))
+        x = (centres[labels] + 0.3 * noise).astype(np.float32)
+        stream.append(Batch(x, np.arange(32, dtype=np.int32), labels))
+    reached = {}
+    for dtype in ("float32", "bfloat16"):
+        one = trainer(backend, setup, execution="fused", storage=Storage(dtype, dtype))
+        one.train(stream, 1e-2)
+        hits = one.top_k([centres], 1)[:, 0] == np.arange(300)
+        reached[dtype] = hits.mean()
+        counted = one.state_bytes()
+        assert counted[1] == 2 * (300 * 32 * (4 if dtype == "float32" else 2) + 300 * 4)
+        for name, array in one.weights().items():
+            assert array.dtype == (np.uint16 if name == "output.indices" else np.float32)
+        other = trainer(backend, setup, seed=5, execution="fused", storage=Storage(dtype, dtype))
+        other.load_weights(one.weights())
+        np.testing.assert_array_equal(other.array("output.weights"), one.array("output.weights"))
+    assert reached["float32"] > 0.9
+    assert abs(reached["float32"] - reached["bfloat16"]) < 0.05
+
+
+def test_bfloat16_needs_the_fused_execution():
+    with pytest.raises(ValueError, match="bfloat16 weights or moments need execution 'fused'"):
+        trainer("torch", SETUPS[2], storage=Storage("bfloat16"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loss_that_is_not_finite_names_the_step(backend):
+    setup = SETUPS[2]
+    one = trainer(backend, setup, execution="fused")
+    arrays = initial_arrays(setup, 0)
+    arrays["output.weights"][7, 2] = np.nan
+    one.train(batches(setup, 2), 1e-2)
+    one.load_weights(arrays)
+    with pytest.raises(FloatingPointError, match="the loss of step 3 is nan"):
+        one.train(batches(setup, 1), 1e-2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_wrong_arrays_change_nothing(backend):
+    setup = SETUPS[2]
+    one = trainer(backend, setup, execution="fused")
+    before, arrays = one.weights(), initial_arrays(setup, 3)
+    with pytest.raises(ValueError, match=r"output.bias must be \[300\], got \[3\]"):
+        one.load_weights({**arrays, "output.bias": np.zeros(3, np.float32)})
+    for name, array in one.weights().items():
+        np.testing.assert_array_equal(array, before[name], name)
+
+
+class TestTorchLayer:
+    def layer(self, **options):
+        generator = torch.Generator().manual_seed(0)
+        return FusedFanIn(40, 300, 7, generator=generator, **options)
+
+    def positives(self, batch=20, count=60):
+        rng = np.random.default_rng(1)
+        pairs = np.unique(np.stack([rng.integers(0, batch, count), rng.integers(0, 300, count)]), axis=1)
+        return torch.from_numpy(pairs[0].copy()), torch.from_numpy(pairs[1].copy())
+
+    @pytest.mark.parametrize("loss", ["squared_hinge", "bce"])
+    def test_trains_itself_and_what_lies_below(self, loss):
+        """Beside the ordinary layer and torch's Adam, with the same numbers."""
+        fused_layer = self.layer(loss=loss, learning_rate=1e-2)
+        plain = FixedFanInLinear(40, 300, 7)
+        plain.indices.copy_(fused_layer.indices)
+        plain.weights.data.copy_(fused_layer.weights)
+        below = [torch.nn.Linear(12, 40) for _ in range(2)]
+        below[1].load_state_dict(below[0].state_dict())
+        optimizers = [
+            torch.optim.SGD(below[0].parameters(), 10.0),
+            torch.optim.SGD(below[1].parameters(), 10.0),
+        ]
+        adam = torch.optim.Adam(plain.parameters(), lr=1e-2)
+        rows, labels = self.positives()
+        for step in range(1, 30):
+            x = torch.randn(20, 12, generator=torch.Generator().manual_seed(step))
+            one = fused_layer(below[0](x), rows, labels)
+            other = LOSSES[loss](plain(below[1](x)), rows, labels)
+            assert one.item() == pytest.approx(other.item(), rel=1e-5)
+            for optimizer in (*optimizers, adam):
+                optimizer.zero_grad()
+            one.backward()
+            other.backward()
+            adam.param_groups[0]["eps"] = 1e-7 / (1 - 0.999**step) ** 0.5
+            for optimizer in (*optimizers, adam):
+                optimizer.step()
+        assert difference(fused_layer.weights.numpy(), plain.weights.detach().numpy()) < 1e-4
+        assert difference(fused_layer.bias.numpy(), plain.bias.detach().numpy()) < 1e-4
+        a, b = (m.weight.detach().numpy() for m in below)
+        assert difference(a, b) < 1e-4
+
+    def test_only_trains_when_asked(self):
+        layer = self.layer()
+        x, positives = torch.randn(20, 40), self.positives()
+        before = copy_of(layer)
+        with torch.no_grad():
+            quiet = layer(x, *positives)
+        layer.eval()
+        assert layer(x, *positives).item() == quiet.item()
+        assert all(torch.equal(a, b) for a, b in zip(before, copy_of(layer), strict=True))
+        layer.train()
+        assert layer(x, *positives).item() == pytest.approx(quiet.item(), rel=1e-5)
+        assert not torch.equal(before[0], layer.weights)
+        assert int(layer.steps) == 1
+
+    def test_state_is_saved_whole(self, tmp_path):
+        one, x, positives = self.layer(), torch.randn(20, 40), self.positives()
+        for _ in range(3):
+            one(x, *positives)
+        torch.save(one.state_dict(), tmp_path / "layer.pt")
+        other = FusedFanIn(40, 300, 7)
+        other.load_state_dict(torch.load(tmp_path / "layer.pt", weights_only=True))
+        for _ in range(3):
+            assert one(x, *positives).item() == other(x, *positives).item()
+        assert not list(one.parameters())
+
+    def test_top_k_and_scores_agree(self):
+        layer, x = self.layer(), torch.randn(20, 40)
+        layer(x, *self.positives())
+        values, ids = layer.top_k(x, 4)
+        expected = layer.scores(x).topk(4)
+        assert torch.equal(ids, expected.indices)
+        torch.testing.assert_close(values, expected.values)
+
+    def test_rewires(self):
+        layer, x = self.layer(), torch.randn(20, 40)
+        layer(x, *self.positives())
+        plan = plan_rewiring(
+            layer.weights.numpy(),
+            0.3,
+            40,
+            int(np.random.default_rng(3).integers(2**64, dtype=np.uint64)),
+        )
+        assert layer.rewire(0.3, np.random.default_rng(3)) == len(plan.slots)
+        assert np.array_equal(layer.indices.numpy().reshape(-1)[plan.slots], plan.sources)
+        assert not layer.weights_m.reshape(-1)[torch.from_numpy(plan.slots)].any()
+
+    @pytest.mark.parametrize(
+        "options, message",
+        [
+            ({"loss": "hinge"}, "unknown loss 'hinge'"),
+            ({"weights_dtype": torch.float16}, "weights_dtype must be torch.float32 or"),
+        ],
+    )
+    def test_bad_options(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            self.layer(**options)
+
+    def test_bad_input_is_named_and_changes_nothing(self):
+        layer = self.layer()
+        before = copy_of(layer)
+        rows, labels = self.positives()
+        for x, message in (
+            (torch.randn(20, 39), r"inputs|indices\["),
+            (torch.full((20, 40), float("nan")), r"features\[0, 0\] is NaN"),
+            (torch.randn(20, 40, dtype=torch.float64), "features must be float32"),
+            (torch.randn(19, 40), r"positive_rows\[\d+\] is 19, out of range"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                layer(x, rows, labels)
+        labels[3] = 300
+        with pytest.raises(ValueError, match=r"positive_labels\[3\] is 300, out of range"):
+            layer(torch.randn(20, 40), rows, labels)
+        after = copy_of(layer)
+        assert all(torch.equal(a, b) for a, b in zip(before[:3], after[:3], strict=True))
+
+    def test_ops_pass_opcheck(self):
+        layer, (rows, labels) = self.layer(), self.positives()
+        state = (layer.weights, layer.weights_m, layer.weights_v)
+        state += (layer.bias, layer.bias_m, layer.bias_v)
+        x = torch.randn(20, 40)
+        rest = (rows.int(), labels, "bce", 1e-3, 1, 0)
+        for want_grad in (True, False):
+            arguments = (x, layer.indices, None, None, *state, *rest, want_grad)
+            torch.library.opcheck(torch_fused.fused_step, arguments)
+        arguments = (x, layer.indices, None, None, layer.weights, layer.bias, 3)
+        torch.library.opcheck(torch_fused.top_k, arguments)
+        dense = [torch.randn(9, 40), torch.zeros(9, 40), torch.zeros(9, 40)]
+        bias = [torch.zeros(9) for _ in range(3)]
+        torch.library.opcheck(torch_fused.dense_relu, (x, dense[0], bias[0]))
+        grad, outputs = torch.randn(20, 9), torch.rand(20, 9)
+        arguments = (grad, outputs, x, *dense, *bias, 1e-3, 1, 0, True)
+        torch.library.opcheck(torch_fused.dense_relu_update, arguments)
+
+
+def copy_of(layer):
+    return [layer.weights.clone(), layer.bias.clone(), layer.indices.clone(), layer.steps.clone()]
+
+
+class TestKerasLayer:
+    def positives(self):
+        rng = np.random.default_rng(1)
+        pairs = np.unique(np.stack([rng.integers(0, 20, 60), rng.integers(0, 300, 60)]), axis=1)
+        return pairs[0], pairs[1]
+
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_hands_the_gradient_upstream(self, compiled):
+        layer = KerasFusedFanIn(300, 7, seed=0, learning_rate=1e-2)
+        torch_layer = FusedFanIn(40, 300, 7, learning_rate=1e-2)
+        x = np.random.default_rng(0).standard_normal((20, 40)).astype(np.float32)
+        layer.build((None, 40))
+        torch_layer.indices.copy_(torch.from_numpy(layer.indices.numpy()))
+        torch_layer.weights.copy_(torch.from_numpy(layer.kernel.numpy()))
+        rows, labels = self.positives()
+
+        def step(features):
+            with tf.GradientTape() as tape:
+                tape.watch(features)
+                loss = layer.train(features, rows, labels)
+            return loss, tape.gradient(loss, features)
+
+        run = tf.function(step) if compiled else step
+        for number in range(1, 4):
+            loss, grad = run(tf.constant(x))
+            features = torch.from_numpy(x).requires_grad_()
+            expected = torch_layer(features, *map(torch.from_numpy, (rows, labels)))
+            expected.backward()
+            assert float(loss) == expected.item()
+            assert np.array_equal(grad.numpy(), features.grad.numpy())
+            assert int(layer.steps.numpy()) == number
+        assert np.array_equal(layer.kernel.numpy(), torch_layer.weights.numpy())
+        layer.learning_rate.assign(0.0)
+        before = layer.kernel.numpy()
+        run(tf.constant(x))
+        assert np.array_equal(layer.kernel.numpy(), before)
+
+    def test_a_value_that_was_read_stays(self):
+        """The op writes in place, but not into what somebody read before."""
+        layer = KerasFusedFanIn(300, 7, seed=0)
+        layer.build((None, 40))
+        held = layer.kernel.value.read_value()
+        before = held.numpy()
+        layer.train(np.ones((20, 40), np.float32), *self.positives())
+        assert np.array_equal(held.numpy(), before)
+        assert not np.array_equal(layer.kernel.numpy(), before)
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_is_saved_whole(self, tmp_path, dtype):
+        model = keras.Sequential(
+            [
+                keras.Input((12,)),
+                keras.layers.Dense(40),
+                KerasFusedFanIn(300, 7, kernel_dtype=dtype, moments_dtype=dtype),
+            ]
+        )
+        x, positives = np.ones((20, 40), np.float32), self.positives()
+        layer = model.layers[-1]
+        for _ in range(3):
+            layer.train(x, *positives)
+        model.save(tmp_path / "model.keras")
+        loaded = keras.saving.load_model(tmp_path / "model.keras").layers[-1]
+        assert loaded.kernel.dtype == dtype
+        for _ in range(3):
+            assert float(layer.train(x, *positives)) == float(loaded.train(x, *positives))
+        assert np.array_equal(layer.indices.numpy(), loaded.indices.numpy())
+        assert layer.trainable_variables == []
+
+    def test_predicts_and_rewires(self):
+        layer = KerasFusedFanIn(300, 7, seed=0)
+        x = np.random.default_rng(0).standard_normal((20, 40)).astype(np.float32)
+        loss = layer.train(x, *self.positives())
+        assert float(layer.evaluate_loss(x, *self.positives())) != float(loss)
+        values, ids = layer.top_k(x, 4)
+        expected = tf.math.top_k(layer(x), 4)
+        assert np.array_equal(ids.numpy(), expected.indices.numpy())
+        np.testing.assert_allclose(values.numpy(), expected.values.numpy(), rtol=1e-5)
+        assert 600 <= layer.rewire(0.3, 1) <= 630
+        with pytest.raises(ValueError, match="fraction must be at least 0 and below 1, got 2"):
+            layer.rewire(2)
+
+    def test_bad_input_is_named(self):
+        layer = KerasFusedFanIn(300, 7, seed=0)
+        x, (rows, labels) = np.ones((20, 40), np.float32), self.positives()
+        layer.build((None, 40))
+        before = layer.kernel.numpy()
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"features\[0, 0\] is NaN"):
+            layer.train(x * np.nan, rows, labels)
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"positive_labels\[\d+\] is"):
+            layer.train(x, rows, labels + 300)
+        assert np.array_equal(layer.kernel.numpy(), before)
+        with pytest.raises(ValueError, match="fan_in 7 is larger than the 3 inputs"):
+            KerasFusedFanIn(300, 7).build((None, 3))
+        with pytest.raises(ValueError, match="kernel_dtype must be float32 or bfloat16"):
+            KerasFusedFanIn(300, 7, kernel_dtype="float16")
