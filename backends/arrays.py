@@ -67,7 +67,9 @@ def initial_arrays(setup: LayerSetup, seed: int) -> dict[str, np.ndarray]:
     return dict(InitialArrays(setup, seed))
 
 
-def checked(setup: LayerSetup, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+def checked(
+    setup: LayerSetup, arrays: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, np.ndarray]]:
     """The arrays of a model of `setup`, one after the other; ValueError where they do not make one
     up: names, shapes, index range."""
     shapes = setup.array_shapes()

@@ -45,7 +45,7 @@ class Layer:
     weights: Trained
     bias: Trained
     connections: dict[str, Held] = field(default_factory=dict)
-    slots: Held | None = None
+    slots: Held = None
 
 
 class Engine(Protocol):
@@ -127,12 +127,11 @@ class FusedTrainer:
         layers = {}
         for layer in ("intermediate", "output"):
             if f"{layer}.weights" in values:
-                layers[layer] = Layer(
-                    *(
-                        self._with_moments(values[f"{layer}.{part}"], f"{layer}.{part}")
-                        for part in ("weights", "bias")
-                    )
+                weights, bias = (
+                    self._with_moments(values[f"{layer}.{part}"], f"{layer}.{part}")
+                    for part in ("weights", "bias")
                 )
+                layers[layer] = Layer(weights, bias)
         self._hidden = layers.get("intermediate")
         self._output = layers["output"]
         self._output.connections = connections
@@ -276,9 +275,7 @@ class FusedTrainer:
             if self._hidden:
                 hidden = engine.forward(batch.features, self._hidden)
             want_grad = self._hidden is not None
-            loss, grad = engine.step(
-                hidden, self._output, batch, self.setup.loss, *adam, want_grad
-            )
+            loss, grad = engine.step(hidden, self._output, batch, self.setup.loss, *adam, want_grad)
             if self._hidden:
                 engine.update(grad, hidden, batch.features, self._hidden, *adam)
             losses.append(loss)

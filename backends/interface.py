@@ -206,13 +206,14 @@ def make_trainer(
     arrays: Mapping[str, np.ndarray],
     *,
     execution: Execution = "autograd",
-    storage: Storage = Storage(),  # noqa: B008 (it is frozen)
+    storage: Storage = Storage(),
     device: str = "auto",
     threads: int = 0,
 ) -> Trainer:
     """Build the trainer of `backend`; imports that framework and no other.
 
-    execution, storage: see there. device: "cpu", "cuda", or "auto" for a GPU when there is one. threads: CPU threads, 0 for all.
+    execution, storage: see there. device: "cpu", "cuda", or "auto" for a GPU when there is one.
+    threads: CPU threads, 0 for all.
     A missing framework raises ImportError with what to install: never a silent skip.
     """
     if execution == "autograd" and storage != Storage():

@@ -157,7 +157,7 @@ def reproduce(
     }
     chosen = [
         task
-        for way in execution or [None]
+        for way in execution or (None,)
         for task in _tasks(dataset, tasks, setup, {**overrides, "execution": way})
     ]
     options = Options(results, data_dir, device, threads, force, save_weights)

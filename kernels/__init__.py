@@ -1,9 +1,9 @@
 """The kernels of fixed fan-in layers, compiled from one source for CUDA and CPUs; no framework.
 
-`include/fanin.h` is the C interface, `src/fan_in_linear.h` (the op) and `src/step.h` (the fused
-training step) the logic written once over a 32-lane group (`src/lanes.h`), `library.py` loads the built library, and the functions here are its NumPy
-form. The environment variable FANIN_INSTRUCTION_SET (avx512, avx2, baseline, auto) chooses the CPU
-code.
+`include/fanin.h` is the C interface; `src/fan_in_linear.h` (the op) and `src/step.h` (the fused
+training step) are the logic, written once over a 32-lane group (`src/lanes.h`); `library.py` loads
+the built library, and the functions here are its NumPy form. The environment variable
+FANIN_INSTRUCTION_SET (avx512, avx2, baseline, auto) chooses the CPU code.
 """
 
 from fanin.kernels.library import build_info, set_instruction_set

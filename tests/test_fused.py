@@ -78,9 +78,7 @@ def test_a_thousand_steps_follow_autograd(backend, setup):
     for name, array in other.optimizer_arrays().items():
         assert difference(array, moments[name]) < 1e-4, name
     (block,) = batches(setup, 1, 5)
-    np.testing.assert_array_equal(
-        one.top_k([block.features], 3), other.top_k([block.features], 3)
-    )
+    np.testing.assert_array_equal(one.top_k([block.features], 3), other.top_k([block.features], 3))
 
 
 @pytest.mark.parametrize("setup", SETUPS, ids=name_of)
@@ -199,7 +197,9 @@ class TestTorchLayer:
 
     def positives(self, batch=20, count=60):
         rng = np.random.default_rng(1)
-        pairs = np.unique(np.stack([rng.integers(0, batch, count), rng.integers(0, 300, count)]), axis=1)
+        pairs = np.unique(
+            np.stack([rng.integers(0, batch, count), rng.integers(0, 300, count)]), axis=1
+        )
         return torch.from_numpy(pairs[0].copy()), torch.from_numpy(pairs[1].copy())
 
     @pytest.mark.parametrize("loss", ["squared_hinge", "bce"])

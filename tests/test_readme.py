@@ -14,10 +14,10 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+@pytest.mark.parametrize("framework", ["torch", "tensorflow", "torch, fused", "tensorflow, fused"])
 def test_examples_run(framework, tmp_path):
     (code,) = re.findall(rf"```python\n(# {framework}\n.*?)```", README, re.DOTALL)
-    assert len(code.splitlines()) < 22
+    assert len(code.splitlines()) < 24
     done = subprocess.run(
         [sys.executable, "-P", "-W", "error::UserWarning", "-c", code],
         cwd=tmp_path,
@@ -47,12 +47,13 @@ def test_ci_runs_the_readme_test_command():
     assert re.search(r"^nox -s tests$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
 
 
-def test_table_is_that_of_the_result_files():
+def test_tables_are_those_of_the_result_files():
     spec = importlib.util.spec_from_file_location("readme", ROOT / ".ci" / "readme.py")
     assert spec is not None
     assert spec.loader is not None
     writer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(writer)
-    match = writer.SECTION.search(README)
-    assert match is not None
-    assert match[0] == match[1] + writer.section() + match[2]
+    for pattern, write in writer.SECTIONS.items():
+        match = pattern.search(README)
+        assert match is not None
+        assert match[0] == match[1] + write() + match[2]

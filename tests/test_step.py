@@ -39,7 +39,9 @@ class Batch:
 
 def make_batch(rng, batch, inputs, labels):
     count = rng.integers(0, 4 * batch)
-    pairs = np.unique(np.stack([rng.integers(0, batch, count), rng.integers(0, labels, count)]), axis=1)
+    pairs = np.unique(
+        np.stack([rng.integers(0, batch, count), rng.integers(0, labels, count)]), axis=1
+    )
     return Batch(
         rng.standard_normal((batch, inputs)).astype(np.float32),
         pairs[0].astype(np.int32),
@@ -105,7 +107,9 @@ def make_setup(kind, inputs, labels, fan_in, loss="squared_hinge"):
 def make_layer(rng, setup, kind, **types):
     arrays = initial_arrays(setup, int(rng.integers(1000)))
     # Of the size of trained ones, so that wrong signs and indices show.
-    arrays["output.weights"] = rng.standard_normal(arrays["output.weights"].shape).astype(np.float32)
+    arrays["output.weights"] = rng.standard_normal(arrays["output.weights"].shape).astype(
+        np.float32
+    )
     arrays["output.bias"] = rng.standard_normal(setup.labels).astype(np.float32)
     return reference.Model(setup, arrays), Layer(arrays, kind, **types)
 
@@ -253,7 +257,9 @@ def test_rounding_depends_on_step_and_seed():
     batch = make_batch(rng, 32, 30, 200)
 
     def run(step, seed):
-        _, layer = make_layer(np.random.default_rng(1), setup, "stratified", dtype=ml_dtypes.bfloat16)
+        _, layer = make_layer(
+            np.random.default_rng(1), setup, "stratified", dtype=ml_dtypes.bfloat16
+        )
         adam = kernels.Adam(step, seed=seed)
         args = (batch.features, layer.weights, layer.bias, batch.rows, batch.labels, adam)
         kernels.step(*args, **layer.connections)
@@ -296,7 +302,12 @@ def test_top_k_among_many_ties(instruction_set, kind):
     """Features and weights are small whole numbers, so sums are exact and equal ones abound."""
     kernels.set_instruction_set(instruction_set)
     rng = np.random.default_rng(11)
-    for batch, inputs, labels, k in ((1, 3, 1, 1), (40, 9, 300, 5), (33, 9, 3000, 64), (5, 4, 50, 50)):
+    for batch, inputs, labels, k in (
+        (1, 3, 1, 1),
+        (40, 9, 300, 5),
+        (33, 9, 3000, 64),
+        (5, 4, 50, 50),
+    ):
         setup = make_setup(kind, inputs, labels, min(3, inputs))
         model, layer = make_layer(rng, setup, kind)
         for array in (layer.weights.values, layer.bias.values):
@@ -383,7 +394,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "changes, message",
         [
-            ({"positive_rows": np.array([0, 8], np.int32)}, r"positive_rows\[1\] is 8, out of range"),
+            (
+                {"positive_rows": np.array([0, 8], np.int32)},
+                r"positive_rows\[1\] is 8, out of range",
+            ),
             ({"positive_labels": np.array([0, -1])}, r"positive_labels\[1\] is -1, out of range"),
             ({"positive_labels": np.array([0])}, "positives is 1 here but 2 in positive_rows"),
             ({"positive_rows": np.array([0, 1])}, "positive_rows must be int32, got int64"),
@@ -426,7 +440,9 @@ class TestBadInput:
         weights = trained(np.ones((3, 2)))
         rows = np.array([[0, 1], [2, 3], [0, 1]], np.uint16)
         none = (np.empty(0, np.int32), np.empty(0, np.int64), kernels.Adam(1))
-        with pytest.raises(ValueError, match="rows at flat position 3 names a label beyond its tile"):
+        with pytest.raises(
+            ValueError, match="rows at flat position 3 names a label beyond its tile"
+        ):
             kernels.step(
                 np.ones((2, 5), np.float32),
                 weights,

@@ -1,7 +1,8 @@
 """The fused execution in TensorFlow: its ops, `FusedFanIn` for a user's own Keras model, and the
 harness' engine.
 
-The ops update variables (weights and Adam's moments) in place, as TensorFlow's own optimiser ops do.
+The ops update variables (weights and Adam's moments) in place, as TensorFlow's own optimiser ops
+do.
 """
 
 from __future__ import annotations
@@ -134,15 +135,15 @@ def regrow(
 class FusedFanIn(keras.layers.Layer):
     """A fixed fan-in output layer that trains itself: score, loss, gradients and Adam in one pass.
 
-    Called like any layer, it gives the scores [batch, labels] of inputs [batch, inputs]. Training is
-    `loss = layer.train(inputs, rows, labels)`: rows (instance) and labels name the positives, and
-    the layer has been updated when the loss is there; a GradientTape around it hands the gradient of
-    the inputs upstream, where any optimizer may train the rest. Neither scores nor gradients of
-    weights are ever held.
+    Called like any layer, it gives the scores [batch, labels] of inputs [batch, inputs]. Training
+    is `loss = layer.train(inputs, rows, labels)`: rows (instance) and labels name the positives,
+    and the layer has been updated when the loss is there; a GradientTape around it hands the
+    gradient of the inputs upstream, where any optimizer may train the rest. Neither scores nor
+    gradients of weights are ever held.
 
     The layer's variables are not trainable, so no optimizer takes hold of them, and all of them are
-    saved with the model: `indices`, `kernel` [labels, fan_in] and `bias` [labels] with their moments
-    (`kernel_m`, ...), `steps` and `learning_rate`, which may be assigned to between steps.
+    saved with the model: `indices`, `kernel` [labels, fan_in] and `bias` [labels] with their
+    moments (`kernel_m`, ...), `steps` and `learning_rate`, which may be assigned to between steps.
 
     loss: "squared_hinge" or "bce", the mean over labels, then over the batch. kernel_dtype,
     moments_dtype: "float32" or "bfloat16", the latter rounded stochastically. seed: of indices and
@@ -207,7 +208,10 @@ class FusedFanIn(keras.layers.Layer):
         connections, labels = (self.labels, self.fan_in), (self.labels,)
         index = np.dtype(index_dtype(inputs)).name
         self.indices = add(
-            "indices", index, lambda shape, dtype: rng.integers(0, inputs, shape, dtype), connections
+            "indices",
+            index,
+            lambda shape, dtype: rng.integers(0, inputs, shape, dtype),
+            connections,
         )
         self.kernel = add(
             "kernel",
@@ -433,7 +437,8 @@ class TensorFlowEngine:
 
     @staticmethod
     def _state(layer: fused.Layer) -> tuple[Variables, Variables]:
-        return tuple((part.values, part.m, part.v) for part in (layer.weights, layer.bias))
+        weights, bias = layer.weights, layer.bias
+        return (weights.values, weights.m, weights.v), (bias.values, bias.m, bias.v)
 
 
 def _converted(array: np.ndarray, dtype: str) -> np.ndarray:

@@ -196,8 +196,10 @@ class _Step(torch.autograd.Function):
     """The fused step as a function of its features; the layer has been updated when it returns."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, layer: FusedFanIn, *positives: Tensor) -> Tensor:
-        loss, grad = layer._step(features, *positives, want_grad=ctx.needs_input_grad[0])
+    def forward(
+        ctx: Any, features: Tensor, layer: FusedFanIn, rows: Tensor, labels: Tensor
+    ) -> Tensor:
+        loss, grad = layer._step(features, rows, labels, ctx.needs_input_grad[0])
         ctx.save_for_backward(grad)
         return loss
 
@@ -212,9 +214,9 @@ class FusedFanIn(nn.Module):
 
     In training mode `loss = layer(features, rows, labels)` takes features [batch, in_features] and
     the positives, row (instance) and label of each, and has updated the layer when it returns;
-    `loss.backward()` then hands the gradient of the features upstream, where any optimizer may train
-    the rest. Neither scores nor gradients of weights are ever held. In evaluation mode, or without
-    gradients (`torch.no_grad()`), the same call only returns the loss.
+    `loss.backward()` then hands the gradient of the features upstream, where any optimizer may
+    train the rest. Neither scores nor gradients of weights are ever held. In evaluation mode, or
+    without gradients (`torch.no_grad()`), the same call only returns the loss.
 
     The layer's arrays are buffers, not parameters, so no optimizer takes hold of them, and the
     state_dict has them all: `indices`, `weights` [labels, fan_in] and `bias` [labels] with their
@@ -222,8 +224,8 @@ class FusedFanIn(nn.Module):
     scaled loss (say, for mixed precision) scales what goes upstream only.
 
     loss: "squared_hinge" or "bce", the mean over labels, then over the batch. weights_dtype,
-    moments_dtype: torch.float32 or torch.bfloat16, the latter rounded stochastically. generator: for
-    the indices and initial weights. CPU only so far. Raises ValueError for what makes no layer.
+    moments_dtype: torch.float32 or torch.bfloat16, the latter rounded stochastically. generator:
+    for the indices and initial weights. CPU only so far. Raises ValueError for what makes no layer.
     """
 
     indices: Tensor
@@ -306,9 +308,7 @@ class FusedFanIn(nn.Module):
 
     def scores(self, features: Tensor) -> Tensor:
         """All scores, [batch, labels]; differentiable in the features."""
-        return fan_in_linear(
-            features.contiguous(), self.indices, self.weights.float(), self.bias
-        )
+        return fan_in_linear(features.contiguous(), self.indices, self.weights.float(), self.bias)
 
     @torch.no_grad()
     def top_k(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ def described(tensor: Tensor | None) -> library.Tensor:
 
 
 def stream(tensor: Tensor) -> int | None:
-    return torch.cuda.currentstream(tensor.device).cuda_stream if tensor.is_cuda else None
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else None
 
 
 def allocator(device: torch.device) -> Any:

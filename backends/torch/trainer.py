@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fanin.backends.arrays import check_arrays, checked, plan_rewiring
+from fanin.backends.fused import FusedTrainer
 from fanin.backends.interface import (
     ADAM_BETAS,
     ADAM_EPSILON,
@@ -20,7 +21,6 @@ from fanin.backends.interface import (
     TrainingBatch,
     check_losses,
 )
-from fanin.backends.fused import FusedTrainer
 from fanin.backends.torch.devices import (
     description,
     device_memory,

@@ -1,0 +1,252 @@
+"""Times and weighs a training step in both executions: `python -m fanin.benchmarks.step`.
+
+For each backend and execution a process of its own trains a layer of the given shape on random
+features and labels (synthetic: nothing here tells anything about precision), and measures its
+steps and its memory. Where torch is fused, the same process then lets the fused step and torch's
+CSR product of the same layer take turns: the forward pass alone, as a measure of the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from pydantic import BaseModel
+
+from fanin.backends.arrays import InitialArrays
+from fanin.backends.interface import BACKENDS, Execution, LayerSetup, Storage, Trainer, make_trainer
+from fanin.benchmarks import measure
+from fanin.benchmarks.kernels import ratio, rounds
+from fanin.benchmarks.results import Machine, Memory, write_atomically
+from fanin.datasets import Batch
+
+POSITIVES = 5.45  # labels an instance, as Amazon-670K has them
+
+
+class Contender(BaseModel):
+    """What one process measures."""
+
+    backend: str
+    execution: Execution
+    dtype: str
+    labels: int
+    inputs: int
+    intermediate: int | None
+    fan_in: int
+    batch: int
+    steps: int
+
+    def setup(self) -> LayerSetup:
+        return LayerSetup(
+            "dense-stratified" if self.intermediate else "stratified",
+            self.inputs,
+            self.labels,
+            self.fan_in,
+            self.intermediate,
+        )
+
+    @property
+    def name(self) -> str:
+        dtype = "" if self.dtype == "float32" else f", {self.dtype}"
+        return f"{self.backend} {self.execution}{dtype}"
+
+
+class StepResult(BaseModel):
+    """Seconds of each step after the first two; csr: seconds of the CSR product and of the fused
+    step beside it, turn by turn."""
+
+    contender: Contender
+    synthetic: bool = True
+    started: datetime
+    machine: Machine
+    memory: Memory
+    step_seconds: list[float]
+    rewire_seconds: float
+    csr_seconds: dict[str, list[float]] | None = None
+
+
+def batches(setup: LayerSetup, size: int, count: int) -> Iterator[Batch]:
+    """Random instances with uniformly random positives."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        drawn = (int(size * POSITIVES),)
+        pairs = [rng.integers(0, size, drawn), rng.integers(0, setup.labels, drawn)]
+        rows, labels = np.unique(np.stack(pairs), axis=1)
+        x = rng.standard_normal((size, setup.inputs), np.float32)
+        yield Batch(x, rows.astype(np.int32), labels.copy())
+
+
+def build(contender: Contender, setup: LayerSetup) -> Trainer:
+    dtype: Any = contender.dtype
+    return make_trainer(
+        contender.backend,
+        setup,
+        InitialArrays(setup, 0),
+        execution=contender.execution,
+        storage=Storage(dtype, dtype),
+        device="cpu",
+    )
+
+
+def measure_step(contender: Contender) -> StepResult:
+    """Train, rewire once, measure; in the process that this is called in."""
+    setup, started = contender.setup(), datetime.now(UTC)
+    # What the framework loads at first use belongs to the baseline.
+    tiny = LayerSetup(setup.architecture, 8, 8, 2, 8 if setup.intermediate else None)
+    warm = build(contender, tiny)
+    warm.train(batches(tiny, 4, 2), 1e-3)
+    warm.regrow(0.5, 0)
+    stream = list(batches(setup, contender.batch, 4))
+    with measure.MemoryWatch() as watch:
+        trainer = build(contender, setup)
+        seconds = []
+        for number in range(contender.steps + 2):
+            start = time.perf_counter()
+            trainer.train([stream[number % len(stream)]], 1e-3)
+            seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        trainer.regrow(0.1, 1)
+        rewired = time.perf_counter() - start
+        memory = watch.result(trainer)
+    csr = None
+    if contender.backend == "torch" and contender.execution == "fused":
+        csr = beside_csr(trainer, stream[0], contender)
+    return StepResult(
+        contender=contender,
+        started=started,
+        machine=measure.machine(trainer, 0),
+        memory=memory,
+        step_seconds=seconds[2:],
+        rewire_seconds=rewired,
+        csr_seconds=csr,
+    )
+
+
+def beside_csr(trainer: Trainer, batch: Batch, contender: Contender) -> dict[str, list[float]]:
+    """torch's CSR product of the output layer (with torch's usual int64 indices, and with int32)
+    and the fused step, taking turns."""
+    import torch
+
+    setup = trainer.setup
+    starts = torch.arange(0, setup.labels * contender.fan_in + 1, contender.fan_in)
+    columns = torch.from_numpy(trainer.array("output.indices").reshape(-1).astype(np.int64))
+    weights = torch.from_numpy(np.array(trainer.array("output.weights")).reshape(-1))
+    shape = (setup.labels, setup.sources)
+    wide = torch.sparse_csr_tensor(starts, columns, weights, shape, check_invariants=False)
+    narrow = torch.sparse_csr_tensor(
+        starts.int(), columns.int(), weights, shape, check_invariants=False
+    )
+    x = torch.randn(setup.sources, contender.batch)
+    return rounds(
+        {
+            "fused step": lambda: trainer.train([batch], 1e-3),
+            "CSR product, int64": lambda: torch.sparse.mm(wide, x),
+            "CSR product, int32": lambda: torch.sparse.mm(narrow, x),
+        },
+        contender.steps,
+    )
+
+
+def in_a_process(contender: Contender) -> StepResult:
+    """Measure in a new process: one framework each, and memory that is this contender's alone."""
+    command = [sys.executable, "-P", "-m", "fanin.benchmarks.step", "--child"]
+    done = subprocess.run(
+        [*command, contender.model_dump_json()],
+        env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{contender.name} failed:\n{done.stderr}")
+    return StepResult.model_validate_json(done.stdout.splitlines()[-1])
+
+
+def lines(results: list[StepResult]) -> Iterator[str]:
+    """The table as text: one line per contender, then the CSR product beside the fused step."""
+    shape = results[0].contender
+    inner = f", {shape.intermediate} intermediate" if shape.intermediate else ""
+    yield (
+        f"{shape.labels} labels, fan-in {shape.fan_in}, {shape.inputs} inputs{inner}, batch "
+        f"{shape.batch} (synthetic); medians of {shape.steps} steps"
+    )
+    heads = f"{'ms a step':>10}{'min':>8}{'GiB above baseline':>20}{'counted':>9}{'rewire s':>10}"
+    yield f"{'':28}{heads}"
+    for result in results:
+        memory = result.memory
+        counted = (memory.parameter_bytes + memory.optimizer_state_bytes) / 2**30
+        above = "-"
+        if memory.host_peak_rss_bytes and memory.host_baseline_rss_bytes:
+            above = f"{(memory.host_peak_rss_bytes - memory.host_baseline_rss_bytes) / 2**30:.2f}"
+        yield (
+            f"{result.contender.name:28}{1e3 * statistics.median(result.step_seconds):10.1f}"
+            f"{1e3 * min(result.step_seconds):8.1f}{above:>20}{counted:9.2f}"
+            f"{result.rewire_seconds:10.2f}"
+        )
+    for result in results:
+        if result.csr_seconds:
+            fused = result.csr_seconds["fused step"]
+            for name, seconds in result.csr_seconds.items():
+                if name != "fused step":
+                    yield (
+                        f"{result.contender.name}: {ratio(fused, seconds):.2f} times torch's "
+                        f"{name} (forward alone, {1e3 * statistics.median(seconds):.1f} ms)"
+                    )
+
+
+def main(
+    labels: int = 670_091,
+    inputs: int = 768,
+    intermediate: Annotated[int | None, typer.Option(help="Units of a hidden layer.")] = None,
+    fan_in: int = 32,
+    batch: int = 32,
+    steps: int = 15,
+    backend: Annotated[list[str] | None, typer.Option(help="Repeatable; default both.")] = None,
+    execution: Annotated[
+        list[str] | None,
+        typer.Option(help="autograd, fused, bfloat16 (fused); repeatable; default all."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
+    child: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Measure a training step: milliseconds, peak memory above the baseline, and the fused step
+    against torch's CSR product. Random data."""
+    if child:
+        print(measure_step(Contender.model_validate_json(child)).model_dump_json())
+        return
+    results = []
+    for name in backend or BACKENDS:
+        for way in execution or ("autograd", "fused", "bfloat16"):
+            contender = Contender.model_validate(
+                {
+                    "backend": name,
+                    "execution": "fused" if way == "bfloat16" else way,
+                    "dtype": "bfloat16" if way == "bfloat16" else "float32",
+                    "labels": labels,
+                    "inputs": inputs,
+                    "intermediate": intermediate,
+                    "fan_in": fan_in,
+                    "batch": batch,
+                    "steps": steps,
+                }
+            )
+            results.append(in_a_process(contender))
+    print("\n".join(lines(results)))
+    if out:
+        write_atomically(
+            out, json.dumps([r.model_dump(mode="json") for r in results], indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
