@@ -38,15 +38,16 @@ def step_section() -> str:
     machine = results[0].machine
     header = (
         "| inputs of the layer | execution | ms a step | GiB above baseline | GiB counted | "
-        "times torch's CSR product |"
+        "output step / CSR product |"
     )
     rows = "\n".join(_step_rows(results))
     return (
         f"Random data, {machine.processor}, {machine.cores} cores: medians of "
-        f"{len(results[0].step_seconds)} steps (with the quartiles); memory is the peak resident "
-        "set above that\nbefore the model was made, and what arrays and moments add up to; the CSR "
-        "product is the forward pass alone\n(int64 indices / int32), turn by turn with the "
-        f"step.\n\n{header}\n|---|---|---:|---:|---:|---:|\n{rows}\n"
+        f"{len(results[0].step_seconds)} steps (with the quartiles); memory is the peak resident\n"
+        "set above that before the model was made, and what arrays and moments add up to; the last "
+        "column is\nthe output layer's step alone, with the gradient of its inputs, over torch's "
+        "CSR product of it (forward\nonly; int64 / int32 indices), turn by turn in one process."
+        f"\n\n{header}\n|---|---|---:|---:|---:|---:|\n{rows}\n"
     )
 
 

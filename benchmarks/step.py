@@ -2,8 +2,9 @@
 
 For each backend and execution a process of its own trains a layer of the given shape on random
 features and labels (synthetic: nothing here tells anything about precision), and measures its
-steps and its memory. Where torch is fused, the same process then lets the fused step and torch's
-CSR product of the same layer take turns: the forward pass alone, as a measure of the machine.
+steps and its memory. Where torch is fused, the same process then lets the output layer's fused
+step, with the gradient of its inputs, and torch's CSR product of the same layer take turns: the
+forward pass alone, as a measure of the machine.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +24,9 @@ import numpy as np
 import typer
 from pydantic import BaseModel
 
+from fanin import kernels
 from fanin.backends.arrays import InitialArrays
+from fanin.backends.fused import SORTED_SOURCES
 from fanin.backends.interface import BACKENDS, Execution, LayerSetup, Storage, Trainer, make_trainer
 from fanin.benchmarks import measure
 from fanin.benchmarks.kernels import ratio, rounds
@@ -119,7 +122,9 @@ def measure_step(contender: Contender) -> StepResult:
         rewired = time.perf_counter() - start
         memory = watch.result(trainer)
     csr = None
-    if contender.backend == "torch" and contender.execution == "fused":
+    # NumPy has no bfloat16, so float32 only.
+    fused = contender.execution == "fused" and contender.dtype == "float32"
+    if contender.backend == "torch" and fused:
         csr = beside_csr(trainer, stream[0], contender)
     return StepResult(
         contender=contender,
@@ -134,10 +139,11 @@ def measure_step(contender: Contender) -> StepResult:
 
 def beside_csr(trainer: Trainer, batch: Batch, contender: Contender) -> dict[str, list[float]]:
     """torch's CSR product of the output layer (with torch's usual int64 indices, and with int32)
-    and the fused step, taking turns."""
+    and its fused step with the gradient of its inputs, taking turns."""
     import torch
 
     setup = trainer.setup
+    step = output_step(trainer, batch, contender)
     starts = torch.arange(0, setup.labels * contender.fan_in + 1, contender.fan_in)
     columns = torch.from_numpy(trainer.array("output.indices").reshape(-1).astype(np.int64))
     weights = torch.from_numpy(np.array(trainer.array("output.weights")).reshape(-1))
@@ -149,11 +155,38 @@ def beside_csr(trainer: Trainer, batch: Batch, contender: Contender) -> dict[str
     x = torch.randn(setup.sources, contender.batch)
     return rounds(
         {
-            "fused step": lambda: trainer.train([batch], 1e-3),
+            "fused step": step,
             "CSR product, int64": lambda: torch.sparse.mm(wide, x),
             "CSR product, int32": lambda: torch.sparse.mm(narrow, x),
         },
         contender.steps,
+    )
+
+
+def output_step(trainer: Trainer, batch: Batch, contender: Contender) -> Callable[[], Any]:
+    """The fused step of the trainer's output layer alone, on random inputs of it."""
+    arrays, setup = trainer.weights(), trainer.setup
+
+    def trained(values: np.ndarray, kind: Any) -> kernels.Trained:
+        return kernels.Trained(values.astype(kind), *(np.zeros(values.shape, kind) for _ in "mv"))
+
+    weights = trained(arrays["output.weights"], np.float32)
+    bias = trained(arrays["output.bias"], np.float32)
+    indices, rows = arrays["output.indices"], None
+    if setup.sources > SORTED_SOURCES:
+        rows = np.empty(indices.shape, np.uint16)
+        slots = np.empty(indices.shape, np.uint8 if contender.fan_in <= 256 else np.uint32)
+        kernels.sort_connections(indices, rows, slots, weights, setup.sources)
+    x = np.random.default_rng(1).standard_normal((contender.batch, setup.sources), np.float32)
+    return lambda: kernels.step(
+        x,
+        weights,
+        bias,
+        batch.rows,
+        batch.labels,
+        kernels.Adam(1),
+        indices=indices,
+        rows=rows,
     )
 
 

@@ -368,6 +368,29 @@ class TestReproduce:
         assert again.stdout.count("finished before, skipped") == 2
         assert re.search(r"torch +\| Dense", again.stdout)
 
+    def test_both_executions_beside_each_other(self, place, reproduced):
+        setups = ("--setup", "dense", "--setup", "ffi-8-64")
+        ways = ("--execution", "autograd", "--execution", "fused")
+        done = command("reproduce", *arguments(place, "all", *setups, *ways, "--json"))
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("finished before, skipped") == 4
+        results = json.loads(done.stdout)["results"]
+        assert len(results) == 8
+        losses = {}
+        for result in results:
+            losses.setdefault(result["task"]["architecture"], []).append(
+                [e["loss"] for e in result["history"]]
+            )
+        for of_setup in losses.values():
+            assert np.allclose(of_setup[0], of_setup, rtol=1e-5)
+        table = (place / "all" / "report" / "index.html").read_text()
+        assert "FFI 8-64, fused" in table
+
+    def test_bfloat16_is_refused_without_the_fused_execution(self, place):
+        done = command("reproduce", *arguments(place, "half", "--weights-dtype", "bfloat16"))
+        assert done.returncode == 2
+        assert "weights_dtype and moments_dtype other than float32 need execution" in done.stderr
+
     def test_failed_runs_are_recorded_and_tried_again(self, place):
         spoiled = write_dataset(place / "spoiled")
         x = np.load(spoiled / "tiny" / "train-dense40.npy")
