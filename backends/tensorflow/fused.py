@@ -29,7 +29,10 @@ Variables = Sequence[tf.Variable]
 def _adam(learning_rate: Any, step: Any) -> dict[str, Any]:
     beta1, beta2 = ADAM_BETAS
     return {
-        "learning_rate": tf.cast(learning_rate, tf.float64),
+        # The hint keeps a Python float from being rounded to float32 on the way.
+        "learning_rate": tf.cast(
+            tf.convert_to_tensor(learning_rate, dtype_hint=tf.float64), tf.float64
+        ),
         "beta1": tf.constant(beta1, tf.float64),
         "beta2": tf.constant(beta2, tf.float64),
         "epsilon": tf.constant(ADAM_EPSILON, tf.float64),
