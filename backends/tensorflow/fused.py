@@ -335,7 +335,8 @@ class TensorFlowEngine:
             return tf.Variable(_converted(array, dtype), trainable=False)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> tf.Variable:
-        return self.hold(np.zeros(shape, tf.as_dtype(dtype).as_numpy_dtype), dtype)
+        with tf.device(self._device):  # not by way of NumPy, whose array would be there beside it
+            return tf.Variable(tf.zeros(shape, tf.as_dtype(dtype)), trainable=False)
 
     def read(self, held: tf.Variable) -> np.ndarray:
         array: np.ndarray = held.numpy()
