@@ -54,6 +54,7 @@ def compile_for(nvcc: str, architecture: str) -> str:
             f"-arch=sm_{architecture}",
             "-Xptxas=-v",
             '-DFANIN_CUDA_ARCHITECTURES=""',
+            f"-I{SOURCE.parent.parent / 'include'}",
             "-o",
             f"{folder}/kernels.cubin",
             str(SOURCE),

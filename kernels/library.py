@@ -18,9 +18,6 @@ from typing import Any
 
 ABI_VERSION = 2
 
-# Labels in a tile of sorted connections (FANIN_SORTED_LABELS).
-SORTED_LABELS = 2048
-
 # In the order of fanin_dtype, from 1.
 _DTYPE_NAMES = (
     *("float32", "float64", "uint16", "uint32", "float16", "bfloat16", "uint8", "uint64"),
@@ -278,7 +275,8 @@ def _call(function: Callable[..., int], *arguments: Any) -> None:
 def build_info() -> dict[str, Any]:
     """What was built and what is used here.
 
-    version; cuda: list of GPU architectures compiled in, empty without CUDA; openmp;
+    version; cuda: list of GPU architectures compiled in, empty without CUDA; sorted_labels: labels
+    in a tile of sorted connections; openmp;
     instruction_sets: usable on this machine, best first; instruction_set: the one in use.
     """
     library = load()

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from fanin import kernels
 from fanin.backends.arrays import initial_arrays, new_sources, plan_rewiring
 from fanin.backends.interface import LayerSetup
-from fanin.kernels.library import SORTED_LABELS
 
 INSTRUCTION_SETS = kernels.build_info()["instruction_sets"]
+SORTED_LABELS = kernels.build_info()["sorted_labels"]
 KINDS = ("dense", "stratified", "sorted", "sparse")
 
 

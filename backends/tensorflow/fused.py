@@ -19,6 +19,7 @@ from fanin.backends import fused
 from fanin.backends.arrays import index_dtype
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
 from fanin.backends.tensorflow import devices
+from fanin.backends.tensorflow.layers import check_options, known_inputs
 from fanin.backends.tensorflow.losses import LOSSES
 from fanin.backends.tensorflow.ops import fan_in_linear, ops
 from fanin.kernels import library
@@ -167,10 +168,8 @@ class FusedFanIn(keras.layers.Layer):
         threads: int = 0,
         **kwargs: Any,
     ) -> None:
+        check_options(labels, fan_in, threads)
         super().__init__(**kwargs)
-        for name, value in (("labels", labels), ("fan_in", fan_in)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         if loss not in library.LOSSES:
             raise ValueError(f"unknown loss {loss!r}; there are {', '.join(library.LOSSES)}")
         for name, dtype in (("kernel_dtype", kernel_dtype), ("moments_dtype", moments_dtype)):
@@ -187,11 +186,7 @@ class FusedFanIn(keras.layers.Layer):
         self.supports_jit = False
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        inputs = input_shape[-1]
-        if inputs is None:
-            raise ValueError("the size of the last input axis must be known, got None")
-        if self.fan_in > inputs:
-            raise ValueError(f"fan_in {self.fan_in} is larger than the {inputs} inputs")
+        inputs = known_inputs(input_shape, self.fan_in)
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: inputs})
         # Python's generator is what keras.utils.set_random_seed governs.
         rng = np.random.default_rng(random.randrange(2**32) if self.seed is None else self.seed)

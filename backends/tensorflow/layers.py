@@ -13,6 +13,30 @@ from fanin.backends.arrays import index_dtype, plan_rewiring
 from fanin.backends.tensorflow.ops import fan_in_linear
 
 
+def check_options(labels: int, fan_in: int, threads: int) -> None:
+    """What makes no layer: ValueError; another Keras backend than TensorFlow: RuntimeError."""
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            "this layer needs Keras' TensorFlow backend, and Keras is set to "
+            f"{keras.backend.backend()!r}; set KERAS_BACKEND=tensorflow before importing keras"
+        )
+    for name, value in (("labels", labels), ("fan_in", fan_in)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if threads < 0:
+        raise ValueError(f"threads must be 0 (all) or more, got {threads}")
+
+
+def known_inputs(input_shape: tuple[int | None, ...], fan_in: int) -> int:
+    """The size of the last input axis; ValueError where it is not known or too small."""
+    inputs = input_shape[-1]
+    if inputs is None:
+        raise ValueError("the size of the last input axis must be known, got None")
+    if fan_in > inputs:
+        raise ValueError(f"fan_in {fan_in} is larger than the {inputs} inputs")
+    return inputs
+
+
 @keras.saving.register_keras_serializable(package="fanin")
 class FixedFanIn(keras.layers.Layer):
     """A linear layer in which every label (output) reads exactly `fan_in` of the inputs.
@@ -47,17 +71,8 @@ class FixedFanIn(keras.layers.Layer):
         threads: int = 0,
         **kwargs: Any,
     ) -> None:
-        if keras.backend.backend() != "tensorflow":
-            raise RuntimeError(
-                "this layer needs Keras' TensorFlow backend, and Keras is set to "
-                f"{keras.backend.backend()!r}; set KERAS_BACKEND=tensorflow before importing keras"
-            )
+        check_options(labels, fan_in, threads)
         super().__init__(**kwargs)
-        for name, value in (("labels", labels), ("fan_in", fan_in)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if threads < 0:
-            raise ValueError(f"threads must be 0 (all) or more, got {threads}")
         self.labels = int(labels)
         self.fan_in = int(fan_in)
         self.use_bias = use_bias
@@ -69,11 +84,7 @@ class FixedFanIn(keras.layers.Layer):
         self.supports_jit = False  # else compile() would pick XLA on a GPU
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        inputs = input_shape[-1]
-        if inputs is None:
-            raise ValueError("the size of the last input axis must be known, got None")
-        if self.fan_in > inputs:
-            raise ValueError(f"fan_in {self.fan_in} is larger than the {inputs} inputs")
+        inputs = known_inputs(input_shape, self.fan_in)
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: inputs})
         connections = (self.labels, self.fan_in)
 

@@ -24,7 +24,7 @@ from fanin.backends.interface import (
     check_losses,
 )
 from fanin.backends.tensorflow import devices
-from fanin.backends.tensorflow.fused import TensorFlowEngine
+from fanin.backends.tensorflow.fused import TensorFlowEngine, top_k
 from fanin.backends.tensorflow.losses import LOSSES
 from fanin.backends.tensorflow.ops import fan_in_linear
 
@@ -179,14 +179,17 @@ class TensorFlowTrainer:
             grad=gradient,
         )
 
-    def _scores(self, x: tf.Tensor) -> tf.Tensor:
+    def _sources(self, x: tf.Tensor) -> tf.Tensor:
+        """What the output layer reads: the features, or the intermediate units."""
+        if not self.setup.intermediate:
+            return x
+        weights, bias = self._trained["intermediate.weights"], self._trained["intermediate.bias"]
+        return tf.nn.relu(tf.matmul(x, weights) + bias)
+
+    def _scores(self, features: tf.Tensor) -> tf.Tensor:
         """features [batch, inputs] -> scores [batch, labels]."""
-        trained = self._trained
-        if self.setup.intermediate:
-            x = tf.nn.relu(
-                tf.matmul(x, trained["intermediate.weights"]) + trained["intermediate.bias"]
-            )
-        weights, bias = trained["output.weights"], trained["output.bias"]
+        x = self._sources(features)
+        weights, bias = self._trained["output.weights"], self._trained["output.bias"]
         if self._connections is None:
             return tf.matmul(x, weights) + bias
         if self.setup.kind == "FFI":
@@ -212,7 +215,13 @@ class TensorFlowTrainer:
 
     def _top_k(self, features: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
         with tf.device(self._device):
-            return tf.math.top_k(self._scores(features), k).indices  # ties: the lower id first
+            if self.setup.kind != "FFI" or self._device != "/CPU:0":
+                return tf.math.top_k(self._scores(features), k).indices  # ties: the lower id first
+            # fanin's own layer is asked without making its scores.
+            connections = {"indices": self._connections}
+            weights, bias = self._trained["output.weights"], self._trained["output.bias"]
+            asked = self._sources(features)
+            return top_k(asked, connections, weights, bias, k, threads=self._threads)[1]
 
     # Arrays -------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from fanin.backends.torch.devices import (
     prepare_device,
     synchronize,
 )
-from fanin.backends.torch.fused import TorchEngine
+from fanin.backends.torch.fused import TorchEngine, top_k
 from fanin.backends.torch.layers import move_connections
 from fanin.backends.torch.losses import LOSSES
 from fanin.backends.torch.ops import fan_in_linear
@@ -99,11 +99,15 @@ class TorchTrainer:
             }
         self._steps = 0
 
+    def _sources(self, features: Tensor) -> Tensor:
+        """What the output layer reads: the features, or the intermediate units."""
+        if not self.setup.intermediate:
+            return features
+        weights, bias = self._arrays["intermediate.weights"], self._arrays["intermediate.bias"]
+        return torch.addmm(bias, features, weights).relu_()
+
     def _scores(self, features: Tensor) -> Tensor:
-        arrays = self._arrays
-        if self.setup.intermediate:
-            weights, bias = arrays["intermediate.weights"], arrays["intermediate.bias"]
-            features = torch.addmm(bias, features, weights).relu_()
+        features, arrays = self._sources(features), self._arrays
         weights, bias = arrays["output.weights"], arrays["output.bias"]
         if self.setup.connectivity is None:
             return torch.addmm(bias, features, weights)
@@ -151,11 +155,20 @@ class TorchTrainer:
             raise ValueError(f"k must be in 1..{self.setup.labels} (the labels), got {k}")
         size = max(1, _MAX_SCORES // self.setup.labels)
         found = [
-            _top_k(self._scores(self._to_device(block[start : start + size])), k).cpu().numpy()
+            self._top_k(self._to_device(block[start : start + size]), k).cpu().numpy()
             for block in blocks
             for start in range(0, len(block), size)
         ]
         return np.concatenate(found) if found else np.empty((0, k), np.int64)
+
+    def _top_k(self, features: Tensor, k: int) -> Tensor:
+        if self.setup.kind != "FFI" or self.device.type != "cpu":
+            return best_of(self._scores(features), k)
+        # fanin's own layer is asked without making its scores.
+        names = ("output.indices", "output.weights", "output.bias")
+        indices, weights, bias = (self._arrays[name] for name in names)
+        ids: Tensor = top_k(self._sources(features), indices, None, None, weights, bias, k)[1]
+        return ids
 
     def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
         ffi = self._row_starts is None
@@ -230,7 +243,7 @@ def csr_starts(rows: Tensor, labels: int) -> Tensor:
     return torch.searchsorted(rows, bounds, out_int32=True)
 
 
-def _top_k(scores: Tensor, k: int) -> Tensor:
+def best_of(scores: Tensor, k: int) -> Tensor:
     """Ids of the k highest scores of each row, best first, ties to the lower id.
 
     torch.topk leaves open which of equal scores it takes, so rows in which the k-th score occurs

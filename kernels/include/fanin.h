@@ -237,8 +237,8 @@ FANIN_API int32_t fanin_abi_version(void);
 FANIN_API const char *fanin_version(void);
 
 /* What was built and what is used here, as one line of JSON:
- * {"cuda": [..architectures], "openmp": true, "instruction_sets": [..usable here, best first],
- *  "instruction_set": ".."}. */
+ * {"cuda": [..architectures], "sorted_labels": FANIN_SORTED_LABELS, "openmp": true,
+ *  "instruction_sets": [..usable here, best first], "instruction_set": ".."}. */
 FANIN_API const char *fanin_build_info(void);
 
 /* Choose the CPU code: "avx512", "avx2", "baseline", or "auto" for the best this machine runs. */

@@ -137,7 +137,7 @@ const char *fanin_build_info(void) {
 #if defined(FANIN_HAS_CUDA)
   text += cuda::architectures;
 #endif
-  text += "], \"openmp\": ";
+  text += "], \"sorted_labels\": " + std::to_string(kSortedLabels) + ", \"openmp\": ";
 #if defined(_OPENMP)
   text += "true";
 #else

@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "fanin.h"
+
 namespace fanin {
 
 constexpr int64_t kGroup = 32;  // instances worked on together
@@ -153,7 +155,7 @@ struct Memory {
   }
 };
 
-constexpr int64_t kSortedLabels = 2048;  // FANIN_SORTED_LABELS; see step.h
+constexpr int64_t kSortedLabels = FANIN_SORTED_LABELS;  // see step.h
 constexpr int64_t kMostBlock = 8;        // labels of a dense layer that are worked on together
 
 struct StepMemory {

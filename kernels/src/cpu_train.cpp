@@ -69,21 +69,7 @@ void step_block(const TrainedLayer<uint16_t, W, M> &layer, const float *rows, co
 
 template <class I, class W, class M>
 Finding run_step(const StepCall &c) {
-  const TrainedLayer<I, W, M> layer{c.batch,
-                                    c.inputs,
-                                    c.labels,
-                                    c.fan_in,
-                                    c.starts,
-                                    static_cast<const I *>(c.indices),
-                                    static_cast<W *>(c.weights),
-                                    static_cast<M *>(c.m),
-                                    static_cast<M *>(c.v),
-                                    c.bias,
-                                    c.bias_m,
-                                    c.bias_v,
-                                    c.adam,
-                                    LossKind(c.loss_kind),
-                                    float(1.0 / (double(c.batch) * double(c.labels)))};
+  const TrainedLayer<I, W, M> layer = trained_layer<I, W, M>(c);
   const StepMemory memory = step_memory(c, c.workspace);
   const int64_t unit = c.rows ? kSortedLabels : c.indices ? kTile : kBlock;
   const int64_t units = (c.labels + unit - 1) / unit, groups = groups_of(c.batch);

@@ -119,13 +119,7 @@ void to_lanes(const void *features, T *out, int64_t batch, int64_t inputs, cudaS
 template <class T, class I>
 Finding run_forward(const ForwardCall &c) {
   const auto stream = static_cast<cudaStream_t>(c.stream);
-  const Layer<T, I> layer{c.batch,
-                          c.inputs,
-                          c.labels,
-                          c.fan_in,
-                          static_cast<const I *>(c.indices),
-                          static_cast<const T *>(c.weights),
-                          static_cast<const T *>(c.bias)};
+  const Layer<T, I> layer = layer_of<T, I>(c);
   T *features = static_cast<T *>(c.workspace);
   to_lanes(c.features, features, c.batch, c.inputs, stream);
   forward_kernel<T, I><<<unsigned((c.labels + kTile - 1) / kTile), kThreads, 0, stream>>>(
@@ -136,13 +130,7 @@ Finding run_forward(const ForwardCall &c) {
 template <class T, class I>
 Finding run_backward(const BackwardCall &c) {
   const auto stream = static_cast<cudaStream_t>(c.stream);
-  const Layer<T, I> layer{c.batch,
-                          c.inputs,
-                          c.labels,
-                          c.fan_in,
-                          static_cast<const I *>(c.indices),
-                          static_cast<const T *>(c.weights),
-                          nullptr};
+  const Layer<T, I> layer = layer_of<T, I>(c);
   const int64_t groups = groups_of(c.batch), group_size = c.inputs * kLanes;
   T *features = static_cast<T *>(c.workspace);
   T *accumulator = features + groups * group_size;
@@ -163,21 +151,7 @@ Finding run_backward(const BackwardCall &c) {
 template <class I, class W, class M>
 Finding run_step(const StepCall &c) {
   const auto stream = static_cast<cudaStream_t>(c.stream);
-  const TrainedLayer<I, W, M> layer{c.batch,
-                                    c.inputs,
-                                    c.labels,
-                                    c.fan_in,
-                                    c.starts,
-                                    static_cast<const I *>(c.indices),
-                                    static_cast<W *>(c.weights),
-                                    static_cast<M *>(c.m),
-                                    static_cast<M *>(c.v),
-                                    c.bias,
-                                    c.bias_m,
-                                    c.bias_v,
-                                    c.adam,
-                                    LossKind(c.loss_kind),
-                                    float(1.0 / (double(c.batch) * double(c.labels)))};
+  const TrainedLayer<I, W, M> layer = trained_layer<I, W, M>(c);
   const StepMemory memory = step_memory(c, c.workspace);
   const int64_t groups = groups_of(c.batch);
   to_lanes(c.features, memory.features, c.batch, c.inputs, stream);

@@ -5,6 +5,7 @@
 // (cpu_linear.cpp, cuda_launch.cu) walk over tiles and groups and own all memory.
 #pragma once
 
+#include "call.h"
 #include "lanes.h"
 
 namespace fanin {
@@ -18,6 +19,28 @@ struct Layer {
   const T *weights;  // [labels, fan_in]
   const T *bias;     // [labels] or null
 };
+
+// The layer of a call.
+template <class T, class I>
+Layer<T, I> layer_of(const ForwardCall &c) {
+  return {c.batch,
+          c.inputs,
+          c.labels,
+          c.fan_in,
+          static_cast<const I *>(c.indices),
+          static_cast<const T *>(c.weights),
+          static_cast<const T *>(c.bias)};
+}
+template <class T, class I>
+Layer<T, I> layer_of(const BackwardCall &c) {
+  return {c.batch,
+          c.inputs,
+          c.labels,
+          c.fan_in,
+          static_cast<const I *>(c.indices),
+          static_cast<const T *>(c.weights),
+          nullptr};
+}
 
 // One label's score for each lane: bias + sum_k weights[k] * features[indices[k]].
 template <class T, class I, class W>

@@ -5,7 +5,6 @@
 // that do not fit its cache.
 #pragma once
 
-#include "call.h"
 #include "fan_in_linear.h"
 
 namespace fanin {
@@ -31,13 +30,13 @@ FANIN_FN void adam(const Adam &a, W *weights, M *m, M *v, int64_t at, int count,
   store_chunk(v + at, count, square, mix(random));
 }
 
-enum LossKind { squared_hinge = 1, binary_cross_entropy = 2 };  // as fanin_loss in fanin.h
+typedef fanin_loss LossKind;
 
 // One label's loss, added to `loss`, and its gradient, for each lane. positives: a bit per lane.
 // scale: 1 / (batch * labels), and 0 for lanes beyond the batch.
 FANIN_FN Lanes<float> loss_gradient(LossKind kind, const Lanes<float> &scores, uint32_t positives,
                                     const Lanes<float> &scale, Lanes<float> &loss) {
-  if (kind == squared_hinge) {
+  if (kind == FANIN_SQUARED_HINGE) {
     // max(0, 1 - y s)^2 with y = +1 for positives, else -1. Written so that a NaN stays one.
     const auto margin = [](auto x) FANIN_INLINE { return x < decltype(x){} ? decltype(x){} : x; };
     const Lanes<float> y = positives ? of_mask(positives, 1.0f, -1.0f) : broadcast(-1.0f);
@@ -86,6 +85,26 @@ struct TrainedLayer {
     return lanes >= kLanes ? broadcast(scale) : of_mask((1u << lanes) - 1, scale, 0.0f);
   }
 };
+
+// The layer of a call.
+template <class I, class W, class M>
+TrainedLayer<I, W, M> trained_layer(const StepCall &c) {
+  return {c.batch,
+          c.inputs,
+          c.labels,
+          c.fan_in,
+          c.starts,
+          static_cast<const I *>(c.indices),
+          static_cast<W *>(c.weights),
+          static_cast<M *>(c.m),
+          static_cast<M *>(c.v),
+          c.bias,
+          c.bias_m,
+          c.bias_v,
+          c.adam,
+          LossKind(c.loss_kind),
+          float(1.0 / (double(c.batch) * double(c.labels)))};
+}
 
 // Gradients of a chunk's sources, added to grad_features [inputs][32].
 template <class I, class W>
@@ -171,8 +190,9 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
 // the number of its label within the tile (`rows`). Fixed fan-in only.
 //
 // kSortedLabels (call.h) of them make a tile. More of them share each pass over the features, and
-// their scores fill more of the cache: with 2048 and 32,768 inputs a step was about a fifth faster
-// than with 1024 or 4096 (two cores of a Xeon with 1 MiB of second-level cache each).
+// their scores fill more of the cache: 2048 was the fastest power of two with 32,768 inputs and
+// 1 MiB of second-level cache.
+
 // Scores of a tile's labels, [labels][32], for the group whose features are given.
 template <class I, class W>
 FANIN_FN void score_sorted(const I *indices, const uint16_t *rows, const W *weights, int64_t count,
