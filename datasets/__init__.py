@@ -6,15 +6,20 @@ its training half into the batches that every backend sees. Nothing here knows a
 """
 
 from .batches import Batch, Batches, evaluation_blocks
+from .catalogue import PUBLISHED, canonical_name, propensity, spellings
 from .dataset import DataError, Dataset
 from .registry import available, load
 
 __all__ = [
+    "PUBLISHED",
     "Batch",
     "Batches",
     "DataError",
     "Dataset",
     "available",
+    "canonical_name",
     "evaluation_blocks",
     "load",
+    "propensity",
+    "spellings",
 ]
