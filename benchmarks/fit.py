@@ -65,10 +65,16 @@ def rewiring_seed(seed: int, step: int) -> int:
     return int(np.random.default_rng([seed, step, 1]).integers(2**64, dtype=np.uint64))
 
 
+def predict(trainer: Trainer, x: np.ndarray) -> np.ndarray:
+    """Ids of the best five labels of instances x [instances, inputs], without dropout; fewer
+    columns where fewer labels exist."""
+    k = min(5, trainer.setup.labels)
+    return trainer.top_k(evaluation_blocks(x, EVALUATION_BLOCK), k)
+
+
 def evaluate(trainer: Trainer, x: np.ndarray, y: sp.csr_array) -> Precision:
     """Precision at 1, 3, 5 on instances x [instances, inputs], without dropout."""
-    k = min(5, trainer.setup.labels)
-    return precision(y, trainer.top_k(evaluation_blocks(x, EVALUATION_BLOCK), k))
+    return precision(y, predict(trainer, x))
 
 
 class BestWeights:

@@ -27,12 +27,26 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Precision(_Model):
-    """Precision at 1, 3, 5 as fractions of k (P@k divides by k even for shorter label sets)."""
+class AtK(_Model):
+    """A ranking metric at 1, 3, 5, as fractions."""
 
     at_1: float
     at_3: float
     at_5: float
+
+
+class Precision(AtK):
+    """Precision at 1, 3, 5 as fractions of k (P@k divides by k even for shorter label sets)."""
+
+
+class Ranking(_Model):
+    """What `metrics` has beside precision, and the constants of the propensity model."""
+
+    ndcg: AtK
+    psp: AtK
+    psndcg: AtK
+    propensity_a: float
+    propensity_b: float
 
 
 class Epoch(_Model):
@@ -121,6 +135,8 @@ class RunResult(_Model):
     history: list[Epoch] = []
     train: Precision | None = None
     test: Precision | None = None
+    train_ranking: Ranking | None = None
+    test_ranking: Ranking | None = None
     memory: Memory | None = None
     timing: Timing | None = None
     failure: Failure | None = None

@@ -23,7 +23,8 @@ from pydantic import BaseModel
 from fanin.backends.arrays import InitialArrays
 from fanin.backends.interface import LayerSetup, Trainer, make_trainer
 from fanin.benchmarks import measure
-from fanin.benchmarks.fit import evaluate, fit
+from fanin.benchmarks.fit import evaluate, fit, predict
+from fanin.benchmarks.metrics import precision, ranking
 from fanin.benchmarks.results import (
     DatasetInfo,
     Epoch,
@@ -33,7 +34,7 @@ from fanin.benchmarks.results import (
     write_result,
 )
 from fanin.benchmarks.task import Task
-from fanin.datasets import Batches, Dataset
+from fanin.datasets import Batches, Dataset, propensity
 from fanin.datasets import load as load_dataset
 
 _EVENT_SECONDS = 0.2
@@ -194,8 +195,13 @@ def run(request: Request, events: Events) -> RunResult:
         fit(trainer, batches, validation, task, seed, on_step, on_epoch)
         events.send(event="phase", name="final evaluation")
         start = time.perf_counter()
-        result.test = evaluate(trainer, data.test_x, data.test_y)
-        result.train = evaluate(trainer, *train)
+        constants = propensity(data.name)
+        top = predict(trainer, data.test_x)
+        result.test = precision(data.test_y, top)
+        result.test_ranking = ranking(data.test_y, top, data.train_y, constants)
+        top = predict(trainer, train[0])
+        result.train = precision(train[1], top)
+        result.train_ranking = ranking(train[1], top, data.train_y, constants)
         result.timing = Timing(
             train_seconds=sum(e.train_seconds for e in result.history),
             evaluate_seconds=sum(e.evaluate_seconds for e in result.history),

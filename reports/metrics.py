@@ -74,5 +74,21 @@ METRICS: dict[str, Metric] = {
     )
 }
 
+# Shown in a table of their own beside precision, for the test instances.
+RANKINGS: dict[str, Metric] = {
+    metric.key: metric
+    for metric in (
+        Metric(f"test_{key}{k}", f"{label}@{k}", "%", "higher", 2, meaning)
+        for key, label, meaning in (
+            ("ndcg", "nDCG", "hits count less at lower ranks; over the best possible ranking"),
+            ("psp", "PSP", "precision in which rare labels count more; over the best possible"),
+            ("psndcg", "PSnDCG", "nDCG in which rare labels count more; over the best possible"),
+        )
+        for k in (1, 3, 5)
+    )
+}
+
+FIGURES = {**METRICS, **RANKINGS}
+
 # The best of these is marked in the comparison table; more marks would say less.
 HIGHLIGHTED = ("test_p1", "memory_gib", "counted_gib")

@@ -45,6 +45,7 @@ from fanin.reports.tables import (
     failures,
     lockstep,
     lockstep_sides,
+    rankings,
     savings,
     section_markdown,
     shared_variant,
@@ -81,6 +82,7 @@ class Section:
     counts: Table
     rows: tuple[Row, ...]
     comparison: Table | None
+    rankings: Table | None
     savings: Table | None
     against: Table | None
     lockstep: Table | None
@@ -184,6 +186,7 @@ def _section(
         counts=counts(runs, locksteps),
         rows=tuple(rows),
         comparison=comparison(rows) if rows else None,
+        rankings=rankings(rows),
         savings=savings(rows),
         against=against(rows) if rows else None,
         lockstep=lockstep(locksteps) if locksteps else None,

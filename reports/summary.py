@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from fanin.benchmarks.results import DatasetInfo, Machine, Memory, RunResult
-from fanin.reports.metrics import METRICS
+from fanin.benchmarks.results import AtK, DatasetInfo, Machine, Memory, RunResult
+from fanin.reports.metrics import FIGURES
 from fanin.reports.setups import Setup, backend_order, dataset_label, intermediate_label
 
 GIB = 2**30
@@ -82,12 +82,18 @@ def counted_gib(memory: Memory | None) -> float | None:
 
 def figures(run: RunResult) -> dict[str, float | None]:
     """Every metric of one finished run; None where the run did not measure it."""
-    found: dict[str, float | None] = dict.fromkeys(METRICS)
+    found: dict[str, float | None] = dict.fromkeys(FIGURES)
     for split, precision in (("train", run.train), ("test", run.test)):
         if precision is not None:
             found[f"{split}_p1"] = 100 * precision.at_1
             found[f"{split}_p3"] = 100 * precision.at_3
             found[f"{split}_p5"] = 100 * precision.at_5
+    if run.test_ranking is not None:
+        for metric in ("ndcg", "psp", "psndcg"):
+            at: AtK = getattr(run.test_ranking, metric)
+            found[f"test_{metric}1"] = 100 * at.at_1
+            found[f"test_{metric}3"] = 100 * at.at_3
+            found[f"test_{metric}5"] = 100 * at.at_5
     found["memory_gib"] = memory_gib(run.memory, memory_kind(run.machine))
     found["counted_gib"] = counted_gib(run.memory)
     epochs = len(run.history)
@@ -171,7 +177,7 @@ def _average(
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
     values: dict[str, float | None] = {}
     spreads: dict[str, float | None] = {}
-    for key in METRICS:
+    for key in FIGURES:
         there = [value for each in measured if (value := each[key]) is not None]
         values[key] = statistics.fmean(there) if there else None
         spreads[key] = statistics.stdev(there) if len(there) > 1 else None
@@ -182,7 +188,7 @@ def comparison_table(runs: Iterable[RunResult]) -> pd.DataFrame:
     """The published columns for every setup that was run, and what the paper leaves out.
 
     Columns: dataset, features, backend, setup, connectivity, intermediate (`16k` for 16384),
-    variant (departures from the default hyper-parameters), the keys of `METRICS` (percent, GiB,
+    variant (departures from the default hyper-parameters), the keys of `FIGURES` (percent, GiB,
     seconds; means over the n finished repeats), memory_kind, machine, n, and `<metric>_std`, the
     sample standard deviation over repeats. What was not measured or not run is missing (NaN),
     never 0; failed setups have n = 0.
@@ -193,7 +199,7 @@ def comparison_table(runs: Iterable[RunResult]) -> pd.DataFrame:
 def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
     """The rows as a pandas table; see `comparison_table` for its columns."""
     plain = ("dataset", "features", "backend", "setup", "connectivity", "intermediate", "variant")
-    columns = (*plain, *METRICS, "memory_kind", "machine", "n", *(f"{k}_std" for k in METRICS))
+    columns = (*plain, *FIGURES, "memory_kind", "machine", "n", *(f"{k}_std" for k in FIGURES))
     records = [
         {
             "dataset": row.dataset,
@@ -214,7 +220,7 @@ def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
         for row in rows
     ]
     frame = pd.DataFrame.from_records(records, columns=list(columns))
-    numbers = [*METRICS, *(f"{key}_std" for key in METRICS)]
+    numbers = [*FIGURES, *(f"{key}_std" for key in FIGURES)]
     frame[numbers] = frame[numbers].astype("float64")
     # Whole numbers with gaps: pandas' own integer would turn them into 32.0.
     for column in ("connectivity", "machine", "n"):

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from fanin.backends.interface import BACKENDS
 from fanin.benchmarks.results import LockstepResult, RunResult
-from fanin.reports.metrics import HIGHLIGHTED, METRICS
+from fanin.reports.metrics import HIGHLIGHTED, METRICS, RANKINGS
 from fanin.reports.setups import (
     BACKEND_NAMES,
     Setup,
@@ -191,6 +191,36 @@ def comparison(rows: Sequence[Row]) -> Table:
         lines.append(tuple(line))
     caption = "One row per backend and setup: means over n finished repeats, ± standard deviation"
     return Table(caption, tuple(columns), tuple(lines))
+
+
+def rankings(rows: Sequence[Row]) -> Table | None:
+    """Precision beside nDCG, PSP and PSnDCG on the test instances; None where nobody has them."""
+    shown = {**{key: METRICS[key] for key in ("test_p1", "test_p3", "test_p5")}, **RANKINGS}
+    there = [row for row in rows if any(row.values[key] is not None for key in RANKINGS)]
+    if not there:
+        return None
+    shared = shared_variant(rows)
+    heads = [metric.head().removeprefix("test ") for metric in shown.values()]
+    columns = (
+        Column("backend", numeric=False),
+        Column("setup", numeric=False),
+        *(Column(head, meaning=m.meaning) for head, m in zip(heads, shown.values(), strict=True)),
+        Column("n", meaning="finished repeats; figures are means ± standard deviation"),
+    )
+    lines = []
+    for row in there:
+        setup = without(row.setup, shared)
+        printed = (_printer(key, 1.0, m.decimals, {})(row) for key, m in shown.items())
+        lines.append(
+            (
+                Cell(row.backend),
+                Cell(setup.label, colour=setup.colour),
+                *printed,
+                Cell(str(row.n)),
+            )
+        )
+    caption = "Test metrics; PSP and PSnDCG weigh labels by inverse propensity"
+    return Table(caption, columns, tuple(lines))
 
 
 def _printer(

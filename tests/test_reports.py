@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 from fanin.benchmarks.results import (
+    AtK,
     DatasetInfo,
     Difference,
     Epoch,
@@ -32,6 +33,7 @@ from fanin.benchmarks.results import (
     Machine,
     Memory,
     Precision,
+    Ranking,
     ResultError,
     RunResult,
     Timing,
@@ -437,6 +439,27 @@ def test_memory_saving_is_stated_measured_and_counted() -> None:
     assert table is not None
     assert [cell.text for cell in table.rows[0]] == ["torch", "FFI 32", "8.0 x", "1.5 x"]
     assert tables.savings(summarise([run()])) is None
+
+
+def test_other_ranking_metrics_have_a_table_and_csv_columns() -> None:
+    at = AtK(at_1=0.1, at_3=0.2, at_5=0.3)
+    ranked = run(
+        test_ranking=Ranking(ndcg=at, psp=at, psndcg=at, propensity_a=0.6, propensity_b=2.6)
+    )
+    table = tables.rankings(summarise([ranked, run(backend="tensorflow")]))
+    assert table is not None
+    assert [column.head for column in table.columns[4:8]] == [
+        *("P@5 (%)", "nDCG@1 (%)", "nDCG@3 (%)", "nDCG@5 (%)"),
+    ]
+    # A backend without them has no row; nothing is made up.
+    (row,) = table.rows
+    assert [cell.text for cell in row[2:]] == [
+        *("50.00", "25.00", "12.50"),
+        *(["10.00", "20.00", "30.00"] * 3),
+        "1",
+    ]
+    assert comparison_table([ranked])["test_psndcg5"].tolist() == [pytest.approx(30.0)]
+    assert tables.rankings(summarise([run()])) is None
 
 
 def test_lockstep_table_has_the_largest_differences_of_all_steps() -> None:
