@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from fanin.backends.interface import OnStep, Trainer
+from fanin.backends.interface import LayerSetup, OnStep, Trainer
 from fanin.benchmarks.metrics import precision
 from fanin.benchmarks.results import Epoch, Precision
 from fanin.benchmarks.task import Task
@@ -27,7 +27,8 @@ from fanin.datasets import Batches, evaluation_blocks
 RATE_FACTOR, RATE_RISE, RATE_PATIENCE, RATE_FLOOR = 0.5, 1e-3, 2, 1e-4
 STOP_RISE, STOP_PATIENCE = 5e-5, 4
 
-EVALUATION_BLOCK = 512  # instances
+# Instances predicted together: many, but their inputs to the output layer fill at most 32 MiB.
+_EVALUATION_BLOCK, _EVALUATION_FLOATS = 512, 8 << 20
 
 
 class Plateau:
@@ -65,11 +66,16 @@ def rewiring_seed(seed: int, step: int) -> int:
     return int(np.random.default_rng([seed, step, 1]).integers(2**64, dtype=np.uint64))
 
 
+def evaluation_block(setup: LayerSetup) -> int:
+    """Instances that are predicted together."""
+    return min(_EVALUATION_BLOCK, max(32, _EVALUATION_FLOATS // setup.sources // 32 * 32))
+
+
 def predict(trainer: Trainer, x: np.ndarray) -> np.ndarray:
     """Ids of the best five labels of instances x [instances, inputs], without dropout; fewer
     columns where fewer labels exist."""
     k = min(5, trainer.setup.labels)
-    return trainer.top_k(evaluation_blocks(x, EVALUATION_BLOCK), k)
+    return trainer.top_k(evaluation_blocks(x, evaluation_block(trainer.setup)), k)
 
 
 def evaluate(trainer: Trainer, x: np.ndarray, y: sp.csr_array) -> Precision:

@@ -250,9 +250,9 @@ def serve(request: Request, orders: Iterator[str], send: Callable[[Any], None]) 
     data = load(task.dataset, task.features, request.data_dir)
     seed = task.seed + request.repeat
     stream = endless(make_batches(task, split(data, task)[0], seed))
-    warm_up(request)
+    machine = warm_up(request)
     with measure.MemoryWatch() as memory:
-        trainer = build(request, data)
+        trainer = build(request, task.setup(data.inputs, data.labels))
         seconds: list[float] = []
         send(None)
         for line in orders:
@@ -297,7 +297,7 @@ def serve(request: Request, orders: Iterator[str], send: Callable[[Any], None]) 
                 case "finish":
                     steady = seconds[_WARMUP_STEPS:] or seconds
                     side = LockstepSide(
-                        machine=measure.machine(trainer, request.threads),
+                        machine=machine,
                         test=evaluate(trainer, data.test_x, data.test_y),
                         median_step_seconds=statistics.median(steady),
                         memory=memory.result(trainer),

@@ -38,11 +38,11 @@ class MemoryWatch:
     """
 
     def __init__(self) -> None:
+        self._nvml = _Nvml.open()
         self._process = psutil.Process()
         self._baseline = self._process.memory_info().rss
         self._sampled_peak = self._baseline
         self._exact = _reset_peak()
-        self._nvml = _Nvml.open()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="fanin-memory", daemon=True)
 
@@ -209,6 +209,26 @@ def code_identity() -> str:
             digest.update(f"{package}/{path.relative_to(root)}\0".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def available_bytes() -> int:
+    """Memory that a process may still take: the machine's, or what its control group leaves."""
+    free = int(psutil.virtual_memory().available)
+    limit, used = (_cgroup_bytes(name) for name in ("memory.max", "memory.current"))
+    return free if limit is None else min(free, limit - (used or 0))
+
+
+def _cgroup_bytes(name: str) -> int | None:
+    """A figure of this process's control group (version 2); None without one or without limit."""
+    try:
+        return int((Path("/sys/fs/cgroup") / name).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def threads(asked: int) -> int:
+    """CPU threads of a run that asks for so many, 0 for all."""
+    return asked or _cores()
 
 
 def _cores() -> int:

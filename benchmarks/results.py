@@ -1,10 +1,11 @@
 """Result files: their schema, where they lie, and how they are written and read.
 
 One run is one JSON file, `<results>/runs/<dataset>/<features>/<task slug>/<backend>-<repeat>.json`,
-and one comparison of the backends step by step another, `<results>/lockstep/.../<task slug>.json`:
-both paths are readable functions of the task. Only raw figures stand in them; what can be derived
-is derived by the reports. Bytes are bytes, times are wall-clock seconds, precisions are fractions,
-and a figure that could not be measured is null, never 0.
+a few steps on random data of the real sizes another, `<results>/shapes/...`, and so is a comparison
+of the backends step by step, `<results>/lockstep/.../<task slug>.json`: the paths are readable
+functions of the task. Only raw figures stand in them; what can be derived is derived by the
+reports. Bytes are bytes, times are wall-clock seconds, precisions are fractions, and a figure that
+could not be measured is null, never 0.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fanin.benchmarks.task import Task
 
 SCHEMA_VERSION: Final = 1
+
+# train: a whole run; shapes: a few steps on random data of the real sizes.
+Profile = Literal["train", "shapes"]
+FOLDERS: dict[Profile, str] = {"train": "runs", "shapes": "shapes"}
 
 
 class _Model(BaseModel):
@@ -84,6 +89,20 @@ class Timing(_Model):
     median_step_seconds: float | None = Field(description="over all steps after the first ten")
 
 
+class Extrapolation(_Model):
+    """Raw times of a shape profile (random data, see `fanin.datasets.shapes`), from which an epoch
+    is extrapolated: steps_per_epoch steps, rewires_per_epoch rewirings, and evaluation_blocks
+    blocks of test instances."""
+
+    step_seconds: list[float] = Field(description="each step after the first ones")
+    steps_per_epoch: int
+    rewire_seconds: float | None = Field(description="one rewiring; null where nothing is rewired")
+    rewires_per_epoch: float
+    block_seconds: list[float] = Field(description="prediction for each block of instances")
+    evaluation_blocks: float = Field(description="blocks in the real test set")
+    expected_peak_bytes: int = Field(description="what `fanin plan` expected, before it was built")
+
+
 class DatasetInfo(_Model):
     name: str
     features: str
@@ -139,6 +158,7 @@ class RunResult(_Model):
     test_ranking: Ranking | None = None
     memory: Memory | None = None
     timing: Timing | None = None
+    extrapolation: Extrapolation | None = None
     failure: Failure | None = None
 
 
@@ -196,8 +216,11 @@ class ResultError(ValueError):
     """A result file that cannot be read; the message names the file."""
 
 
-def result_path(folder: Path, task: Task, backend: str, repeat: int) -> Path:
-    return folder / "runs" / task.dataset / task.features / task.slug / f"{backend}-{repeat}.json"
+def result_path(
+    folder: Path, task: Task, backend: str, repeat: int, profile: Profile = "train"
+) -> Path:
+    below = folder / FOLDERS[profile] / task.dataset / task.features
+    return below / task.slug / f"{backend}-{repeat}.json"
 
 
 def lockstep_path(folder: Path, task: Task) -> Path:
@@ -240,9 +263,9 @@ def read_result(path: Path) -> RunResult:
     return _read(path, RunResult)
 
 
-def read_results(folder: Path) -> Iterator[RunResult]:
-    """All runs below the results folder, in the order of their paths."""
-    for path in sorted((folder / "runs").glob("*/*/*/[!.]*.json")):
+def read_results(folder: Path, profile: Profile = "train") -> Iterator[RunResult]:
+    """All runs of a profile below the results folder, in the order of their paths."""
+    for path in sorted((folder / FOLDERS[profile]).glob("*/*/*/[!.]*.json")):
         yield read_result(path)
 
 

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, SupportsFloat, TextIO
@@ -29,6 +29,8 @@ from fanin.benchmarks.results import (
     DatasetInfo,
     Epoch,
     Failure,
+    Machine,
+    Profile,
     RunResult,
     Timing,
     write_result,
@@ -53,6 +55,8 @@ class Request(BaseModel):
     device: str = "auto"
     threads: int = 0
     weights: Path | None = None
+    profile: Profile = "train"
+    steps: int = 20
 
 
 class Events:
@@ -107,8 +111,7 @@ def make_batches(task: Task, train: Split, seed: int) -> Batches:
     return Batches(*train, task.batch_size, task.dropout, seed)
 
 
-def build(request: Request, data: Dataset) -> Trainer:
-    setup = request.task.setup(data.inputs, data.labels)
+def build(request: Request, setup: LayerSetup) -> Trainer:
     return trainer_of(request, setup, request.task.seed + request.repeat)
 
 
@@ -138,11 +141,13 @@ def failed(request: Request, started: datetime, kind: str, message: str, output:
     )
 
 
-def warm_up(request: Request) -> None:
-    """Import the framework and let a tiny model of the same kind train, rewire and predict.
+def warm_up(request: Request) -> Machine:
+    """Import the framework, let a tiny model of the same kind train, rewire and predict, and
+    describe the machine.
 
-    A framework is hundreds of megabytes of code that becomes resident as it is first used; after
-    this it is part of the baseline and not of the model's memory.
+    A framework is hundreds of megabytes of code that becomes resident as it is first used, and
+    looking up versions takes tens; after this they are part of the baseline and not of the
+    model's memory.
     """
     task = request.task
     small = {"connectivity": task.connectivity and 1, "intermediate": task.intermediate and 8}
@@ -154,6 +159,7 @@ def warm_up(request: Request) -> None:
     if setup.is_rewired:
         trainer.regrow(0.5, 0)
     evaluate(trainer, x, y)
+    return measure.machine(trainer, request.threads)
 
 
 def run(request: Request, events: Events) -> RunResult:
@@ -174,13 +180,12 @@ def run(request: Request, events: Events) -> RunResult:
     train, validation = split(data, task)
     batches = make_batches(task, train, seed)
     events.send(event="phase", name="importing the backend")
-    warm_up(request)
+    result.machine = warm_up(request)
     clock = measure.StepClock()
     total = task.epochs * len(batches)
     with measure.MemoryWatch() as memory:
         events.send(event="phase", name="building the model")
-        trainer = build(request, data)
-        result.machine = measure.machine(trainer, request.threads)
+        trainer = build(request, task.setup(data.inputs, data.labels))
         events.send(event="phase", name="training")
 
         def on_step(loss: SupportsFloat) -> None:
@@ -225,13 +230,16 @@ def save_weights(trainer: Trainer, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def main(channel: int, lines: Iterable[str]) -> int:
+def main(
+    channel: int, lines: Iterable[str], work: Callable[[Request, Events], RunResult] = run
+) -> int:
+    """Read the request, do the work and write its result or its failure; the exit code."""
     request = Request.model_validate_json("".join(lines))
     with os.fdopen(channel, "w", encoding="utf-8") as stream:
         events = Events(stream)
         started = datetime.now(UTC)
         try:
-            result = run(request, events)
+            result = work(request, events)
         except Exception as error:
             traceback.print_exc()
             result = failed(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from fanin.benchmarks.results import (
+    Profile,
     ResultError,
     RunResult,
     read_result,
@@ -38,6 +39,15 @@ class Options:
     threads: int = 0
     force: bool = False
     save_weights: bool = False
+    profile: Profile = "train"
+    steps: int = 20
+
+
+# What each profile's child process runs.
+MODULES: dict[Profile, str] = {
+    "train": "fanin.benchmarks.run",
+    "shapes": "fanin.benchmarks.shapes",
+}
 
 
 class Display(Protocol):
@@ -54,9 +64,10 @@ def requests(tasks: Iterable[Task], backends: Iterable[str], options: Options) -
     backends = list(backends)
     made = []
     for task in tasks:
-        for repeat in range(task.repeat):
+        # Sizes are the same in every repeat.
+        for repeat in range(task.repeat if options.profile == "train" else 1):
             for backend in backends:
-                path = result_path(options.results, task, backend, repeat)
+                path = result_path(options.results, task, backend, repeat, options.profile)
                 made.append(
                     Request(
                         task=task,
@@ -67,6 +78,8 @@ def requests(tasks: Iterable[Task], backends: Iterable[str], options: Options) -
                         device=options.device,
                         threads=options.threads,
                         weights=path.with_suffix(".safetensors") if options.save_weights else None,
+                        profile=options.profile,
+                        steps=options.steps,
                     )
                 )
     return made
@@ -138,7 +151,7 @@ def run_one(request: Request, display: Display) -> RunResult:
     started = datetime.now(UTC)
     before = request.path.stat().st_mtime_ns if request.path.exists() else None
     log = log_path(request.path)
-    child, events = start_child("fanin.benchmarks.run", log)
+    child, events = start_child(MODULES[request.profile], log)
     try:
         assert child.stdin is not None
         child.stdin.write(request.model_dump_json())

@@ -295,12 +295,20 @@ def check(params: ForwardParams) -> None:
     _call(load().fanin_linear_forward_check, ctypes.byref(params))
 
 
+def workspace_bytes(params: ctypes.Structure) -> int:
+    """Scratch memory that the function needs which the struct is for; reads no data. 0 where it
+    would fail."""
+    name = _FUNCTIONS[type(params)]
+    size: int = getattr(load(), f"{name}_workspace")(ctypes.byref(params))
+    return size
+
+
 def call(params: ctypes.Structure, allocate: Callable[[int], tuple[int, Any]]) -> None:
     """Run the function that the struct is for. allocate(bytes) -> (pointer, owner) supplies scratch
     memory. Raises ValueError with the library's words where an argument is wrong."""
     library, name = load(), _FUNCTIONS[type(params)]
     reference = ctypes.byref(params)
-    size = getattr(library, f"{name}_workspace")(reference)
+    size = workspace_bytes(params)
     pointer, owner = allocate(size) if size else (None, None)
     params.workspace, params.workspace_bytes = pointer, size
     _call(getattr(library, name), reference)

@@ -334,8 +334,10 @@ class TensorFlowEngine:
             return tf.Variable(tf.zeros(shape, tf.as_dtype(dtype)), trainable=False)
 
     def read(self, held: tf.Variable) -> np.ndarray:
-        array: np.ndarray = held.numpy()
-        return array.astype(np.float32) if held.dtype == tf.bfloat16 else array
+        if held.dtype == tf.bfloat16:
+            return held.numpy().astype(np.float32)  # type: ignore[no-any-return]
+        # A view, where `numpy()` would copy; who changes the variable while it lives copies first.
+        return np.asarray(memoryview(held.read_value()))
 
     def write(self, held: tf.Variable, array: np.ndarray) -> None:
         held.assign(_converted(array, held.dtype.name))

@@ -1,0 +1,71 @@
+"""Shape twins: random data with the real sizes of a published data set, and nothing more.
+
+A step's time and memory depend on sizes, not on what the data mean. So that they can be measured
+where the real files are not at hand, a twin has the real numbers of labels, inputs and instances;
+of the instances only those are made that somebody asks for. Everything about it is synthetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from .catalogue import FEATURES, PUBLISHED, Published, canonical_name
+from .dataset import DataError
+
+
+@dataclass(frozen=True)
+class ShapeTwin:
+    """The sizes of a published data set with one kind of its features."""
+
+    published: Published
+    features: str
+
+    @property
+    def inputs(self) -> int:
+        """Features per instance."""
+        return FEATURES[self.features]
+
+    @property
+    def source(self) -> str:
+        """One line for reports."""
+        return f"random data of the sizes of {self.published.name} (shape twin)"
+
+    def sample(self, instances: int, seed: int) -> tuple[npt.NDArray[np.float32], sparse.csr_array]:
+        """Random features [instances, inputs] and positives [instances, labels], bool, sorted.
+
+        Each instance has at least one label, on average `labels_per_instance`, and labels have a
+        long tail: the r-th most frequent one comes with a probability proportional to r^-1/2. A
+        label that is drawn twice for an instance counts once.
+        """
+        rng = np.random.default_rng(seed)
+        labels = self.published.labels
+        counts = 1 + rng.poisson(self.published.labels_per_instance - 1.0, instances)
+        # Inverse of the distribution function sqrt(rank / labels).
+        rank = (labels * rng.random(counts.sum()) ** 2).astype(np.int64)
+        # Frequent labels do not stand together in real data; a step coprime to their number
+        # scatters them without a table.
+        step = next(s for s in range(int(0.618 * labels), labels + 1) if gcd(s, labels) == 1)
+        ids = rank * step % labels
+        rows = np.repeat(np.arange(instances), counts)
+        ones = np.ones(len(ids), np.bool_)
+        y = sparse.csr_array((ones, (rows, ids)), shape=(instances, labels))
+        y.sum_duplicates()
+        return rng.standard_normal((instances, self.inputs), np.float32), y
+
+
+def shape_twin(name: str, features: str) -> ShapeTwin:
+    """The twin of a published data set; DataError for another name or kind of features."""
+    entry = PUBLISHED.get(canonical_name(name))
+    if entry is None or features not in entry.features:
+        known = ", ".join(
+            f"{e.name} ({', '.join(e.features)})" for e in PUBLISHED.values() if e.features
+        )
+        raise DataError(
+            f"no shape is known for {name!r} with {features!r} features; known: {known}"
+        )
+    return ShapeTwin(entry, features)
