@@ -25,8 +25,16 @@ from fanin.benchmarks.results import (
     write_result,
 )
 from fanin.benchmarks.runner import Options, requests, run_all
-from fanin.benchmarks.task import TASK_FOLDER, Task, TaskError, read_tasks
-from fanin.datasets import DataError, available
+from fanin.benchmarks.task import (
+    USUAL_TASKS,
+    Task,
+    TaskError,
+    files_of,
+    find_tasks,
+    read_tasks,
+    task_files,
+)
+from fanin.datasets import DataError, available, canonical_name, folder_of
 from fanin.kernels import build_info
 from fanin.reports import ReportError, terminal_table, write_report
 
@@ -47,13 +55,15 @@ app = typer.Typer(
 Results = Annotated[Path, typer.Option(help="Folder of the result files.", file_okay=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Dataset = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="Data set: one that comes with fanin (see `fanin info`) or a folder below --data-dir."
+        help="Data set: one that comes with fanin (see `fanin info`) or a folder below --data-dir; "
+        "wordnet-small where no task file names another."
     ),
 ]
 Features = Annotated[
-    str | None, typer.Option(help="Features of the data set; by default what its tasks name.")
+    str | None,
+    typer.Option(help="Features of the data set; by default all that it has tasks for."),
 ]
 DataDir = Annotated[
     Path | None,
@@ -64,7 +74,10 @@ DataDir = Annotated[
 ]
 Tasks = Annotated[
     Path | None,
-    typer.Option(help='Task file (JSON: {"defaults": {}, "tasks": []}) instead of fanin\'s own.'),
+    typer.Option(
+        help='Task file (JSON: {"defaults": {}, "tasks": []}), or one of fanin\'s own by its name '
+        "(see `fanin info`), such as `amazon-670k/slice-ablations`."
+    ),
 ]
 Setup = Annotated[
     list[str] | None,
@@ -102,7 +115,7 @@ def _friendly(command: Callable[..., None]) -> Callable[..., None]:
 @app.command()
 @_friendly
 def reproduce(
-    dataset: Dataset = "wordnet-small",
+    dataset: Dataset = None,
     features: Features = None,
     data_dir: DataDir = None,
     tasks: Tasks = None,
@@ -142,12 +155,12 @@ def reproduce(
 
     Examples: `fanin reproduce` (small cut, minutes), `fanin reproduce --dataset wordnet` (all of
     it, hours), `fanin reproduce --setup ffi-32 --backend torch --epochs 3`, `fanin reproduce
-    --execution autograd --execution fused` (both ways beside each other).
+    --execution autograd --execution fused` (both ways beside each other), `fanin reproduce
+    --data-dir DIR --dataset amazon-670k --features slice` (the rows of a published table).
     """
     console = _console(as_json)
     backends = _backends(backend)
     overrides = {
-        "features": features,
         "repeat": repeat,
         "epochs": epochs,
         "seed": seed,
@@ -158,7 +171,9 @@ def reproduce(
     chosen = [
         task
         for way in execution or (None,)
-        for task in _tasks(dataset, tasks, setup, {**overrides, "execution": way})
+        for task in _tasks(
+            dataset, features, data_dir, tasks, setup, {**overrides, "execution": way}
+        )
     ]
     options = Options(results, data_dir, device, threads, force, save_weights)
     with Terminal(console) as display:
@@ -182,7 +197,7 @@ def reproduce(
 @app.command()
 @_friendly
 def compare(
-    dataset: Dataset = "wordnet-small",
+    dataset: Dataset = None,
     features: Features = None,
     data_dir: DataDir = None,
     tasks: Tasks = None,
@@ -204,8 +219,8 @@ def compare(
     """
     console = _console(as_json)
     _backends(None)
-    overrides = {"features": features, "seed": seed, "execution": execution}
-    chosen = _tasks(dataset, tasks, setup, overrides)
+    overrides = {"seed": seed, "execution": execution}
+    chosen = _tasks(dataset, features, data_dir, tasks, setup, overrides)
     options = Options(results, data_dir, device, threads)
     done = []
     failures = 0
@@ -273,7 +288,7 @@ def info(as_json: AsJson = False) -> None:
         "packages": measure.packages(),
         "gpu": measure.gpu_name(),
         "datasets": available(),
-        "tasks": sorted(path.stem for path in TASK_FOLDER.glob("*.json")),
+        "tasks": list(task_files()),
         "code": measure.code_identity(),
     }
     if as_json:
@@ -330,26 +345,50 @@ def _backends(names: list[str] | None) -> list[str]:
 
 
 def _tasks(
-    dataset: str, file: Path | None, setups: list[str] | None, overrides: dict[str, Any]
+    dataset: str | None,
+    features: str | None,
+    data_dir: Path | None,
+    file: Path | None,
+    setups: list[str] | None,
+    overrides: dict[str, Any],
 ) -> list[Task]:
-    """Tasks of the data set: from `file`, its own file, or for other data the usual setups."""
-    own = TASK_FOLDER / f"{dataset}.json"
+    """Tasks of the data set: from `file`, its own files, or for other data the usual setups."""
     overrides = {key: value for key, value in overrides.items() if value is not None}
-    if file is None and not own.exists():
-        if "features" not in overrides:
-            _stop(f"no tasks are known for data set {dataset!r}; name --features or --tasks")
-        overrides["dataset"] = dataset
-        own = TASK_FOLDER / "wordnet.json"
-    chosen = read_tasks(file or own, overrides)
+    if file is not None:
+        files = [find_tasks(file)]
+        named = {"dataset": dataset, "features": features}
+        overrides |= {key: value for key, value in named.items() if value is not None}
+    else:
+        dataset = canonical_name(dataset or "wordnet-small")
+        files = files_of(dataset, features)
+        if not files:
+            features = features or _only_features(dataset, data_dir)
+            overrides |= {"dataset": dataset, "features": features}
+            files = [USUAL_TASKS]
+    chosen = [task for path in files for task in read_tasks(path, overrides)]
     if setups:
         # `ffi-32` names every task of that setup, whatever else it departs from the defaults in.
         names = {task.slug.partition("_")[0] for task in chosen}
         slugs = {task.slug for task in chosen}
         for name in setups:
             if name not in names | slugs:
-                _stop(f"no setup {name!r} in {file or own}; there are {', '.join(sorted(names))}")
+                _stop(
+                    f"no setup {name!r} in {', '.join(map(str, files))}; there are "
+                    f"{', '.join(sorted(names))}"
+                )
         chosen = [t for t in chosen if {t.slug, t.slug.partition("_")[0]} & set(setups)]
     return chosen
+
+
+def _only_features(dataset: str, data_dir: Path | None) -> str:
+    """The features of a data set without tasks, where its folder holds one kind."""
+    folder = folder_of(dataset, data_dir) if data_dir else None
+    files = sorted(folder.glob("train-*.npy")) if folder else []
+    kinds = [path.stem.removeprefix("train-") for path in files]
+    if len(kinds) != 1:
+        there = f" ({', '.join(kinds)})" if kinds else ""
+        _stop(f"no tasks are known for data set {dataset!r}; name --features{there} or --tasks")
+    return kinds[0]
 
 
 def _table(title: str, heads: list[str]) -> Table:

@@ -38,7 +38,7 @@ _CONNECTIONS = {
 }
 
 
-class DoesNotFit(MemoryError):
+class TooLargeError(MemoryError):
     """The model needs more memory than there is."""
 
 
@@ -69,9 +69,9 @@ class Estimate:
 
 
 def check_fits(expected: Estimate, available: int) -> None:
-    """DoesNotFit with both figures where the expected peak is above the available bytes."""
+    """TooLargeError with both figures where the expected peak is above the available bytes."""
     if expected.peak_bytes > available:
-        raise DoesNotFit(
+        raise TooLargeError(
             f"needs about {expected.peak_bytes / GIB:.1f} GiB, and {available / GIB:.1f} GiB are "
             "available here"
         )

@@ -44,7 +44,7 @@ def twin_info(twin: ShapeTwin, seed: int) -> DatasetInfo:
 def profile(request: Request, events: Events) -> RunResult:
     """Build, train, rewire, predict and keep weights as a run does, a few steps of each.
 
-    Raises `plan.DoesNotFit` before anything is built where this machine has too little memory.
+    Raises `plan.TooLargeError` before anything is built where this machine has too little memory.
     """
     task = request.task
     twin = shape_twin(task.dataset, task.features)
@@ -71,26 +71,24 @@ def profile(request: Request, events: Events) -> RunResult:
         events.send(event="phase", name="building the model")
         trainer = build(request, setup)
 
-        def timed(work: Callable[[], object]) -> float:
+        def timed(work: Callable[..., object], *arguments: object) -> float:
             trainer.synchronize()
             start = time.perf_counter()
-            work()
+            work(*arguments)
             trainer.synchronize()
             return time.perf_counter() - start
 
         rewire_seconds = None
         if setup.is_rewired and task.rewire_interval:
-            rewire_seconds = timed(lambda: trainer.regrow(task.rewire_fraction, 0))
+            rewire_seconds = timed(trainer.regrow, task.rewire_fraction, 0)
         events.send(event="phase", name="training")
         steps = []
         for batch in batches.epoch(0):
-            steps.append(timed(lambda: trainer.train([batch], task.learning_rate)))
+            steps.append(timed(trainer.train, [batch], task.learning_rate))
             events.send(event="step", done=len(steps), total=len(batches), loss=steps[-1])
         events.send(event="phase", name="predicting")
         k = min(5, setup.labels)
-        blocks = [
-            timed(lambda: trainer.top_k([part], k)) for part in evaluation_blocks(asked, block)
-        ]
+        blocks = [timed(trainer.top_k, [part], k) for part in evaluation_blocks(asked, block)]
         # A run keeps its best weights at the end of an epoch.
         with tempfile.TemporaryDirectory(prefix="fanin-shapes-") as folder:
             BestWeights(Path(folder)).keep(trainer, 1)

@@ -3,6 +3,9 @@
 A task file is the original experiments' JSON, `{"defaults": {...}, "tasks": [{...}, ...]}`: each
 entry of `tasks` overrides `defaults`. Where a key is silent, the paper's protocol holds
 (Schultheis & Babbar, ECML-PKDD 2023, arXiv 2306.03725, and its public code).
+
+fanin's own files lie in `tasks/<dataset>/<features>.json`; those of published data sets hold
+exactly the published rows, and `<features>-ablations.json` beside them what else the authors tried.
 """
 
 from __future__ import annotations
@@ -15,11 +18,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fanin.backends.interface import Architecture, Execution, LayerSetup, Storage, StoredType
+from fanin.datasets import canonical_name
 
 # Both become folder names below the results folder.
 _FILE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
 
 TASK_FOLDER = Path(__file__).parent / "tasks"
+_ABLATIONS = "-ablations"
+# What one's own data are trained with when no task file is named.
+USUAL_TASKS = TASK_FOLDER / "wordnet" / "tfidf-svd512.json"
 
 
 class TaskError(ValueError):
@@ -55,11 +62,17 @@ class Task(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        """The original files name the number of inputs as connectivity of a dense layer and let a
-        bottleneck's connectivity repeat its width; both follow from the rest. Its unstructured
-        layer without an intermediate one rewired 1 % instead of 10 %."""
+        """The paper's tables name the number of inputs as connectivity of a dense layer and let a
+        bottleneck's connectivity repeat its width; both follow from the rest. In the original's
+        files 0 stands for none. Its unstructured layer without an intermediate one rewired 1 %
+        instead of 10 %."""
         if isinstance(values, dict):
             values = dict(values)
+            for key in ("connectivity", "intermediate"):
+                if values.get(key) == 0:
+                    values[key] = None
+            if isinstance(values.get("dataset"), str):
+                values["dataset"] = canonical_name(values["dataset"])
             if values.get("architecture") in ("dense", "bottleneck"):
                 values.pop("connectivity", None)
             if values.get("architecture") == "bottleneck":
@@ -117,8 +130,41 @@ class Task(BaseModel):
         return "_".join(["-".join(parts), *changed])
 
 
+def task_files() -> dict[str, Path]:
+    """fanin's own task files by their short names, such as `amazon-670k/slice-ablations`."""
+    files = sorted(TASK_FOLDER.glob("*/*.json"))
+    return {path.relative_to(TASK_FOLDER).with_suffix("").as_posix(): path for path in files}
+
+
+def files_of(dataset: str, features: str | None = None) -> list[Path]:
+    """The task files of a data set, one per kind of features, without the ablations; only that of
+    `features` if they are named. Empty where fanin has none."""
+    return [
+        path
+        for path in task_files().values()
+        if path.parent.name == canonical_name(dataset)
+        and not path.stem.endswith(_ABLATIONS)
+        and features in (None, path.stem)
+    ]
+
+
+def find_tasks(name: Path) -> Path:
+    """The task file that `--tasks` names: a file, or else one of fanin's own by its short name."""
+    own = task_files()
+    if name.is_file() or name.suffix == ".json":
+        return name  # where there is no such file, reading says so
+    if name.as_posix() not in own:
+        raise TaskError(f"{name}: no such task file; fanin's own are {', '.join(own)}")
+    return own[name.as_posix()]
+
+
 def read_tasks(path: Path, overrides: dict[str, Any] | None = None) -> list[Task]:
-    """All tasks of one file, in its order; `overrides` win over the file (command line options)."""
+    """All tasks of one file, in its order; `overrides` win over the file (command line options).
+
+    Entries that are the same task are one, with the largest of their repeats: the original's files
+    list a task of their tables once more among its ablations. Raises TaskError for a file that
+    cannot be used.
+    """
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -132,7 +178,13 @@ def read_tasks(path: Path, overrides: dict[str, Any] | None = None) -> list[Task
         raise TaskError(f"{path}: `defaults` must be an object, got {defaults!r}")
     if unknown := set(content) - {"defaults", "tasks"}:
         raise TaskError(f"{path}: unknown keys {sorted(unknown)}; use `defaults` and `tasks`")
-    return list(_tasks(path, defaults, content["tasks"], overrides or {}))
+    merged: dict[tuple[str, str, str], Task] = {}
+    for task in _tasks(path, defaults, content["tasks"], overrides or {}):
+        key = (task.dataset, task.features, task.slug)
+        known = merged.setdefault(key, task)
+        if task.repeat > known.repeat:
+            merged[key] = task
+    return list(merged.values())
 
 
 def _tasks(
@@ -140,20 +192,18 @@ def _tasks(
 ) -> Iterator[Task]:
     if not entries:
         raise TaskError(f"{path}: `tasks` is empty")
-    seen: dict[tuple[str, str, str], int] = {}
     for number, entry in enumerate(entries):
         where = f"{path}: tasks[{number}]"
         if not isinstance(entry, dict):
             raise TaskError(f"{where}: expected an object, got {entry!r}")
+        values = {**defaults, **entry, **overrides}
+        if values.get("architecture") == "sparse" and "rewire_fraction" not in entry | overrides:
+            # The original never handed its default fraction to this layer, which kept its own.
+            values.pop("rewire_fraction", None)
         try:
-            task = Task.model_validate({**defaults, **entry, **overrides})
+            yield Task.model_validate(values)
         except ValidationError as error:
             raise TaskError(f"{where}: {_explain(error)}") from error
-        key = (task.dataset, task.features, task.slug)
-        if key in seen:
-            raise TaskError(f"{where}: the same task as tasks[{seen[key]}] ({task.slug})")
-        seen[key] = number
-        yield task
 
 
 def _explain(error: ValidationError) -> str:

@@ -8,7 +8,7 @@ its training half into the batches that every backend sees. Nothing here knows a
 from .batches import Batch, Batches, evaluation_blocks
 from .catalogue import PUBLISHED, canonical_name, propensity, spellings
 from .dataset import DataError, Dataset
-from .registry import available, load
+from .registry import available, folder_of, load
 
 __all__ = [
     "PUBLISHED",
@@ -19,6 +19,7 @@ __all__ = [
     "available",
     "canonical_name",
     "evaluation_blocks",
+    "folder_of",
     "load",
     "propensity",
     "spellings",

@@ -1,10 +1,10 @@
 """One self-contained HTML page, and the same tables and plots as files beside it.
 
 `write_report` reads a results folder, makes a section per data set and features, and writes
-`index.html`, `comparison.csv` and `comparison.md` over everything, and a folder
-`<data set>/<features>` per section with its own two tables and its plots. The page's text is in
-`page.html.jinja`, with autoescaping on: names and error messages come from files and are never
-trusted.
+`index.html`, `comparison.csv` and `comparison.md` over everything, `paper.csv` with all published
+rows beside ours, and a folder `<data set>/<features>` per section with its own tables and plots.
+The page's text is in `page.html.jinja`, with autoescaping on: names and error messages come from
+files and are never trusted.
 """
 
 from __future__ import annotations
@@ -26,12 +26,24 @@ from fanin.benchmarks.results import (
     write_atomically,
 )
 from fanin.reports import plots
+from fanin.reports.paper import (
+    Ours,
+    PaperRow,
+    is_published,
+    measured,
+    paper_frame,
+    paper_note,
+    paper_rows,
+    paper_table,
+    published_tables,
+)
 from fanin.reports.setups import COLOURS, dataset_label
 from fanin.reports.summary import (
     GIB,
     Row,
     frame_of,
     hardware,
+    is_finished,
     known_datasets,
     number_hardware,
     on_gpu,
@@ -43,20 +55,15 @@ from fanin.reports.tables import (
     comparison,
     counts,
     failures,
+    heading,
     lockstep,
     lockstep_sides,
+    protocols,
     rankings,
     savings,
     section_markdown,
     shared_variant,
 )
-
-PROTOCOLS = {
-    "paper": "validation set = test set, as in the paper (protocol “paper”): learning rate, early "
-    "stopping and best weights are chosen on the test set, so test precision is optimistic",
-    "holdout": "validation set split off the training set (protocol “holdout”): the test set is "
-    "not used during training",
-}
 
 
 class ReportError(ValueError):
@@ -72,6 +79,16 @@ class MachineSummary:
 
 
 @dataclass(frozen=True)
+class Paper:
+    """The published table of a section beside ours. departing: finished runs of other tasks."""
+
+    rows: tuple[PaperRow, ...]
+    table: Table
+    note: str
+    departing: int
+
+
+@dataclass(frozen=True)
 class Section:
     """One data set with its features: everything the page shows of it."""
 
@@ -83,6 +100,7 @@ class Section:
     rows: tuple[Row, ...]
     comparison: Table | None
     rankings: Table | None
+    paper: Paper | None
     savings: Table | None
     against: Table | None
     lockstep: Table | None
@@ -106,11 +124,14 @@ def write_report(results: Path, out: Path | None = None) -> Path:
             f"{results}` (or `fanin compare` for a comparison step by step)"
         )
     out = results / "report" if out is None else out
-    sections = make_sections(runs, locksteps)
+    ours = measured(runs)
+    sections = make_sections(runs, locksteps, ours)
     rows = [row for section in sections for row in section.rows]
 
     out.mkdir(parents=True, exist_ok=True)
     _write_tables(out, rows, "\n".join(section_text(section) for section in sections))
+    published = [row for table in published_tables() for row in paper_rows(*table, ours)]
+    write_atomically(out / "paper.csv", paper_frame(published).to_csv(index=False))
     for section in sections:
         folder = out / section.folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +139,9 @@ def write_report(results: Path, out: Path | None = None) -> Path:
         for old in folder.glob("*.png"):
             old.unlink()
         _write_tables(folder, section.rows, section_text(section))
+        if section.paper:
+            text = paper_frame(section.paper.rows).to_csv(index=False)
+            write_atomically(folder / "paper.csv", text)
         for plot in section.plots.values():
             (folder / f"{plot.name}.png").write_bytes(plot.png)
     page = out / "index.html"
@@ -131,12 +155,22 @@ def _write_tables(folder: Path, rows: Sequence[Row], markdown: str) -> None:
 
 
 def section_text(section: Section) -> str:
-    """A section's comparison as Markdown, with what every run of it shares."""
-    return section_markdown(section.title, section.rows)
+    """A section's comparison as Markdown, and the paper beside it where there are its rows."""
+    if not section.paper:
+        return section_markdown(section.title, section.rows)
+    paper, title = section.paper, f"{section.title}: the paper beside ours"
+    # Where only comparisons step by step are there, the published rows still show their gaps.
+    text = f"{section_markdown(section.title, section.rows)}\n" if section.rows else ""
+    return (
+        f"{text}{heading(title)}{paper.table.markdown()}\n\n{paper.table.caption}. {paper.note}\n"
+    )
 
 
-def make_sections(runs: Sequence[RunResult], locksteps: Sequence[LockstepResult]) -> list[Section]:
-    """One section per data set and features, in alphabetical order."""
+def make_sections(
+    runs: Sequence[RunResult], locksteps: Sequence[LockstepResult], ours: Sequence[Ours]
+) -> list[Section]:
+    """One section per data set and features, in alphabetical order; `ours` is what stands beside
+    the published rows."""
     known = known_datasets(runs)
     for each in locksteps:
         known.setdefault((each.task.dataset, each.task.features), each.dataset)
@@ -158,6 +192,7 @@ def make_sections(runs: Sequence[RunResult], locksteps: Sequence[LockstepResult]
                     if (each.task.dataset, each.task.features) == (name, features)
                 ],
                 [row for row in rows if (row.dataset, row.features) == (label, features)],
+                _paper(name, features, runs, ours),
             )
         )
     return sections
@@ -169,6 +204,7 @@ def _section(
     runs: list[RunResult],
     locksteps: list[LockstepResult],
     rows: list[Row],
+    paper: Paper | None,
 ) -> Section:
     shared = shared_variant(rows)
     drawn = (
@@ -181,12 +217,13 @@ def _section(
     return Section(
         title=title,
         folder=folder,
-        protocols=tuple(PROTOCOLS[name] for name in sorted({run.task.protocol for run in runs})),
+        protocols=protocols(rows),
         shared=tuple(shared),
         counts=counts(runs, locksteps),
         rows=tuple(rows),
         comparison=comparison(rows) if rows else None,
         rankings=rankings(rows),
+        paper=paper,
         savings=savings(rows),
         against=against(rows) if rows else None,
         lockstep=lockstep(locksteps) if locksteps else None,
@@ -194,6 +231,17 @@ def _section(
         failures=failures(runs),
         plots={plot.name: plot for plot in drawn if plot is not None},
     )
+
+
+def _paper(
+    dataset: str, features: str, runs: Sequence[RunResult], ours: Sequence[Ours]
+) -> Paper | None:
+    rows = paper_rows(dataset, features, ours)
+    if not rows:
+        return None
+    here = [run for run in runs if (run.task.dataset, run.task.features) == (dataset, features)]
+    departing = sum(is_finished(run) and not is_published(run.task) for run in here)
+    return Paper(tuple(rows), paper_table(rows), paper_note(dataset, features), departing)
 
 
 def describe_machines(
@@ -272,9 +320,12 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["base64"] = lambda png: base64.b64encode(png).decode("ascii")
-    finished = sum(run.status == "finished" for run in runs)
+    finished = sum(is_finished(run) for run in runs)
+    shown = {section.folder for section in sections}
+    waiting = [table for table in published_tables() if "/".join(table) not in shown]
     return environment.get_template("page.html.jinja").render(
         sections=sections,
+        waiting=waiting,
         machines=describe_machines(runs, locksteps),
         period=period([*runs, *locksteps]),
         finished=finished,

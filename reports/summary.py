@@ -146,7 +146,7 @@ def summarise(runs: Sequence[RunResult]) -> list[Row]:
             if is_finished(run):
                 alike[numbers[hardware(run.machine)] if run.machine else None].append(run)
         for machine, repeats in alike.items() or [(None, [])]:
-            values, spreads = _average([figures(run) for run in repeats])
+            values, spreads = average([figures(run) for run in repeats])
             rows.append(
                 Row(
                     dataset=dataset_label(name, info.synthetic if info else False),
@@ -172,9 +172,10 @@ def summarise(runs: Sequence[RunResult]) -> list[Row]:
     )
 
 
-def _average(
+def average(
     measured: list[dict[str, float | None]],
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Means and sample standard deviations of the `figures` of repeats; gaps where none has one."""
     values: dict[str, float | None] = {}
     spreads: dict[str, float | None] = {}
     for key in FIGURES:

@@ -37,7 +37,19 @@ MEMORY_NOTE = (
     "RSS: peak resident set of the process above its baseline; allocator: peak of the framework's "
     "GPU allocator"
 )
-_BRIEF_KINDS: dict[str | None, str] = {ALLOCATOR_PEAK: "allocator", RSS_ABOVE_BASELINE: "RSS"}
+BRIEF_KINDS: dict[str | None, str] = {ALLOCATOR_PEAK: "allocator", RSS_ABOVE_BASELINE: "RSS"}
+
+PROTOCOLS = {
+    "paper": "validation set = test set, as in the paper (protocol “paper”): learning rate, early "
+    "stopping and best weights are chosen on the test set, so test precision is optimistic",
+    "holdout": "validation set split off the training set (protocol “holdout”): the test set is "
+    "not used during training",
+}
+# The same for a terminal's line.
+_BRIEF_PROTOCOLS = {
+    "paper": "validation set = test set (protocol paper)",
+    "holdout": "validation on training instances held out (protocol holdout)",
+}
 
 # Below this many GiB the smallest figure of a column would be printed as 0.0x; MiB reads better.
 _SMALL_GIB = 0.1
@@ -45,10 +57,12 @@ _SMALL_GIB = 0.1
 
 @dataclass(frozen=True)
 class Cell:
-    """text as printed; spread (`±0.12`) beside it; colour of the setup that the row is about."""
+    """text as printed; beside it spread (`±0.12`) and what it is against another figure (`+0.3`, in
+    parentheses); colour of the setup that the row is about."""
 
     text: str = GAP
     spread: str = ""
+    against: str = ""
     best: bool = False
     colour: str | None = None
 
@@ -100,7 +114,8 @@ def _escape_markdown(text: str) -> str:
 def _markdown_cell(cell: Cell) -> str:
     text = _escape_markdown(cell.text)
     text = f"**{text}**" if cell.best else text
-    return f"{text} {cell.spread}" if cell.spread else text
+    against = f"({cell.against})" if cell.against else ""
+    return " ".join(part for part in (text, cell.spread, against) if part)
 
 
 def number(value: float | None, decimals: int) -> str:
@@ -170,7 +185,7 @@ def comparison(rows: Sequence[Row]) -> Table:
         printed.append(_printer(key, factor, decimals, best))
         if key == "memory_gib":
             columns.append(Column("memory kind", False, MEMORY_NOTE))
-            printed.append(lambda row: Cell(_BRIEF_KINDS.get(row.memory_kind, GAP)))
+            printed.append(lambda row: Cell(BRIEF_KINDS.get(row.memory_kind, GAP)))
     columns.append(Column("n", meaning="finished repeats; figures are means ± standard deviation"))
 
     lines = []
@@ -273,13 +288,29 @@ def comparison_markdown(runs: Iterable[RunResult]) -> str:
     return "\n".join(parts)
 
 
+def _protocol_names(rows: Iterable[Row]) -> list[str]:
+    """Protocols of the rows; "paper" is the default, so only another one is in the variant."""
+    variants = [row.setup.variant.split(", ") for row in rows]
+    return sorted({"holdout" if "protocol=holdout" in parts else "paper" for parts in variants})
+
+
+def protocols(rows: Iterable[Row]) -> tuple[str, ...]:
+    """What was validated on, in words: one entry per protocol that the rows were made with."""
+    return tuple(PROTOCOLS[name] for name in _protocol_names(rows))
+
+
+def heading(title: str) -> str:
+    return f"## {_escape_markdown(title)}\n\n"
+
+
 def section_markdown(title: str, rows: Sequence[Row]) -> str:
-    """One comparison table under its heading."""
+    """One comparison table under its heading, with the protocol and what all runs share."""
     shared = shared_variant(rows)
-    remark = f"All runs: {', '.join(shared)}.\n\n" if shared else ""
+    remark = "".join(f"Protocol: {protocol}.\n\n" for protocol in protocols(rows))
+    remark += f"All runs: {', '.join(shared)}.\n\n" if shared else ""
     table = comparison(rows)
     return (
-        f"## {_escape_markdown(title)}\n\n{remark}{table.markdown()}\n\n"
+        f"{heading(title)}{remark}{table.markdown()}\n\n"
         f"{table.caption}. Memory kind: {MEMORY_NOTE}.\n"
     )
 
@@ -334,7 +365,8 @@ def pairs(rows: Sequence[Row]) -> list[Pair]:
 
 
 def against(rows: Sequence[Row]) -> Table:
-    """PyTorch against TensorFlow, setup by setup: test P@1, time per epoch, memory."""
+    """PyTorch against TensorFlow, setup by setup: test P@1, time per epoch with and without
+    validation, memory."""
     shared = shared_variant(rows)
     couples = pairs(rows)
     first, second = (BACKEND_NAMES[backend] for backend in BACKENDS)
@@ -352,7 +384,7 @@ def against(rows: Sequence[Row]) -> Table:
             line.append(Cell(str(row.machine) if row and row.machine else GAP))
         lines.append(line)
 
-    for key in ("test_p1", "seconds_per_epoch", "memory_gib"):
+    for key in ("test_p1", "seconds_per_epoch", "train_seconds_per_epoch", "memory_gib"):
         metric = METRICS[key]
         values = [value for couple in couples for value in couple.both(key)]
         unit, factor, decimals = metric.unit, 1.0, metric.decimals
@@ -619,8 +651,8 @@ def departures_caption(caption: str, shared: Sequence[str]) -> str:
 def terminal_table(runs: Iterable[RunResult]) -> str:
     """The comparison in about 100 columns, for the end of a command: one table per data set.
 
-    Test P@k in percent, memory, epochs and wall-clock time per epoch, means over n repeats; the
-    full columns stand in `comparison.md`.
+    Test P@k in percent, memory, epochs and wall-clock time per epoch with and without validation,
+    means over n repeats; the full columns stand in `comparison.md`.
     """
     parts = []
     for (dataset, features), group in groupby(
@@ -629,13 +661,15 @@ def terminal_table(runs: Iterable[RunResult]) -> str:
         rows = list(group)
         shared = shared_variant(rows)
         unit, factor, decimals = memory_unit(row.values["memory_gib"] for row in rows)
-        seconds = time_decimals(row.values["seconds_per_epoch"] for row in rows)
+        times = ("seconds_per_epoch", "train_seconds_per_epoch")
+        seconds = time_decimals(row.values[key] for row in rows for key in times)
         kinds = sorted({row.memory_kind for row in rows if row.memory_kind})
         printed = (
-            *((METRICS[f"test_p{k}"].label, f"test_p{k}", 1.0, 2) for k in (1, 3, 5)),
+            *((f"P@{k}", f"test_p{k}", 1.0, 2) for k in (1, 3, 5)),
             (unit, "memory_gib", factor, decimals),
             ("epochs", "epochs", 1.0, 1),
             ("s/epoch", "seconds_per_epoch", 1.0, seconds),
+            ("train", "train_seconds_per_epoch", 1.0, seconds),
         )
         table = Table(
             caption="",
@@ -659,6 +693,10 @@ def terminal_table(runs: Iterable[RunResult]) -> str:
             ),
         )
         title = departures_caption(f"{dataset}, {features} features", shared)
-        note = f"P@k in percent; memory: {', '.join(kinds) or 'not measured'}"
+        validated = "; ".join(_BRIEF_PROTOCOLS[name] for name in _protocol_names(rows))
+        note = (
+            f"Test P@k in percent; {validated}\n"
+            f"memory: {', '.join(kinds) or 'not measured'}; train: s/epoch without validation"
+        )
         parts.append(f"{title}\n{note}\n{table.markdown()}\n")
     return "\n".join(parts)

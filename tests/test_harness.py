@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from fanin.backends.arrays import initial_arrays, plan_rewiring
 from fanin.backends.interface import LayerSetup, make_trainer
 from fanin.benchmarks import fit, lockstep
+from fanin.benchmarks.cli import _tasks as chosen_tasks
 from fanin.benchmarks.metrics import precision, precision_at
 from fanin.benchmarks.results import (
     Precision,
@@ -27,7 +28,7 @@ from fanin.benchmarks.results import (
     read_result,
     result_path,
 )
-from fanin.benchmarks.task import TASK_FOLDER, Task, TaskError, read_tasks
+from fanin.benchmarks.task import Task, TaskError, files_of, read_tasks, task_files
 from fanin.datasets import Batches
 from fanin.datasets.formats import write_labels
 
@@ -37,11 +38,64 @@ def task(**values) -> Task:
 
 
 class TestTasks:
-    @pytest.mark.parametrize("path", sorted(TASK_FOLDER.glob("*.json")), ids=lambda p: p.stem)
-    def test_every_task_file_is_valid(self, path):
+    @pytest.mark.parametrize("name", task_files())
+    def test_every_task_file_is_valid(self, name):
+        path = task_files()[name]
         tasks = read_tasks(path)
-        assert len({t.slug for t in tasks}) == len(tasks)
-        assert all(t.dataset == path.stem for t in tasks)
+        entries = json.loads(path.read_text())["tasks"]
+        assert len({t.slug for t in tasks}) == len(tasks) == len(entries)
+        assert {f"{t.dataset}/{t.features}" for t in tasks} == {name.removesuffix("-ablations")}
+
+    def test_files_of_a_data_set(self):
+        assert [p.stem for p in files_of("Amazon670k")] == ["cascade", "slice"]
+        assert [p.stem for p in files_of("amazon-670k", "slice")] == ["slice"]
+        assert files_of("amazon-670k", "other") == files_of("mine") == []
+
+    def test_the_original_files_load_unchanged(self, tmp_path):
+        """A file in the shape of the original's: 0 for none, its names, a task listed twice."""
+        hidden = {"connectivity": 32, "intermediate": 16384, "architecture": "dense-stratified"}
+        plain = {"connectivity": 32, "intermediate": 0}
+        content = {
+            "defaults": {
+                "repeat": 1, "dropout": 0.2, "learning_rate": 1e-3, "rewire_interval": 1000,
+                "rewire_fraction": 0.1, "features": "cascade", "dataset": "Wikipedia-500K",
+                "loss_fn": "squared_hinge",
+            },
+            "tasks": [
+                {**hidden, "dropout": 0.2},
+                {**hidden, "repeat": 3},
+                {**hidden, "dropout": 0.1},
+                hidden,
+                {"connectivity": 0, "intermediate": 0, "architecture": "dense", "repeat": 5},
+                {**plain, "architecture": "stratified"},
+                {**plain, "architecture": "sparse"},
+                {**plain, "architecture": "sparse", "rewire_fraction": 0.1},
+                {"connectivity": 0, "intermediate": 64, "architecture": "bottleneck"},
+            ],
+        }  # fmt: skip
+        path = tmp_path / "t.json"
+        path.write_text(json.dumps(content))
+        tasks = read_tasks(path)
+        assert {(t.dataset, t.features) for t in tasks} == {("wiki-500k", "cascade")}
+        assert [(t.slug.removesuffix("_dropout=0.2"), t.repeat) for t in tasks] == [
+            ("ffi-32-16384", 3), ("ffi-32-16384", 1), ("dense", 5), ("ffi-32", 1),
+            ("unstructured-32", 1), ("unstructured-32_dropout=0.2_rewire_fraction=0.1", 1),
+            ("bottleneck-64", 1),
+        ]  # fmt: skip
+        # Only what the entry or the command line says about it counts for `sparse`.
+        assert [t.rewire_fraction for t in tasks[3:6]] == [0.1, 0.01, 0.1]
+        assert {t.rewire_fraction for t in read_tasks(path, {"rewire_fraction": 0.3})} == {0.3}
+        assert (tasks[2].connectivity, tasks[2].intermediate) == (None, None)
+
+    @pytest.mark.parametrize(
+        ("name", "canonical"),
+        [
+            ("Amazon670k", "amazon-670k"), ("Wikipedia-500K", "wiki-500k"),
+            ("Amazon-3M", "amazon-3m"), ("My-Own", "My-Own"),
+        ],
+    )  # fmt: skip
+    def test_names_of_data_sets_become_the_catalogues(self, name, canonical):
+        assert task(dataset=name).dataset == canonical
 
     def test_original_names_are_understood(self, tmp_path):
         path = tmp_path / "t.json"
@@ -100,8 +154,10 @@ class TestTasks:
             ('{"defaults": {"dataset": "d", "features": "f"}, "tasks": [{"architecture": '
              '"dense-stratified", "connectivity": 32, "intermediate": 5}]}',
              "connectivity 32 is larger than the 5 inputs"),
-            ('{"defaults": {"dataset": "d", "features": "f", "architecture": "dense"}, "tasks": '
-             '[{}, {}]}', r"tasks\[1\]: the same task as tasks\[0\]"),
+            ('{"defaults": {"dataset": "d", "features": "f", "connectivity": 0}, "tasks": '
+             '[{"architecture": "stratified"}]}', "needs `connectivity`"),
+            ('{"defaults": {"dataset": "d", "features": "f", "intermediate": 0}, "tasks": '
+             '[{"architecture": "bottleneck"}]}', "needs `intermediate`"),
         ],
     )  # fmt: skip
     def test_errors_name_file_task_and_key(self, tmp_path, content, message):
@@ -572,6 +628,7 @@ class TestCommandLine:
             (("--setup", "ffi-33"), "no setup 'ffi-33' .* there are bottleneck-64, dense"),
             (("--dataset", "nowhere"), "no tasks are known for data set 'nowhere'"),
             (("--tasks", "/nowhere.json"), "/nowhere.json: no such task file"),
+            (("--tasks", "amazon-670k"), "no such task file; fanin's own are .*amazon-670k/slice"),
         ],
     )
     def test_wrong_usage_is_one_line_and_code_2(self, tmp_path, given, message):
@@ -579,6 +636,40 @@ class TestCommandLine:
         assert done.returncode == 2
         assert re.search(message, done.stderr)
         assert "Traceback" not in done.stderr
+
+    def test_tasks_of_a_data_set_by_any_of_its_names(self):
+        def named(dataset, features=None, file=None, data_dir=None):
+            return chosen_tasks(dataset, features, data_dir, file, None, {})
+
+        def kinds(tasks):
+            return {(t.dataset, t.features) for t in tasks}
+
+        both = named("Amazon670k")
+        assert kinds(both) == {("amazon-670k", "cascade"), ("amazon-670k", "slice")}
+        assert not any("=" in t.slug for t in both)  # no ablations
+        assert named("amazon-670k", "slice") == [t for t in both if t.features == "slice"]
+        assert kinds(named(None)) == {("wordnet-small", "tfidf-svd512")}
+
+        ablations = Path("wiki-500k/slice-ablations")
+        assert kinds(named(None, file=ablations)) == {("wiki-500k", "slice")}
+        assert all("=" in t.slug for t in named(None, file=ablations))
+        assert kinds(named("wiki-500k", "mine", file=ablations)) == {("wiki-500k", "mine")}
+
+    def test_ones_own_data_take_the_usual_setups(self, tmp_path):
+        def named(dataset, features=None):
+            return chosen_tasks(dataset, features, tmp_path, None, None, {})
+
+        usual = [t.slug for t in read_tasks(task_files()["wordnet/tfidf-svd512"])]
+        assert [t.slug for t in named("mine", "bert")] == usual
+        assert {(t.dataset, t.features) for t in named("wordnet", "bert")} == {("wordnet", "bert")}
+        # The only features that are there need not be named.
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "train-bert.npy").touch()
+        assert {(t.dataset, t.features) for t in named("mine")} == {("mine", "bert")}
+        (tmp_path / "mine" / "train-lsa.npy").touch()
+        done = command("reproduce", "--dataset", "mine", "--data-dir", tmp_path)
+        assert done.returncode == 2
+        assert r"name --features (bert, lsa) or --tasks" in done.stderr
 
     def test_a_report_of_nothing(self, tmp_path):
         done = command("report", "--results", tmp_path)

@@ -411,8 +411,11 @@ def test_a_setup_missing_in_one_backend_is_a_gap_in_the_table_of_both() -> None:
     table = tables.against(summarise(runs))
     rows = [[cell.text for cell in row] for row in table.rows]
     assert rows == [
-        ["Dense", "50.00", "—", "—", "12.0", "—", "—", "2.00", "—", "—"],
-        ["FFI 32", "50.00", "60.00", "+10.00", "12.0", "12.0", "1.00", "2.00", "2.00", "1.00"],
+        ["Dense", "50.00", *"——", "12.0", *"——", "10.0", *"——", "2.00", *"——"],
+        [
+            *("FFI 32", "50.00", "60.00", "+10.00", "12.0", "12.0", "1.00"),
+            *("10.0", "10.0", "1.00", "2.00", "2.00", "1.00"),
+        ],
     ]
 
 
@@ -420,7 +423,7 @@ def test_a_setup_that_failed_in_both_backends_is_a_row_of_gaps() -> None:
     dense = task(architecture="dense")
     runs = [run(), failed(of=dense), failed(backend="tensorflow", of=dense)]
     rows = [[cell.text for cell in row] for row in tables.against(summarise(runs)).rows]
-    assert rows[0] == ["Dense", *["—"] * 9]
+    assert rows[0] == ["Dense", *["—"] * 12]
 
 
 def test_different_kinds_of_memory_are_not_compared() -> None:
@@ -626,6 +629,20 @@ def test_terminal_table_fits_a_terminal(report: Path) -> None:
     assert max(map(len, text.splitlines())) <= 100
     assert "Unstructured 32-4096" in text
     assert "—" in text
+
+
+def test_every_table_states_the_protocol(report: Path, tmp_path: Path) -> None:
+    text = (report.parent / "comparison.md").read_text()
+    assert text.count("Protocol: validation set = test set, as in the paper") == 2
+    assert terminal_table([run()]).count("validation set = test set (protocol paper)") == 1
+    held = run(of=task(protocol="holdout"))
+    assert "test set" not in terminal_table([held])
+    assert "held out (protocol holdout)" in terminal_table([held])
+    page = write_report(save(tmp_path, held)).read_text()
+    assert "Protocol: validation set split off the training set" in page
+    assert "Protocol: validation set = test set" not in page
+    both = comparison_markdown([held, run()])
+    assert both.count("Protocol: ") == 2
 
 
 # ---- placing names, errors, imports

@@ -88,7 +88,8 @@ def test_installed_packages_are_complete():
         ("backends", "tensorflow/ops.cc"),
         ("datasets", "wordnet/wordnet.txt.xz"),
         ("datasets", "wordnet/LICENSE"),
-        ("benchmarks", "tasks/wordnet.json"),
+        ("benchmarks", "tasks/wordnet/tfidf-svd512.json"),
+        ("benchmarks", "published/ecml23.csv"),
         ("reports", "page.html.jinja"),
     ]:
         assert resources.files(f"fanin.{package}").joinpath(name).is_file(), f"{package}/{name}"
