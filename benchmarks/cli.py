@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,11 +17,15 @@ from rich.table import Table
 
 from fanin.backends.interface import BACKENDS, INSTALL
 from fanin.benchmarks import lockstep, measure
+from fanin.benchmarks.plan import TooLargeError
 from fanin.benchmarks.progress import Terminal
 from fanin.benchmarks.results import (
+    FOLDERS,
     LockstepResult,
     LockstepStep,
+    Profile,
     ResultError,
+    RunResult,
     lockstep_path,
     write_result,
 )
@@ -34,9 +39,9 @@ from fanin.benchmarks.task import (
     read_tasks,
     task_files,
 )
-from fanin.datasets import DataError, available, canonical_name, folder_of
+from fanin.datasets import PUBLISHED, DataError, available, canonical_name, folder_of
 from fanin.kernels import build_info
-from fanin.reports import ReportError, terminal_table, write_report
+from fanin.reports import ReportError, shape_table, terminal_table, write_report
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -140,6 +145,15 @@ def reproduce(
             "the training set."
         ),
     ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="train; or shapes: a few steps on random data of the published sizes, for memory "
+            "and extrapolated time, fused unless --execution says otherwise; without --dataset all "
+            "published tables."
+        ),
+    ] = "train",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a shape profile.")] = 20,
     results: Results = Path("results"),
     device: Device = "auto",
     threads: Threads = 0,
@@ -168,18 +182,26 @@ def reproduce(
         "weights_dtype": weights_dtype,
         "moments_dtype": moments_dtype,
     }
+    if profile not in FOLDERS:
+        _stop(f"unknown profile {profile!r}; there are {', '.join(FOLDERS)}")
+    shapes = profile == "shapes"
+    names: list[str | None] = [dataset]
+    if shapes and dataset is None and tasks is None:
+        names = [e.name for e in PUBLISHED.values() if features in (None, *e.features)]
+        names = [name for name in names if name and PUBLISHED[name].features]
     chosen = [
         task
-        for way in execution or (None,)
-        for task in _tasks(
-            dataset, features, data_dir, tasks, setup, {**overrides, "execution": way}
-        )
+        for name in names
+        for way in execution or (("fused",) if shapes else (None,))
+        for task in _tasks(name, features, data_dir, tasks, setup, {**overrides, "execution": way})
     ]
-    options = Options(results, data_dir, device, threads, force, save_weights)
+    kind: Profile = "shapes" if shapes else "train"
+    options = Options(results, data_dir, device, threads, force, save_weights, kind, steps)
     with Terminal(console) as display:
         done = run_all(requests(chosen, backends, options), options, display)
     page = write_report(results)
-    failed = [r for r in done if r.status == "failed"]
+    # What is too large for this machine is an answer, not a failure.
+    failed = [r for r in done if r.failure and r.failure.kind != TooLargeError.__name__]
     if as_json:
         _print_json(
             {
@@ -188,7 +210,8 @@ def reproduce(
             }
         )
     else:
-        console.print("\n" + terminal_table(done), soft_wrap=True, highlight=False, markup=False)
+        table = _shapes_table(done) if shapes else terminal_table(done)
+        console.print("\n" + table, soft_wrap=True, highlight=False, markup=False)
         console.print(f"\nThe report: {page.resolve()}", soft_wrap=True, highlight=False)
     if failed:
         raise typer.Exit(FAILED)
@@ -389,6 +412,15 @@ def _only_features(dataset: str, data_dir: Path | None) -> str:
         there = f" ({', '.join(kinds)})" if kinds else ""
         _stop(f"no tasks are known for data set {dataset!r}; name --features{there} or --tasks")
     return kinds[0]
+
+
+def _shapes_table(done: list[RunResult]) -> str:
+    parts = []
+    for task, group in groupby(done, key=lambda run: (run.task.dataset, run.task.features)):
+        table = shape_table(group)
+        title = f"{task[0]}, {task[1]} features"
+        parts.append(f"{title}\n{table.caption}\n{table.markdown()}\n")
+    return "\n".join(parts)
 
 
 def _table(title: str, heads: list[str]) -> Table:

@@ -8,6 +8,7 @@ and `plots` (rows -> what a reader sees), then `page` (all of it in one file). `
 """
 
 from fanin.reports.page import ReportError, write_report
+from fanin.reports.shapes import shape_table
 from fanin.reports.summary import comparison_table
 from fanin.reports.tables import comparison_markdown, terminal_table
 
@@ -15,6 +16,7 @@ __all__ = [
     "ReportError",
     "comparison_markdown",
     "comparison_table",
+    "shape_table",
     "terminal_table",
     "write_report",
 ]

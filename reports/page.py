@@ -35,9 +35,11 @@ from fanin.reports.paper import (
     paper_note,
     paper_rows,
     paper_table,
+    profiled,
     published_tables,
 )
 from fanin.reports.setups import COLOURS, dataset_label
+from fanin.reports.shapes import shape_table
 from fanin.reports.summary import (
     GIB,
     Row,
@@ -101,6 +103,7 @@ class Section:
     comparison: Table | None
     rankings: Table | None
     paper: Paper | None
+    shapes: Table | None
     savings: Table | None
     against: Table | None
     lockstep: Table | None
@@ -118,14 +121,15 @@ def write_report(results: Path, out: Path | None = None) -> Path:
     """
     runs = list(read_results(results))
     locksteps = list(read_lockstep(results))
-    if not runs and not locksteps:
+    shapes = list(read_results(results, "shapes"))
+    if not runs and not locksteps and not shapes:
         raise ReportError(
             f"{results}: no results to report on; make some with `fanin reproduce --results "
             f"{results}` (or `fanin compare` for a comparison step by step)"
         )
     out = results / "report" if out is None else out
-    ours = measured(runs)
-    sections = make_sections(runs, locksteps, ours)
+    ours = [*measured(runs), *profiled(shapes)]
+    sections = make_sections(runs, locksteps, shapes, ours)
     rows = [row for section in sections for row in section.rows]
 
     out.mkdir(parents=True, exist_ok=True)
@@ -145,7 +149,7 @@ def write_report(results: Path, out: Path | None = None) -> Path:
         for plot in section.plots.values():
             (folder / f"{plot.name}.png").write_bytes(plot.png)
     page = out / "index.html"
-    write_atomically(page, render(runs, locksteps, sections))
+    write_atomically(page, render(runs, locksteps, shapes, sections))
     return page
 
 
@@ -156,18 +160,26 @@ def _write_tables(folder: Path, rows: Sequence[Row], markdown: str) -> None:
 
 def section_text(section: Section) -> str:
     """A section's comparison as Markdown, and the paper beside it where there are its rows."""
+    profile = ""
+    if section.shapes:
+        title = f"{section.title}: shape profile"
+        profile = f"\n{heading(title)}{section.shapes.markdown()}\n\n{section.shapes.caption}.\n"
     if not section.paper:
-        return section_markdown(section.title, section.rows)
+        return section_markdown(section.title, section.rows) + profile
     paper, title = section.paper, f"{section.title}: the paper beside ours"
     # Where only comparisons step by step are there, the published rows still show their gaps.
     text = f"{section_markdown(section.title, section.rows)}\n" if section.rows else ""
     return (
         f"{text}{heading(title)}{paper.table.markdown()}\n\n{paper.table.caption}. {paper.note}\n"
+        f"{profile}"
     )
 
 
 def make_sections(
-    runs: Sequence[RunResult], locksteps: Sequence[LockstepResult], ours: Sequence[Ours]
+    runs: Sequence[RunResult],
+    locksteps: Sequence[LockstepResult],
+    shapes: Sequence[RunResult],
+    ours: Sequence[Ours],
 ) -> list[Section]:
     """One section per data set and features, in alphabetical order; `ours` is what stands beside
     the published rows."""
@@ -175,7 +187,7 @@ def make_sections(
     for each in locksteps:
         known.setdefault((each.task.dataset, each.task.features), each.dataset)
     rows = summarise(runs)
-    tasks = [*(run.task for run in runs), *(each.task for each in locksteps)]
+    tasks = [*(run.task for run in (*runs, *shapes)), *(each.task for each in locksteps)]
     sections = []
     for name, features in sorted({(task.dataset, task.features) for task in tasks}):
         info = known.get((name, features))
@@ -191,6 +203,11 @@ def make_sections(
                     for each in locksteps
                     if (each.task.dataset, each.task.features) == (name, features)
                 ],
+                [
+                    each
+                    for each in shapes
+                    if (each.task.dataset, each.task.features) == (name, features)
+                ],
                 [row for row in rows if (row.dataset, row.features) == (label, features)],
                 _paper(name, features, runs, ours),
             )
@@ -203,6 +220,7 @@ def _section(
     folder: str,
     runs: list[RunResult],
     locksteps: list[LockstepResult],
+    shapes: list[RunResult],
     rows: list[Row],
     paper: Paper | None,
 ) -> Section:
@@ -219,11 +237,12 @@ def _section(
         folder=folder,
         protocols=protocols(rows),
         shared=tuple(shared),
-        counts=counts(runs, locksteps),
+        counts=counts(runs or shapes, locksteps),
         rows=tuple(rows),
         comparison=comparison(rows) if rows else None,
         rankings=rankings(rows),
         paper=paper,
+        shapes=shape_table(shapes) if shapes else None,
         savings=savings(rows),
         against=against(rows) if rows else None,
         lockstep=lockstep(locksteps) if locksteps else None,
@@ -309,6 +328,7 @@ def _utc(moment: datetime) -> datetime:
 def render(
     runs: Sequence[RunResult],
     locksteps: Sequence[LockstepResult],
+    shapes: Sequence[RunResult],
     sections: Sequence[Section],
 ) -> str:
     """The page as one string; pictures are inside it."""
@@ -326,10 +346,11 @@ def render(
     return environment.get_template("page.html.jinja").render(
         sections=sections,
         waiting=waiting,
-        machines=describe_machines(runs, locksteps),
-        period=period([*runs, *locksteps]),
+        machines=describe_machines([*runs, *shapes], locksteps),
+        period=period([*runs, *locksteps, *shapes]),
         finished=finished,
         failed=len(runs) - finished,
         compared=len(locksteps),
+        profiled=sum(map(is_finished, shapes)),
         colours=COLOURS,
     )

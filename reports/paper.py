@@ -23,6 +23,7 @@ from fanin.datasets import PUBLISHED
 from fanin.datasets.catalogue import FEATURES
 from fanin.reports.metrics import METRICS
 from fanin.reports.setups import Setup, backend_order, intermediate_label
+from fanin.reports.shapes import EXTRAPOLATED, SYNTHETIC, remark, shape_values
 from fanin.reports.summary import (
     ALLOCATOR_PEAK,
     GIB,
@@ -46,7 +47,6 @@ _COLUMNS = (*_PRECISIONS, "memory_gib", "epochs", "seconds_per_epoch")
 _SHOWN = (*_COLUMNS, "train_seconds_per_epoch")
 # What random labels can tell: how often early stopping waits for precision is not among it.
 _SYNTHETIC_TELLS = ("memory_gib", "seconds_per_epoch", "train_seconds_per_epoch")
-SYNTHETIC = "synthetic"
 
 # Weights, gradient and the two moments of Adam: what a dense layer with a fused Adam holds. The
 # published dense layer holds three temporaries of that size more.
@@ -197,6 +197,25 @@ def measured(runs: Iterable[RunResult]) -> list[Ours]:
                 )
             )
     return found
+
+
+def profiled(shapes: Iterable[RunResult]) -> list[Ours]:
+    """What shape profiles (random data of the real sizes) have of published rows: memory, and
+    times extrapolated. One that did not fit or failed has n = 0 and says why."""
+    return [
+        Ours(
+            as_published(run.task),
+            run.backend,
+            run.task.execution,
+            n=int(is_finished(run)),
+            values=shape_values(run),
+            memory_kind=memory_kind(run.machine),
+            machine=_machine(run.machine),
+            marks=(remark(run),) if run.failure else (SYNTHETIC, EXTRAPOLATED),
+        )
+        for run in shapes
+        if is_published(run.task)
+    ]
 
 
 def has_published_sizes(task: Task, info: DatasetInfo | None) -> bool:

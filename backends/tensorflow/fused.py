@@ -335,7 +335,8 @@ class TensorFlowEngine:
 
     def read(self, held: tf.Variable) -> np.ndarray:
         if held.dtype == tf.bfloat16:
-            return held.numpy().astype(np.float32)  # type: ignore[no-any-return]
+            rounded: np.ndarray = held.numpy().astype(np.float32)
+            return rounded
         # A view, where `numpy()` would copy; who changes the variable while it lives copies first.
         return np.asarray(memoryview(held.read_value()))
 
