@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from fanin.datasets import DataError, Dataset, available, formats, load, text_features, wordnet
+from fanin.datasets import (
+    DataError,
+    Dataset,
+    available,
+    formats,
+    load,
+    svd,
+    text_features,
+    wordnet,
+)
 
 
 def csr(rows: list[list[int]], labels: int) -> sparse.csr_array:
@@ -384,7 +393,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def few(cache: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
     """A recipe and texts that take milliseconds."""
-    monkeypatch.setitem(text_features.SVD, "n_components", 3)
+    monkeypatch.setitem(svd.SVD, "n_components", 3)
     return ["red apple", "green apple", "green pear", "red pear tree", "tree"] * 2, [
         "red tree",
         "pear",
@@ -440,7 +449,7 @@ def test_cache_is_used_and_depends_on_texts_and_recipe(
     assert len(list(cache.iterdir())) == 3
     monkeypatch.undo()
     monkeypatch.setenv("FANIN_CACHE", str(cache))
-    monkeypatch.setitem(text_features.SVD, "n_components", 3)
+    monkeypatch.setitem(svd.SVD, "n_components", 3)
     monkeypatch.delattr(text_features, "tfidf_svd")  # from here on only the cache can answer
     second = text_features.load_text_features("toy", train_texts, test_texts)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
@@ -469,7 +478,7 @@ def test_damaged_cache_is_rebuilt(
 
 def test_two_processes_may_make_the_cache_at_once(cache: Path) -> None:
     code = (
-        "from fanin.datasets import text_features as t; t.SVD['n_components'] = 3; "
+        "from fanin.datasets import svd, text_features as t; svd.SVD['n_components'] = 3; "
         "t.load_text_features('toy', ['red apple', 'red pear', 'pear tree', 'apple tree'], ['red'])"
     )
     started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
