@@ -1,7 +1,7 @@
 """Data sets: where they come from, how they are checked, and the stream of training batches.
 
 The way through the folder: `registry.load` names a data set, its factory (`wordnet/` for the
-embedded ones, `formats.load_folder` for one's own files) returns a `Dataset`, and `Batches` turns
+embedded ones, `folder.load_folder` for one's own files) returns a `Dataset`, and `Batches` turns
 its training half into the batches that every backend sees. Nothing here knows a framework.
 """
 

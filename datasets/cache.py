@@ -40,11 +40,11 @@ def load(path: Path, unpack: Callable[[Arrays], T]) -> T | None:
 
     `unpack` raises ValueError for arrays that it did not expect.
     """
-    if not path.exists():
-        return None
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
             return unpack(arrays)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except DAMAGED as error:
         log.warning("%s is damaged (%s): making it anew", path, error)
         return None
