@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -39,7 +39,14 @@ from fanin.benchmarks.task import (
     read_tasks,
     task_files,
 )
-from fanin.datasets import PUBLISHED, DataError, available, canonical_name, folder_of
+from fanin.datasets import (
+    PUBLISHED,
+    DataError,
+    available,
+    canonical_name,
+    feature_kinds,
+    find_folder,
+)
 from fanin.kernels import build_info
 from fanin.reports import ReportError, shape_table, terminal_table, write_report
 
@@ -187,13 +194,11 @@ def reproduce(
     shapes = profile == "shapes"
     names: list[str | None] = [dataset]
     if shapes and dataset is None and tasks is None:
-        names = [e.name for e in PUBLISHED.values() if features in (None, *e.features)]
-        names = [name for name in names if name and PUBLISHED[name].features]
+        names = [e.name for e in PUBLISHED.values() if e.features]
     chosen = [
         task
-        for name in names
         for way in execution or (("fused",) if shapes else (None,))
-        for task in _tasks(name, features, data_dir, tasks, setup, {**overrides, "execution": way})
+        for task in _tasks(names, features, data_dir, tasks, setup, {**overrides, "execution": way})
     ]
     kind: Profile = "shapes" if shapes else "train"
     options = Options(results, data_dir, device, threads, force, save_weights, kind, steps)
@@ -243,7 +248,7 @@ def compare(
     console = _console(as_json)
     _backends(None)
     overrides = {"seed": seed, "execution": execution}
-    chosen = _tasks(dataset, features, data_dir, tasks, setup, overrides)
+    chosen = _tasks([dataset], features, data_dir, tasks, setup, overrides)
     options = Options(results, data_dir, device, threads)
     done = []
     failures = 0
@@ -368,46 +373,49 @@ def _backends(names: list[str] | None) -> list[str]:
 
 
 def _tasks(
-    dataset: str | None,
+    datasets: Sequence[str | None],
     features: str | None,
     data_dir: Path | None,
     file: Path | None,
     setups: list[str] | None,
     overrides: dict[str, Any],
 ) -> list[Task]:
-    """Tasks of the data set: from `file`, its own files, or for other data the usual setups."""
+    """Tasks of the data sets: from `file`, their own files, or for other data the usual setups."""
     overrides = {key: value for key, value in overrides.items() if value is not None}
-    if file is not None:
-        files = [find_tasks(file)]
+    chosen: list[Task] = []
+    for dataset in datasets:
         named = {"dataset": dataset, "features": features}
-        overrides |= {key: value for key, value in named.items() if value is not None}
-    else:
-        dataset = canonical_name(dataset or "wordnet-small")
-        files = files_of(dataset, features)
-        if not files:
-            features = features or _only_features(dataset, data_dir)
-            overrides |= {"dataset": dataset, "features": features}
-            files = [USUAL_TASKS]
-    chosen = [task for path in files for task in read_tasks(path, overrides)]
+        if file is not None:
+            files = [find_tasks(file)]
+        else:
+            named["dataset"] = dataset = canonical_name(dataset or "wordnet-small")
+            there = _kinds(dataset, data_dir)
+            files = files_of(dataset, features)
+            if len(files) > 1 and there:
+                files = [path for kind in there for path in files_of(dataset, kind)]
+            if not files:
+                named["features"] = features or _only(there, dataset)
+                files = [USUAL_TASKS]
+        given = {key: value for key, value in named.items() if value is not None}
+        chosen += [task for path in files for task in read_tasks(path, {**overrides, **given})]
     if setups:
         # `ffi-32` names every task of that setup, whatever else it departs from the defaults in.
         names = {task.slug.partition("_")[0] for task in chosen}
         slugs = {task.slug for task in chosen}
         for name in setups:
             if name not in names | slugs:
-                _stop(
-                    f"no setup {name!r} in {', '.join(map(str, files))}; there are "
-                    f"{', '.join(sorted(names))}"
-                )
+                _stop(f"no setup {name!r} in these tasks; there are {', '.join(sorted(names))}")
         chosen = [t for t in chosen if {t.slug, t.slug.partition("_")[0]} & set(setups)]
     return chosen
 
 
-def _only_features(dataset: str, data_dir: Path | None) -> str:
-    """The features of a data set without tasks, where its folder holds one kind."""
-    folder = folder_of(dataset, data_dir) if data_dir else None
-    files = sorted(folder.glob("train-*.npy")) if folder else []
-    kinds = [path.stem.removeprefix("train-") for path in files]
+def _kinds(dataset: str, data_dir: Path | None) -> list[str]:
+    """Kinds of features in the data set's own folder; none without one."""
+    folder = find_folder(data_dir, dataset) if data_dir else None
+    return feature_kinds(folder) if folder else []
+
+
+def _only(kinds: list[str], dataset: str) -> str:
     if len(kinds) != 1:
         there = f" ({', '.join(kinds)})" if kinds else ""
         _stop(f"no tasks are known for data set {dataset!r}; name --features{there} or --tasks")

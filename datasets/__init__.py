@@ -1,14 +1,15 @@
 """Data sets: where they come from, how they are checked, and the stream of training batches.
 
 The way through the folder: `registry.load` names a data set, its factory (`wordnet/` for the
-embedded ones, `formats.load_folder` for one's own files) returns a `Dataset`, and `Batches` turns
+embedded ones, `folder.load_folder` for one's own files) returns a `Dataset`, and `Batches` turns
 its training half into the batches that every backend sees. Nothing here knows a framework.
 """
 
 from .batches import Batch, Batches, evaluation_blocks
 from .catalogue import PUBLISHED, canonical_name, propensity, spellings
 from .dataset import DataError, Dataset
-from .registry import available, folder_of, load
+from .folder import feature_kinds, find_folder
+from .registry import available, load
 
 __all__ = [
     "PUBLISHED",
@@ -19,7 +20,8 @@ __all__ = [
     "available",
     "canonical_name",
     "evaluation_blocks",
-    "folder_of",
+    "feature_kinds",
+    "find_folder",
     "load",
     "propensity",
     "spellings",

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from fanin.datasets import DataError, Dataset, available, formats, load, text_features, wordnet
+from fanin.datasets import (
+    DataError,
+    Dataset,
+    available,
+    folder,
+    formats,
+    load,
+    svd,
+    text_features,
+    wordnet,
+)
 
 
 def csr(rows: list[list[int]], labels: int) -> sparse.csr_array:
@@ -29,6 +41,12 @@ def same(a: sparse.csr_array, b: sparse.csr_array) -> bool:
         and np.array_equal(a.indptr, b.indptr)
         and np.array_equal(a.indices, b.indices)
     )
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FANIN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 # --- label files ------------------------------------------------------------------------------
@@ -57,8 +75,8 @@ def test_labels_round_trip(tmp_path_factory: pytest.TempPathFactory, data) -> No
 def test_fast_and_slow_parser_agree(data, features: bytes) -> None:
     rows, labels = data
     lines = [",".join(map(str, row)).encode() + features + b"\n" for row in rows]
-    fast = formats._parse_fast(lines, labels)
-    slow = formats._parse_slowly(lines, labels, Path("x"), 2)
+    fast = formats._fast_labels(lines, labels)
+    slow = formats._slow_labels(lines, labels, Path("x"), 2)
     assert fast is not None
     assert fast.counts.tolist() == slow.counts.tolist() == [len(row) for row in rows]
     assert fast.ids.tolist() == slow.ids.tolist() == [i for row in rows for i in sorted(row)]
@@ -103,7 +121,7 @@ def test_bad_line_is_named(tmp_path: Path, line: str, said: str, place: int) -> 
 
 
 def test_bad_line_in_a_later_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "BLOCK_LINES", 3)
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 10)
     path = tmp_path / "labels.txt"
     path.write_text("8 10 4\n" + "1,2\n" * 7 + "7\n")
     with pytest.raises(DataError, match=r"labels\.txt:9: label '7'"):
@@ -248,6 +266,543 @@ def test_features_must_be_named_if_several(tmp_path: Path) -> None:
         load("mine", data_dir=tmp_path)
 
 
+# --- `id:value` text and sparse matrices --------------------------------------------------------
+
+
+def with_values(rows: list[dict[int, float]], columns: int) -> sparse.csr_array:
+    matrix = csr([sorted(row) for row in rows], columns).astype(np.float32)
+    matrix.data[:] = [row[i] for row in rows for i in sorted(row)]
+    return matrix
+
+
+def same_values(a: sparse.csr_array, b: sparse.csr_array) -> bool:
+    return same(a, b) and a.dtype == b.dtype and np.array_equal(a.data, b.data)
+
+
+def pairs(row: dict[int, float]) -> str:
+    return " ".join(f"{index}:{value!r}" for index, value in row.items())
+
+
+@st.composite
+def pair_rows(draw: st.DrawFn) -> tuple[list[dict[int, float]], int]:
+    columns = draw(st.integers(1, 3_000_000))
+    value = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    row = st.dictionaries(st.integers(0, columns - 1), value, max_size=6)
+    return draw(st.lists(row, max_size=30)), columns
+
+
+@given(data=pair_rows(), labels=st.sampled_from(["", "3", "7,2"]))
+@settings(max_examples=100, deadline=None)
+def test_features_round_trip(tmp_path_factory: pytest.TempPathFactory, data, labels: str) -> None:
+    rows, columns = data
+    place, expected = tmp_path_factory.getbasetemp(), with_values(*data)
+    lines = [f"{pairs(row)}\n" for row in rows]
+    (place / "x.txt").write_text("".join([f"{len(rows)} {columns}\n", *lines]))
+    trailing = (f"{labels} {line}" for line in lines)
+    (place / "trailing.txt").write_text("".join([f"{len(rows)} {columns} 9\n", *trailing]))
+    sparse.save_npz(place / "x.npz", expected)
+    assert same_values(formats.read_feature_pairs(place / "x.txt"), expected)
+    assert same_values(formats.read_trailing_pairs(place / "trailing.txt"), expected)
+    assert same_values(formats.read_feature_matrix(place / "x.npz"), expected)
+
+
+@given(data=pair_rows(), end=st.sampled_from([b"\n", b"\r\n", b" \n", b"\t\n"]))
+@settings(max_examples=100, deadline=None)
+def test_fast_and_slow_pairs_agree(data, end: bytes) -> None:
+    rows, columns = data
+    lines = [pairs(row).replace(" ", "  ").encode() + end for row in rows]
+    fast = formats._fast_pairs(lines, columns)
+    slow = formats._slow_pairs(lines, columns, Path("x"), 2)
+    assert fast is not None
+    for a, b in zip(fast, slow, strict=True):
+        assert a.dtype == b.dtype and np.array_equal(a, b)
+
+
+@example(lines=[b":5 1:2-3"])  # as many numbers as two pairs have, if NumPy parts "2-3"
+@given(lines=st.lists(st.text("0123:.-+e nai", max_size=12).map(str.encode), max_size=4))
+@settings(max_examples=500, deadline=None)
+def test_fast_pairs_accept_nothing_that_slow_ones_do_not(lines: list[bytes]) -> None:
+    fast = formats._fast_pairs(lines, 40)
+    if fast is not None:
+        slow = formats._slow_pairs(lines, 40, Path("x"), 2)
+        assert all(np.array_equal(a, b) for a, b in zip(fast, slow, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("1", "pair '1' is not `id:value`"),
+        (":1", "pair ':1' is not `id:value`"),
+        ("x:1", "pair 'x:1' is not `id:value`"),
+        ("-1:1", "pair '-1:1' is not `id:value`"),
+        ("1.0:1", "pair '1.0:1' is not `id:value`"),
+        ("1e0:1", "pair '1e0:1' is not `id:value`"),
+        ("0,1 2:1", "pair '0,1' is not `id:value`"),
+        ("1:", "pair '1:': '' is no finite float32 number"),
+        ("1:x", "pair '1:x': 'x' is no finite float32 number"),
+        ("1:1_0", "pair '1:1_0': '1_0' is no finite float32 number"),
+        ("1:2:3", "pair '1:2:3': '2:3' is no finite float32 number"),
+        ("1:2.3.4", "pair '1:2.3.4': '2.3.4' is no finite float32 number"),
+        ("1:nan", "pair '1:nan': 'nan' is no finite float32 number"),
+        ("1:-inf", "pair '1:-inf': '-inf' is no finite float32 number"),
+        ("1:1e39", "pair '1:1e39': '1e39' is no finite float32 number"),
+        ("0:1 4:1", "pair '4:1': id '4' is out of range: by the header, ids are 0 to 3"),
+        ("9" * 30 + ":1", f"id '{'9' * 30}' is out of range"),
+        ("2:1 1:1 2:0", "pair '2:0': id 2 stands twice in the line"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 3])
+def test_bad_pair_is_named(tmp_path: Path, line: str, said: str, place: int) -> None:
+    good = ["0:1 1:0.5", "", "3:-1e-3 0:2"]
+    for read, header, before in (
+        (formats.read_label_pairs, "4 4", ""),
+        (formats.read_feature_pairs, "4 4", ""),
+        (formats.read_trailing_pairs, "4 4 9", "8,1 "),
+    ):
+        path = tmp_path / "pairs.txt"
+        lines = [before + text for text in [*good[:place], line, *good[place:]]]
+        path.write_text("\n".join([header, *lines]) + "\n")
+        with pytest.raises(DataError) as caught:
+            read(path)
+        assert str(caught.value).startswith(f"{path}:{place + 2}: ")
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("3\n0:1\n\n1:1\n", ":1: header '3': expected two integers `rows columns`"),
+        ("3 4 5\n0:1\n\n1:1\n", ":1: header '3 4 5': expected two integers"),
+        ("3 4\n0:1\n\n", ":4: the file ends after 2 instances but its header says 3"),
+        ("3 4\n0:1\n\n1:1\n2:1\n", ":5: one line too many: the header says 3"),
+    ],
+)
+def test_pair_file_must_be_whole(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "pairs.txt"
+    path.write_text(text)
+    for read in (formats.read_label_pairs, formats.read_feature_pairs):
+        with pytest.raises(DataError, match=f"pairs.txt{said}"):
+            read(path)
+
+
+def test_values_of_labels(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("3 5\n1:1.0 0:0\n4:0.0\n3:2 2:0.5\n")
+    assert same(formats.read_label_pairs(path), csr([[1], [], [2, 3]], 5))
+    path.write_text("3 5\n1:1.0\n\n3:1 0:-1\n")
+    with pytest.raises(DataError, match=r"labels.txt:4: label 0 has the value -1.0: give"):
+        formats.read_label_pairs(path)
+    path = tmp_path / "labels.npz"
+    sparse.save_npz(path, with_values([{1: 1, 0: 0}, {4: 0}, {3: 2, 2: 0.5}], 5))
+    assert same(formats.read_label_matrix(path), csr([[1], [], [2, 3]], 5))
+    sparse.save_npz(path, with_values([{1: 1}, {}, {0: -1}], 5))
+    with pytest.raises(DataError, match=r"labels.npz: row 2 .*: label 0 has the value -1.0"):
+        formats.read_label_matrix(path)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.int64, np.float16, np.float32, np.float64])
+def test_matrix_types(tmp_path: Path, dtype: type) -> None:
+    expected = csr([[0, 3], [], [1]], 5)
+    shuffled = sparse.csr_array((np.ones(3, dtype), [3, 0, 1], [0, 2, 2, 3]), (3, 5))
+    sparse.save_npz(tmp_path / "labels.npz", shuffled)
+    assert same(formats.read_label_matrix(tmp_path / "labels.npz"), expected)
+    features = formats.read_feature_matrix(tmp_path / "labels.npz")
+    assert same_values(features, expected.astype(np.float32))
+
+
+def matrix(**change: list | np.ndarray) -> sparse.csr_array:
+    """A matrix of 3 rows and 5 columns, with one of its arrays spoiled."""
+    made = sparse.csr_array((np.ones(3), [0, 3, 1], [0, 2, 2, 3]), (3, 5))
+    for name, values in change.items():
+        getattr(made, name)[:] = values
+    return made
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        (matrix(indices=[0, 5, 1]), r"row 0 .*: id 5 is out of range: .* 5 columns, so ids are 0"),
+        (matrix(indices=[0, 3, -1]), r"row 2 .*: id -1 is out of range"),
+        (matrix(indices=[3, 3, 3]), r"row 0 .*: id 3 stands twice"),
+        (matrix(indptr=[0, 2, 1, 3]), "damaged"),
+        (matrix(data=[1, 1, np.nan]), r"row 2 .*: id 1 has the value nan"),
+        (matrix(data=[1, 1e300, 1]), r"row 0 .*: id 3 has the value inf"),
+        (matrix().tocoo(), "holds float64 numbers in format coo"),
+        (matrix().astype(complex), "holds complex128 numbers in format csr"),
+    ],
+)
+def test_bad_matrix(tmp_path: Path, stored: sparse.csr_array, said: str) -> None:
+    sparse.save_npz(tmp_path / "x.npz", stored)
+    for read in (formats.read_label_matrix, formats.read_feature_matrix):
+        with pytest.raises(DataError, match=f"x.npz: {said}"):
+            read(tmp_path / "x.npz")
+
+
+def test_unreadable_matrix(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    sparse.save_npz(path, matrix())
+    whole = path.read_bytes()
+    np.save(path.with_suffix(".npy"), np.ones(3))
+    array = path.with_suffix(".npy").read_bytes()
+    np.savez(path, x=np.ones(3))
+    for content in (path.read_bytes(), whole[:-40], array, b"3 5\n", b""):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"x.npz: not a readable sparse .npz file"):
+            formats.read_feature_matrix(path)
+
+
+# --- folders in every form ----------------------------------------------------------------------
+
+LABEL_ROWS = {"train": [[3, 0], [2], [], [4, 1, 0], [3], [1]], "test": [[0], [], [4, 2]]}
+FEATURE_ROWS = {
+    "train": [{0: 1.0, 5: 0.25}, {2: -3.0}, {1: 0.1, 3: 7.0}, {4: 2.0}, {5: 1e-3, 0: 2.0}, {1: 1}],
+    "test": [{3: 0.5}, {}, {0: 1.5, 4: -1.0}],
+}
+LABEL_FORMS = ["own.npz", "own.txt", "repository.npz", "repository.txt", "single"]
+FEATURE_FORMS = ["own.npy", "own.npz", "repository.npz", "repository.txt", "single"]
+
+
+def short(split: str) -> str:
+    return {"train": "trn", "test": "tst"}[split]
+
+
+def write_form(place: Path, labels: str, features: str) -> None:
+    """The data above with its labels in one form and its features, `bow`, in another."""
+    place.mkdir(exist_ok=True)
+    for split, rows in LABEL_ROWS.items():
+        write_label_form(place, split, labels, csr([sorted(row) for row in rows], 5))
+        write_feature_form(place, split, features, with_values(FEATURE_ROWS[split], 6))
+
+
+def write_lines(path: Path, header: str, lines: Iterable[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in (header, *lines)))
+
+
+def write_label_form(place: Path, split: str, form: str, y: sparse.csr_array) -> None:
+    rows = LABEL_ROWS[split]
+    match form:
+        case "own.npz":
+            sparse.save_npz(place / f"{split}-labels.npz", y)
+        case "own.txt":
+            formats.write_labels(place / f"{split}-labels.txt", y, 6)
+        case "repository.npz":
+            sparse.save_npz(place / f"{short(split)}_X_Y.npz", y)
+        case "repository.txt":
+            lines = (pairs(dict.fromkeys(row, 1)) for row in rows)
+            write_lines(place / f"{short(split)}_X_Y.txt", f"{len(rows)} 5", lines)
+        case "single":
+            write_single(place, split)
+
+
+def write_feature_form(place: Path, split: str, form: str, x: sparse.csr_array) -> None:
+    rows = FEATURE_ROWS[split]
+    match form:
+        case "own.npy":
+            np.save(place / f"{split}-bow.npy", x.toarray())
+        case "own.npz":
+            sparse.save_npz(place / f"{split}-bow.npz", x)
+        case "repository.npz":
+            sparse.save_npz(place / f"{short(split)}_X_Xf.npz", x)
+        case "repository.txt":
+            write_lines(place / f"{short(split)}_X_Xf.txt", f"{len(rows)} 6", map(pairs, rows))
+        case "single":
+            write_single(place, split)
+
+
+def write_single(place: Path, split: str) -> None:
+    rows = zip(LABEL_ROWS[split], FEATURE_ROWS[split], strict=True)
+    lines = [f"{','.join(map(str, labels))} {pairs(values)}" for labels, values in rows]
+    write_lines(place / f"{split}.txt", f"{len(lines)} 6 5", lines)
+
+
+@pytest.fixture
+def three(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An SVD small enough for the data above."""
+    monkeypatch.setitem(svd.SVD, "n_components", 3)
+
+
+@pytest.mark.parametrize("labels", LABEL_FORMS)
+@pytest.mark.parametrize("features", FEATURE_FORMS)
+def test_all_forms_give_the_same_arrays(
+    tmp_path: Path, cache: Path, three: None, labels: str, features: str
+) -> None:
+    write_form(tmp_path / "mine", labels, features)
+    data = load("mine", "bow", tmp_path)
+    for split, x, y in (("train", data.train_x, data.train_y), ("test", data.test_x, data.test_y)):
+        assert np.array_equal(x, with_values(FEATURE_ROWS[split], 6).toarray())
+        assert x.dtype == np.float32 and x.flags.c_contiguous
+        assert same(y, csr([sorted(row) for row in LABEL_ROWS[split]], 5))
+        assert y.dtype == np.bool_
+    assert (data.name, data.features, data.synthetic) == ("mine", "bow", False)
+    if features != "own.npy":  # which is dense
+        reduced = load("mine", "bow-svd512", tmp_path)
+        matrices = (with_values(FEATURE_ROWS[split], 6) for split in ("train", "test"))
+        for x, expected in zip(
+            (reduced.train_x, reduced.test_x), svd.reduce(*matrices), strict=True
+        ):
+            assert np.array_equal(x, expected) and x.shape[1] == 3
+        assert same(reduced.train_y, data.train_y)
+
+
+@pytest.mark.parametrize("kind", ["labels", "features"])
+def test_order_of_preference(tmp_path: Path, kind: str) -> None:
+    """All forms in one folder; from the best on, each is spoiled, is complained about, and goes."""
+    place = tmp_path / "mine"
+    forms = LABEL_FORMS if kind == "labels" else FEATURE_FORMS
+    for form in forms:
+        write_form(place, *((form, "own.npy") if kind == "labels" else ("own.npz", form)))
+    order = (
+        ["train-labels.npz", "train-labels.txt", "trn_X_Y.npz", "trn_X_Y.txt", "train.txt"]
+        if kind == "labels"
+        else ["train-bow.npy", "train-bow.npz", "trn_X_Xf.npz", "trn_X_Xf.txt", "train.txt"]
+    )
+    for name in order:
+        (place / name).write_bytes(b"spoiled")
+        with pytest.raises(DataError, match=f"mine/{name}:"):
+            load("mine", "bow", tmp_path)
+        (place / name).unlink()
+    with pytest.raises(DataError, match="missing"):
+        load("mine", "bow", tmp_path)
+
+
+def test_labels_of_the_repository_beside_dense_features(tmp_path: Path) -> None:
+    write_form(tmp_path / "mine", "repository.txt", "repository.txt")
+    dense = np.ones((6, 4), np.float32)
+    np.save(tmp_path / "mine" / "train-slice.npy", dense)
+    np.save(tmp_path / "mine" / "test-slice.npy", dense[:3])
+    data = load("mine", "slice", tmp_path)
+    assert isinstance(data.train_x, np.memmap)
+    assert data.inputs == 4 and same(data.test_y, csr([[0], [], [2, 4]], 5))
+    with pytest.raises(DataError, match=r"say which features to load; .* bow, bow-svd512, slice"):
+        load("mine", None, tmp_path)
+
+
+def test_sparse_features_with_a_name_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_form(tmp_path / "mine", "own.npz", "own.npz")
+    for split in ("train", "test"):
+        (tmp_path / "mine" / f"{split}-bow.npz").rename(tmp_path / "mine" / f"{split}-words.npz")
+    data = load("mine", None, tmp_path)
+    assert data.features == "words"
+    assert np.array_equal(data.train_x, with_values(FEATURE_ROWS["train"], 6).toarray())
+    monkeypatch.setattr(folder, "memory_limit", lambda: 100)
+    with pytest.raises(DataError, match=r"store them as float32 \.npy"):
+        load("mine", None, tmp_path)
+
+
+def test_features_too_large_to_be_made_dense(
+    tmp_path: Path, cache: Path, three: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 2**20 < folder.memory_limit() < 2**50
+    write_form(tmp_path / "mine", "own.txt", "repository.txt")
+    monkeypatch.setattr(folder, "memory_limit", lambda: 4 * 9 * 6)
+    load("mine", "bow", tmp_path)
+    monkeypatch.setattr(folder, "memory_limit", lambda: 4 * 9 * 6 - 1)
+    with pytest.raises(DataError, match=r"trn_X_Xf.txt and tst_X_Xf.txt: .* 0\.0 GiB.*bow-svd512"):
+        load("mine", "bow", tmp_path)
+    load("mine", "bow-svd512", tmp_path)
+
+
+def test_svd_is_cached_by_content(
+    tmp_path: Path, cache: Path, three: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_form(tmp_path / "mine", "own.txt", "repository.txt")
+    first = load("mine", "bow-svd512", tmp_path)
+    (file,) = cache.iterdir()
+    assert file.name.startswith("mine-bow-svd512-")
+    with monkeypatch.context() as patch:
+        patch.delattr(svd, "reduce")  # only the cache can answer
+        assert load("mine", "bow-svd512", tmp_path).identity == first.identity
+    path = tmp_path / "mine" / "tst_X_Xf.txt"
+    path.write_text(path.read_text().replace("3:0.5", "3:0.5 2:1"))
+    assert load("mine", "bow-svd512", tmp_path).identity != first.identity
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_sparse_features_that_do_not_fit(tmp_path: Path, cache: Path, three: None) -> None:
+    place = tmp_path / "mine"
+    write_form(place, "own.txt", "repository.txt")
+    good = (place / "trn_X_Xf.txt").read_text()
+    bad = {
+        "6 rows|5 rows": good.replace("6 6", "5 6").replace("1:1\n", ""),
+        "has 6|7 inputs": good.replace("6 6", "6 7"),
+        "too few for 3 SVD": "6 2\n" + "0:1\n" * 6,
+        "holds no features": "6 6\n" + "\n" * 6,
+    }
+    for said, text in bad.items():
+        (place / "trn_X_Xf.txt").write_text(text)
+        if "SVD" in said:
+            (place / "tst_X_Xf.txt").write_text("3 2\n0:1\n0:1\n1:1\n")
+        with pytest.raises(DataError, match=said):
+            load("mine", "bow-svd512", tmp_path)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("features", "gone", "said"),
+    [
+        ("bow", "tst_X_Y.txt", "test-labels.txt: missing; .*header line `N D L`.*tst_X_Y.txt"),
+        ("bow", "tst_X_Xf.txt", "tst_X_Xf.txt: missing; .*`rows columns`.*test.txt will do"),
+        ("bow-svd512", "trn_X_Xf.txt", "trn_X_Xf.txt: missing; it is to hold the train features"),
+    ],
+)
+def test_missing_repository_file(tmp_path: Path, features: str, gone: str, said: str) -> None:
+    write_form(tmp_path / "mine", "repository.txt", "repository.txt")
+    (tmp_path / "mine" / gone).unlink()
+    with pytest.raises(DataError, match=said) as caught:
+        load("mine", features, tmp_path)
+    assert "http://manikvarma.org/downloads/XC/XMLRepository.html" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("features", "origin"), [("slice", "Slice .Jain"), ("cascade", "CascadeXML"), ("else", "")]
+)
+def test_missing_features_say_where_they_come_from(
+    tmp_path: Path, features: str, origin: str
+) -> None:
+    write_form(tmp_path / "mine", "own.txt", "own.npy")
+    with pytest.raises(DataError, match=f"train-{features}.npy: missing; .*{origin}.* here: bow$"):
+        load("mine", features, tmp_path)
+
+
+# --- folders by name ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        ("amazon-670k", "Amazon670k"),
+        ("amazon-670k", "Amazon-670K"),
+        ("Amazon670K", "amazon-670k"),
+        ("wiki-500k", "wikipedia-500k"),
+        ("mine", "Mine"),
+    ],
+)
+def test_folder_is_found_by_any_spelling(tmp_path: Path, name: str, there: str) -> None:
+    (tmp_path / there.lower()).write_text("a file is no folder")
+    assert folder.find_folder(tmp_path, name) is None
+    (tmp_path / there.lower()).unlink()
+    (tmp_path / there).mkdir()
+    assert folder.find_folder(tmp_path, name) == tmp_path / there
+    (tmp_path / name).mkdir(exist_ok=True)
+    assert folder.find_folder(tmp_path, name) == tmp_path / name
+    assert folder.find_folder(tmp_path, "other") is None
+    assert folder.find_folder(tmp_path / "nowhere", name) is None
+
+
+def test_other_sizes_than_the_published_ones_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_form(tmp_path / "Amazon670k", "own.txt", "own.npy")
+    for split in ("train", "test"):
+        place = tmp_path / "Amazon670k"
+        (place / f"{split}-bow.npy").rename(place / f"{split}-slice.npy")
+    assert load("amazon-670k", "slice", tmp_path).labels == 5
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "Amazon670k: these are not the published amazon-670k: 5 labels, not 670,091; " in message
+    assert "6 training instances, not 490,449; 3 test instances, not 153,025; 6 inp" in message
+    caplog.clear()
+    (tmp_path / "Amazon670k").rename(tmp_path / "mine")
+    load("mine", "slice", tmp_path)
+    assert caplog.text == ""
+
+
+# --- parsed labels, cached ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def label_file(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A label file that is large enough to be cached."""
+    monkeypatch.setattr(folder, "CACHED_FROM", 10)
+    path = tmp_path / "mine" / "labels.txt"
+    path.parent.mkdir()
+    formats.write_labels(path, csr([[0, 3], [], [1]], 5), 7)
+    return path
+
+
+def read_once(path: Path) -> tuple[sparse.csr_array, bool]:
+    """The labels, and whether they were parsed."""
+    parsed = []
+    labels = folder.cached(lambda path: parsed.append(path) or formats.read_labels(path))(path)
+    return labels, bool(parsed)
+
+
+def test_labels_are_parsed_once(label_file: Path, cache: Path) -> None:
+    first, parsed = read_once(label_file)
+    assert parsed
+    (file,) = cache.iterdir()
+    assert file.name.startswith("mine-labels-") and file.suffix == ".npz"
+    again, parsed = read_once(label_file)
+    assert not parsed
+    assert same(first, again) and first.dtype == again.dtype == np.bool_
+    assert first.indices.dtype == again.indices.dtype
+    assert again.has_canonical_format and again.data.all()
+
+
+@pytest.mark.parametrize("change", ["size", "time", "path"])
+def test_changed_label_file_is_parsed_anew(label_file: Path, change: str) -> None:
+    read_once(label_file)
+    before = label_file.stat()
+    if change == "path":
+        elsewhere = label_file.parent.parent / "elsewhere" / "mine"
+        elsewhere.mkdir(parents=True)
+        label_file = label_file.rename(elsewhere / label_file.name)
+        assert label_file.stat().st_mtime_ns == before.st_mtime_ns
+    else:
+        rows = [[0, 3], [], [1, 2]] if change == "size" else [[0, 3], [], [2]]
+        formats.write_labels(label_file, csr(rows, 5), 7)
+        moved = before.st_mtime_ns + (change == "time")
+        os.utime(label_file, ns=(before.st_atime_ns, moved))
+        assert (label_file.stat().st_size != before.st_size) == (change == "size")
+    labels, parsed = read_once(label_file)
+    assert parsed and same(labels, formats.read_labels(label_file))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other", "range"])
+def test_damaged_label_cache_is_made_anew(
+    label_file: Path, cache: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, _ = read_once(label_file)
+    (file,) = cache.iterdir()
+    good = file.read_bytes()
+    at = good.index(first.indices.tobytes())
+    flipped = good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
+    file.write_bytes({"cut": good[: len(good) // 2], "flip": flipped}.get(damage, b""))
+    if damage == "other":
+        np.savez(file, train=np.ones(3))
+    if damage == "range":
+        np.savez(file, indices=first.indices + 2, indptr=first.indptr, shape=np.array([3, 5]))
+    labels, parsed = read_once(label_file)
+    assert parsed and same(labels, first)
+    assert "is damaged" in caplog.text
+    assert not read_once(label_file)[1]
+
+
+def test_labels_do_not_need_a_cache(
+    label_file: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.write_text("a file where the folder should be")
+    for _ in range(2):
+        labels, parsed = read_once(label_file)
+        assert parsed and same(labels, csr([[0, 3], [], [1]], 5))
+    assert "cannot be written" in caplog.text and "set FANIN_CACHE" in caplog.text
+
+
+def test_small_label_files_are_not_cached(tmp_path: Path, cache: Path) -> None:
+    write_form(tmp_path / "mine", "single", "own.npy")
+    load("mine", "bow", tmp_path)
+    assert not cache.exists()
+
+
+def test_bad_labels_are_not_cached(label_file: Path, cache: Path) -> None:
+    label_file.write_text("2 7 5\n0,3\n1,9\n")
+    for _ in range(2):
+        with pytest.raises(DataError, match="label '9' is out of range"):
+            read_once(label_file)
+    assert not cache.exists()
+
+
 # --- Dataset ------------------------------------------------------------------------------------
 
 
@@ -376,15 +931,9 @@ def test_wordnet_small_is_part_of_wordnet() -> None:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FANIN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def few(cache: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
     """A recipe and texts that take milliseconds."""
-    monkeypatch.setitem(text_features.SVD, "n_components", 3)
+    monkeypatch.setitem(svd.SVD, "n_components", 3)
     return ["red apple", "green apple", "green pear", "red pear tree", "tree"] * 2, [
         "red tree",
         "pear",
@@ -440,7 +989,7 @@ def test_cache_is_used_and_depends_on_texts_and_recipe(
     assert len(list(cache.iterdir())) == 3
     monkeypatch.undo()
     monkeypatch.setenv("FANIN_CACHE", str(cache))
-    monkeypatch.setitem(text_features.SVD, "n_components", 3)
+    monkeypatch.setitem(svd.SVD, "n_components", 3)
     monkeypatch.delattr(text_features, "tfidf_svd")  # from here on only the cache can answer
     second = text_features.load_text_features("toy", train_texts, test_texts)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
@@ -469,7 +1018,7 @@ def test_damaged_cache_is_rebuilt(
 
 def test_two_processes_may_make_the_cache_at_once(cache: Path) -> None:
     code = (
-        "from fanin.datasets import text_features as t; t.SVD['n_components'] = 3; "
+        "from fanin.datasets import svd, text_features as t; svd.SVD['n_components'] = 3; "
         "t.load_text_features('toy', ['red apple', 'red pear', 'pear tree', 'apple tree'], ['red'])"
     )
     started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
@@ -488,12 +1037,26 @@ def test_cache_that_cannot_be_written(few, cache: Path) -> None:
 
 def test_unknown_names_say_what_there_is(tmp_path: Path) -> None:
     assert available() == ["wordnet", "wordnet-small"]
-    with pytest.raises(DataError, match="'Amazon-670K'; fanin comes with wordnet, wordnet-small"):
-        load("Amazon-670K")
-    with pytest.raises(DataError, match=f"no folder {tmp_path}/Amazon-670K; .*train-labels.txt"):
-        load("Amazon-670K", data_dir=tmp_path)
+    with pytest.raises(DataError, match="'mine'; fanin comes with wordnet, wordnet-small"):
+        load("mine")
+    with pytest.raises(DataError, match=f"no folder {tmp_path}/mine; .*train-labels.txt"):
+        load("mine", data_dir=tmp_path)
     with pytest.raises(DataError, match="no features named 'slice': there is tfidf-svd512"):
         load("wordnet", "slice")
+
+
+def test_published_name_without_files_says_where_they_come_from(tmp_path: Path) -> None:
+    for data_dir in (None, tmp_path):
+        with pytest.raises(DataError, match=r"^Amazon-670K does not come with fanin") as caught:
+            load("Amazon-670K", data_dir=data_dir)
+        said = str(caught.value)
+        assert (f"there is no folder {tmp_path}/Amazon-670K" in said) == (data_dir is not None)
+        assert "lay out <data-dir>/Amazon-670K/" in said and "wordnet-small" in said
+        for file in ("trn_X_Y.txt", "tst_X_Xf.txt", "train-slice.npy", "test-cascade.npy"):
+            assert file in said
+    with pytest.raises(DataError, match="eurlex-4k does not come with fanin") as caught:
+        load("eurlex-4k")
+    assert "slice" not in str(caught.value)
 
 
 def test_own_folder_goes_before_embedded(tmp_path: Path) -> None:

@@ -639,7 +639,7 @@ class TestCommandLine:
 
     def test_tasks_of_a_data_set_by_any_of_its_names(self):
         def named(dataset, features=None, file=None, data_dir=None):
-            return chosen_tasks(dataset, features, data_dir, file, None, {})
+            return chosen_tasks([dataset], features, data_dir, file, None, {})
 
         def kinds(tasks):
             return {(t.dataset, t.features) for t in tasks}
@@ -655,9 +655,15 @@ class TestCommandLine:
         assert all("=" in t.slug for t in named(None, file=ablations))
         assert kinds(named("wiki-500k", "mine", file=ablations)) == {("wiki-500k", "mine")}
 
+    def test_only_the_features_that_are_there(self, tmp_path):
+        (tmp_path / "Amazon670k").mkdir()
+        (tmp_path / "Amazon670k" / "train-slice.npy").touch()
+        tasks = chosen_tasks(["amazon-670k"], None, tmp_path, None, None, {})
+        assert {t.features for t in tasks} == {"slice"}
+
     def test_ones_own_data_take_the_usual_setups(self, tmp_path):
         def named(dataset, features=None):
-            return chosen_tasks(dataset, features, tmp_path, None, None, {})
+            return chosen_tasks([dataset], features, tmp_path, None, None, {})
 
         usual = [t.slug for t in read_tasks(task_files()["wordnet/tfidf-svd512"])]
         assert [t.slug for t in named("mine", "bert")] == usual

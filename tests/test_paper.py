@@ -25,7 +25,7 @@ from fanin.benchmarks.results import (
     write_result,
 )
 from fanin.benchmarks.task import TASK_FOLDER, Task, read_tasks, task_files
-from fanin.datasets import PUBLISHED, folder_of
+from fanin.datasets import PUBLISHED, find_folder
 from fanin.datasets.catalogue import FEATURES
 from fanin.reports import paper, write_report
 from fanin.reports.tables import Table
@@ -94,13 +94,13 @@ def test_ablations_are_no_published_rows() -> None:
 
 
 def test_folders_may_spell_a_published_name_differently(tmp_path: Path) -> None:
-    assert folder_of("amazon-3m", tmp_path) is None
-    assert folder_of("amazon-3m", tmp_path / "nowhere") is None
+    assert find_folder(tmp_path, "amazon-3m") is None
+    assert find_folder(tmp_path / "nowhere", "amazon-3m") is None
     (tmp_path / "Amazon-3M").mkdir()
-    assert folder_of("amazon-3m", tmp_path) == tmp_path / "Amazon-3M"
+    assert find_folder(tmp_path, "amazon-3m") == tmp_path / "Amazon-3M"
     (tmp_path / "amazon-3m").mkdir()
-    assert folder_of("amazon-3m", tmp_path) == tmp_path / "amazon-3m"
-    assert folder_of("amazon-670k", tmp_path) is None
+    assert find_folder(tmp_path, "amazon-3m") == tmp_path / "amazon-3m"
+    assert find_folder(tmp_path, "amazon-670k") is None
 
 
 # ---- the paper beside ours

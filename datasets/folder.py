@@ -1,0 +1,350 @@
+"""One's own data: which files a folder may hold, and the `Dataset` that they make.
+
+A folder holds labels and features of both splits, in any of the forms below (`formats` reads them);
+labels of one form may stand beside features of another. Where several files hold the same thing,
+the first in these lists is taken: fanin's own names before those of the Extreme Classification
+Repository, and of equal names the form that is read fastest.
+
+Dense `.npy` features are memory-mapped. Sparse ones are made dense: as they are (`bow`) where
+memory allows it, or by truncated SVD (`bow-svd512`), whose result is cached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+from scipy import sparse
+
+from . import cache, formats, svd
+from .catalogue import FEATURES, PUBLISHED, canonical_name, spellings
+from .dataset import DataError, Dataset
+
+log = logging.getLogger(__name__)
+
+BOW, BOW_SVD512 = "bow", "bow-svd512"
+
+CACHED_FROM = 1 << 20  # bytes of a label file; a smaller one is parsed in a moment
+CACHE_VERSION = 1  # to be raised when the label parsers or the cached arrays change
+
+Features = npt.NDArray[np.float32]
+SparseReader = Callable[[Path], sparse.csr_array]
+FeatureReader = Callable[[Path], "Features | sparse.csr_array"]
+Labels = tuple[Path, sparse.csr_array]  # of one split, and the file they come from
+
+
+def cached(read: SparseReader) -> SparseReader:
+    """A reader of labels that parses a large file once and keeps the result in the cache.
+
+    The cached file goes by the label file's path, size and time of change. A cache that cannot be
+    written costs time only: it is logged.
+    """
+
+    def read_cached(path: Path) -> sparse.csr_array:
+        stat = path.stat()
+        if stat.st_size < CACHED_FROM:
+            return read(path)
+        key = repr((CACHE_VERSION, str(path.absolute()), stat.st_size, stat.st_mtime_ns))
+        digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+        kept = cache.cache_folder() / f"{path.absolute().parent.name}-{path.stem}-{digest}.npz"
+        found = cache.load(kept, _unpack_labels)
+        if found is not None:
+            return found
+        labels = read(path)
+        shape = np.array(labels.shape, np.int64)
+        try:
+            cache.store(kept, indices=labels.indices, indptr=labels.indptr, shape=shape)
+        except OSError as error:
+            log.warning(
+                "%s: cannot be written (%s), so labels are parsed at every start: set FANIN_CACHE "
+                "to a folder that can be",
+                *(kept, error),
+            )
+        return labels
+
+    return read_cached
+
+
+# File names and what reads them, best first; {split} is train or test, {short} is trn or tst.
+LABELS: dict[str, SparseReader] = {
+    "{split}-labels.npz": formats.read_label_matrix,
+    "{split}-labels.txt": cached(formats.read_labels),
+    "{short}_X_Y.npz": formats.read_label_matrix,
+    "{short}_X_Y.txt": cached(formats.read_label_pairs),
+    "{split}.txt": cached(formats.read_labels),
+}
+SPARSE_FEATURES: dict[str, SparseReader] = {
+    "{split}-bow.npz": formats.read_feature_matrix,
+    "{short}_X_Xf.npz": formats.read_feature_matrix,
+    "{short}_X_Xf.txt": formats.read_feature_pairs,
+    "{split}.txt": formats.read_trailing_pairs,
+}
+
+
+def feature_files(features: str) -> dict[str, FeatureReader]:
+    """The files in which features of that name may lie, as in the lists above."""
+    own: dict[str, FeatureReader] = {
+        f"{{split}}-{features}.npy": formats.read_features,
+        f"{{split}}-{features}.npz": formats.read_feature_matrix,
+    }
+    return own | SPARSE_FEATURES if features == BOW else own
+
+
+REPOSITORY = (
+    "the Extreme Classification Repository, http://manikvarma.org/downloads/XC/XMLRepository.html"
+)
+ORIGINS = {
+    "slice": (
+        "the 512-d dense features used by Slice (Jain et al., WSDM 2019), available with that "
+        f"method's data release from {REPOSITORY}"
+    ),
+    "cascade": (
+        "768-d features of a trained CascadeXML model (Kharbanda et al., NeurIPS 2022), made by "
+        "its code, https://github.com/xmc-aalto/cascadexml"
+    ),
+}
+
+
+def layout(name: str) -> str:
+    """What to lay out for a published data set, and where its files come from."""
+    dense = (
+        f"; with train-{kind}.npy and test-{kind}.npy for --features {kind}: {ORIGINS[kind]}"
+        for kind in PUBLISHED[canonical_name(name)].features
+    )
+    return (
+        f"lay out <data-dir>/{name}/ and give --data-dir <data-dir>: trn_X_Y.txt and tst_X_Y.txt "
+        "hold the labels; with trn_X_Xf.txt and tst_X_Xf.txt (sparse features) for --features "
+        f"{BOW} or {BOW_SVD512}, all four from {REPOSITORY}{''.join(dense)}"
+    )
+
+
+def find_folder(data_dir: Path | str, name: str) -> Path | None:
+    """The folder of a data set below `data_dir`; None if there is none.
+
+    It may bear any of the catalogue's spellings of the name, and letter case does not count; the
+    name as given goes first.
+    """
+    data_dir = Path(data_dir)
+    if (data_dir / name).is_dir():
+        return data_dir / name
+    if not data_dir.is_dir():
+        return None
+    there = {path.name.lower(): path for path in sorted(data_dir.iterdir()) if path.is_dir()}
+    folders = (there.get(spelling.lower()) for spelling in spellings(name))
+    return next(filter(None, folders), None)
+
+
+def load_folder(folder: Path | str, name: str, features: str | None = None) -> Dataset:
+    """Load the files in `folder` as the data set `name`.
+
+    `features` may be left out where the folder holds only one kind. Other sizes than the published
+    ones are logged, since small cuts are tried under the real name. Raises DataError for a missing
+    file (saying what it is to hold), for a bad one, and for files that do not fit each other.
+    """
+    folder = Path(folder)
+    if features is None:
+        kinds = feature_kinds(folder)
+        if len(kinds) != 1:
+            have = ", ".join(kinds) or "none"
+            raise DataError(f"{folder}: say which features to load; train features here: {have}")
+        features = kinds[0]
+    labels: list[Labels] = []
+    for path, read in [_label_file(folder, split) for split in ("train", "test")]:
+        labels.append((path, read(path)))
+    train_x, test_x = _features(folder, name, features, labels)
+    data = Dataset(
+        name=name,
+        features=features,
+        train_x=train_x,
+        train_y=labels[0][1],
+        test_x=test_x,
+        test_y=labels[1][1],
+        synthetic=False,
+        source=f"files in {folder}",
+    )
+    _compare_with_published(data)
+    return data
+
+
+def _features(
+    folder: Path, name: str, features: str, labels: Sequence[Labels]
+) -> tuple[Features, Features]:
+    """Dense features of both splits, with as many rows as the labels."""
+    if features == BOW_SVD512 and BOW_SVD512 not in _stored_kinds(folder):
+        return _reduced(folder, name, labels)
+    files = [_feature_file(folder, split, features) for split in ("train", "test")]
+    parts = [_read_fitting(*file, *there) for file, there in zip(files, labels, strict=True)]
+    needed = sum(4 * x.shape[0] * x.shape[1] for x in parts if isinstance(x, sparse.csr_array))
+    if needed > memory_limit():
+        advice = (
+            f"use --features {BOW_SVD512}"
+            if features == BOW
+            else "store them as float32 .npy, which is mapped, or reduce them"
+        )
+        raise DataError(
+            f"{files[0][0]} and {files[1][0].name}: as dense float32 they need "
+            f"{needed / 2**30:.1f} GiB, and half of the memory available here is "
+            f"{memory_limit() / 2**30:.1f} GiB: {advice}"
+        )
+    train, test = (x.toarray() if isinstance(x, sparse.csr_array) else x for x in parts)
+    return train, test
+
+
+def _reduced(folder: Path, name: str, labels: Sequence[Labels]) -> tuple[Features, Features]:
+    """The SVD of the sparse features; cached by the contents of their files."""
+    files = [_sparse_file(folder, split) for split in ("train", "test")]
+
+    def make() -> tuple[Features, Features]:
+        train, test = (
+            _read_fitting(*file, *there) for file, there in zip(files, labels, strict=True)
+        )
+        if train.shape[1] != test.shape[1]:
+            raise DataError(
+                f"{files[0][0]}: {train.shape[1]} inputs, but {files[1][0]} has "
+                f"{test.shape[1]}: make both with the same feature extractor"
+            )
+        if min(train.shape) < svd.SVD["n_components"]:
+            raise DataError(
+                f"{files[0][0]}: {train.shape[0]} instances and {train.shape[1]} inputs are too "
+                f"few for {svd.SVD['n_components']} SVD components: use --features {BOW}"
+            )
+        log.info("making %s of %d instances", BOW_SVD512, train.shape[0])
+        return svd.reduce(train, test)
+
+    digest = svd.content_hash()
+    for path, _ in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return svd.cached(
+        f"{name}-{BOW_SVD512}-{digest.hexdigest()[:12]}",
+        (labels[0][1].shape[0], labels[1][1].shape[0]),
+        make,
+    )
+
+
+def memory_limit() -> int:
+    """Bytes that sparse features may take once they are dense: half of what is available."""
+    return int(psutil.virtual_memory().available) // 2
+
+
+X = TypeVar("X", "Features | sparse.csr_array", sparse.csr_array)
+
+
+def _read_fitting(
+    path: Path, read: Callable[[Path], X], label_path: Path, labels: sparse.csr_array
+) -> X:
+    """Features with as many rows as the labels, and some entry if they are sparse."""
+    x = read(path)
+    if x.shape[0] != labels.shape[0]:
+        raise DataError(
+            f"{path}: {x.shape[0]} rows, but {label_path} has {labels.shape[0]} instances: "
+            "both must hold the same instances in the same order"
+        )
+    if isinstance(x, sparse.csr_array) and x.shape[0] and not x.nnz:
+        raise DataError(f"{path}: holds no features, only labels or zeros: give another file")
+    return x
+
+
+def _stored_kinds(folder: Path) -> set[str]:
+    """Names of the features that the folder holds under fanin's own file names."""
+    paths = (path for suffix in ("npy", "npz") for path in folder.glob(f"train-*.{suffix}"))
+    return {path.stem.removeprefix("train-") for path in paths} - {"labels"}
+
+
+def feature_kinds(folder: Path) -> list[str]:
+    """Names of the features that can be loaded from the folder."""
+    from_sparse = {BOW, BOW_SVD512} if _find(folder, "train", SPARSE_FEATURES) else set()
+    return sorted(_stored_kinds(folder) | from_sparse)
+
+
+R = TypeVar("R")
+
+
+def _names(forms: Mapping[str, R], split: str) -> list[str]:
+    """The file names that stand for `split` in a list of forms."""
+    short = {"train": "trn", "test": "tst"}[split]
+    return [name.replace("{split}", split).replace("{short}", short) for name in forms]
+
+
+def _find(folder: Path, split: str, forms: Mapping[str, R]) -> tuple[Path, R] | None:
+    """The first file that is there, and what reads it."""
+    for name, read in zip(_names(forms, split), forms.values(), strict=True):
+        if (folder / name).is_file():
+            return folder / name, read
+    return None
+
+
+def _label_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
+    found = _find(folder, split, LABELS)
+    if found is None:
+        raise DataError(
+            f"{folder / f'{split}-labels.txt'}: missing; it is to hold the {split} labels: a "
+            "header line `N D L` (instances, inputs, labels), then one line `l1,l2,...` per "
+            f"instance. Any of {', '.join(_names(LABELS, split))} will do; labels of the "
+            f"published data sets come from {REPOSITORY}"
+        )
+    return found
+
+
+def _feature_file(folder: Path, split: str, features: str) -> tuple[Path, FeatureReader]:
+    found = _find(folder, split, feature_files(features))
+    if found is None and features == BOW:
+        return _sparse_file(folder, split)
+    if found is None:
+        have = ", ".join(feature_kinds(folder)) or "none"
+        origin = f"; they are {ORIGINS[features]}" if features in ORIGINS else ""
+        raise DataError(
+            f"{folder / f'{split}-{features}.npy'}: missing; it is to hold the {split} features, a "
+            f"float array [instances, inputs] written by numpy.save{origin}. Train features here: "
+            f"{have}"
+        )
+    return found
+
+
+def _sparse_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
+    found = _find(folder, split, SPARSE_FEATURES)
+    if found is None:
+        names = _names(SPARSE_FEATURES, split)
+        raise DataError(
+            f"{folder / names[2]}: missing; it is to hold the {split} features, sparse: a header "
+            "line `rows columns` (instances, inputs), then one line `input:value ...` per "
+            f"instance. Any of {', '.join(names)} will do; sparse features of the published data "
+            f"sets come from {REPOSITORY}"
+        )
+    return found
+
+
+def _unpack_labels(arrays: cache.Arrays) -> sparse.csr_array:
+    indices, indptr = arrays["indices"], arrays["indptr"]
+    rows, columns = arrays["shape"].tolist()
+    ones = np.ones(len(indices), np.bool_)
+    labels = sparse.csr_array((ones, indices, indptr), shape=(rows, columns))
+    labels.check_format(full_check=True)
+    return labels
+
+
+def _compare_with_published(data: Dataset) -> None:
+    entry = PUBLISHED.get(canonical_name(data.name))
+    if entry is None:
+        return
+    inputs = FEATURES.get(data.features, data.inputs)
+    other = [
+        f"{have:,} {what}, not {published:,}"
+        for what, have, published in (
+            ("labels", data.labels, entry.labels),
+            ("training instances", data.train_instances, entry.train_instances),
+            ("test instances", data.test_instances, entry.test_instances),
+            ("inputs", data.inputs, inputs),
+        )
+        if have != published
+    ]
+    if other:
+        log.warning(
+            "%s: these are not the published %s: %s", data.source, entry.name, "; ".join(other)
+        )

@@ -1,0 +1,78 @@
+"""Dense features from sparse ones: truncated SVD, made at first use, then cached.
+
+Texts (`text_features`) and the sparse features of data files (`folder`) both end here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy
+import sklearn
+from scipy import sparse
+from sklearn.decomposition import TruncatedSVD
+from sklearn.preprocessing import normalize
+
+from . import cache
+from .dataset import DataError
+
+log = logging.getLogger(__name__)
+
+SVD: dict[str, Any] = {"n_components": 512, "n_iter": 3, "random_state": 0}
+
+Features = npt.NDArray[np.float32]
+
+
+def reduce(train: sparse.csr_array, test: sparse.csr_array) -> tuple[Features, Features]:
+    """Truncated SVD of [instances, inputs], rows of length one; fitted on the training split only.
+
+    The random state is fixed, but the last bits of an SVD depend on the BLAS and its threads.
+    """
+    svd = TruncatedSVD(**SVD)
+    start = time.perf_counter()
+    reduced = normalize(svd.fit_transform(train)), normalize(svd.transform(test))
+    log.info("SVD of %d instances in %.0f s", train.shape[0], time.perf_counter() - start)
+    first, second = (np.ascontiguousarray(x, np.float32) for x in reduced)
+    return first, second
+
+
+def content_hash(**recipe: Any) -> Any:
+    """A SHA-256 over the recipe and the library versions, to be fed with what is reduced."""
+    recipe |= {"svd": SVD, "versions": [np.__version__, scipy.__version__, sklearn.__version__]}
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
+
+
+def cached(
+    name: str, rows: tuple[int, int], make: Callable[[], tuple[Features, Features]]
+) -> tuple[Features, Features]:
+    """Features [rows, 512] of both splits, from the cache file `name` or made now and cached.
+
+    Raises DataError if the cache folder cannot be written.
+    """
+    path = cache.cache_folder() / f"{name}.npz"
+    shapes = tuple((count, SVD["n_components"]) for count in rows)
+
+    def unpack(arrays: cache.Arrays) -> tuple[Features, Features]:
+        train, test = arrays["train"], arrays["test"]
+        if (train.shape, test.shape) != shapes or not train.dtype == test.dtype == np.float32:
+            raise ValueError(f"holds {train.dtype} {train.shape} and {test.dtype} {test.shape}")
+        return train, test
+
+    found = cache.load(path, unpack)
+    if found is not None:
+        return found
+    train, test = make()
+    try:
+        cache.store(path, train=train, test=test)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error}): set FANIN_CACHE to a folder that can be"
+        ) from error
+    return train, test
