@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class Engine(Protocol):
         rate: float,
         step: int,
         want_grad: bool,
-    ) -> tuple[Held, Held | None]:
+    ) -> tuple[SupportsFloat, Held | None]:
         """The fused step of the output layer; loss, and gradient of the features where wanted."""
 
     def top_k(self, features: Held | np.ndarray, layer: Layer, k: int) -> np.ndarray:

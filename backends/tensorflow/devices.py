@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import SupportsFloat
 
 import tensorflow as tf
 
@@ -38,6 +39,15 @@ def synchronize(device: str) -> None:
     """Wait until the device has finished."""
     if device != "/CPU:0":
         tf.test.experimental.sync_devices()
+
+
+def known(loss: tf.Tensor, device: str) -> SupportsFloat:
+    """A loss as a number, but on a GPU, where that would wait, as it is.
+
+    Small tensors that are kept, step after step, between large ones that are freed also keep the C
+    library from using their memory again.
+    """
+    return float(loss) if device == "/CPU:0" else loss
 
 
 def description(device: str) -> dict[str, str]:

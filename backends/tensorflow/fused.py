@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import keras
 import numpy as np
@@ -384,8 +384,8 @@ class TensorFlowEngine:
         rate: float,
         step: int,
         want_grad: bool,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        return fused_step(
+    ) -> tuple[SupportsFloat, tf.Tensor]:
+        value, grad = fused_step(
             features,
             layer.connections,
             *self._state(layer),
@@ -397,6 +397,7 @@ class TensorFlowEngine:
             want_grad=want_grad,
             threads=self._threads,
         )
+        return devices.known(value, self._device), grad
 
     def top_k(self, features: tf.Tensor | np.ndarray, layer: fused.Layer, k: int) -> np.ndarray:
         _, ids = top_k(

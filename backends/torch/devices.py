@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import SupportsFloat
+
 import torch
 
 
@@ -19,6 +21,15 @@ def prepare_device(device: str, threads: int) -> torch.device:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def known(loss: torch.Tensor) -> SupportsFloat:
+    """A loss as a number, but on a GPU, where that would wait, as it is.
+
+    A tensor of four bytes that is kept, step after step, between large ones that are freed also
+    keeps the C library from using their memory again: a run would grow without end.
+    """
+    return loss.item() if loss.device.type == "cpu" else loss.detach()
 
 
 def description(device: torch.device) -> dict[str, str]:

@@ -7,7 +7,7 @@ The ops change their arguments (weights and Adam's moments) in place; torch is t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -394,8 +394,8 @@ class TorchEngine:
         rate: float,
         step: int,
         want_grad: bool,
-    ) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = fused_step(
+    ) -> tuple[SupportsFloat, Tensor]:
+        value, grad = fused_step(
             self._tensor(features),
             *self._connections(layer),
             *self._state(layer),
@@ -407,7 +407,7 @@ class TorchEngine:
             0,
             want_grad,
         )
-        return found
+        return devices.known(value), grad
 
     def top_k(self, features: Tensor | np.ndarray, layer: fused.Layer, k: int) -> np.ndarray:
         values = (layer.weights.values, layer.bias.values)

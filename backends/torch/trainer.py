@@ -24,6 +24,7 @@ from fanin.backends.interface import (
 from fanin.backends.torch.devices import (
     description,
     device_memory,
+    known,
     prepare_device,
     synchronize,
 )
@@ -137,12 +138,10 @@ class TorchTrainer:
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self._optimizer.step()
-            losses.append(loss.detach())
+            losses.append(known(loss))
             if on_step:
                 on_step(losses[-1])
-        if not losses:
-            return np.empty(0)
-        return check_losses(torch.stack(losses).tolist(), first)
+        return check_losses(losses, first)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         if not array.flags.writeable:  # torch would warn: it has no read-only tensors
