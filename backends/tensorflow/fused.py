@@ -338,7 +338,7 @@ class TensorFlowEngine:
         return array.astype(np.float32) if held.dtype == tf.bfloat16 else array
 
     def write(self, held: tf.Variable, array: np.ndarray) -> None:
-        held.assign(_converted(array, held.dtype.name))
+        devices.overwrite(held, _converted(array, held.dtype.name))
 
     def bytes(self, held: tf.Variable) -> int:
         return held.shape.num_elements() * held.dtype.size
