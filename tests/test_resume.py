@@ -28,7 +28,7 @@ from fanin.datasets import Batches
 from fanin.datasets.formats import write_labels
 
 # More by hand: FANIN_KILLS=20 pytest tests/test_resume.py -k killed
-KILLS = int(os.environ.get("FANIN_KILLS", "4"))
+KILLS = int(os.environ.get("FANIN_KILLS", "3"))
 IDENTITY = {"task": "t", "code": "c"}
 
 
@@ -232,7 +232,7 @@ def test_leftovers_of_writing_are_removed(tmp_path):
 
 TASKS = {
     "defaults": {
-        "dataset": "tiny", "features": "dense40", "epochs": 30, "learning_rate": 3e-4,
+        "dataset": "tiny", "features": "dense40", "epochs": 10 + 2 * KILLS, "learning_rate": 3e-4,
         "connectivity": 8, "intermediate": 64, "rewire_interval": 50,
     },
     "tasks": [
@@ -350,6 +350,7 @@ class TestKilled:
         process = start(place, name)
         assert process.stdout is not None
         assert "epoch 1" in process.stdout.readline()
+        assert "epoch 2" in process.stdout.readline()  # the first one's checkpoint is written
         child = child_of(process)
         if stopped:
             child.suspend()
