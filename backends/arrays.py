@@ -6,7 +6,7 @@ framework's own generators do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +65,11 @@ class InitialArrays(Mapping[str, np.ndarray]):
 def initial_arrays(setup: LayerSetup, seed: int) -> dict[str, np.ndarray]:
     """All of `InitialArrays` at once."""
     return dict(InitialArrays(setup, seed))
+
+
+def copied(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Copies of what a trainer's `arrays` or `optimizer_arrays` gives, all at once."""
+    return {name: np.array(array, order="C") for name, array in arrays}
 
 
 def checked(

@@ -16,7 +16,7 @@ from typing import Any, Protocol, SupportsFloat
 
 import numpy as np
 
-from fanin.backends.arrays import check_arrays, checked, index_dtype
+from fanin.backends.arrays import check_arrays, checked, copied, index_dtype
 from fanin.backends.interface import LayerSetup, OnStep, Storage, TrainingBatch, check_losses
 
 # Features and their gradients, [sources, 32] float32 each, fill 768 KiB of a second-level cache of
@@ -186,8 +186,6 @@ class FusedTrainer:
 
     def _read(self, name: str, held: Held) -> np.ndarray:
         array = self._engine.read(held)
-        if self._is_sorted and name.startswith("output."):
-            array = array.copy()  # it will be sorted again
         return array.T if self._is_transposed(name) else array
 
     def _trained(self) -> dict[str, Trained]:
@@ -203,10 +201,10 @@ class FusedTrainer:
         """One array of `LayerSetup.array_shapes`, maybe a view; KeyError for another name."""
         if name not in self.setup.array_shapes():
             raise KeyError(f"{name!r} is none of {', '.join(self.setup.array_shapes())}")
-        if name not in ("output.weights", "output.indices"):
+        if not self._is_sorted or name not in ("output.weights", "output.indices"):
             return self._array(name)
         with self._in_label_order():
-            return self._array(name)
+            return self._array(name).copy()  # it will be sorted again
 
     def _array(self, name: str) -> np.ndarray:
         trained, connections = self._trained(), self._output.connections
@@ -218,10 +216,13 @@ class FusedTrainer:
         array = self._read(name, connections["indices"])
         return array.astype(np.int32) if name == "output.columns" else array
 
-    def weights(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         with self._in_label_order():
-            names = self.setup.array_shapes()
-            return {name: np.array(self._array(name), order="C") for name in names}
+            for name in self.setup.array_shapes():
+                yield name, self._array(name)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        return copied(self.arrays())
 
     def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
         check_arrays(self.setup, arrays)
@@ -241,13 +242,11 @@ class FusedTrainer:
             yield name, f"{name}.m", trained.m
             yield name, f"{name}.v", trained.v
 
-    def optimizer_arrays(self) -> dict[str, np.ndarray]:
+    def optimizer_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         with self._in_label_order():
-            moments = {
-                key: np.array(self._read(name, held), order="C")
-                for name, key, held in self._moments()
-            }
-        return {**moments, "steps": np.array(self._steps, np.int64)}
+            for name, key, held in self._moments():
+                yield key, self._read(name, held)
+        yield "steps", np.array(self._steps, np.int64)
 
     def load_optimizer_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         with self._in_label_order():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, SupportsFloat
 
@@ -166,18 +166,24 @@ class Trainer(Protocol):
     def regrow(self, fraction: float, seed: int) -> int:
         """Rewire as `fanin.backends.arrays.plan_rewiring` has it; how many connections moved."""
 
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """All arrays with their names in `LayerSetup.array_shapes`, one after the other, so that
+        they need not be in memory beside the model. Each may be a view and holds until the next
+        one is asked for; the model must not be used before the last one."""
+
     def weights(self) -> dict[str, np.ndarray]:
         """A copy of all arrays under the names of `LayerSetup.array_shapes`."""
 
     def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over all arrays; ValueError names what is missing or does not fit."""
 
-    def optimizer_arrays(self) -> dict[str, np.ndarray]:
-        """A copy of Adam's state: `<name>.m` and `<name>.v` for each trained array, and `steps`,
-        an int64 scalar."""
+    def optimizer_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Adam's state: `<name>.m` and `<name>.v` for each trained array, and `steps`, an int64
+        scalar; as `arrays`, one after the other."""
 
     def load_optimizer_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take over what `optimizer_arrays` gave, in this or the other backend."""
+        """Take over what `optimizer_arrays` gave, in this or the other backend. Each array is
+        asked for once, when it is its turn."""
 
     def state_bytes(self) -> tuple[int, int]:
         """Bytes of the parameters (indices included) and of the optimiser state, counted."""

@@ -17,16 +17,17 @@ from rich.table import Table
 
 from fanin.backends.interface import BACKENDS, INSTALL
 from fanin.benchmarks import lockstep, measure
+from fanin.benchmarks.lock import BusyError
 from fanin.benchmarks.plan import TooLargeError
 from fanin.benchmarks.progress import Terminal
 from fanin.benchmarks.results import (
     FOLDERS,
     LockstepResult,
     LockstepStep,
-    Profile,
     ResultError,
     RunResult,
     lockstep_path,
+    remove_leftovers,
     write_result,
 )
 from fanin.benchmarks.runner import Options, requests, run_all
@@ -115,10 +116,13 @@ def _friendly(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (TaskError, DataError, ResultError, ReportError) as error:
+        except (TaskError, DataError, ResultError, ReportError, BusyError) as error:
             _stop(str(error))
         except KeyboardInterrupt:
-            typer.echo("fanin: stopped; finished runs are kept, start again to go on", err=True)
+            typer.echo(
+                "fanin: stopped; finished runs and checkpoints are kept, start again to go on",
+                err=True,
+            )
             raise typer.Exit(INTERRUPTED) from None
 
     return run
@@ -164,15 +168,26 @@ def reproduce(
     results: Results = Path("results"),
     device: Device = "auto",
     threads: Threads = 0,
-    force: Annotated[bool, typer.Option("--force", help="Repeat finished runs.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Repeat finished runs, use no checkpoint.")
+    ] = False,
     save_weights: Annotated[
         bool, typer.Option("--save-weights", help="Keep the best weights (safetensors).")
     ] = False,
+    checkpoint_minutes: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="A run that was stopped or killed goes on from its last checkpoint: written after "
+            "an epoch when the last one is this old.",
+        ),
+    ] = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """Train all layer setups on a data set in both backends, then write the report.
 
-    Finished runs are skipped, so it can be stopped with Ctrl-C and started again.
+    Finished runs are skipped and a run that was stopped or killed goes on from its checkpoint, so
+    it can be stopped with Ctrl-C and started again.
 
     Examples: `fanin reproduce` (small cut, minutes), `fanin reproduce --dataset wordnet` (all of
     it, hours), `fanin reproduce --setup ffi-32 --backend torch --epochs 3`, `fanin reproduce
@@ -200,8 +215,17 @@ def reproduce(
         for way in execution or (("fused",) if shapes else (None,))
         for task in _tasks(names, features, data_dir, tasks, setup, {**overrides, "execution": way})
     ]
-    kind: Profile = "shapes" if shapes else "train"
-    options = Options(results, data_dir, device, threads, force, save_weights, kind, steps)
+    options = Options(
+        results,
+        data_dir,
+        device,
+        threads,
+        force,
+        save_weights,
+        checkpoint_minutes,
+        profile="shapes" if shapes else "train",
+        steps=steps,
+    )
     with Terminal(console) as display:
         done = run_all(requests(chosen, backends, options), options, display)
     page = write_report(results)
@@ -269,6 +293,7 @@ def compare(
                 console.print(f"{title}: failed: {error}", style="red", markup=False)
                 failures += 1
                 continue
+        remove_leftovers(lockstep_path(results, task))
         write_result(lockstep_path(results, task), result)
         done.append(result)
         failures += not result.agreed

@@ -7,16 +7,15 @@ the validation P@3; the weights of the best epoch are restored at the end.
 from __future__ import annotations
 
 import itertools
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 
 from fanin.backends.interface import LayerSetup, OnStep, Trainer
+from fanin.benchmarks.checkpoint import Checkpoint
 from fanin.benchmarks.metrics import precision
 from fanin.benchmarks.results import Epoch, Precision
 from fanin.benchmarks.task import Task
@@ -53,6 +52,32 @@ class Plateau:
         return self.waited >= self.patience
 
 
+class Schedule:
+    """Learning rate, best epoch and end of a training: they follow from its history alone."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.best_epoch = 0
+        self._rate_plateau = Plateau(RATE_RISE, RATE_PATIENCE)
+        self._stop_plateau = Plateau(STOP_RISE, STOP_PATIENCE)
+
+    def observe(self, epoch: Epoch) -> bool:
+        """Take in the next epoch; True when it is the best so far."""
+        value = epoch.validation.at_3
+        self._rate_plateau.observe(value)
+        if self._rate_plateau.reached:
+            self.rate = max(self.rate * RATE_FACTOR, RATE_FLOOR)
+            self._rate_plateau.waited = 0
+        rose = self._stop_plateau.observe(value)
+        if rose:
+            self.best_epoch = epoch.epoch
+        return rose
+
+    @property
+    def is_over(self) -> bool:
+        return self._stop_plateau.reached
+
+
 def rewire_due(step: int, interval: int, steps_per_epoch: int) -> bool:
     """Whether connections are rewired at the start of `step` (counted from 1): at steps 1,
     1 + interval, ...; interval -1 means once per epoch, 0 never."""
@@ -83,23 +108,6 @@ def evaluate(trainer: Trainer, x: np.ndarray, y: sp.csr_array) -> Precision:
     return precision(y, predict(trainer, x))
 
 
-class BestWeights:
-    """The arrays of the best epoch, on disk: a copy in memory would count as the model's."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.epoch = 0
-
-    def keep(self, trainer: Trainer, epoch: int) -> None:
-        for name in trainer.setup.array_shapes():
-            np.save(self.folder / f"{name}.npy", trainer.array(name))
-        self.epoch = epoch
-
-    def restore(self, trainer: Trainer) -> None:
-        names = trainer.setup.array_shapes()
-        trainer.load_weights({n: np.load(self.folder / f"{n}.npy", mmap_mode="r") for n in names})
-
-
 @dataclass(frozen=True)
 class Fit:
     """What training leaves behind, apart from the trainer with its best weights."""
@@ -114,48 +122,49 @@ def fit(
     validation: tuple[np.ndarray, sp.csr_array],
     task: Task,
     seed: int,
+    checkpoint: Checkpoint,
     on_step: OnStep | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Fit:
-    """Train until the task's epochs are over or the plateau is reached; restore the best epoch."""
-    rate = task.learning_rate
-    rate_plateau = Plateau(RATE_RISE, RATE_PATIENCE)
-    stop_plateau = Plateau(STOP_RISE, STOP_PATIENCE)
-    history: list[Epoch] = []
-    with tempfile.TemporaryDirectory(prefix="fanin-best-") as folder:
-        best = BestWeights(Path(folder))
-        for number in range(1, task.epochs + 1):
-            trainer.synchronize()
-            start = time.perf_counter()
-            losses, rewired = train_epoch(trainer, batches, number, task, seed, rate, on_step)
-            trainer.synchronize()
-            trained = time.perf_counter()
-            validated = evaluate(trainer, *validation)
-            trainer.synchronize()
-            epoch = Epoch(
-                epoch=number,
-                steps=len(losses),
-                loss=float(losses.mean()),
-                learning_rate=rate,
-                validation=validated,
-                train_seconds=trained - start,
-                evaluate_seconds=time.perf_counter() - trained,
-                rewired=rewired,
-            )
-            history.append(epoch)
-            if on_epoch:
-                on_epoch(epoch)
-            if stop_plateau.observe(validated.at_3):
-                best.keep(trainer, number)
-            if stop_plateau.reached:
-                break
-            rate_plateau.observe(validated.at_3)
-            if rate_plateau.reached:
-                rate = max(rate * RATE_FACTOR, RATE_FLOOR)
-                rate_plateau.waited = 0
-        if best.epoch != len(history):
-            best.restore(trainer)
-    return Fit(history, best.epoch)
+    """Train until the task's epochs are over or the plateau is reached; restore the best epoch.
+
+    Goes on from what the checkpoint holds. Batches, dropout and rewiring are functions of seed,
+    epoch and step, so the numbers are those of a training that was never interrupted.
+    """
+    schedule = Schedule(task.learning_rate)
+    history = checkpoint.history
+    if history:
+        checkpoint.restore(trainer)
+    for epoch in history:
+        schedule.observe(epoch)
+    while len(history) < task.epochs and not schedule.is_over:
+        number, rate = len(history) + 1, schedule.rate
+        trainer.synchronize()
+        start = time.perf_counter()
+        losses, rewired = train_epoch(trainer, batches, number, task, seed, rate, on_step)
+        trainer.synchronize()
+        trained = time.perf_counter()
+        validated = evaluate(trainer, *validation)
+        trainer.synchronize()
+        epoch = Epoch(
+            epoch=number,
+            steps=len(losses),
+            loss=float(losses.mean()),
+            learning_rate=rate,
+            validation=validated,
+            train_seconds=trained - start,
+            evaluate_seconds=time.perf_counter() - trained,
+            rewired=rewired,
+        )
+        history.append(epoch)
+        if on_epoch:
+            on_epoch(epoch)
+        if schedule.observe(epoch):
+            checkpoint.keep_best(trainer, number)
+        checkpoint.save(trainer, history)
+    if schedule.best_epoch != len(history):
+        checkpoint.restore_best(trainer)
+    return Fit(history, schedule.best_epoch)
 
 
 def train_epoch(

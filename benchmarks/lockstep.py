@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from fanin.backends.arrays import plan_rewiring
+from fanin.backends.arrays import copied, plan_rewiring
 from fanin.backends.interface import BACKENDS, Trainer
 from fanin.benchmarks import measure
 from fanin.benchmarks.fit import evaluate, rewire_due, rewiring_seed
@@ -317,14 +317,14 @@ def _save(trainer: Trainer, folder: Path, names: Iterable[str]) -> None:
 
 def _unit_arrays(trainer: Trainer) -> dict[str, np.ndarray]:
     """Everything that belongs to the intermediate units: the last axis counts them."""
-    state = {**trainer.weights(), **trainer.optimizer_arrays()}
-    return {name: array for name, array in state.items() if name.startswith("intermediate.")}
+    state = itertools.chain(trainer.arrays(), trainer.optimizer_arrays())
+    return copied(item for item in state if item[0].startswith("intermediate."))
 
 
 def _take_units(trainer: Trainer, folder: Path) -> None:
     """Overwrite some intermediate units with what the other backend gave."""
     units = np.load(folder / "units.npy")
-    weights, moments = trainer.weights(), trainer.optimizer_arrays()
+    weights, moments = trainer.weights(), copied(trainer.optimizer_arrays())
     for name in _unit_arrays(trainer):
         target = weights if name in weights else moments
         target[name][..., units] = np.load(folder / f"given.{name}.npy")[..., units]

@@ -55,6 +55,8 @@ class Terminal:
             case "phase":
                 self._progress.update(self._bar, facts=event["name"])
                 return
+            case "resumed":
+                self._say(f"{self._title}: goes on after epoch {event['epoch']}", "dim")
             case "step":
                 self._loss = f"loss {event['loss']:.4g}"
                 self._progress.update(

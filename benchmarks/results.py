@@ -149,6 +149,12 @@ class RunResult(_Model):
     repeat: int = Field(ge=0, description="number of the repeat, from 0; its seed is seed + repeat")
     started: datetime
     finished: datetime
+    resumed: int = Field(
+        default=0,
+        ge=0,
+        description="how often another process went on from a checkpoint; start, memory and median "
+        "step are those of the last one, the history is of all",
+    )
     machine: Machine | None = None
     dataset: DatasetInfo | None = None
     history: list[Epoch] = []
@@ -241,6 +247,12 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a kill in the middle of writing `path` left beside it."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_result(path: Path, result: RunResult | LockstepResult) -> None:

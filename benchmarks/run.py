@@ -1,7 +1,9 @@
 """One run, in a process of its own: data set, trainer, training, measuring, result file.
 
-`runner` starts it as `python -m fanin.benchmarks.run`, hands the request over on standard input
-and reads events, one JSON object a line, from the pipe whose number is the only argument.
+`runner` starts it as `python -m fanin.benchmarks.run`, hands the request over as a line of standard
+input and reads events, one JSON object a line, from the pipe whose number is the only argument.
+Standard input stays open as long as the parent lives: when it ends, so does this process, without a
+result.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, SupportsFloat, TextIO
@@ -23,6 +26,7 @@ from pydantic import BaseModel
 from fanin.backends.arrays import InitialArrays
 from fanin.backends.interface import LayerSetup, Trainer, make_trainer
 from fanin.benchmarks import measure
+from fanin.benchmarks.checkpoint import Checkpoint, checkpoint_folder, remove_checkpoint
 from fanin.benchmarks.fit import evaluate, fit, predict
 from fanin.benchmarks.metrics import precision, ranking
 from fanin.benchmarks.results import (
@@ -42,6 +46,8 @@ from fanin.datasets import load as load_dataset
 _EVENT_SECONDS = 0.2
 # Of the training instances, in protocol "holdout".
 HOLDOUT_FRACTION = 0.1
+# Exit code of a process whose parent is gone; nobody is there to read it.
+_ORPHANED = 3
 
 
 class Request(BaseModel):
@@ -57,6 +63,8 @@ class Request(BaseModel):
     weights: Path | None = None
     profile: Profile = "train"
     steps: int = 20
+    checkpoint_minutes: float = 1.0
+    force: bool = False
 
 
 class Events:
@@ -67,7 +75,10 @@ class Events:
         self._last = 0.0
 
     def send(self, **event: Any) -> None:
-        print(json.dumps(event), file=self._stream, flush=True)
+        try:
+            print(json.dumps(event), file=self._stream, flush=True)
+        except BrokenPipeError:
+            os._exit(_ORPHANED)
 
     def step(self, done: int, total: int, loss: SupportsFloat) -> None:
         now = time.monotonic()
@@ -162,6 +173,20 @@ def warm_up(request: Request) -> Machine:
     return measure.machine(trainer, request.threads)
 
 
+def identity(request: Request, data: Dataset) -> dict[str, str]:
+    """What must be equal for a run to continue what another process began."""
+    return {
+        "task": request.task.model_dump_json(exclude={"repeat"}),
+        "seed": str(request.task.seed + request.repeat),
+        "backend": request.backend,
+        "data": data.identity,
+        "code": measure.code_identity(),
+        "package version": json.dumps(measure.packages()),
+        "device": request.device,
+        "number of threads": str(request.threads),
+    }
+
+
 def run(request: Request, events: Events) -> RunResult:
     """Train and measure. Exceptions pass; `main` records them."""
     task = request.task
@@ -183,6 +208,17 @@ def run(request: Request, events: Events) -> RunResult:
     result.machine = warm_up(request)
     clock = measure.StepClock()
     total = task.epochs * len(batches)
+    if request.force:
+        remove_checkpoint(checkpoint_folder(request.path))
+    checkpoint = Checkpoint(
+        checkpoint_folder(request.path), identity(request, data), 60 * request.checkpoint_minutes
+    )
+    result.resumed = checkpoint.resumed
+    if checkpoint.note:
+        print(checkpoint.note, flush=True)
+    if checkpoint.history:
+        events.send(event="resumed", epoch=len(checkpoint.history))
+    before = len(checkpoint.history) * len(batches)
     with measure.MemoryWatch() as memory:
         events.send(event="phase", name="building the model")
         trainer = build(request, task.setup(data.inputs, data.labels))
@@ -190,14 +226,14 @@ def run(request: Request, events: Events) -> RunResult:
 
         def on_step(loss: SupportsFloat) -> None:
             clock(loss)
-            events.step(clock.steps, total, loss)
+            events.step(before + clock.steps, total, loss)
 
         def on_epoch(epoch: Epoch) -> None:
             clock.pause()
-            result.history.append(epoch)
             events.send(event="epoch", **epoch.model_dump())
 
-        fit(trainer, batches, validation, task, seed, on_step, on_epoch)
+        done = fit(trainer, batches, validation, task, seed, checkpoint, on_step, on_epoch)
+        result.history = done.history
         events.send(event="phase", name="final evaluation")
         start = time.perf_counter()
         constants = propensity(data.name)
@@ -230,11 +266,26 @@ def save_weights(trainer: Trainer, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def main(
-    channel: int, lines: Iterable[str], work: Callable[[Request, Events], RunResult] = run
-) -> int:
+def end_with(descriptor: int) -> None:
+    """End this process at once when nobody holds the other end of that pipe any more: an orphan
+    must not go on beside a run that was started anew."""
+
+    def wait() -> None:
+        # Past Python's buffers, whose lock would be in the way when this process ends by itself.
+        while os.read(descriptor, 1):
+            pass
+        os._exit(_ORPHANED)
+
+    threading.Thread(target=wait, name="fanin-lifeline", daemon=True).start()
+
+
+def main(channel: int, work: Callable[[Request, Events], RunResult] = run) -> int:
     """Read the request, do the work and write its result or its failure; the exit code."""
-    request = Request.model_validate_json("".join(lines))
+    line = sys.stdin.readline()
+    if not line.endswith("\n"):
+        return _ORPHANED
+    end_with(sys.stdin.fileno())
+    request = Request.model_validate_json(line)
     with os.fdopen(channel, "w", encoding="utf-8") as stream:
         events = Events(stream)
         started = datetime.now(UTC)
@@ -246,12 +297,11 @@ def main(
                 request, started, type(error).__name__, str(error), traceback.format_exc()
             )
         write_result(request.path, result)
-    return 0 if result.status == "finished" else 1
-
-
-def _read_stdin() -> Iterator[str]:
-    yield from sys.stdin
+    if result.status == "failed":
+        return 1
+    remove_checkpoint(checkpoint_folder(request.path))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), _read_stdin()))
+    sys.exit(main(int(sys.argv[1])))

@@ -1,7 +1,7 @@
 """Runs tasks, each in a child process of its own, and keeps what they measured.
 
-A finished run is skipped the next time, a failed one is tried again, and stopping with Ctrl-C
-loses only the run under way. The children send events (see `run`); a `Display` shows them.
+A finished run is skipped the next time, a failed one is tried again, and one that was stopped or
+killed goes on from its checkpoint. The children send events (see `run`); a `Display` shows them.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from fanin.benchmarks.checkpoint import checkpoint_folder, remove_checkpoint
+from fanin.benchmarks.lock import locked
 from fanin.benchmarks.results import (
     Profile,
     ResultError,
     RunResult,
     read_result,
+    remove_leftovers,
     result_path,
     write_result,
 )
@@ -39,6 +43,7 @@ class Options:
     threads: int = 0
     force: bool = False
     save_weights: bool = False
+    checkpoint_minutes: float = 1.0
     profile: Profile = "train"
     steps: int = 20
 
@@ -80,6 +85,8 @@ def requests(tasks: Iterable[Task], backends: Iterable[str], options: Options) -
                         weights=path.with_suffix(".safetensors") if options.save_weights else None,
                         profile=options.profile,
                         steps=options.steps,
+                        checkpoint_minutes=options.checkpoint_minutes,
+                        force=options.force,
                     )
                 )
     return made
@@ -102,12 +109,18 @@ def finished(request: Request) -> RunResult | None:
 
 
 def run_all(todo: list[Request], options: Options, display: Display) -> list[RunResult]:
-    """Run what is not finished yet, in order. KeyboardInterrupt passes after the child is gone."""
+    """Run what is not finished yet, in order. KeyboardInterrupt passes after the child is gone;
+    BusyError where another process is running the same."""
     results = []
     for number, request in enumerate(todo, 1):
         display.begin(request, number, len(todo))
-        done = None if options.force else finished(request)
-        result = done or run_one(request, display)
+        with locked(request.path.with_suffix(".lock")) as lock:
+            for path in (request.path, request.path.with_suffix(".safetensors")):
+                remove_leftovers(path)
+            done = None if options.force else finished(request)
+            if done:  # killed between writing the result and this
+                remove_checkpoint(checkpoint_folder(request.path))
+            result = done or run_one(request, display, lock)
         display.end(result, skipped=done is not None)
         results.append(result)
     return results
@@ -124,9 +137,12 @@ def child_environment() -> dict[str, str]:
     return {**quiet, **os.environ, "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 
 
-def start_child(module: str, log: Path) -> tuple[subprocess.Popen[str], TextIO]:
+def start_child(
+    module: str, log: Path, inherited: tuple[int, ...] = ()
+) -> tuple[subprocess.Popen[str], TextIO]:
     """Start `python -m module` with a pipe of its own, whose number is its argument; the process
-    and the pipe's reading end. What the child prints goes into `log`."""
+    and the pipe's reading end. What the child prints goes into `log`; `inherited` are descriptors
+    that it keeps open. It takes the end of its standard input for the end of this process."""
     log.parent.mkdir(parents=True, exist_ok=True)
     reading, writing = os.pipe()
     with log.open("w", encoding="utf-8") as output:
@@ -137,7 +153,7 @@ def start_child(module: str, log: Path) -> tuple[subprocess.Popen[str], TextIO]:
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            pass_fds=(writing,),
+            pass_fds=(writing, *inherited),
             env=child_environment(),
             start_new_session=True,  # Ctrl-C reaches this process alone, which ends the child
             text=True,
@@ -146,16 +162,18 @@ def start_child(module: str, log: Path) -> tuple[subprocess.Popen[str], TextIO]:
     return child, os.fdopen(reading, encoding="utf-8")
 
 
-def run_one(request: Request, display: Display) -> RunResult:
-    """Run one request in a child process; a child that dies is a failed result."""
+def run_one(request: Request, display: Display, lock: int) -> RunResult:
+    """Run one request in a child process; a child that dies is a failed result. The child inherits
+    the `lock` (a descriptor)."""
     started = datetime.now(UTC)
     before = request.path.stat().st_mtime_ns if request.path.exists() else None
     log = log_path(request.path)
-    child, events = start_child(MODULES[request.profile], log)
+    child, events = start_child(MODULES[request.profile], log, (lock,))
+    os.write(lock, f" with its child {child.pid}".encode())
     try:
         assert child.stdin is not None
-        child.stdin.write(request.model_dump_json())
-        child.stdin.close()
+        with suppress(BrokenPipeError):  # it is dead already; what follows finds out how
+            print(request.model_dump_json(), file=child.stdin, flush=True)
         with events:
             for line in events:
                 display.event(json.loads(line))

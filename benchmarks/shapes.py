@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fanin.benchmarks import measure
-from fanin.benchmarks.fit import BestWeights, evaluation_block
+from fanin.benchmarks.checkpoint import Checkpoint
+from fanin.benchmarks.fit import evaluation_block
 from fanin.benchmarks.plan import check_fits, estimate
 from fanin.benchmarks.results import DatasetInfo, Extrapolation, RunResult
 from fanin.benchmarks.run import Events, Request, build, main, make_batches, warm_up
@@ -91,7 +92,7 @@ def profile(request: Request, events: Events) -> RunResult:
         blocks = [timed(trainer.top_k, [part], k) for part in evaluation_blocks(asked, block)]
         # A run keeps its best weights at the end of an epoch.
         with tempfile.TemporaryDirectory(prefix="fanin-shapes-") as folder:
-            BestWeights(Path(folder)).keep(trainer, 1)
+            Checkpoint(Path(folder), {}, 0.0).keep_best(trainer, 1)
         result.memory = memory.result(trainer)
     per_epoch = -(-sizes.train_instances // task.batch_size)
     interval = per_epoch if task.rewire_interval == -1 else task.rewire_interval
@@ -109,4 +110,4 @@ def profile(request: Request, events: Events) -> RunResult:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.stdin, profile))
+    sys.exit(main(int(sys.argv[1]), profile))

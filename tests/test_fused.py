@@ -12,7 +12,7 @@ import tensorflow as tf
 import torch
 
 from fanin.backends import fused
-from fanin.backends.arrays import InitialArrays, initial_arrays, plan_rewiring
+from fanin.backends.arrays import InitialArrays, copied, initial_arrays, plan_rewiring
 from fanin.backends.interface import BACKENDS, LayerSetup, Storage, make_trainer
 from fanin.backends.tensorflow import FusedFanIn as KerasFusedFanIn
 from fanin.backends.torch import FixedFanInLinear, FusedFanIn
@@ -70,15 +70,15 @@ def test_a_thousand_steps_follow_autograd(backend, setup):
             other.rewire(plan.slots, plan.sources)
         if setup.intermediate and step % 50 == 0:
             other.load_weights(one.weights())
-            other.load_optimizer_arrays(one.optimizer_arrays())
+            other.load_optimizer_arrays(copied(one.optimizer_arrays()))
         losses = [t.train([batch], 1e-3)[0] for t in (one, other)]
         assert losses[1] == pytest.approx(losses[0], rel=1e-5), step
     weights = one.weights()
     for name, array in other.weights().items():
         assert array.dtype == weights[name].dtype
         assert difference(array, weights[name]) < 1e-4, name
-    moments = one.optimizer_arrays()
-    for name, array in other.optimizer_arrays().items():
+    moments = copied(one.optimizer_arrays())
+    for name, array in copied(other.optimizer_arrays()).items():
         assert difference(array, moments[name]) < 1e-4, name
     (block,) = batches(setup, 1, 5)
     np.testing.assert_array_equal(one.top_k([block.features], 3), other.top_k([block.features], 3))
@@ -93,12 +93,12 @@ def test_state_moves_between_executions(backend, setup):
     target = trainer(backend, setup, seed=2, execution="fused")
     target.train(batches(setup, 2), 1e-2)
     target.load_weights(source.weights())
-    target.load_optimizer_arrays(source.optimizer_arrays())
-    weights, moments = target.weights(), target.optimizer_arrays()
+    target.load_optimizer_arrays(copied(source.optimizer_arrays()))
+    weights, moments = target.weights(), copied(target.optimizer_arrays())
     for name, array in source.weights().items():
         np.testing.assert_array_equal(weights[name], array, name)
         np.testing.assert_array_equal(target.array(name), array, name)
-    for name, array in source.optimizer_arrays().items():
+    for name, array in copied(source.optimizer_arrays()).items():
         np.testing.assert_array_equal(moments[name], array, name)
     losses = [t.train(batches(setup, 5, 3), 1e-2) for t in (source, target)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
@@ -109,7 +109,7 @@ def test_state_moves_between_executions(backend, setup):
 def test_regrow_follows_the_plan(backend, setup):
     one = trainer(backend, setup, execution="fused")
     one.train(batches(setup, 3), 1e-2)
-    before, moments = one.weights(), one.optimizer_arrays()
+    before, moments = one.weights(), copied(one.optimizer_arrays())
     plan = plan_rewiring(before["output.weights"], 0.2, setup.sources, 11)
 
     assert one.regrow(0.2, 11) == len(plan.slots) > 0
@@ -118,7 +118,7 @@ def test_regrow_follows_the_plan(backend, setup):
     before[name].reshape(-1)[plan.slots] = plan.sources
     for key, array in one.weights().items():
         np.testing.assert_array_equal(array, before[key], key)
-    for key, array in one.optimizer_arrays().items():
+    for key, array in copied(one.optimizer_arrays()).items():
         if key.startswith("output.weights"):
             moments[key].reshape(-1)[plan.slots] = 0
         np.testing.assert_array_equal(array, moments[key], key)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fanin.backends.arrays import initial_arrays, plan_rewiring
+from fanin.backends.arrays import copied, initial_arrays, plan_rewiring
 from fanin.backends.interface import LayerSetup, make_trainer
 from fanin.backends.torch import FixedFanInLinear, fan_in_linear
 from fanin.backends.torch.losses import LOSSES
@@ -274,7 +274,7 @@ def test_trainer_rewires(setup):
     expected[plan.slots] = plan.sources
     assert np.array_equal(trainer.array(name).reshape(-1), expected)
     assert np.array_equal(trainer.array("output.weights"), weights)
-    moments = trainer.optimizer_arrays()
+    moments = copied(trainer.optimizer_arrays())
     for key in ("output.weights.m", "output.weights.v"):
         flat = moments[key].reshape(-1)
         assert not flat[plan.slots].any()
@@ -287,7 +287,7 @@ def test_state_moves_to_another_trainer_whole(setup):
     one.train(batches(5), 1e-2)
     two = make_trainer("torch", setup, initial_arrays(setup, 2), device="cpu")
     two.load_weights(one.weights())
-    two.load_optimizer_arrays(one.optimizer_arrays())
+    two.load_optimizer_arrays(copied(one.optimizer_arrays()))
     assert np.array_equal(one.train(batches(5, 3), 1e-2), two.train(batches(5, 3), 1e-2))
 
 

@@ -341,7 +341,7 @@ class TensorFlowEngine:
         return np.asarray(memoryview(held.read_value()))
 
     def write(self, held: tf.Variable, array: np.ndarray) -> None:
-        held.assign(_converted(array, held.dtype.name))
+        devices.overwrite(held, _converted(array, held.dtype.name))
 
     def bytes(self, held: tf.Variable) -> int:
         return held.shape.num_elements() * held.dtype.size

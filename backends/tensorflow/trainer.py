@@ -7,12 +7,12 @@ the baselines, so how TensorFlow does them is the result and nothing about them 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
 
-from fanin.backends.arrays import check_arrays, checked, index_dtype, plan_rewiring
+from fanin.backends.arrays import check_arrays, checked, copied, index_dtype, plan_rewiring
 from fanin.backends.fused import FusedTrainer
 from fanin.backends.interface import (
     ADAM_BETAS,
@@ -236,15 +236,19 @@ class TensorFlowTrainer:
             return np.array(array[:, 0 if name == "output.rows" else 1], np.int32)
         return array
 
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """All arrays, one after the other."""
+        return ((name, self.array(name)) for name in self.setup.array_shapes())
+
     def weights(self) -> dict[str, np.ndarray]:
         """A copy of all arrays."""
-        return {name: self.array(name) for name in self.setup.array_shapes()}
+        return copied(self.arrays())
 
     def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over all arrays; the optimiser's state stays."""
         check_arrays(self.setup, arrays)
         for name, variable in self._trained.items():
-            variable.assign(np.asarray(arrays[name], np.float32))
+            devices.overwrite(variable, np.asarray(arrays[name], np.float32))
         if self._connections is not None:
             self._connections.assign(self._connections_from(arrays))
 
@@ -284,15 +288,16 @@ class TensorFlowTrainer:
             for moment, variable in zip("mv", pair, strict=True)
         }
 
-    def optimizer_arrays(self) -> dict[str, np.ndarray]:
-        """A copy of Adam's moments, `<name>.m` and `<name>.v`, and of the number of `steps`."""
-        moments = {name: variable.numpy() for name, variable in self._named_moments().items()}
-        return {**moments, "steps": np.array(self._steps, np.int64)}
+    def optimizer_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Adam's moments, `<name>.m` and `<name>.v`, then the number of `steps`."""
+        for name, variable in self._named_moments().items():
+            yield name, variable.numpy()
+        yield "steps", np.array(self._steps, np.int64)
 
     def load_optimizer_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over what `optimizer_arrays` gave."""
         for name, variable in self._named_moments().items():
-            variable.assign(np.asarray(arrays[name], np.float32))
+            devices.overwrite(variable, np.asarray(arrays[name], np.float32))
         self._steps = int(arrays["steps"])
 
     # Measuring ----------------------------------------------------------------------------------

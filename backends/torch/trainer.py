@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fanin.backends.arrays import check_arrays, checked, plan_rewiring
+from fanin.backends.arrays import check_arrays, checked, copied, plan_rewiring
 from fanin.backends.fused import FusedTrainer
 from fanin.backends.interface import (
     ADAM_BETAS,
@@ -185,8 +185,11 @@ class TorchTrainer:
     def array(self, name: str) -> np.ndarray:
         return self._arrays[name].detach().cpu().numpy()
 
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        return ((name, self.array(name)) for name in self._arrays)
+
     def weights(self) -> dict[str, np.ndarray]:
-        return {name: self.array(name).copy() for name in self._arrays}
+        return copied(self.arrays())
 
     @torch.no_grad()
     def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -208,9 +211,10 @@ class TorchTrainer:
             for moment, key in _MOMENTS.items()
         }
 
-    def optimizer_arrays(self) -> dict[str, np.ndarray]:
-        moments = {name: tensor.cpu().numpy().copy() for name, tensor in self._moments().items()}
-        return {**moments, "steps": np.array(self._steps)}
+    def optimizer_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        for name, tensor in self._moments().items():
+            yield name, tensor.cpu().numpy()
+        yield "steps", np.array(self._steps, np.int64)
 
     def load_optimizer_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         self._steps = int(arrays["steps"])
