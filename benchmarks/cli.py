@@ -1,4 +1,4 @@
-"""The command `fanin`: reproduce, compare, report, info."""
+"""The command `fanin`: reproduce, compare, plan, report, info."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rich.table import Table
 
 from fanin.backends.interface import BACKENDS, INSTALL
 from fanin.benchmarks import lockstep, measure
+from fanin.benchmarks import plan as planning
 from fanin.benchmarks.lock import BusyError
-from fanin.benchmarks.plan import TooLargeError
 from fanin.benchmarks.progress import Terminal
 from fanin.benchmarks.results import (
     FOLDERS,
@@ -47,9 +47,13 @@ from fanin.datasets import (
     canonical_name,
     feature_kinds,
     find_folder,
+    load,
 )
+from fanin.datasets.shapes import shape_twin
 from fanin.kernels import build_info
-from fanin.reports import ReportError, shape_table, terminal_table, write_report
+from fanin.reports import ReportError, setups, shape_table, terminal_table, write_report
+from fanin.reports.tables import Cell, Column
+from fanin.reports.tables import Table as ReportTable
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -103,6 +107,12 @@ Execution = Annotated[
         "pass by fanin's kernels. Repeatable; by default what the task file says (autograd)."
     ),
 ]
+WeightsDtype = Annotated[
+    str | None, typer.Option(help="float32 or, fused only, bfloat16 (stochastically rounded).")
+]
+MomentsDtype = Annotated[
+    str | None, typer.Option(help="Adam's moments: float32 or, fused only, bfloat16.")
+]
 Epochs = Annotated[int | None, typer.Option(min=1, help="At most this many epochs.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and dropout.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
@@ -140,12 +150,8 @@ def reproduce(
         list[str] | None, typer.Option(help="torch or tensorflow; repeatable; default both.")
     ] = None,
     execution: Execution = None,
-    weights_dtype: Annotated[
-        str | None, typer.Option(help="float32 or, fused only, bfloat16 (stochastically rounded).")
-    ] = None,
-    moments_dtype: Annotated[
-        str | None, typer.Option(help="Adam's moments: float32 or, fused only, bfloat16.")
-    ] = None,
+    weights_dtype: WeightsDtype = None,
+    moments_dtype: MomentsDtype = None,
     repeat: Annotated[int | None, typer.Option(min=1, help="Runs per task, each its seed.")] = None,
     epochs: Epochs = None,
     seed: Seed = None,
@@ -230,7 +236,7 @@ def reproduce(
         done = run_all(requests(chosen, backends, options), options, display)
     page = write_report(results)
     # What is too large for this machine is an answer, not a failure.
-    failed = [r for r in done if r.failure and r.failure.kind != TooLargeError.__name__]
+    failed = [r for r in done if r.failure and r.failure.kind != planning.TooLargeError.__name__]
     if as_json:
         _print_json(
             {
@@ -312,6 +318,100 @@ def compare(
         console.print(f"\nThe report: {page.resolve()}", soft_wrap=True, highlight=False)
     if failures:
         raise typer.Exit(FAILED)
+
+
+@app.command()
+@_friendly
+def plan(
+    dataset: Dataset = None,
+    features: Features = None,
+    data_dir: DataDir = None,
+    tasks: Tasks = None,
+    setup: Setup = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="torch or tensorflow; repeatable; default both.")
+    ] = None,
+    execution: Execution = None,
+    weights_dtype: WeightsDtype = None,
+    moments_dtype: MomentsDtype = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0, help="GiB of the machine; by default what is free here.")
+    ] = None,
+    bandwidth: Annotated[
+        float | None, typer.Option(min=0, help="GB/s of its memory; by default measured here.")
+    ] = None,
+    gflops: Annotated[
+        float | None, typer.Option(min=0, help="Of a dense product; by default measured here.")
+    ] = None,
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Say before anything runs what a task file will need on a CPU: parameters, bytes, expected
+    peak memory, hours, and what does not fit.
+
+    Sizes come from the files in --data-dir, from the data set that comes with fanin, or from the
+    published sizes. Examples: `fanin plan --dataset amazon-670k --execution fused`, `fanin plan
+    --dataset amazon-3m --memory 16`.
+    """
+    console = _console(as_json)
+    dtypes = {"weights_dtype": weights_dtype, "moments_dtype": moments_dtype}
+    chosen = [
+        task
+        for way in execution or (None,)
+        for task in _tasks(
+            [dataset], features, data_dir, tasks, setup, {**dtypes, "execution": way}
+        )
+    ]
+    count = measure.threads(threads)
+    speed = planning.measure_speed(count)
+    speed = planning.Speed(
+        1e9 * bandwidth if bandwidth else speed.bandwidth, 1e9 * gflops if gflops else speed.flops
+    )
+    there = int(memory * planning.GIB) if memory else measure.available_bytes()
+    sizes = {key: _sizes(*key, data_dir) for key in {(t.dataset, t.features) for t in chosen}}
+    plans = [
+        planning.Plan.of(task, name, sizes[task.dataset, task.features], speed, there, count)
+        for task in chosen
+        for name in backend or BACKENDS
+    ]
+    if as_json:
+        return _print_json(
+            {
+                "available_bytes": there,
+                "bandwidth_bytes_per_second": speed.bandwidth,
+                "flops": speed.flops,
+                "plans": [each.as_json() for each in plans],
+            }
+        )
+    for (name, kind), group in groupby(plans, key=lambda p: (p.task.dataset, p.task.features)):
+        inputs = sizes[name, kind].inputs
+        rows = [(setups.Setup.of(p.task, inputs).label, p.backend, *p.cells()) for p in group]
+        columns = (Column("setup", False), Column("backend", False), *map(Column, planning.HEADS))
+        table = ReportTable("", columns, tuple(tuple(map(Cell, row)) for row in rows))
+        text = f"{name}, {kind} features\n{table.markdown()}\n"
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"{there / planning.GIB:.1f} GiB of memory, {speed.bandwidth / 1e9:.0f} GB/s, "
+        f"{speed.flops / 1e9:.0f} GFLOP/s, {count} threads\n"
+        "GiB; peak: what the process needs above the frameworks and the data, temporaries "
+        "included\nhours: from bytes moved and arithmetic, within a factor of about two; the total "
+        "is for all epochs that the task allows and its repeats, early stopping aside",
+        style="dim",
+        highlight=False,
+    )
+
+
+def _sizes(dataset: str, features: str, data_dir: Path | None) -> planning.Sizes:
+    """Real sizes of a data set: of its files, or as published where it has none here."""
+    there = data_dir is not None and find_folder(data_dir, dataset) is not None
+    if not there and dataset in PUBLISHED and features in PUBLISHED[dataset].features:
+        twin = shape_twin(dataset, features)
+        sizes = twin.published
+        return planning.Sizes(
+            twin.inputs, sizes.labels, sizes.train_instances, sizes.test_instances
+        )
+    data = load(dataset, features, data_dir)
+    return planning.Sizes(data.inputs, data.labels, data.train_instances, data.test_instances)
 
 
 @app.command()

@@ -26,8 +26,8 @@ from fanin.datasets import Batches, evaluation_blocks
 RATE_FACTOR, RATE_RISE, RATE_PATIENCE, RATE_FLOOR = 0.5, 1e-3, 2, 1e-4
 STOP_RISE, STOP_PATIENCE = 5e-5, 4
 
-# Instances predicted together: many, but their inputs to the output layer fill at most 32 MiB.
-_EVALUATION_BLOCK, _EVALUATION_FLOATS = 512, 8 << 20
+# Instances predicted together: many, but their inputs to the output layer fill at most 16 MiB.
+_EVALUATION_BLOCK, _EVALUATION_FLOATS = 512, 4 << 20
 
 
 class Plateau:

@@ -3,13 +3,19 @@
 The fused execution's scratch memory is what `kernels/src/call.h` lays out. The frameworks' own
 temporaries follow from what their trainers hold at once: so many arrays of the size of the scores
 or of the connections (`_SCORES`, `_CONNECTIONS`); they were found in the code and checked against
-measured peaks. Hours are a floor: the bytes that a step has to move, over the machine's bandwidth.
+measured peaks. Hours are a rough guide: the bytes that a step has to move over the machine's
+bandwidth, and its arithmetic over the rate of a dense product.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import numpy as np
 
 from fanin.backends.arrays import index_dtype
 from fanin.backends.fused import SORTED_SOURCES
@@ -68,6 +74,131 @@ class Estimate:
         )
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Of a data set, as far as a plan needs them."""
+
+    inputs: int
+    labels: int
+    train_instances: int
+    test_instances: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of a machine: bytes and floating-point operations per second."""
+
+    bandwidth: float
+    flops: float
+
+
+def measure_speed(threads: int) -> Speed:
+    """How fast this machine copies memory and multiplies matrices, in about a second."""
+    size = 1 << 24
+    pairs = [(np.ones(size, np.float32), np.empty(size, np.float32)) for _ in range(threads)]
+
+    def copy() -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), pairs))
+
+    square = np.ones((1536, 1536), np.float32)
+    return Speed(
+        bandwidth=2 * 4 * size * threads / _fastest(copy),
+        flops=2 * len(square) ** 3 / _fastest(lambda: square @ square),
+    )
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def hours_per_epoch(expected: Estimate, task: Task, sizes: Sizes, speed: Speed) -> float:
+    """Training and validation of one epoch; right within a factor of about two."""
+
+    def seconds(steps: float, moved: float, flops: float) -> float:
+        return steps * (moved / speed.bandwidth + flops / speed.flops)
+
+    training = seconds(
+        math.ceil(sizes.train_instances / task.batch_size), expected.moved_bytes, expected.flops
+    )
+    # The forward pass has a third of a step's arithmetic, and reads the parameters.
+    groups = sizes.test_instances / task.batch_size
+    validation = seconds(groups, expected.parameter_bytes, expected.flops / 3)
+    return (training + validation) / 3600
+
+
+# Of `Plan.cells`.
+HEADS = (
+    *("parameters", "model", "optimiser", "gradients", "temporary", "peak", "fits"),
+    *("h/epoch", "hours"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one task needs in one backend, on a machine with so many bytes of free memory."""
+
+    task: Task
+    backend: str
+    parameters: int
+    expected: Estimate
+    available_bytes: int
+    hours_per_epoch: float
+
+    @classmethod
+    def of(
+        cls, task: Task, backend: str, sizes: Sizes, speed: Speed, available: int, threads: int
+    ) -> Plan:
+        setup = task.setup(sizes.inputs, sizes.labels)
+        expected = estimate(task, setup, backend, threads)
+        trained = (
+            math.prod(shape)
+            for name, shape in setup.array_shapes().items()
+            if name.endswith(("weights", "bias"))
+        )
+        hours = hours_per_epoch(expected, task, sizes, speed)
+        return cls(task, backend, sum(trained), expected, available, hours)
+
+    @property
+    def fits(self) -> bool:
+        return self.expected.peak_bytes <= self.available_bytes
+
+    @property
+    def hours(self) -> float:
+        """For all epochs that the task allows, and all its repeats."""
+        return self.hours_per_epoch * self.task.epochs * self.task.repeat
+
+    def cells(self) -> list[str]:
+        """As text, under `HEADS`; bytes in GiB."""
+        of = self.expected
+        parts = (of.parameter_bytes, of.optimizer_bytes, of.gradient_bytes, of.temporary_bytes)
+        return [
+            f"{self.parameters / 1e6:,.1f} M",
+            *(f"{part / GIB:.2f}" for part in (*parts, of.peak_bytes)),
+            "yes" if self.fits else "NO",
+            f"{self.hours_per_epoch:.2f}",
+            f"{self.hours:,.0f}",
+        ]
+
+    def as_json(self) -> dict[str, object]:
+        """For a program; bytes and hours."""
+        return {
+            "task": self.task.model_dump(mode="json"),
+            "backend": self.backend,
+            "parameters": self.parameters,
+            **asdict(self.expected),
+            "peak_bytes": self.expected.peak_bytes,
+            "fits": self.fits,
+            "hours_per_epoch": self.hours_per_epoch,
+            "hours": self.hours,
+        }
+
+
 def check_fits(expected: Estimate, available: int) -> None:
     """TooLargeError with both figures where the expected peak is above the available bytes."""
     if expected.peak_bytes > available:
@@ -106,10 +237,16 @@ def _fused(task: Task, setup: LayerSetup, backend: str, threads: int) -> Estimat
     # Outputs of the layer below, and their gradient.
     step += 2 * task.batch_size * 4 * (setup.intermediate or 0)
     predict = 2 * block * 4 * setup.sources + threads * tile
-    # The best weights are kept array by array; some have to be copied into another form.
-    copied = connections * max(weight, index) if is_sorted else 0
+    # The best weights are written array by array; some have another form outside.
+    copied = 4 * connections if setup.kind == "Unstructured" else 0
     if task.weights_dtype != "float32":
         copied = 4 * max(hidden, connections)
+
+    # TensorFlow makes a dense layer of three more copies of its weights.
+    building = 0
+    if backend == "tensorflow":
+        dense = connections if setup.connectivity is None else 0
+        building = 3 * 4 * max(hidden, dense) - 2 * moment * (hidden + connections)
 
     moved = hidden * (3 * weight + 4 * moment) + connections * (2 * weight + 4 * moment + index)
     if is_sorted:
@@ -122,10 +259,8 @@ def _fused(task: Task, setup: LayerSetup, backend: str, threads: int) -> Estimat
         + starts,
         optimizer_bytes=2 * (hidden + connections) * moment + 2 * biases * 4,
         gradient_bytes=0,
-        # TensorFlow's allocator keeps what prediction took.
-        temporary_bytes=(
-            max(step, predict) + copied if backend == "tensorflow" else max(step, predict, copied)
-        ),
+        # The allocators keep what a step took while others predict.
+        temporary_bytes=max(step + max(predict, copied), building),
         overhead_bytes=_OVERHEAD[backend],
         moved_bytes=moved,
         flops=6 * task.batch_size * (hidden + connections),
@@ -139,7 +274,9 @@ def _autograd(task: Task, setup: LayerSetup, backend: str, threads: int) -> Esti
     if setup.kind == "FFI":
         structure = connections * index_dtype(setup.sources)().itemsize
     elif setup.kind == "Unstructured":
-        structure = 2 * connections * 4
+        # torch: rows, columns and where rows start, int32; TensorFlow: pairs of int64.
+        structure = connections * (16 if backend == "tensorflow" else 8)
+        structure += 0 if backend == "tensorflow" else 4 * (setup.labels + 1)
     trained = 4 * (hidden + connections + biases)
     scores = task.batch_size * setup.labels * 4
     lanes = -(-task.batch_size // LANES) * LANES * 4 * setup.sources

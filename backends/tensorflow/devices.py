@@ -1,15 +1,13 @@
-"""What both executions ask of TensorFlow: the device, named "/CPU:0" or "/GPU:0", and memory."""
+"""What both executions ask TensorFlow about the device; it is named "/CPU:0" or "/GPU:0"."""
 
 from __future__ import annotations
 
 import logging
 from typing import SupportsFloat
 
-import numpy as np
 import tensorflow as tf
 
 _LOG = logging.getLogger(__name__)
-_PIECE_BYTES = 4 << 20
 
 
 def prepare_device(device: str, threads: int) -> str:
@@ -67,12 +65,3 @@ def device_memory(device: str) -> dict[str, int | None]:
     if device != "/CPU:0":
         peak = int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
     return {"allocator_peak_bytes": peak, "allocator_reserved_bytes": None}
-
-
-def overwrite(variable: tf.Variable, array: np.ndarray) -> None:
-    """Give a variable new values, piece by piece: assigned at once, the whole would be in memory a
-    second time."""
-    rows = max(1, _PIECE_BYTES * len(array) // array.nbytes)
-    with tf.device(variable.device):
-        for first in range(0, len(array), rows):
-            variable[first : first + rows].assign(array[first : first + rows])

@@ -341,7 +341,9 @@ class TensorFlowEngine:
         return np.asarray(memoryview(held.read_value()))
 
     def write(self, held: tf.Variable, array: np.ndarray) -> None:
-        devices.overwrite(held, _converted(array, held.dtype.name))
+        # The whole at once: TensorFlow copies a variable at every later reading once parts of it
+        # have been assigned.
+        held.assign(_converted(array, held.dtype.name))
 
     def bytes(self, held: tf.Variable) -> int:
         return held.shape.num_elements() * held.dtype.size

@@ -248,7 +248,7 @@ class TensorFlowTrainer:
         """Take over all arrays; the optimiser's state stays."""
         check_arrays(self.setup, arrays)
         for name, variable in self._trained.items():
-            devices.overwrite(variable, np.asarray(arrays[name], np.float32))
+            variable.assign(np.asarray(arrays[name], np.float32))
         if self._connections is not None:
             self._connections.assign(self._connections_from(arrays))
 
@@ -297,7 +297,7 @@ class TensorFlowTrainer:
     def load_optimizer_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over what `optimizer_arrays` gave."""
         for name, variable in self._named_moments().items():
-            devices.overwrite(variable, np.asarray(arrays[name], np.float32))
+            variable.assign(np.asarray(arrays[name], np.float32))
         self._steps = int(arrays["steps"])
 
     # Measuring ----------------------------------------------------------------------------------
