@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import Any
 
@@ -88,6 +89,10 @@ class Terminal:
                 f"{len(result.history)} epochs in {seconds:.0f} s",
                 "green",
             )
+
+        elif result.extrapolation:
+            step = statistics.median(result.extrapolation.step_seconds)
+            self._say(f"{self._title}: {1e3 * step:.1f} ms a step, in {seconds:.0f} s", "green")
 
     def _facts(self) -> str:
         return "  ".join(part for part in (self._loss, self._precision) if part)

@@ -29,6 +29,7 @@ from fanin.benchmarks import measure
 from fanin.benchmarks.checkpoint import Checkpoint, checkpoint_folder, remove_checkpoint
 from fanin.benchmarks.fit import evaluate, fit, predict
 from fanin.benchmarks.metrics import precision, ranking
+from fanin.benchmarks.plan import TooLargeError
 from fanin.benchmarks.results import (
     DatasetInfo,
     Epoch,
@@ -293,9 +294,9 @@ def main(channel: int, work: Callable[[Request, Events], RunResult] = run) -> in
             result = work(request, events)
         except Exception as error:
             traceback.print_exc()
-            result = failed(
-                request, started, type(error).__name__, str(error), traceback.format_exc()
-            )
+            # Where it was found that a model is too large tells nobody anything.
+            trace = "" if isinstance(error, TooLargeError) else traceback.format_exc()
+            result = failed(request, started, type(error).__name__, str(error), trace)
         write_result(request.path, result)
     if result.status == "failed":
         return 1

@@ -86,7 +86,7 @@ def profile(request: Request, events: Events) -> RunResult:
         steps = []
         for batch in batches.epoch(0):
             steps.append(timed(trainer.train, [batch], task.learning_rate))
-            events.send(event="step", done=len(steps), total=len(batches), loss=steps[-1])
+            events.send(event="phase", name=f"training, step {len(steps)} of {len(batches)}")
         events.send(event="phase", name="predicting")
         k = min(5, setup.labels)
         blocks = [timed(trainer.top_k, [part], k) for part in evaluation_blocks(asked, block)]

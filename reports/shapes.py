@@ -12,7 +12,17 @@ from collections.abc import Iterable, Sequence
 from fanin.benchmarks.results import Extrapolation, RunResult
 from fanin.reports.setups import Setup, backend_order
 from fanin.reports.summary import GIB, memory_gib, memory_kind
-from fanin.reports.tables import BRIEF_KINDS, GAP, Cell, Column, Table, number
+from fanin.reports.tables import (
+    BRIEF_KINDS,
+    GAP,
+    Cell,
+    Column,
+    Table,
+    departures_caption,
+    number,
+    shared_departures,
+    without,
+)
 
 SYNTHETIC, EXTRAPOLATED = "synthetic", "extrapolated"
 # As `fanin.benchmarks.plan.TooLargeError` is recorded.
@@ -56,6 +66,7 @@ def remark(run: RunResult) -> str:
 def shape_table(runs: Iterable[RunResult]) -> Table:
     """One line per profile: memory measured and expected, a step, and an epoch extrapolated."""
     ordered = sorted(runs, key=_order)
+    shared = shared_departures([_setup(run) for run in ordered])
     columns = (
         Column("backend", numeric=False),
         Column("setup", numeric=False),
@@ -69,9 +80,11 @@ def shape_table(runs: Iterable[RunResult]) -> Table:
         Column("remarks", numeric=False, wraps=True),
     )
     return Table(
-        "Random data of the real sizes (synthetic); times per epoch are extrapolated",
+        departures_caption(
+            "Random data of the real sizes (synthetic); times per epoch are extrapolated", shared
+        ),
         columns,
-        tuple(_line(run) for run in ordered),
+        tuple(_line(run, shared) for run in ordered),
     )
 
 
@@ -83,8 +96,8 @@ def _setup(run: RunResult) -> Setup:
     return Setup.of(run.task, run.dataset.inputs if run.dataset else None)
 
 
-def _line(run: RunResult) -> tuple[Cell, ...]:
-    setup, values, of = _setup(run), shape_values(run), run.extrapolation
+def _line(run: RunResult, shared: Sequence[str]) -> tuple[Cell, ...]:
+    setup, values, of = without(_setup(run), shared), shape_values(run), run.extrapolation
     times = [Cell(), Cell()]
     if of:
         times = [
