@@ -2,9 +2,9 @@
 
 The fused execution's scratch memory is what `kernels/src/call.h` lays out. The frameworks' own
 temporaries follow from what their trainers hold at once: so many arrays of the size of the scores
-or of the connections (`_SCORES`, `_CONNECTIONS`); they were found in the code and checked against
-measured peaks. Hours are a rough guide: the bytes that a step has to move over the machine's
-bandwidth, and its arithmetic over the rate of a dense product.
+or of the connections, found in the code and checked against measured peaks. Hours are a rough
+guide: the bytes that a step has to move over the machine's bandwidth, and its arithmetic over the
+rate of a dense product.
 """
 
 from __future__ import annotations
@@ -28,20 +28,13 @@ GIB = 2**30
 LANES = 32
 
 _BYTES = {"float32": 4, "bfloat16": 2}
-# Beside all arrays: allocators, Python's objects.
-_OVERHEAD = {"torch": 8 << 20, "tensorflow": 20 << 20}
+# Beside all arrays: Python's objects, and what the allocators round up, a share of all bytes.
+_OVERHEAD, _ROUNDING = 4 << 20, {"torch": 0.01, "tensorflow": 0.04}
+# What the libraries under torch hold for their dense and sparse products.
+_PRODUCTS = {"Dense": 36 << 20, "Bottleneck": 36 << 20, "Unstructured": 36 << 20, "FFI": 10 << 20}
 
-# Arrays [batch, labels] and [connections] that a step holds at its peak beside the model and its
-# gradients, by backend and kind of setup.
-_KINDS = ("Dense", "Bottleneck", "FFI", "Unstructured")
-_SCORES = {
-    **{("torch", kind): 5.0 for kind in _KINDS},
-    **{("tensorflow", kind): 5.0 for kind in _KINDS},
-}
-_CONNECTIONS = {
-    **{("torch", kind): 0.0 for kind in _KINDS},
-    **{("tensorflow", kind): 0.0 for kind in _KINDS},
-}
+# Arrays [batch, labels] that a step holds at its peak, in both frameworks: the loss, mostly.
+_SCORES = 5.0
 
 
 class TooLargeError(MemoryError):
@@ -214,6 +207,11 @@ def estimate(task: Task, setup: LayerSetup, backend: str, threads: int) -> Estim
     return make(task, setup, backend, threads)
 
 
+def _overhead(backend: str, of: int) -> int:
+    """Bytes that no array accounts for, in a model of so many."""
+    return _OVERHEAD + round(_ROUNDING[backend] * of)
+
+
 def _count(setup: LayerSetup, name: str) -> int:
     return math.prod(setup.array_shapes().get(name, (0,)))
 
@@ -261,10 +259,21 @@ def _fused(task: Task, setup: LayerSetup, backend: str, threads: int) -> Estimat
         gradient_bytes=0,
         # The allocators keep what a step took while others predict.
         temporary_bytes=max(step + max(predict, copied), building),
-        overhead_bytes=_OVERHEAD[backend],
+        overhead_bytes=_overhead(backend, 4 * 3 * (hidden + connections)),
         moved_bytes=moved,
         flops=6 * task.batch_size * (hidden + connections),
     )
+
+
+def _of_connections(task: Task, setup: LayerSetup, backend: str) -> float:
+    """Arrays of [connections] that the framework's own sparse operations hold besides."""
+    if setup.kind != "Unstructured":
+        return 0.0
+    if backend == "tensorflow":
+        # Each gradient gathers two of [connections, batch].
+        return (4 if setup.intermediate else 2) * task.batch_size + 10
+    # torch sorts the matrix by columns for the gradient of its inputs.
+    return 6.6 if setup.intermediate else 1.6
 
 
 def _autograd(task: Task, setup: LayerSetup, backend: str, threads: int) -> Estimate:
@@ -280,15 +289,18 @@ def _autograd(task: Task, setup: LayerSetup, backend: str, threads: int) -> Esti
     trained = 4 * (hidden + connections + biases)
     scores = task.batch_size * setup.labels * 4
     lanes = -(-task.batch_size // LANES) * LANES * 4 * setup.sources
-    held = _SCORES[backend, setup.kind] * scores + _CONNECTIONS[backend, setup.kind] * (
-        connections * 4
-    )
+    held = _SCORES * scores + _of_connections(task, setup, backend) * 4 * connections
+    products = 0
+    if backend == "torch" and (setup.kind != "FFI" or setup.intermediate):
+        products = _PRODUCTS[setup.kind]
+    if backend == "tensorflow":
+        held = max(held, 2 * trained)  # of Keras' Adam, when the scores are gone
     return Estimate(
         parameter_bytes=trained + structure,
         optimizer_bytes=2 * trained,
         gradient_bytes=trained,
         temporary_bytes=round(held) + (2 + threads) * lanes,
-        overhead_bytes=_OVERHEAD[backend],
+        overhead_bytes=_overhead(backend, 3 * trained) + products,
         moved_bytes=9 * trained + structure + 8 * scores,
         flops=6 * task.batch_size * (hidden + connections),
     )
