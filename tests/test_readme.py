@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from fanin.benchmarks.results import read_results
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,3 +60,22 @@ def test_tables_are_those_of_the_result_files():
         match = pattern.search(README)
         assert match is not None
         assert match[0] == match[1] + write() + match[2]
+
+
+def test_what_is_said_of_the_executions_follows_from_their_result_files():
+    found: dict[tuple[str, str, str, str], dict[int, float]] = {}
+    for run in read_results(ROOT / "benchmarks" / "results" / "executions"):
+        assert run.test is not None
+        task = run.task
+        key = (run.backend, task.slug.partition("_")[0], task.execution, task.weights_dtype)
+        found.setdefault(key, {})[task.seed + run.repeat] = 100 * run.test.at_1
+    for backend in ("torch", "tensorflow"):
+        for setup in ("dense", "ffi-32", "ffi-32-2048"):
+            fused = found[backend, setup, "fused", "float32"]
+            assert len(fused) == 3
+            assert fused == found[backend, setup, "autograd", "float32"]
+    for dtype in ("float32", "bfloat16"):
+        for setup in ("dense", "ffi-32", "ffi-32-2048"):
+            seeds = found["torch", setup, "fused", dtype].values()
+            said = f"{statistics.fmean(seeds):.2f} ± {statistics.stdev(seeds):.2f}"
+            assert said in " ".join(README.split())
