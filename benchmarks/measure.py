@@ -211,6 +211,11 @@ def code_identity() -> str:
     return digest.hexdigest()[:12]
 
 
+def runs_on_cpu(device: str) -> bool:
+    """Whether a run with that `--device` stays on the CPU; asks no framework."""
+    return device == "cpu" or gpu_name() is None
+
+
 def available_bytes() -> int:
     """Memory that a process may still take: the machine's, or what its control group leaves."""
     free = int(psutil.virtual_memory().available)

@@ -96,6 +96,15 @@ def test_what_does_not_fit_is_said_before_it_is_built(tmp_path, tiny, monkeypatc
         shapes.profile(request_of(tmp_path, architecture="dense"), Events(io.StringIO()))
 
 
+def test_a_gpu_runs_what_the_memory_of_the_host_would_not_hold(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(measure, "gpu_name", lambda: "a GPU")
+    assert not measure.runs_on_cpu("auto") and measure.runs_on_cpu("cpu")
+    monkeypatch.setattr(measure, "available_bytes", lambda: 1 << 20)
+    # Not refused: what fits a GPU is for the GPU to say (here there is none, and torch says so).
+    result = shapes.profile(request_of(tmp_path, architecture="bottleneck"), Events(io.StringIO()))
+    assert result.status == "finished"
+
+
 def committed():
     return [run for run in read_results(RESULTS / "cpu", "shapes") if run.status == "finished"]
 
