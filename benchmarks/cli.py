@@ -100,6 +100,9 @@ Setup = Annotated[
     list[str] | None,
     typer.Option(help="Only these setups, by name as in the table (`ffi-32-4096`); repeatable."),
 ]
+Backend = Annotated[
+    list[str] | None, typer.Option(help="torch or tensorflow; repeatable; default both.")
+]
 Execution = Annotated[
     list[str] | None,
     typer.Option(
@@ -146,9 +149,7 @@ def reproduce(
     data_dir: DataDir = None,
     tasks: Tasks = None,
     setup: Setup = None,
-    backend: Annotated[
-        list[str] | None, typer.Option(help="torch or tensorflow; repeatable; default both.")
-    ] = None,
+    backend: Backend = None,
     execution: Execution = None,
     weights_dtype: WeightsDtype = None,
     moments_dtype: MomentsDtype = None,
@@ -330,20 +331,19 @@ def plan(
     data_dir: DataDir = None,
     tasks: Tasks = None,
     setup: Setup = None,
-    backend: Annotated[
-        list[str] | None, typer.Option(help="torch or tensorflow; repeatable; default both.")
-    ] = None,
+    backend: Backend = None,
     execution: Execution = None,
     weights_dtype: WeightsDtype = None,
     moments_dtype: MomentsDtype = None,
     memory: Annotated[
-        float | None, typer.Option(min=0, help="GiB of the machine; by default what is free here.")
+        float | None,
+        typer.Option(min=0.001, help="GiB of the machine; by default what is free here."),
     ] = None,
     bandwidth: Annotated[
-        float | None, typer.Option(min=0, help="GB/s of its memory; by default measured here.")
+        float | None, typer.Option(min=0.001, help="GB/s of its memory; by default measured here.")
     ] = None,
     gflops: Annotated[
-        float | None, typer.Option(min=0, help="Of a dense product; by default measured here.")
+        float | None, typer.Option(min=0.001, help="Of a dense product; by default measured here.")
     ] = None,
     threads: Threads = 0,
     as_json: AsJson = False,
@@ -356,6 +356,7 @@ def plan(
     --dataset amazon-3m --memory 16`.
     """
     console = _console(as_json)
+    known = _known_backends(backend)
     dtypes = {"weights_dtype": weights_dtype, "moments_dtype": moments_dtype}
     chosen = [
         task
@@ -374,7 +375,7 @@ def plan(
     plans = [
         planning.Plan.of(task, name, sizes[task.dataset, task.features], speed, there, count)
         for task in chosen
-        for name in backend or BACKENDS
+        for name in known
     ]
     if as_json:
         return _print_json(
@@ -488,15 +489,22 @@ def _stop(message: str) -> NoReturn:
     raise typer.Exit(USAGE)
 
 
-def _backends(names: list[str] | None) -> list[str]:
-    """The backends asked for, each really there."""
-    chosen = names or list(BACKENDS)
+def _known_backends(names: list[str] | None) -> list[str]:
+    """The backends asked for, all without; wrong usage where one is not known."""
+    chosen = list(dict.fromkeys(names or BACKENDS))
     for name in chosen:
         if name not in BACKENDS:
             _stop(f"unknown backend {name!r}; there are {', '.join(BACKENDS)}")
+    return chosen
+
+
+def _backends(names: list[str] | None) -> list[str]:
+    """The backends asked for, each really there."""
+    chosen = _known_backends(names)
+    for name in chosen:
         if importlib.util.find_spec(name) is None:
             _stop(f"backend {name!r} was asked for but is not installed: {INSTALL[name]}")
-    return list(dict.fromkeys(chosen))
+    return chosen
 
 
 def _tasks(

@@ -21,6 +21,7 @@ from fanin.datasets.catalogue import Propensity
 
 # Instances worked on together: temporaries stay small beside the model whose memory is measured.
 _BLOCK = 16_384
+_KS = (1, 3, 5)
 
 
 def precision_at(labels: sp.csr_array, top: np.ndarray, k: int) -> float:
@@ -28,9 +29,7 @@ def precision_at(labels: sp.csr_array, top: np.ndarray, k: int) -> float:
 
     Divides by k even where an instance has fewer labels, as the field does.
     """
-    _check(labels, top, k)
-    hits = sum(int(block.hits.sum()) for block in _blocks(labels, top, k))
-    return hits / (labels.shape[0] * k)
+    return _plain(labels, top, (k,))[k][0]
 
 
 def ndcg_at(labels: sp.csr_array, top: np.ndarray, k: int) -> float:
@@ -40,9 +39,7 @@ def ndcg_at(labels: sp.csr_array, top: np.ndarray, k: int) -> float:
     The best possible one ranks min(k, number of true labels) true labels first; an instance
     without labels counts 0.
     """
-    _check(labels, top, k)
-    total = sum(_dcg(block.hits, block.counts).sum() for block in _blocks(labels, top, k))
-    return float(total) / int(labels.shape[0])
+    return _plain(labels, top, (k,))[k][1]
 
 
 def psp_at(labels: sp.csr_array, top: np.ndarray, k: int, inverse: np.ndarray) -> float:
@@ -52,12 +49,7 @@ def psp_at(labels: sp.csr_array, top: np.ndarray, k: int, inverse: np.ndarray) -
 
     inverse: 1/p of each label, float [labels]; see `inverse_propensity`.
     """
-    _check(labels, top, k, inverse)
-    got = best = 0.0
-    for block in _blocks(labels, top, k):
-        got += float((block.hits * inverse[block.top]).sum())
-        best += float(block.best(inverse).sum())
-    return got / best if best else 0.0
+    return _propensity_scored(labels, top, (k,), inverse)[k][0]
 
 
 def psndcg_at(labels: sp.csr_array, top: np.ndarray, k: int, inverse: np.ndarray) -> float:
@@ -65,12 +57,7 @@ def psndcg_at(labels: sp.csr_array, top: np.ndarray, k: int, inverse: np.ndarray
     true label counts 1/p, and the mean is divided by the mean of a ranking by falling 1/p of the
     true labels. 0 where nothing is true. inverse: as in `psp_at`.
     """
-    _check(labels, top, k, inverse)
-    got = best = 0.0
-    for block in _blocks(labels, top, k):
-        got += float(_dcg(block.hits * inverse[block.top], block.counts).sum())
-        best += float(_dcg(block.best(inverse), block.counts).sum())
-    return got / best if best else 0.0
+    return _propensity_scored(labels, top, (k,), inverse)[k][1]
 
 
 def inverse_propensity(train_labels: sp.csr_array, propensity: Propensity) -> np.ndarray:
@@ -90,31 +77,57 @@ def inverse_propensity(train_labels: sp.csr_array, propensity: Propensity) -> np
 
 def precision(labels: sp.csr_array, top: np.ndarray) -> Precision:
     """P@1, P@3 and P@5; `top` is [instances, >= min(5, labels)]."""
-    at_1, at_3, at_5 = (precision_at(labels, top, k) for k in (1, 3, 5))
-    return Precision(at_1=at_1, at_3=at_3, at_5=at_5)
+    found = _plain(labels, top, _KS)
+    return Precision(**{f"at_{k}": found[k][0] for k in _KS})
 
 
 def ranking(
     labels: sp.csr_array, top: np.ndarray, train_labels: sp.csr_array, propensity: Propensity
 ) -> Ranking:
     """nDCG, PSP and PSnDCG at 1, 3 and 5."""
-    inverse = inverse_propensity(train_labels, propensity)
-
-    def at_k(metric: str) -> AtK:
-        measure = {"psp": psp_at, "psndcg": psndcg_at}.get(metric)
-        values = {
-            f"at_{k}": measure(labels, top, k, inverse) if measure else ndcg_at(labels, top, k)
-            for k in (1, 3, 5)
-        }
-        return AtK(**values)
-
+    plain = _plain(labels, top, _KS)
+    scored = _propensity_scored(labels, top, _KS, inverse_propensity(train_labels, propensity))
     return Ranking(
-        ndcg=at_k("ndcg"),
-        psp=at_k("psp"),
-        psndcg=at_k("psndcg"),
+        ndcg=AtK(**{f"at_{k}": plain[k][1] for k in _KS}),
+        psp=AtK(**{f"at_{k}": scored[k][0] for k in _KS}),
+        psndcg=AtK(**{f"at_{k}": scored[k][1] for k in _KS}),
         propensity_a=propensity.a,
         propensity_b=propensity.b,
     )
+
+
+def _plain(
+    labels: sp.csr_array, top: np.ndarray, ks: tuple[int, ...]
+) -> dict[int, tuple[float, float]]:
+    """k -> precision and nDCG, in one pass over the instances."""
+    _check(labels, top, ks)
+    sums = {k: np.zeros(2) for k in ks}
+    for block in _blocks(labels, top, max(ks)):
+        for k, total in sums.items():
+            hits = block.hits[:, :k]
+            total += hits.sum(), _dcg(hits, block.counts).sum()
+    count = int(labels.shape[0])
+    return {k: (float(hits) / (count * k), float(dcg) / count) for k, (hits, dcg) in sums.items()}
+
+
+def _propensity_scored(
+    labels: sp.csr_array, top: np.ndarray, ks: tuple[int, ...], inverse: np.ndarray
+) -> dict[int, tuple[float, float]]:
+    """k -> PSP and PSnDCG, in one pass over the instances."""
+    _check(labels, top, ks)
+    if inverse.shape != labels.shape[1:]:
+        raise ValueError(
+            f"inverse propensities must be [{labels.shape[1]}], got {list(inverse.shape)}"
+        )
+    got, best = ({k: np.zeros(2) for k in ks} for _ in range(2))
+    for block in _blocks(labels, top, max(ks)):
+        gained, ideal = block.hits * inverse[block.top], block.best(inverse)
+        for k in ks:
+            for sums, weights in ((got, gained[:, :k]), (best, ideal[:, :k])):
+                sums[k] += weights.sum(), _dcg(weights, block.counts).sum()
+    # Nothing true: nothing could be gained.
+    shares = {k: got[k] / np.where(best[k] > 0, best[k], 1.0) for k in ks}
+    return {k: (float(share[0]), float(share[1])) for k, share in shares.items()}
 
 
 class _Block:
@@ -156,12 +169,11 @@ def _dcg(gains: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return result
 
 
-def _check(
-    labels: sp.csr_array, top: np.ndarray, k: int, inverse: np.ndarray | None = None
-) -> None:
+def _check(labels: sp.csr_array, top: np.ndarray, ks: tuple[int, ...]) -> None:
     instances, count = labels.shape
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    k = max(ks)
+    if min(ks) < 1:
+        raise ValueError(f"k must be at least 1, got {min(ks)}")
     if top.ndim != 2 or top.shape[0] != instances or top.shape[1] < min(k, count):
         raise ValueError(f"top must be [{instances}, >= {min(k, count)}], got {list(top.shape)}")
     if instances == 0:
@@ -170,5 +182,3 @@ def _check(
         raise ValueError(f"label ids in top must be in 0..{count - 1}")
     if k > 1 and (np.diff(np.sort(top[:, :k], axis=1), axis=1) == 0).any():
         raise ValueError("top names a label twice for one instance; it would count double")
-    if inverse is not None and inverse.shape != (count,):
-        raise ValueError(f"inverse propensities must be [{count}], got {list(inverse.shape)}")

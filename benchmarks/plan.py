@@ -44,8 +44,8 @@ class TooLargeError(MemoryError):
 @dataclass(frozen=True)
 class Estimate:
     """Bytes by what they are for. temporary: the most that one phase (a step, prediction, keeping
-    the best weights) holds beside the model. moved: by one training step, at least. flops: of the
-    dense products of one step."""
+    the best weights) holds beside the model. moved: by one training step, at least. flops: of one
+    step's products."""
 
     parameter_bytes: int
     optimizer_bytes: int

@@ -140,17 +140,25 @@ def trainer_of(request: Request, setup: LayerSetup, seed: int) -> Trainer:
     )
 
 
-def failed(request: Request, started: datetime, kind: str, message: str, output: str) -> RunResult:
-    """The result of a run that ended in an error."""
+def begun(request: Request) -> RunResult:
+    """The result of a run that starts now; what it finds is filled in on the way."""
+    now = datetime.now(UTC)
     return RunResult(
-        status="failed",
+        status="finished",
         task=request.task,
         backend=request.backend,
         repeat=request.repeat,
-        started=started,
-        finished=datetime.now(UTC),
-        failure=Failure(kind=kind, message=message, traceback=output),
+        started=now,
+        finished=now,
     )
+
+
+def failed(request: Request, started: datetime, kind: str, message: str, output: str) -> RunResult:
+    """The result of a run that ended in an error."""
+    result = begun(request)
+    result.status, result.started = "failed", started
+    result.failure = Failure(kind=kind, message=message, traceback=output)
+    return result
 
 
 def warm_up(request: Request) -> Machine:
@@ -191,14 +199,7 @@ def identity(request: Request, data: Dataset) -> dict[str, str]:
 def run(request: Request, events: Events) -> RunResult:
     """Train and measure. Exceptions pass; `main` records them."""
     task = request.task
-    result = RunResult(
-        status="finished",
-        task=task,
-        backend=request.backend,
-        repeat=request.repeat,
-        started=datetime.now(UTC),
-        finished=datetime.now(UTC),
-    )
+    result = begun(request)
     events.send(event="phase", name="loading data")
     data = load_dataset(task.dataset, task.features, request.data_dir)
     result.dataset = dataset_info(data)

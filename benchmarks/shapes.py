@@ -18,7 +18,7 @@ from fanin.benchmarks.checkpoint import Checkpoint
 from fanin.benchmarks.fit import evaluation_block
 from fanin.benchmarks.plan import check_fits, estimate
 from fanin.benchmarks.results import DatasetInfo, Extrapolation, RunResult
-from fanin.benchmarks.run import Events, Request, build, main, make_batches, warm_up
+from fanin.benchmarks.run import Events, Request, begun, build, main, make_batches, warm_up
 from fanin.datasets import evaluation_blocks
 from fanin.datasets.shapes import ShapeTwin, shape_twin
 
@@ -54,15 +54,8 @@ def profile(request: Request, events: Events) -> RunResult:
     expected = estimate(task, setup, request.backend, measure.threads(request.threads))
     if measure.runs_on_cpu(request.device):
         check_fits(expected, measure.available_bytes())
-    result = RunResult(
-        status="finished",
-        task=task,
-        backend=request.backend,
-        repeat=request.repeat,
-        started=datetime.now(UTC),
-        finished=datetime.now(UTC),
-        dataset=twin_info(twin, task.seed),
-    )
+    result = begun(request)
+    result.dataset = twin_info(twin, task.seed)
     x, y = twin.sample((request.steps + _WARM_STEPS) * task.batch_size, task.seed)
     batches = make_batches(task, (x, y), task.seed)
     block = evaluation_block(setup)

@@ -100,7 +100,7 @@ def test_a_gpu_runs_what_the_memory_of_the_host_would_not_hold(tmp_path, tiny, m
     monkeypatch.setattr(measure, "gpu_name", lambda: "a GPU")
     assert not measure.runs_on_cpu("auto") and measure.runs_on_cpu("cpu")
     monkeypatch.setattr(measure, "available_bytes", lambda: 1 << 20)
-    # Not refused: what fits a GPU is for the GPU to say (here there is none, and torch says so).
+    # Not refused: what fits a GPU is for the GPU to say.
     result = shapes.profile(request_of(tmp_path, architecture="bottleneck"), Events(io.StringIO()))
     assert result.status == "finished"
 
@@ -178,6 +178,11 @@ class TestPlan:
         assert done.exit_code == 0, done.output
         dense, ffi = (line for line in done.output.splitlines() if "torch" in line)
         assert " NO " in dense and " yes " in ffi and "343.8 M" in dense
+
+    def test_wrong_usage_is_said(self):
+        done = planned("amazon-670k", "--backend jax")
+        assert done.exit_code == 2 and "unknown backend 'jax'" in done.output
+        assert planned("amazon-670k", "--memory 0").exit_code == 2
 
     def test_json_counts_what_the_arrays_hold(self):
         options = "--features cascade --setup ffi-32-32768 --json --bandwidth 10 --gflops 100"

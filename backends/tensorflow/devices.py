@@ -41,7 +41,7 @@ def synchronize(device: str) -> None:
         tf.test.experimental.sync_devices()
 
 
-def known(loss: tf.Tensor, device: str) -> SupportsFloat:
+def loss_number(loss: tf.Tensor, device: str) -> SupportsFloat:
     """A loss as a number, but on a GPU, where that would wait, as it is.
 
     Small tensors that are kept, step after step, between large ones that are freed also keep the C

@@ -399,7 +399,7 @@ class TensorFlowEngine:
             want_grad=want_grad,
             threads=self._threads,
         )
-        return devices.known(value, self._device), grad
+        return devices.loss_number(value, self._device), grad
 
     def top_k(self, features: tf.Tensor | np.ndarray, layer: fused.Layer, k: int) -> np.ndarray:
         _, ids = top_k(

@@ -23,7 +23,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def known(loss: torch.Tensor) -> SupportsFloat:
+def loss_number(loss: torch.Tensor) -> SupportsFloat:
     """A loss as a number, but on a GPU, where that would wait, as it is.
 
     A tensor of four bytes that is kept, step after step, between large ones that are freed also

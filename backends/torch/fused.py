@@ -407,7 +407,7 @@ class TorchEngine:
             0,
             want_grad,
         )
-        return devices.known(value), grad
+        return devices.loss_number(value), grad
 
     def top_k(self, features: Tensor | np.ndarray, layer: fused.Layer, k: int) -> np.ndarray:
         values = (layer.weights.values, layer.bias.values)

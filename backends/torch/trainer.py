@@ -24,7 +24,7 @@ from fanin.backends.interface import (
 from fanin.backends.torch.devices import (
     description,
     device_memory,
-    known,
+    loss_number,
     prepare_device,
     synchronize,
 )
@@ -138,7 +138,7 @@ class TorchTrainer:
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self._optimizer.step()
-            losses.append(known(loss))
+            losses.append(loss_number(loss))
             if on_step:
                 on_step(losses[-1])
         return check_losses(losses, first)
