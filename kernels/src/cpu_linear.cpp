@@ -17,7 +17,7 @@ constexpr int64_t kCacheBytes = 768 << 10, kBlockLabels = 4096;
 
 template <class T, class I>
 Finding run_forward(const ForwardCall &c) {
-  const Layer<T, I> layer = layer_of<T, I>(c);
+  const Layer<T, I> layer = layer_of<T, I>(c, c.bias);
   const int64_t tiles = (c.labels + kTile - 1) / kTile, groups = groups_of(c.batch);
   T *features = static_cast<T *>(c.workspace);
   int64_t bad_feature = -1, bad_index = -1;
@@ -49,7 +49,7 @@ Finding run_forward(const ForwardCall &c) {
 
 template <class T, class I>
 Finding run_backward(const BackwardCall &c) {
-  const Layer<T, I> layer = layer_of<T, I>(c);
+  const Layer<T, I> layer = layer_of<T, I>(c, nullptr);
   const int64_t tiles = (c.labels + kTile - 1) / kTile, groups = groups_of(c.batch);
   const int64_t group_size = c.inputs * kLanes;
   T *features = static_cast<T *>(c.workspace);

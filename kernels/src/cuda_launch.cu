@@ -119,7 +119,7 @@ void to_lanes(const void *features, T *out, int64_t batch, int64_t inputs, cudaS
 template <class T, class I>
 Finding run_forward(const ForwardCall &c) {
   const auto stream = static_cast<cudaStream_t>(c.stream);
-  const Layer<T, I> layer = layer_of<T, I>(c);
+  const Layer<T, I> layer = layer_of<T, I>(c, c.bias);
   T *features = static_cast<T *>(c.workspace);
   to_lanes(c.features, features, c.batch, c.inputs, stream);
   forward_kernel<T, I><<<unsigned((c.labels + kTile - 1) / kTile), kThreads, 0, stream>>>(
@@ -130,7 +130,7 @@ Finding run_forward(const ForwardCall &c) {
 template <class T, class I>
 Finding run_backward(const BackwardCall &c) {
   const auto stream = static_cast<cudaStream_t>(c.stream);
-  const Layer<T, I> layer = layer_of<T, I>(c);
+  const Layer<T, I> layer = layer_of<T, I>(c, nullptr);
   const int64_t groups = groups_of(c.batch), group_size = c.inputs * kLanes;
   T *features = static_cast<T *>(c.workspace);
   T *accumulator = features + groups * group_size;

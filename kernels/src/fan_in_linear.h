@@ -5,7 +5,6 @@
 // (cpu_linear.cpp, cuda_launch.cu) walk over tiles and groups and own all memory.
 #pragma once
 
-#include "call.h"
 #include "lanes.h"
 
 namespace fanin {
@@ -20,26 +19,16 @@ struct Layer {
   const T *bias;     // [labels] or null
 };
 
-// The layer of a call.
-template <class T, class I>
-Layer<T, I> layer_of(const ForwardCall &c) {
+// The layer of a call, forward or backward; the backward pass has no bias.
+template <class T, class I, class Call>
+Layer<T, I> layer_of(const Call &c, const void *bias) {
   return {c.batch,
           c.inputs,
           c.labels,
           c.fan_in,
           static_cast<const I *>(c.indices),
           static_cast<const T *>(c.weights),
-          static_cast<const T *>(c.bias)};
-}
-template <class T, class I>
-Layer<T, I> layer_of(const BackwardCall &c) {
-  return {c.batch,
-          c.inputs,
-          c.labels,
-          c.fan_in,
-          static_cast<const I *>(c.indices),
-          static_cast<const T *>(c.weights),
-          nullptr};
+          static_cast<const T *>(bias)};
 }
 
 // One label's score for each lane: bias + sum_k weights[k] * features[indices[k]].

@@ -5,6 +5,7 @@
 // that do not fit its cache.
 #pragma once
 
+#include "call.h"
 #include "fan_in_linear.h"
 
 namespace fanin {
