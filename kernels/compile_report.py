@@ -8,42 +8,45 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SOURCE = Path(__file__).parent / "src" / "cuda_launch.cu"
+SOURCES = sorted((Path(__file__).parent / "src").glob("*.cu"))
 ARCHITECTURES = ("80", "90", "100")
 # Kernels and their variants: float and double for the op, float32 and bfloat16 for weights and for
-# moments in training, both index types where indices are read.
+# moments in training, both index types where indices are read; rows kept in shared memory or not.
 KERNELS = {
-    "transpose_kernel": 4,
-    "forward_kernel": 4,
-    "backward_kernel": 4,
-    "step_kernel": 8,
+    "transpose_kernel": 6,
+    "forward_kernel": 8,
+    "backward_kernel": 8,
+    "step_kernel": 16,
+    "dense_step_kernel": 8,
+    "dense_forward_kernel": 2,
+    "dense_update_kernel": 8,
+    "top_k_kernel": 4,
+    "merge_kernel": 1,
     "mark_kernel": 1,
     "write_loss_kernel": 1,
+    "begin_kernel": 1,
+    "count_kernel": 2,
+    "find_kernel": 1,
+    "regrow_kernel": 8,
 }
 
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for 'sm_(\w+)'")
 _SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
-_ARGUMENTS = {
-    "f": "float",
-    "d": "double",
-    "t": "uint16",
-    "j": "uint32",
-    "h": "bfloat16",
-    "Lb0E": "in",
-    "Lb1E": "out",
-}
+_TYPES = {"unsigned short": "uint16", "unsigned int": "uint32", "Bf16": "bfloat16"}
 
 
-def compile_for(nvcc: str, architecture: str) -> str:
+def compile_for(nvcc: str, source: Path, architecture: str) -> str:
     """The compiler's report. RuntimeError with its output where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -54,10 +57,10 @@ def compile_for(nvcc: str, architecture: str) -> str:
             f"-arch=sm_{architecture}",
             "-Xptxas=-v",
             '-DFANIN_CUDA_ARCHITECTURES=""',
-            f"-I{SOURCE.parent.parent / 'include'}",
+            f"-I{source.parent.parent / 'include'}",
             "-o",
             f"{folder}/kernels.cubin",
-            str(SOURCE),
+            str(source),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -65,16 +68,18 @@ def compile_for(nvcc: str, architecture: str) -> str:
     return done.stdout + done.stderr
 
 
-def kernel_name(symbol: str) -> str:
-    """`forward_kernel<float, uint16>` from its mangled symbol."""
-    name = next((k for k in KERNELS if k in symbol), symbol)
-    # Bf16 in full where it first occurs, and then as a substitution.
-    plain = re.sub(r"NS\d*_4Bf16E", "h", symbol)
-    arguments = re.search(rf"{name}I(.*?)E+v", plain)
-    found = re.findall(
-        r"Lb\dE|[fdtjh]", re.sub(r"S\d*_", "h", arguments[1]) + "E" if arguments else ""
+def readable(symbols: list[str]) -> list[str]:
+    """`forward_kernel<float, uint16, true>` and the like, from mangled symbols."""
+    plain = subprocess.run(
+        ["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True
     )
-    return f"{name}<{', '.join(_ARGUMENTS[a] for a in found)}>" if found else name
+    names = []
+    for line in plain.stdout.splitlines():
+        name = re.sub(r"fanin::|cuda::|\(anonymous namespace\)::|^void ", "", line).split("(")[0]
+        for long, short in _TYPES.items():
+            name = name.replace(long, short)
+        names.append(name)
+    return names
 
 
 def read_report(text: str) -> Iterator[dict[str, str | int]]:
@@ -82,7 +87,7 @@ def read_report(text: str) -> Iterator[dict[str, str | int]]:
     row: dict[str, str | int] = {}
     for line in text.splitlines():
         if match := _ENTRY.search(line):
-            row = {"kernel": kernel_name(match[1]), "architecture": f"sm_{match[2]}"}
+            row = {"kernel": match[1], "architecture": f"sm_{match[2]}"}
         elif row and (match := _SPILL.search(line)):
             row["stack_bytes"] = int(match[1])
             row["spill_bytes"] = int(match[2]) + int(match[3])
@@ -102,7 +107,7 @@ def problems(rows: list[dict[str, str | int]]) -> list[str]:
     for architecture in {row["architecture"] for row in rows}:
         here = [str(row["kernel"]) for row in rows if row["architecture"] == architecture]
         for kernel, expected in KERNELS.items():
-            count = sum(name.startswith(kernel) for name in here)
+            count = sum(name.split("<")[0] == kernel for name in here)
             if count != expected:
                 found.append(f"{kernel}: {count} of {expected} variants for {architecture}")
     return found
@@ -118,12 +123,16 @@ def main() -> int:
         print("compile_report: nvcc is not on the PATH; install the CUDA toolkit", file=sys.stderr)
         return 2
     rows: list[dict[str, str | int]] = []
-    for architecture in options.architectures:
-        rows += read_report(compile_for(nvcc, architecture))
-    print(f"{'kernel':42} {'arch':7} {'registers':>9} {'spills':>7} {'stack':>6} {'shared':>7}")
+    jobs = [(nvcc, s, a) for a in options.architectures for s in SOURCES]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for text in pool.map(compile_for, *zip(*jobs, strict=True)):
+            rows += read_report(text)
+    for row, name in zip(rows, readable([str(row["kernel"]) for row in rows]), strict=True):
+        row["kernel"] = name
+    print(f"{'kernel':48} {'arch':7} {'registers':>9} {'spills':>7} {'stack':>6} {'shared':>7}")
     for row in rows:
         print(
-            f"{row['kernel']:42} {row['architecture']:7} {row['registers']:9} "
+            f"{row['kernel']:48} {row['architecture']:7} {row['registers']:9} "
             f"{row['spill_bytes']:7} {row['stack_bytes']:6} {row['shared_bytes']:7}"
         )
     if options.json:

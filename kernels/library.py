@@ -240,12 +240,9 @@ def library_path() -> Path:
     return path
 
 
-@functools.cache
-def load() -> ctypes.CDLL:
-    """The library, loaded once and checked for its version."""
-    path = library_path()
-    # RTLD_GLOBAL: the TensorFlow op finds the fanin_* symbols in the process.
-    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+def open_library(path: Path, mode: int) -> ctypes.CDLL:
+    """The library at `path`, checked for its version; mode as ctypes.CDLL has it."""
+    library = ctypes.CDLL(str(path), mode=mode)
     library.fanin_abi_version.restype = ctypes.c_int32
     if (version := library.fanin_abi_version()) != ABI_VERSION:
         raise ImportError(
@@ -263,6 +260,13 @@ def load() -> ctypes.CDLL:
         workspace.restype = ctypes.c_uint64
     library.fanin_linear_forward_check.argtypes = (ctypes.POINTER(ForwardParams), *message)
     return library
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """The library in use, loaded once."""
+    # RTLD_GLOBAL: the TensorFlow op finds the fanin_* symbols in the process.
+    return open_library(library_path(), ctypes.RTLD_GLOBAL)
 
 
 def _call(function: Callable[..., int], *arguments: Any) -> None:

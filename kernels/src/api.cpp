@@ -134,9 +134,7 @@ const char *fanin_build_info(void) {
   const CpuTarget *target = nullptr;
   current(&target, {ignored, sizeof ignored});
   text = "{\"cuda\": [";
-#if defined(FANIN_HAS_CUDA)
   text += cuda::architectures;
-#endif
   text += "], \"sorted_labels\": " + std::to_string(kSortedLabels) + ", \"openmp\": ";
 #if defined(_OPENMP)
   text += "true";
@@ -189,13 +187,8 @@ int32_t fanin_linear_forward(const fanin_linear_forward_params *params, char *te
   status = require_workspace(params->workspace_bytes, params->workspace, forward_workspace(call),
                              message);
   if (status) return status;
-  if (params->features.device == FANIN_CUDA) {
-#if defined(FANIN_HAS_CUDA)
-    return report(cuda::forward(call), call, message);
-#else
-    return message.say(FANIN_UNAVAILABLE, "%s", kNoCuda);
-#endif
-  }
+  if (params->features.device == FANIN_CUDA)
+    return report_device(cuda::forward(call), message);
   const CpuTarget *target;
   status = current(&target, message);
   return status ? status : report(target->forward(call), call, message);
@@ -219,21 +212,13 @@ int32_t fanin_linear_backward(const fanin_linear_backward_params *params, char *
       if (call.grad_bias) memset(call.grad_bias, 0, bias);
       return FANIN_OK;
     }
-#if defined(FANIN_HAS_CUDA)
-    return report(cuda::zero(call.grad_weights, weights, call.grad_bias, bias, call.stream), call,
-                  message);
-#endif
+    return report_device(
+        cuda::zero(call.grad_weights, weights, call.grad_bias, bias, call.stream), message);
   }
   status = require_workspace(params->workspace_bytes, params->workspace,
                              backward_workspace(call, cpu ? call.threads : 1), message);
   if (status) return status;
-  if (!cpu) {
-#if defined(FANIN_HAS_CUDA)
-    return report(cuda::backward(call), call, message);
-#else
-    return message.say(FANIN_UNAVAILABLE, "%s", kNoCuda);
-#endif
-  }
+  if (!cpu) return report_device(cuda::backward(call), message);
   const CpuTarget *target;
   status = current(&target, message);
   return status ? status : report(target->backward(call), call, message);

@@ -86,6 +86,8 @@ void check_connections(Check &check, const fanin_connections &c, Dimension &inpu
     check.indices(c.indices);
     check.tensor("rows", c.rows, {&labels, &fan_in}, true);
     check.type("rows", c.rows, {FANIN_UINT16}, true);
+    if (check.status() == FANIN_OK && c.rows.rank >= 0 && c.rows.device == FANIN_CUDA)
+      return check.wrong("sorted connections (rows) are for CPUs only");
     like({&labels, &fan_in});
   }
   check.sizes(inputs, labels, fan_in);
@@ -101,6 +103,17 @@ bool is_half(const fanin_tensor &t) { return t.dtype == FANIN_BFLOAT16; }
 template <class T>
 T *data_as(const fanin_tensor &t) {
   return static_cast<T *>(data_of(t));
+}
+
+// How many connections there are; 0 for a dense layer.
+int64_t connection_count(const fanin_connections &c) {
+  if (c.indices.rank < 0) return 0;
+  return c.indices.shape[0] * (c.indices.rank > 1 ? c.indices.shape[1] : 1);
+}
+
+// CPU threads; 1 on a GPU, which keeps one set of sums for all.
+int cpu_threads(const fanin_tensor &where, int32_t wanted, int64_t labels) {
+  return where.device == FANIN_CPU ? threads_for(wanted, labels) : 1;
 }
 
 void *workspace_of(const void *workspace) {
@@ -133,7 +146,8 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   if (check.status() == FANIN_OK && batch.size == 0)
     check.wrong("a step needs at least one instance; the batch is empty");
   if (check.status() != FANIN_OK) return check.status();
-  *call = {batch.size, inputs.size, labels.size, fan_in.size, positives.size,
+  *call = {batch.size, inputs.size, labels.size, fan_in.size,
+           connection_count(p->connections), positives.size,
            p->connections.indices.dtype == FANIN_UINT32, is_half(p->weights.values),
            is_half(p->weights.m),
            data_as<float>(p->features), data_of(p->connections.indices),
@@ -143,7 +157,7 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
            data_as<int32_t>(p->positive_rows), data_as<int64_t>(p->positive_labels),
            data_as<float>(p->grad_features), data_as<float>(p->loss),
            p->loss_kind, adam_call(p->adam), workspace_of(p->workspace), p->stream,
-           p->features.device == FANIN_CPU ? threads_for(p->threads, labels.size) : 1};
+           cpu_threads(p->features, p->threads, labels.size)};
   return FANIN_OK;
 }
 
@@ -164,8 +178,8 @@ int32_t prepare(const fanin_dense_forward_params *p, DenseForwardCall *call, Mes
   if (check.status() != FANIN_OK) return check.status();
   *call = {batch.size, inputs.size, units.size, is_half(p->weights), p->relu != 0,
            data_as<float>(p->features), p->weights.data, data_as<float>(p->bias),
-           data_as<float>(p->outputs), workspace_of(p->workspace),
-           threads_for(p->threads, units.size)};
+           data_as<float>(p->outputs), workspace_of(p->workspace), p->stream,
+           cpu_threads(p->features, p->threads, units.size)};
   return FANIN_OK;
 }
 
@@ -192,8 +206,8 @@ int32_t prepare(const fanin_dense_update_params *p, DenseUpdateCall *call, Messa
            data_as<float>(p->features),
            p->weights.values.data, p->weights.m.data, p->weights.v.data,
            data_as<float>(p->bias.values), data_as<float>(p->bias.m), data_as<float>(p->bias.v),
-           data_as<float>(p->grad_features), adam_call(p->adam), workspace_of(p->workspace),
-           threads_for(p->threads, units.size)};
+           data_as<float>(p->grad_features), adam_call(p->adam), workspace_of(p->workspace), p->stream,
+           cpu_threads(p->features, p->threads, units.size)};
   return FANIN_OK;
 }
 
@@ -218,13 +232,14 @@ int32_t prepare(const fanin_top_k_params *p, TopKCall *call, Message message) {
   if (check.status() == FANIN_OK && (k.size < 1 || k.size > labels.size))
     check.wrong("k must be in 1..%" PRId64 " (the labels), got %" PRId64, labels.size, k.size);
   if (check.status() != FANIN_OK) return check.status();
-  *call = {batch.size, inputs.size, labels.size, fan_in.size, k.size,
-           p->connections.indices.dtype == FANIN_UINT32, is_half(p->weights),
+  const bool on_gpu = p->features.device == FANIN_CUDA;
+  *call = {batch.size, inputs.size, labels.size, fan_in.size, connection_count(p->connections),
+           k.size, p->connections.indices.dtype == FANIN_UINT32, is_half(p->weights), on_gpu,
            data_as<float>(p->features), data_of(p->connections.indices),
            data_as<int32_t>(p->connections.starts), data_as<uint16_t>(p->connections.rows),
            p->weights.data, data_as<float>(p->bias), data_as<int64_t>(p->ids),
-           data_as<float>(p->scores), workspace_of(p->workspace),
-           threads_for(p->threads, labels.size)};
+           data_as<float>(p->scores), workspace_of(p->workspace), p->stream,
+           on_gpu ? gpu_lists(labels.size, k.size) : threads_for(p->threads, labels.size)};
   return FANIN_OK;
 }
 
@@ -248,8 +263,9 @@ int32_t prepare(const fanin_rewire_params *p, RewireCall *call, Message message)
   if (check.status() != FANIN_OK) return check.status();
   *call = {rows.size * (p->indices.rank == 1 ? 1 : columns.size), p->inputs, p->fraction, p->seed,
            p->indices.dtype == FANIN_UINT32, is_half(p->weights.values), is_half(p->weights.m),
-           p->indices.data, p->weights.values.data, p->weights.m.data, p->weights.v.data,
-           workspace_of(p->workspace), threads_for(p->threads, INT32_MAX)};
+           p->indices.device == FANIN_CUDA, p->indices.data, p->weights.values.data, p->weights.m.data, p->weights.v.data,
+           workspace_of(p->workspace), p->stream,
+           cpu_threads(p->indices, p->threads, INT32_MAX)};
   return FANIN_OK;
 }
 
@@ -286,8 +302,9 @@ uint64_t workspace_bytes(const DenseUpdateCall &c) {
   return dense_memory(c.batch, c.inputs, c.threads, false, c.grad_features, nullptr).bytes;
 }
 uint64_t workspace_bytes(const TopKCall &c) { return top_k_memory(c, nullptr).bytes; }
-uint64_t workspace_bytes(const RewireCall &c) { return rewire_workspace(c); }
-
+uint64_t workspace_bytes(const RewireCall &c) {
+  return c.on_gpu ? cuda::rewire_workspace() : rewire_workspace(c);
+}
 uint64_t workspace_bytes(const SortCall &c) { return sort_workspace(c); }
 
 template <class Call, class Params>
@@ -296,20 +313,27 @@ uint64_t workspace_for(const Params *params) {
   return prepare(params, &call, {nullptr, 0}) == FANIN_OK ? workspace_bytes(call) : 0;
 }
 
-// Checks, and the call itself; `run(call, target)` where the arguments are on a CPU.
-template <class Call, class Params, class Run>
-int32_t dispatch(const Params *params, const fanin_tensor &where, Message message, const Run &run) {
+constexpr Finding kCpuOnly = {Finding::unavailable, 0, "sorted connections are for CPUs only"};
+
+// Checks, and the call itself: `on_cpu(call, target)` or `on_gpu(call)`.
+template <class Call, class Params, class OnCpu, class OnGpu>
+int32_t dispatch(const Params *params, const fanin_tensor &where, Message message,
+                 const OnCpu &on_cpu, const OnGpu &on_gpu) {
   Call call;
   if (const int32_t status = prepare(params, &call, message)) return status;
   if (const int32_t status = require_workspace(params->workspace_bytes, params->workspace,
                                                workspace_bytes(call), message))
     return status;
-  if (where.device != FANIN_CPU)
-    return message.say(FANIN_UNAVAILABLE, "fused execution runs on a CPU only so far; use "
-                                          "execution autograd on a GPU");
+  if (where.device == FANIN_CUDA) return report_device(on_gpu(call), message);
   const CpuTarget *target;
   if (const int32_t status = current(&target, message)) return status;
-  return run(call, *target);
+  return on_cpu(call, *target);
+}
+
+// Where there is nothing to be done for an empty batch.
+template <class Call>
+Finding unless_empty(Finding (*run)(const Call &), const Call &call) {
+  return call.batch ? run(call) : Finding{Finding::nothing, 0, nullptr};
 }
 
 int32_t check_positives(const StepCall &c, Message message) {
@@ -340,29 +364,13 @@ uint64_t fanin_step_workspace(const fanin_step_params *params) {
 
 int32_t fanin_step(const fanin_step_params *params, char *text, size_t bytes) {
   const Message message{text, bytes};
-#if defined(FANIN_HAS_CUDA)
-  if (params && params->features.device == FANIN_CUDA) {
-    StepCall call;
-    if (const int32_t status = prepare(params, &call, message)) return status;
-    if (!call.indices || call.rows)
-      return message.say(FANIN_UNAVAILABLE,
-                         "the fused step of dense and of sorted layers runs on a CPU only");
-    if (call.batch > cuda::most_instances)
-      return message.say(FANIN_UNAVAILABLE,
-                         "the fused step on a GPU takes at most %" PRId64 " instances, got %" PRId64,
-                         cuda::most_instances, call.batch);
-    if (const int32_t status = require_workspace(params->workspace_bytes, params->workspace,
-                                                 workspace_bytes(call), message))
-      return status;
-    return report(cuda::step(call), call, message);
-  }
-#endif
-  return dispatch<StepCall>(params, params->features, message,
-                            [&](const StepCall &call, const CpuTarget &target) {
-                              if (const int32_t status = check_positives(call, message))
-                                return status;
-                              return report(target.step(call), call, message);
-                            });
+  return dispatch<StepCall>(
+      params, params->features, message,
+      [&](const StepCall &call, const CpuTarget &target) {
+        if (const int32_t status = check_positives(call, message)) return status;
+        return report(target.step(call), call, message);
+      },
+      cuda::step);
 }
 
 uint64_t fanin_dense_forward_workspace(const fanin_dense_forward_params *params) {
@@ -372,9 +380,11 @@ uint64_t fanin_dense_forward_workspace(const fanin_dense_forward_params *params)
 int32_t fanin_dense_forward(const fanin_dense_forward_params *params, char *text, size_t bytes) {
   const Message message{text, bytes};
   return dispatch<DenseForwardCall>(
-      params, params->features, message, [&](const DenseForwardCall &call, const CpuTarget &target) {
-        return call.batch ? report(target.dense_forward(call), call, message) : int32_t(FANIN_OK);
-      });
+      params, params->features, message,
+      [&](const DenseForwardCall &call, const CpuTarget &target) {
+        return report(unless_empty(target.dense_forward, call), call, message);
+      },
+      [](const DenseForwardCall &call) { return unless_empty(cuda::dense_forward, call); });
 }
 
 uint64_t fanin_dense_update_workspace(const fanin_dense_update_params *params) {
@@ -383,10 +393,12 @@ uint64_t fanin_dense_update_workspace(const fanin_dense_update_params *params) {
 
 int32_t fanin_dense_update(const fanin_dense_update_params *params, char *text, size_t bytes) {
   const Message message{text, bytes};
-  return dispatch<DenseUpdateCall>(params, params->features, message,
-                                   [&](const DenseUpdateCall &call, const CpuTarget &target) {
-                                     return report(target.dense_update(call), call, message);
-                                   });
+  return dispatch<DenseUpdateCall>(
+      params, params->features, message,
+      [&](const DenseUpdateCall &call, const CpuTarget &target) {
+        return report(target.dense_update(call), call, message);
+      },
+      cuda::dense_update);
 }
 
 uint64_t fanin_top_k_workspace(const fanin_top_k_params *params) {
@@ -396,9 +408,11 @@ uint64_t fanin_top_k_workspace(const fanin_top_k_params *params) {
 int32_t fanin_top_k(const fanin_top_k_params *params, char *text, size_t bytes) {
   const Message message{text, bytes};
   return dispatch<TopKCall>(
-      params, params->features, message, [&](const TopKCall &call, const CpuTarget &target) {
-        return call.batch ? report(target.top_k(call), call, message) : int32_t(FANIN_OK);
-      });
+      params, params->features, message,
+      [&](const TopKCall &call, const CpuTarget &target) {
+        return report(unless_empty(target.top_k, call), call, message);
+      },
+      [](const TopKCall &call) { return unless_empty(cuda::top_k, call); });
 }
 
 uint64_t fanin_rewire_workspace(const fanin_rewire_params *params) {
@@ -406,13 +420,18 @@ uint64_t fanin_rewire_workspace(const fanin_rewire_params *params) {
 }
 
 int32_t fanin_rewire(fanin_rewire_params *params, char *text, size_t bytes) {
-  return dispatch<RewireCall>(params, params->indices, {text, bytes},
-                              [&](const RewireCall &call, const CpuTarget &) {
-                                const Rewired done = rewire(call);
-                                params->threshold = done.threshold;
-                                params->moved = done.moved;
-                                return int32_t(FANIN_OK);
-                              });
+  Rewired done{};
+  const int32_t status = dispatch<RewireCall>(
+      params, params->indices, {text, bytes},
+      [&](const RewireCall &call, const CpuTarget &) {
+        done = rewire(call);
+        return int32_t(FANIN_OK);
+      },
+      [&](const RewireCall &call) { return cuda::rewire(call, &done); });
+  if (status) return status;
+  params->threshold = done.threshold;
+  params->moved = done.moved;
+  return FANIN_OK;
 }
 
 uint64_t fanin_sort_workspace(const fanin_sort_params *params) {
@@ -422,13 +441,15 @@ uint64_t fanin_sort_workspace(const fanin_sort_params *params) {
 int32_t fanin_sort(const fanin_sort_params *params, char *text, size_t bytes) {
   const Message message{text, bytes};
   return dispatch<SortCall>(
-      params, params->indices, message, [&](const SortCall &call, const CpuTarget &) {
+      params, params->indices, message,
+      [&](const SortCall &call, const CpuTarget &) {
         const int64_t bad = sort(call);
         if (bad < 0) return int32_t(FANIN_OK);
         return message.say(FANIN_INVALID,
                            "the connection at flat position %" PRId64 " names %s", bad,
                            call.undo ? "a place beyond its tile" : "an input out of range");
-      });
+      },
+      [](const SortCall &) { return kCpuOnly; });
 }
 
 }  // extern "C"

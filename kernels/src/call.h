@@ -7,6 +7,12 @@
 
 #include "fanin.h"
 
+#if defined(__CUDACC__)
+#define FANIN_ANYWHERE __host__ __device__
+#else
+#define FANIN_ANYWHERE
+#endif
+
 namespace fanin {
 
 constexpr int64_t kGroup = 32;  // instances worked on together
@@ -41,7 +47,7 @@ struct AdamCall {
 
 // Weights [labels, fan_in] (or flat, with starts) and their moments; bias [labels] or null.
 struct StepCall {
-  int64_t batch, inputs, labels, fan_in, positives;
+  int64_t batch, inputs, labels, fan_in, connections, positives;
   bool wide_indices, half_weights, half_moments;
   const float *features;
   const void *indices;  // null for a dense layer
@@ -69,6 +75,7 @@ struct DenseForwardCall {
   const float *bias;
   float *scores;
   void *workspace;
+  void *stream;
   int threads;
 };
 
@@ -83,12 +90,13 @@ struct DenseUpdateCall {
   float *grad_features;  // or null
   AdamCall adam;
   void *workspace;
+  void *stream;
   int threads;
 };
 
 struct TopKCall {
-  int64_t batch, inputs, labels, fan_in, k;
-  bool wide_indices, half_weights;
+  int64_t batch, inputs, labels, fan_in, connections, k;
+  bool wide_indices, half_weights, on_gpu;
   const float *features;
   const void *indices;
   const int32_t *starts;
@@ -98,19 +106,17 @@ struct TopKCall {
   int64_t *ids;  // [batch, k]
   float *values;  // [batch, k] or null
   void *workspace;
-  int threads;
+  void *stream;
+  int threads;  // on a GPU the number of lists, see gpu_lists
 };
 
-#if defined(__CUDACC__)
-__host__ __device__
-#endif
-inline int64_t groups_of(int64_t batch) { return (batch + kGroup - 1) / kGroup; }
+FANIN_ANYWHERE inline int64_t groups_of(int64_t batch) { return (batch + kGroup - 1) / kGroup; }
 
 // What a launcher found in the data itself; `at` is a flat position in the array concerned.
 struct Finding {
-  enum Kind { nothing, bad_index, bad_row, bad_feature, device_error } kind;
+  enum Kind { nothing, bad_index, bad_row, bad_feature, unavailable, device_error } kind;
   int64_t at;
-  const char *text;  // of a device error
+  const char *text;  // of the last two
 };
 
 // One per compiled instruction set.
@@ -199,11 +205,18 @@ inline DenseMemory dense_memory(int64_t batch, int64_t inputs, int threads, bool
   return m;
 }
 
+// A GPU's warps keep a list each, of one group at a time: fewer where lists are long.
+inline int gpu_lists(int64_t labels, int64_t k) {
+  const int64_t tiles = (labels + kGroup - 1) / kGroup, few = 32, most = 2048, wanted = 65536 / k;
+  const int64_t lists = wanted < few ? few : wanted > most ? most : wanted;
+  return int(lists < tiles ? lists : tiles);
+}
+
 struct TopKMemory {
   float *features, *scratch;
   char *best;  // [threads][groups]
   int64_t *counts;  // [threads]: labels in its lists
-  int64_t *used;    // [threads][threads], for merging
+  int64_t *used;    // [threads][threads], for merging on a CPU
   int64_t scratch_size, best_size;
   uint64_t bytes;
 };
@@ -217,18 +230,26 @@ inline TopKMemory top_k_memory(const TopKCall &c, void *workspace) {
                 int64_t(kCacheLine);
   m.features = memory.take<float>(groups * c.inputs * kGroup);
   m.scratch = memory.take<float>(c.threads * m.scratch_size);
-  m.best = memory.take<char>(c.threads * groups * m.best_size);
+  m.best = memory.take<char>(c.threads * (c.on_gpu ? 1 : groups) * m.best_size);
   m.counts = memory.take<int64_t>(c.threads);
-  m.used = memory.take<int64_t>(int64_t(c.threads) * c.threads);
+  m.used = memory.take<int64_t>(c.on_gpu ? 0 : int64_t(c.threads) * c.threads);
   m.bytes = memory.bytes + kCacheLine;
   return m;
 }
 
+struct RewireCall;
+struct Rewired;
+
+// On a GPU; without_cuda.cpp stands in where they are not built.
 namespace cuda {
 Finding forward(const ForwardCall &);
 Finding backward(const BackwardCall &);
-Finding step(const StepCall &);  // neither dense nor sorted; at most most_instances
-extern const int64_t most_instances;
+Finding step(const StepCall &);  // not sorted
+Finding dense_forward(const DenseForwardCall &);
+Finding dense_update(const DenseUpdateCall &);
+Finding top_k(const TopKCall &);  // not sorted
+Finding rewire(const RewireCall &, Rewired *);  // waits for the stream
+uint64_t rewire_workspace();
 Finding zero(void *a, size_t a_bytes, void *b, size_t b_bytes, void *stream);
 extern const char *const architectures;  // "80, 90"
 }  // namespace cuda

@@ -233,12 +233,17 @@ int32_t report_index(const Finding &found, const Call &call, Message message) {
                      "connections again", found.at);
 }
 
+// What a launcher found that is not in the data.
+inline int32_t report_device(const Finding &found, Message message) {
+  if (found.kind == Finding::nothing) return FANIN_OK;
+  if (found.kind == Finding::unavailable) return message.say(FANIN_UNAVAILABLE, "%s", found.text);
+  return message.say(FANIN_DEVICE_ERROR, "CUDA: %s", found.text);
+}
+
 template <class Call>
 int32_t report(const Finding &found, const Call &call, Message message) {
   const void *const features = call.features;
   switch (found.kind) {
-    case Finding::nothing:
-      return FANIN_OK;
     case Finding::bad_index:
     case Finding::bad_row:
       return report_index(found, call, message);
@@ -251,7 +256,7 @@ int32_t report(const Finding &found, const Call &call, Message message) {
                          value != value ? "NaN" : value > 0 ? "inf" : "-inf");
     }
     default:
-      return message.say(FANIN_DEVICE_ERROR, "CUDA: %s", found.text);
+      return report_device(found, message);
   }
 }
 
@@ -259,10 +264,5 @@ inline void *data_of(const fanin_tensor &t) { return t.rank < 0 ? nullptr : t.da
 
 // The CPU code in use, chosen at the first call.
 int32_t current(const CpuTarget **target, Message message);
-
-#if !defined(FANIN_HAS_CUDA)
-constexpr const char *kNoCuda =
-    "this build of fanin has no CUDA kernels; install it where nvcc is on the PATH";
-#endif
 
 }  // namespace fanin

@@ -3,7 +3,6 @@
 // threads and on nothing else.
 #include "cpu_common.h"
 #include "dense.h"
-#include "step.h"
 #include "top_k.h"
 
 namespace fanin {
@@ -37,36 +36,6 @@ void collect_groups(const float *accumulators, int64_t apart, int64_t batch, int
             lanes_of(batch, group), grad_features + group * kLanes * inputs);
 }
 
-// One block of a dense output layer: scores, loss and all gradients.
-template <class W, class M>
-void step_block(const TrainedLayer<uint16_t, W, M> &layer, const float *rows, const float *features,
-                int64_t first, const uint32_t *masks, float *grads, float *grad_features,
-                Lanes<float> &loss) {
-  const int labels = int(smaller<int64_t>(kBlock, layer.labels - first));
-  const int64_t groups = layer.groups(), inputs = layer.inputs;
-  W *const weights = layer.weights + first * inputs;
-  float of_bias[kTile] = {};
-  for (int64_t group = 0; group < groups; ++group) {
-    Lanes<float> block[kBlock];
-    score_block(weights, inputs, layer.bias ? layer.bias + first : nullptr, labels,
-                features + group * inputs * kLanes, block);
-    for (int j = 0; j < kBlock; ++j) {
-      if (j < labels)
-        block[j] = loss_gradient(layer.loss, block[j], masks[group * layer.labels + first + j],
-                                 layer.scale_of(group), loss);
-      else
-        block[j] = broadcast(0.0f);
-      store(grads + (group * kBlock + j) * kLanes, block[j]);
-      of_bias[j] += sum(block[j]);
-    }
-    if (grad_features)
-      spread_block(weights, inputs, labels, block, grad_features + group * inputs * kLanes);
-  }
-  update_block(layer.adam, layer.weights, layer.m, layer.v, first * inputs, inputs, labels, rows,
-               layer.batch, grads);
-  if (layer.bias) step_bias(layer, first, labels, of_bias);
-}
-
 template <class I, class W, class M>
 Finding run_step(const StepCall &c) {
   const TrainedLayer<I, W, M> layer = trained_layer<I, W, M>(c);
@@ -90,6 +59,7 @@ Finding run_step(const StepCall &c) {
           1u << c.positive_rows[i] % kLanes;
     Team<float> team;
     float *const scratch = memory.scratch + thread_id() * memory.scratch_size;
+    alignas(64) float staged[kStaged];
     double total = 0;
     const Share share(units);
     for (int64_t u = share.begin; u < share.end && bad_feature < 0; ++u) {
@@ -97,8 +67,8 @@ Finding run_step(const StepCall &c) {
       Lanes<float> loss = broadcast(0.0f);
       if (!c.indices) {
         if constexpr (sizeof(I) == sizeof(uint16_t))
-          step_block(layer, c.features, memory.features, first, memory.masks, scratch, targets,
-                     loss);
+          step_block(layer, c.features, memory.features, first, memory.masks, scratch, staged,
+                     targets, loss, team);
       } else {
         const int64_t begin = layer.begin(first), count = layer.begin(end) - begin;
         if (!team.all_below(layer.indices + begin, count, c.inputs)) {
@@ -140,26 +110,14 @@ Finding run_dense_forward(const DenseForwardCall &c) {
     transpose_features(c.features, c.batch, c.inputs, memory.features, &bad_feature);
 #pragma omp barrier
     Team<float> team;
-    alignas(64) float tile[kTile * kTilePitch];
+    alignas(64) float tile[kTile * kTilePitch], staged[kStaged];
     const Share share((c.labels + kTile - 1) / kTile);
     for (int64_t t = share.begin; t < share.end && bad_feature < 0; ++t)
-      for (int64_t group = 0; group < groups_of(c.batch); ++group) {
-        const int64_t first = t * kTile;
-        const int labels = int(smaller<int64_t>(kTile, c.labels - first));
-        for (int j = 0; j < labels; j += kBlock) {
-          const int here = smaller(kBlock, labels - j);
-          Lanes<float> block[kBlock];
-          score_block(weights + (first + j) * c.inputs, c.inputs,
-                      c.bias ? c.bias + first + j : nullptr, here,
-                      memory.features + group * c.inputs * kLanes, block);
-          for (int i = 0; i < here; ++i)
-            store(tile + (j + i) * kTilePitch,
-                  c.relu ? map([](auto x) FANIN_INLINE {
-                    return x < decltype(x){} ? decltype(x){} : x; }, block[i]) : block[i]);
-        }
-        team.write_tile(tile, c.scores + group * kLanes * c.labels + first, c.labels,
-                        lanes_of(c.batch, group), labels);
-      }
+      for (int64_t group = 0; group < groups_of(c.batch); ++group)
+        dense_tile(weights, c.bias, c.inputs, c.labels, t * kTile, c.relu,
+                   memory.features + group * c.inputs * kLanes,
+                   c.scores + group * kLanes * c.labels, lanes_of(c.batch, group), tile, staged,
+                   team);
     team.finish();
   }
   return finding(bad_feature);
@@ -169,55 +127,19 @@ template <class W, class M>
 Finding run_dense_update(const DenseUpdateCall &c) {
   const DenseMemory memory =
       dense_memory(c.batch, c.inputs, c.threads, false, c.grad_features, c.workspace);
-  W *const weights = static_cast<W *>(c.weights);
-  M *const m = static_cast<M *>(c.m), *const v = static_cast<M *>(c.v);
-  const int64_t groups = groups_of(c.batch);
+  const DenseLayer<W, M> layer = dense_layer<W, M>(c);
 #pragma omp parallel num_threads(c.threads)
   {
     float *const targets =
         c.grad_features ? memory.accumulators + thread_id() * memory.features_size : nullptr;
     if (targets) clear(targets, memory.features_size);
     Team<float> team;
-    alignas(64) float tile[kTile * kTilePitch], outputs[kTile * kTilePitch];
+    alignas(64) float tiles[2 * kTile * kTilePitch], staged[kStaged];
     float *const grads = memory.scratch + thread_id() * memory.scratch_size;
     const Share share((c.labels + kTile - 1) / kTile);
-    for (int64_t t = share.begin; t < share.end; ++t) {
-      const int64_t first = t * kTile;
-      const int labels = int(smaller<int64_t>(kTile, c.labels - first));
-      // [block][group][kBlock][32]
-      const auto rows_of = [&](int64_t group, int j) {
-        return grads + ((j / kBlock * groups + group) * kBlock + j % kBlock) * kLanes;
-      };
-      for (int64_t group = 0; group < groups; ++group) {
-        const int64_t at = group * kLanes * c.labels + first;
-        const int lanes = lanes_of(c.batch, group);
-        team.read_tile(tile, c.grad_scores + at, c.labels, lanes, labels);
-        if (c.scores) team.read_tile(outputs, c.scores + at, c.labels, lanes, labels);
-        for (int j = 0; j < kTile; ++j) {
-          Lanes<float> grad = load(tile + j * kTilePitch);
-          if (c.scores)
-            grad = map([](auto g, auto y) FANIN_INLINE { return y > decltype(y){} ? g : decltype(g){}; },
-                       grad, load(outputs + j * kTilePitch));
-          store(rows_of(group, j), grad);
-        }
-      }
-      for (int j = 0; j < labels; j += kBlock) {
-        const int here = smaller(kBlock, labels - j);
-        const int64_t at = (first + j) * c.inputs;
-        for (int64_t group = 0; targets && group < groups; ++group) {
-          Lanes<float> block[kBlock];
-          for (int i = 0; i < kBlock; ++i) block[i] = load(rows_of(group, j + i));
-          spread_block(weights + at, c.inputs, here, block, targets + group * c.inputs * kLanes);
-        }
-        update_block(c.adam, weights, m, v, at, c.inputs, here, c.features, c.batch,
-                     rows_of(0, j));
-        Chunk<float> of_bias{};
-        static_assert(kBlock <= Chunk<float>::size, "a block's biases fit a chunk");
-        for (int64_t group = 0; group < groups; ++group)
-          for (int i = 0; i < here; ++i) of_bias.v[i] += sum(load(rows_of(group, j + i)));
-        if (c.bias) adam(c.adam, c.bias, c.bias_m, c.bias_v, first + j, here, of_bias);
-      }
-    }
+    for (int64_t t = share.begin; t < share.end; ++t)
+      update_tile(layer, t * kTile, c.grad_scores, c.scores, c.features, tiles, grads, staged,
+                  targets, team);
     if (targets)
       collect_groups(memory.accumulators, memory.features_size, c.batch, c.inputs, c.grad_features);
   }
@@ -231,12 +153,9 @@ constexpr int64_t kScoredLabels = 512;
 template <class I, class W>
 Finding run_top_k(const TopKCall &c) {
   const TopKMemory memory = top_k_memory(c, c.workspace);
-  const I *const indices = static_cast<const I *>(c.indices);
-  const W *const weights = static_cast<const W *>(c.weights);
+  const ScoredLayer<I, W> layer = scored_layer<I, W>(c);
+  const I *const indices = layer.indices;
   const int64_t groups = groups_of(c.batch), unit = c.rows ? kSortedLabels : kScoredLabels;
-  const auto begin_of = [&](int64_t label) {
-    return c.starts ? int64_t(c.starts[label]) : label * c.fan_in;
-  };
   int64_t bad_feature = -1, bad_index = -1, bad_row = -1;
   int threads = 1;
 #pragma omp parallel num_threads(c.threads)
@@ -244,16 +163,17 @@ Finding run_top_k(const TopKCall &c) {
     transpose_features(c.features, c.batch, c.inputs, memory.features, &bad_feature);
     char *const mine = memory.best + thread_id() * groups * memory.best_size;
     for (int64_t group = 0; group < groups; ++group)
-      Best(mine + group * memory.best_size, c.k).clear();
+      Best(mine + group * memory.best_size, c.k).clear(lanes_of(c.batch, group));
 #pragma omp single
     threads = thread_count();
     Team<float> team;
     float *const scratch = memory.scratch + thread_id() * memory.scratch_size;
+    alignas(64) float staged[kStaged];
     int64_t seen = 0;
     const Share share((c.labels + unit - 1) / unit);
     for (int64_t u = share.begin; u < share.end && bad_feature < 0; ++u) {
       const int64_t first = u * unit, end = smaller(first + unit, c.labels);
-      const int64_t begin = begin_of(first), count = begin_of(end) - begin;
+      const int64_t begin = layer.begin(first), count = layer.begin(end) - begin;
       if (indices && !team.all_below(indices + begin, count, c.inputs)) {
         note_above(indices, begin, count, c.inputs, &bad_index);
         break;
@@ -266,28 +186,15 @@ Finding run_top_k(const TopKCall &c) {
         const int lanes = lanes_of(c.batch, group);
         const float *const features = memory.features + group * c.inputs * kLanes;
         Best best(mine + group * memory.best_size, c.k, smaller(seen, c.k));
-        if (!indices) {
-          for (int64_t label = first; label < end; label += kBlock) {
-            const int here = int(smaller<int64_t>(kBlock, end - label));
-            Lanes<float> block[kBlock];
-            score_block(weights + label * c.inputs, c.inputs, c.bias ? c.bias + label : nullptr,
-                        here, features, block);
-            for (int j = 0; j < here; ++j) best.offer(label + j, block[j], lanes);
-          }
-        } else if (c.rows) {
+        if (c.rows) {
           for (int64_t label = first; label < end; ++label)
             store(scratch + (label - first) * kLanes, broadcast(c.bias ? c.bias[label] : 0.0f));
-          score_sorted(indices + begin, c.rows + begin, weights + begin, count, features, scratch);
+          score_sorted(indices + begin, c.rows + begin, layer.weights + begin, count, features,
+                       scratch);
           for (int64_t label = first; label < end; ++label)
             best.offer(label, load(scratch + (label - first) * kLanes), lanes);
         } else {
-          for (int64_t label = first; label < end; ++label) {
-            const int64_t at = begin_of(label);
-            best.offer(label,
-                       score(indices + at, weights + at, begin_of(label + 1) - at, features,
-                             c.bias ? c.bias[label] : 0.0f),
-                       lanes);
-          }
+          offer_labels(layer, first, end, features, lanes, staged, best, team);
         }
       }
       seen += end - first;
@@ -306,7 +213,7 @@ Finding run_top_k(const TopKCall &c) {
         float value = 0;
         for (int t = 0; t < threads; ++t) {
           const Best list(memory.best + (t * groups + b / kLanes) * memory.best_size, c.k);
-          const int64_t at = b % kLanes * c.k + used[t];
+          const int64_t at = used[t] * kLanes + b % kLanes;
           if (used[t] < memory.counts[t] && (from < 0 || list.scores[at] > value)) {
             from = t;
             id = list.ids[at];

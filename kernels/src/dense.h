@@ -1,6 +1,5 @@
 // Dense layers over lane groups, a block of labels at a time: forward, and backward with Adam in
-// the same pass, so that no gradient of a weight is ever stored. For CPUs; on a GPU the frameworks'
-// own matrix products do better.
+// the same pass, so that no gradient of a weight is ever stored.
 //
 // Weights are [labels, inputs]: a label's row is contiguous, as in fixed fan-in layers.
 #pragma once
@@ -11,75 +10,87 @@ namespace fanin {
 namespace FANIN_TARGET {
 
 // Labels that are worked on together, as many as leave the registers for their sums: features are
-// then read once for all of them.
+// then read once for all of them. And vectors of neighbouring inputs, likewise, in the backward pass.
+#if defined(__CUDACC__)
+constexpr int kBlock = 8, kInputVectors = 2;
+#else
 constexpr int kBlock = kVectorBytes == 64 ? 8 : kVectorBytes == 32 ? 2 : 1;
-// Vectors of neighbouring inputs, likewise, in the backward pass.
 constexpr int kInputVectors = kVectorBytes == 64 ? 2 : kVectorBytes == 32 ? 4 : 8;
+#endif
+static_assert(kBlock <= kMostBlock, "call.h makes room for it");
+// Scratch of the functions below: weights of a block and a chunk of inputs, as all lanes read them.
+constexpr int kStaged = kBlock * Chunk<float>::size;
+
+// staged[j][c] = weight c of label j, float32. weights: the chunk's first, of the first label.
+template <class W>
+FANIN_FN void stage_block(const W *weights, int64_t inputs, int labels, int count, float *staged,
+                          const Team<float> &team) {
+  team.sync();  // nobody reads the last ones any more
+  FANIN_UNROLL
+  for (int j = 0; j < kBlock; ++j)
+    stage(staged + j * Chunk<float>::size,
+          load_chunk<float>(weights + (j < labels ? j : 0) * inputs, count));
+  team.sync();
+}
 
 // out[j] for the labels j of a block: bias + sum over the inputs. weights: of the first label.
 // features: this group's [inputs][32].
 template <class W>
 FANIN_FN void score_block(const W *weights, int64_t inputs, const float *bias, int labels,
-                          const float *features, Lanes<float> *out) {
+                          const float *features, float *staged, Lanes<float> *out,
+                          const Team<float> &team) {
   constexpr int chunk = Chunk<float>::size;
   Lanes<float> total[kBlock];
   FANIN_UNROLL
   for (int j = 0; j < kBlock; ++j) total[j] = broadcast(bias && j < labels ? bias[j] : 0.0f);
-  alignas(64) float converted[kBlock][chunk];
   for (int64_t i = 0; i < inputs; i += chunk) {
     const int count = int(smaller<int64_t>(chunk, inputs - i));
-    FANIN_UNROLL
-    for (int j = 0; j < kBlock; ++j)
-      store_vector(converted[j],
-                   load_chunk<float>(weights + (j < labels ? j : 0) * inputs + i, count).v);
+    stage_block(weights + i, inputs, labels, count, staged, team);
+    FANIN_UNROLL_FEW
     for (int c = 0; c < count; ++c) {
       const Lanes<float> x = load(features + (i + c) * kLanes);
       FANIN_UNROLL
-      for (int j = 0; j < kBlock; ++j) total[j] = fma(converted[j][c], x, total[j]);
+      for (int j = 0; j < kBlock; ++j) total[j] = fma(staged[j * chunk + c], x, total[j]);
     }
   }
   FANIN_UNROLL
   for (int j = 0; j < kBlock; ++j) out[j] = total[j];
 }
 
-// Gradients of features, for one group: added to grad_features [inputs][32].
-template <class W>
+// Gradients of features, for one group: added to grad_features [inputs][32] (a float *, or on a GPU
+// SharedRows). grads: zero beyond `labels`.
+template <class W, class Rows>
 FANIN_FN void spread_block(const W *weights, int64_t inputs, int labels, const Lanes<float> *grads,
-                           float *grad_features) {
+                           float *staged, Rows grad_features, const Team<float> &team) {
   constexpr int chunk = Chunk<float>::size;
-  alignas(64) float converted[kBlock][chunk];
-  Lanes<float> grad[kBlock];
-  FANIN_UNROLL
-  for (int j = 0; j < kBlock; ++j) grad[j] = grads[j];  // zero beyond `labels`
   for (int64_t i = 0; i < inputs; i += chunk) {
     const int count = int(smaller<int64_t>(chunk, inputs - i));
-    FANIN_UNROLL
-    for (int j = 0; j < kBlock; ++j)
-      store_vector(converted[j],
-                   load_chunk<float>(weights + (j < labels ? j : 0) * inputs + i, count).v);
+    stage_block(weights + i, inputs, labels, count, staged, team);
+    FANIN_UNROLL_FEW
     for (int c = 0; c < count; ++c) {
-      float *const row = grad_features + (i + c) * kLanes;
-      Lanes<float> total = load(row);
+      Lanes<float> total = broadcast(0.0f);
       FANIN_UNROLL
-      for (int j = 0; j < kBlock; ++j) total = fma(converted[j][c], grad[j], total);
-      store(row, total);
+      for (int j = 0; j < kBlock; ++j) total = fma(staged[j * chunk + c], grads[j], total);
+      add_to(grad_features + (i + c) * kLanes, total);
     }
   }
 }
 
 // Gradients of weights, and Adam with them. features: [batch, inputs] as the caller has them, so
 // that a vector holds neighbouring inputs and nothing has to be summed across it.
-// grads: [groups][kBlock][32].
+// grads: [groups][kBlock][32], which other lanes have written.
 template <int Vectors, class W, class M>
 FANIN_FN void update_columns(const Adam &a, W *weights, M *m, M *v, int64_t at, int64_t inputs,
                              int labels, const float *features, int64_t batch, const float *grads,
                              int count) {
   constexpr int chunk = Chunk<float>::size;
-  Vector<float> total[kBlock][Vectors] = {};
+  typedef decltype(Chunk<float>::v) Columns;
+  Columns total[kBlock][Vectors] = {};
+  FANIN_UNROLL_FEW
   for (int64_t b = 0; b < batch; ++b) {
     const float *const row = features + b * inputs;
     const float *const grad = grads + b / kLanes * kBlock * kLanes + b % kLanes;
-    Vector<float> x[Vectors];
+    Columns x[Vectors];
     FANIN_UNROLL
     for (int i = 0; i < Vectors; ++i) x[i] = load_chunk<float>(row + i * chunk, count).v;
     FANIN_UNROLL
@@ -107,6 +118,150 @@ FANIN_FN void update_block(const Adam &a, W *weights, M *m, M *v, int64_t at, in
   for (; i < inputs; i += chunk)
     update_columns<1>(a, weights, m, v, at + i, inputs, labels, features + i, batch, grads,
                       int(smaller<int64_t>(chunk, inputs - i)));
+}
+
+// One block of an output layer: scores, loss and all gradients. rows: the features as the caller has
+// them; features: in lanes. grads: scratch, [groups][kBlock][32].
+template <class W, class M, class Rows>
+FANIN_FN void step_block(const TrainedLayer<uint16_t, W, M> &layer, const float *rows,
+                         const float *features, int64_t first, const uint32_t *masks, float *grads,
+                         float *staged, Rows grad_features, Lanes<float> &loss,
+                         const Team<float> &team) {
+  const int labels = int(smaller<int64_t>(kBlock, layer.labels - first));
+  const int64_t groups = layer.groups(), inputs = layer.inputs;
+  W *const weights = layer.weights + first * inputs;
+  float of_bias[kBlock] = {};
+  for (int64_t group = 0; group < groups; ++group) {
+    Lanes<float> block[kBlock];
+    score_block(weights, inputs, layer.bias ? layer.bias + first : nullptr, labels,
+                features + group * inputs * kLanes, staged, block, team);
+    FANIN_UNROLL
+    for (int j = 0; j < kBlock; ++j) {
+      if (j < labels)
+        block[j] = loss_gradient(layer.loss, block[j], masks[group * layer.labels + first + j],
+                                 layer.scale_of(group), loss);
+      else
+        block[j] = broadcast(0.0f);
+      store(grads + (group * kBlock + j) * kLanes, block[j]);
+      of_bias[j] += sum(block[j]);
+    }
+    if (grad_features)
+      spread_block(weights, inputs, labels, block, staged, grad_features + group * inputs * kLanes,
+                   team);
+  }
+  team.sync();
+  update_block(layer.adam, layer.weights, layer.m, layer.v, first * inputs, inputs, labels, rows,
+               layer.batch, grads);
+  FANIN_UNROLL
+  for (int j = 0; j < kBlock; ++j) staged[j] = of_bias[j];
+  team.sync();
+  if (layer.bias) step_bias(layer, first, labels, staged);
+  team.sync();
+}
+
+// A dense layer with its optimiser state.
+template <class W, class M>
+struct DenseLayer {
+  int64_t batch, inputs, units;
+  W *weights;
+  M *m, *v;
+  float *bias, *bias_m, *bias_v;  // or null
+  Adam adam;
+};
+
+// The layer of a call.
+template <class W, class M>
+DenseLayer<W, M> dense_layer(const DenseUpdateCall &c) {
+  return {c.batch,
+          c.inputs,
+          c.labels,
+          static_cast<W *>(c.weights),
+          static_cast<M *>(c.m),
+          static_cast<M *>(c.v),
+          c.bias,
+          c.bias_m,
+          c.bias_v,
+          c.adam};
+}
+
+// outputs[group * 32 + lane, first + j] for the 32 units j of a tile, negative ones 0 with relu.
+// features: this group's [inputs][32]. tile: scratch of 32 * kTilePitch values.
+template <class W>
+FANIN_FN void dense_tile(const W *weights, const float *bias, int64_t inputs, int64_t units,
+                         int64_t first, bool relu, const float *features, float *outputs,
+                         int lanes, float *tile, float *staged, Team<float> &team) {
+  const int here = int(smaller<int64_t>(kTile, units - first));
+  for (int j = 0; j < here; j += kBlock) {
+    const int labels = smaller(kBlock, here - j);
+    Lanes<float> block[kBlock];
+    score_block(weights + (first + j) * inputs, inputs, bias ? bias + first + j : nullptr, labels,
+                features, staged, block, team);
+    FANIN_UNROLL
+    for (int i = 0; i < kBlock; ++i)
+      if (i < labels)
+        store(tile + (j + i) * kTilePitch, relu ? map([](auto x) FANIN_INLINE {
+                return x < decltype(x){} ? decltype(x){} : x; }, block[i]) : block[i]);
+  }
+  team.sync();
+  team.write_tile(tile, outputs + first, units, lanes, here);
+  team.sync();
+}
+
+// Backward pass and Adam for the 32 units of a tile. grad_outputs, outputs (or null: no relu):
+// [batch, units]. rows: features [batch, inputs]. tiles: scratch, two of 32 * kTilePitch values;
+// grads: [32 / kBlock][groups][kBlock][32].
+template <class W, class M, class Rows>
+FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const float *grad_outputs,
+                          const float *outputs, const float *rows, float *tiles, float *grads,
+                          float *staged, Rows grad_features, Team<float> &team) {
+  const int labels = int(smaller<int64_t>(kTile, layer.units - first));
+  const int64_t groups = groups_of(layer.batch), inputs = layer.inputs;
+  float *const of_outputs = tiles + kTile * kTilePitch;
+  const auto rows_of = [&](int64_t group, int j) {
+    return grads + ((j / kBlock * groups + group) * kBlock + j % kBlock) * kLanes;
+  };
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t at = group * kLanes * layer.units + first;
+    const int lanes = int(smaller<int64_t>(kLanes, layer.batch - group * kLanes));
+    team.read_tile(tiles, grad_outputs + at, layer.units, lanes, labels);
+    if (outputs) team.read_tile(of_outputs, outputs + at, layer.units, lanes, labels);
+    team.sync();
+    for (int j = 0; j < kTile; ++j) {
+      Lanes<float> grad = load(tiles + j * kTilePitch);
+      if (outputs)
+        grad = map([](auto g, auto y) FANIN_INLINE {
+          return y > decltype(y){} ? g : decltype(g){}; }, grad, load(of_outputs + j * kTilePitch));
+      store(rows_of(group, j), grad);
+    }
+    team.sync();
+  }
+  for (int j = 0; j < labels; j += kBlock) {
+    const int here = smaller(kBlock, labels - j);
+    const int64_t at = (first + j) * inputs;
+    for (int64_t group = 0; grad_features && group < groups; ++group) {
+      Lanes<float> block[kBlock];
+      FANIN_UNROLL
+      for (int i = 0; i < kBlock; ++i) block[i] = load(rows_of(group, j + i));
+      spread_block(layer.weights + at, inputs, here, block, staged,
+                   grad_features + group * inputs * kLanes, team);
+    }
+    update_block(layer.adam, layer.weights, layer.m, layer.v, at, inputs, here, rows, layer.batch,
+                 rows_of(0, j));
+    if (layer.bias) {
+      float of_bias[kBlock] = {};
+      for (int64_t group = 0; group < groups; ++group) {
+        FANIN_UNROLL
+        for (int i = 0; i < kBlock; ++i) of_bias[i] += sum(load(rows_of(group, j + i)));
+      }
+      team.sync();
+      FANIN_UNROLL
+      for (int i = 0; i < kBlock; ++i) staged[i] = of_bias[i];
+      team.sync();
+      adam(layer.adam, layer.bias, layer.bias_m, layer.bias_v, first + j, here,
+           load_chunk<float>(staged, here));
+    }
+  }
+  team.sync();
 }
 
 }  // namespace FANIN_TARGET

@@ -36,34 +36,22 @@ template <class T, class I, class W>
 FANIN_FN Lanes<T> score(const I *indices, const W *weights, int64_t fan_in, const T *features,
                         T bias) {
   constexpr int chunk = Chunk<T>::size;
-  // Two sums, of even and of odd connections, so that one addition need not wait for another.
-  Lanes<T> even = broadcast(bias), odd = broadcast(T(0));
+  Gathered<T> total(bias);
   for (int64_t k = 0; k < fan_in; k += chunk) {
     const int count = int(smaller<int64_t>(chunk, fan_in - k));
-    const Connections<T, I, W> connections(indices + k, weights + k, count);
-    if (count == chunk) {
-      FANIN_UNROLL
-      for (int c = 0; c < chunk; c += 2) {
-        even = fma(connections.weight(c), load(features + connections.source(c) * kLanes), even);
-        odd = fma(connections.weight(c + 1), load(features + connections.source(c + 1) * kLanes),
-                  odd);
-      }
-    } else {
-      for (int c = 0; c < count; ++c)
-        even = fma(connections.weight(c), load(features + connections.source(c) * kLanes), even);
-    }
+    total.add(Connections<T, I, W>(indices + k, weights + k, count), count, features);
   }
-  return fma(T(1), odd, even);
+  return total.lanes();
 }
 
 // scores[group * 32 + lane, first_label + j] for the 32 labels j of a tile.
-// features: this group's [inputs, 32]. tile: 32 * kTilePitch values of scratch, shared by the team.
+// features: this group's [inputs, 32]. tile: 32 * kTilePitch values of scratch of the team's.
 template <class T, class I>
 FANIN_FN void forward_tile(const Layer<T, I> &layer, const T *features, int64_t group,
                            int64_t first_label, T *scores, T *tile, Team<T> &team) {
   const int labels = int(smaller<int64_t>(kTile, layer.labels - first_label));
   const int lanes = int(smaller<int64_t>(kLanes, layer.batch - group * kLanes));
-  for (int j = team.first(); j < labels; j += team.step()) {
+  for (int j = 0; j < labels; ++j) {
     const int64_t label = first_label + j;
     store(tile + j * kTilePitch,
           score(layer.indices + label * layer.fan_in, layer.weights + label * layer.fan_in,
@@ -76,23 +64,12 @@ FANIN_FN void forward_tile(const Layer<T, I> &layer, const T *features, int64_t 
   team.sync();
 }
 
-// The gradients of a chunk's weights: grad and the connection's source, summed over the lanes.
-template <class T, class I, class W>
-FANIN_FN Chunk<T> weight_gradients(const Connections<T, I, W> &connections, int count,
-                                   const Lanes<T> &grad, const T *features) {
-  const auto of_connection = [&](int c) FANIN_INLINE {
-    return product(grad, load(features + connections.source(c) * kLanes));
-  };
-  if (count == Chunk<T>::size) return sums<T>(of_connection);
-  return sums<T>([&](int c) FANIN_INLINE { return c < count ? of_connection(c) : Chunk<T>{}; });
-}
-
-// Gradients of a tile's labels. grad_features is this group's accumulator [inputs, 32], already
-// holding what earlier tiles added; grad_weights [labels, fan_in] and grad_bias [labels] are
+// Gradients of a tile's labels. grad_features is this group's accumulator [inputs, 32] (a T *, or on
+// a GPU SharedRows), already holding what earlier tiles added; grad_weights [labels, fan_in] and grad_bias [labels] are
 // written by the first group and added to by the later ones. Any of the three may be null.
-template <class T, class I>
+template <class T, class I, class Rows>
 FANIN_FN void backward_tile(const Layer<T, I> &layer, const T *features, int64_t group,
-                            int64_t first_label, const T *grad_scores, T *grad_features,
+                            int64_t first_label, const T *grad_scores, Rows grad_features,
                             T *grad_weights, T *grad_bias, T *tile, Team<T> &team) {
   const int labels = int(smaller<int64_t>(kTile, layer.labels - first_label));
   const int lanes = int(smaller<int64_t>(kLanes, layer.batch - group * kLanes));
@@ -103,25 +80,20 @@ FANIN_FN void backward_tile(const Layer<T, I> &layer, const T *features, int64_t
   const bool another_follows = first_label + 2 * kTile <= layer.labels;
   team.read_tile(tile, rows, layer.labels, lanes, labels);
   team.sync();
-  for (int j = team.first(); j < labels; j += team.step()) {
+  for (int j = 0; j < labels; ++j) {
     const int64_t label = first_label + j;
     const Lanes<T> grad = load(tile + j * kTilePitch);
     if (another_follows) team.read_some(rows + kTile, layer.labels, lanes, j);
-    if (grad_bias) {
-      const T total = sum(grad);
-      grad_bias[label] = add ? grad_bias[label] + total : total;
-    }
+    if (grad_bias) write_one(grad_bias + label, sum(grad), add);
     for (int64_t k = 0; k < fan_in; k += chunk) {
       const int count = int(smaller<int64_t>(chunk, fan_in - k));
       const int64_t at = label * fan_in + k;
       const Connections<T, I> connections(layer.indices + at, layer.weights + at, count);
       if (grad_weights) {
-        const Chunk<T> total = weight_gradients(connections, count, grad, features);
+        const Chunk<T> total = row_sums(connections, count, grad, features);
         write_chunk(grad_weights + at, count, total, add, team.streaming);
       }
-      if (grad_features)
-        for (int c = 0; c < count; ++c)
-          add_to(grad_features + connections.source(c) * kLanes, connections.weight(c), grad);
+      if (grad_features) spread(connections, count, grad, grad_features);
     }
   }
   team.sync();

@@ -1,22 +1,13 @@
-// Rewiring on a CPU: the threshold by counting, not by sorting, then one pass that regrows.
-//
-// The bits of |weight| order as |weight| does. A histogram of their upper 16 tells which 65,536th of
-// the range holds the wanted rank, a second one of the lower 16 within it which value: exact, in two
-// passes, with one small table per thread.
+// Rewiring on a CPU: the threshold in two passes that count, with one table per thread, then one pass
+// that regrows.
 #include "rewire.h"
-
-#include <string.h>
 
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 
-#include "call.h"
-
 namespace fanin {
 namespace {
-
-constexpr int64_t kBuckets = 65536;
 
 int thread_id() {
 #if defined(_OPENMP)
@@ -25,13 +16,6 @@ int thread_id() {
   return 0;
 #endif
 }
-
-uint32_t magnitude(float weight) {
-  uint32_t bits;
-  memcpy(&bits, &weight, sizeof bits);
-  return bits & 0x7fffffffu;
-}
-uint32_t magnitude(uint16_t bits) { return uint32_t(bits & 0x7fffu) << 16; }  // bfloat16
 
 // Counts bucket(weight) where it is not negative; returns the bucket of rank `rank`, and makes
 // `rank` the rank within it.
@@ -59,11 +43,9 @@ int64_t select(const W *weights, int64_t count, int threads, uint64_t *tables, u
 
 template <class I, class W, class M>
 Rewired run(const RewireCall &c) {
-  I *const indices = static_cast<I *>(c.indices);
   const W *const weights = static_cast<const W *>(c.weights);
-  M *const m = static_cast<M *>(c.m), *const v = static_cast<M *>(c.v);
   uint64_t *const tables = static_cast<uint64_t *>(c.workspace);
-  uint64_t rank = uint64_t(c.fraction * double(c.count));
+  uint64_t rank = threshold_rank(c);
   const int64_t upper = select(weights, c.count, c.threads, tables, rank,
                                [](uint32_t bits) { return int64_t(bits >> 16); });
   const int64_t lower =
@@ -74,15 +56,8 @@ Rewired run(const RewireCall &c) {
   int64_t moved = 0;
 #pragma omp parallel for num_threads(c.threads) schedule(static) reduction(+ : moved)
   for (int64_t i = 0; i < c.count; ++i)
-    if (magnitude(weights[i]) < threshold) {
-      uint64_t state = c.seed + uint64_t(i) * 0x9e3779b97f4a7c15u;
-      indices[i] = I((split_mix(state) >> 32) * uint64_t(c.inputs) >> 32);
-      m[i] = v[i] = M(0);
-      ++moved;
-    }
-  float value;
-  memcpy(&value, &threshold, sizeof value);
-  return {value, moved};
+    moved += regrow<I, W, M>(c, i, threshold);
+  return {weight_of(threshold), moved};
 }
 
 template <class I, class W>

@@ -107,21 +107,6 @@ TrainedLayer<I, W, M> trained_layer(const StepCall &c) {
           float(1.0 / (double(c.batch) * double(c.labels)))};
 }
 
-// Gradients of a chunk's sources, added to grad_features [inputs][32].
-template <class I, class W>
-FANIN_FN void spread(const Connections<float, I, W> &connections, int count,
-                     const Lanes<float> &grad, float *grad_features) {
-  const auto add = [&](int c) FANIN_INLINE {
-    add_to(grad_features + connections.source(c) * kLanes, connections.weight(c), grad);
-  };
-  if (count == Chunk<float>::size) {
-    FANIN_UNROLL
-    for (int c = 0; c < Chunk<float>::size; ++c) add(c);
-  } else {
-    for (int c = 0; c < count; ++c) add(c);
-  }
-}
-
 // Adam for the biases of a tile, given the gradients of its up to 32 labels.
 template <class I, class W, class M>
 FANIN_FN void step_bias(const TrainedLayer<I, W, M> &layer, int64_t first_label, int labels,
@@ -135,17 +120,17 @@ FANIN_FN void step_bias(const TrainedLayer<I, W, M> &layer, int64_t first_label,
 }
 
 // The step of a tile of up to 32 labels. features: [groups][inputs][32]. masks: of the positives,
-// [groups][labels of the layer]. grads: 32 values shared by the team, and [groups][32] for each of
-// its members. grad_features: like features, added to, or null. loss: added to.
-template <class I, class W, class M>
+// [groups][labels of the layer]. grads: scratch of the team's, 32 + groups * 32 values.
+// grad_features: like features (a float *, or on a GPU SharedRows), added to, or null. loss: added to.
+template <class I, class W, class M, class Rows>
 FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *features,
                         int64_t first_label, const uint32_t *masks, float *grads,
-                        float *grad_features, Lanes<float> &loss, const Team<float> &team) {
+                        Rows grad_features, Lanes<float> &loss, const Team<float> &team) {
   const int labels = int(smaller<int64_t>(kTile, layer.labels - first_label));
   const int64_t groups = layer.groups(), stride = layer.inputs * kLanes;
-  float *const mine = grads + kTile + team.first() * groups * kLanes;
+  float *const mine = grads + kTile;
   constexpr int chunk = Chunk<float>::size;
-  for (int j = team.first(); j < labels; j += team.step()) {
+  for (int j = 0; j < labels; ++j) {
     const int64_t label = first_label + j;
     const int64_t begin = layer.begin(label), fan_in = layer.begin(label + 1) - begin;
     bool needed = false;
@@ -170,14 +155,14 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
       // The squared hinge leaves labels alone that all instances have well behind them.
       for (int64_t group = 0; needed && group < groups; ++group) {
         const Lanes<float> grad = load(mine + group * kLanes);
-        total.v += weight_gradients(connections, count, grad, features + group * stride).v;
+        total.v += row_sums(connections, count, grad, features + group * stride).v;
         if (grad_features) spread(connections, count, grad, grad_features + group * stride);
       }
       adam(layer.adam, layer.weights, layer.m, layer.v, at, count, total);
     }
   }
   team.sync();
-  if (layer.bias && team.first() == 0) step_bias(layer, first_label, labels, grads);
+  if (layer.bias) step_bias(layer, first_label, labels, grads);
   team.sync();
 }
 

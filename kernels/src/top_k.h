@@ -1,12 +1,13 @@
-// The k best labels of each instance, kept while scores pass by and are forgotten. For CPUs.
+// The k best labels of each instance, kept while scores pass by and are forgotten.
 #pragma once
 
-#include "lanes.h"
+#include "call.h"
+#include "dense.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
 
-// The best so far of the 32 instances of one group, best first; scores[lane][k], ids[lane][k].
+// The best so far of the 32 instances of one group, best first; scores[k][lane], ids[k][lane].
 // Labels have to come in ascending order: of equal scores the earlier one stays.
 struct Best {
   int64_t k;
@@ -23,7 +24,11 @@ struct Best {
         thresholds(scores + kLanes * k),
         count(seen) {}
 
-  FANIN_FN void clear() { store(thresholds, broadcast(-__builtin_inff())); }
+  // Lanes beyond `lanes` let nothing in.
+  FANIN_FN void clear(int lanes) {
+    const uint32_t real = lanes < kLanes ? (1u << lanes) - 1 : ~0u;
+    store(thresholds, of_mask(real, -__builtin_inff(), __builtin_inff()));
+  }
 
   FANIN_FN void offer(int64_t label, const Lanes<float> &values, int lanes) {
     if (count == k) {
@@ -32,26 +37,67 @@ struct Best {
         return s > t ? decltype(s){} + 1.0f : decltype(s){}; }, values, load(thresholds));
       if (!any(above)) return;
     }
-    float row[kLanes];
-    store(row, values);
-    for (int lane = 0; lane < lanes; ++lane) {
+    each_lane(values, lanes, [&](int lane, float score) {
       // A NaN ranks last; whoever trains hears of it by the loss.
-      const float value = row[lane] == row[lane] ? row[lane] : -__builtin_inff();
-      if (count == k && !(value > thresholds[lane])) continue;
-      float *const s = scores + lane * k;
-      int64_t *const i = ids + lane * k;
+      const float value = score == score ? score : -__builtin_inff();
+      if (count == k && !(value > thresholds[lane])) return;
       int64_t at = count < k ? count : k - 1;
-      for (; at > 0 && s[at - 1] < value; --at) {
-        s[at] = s[at - 1];
-        i[at] = i[at - 1];
+      for (; at > 0 && scores[(at - 1) * kLanes + lane] < value; --at) {
+        scores[at * kLanes + lane] = scores[(at - 1) * kLanes + lane];
+        ids[at * kLanes + lane] = ids[(at - 1) * kLanes + lane];
       }
-      s[at] = value;
-      i[at] = label;
-      if (count >= k - 1) thresholds[lane] = s[k - 1];
-    }
+      scores[at * kLanes + lane] = value;
+      ids[at * kLanes + lane] = label;
+      if (count >= k - 1) thresholds[lane] = scores[(k - 1) * kLanes + lane];
+    });
     if (count < k) ++count;
   }
 };
+
+// A layer that only predicts. Connections as in TrainedLayer; a dense layer has no indices.
+template <class I, class W>
+struct ScoredLayer {
+  int64_t inputs, labels, fan_in;
+  const int32_t *starts;
+  const I *indices;
+  const W *weights;
+  const float *bias;  // or null
+
+  FANIN_FN int64_t begin(int64_t label) const { return starts ? starts[label] : label * fan_in; }
+};
+
+// The layer of a call.
+template <class I, class W>
+ScoredLayer<I, W> scored_layer(const TopKCall &c) {
+  return {c.inputs, c.labels, c.fan_in, c.starts, static_cast<const I *>(c.indices),
+          static_cast<const W *>(c.weights), c.bias};
+}
+
+// Offers the labels from first to end - 1. features: this group's [inputs][32].
+template <class I, class W>
+FANIN_FN void offer_labels(const ScoredLayer<I, W> &layer, int64_t first, int64_t end,
+                           const float *features, int lanes, float *staged, Best &best,
+                           const Team<float> &team) {
+  if (!layer.indices) {
+    for (int64_t label = first; label < end; label += kBlock) {
+      const int here = int(smaller<int64_t>(kBlock, end - label));
+      Lanes<float> block[kBlock];
+      score_block(layer.weights + label * layer.inputs, layer.inputs,
+                  layer.bias ? layer.bias + label : nullptr, here, features, staged, block, team);
+      FANIN_UNROLL
+      for (int j = 0; j < kBlock; ++j)
+        if (j < here) best.offer(label + j, block[j], lanes);
+    }
+    return;
+  }
+  for (int64_t label = first; label < end; ++label) {
+    const int64_t at = layer.begin(label);
+    best.offer(label,
+               score(layer.indices + at, layer.weights + at, layer.begin(label + 1) - at, features,
+                     layer.bias ? layer.bias[label] : 0.0f),
+               lanes);
+  }
+}
 
 }  // namespace FANIN_TARGET
 }  // namespace fanin

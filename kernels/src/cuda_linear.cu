@@ -1,0 +1,149 @@
+// Launches the op on a GPU: forward and backward of the fixed fan-in layer.
+#include "cuda_common.h"
+#include "fan_in_linear.h"
+
+namespace fanin {
+namespace cuda {
+namespace {
+
+// Scratch of a warp: a tile on its way to or from [batch, labels].
+template <class T>
+constexpr size_t kTileBytes = sizeof(T) * kTile * kTilePitch;
+
+// Doubles take twice the registers.
+template <class T>
+constexpr int kWarps = sizeof(T) == sizeof(float) ? kMostWarps : kMostWarps / 2;
+
+template <class T, class I, bool keep>
+__global__ void __launch_bounds__(kWarps<T> *kLanes, 1)
+    forward_kernel(Layer<T, I> layer, const T *features, int64_t group, T *scores) {
+  SharedPieces<T> shared;
+  if constexpr (keep) {
+    T *const mine = shared.take(layer.inputs * kLanes);
+    copy_by_block(mine, features, layer.inputs * kLanes);
+    features = mine;
+    __syncthreads();
+  }
+  T *const tile = shared.take_for_warp(kTile * kTilePitch);
+  Team<T> team;
+  each_tile((layer.labels + kTile - 1) / kTile, [&](int64_t number) {
+    const int64_t first = number * kTile, labels = smaller<int64_t>(kTile, layer.labels - first);
+    if (team.all_below(layer.indices + first * layer.fan_in, labels * layer.fan_in, layer.inputs)) {
+      forward_tile(layer, features, group, first, scores, tile, team);
+      return;
+    }
+    for (int64_t b = group * kLanes; b < smaller((group + 1) * kLanes, layer.batch); ++b)
+      if (thread_id() < labels) scores[b * layer.labels + first + thread_id()] = T(NAN);
+  });
+}
+
+template <class T, class I, bool keep>
+__global__ void __launch_bounds__(kWarps<T> *kLanes, 1)
+    backward_kernel(Layer<T, I> layer, const T *features, int64_t group, const T *grad_scores,
+                    T *grad_features, T *grad_weights, T *grad_bias) {
+  SharedPieces<T> shared;
+  const int64_t size = layer.inputs * kLanes;
+  T *sums = grad_features;
+  if constexpr (keep) {
+    T *const mine = shared.take(size);
+    copy_by_block(mine, features, size);
+    features = mine;
+    if (sums) {
+      sums = shared.take(size);
+      clear_by_block(sums, size);
+    }
+    __syncthreads();
+  }
+  T *const tile = shared.take_for_warp(kTile * kTilePitch);
+  Team<T> team;
+  const auto step = [&](int64_t number, auto rows) {
+    const int64_t first = number * kTile;
+    const int64_t count = smaller<int64_t>(kTile, layer.labels - first) * layer.fan_in;
+    if (team.all_below(layer.indices + first * layer.fan_in, count, layer.inputs)) {
+      backward_tile(layer, features, group, first, grad_scores, rows, grad_weights, grad_bias, tile,
+                    team);
+      return;
+    }
+    for (int64_t i = thread_id(); grad_weights && i < count; i += kLanes)
+      grad_weights[first * layer.fan_in + i] = T(NAN);
+  };
+  each_tile((layer.labels + kTile - 1) / kTile, [&](int64_t number) {
+    if constexpr (keep)
+      step(number, SharedRows<T>{sums});
+    else
+      step(number, sums);
+  });
+  if constexpr (keep) {
+    __syncthreads();
+    if (sums) add_by_block(grad_features, sums, size);
+  }
+}
+
+template <class T, class I>
+Finding run_forward(const ForwardCall &c) {
+  const Layer<T, I> layer = layer_of<T, I>(c, c.bias);
+  T *const features = static_cast<T *>(c.workspace), *const scores = static_cast<T *>(c.scores);
+  to_lanes(c.features, features, c.batch, c.inputs, c.stream);
+  const int64_t tiles = (c.labels + kTile - 1) / kTile, size = c.inputs * kLanes;
+  const bool keep =
+      keeps(c.inputs, kLanes * sizeof(T), c.labels * c.fan_in, kWarps<T>, kTileBytes<T>);
+  Finding found = last_error();
+  for (int64_t group = 0; group < groups_of(c.batch) && found.kind == Finding::nothing; ++group) {
+    const T *const rows = features + group * size;
+    found = keep ? launch_tiles(forward_kernel<T, I, true>, tiles, kWarps<T>,
+                                size_t(size) * sizeof(T), kTileBytes<T>, c.stream, layer, rows,
+                                group, scores)
+                 : launch_tiles(forward_kernel<T, I, false>, tiles, kFewWarps, 0, kTileBytes<T>,
+                                c.stream, layer, rows, group, scores);
+  }
+  return found;
+}
+
+template <class T, class I>
+Finding run_backward(const BackwardCall &c) {
+  const Layer<T, I> layer = layer_of<T, I>(c, nullptr);
+  const int64_t tiles = (c.labels + kTile - 1) / kTile, size = c.inputs * kLanes;
+  T *const features = static_cast<T *>(c.workspace);
+  T *const sums = c.grad_features ? features + groups_of(c.batch) * size : nullptr;
+  to_lanes(c.features, features, c.batch, c.inputs, c.stream);
+  const int64_t rows = sums ? 2 * c.inputs : c.inputs;
+  const bool keep = keeps(rows, kLanes * sizeof(T), c.labels * c.fan_in, kWarps<T>, kTileBytes<T>);
+  Finding found = last_error();
+  for (int64_t group = 0; group < groups_of(c.batch) && found.kind == Finding::nothing; ++group) {
+    const auto start = [&](auto kernel, int warps, size_t of_block) {
+      return launch_tiles(kernel, tiles, warps, of_block, kTileBytes<T>, c.stream, layer,
+                          features + group * size, group, static_cast<const T *>(c.grad_scores),
+                          sums, static_cast<T *>(c.grad_weights), static_cast<T *>(c.grad_bias));
+    };
+    if (sums) clear(sums, size, c.stream);
+    found = keep ? start(backward_kernel<T, I, true>, kWarps<T>, size_t(rows) * kLanes * sizeof(T))
+                 : start(backward_kernel<T, I, false>, kFewWarps, 0);
+    if (sums) from_lanes(sums, c.grad_features, c.batch, c.inputs, group, 1, c.stream);
+  }
+  return found;
+}
+
+}  // namespace
+
+Finding forward(const ForwardCall &c) {
+  if (c.wide_values)
+    return c.wide_indices ? run_forward<double, uint32_t>(c) : run_forward<double, uint16_t>(c);
+  return c.wide_indices ? run_forward<float, uint32_t>(c) : run_forward<float, uint16_t>(c);
+}
+
+Finding backward(const BackwardCall &c) {
+  if (c.wide_values)
+    return c.wide_indices ? run_backward<double, uint32_t>(c) : run_backward<double, uint16_t>(c);
+  return c.wide_indices ? run_backward<float, uint32_t>(c) : run_backward<float, uint16_t>(c);
+}
+
+Finding zero(void *a, size_t a_bytes, void *b, size_t b_bytes, void *stream) {
+  if (a) clear(static_cast<char *>(a), int64_t(a_bytes), stream);
+  if (b) clear(static_cast<char *>(b), int64_t(b_bytes), stream);
+  return last_error();
+}
+
+extern const char *const architectures = FANIN_CUDA_ARCHITECTURES;
+
+}  // namespace cuda
+}  // namespace fanin

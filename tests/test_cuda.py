@@ -1,0 +1,257 @@
+"""The CUDA kernels, executed: compiled for a CPU over `cuda_emulator/`, with the very launches that a
+GPU would get, and held against the same references as the CPU's own kernels.
+
+What that leaves to a real GPU (`fanin.benchmarks.gpu`): races that no order of threads shows, limits
+of the device, speed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import reference
+import test_kernels
+import test_step
+from test_step import make_batch, make_layer, make_setup, near, trained
+
+from fanin import kernels
+from fanin.backends.arrays import new_sources
+from fanin.kernels import library, numpy_form
+
+ROOT = Path(__file__).parent.parent
+KINDS = ("dense", "stratified", "sparse")
+
+
+@pytest.fixture(scope="session")
+def emulated() -> ctypes.CDLL:
+    build = ROOT / "build" / "emulated"
+    cmake = shutil.which("cmake")
+    assert cmake, "cmake is not on the PATH; it comes with the test dependencies"
+    for command in (
+        ["-S", str(ROOT / "kernels"), "-B", str(build), "-DFANIN_CUDA=EMULATED"],
+        ["--build", str(build), "--parallel", "2"],
+    ):
+        done = subprocess.run([cmake, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    # Local, so that nobody else in this process takes its symbols for those of the real library.
+    return library.open_library(build / "libfanin.so", ctypes.RTLD_LOCAL)
+
+
+@pytest.fixture(autouse=True, params=[0, 1], ids=["order 0", "order 1"])
+def _on_the_gpu(emulated, monkeypatch, request):
+    monkeypatch.setattr(library, "load", lambda: emulated)
+    monkeypatch.setattr(numpy_form, "_DEVICE", "cuda")
+    monkeypatch.setenv("FANIN_EMULATOR_SEED", str(request.param))
+
+
+# Few and many inputs: features and sums are kept in shared memory where they are few and read often.
+# 3 multiprocessors are emulated, so 24 reads of a row are often.
+SHAPES = [
+    (1, 1, 1, 1),
+    (33, 1, 40, 1),
+    (32, 50, 300, 32),
+    (7, 300, 65, 70),
+    (70, 3000, 33, 33),
+    (5, 700, 900, 33),  # features fit, sums beside them do not
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("index", [np.uint16, np.uint32])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_op_follows_the_reference(shape, index, dtype):
+    rng = np.random.default_rng(sum(shape))
+    batch, inputs, labels, fan_in = shape
+    arrays = test_kernels.layer(rng, batch, inputs, labels, fan_in, dtype, index)
+    test_kernels.check(rng, *arrays)
+
+
+def test_indices_beyond_the_inputs_make_their_labels_nan():
+    rng = np.random.default_rng(0)
+    x, indices, weights, bias = test_kernels.layer(rng, 33, 20, 70, 5)
+    indices[40, 2] = 20
+    scores = kernels.fan_in_linear(x, indices, weights, bias)
+    bad = np.isnan(scores).all(axis=0)
+    assert bad[32:64].all() and not np.isnan(scores[:, ~bad]).any()  # its tile of 32
+    _, of_weights, _ = kernels.fan_in_linear_backward(scores, x, indices, weights)
+    assert np.isnan(of_weights[32:64]).all()
+
+
+def test_a_feature_that_is_not_finite_reaches_only_what_it_is_connected_to():
+    rng = np.random.default_rng(1)
+    x, indices, weights, bias = test_kernels.layer(rng, 3, 20, 70, 5)
+    indices[:] = rng.integers(1, 20, indices.shape)
+    x[:, 0] = np.inf  # what connections that are not there would read
+    indices[7, 3] = 0
+    scores = kernels.fan_in_linear(x, indices, weights, bias)
+    assert np.isinf(scores[:, 7]).all()
+    assert np.isfinite(np.delete(scores, 7, axis=1)).all()
+
+
+def test_an_empty_batch():
+    rng = np.random.default_rng(2)
+    x, indices, weights, bias = test_kernels.layer(rng, 0, 20, 70, 5)
+    assert kernels.fan_in_linear(x, indices, weights, bias).shape == (0, 70)
+    grads = kernels.fan_in_linear_backward(np.empty((0, 70), np.float32), x, indices, weights)
+    assert not grads[1].any() and not grads[2].any()
+
+
+@pytest.mark.parametrize("loss", ["squared_hinge", "bce"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (32, 50, 300, 32), (33, 400, 70, 40), (100, 30, 90, 7)]
+)
+def test_steps_follow_the_reference(kind, loss, shape):
+    batch, inputs, labels, fan_in = shape
+    rng = np.random.default_rng(sum(shape))
+    test_step.check_steps(rng, kind, batch, inputs, labels, fan_in, loss, steps=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_rounded_as_on_a_cpu(kind):
+    rng = np.random.default_rng(5)
+    setup = make_setup(kind, 40, 70, 33)
+    half = ml_dtypes.bfloat16
+    model, layer = make_layer(rng, setup, kind, dtype=half, moments=half)
+    before = layer.weights.values.astype(np.float64)
+    batch = make_batch(rng, 32, 40, 70)
+    adam = kernels.Adam(1, learning_rate=0.01, seed=3)
+    kernels.step(
+        batch.features, layer.weights, layer.bias, batch.rows, batch.labels, adam, **layer.connections
+    )
+    # Within one unit in the last place of what float32 gives, and not always on the same side.
+    model.arrays["output.weights"] = layer.original(before).astype(np.float64)
+    model.step(batch, 0.01)
+    expected = model.arrays["output.weights"]
+    found = layer.original(layer.weights.values).astype(np.float64)
+    unit = 2.0**-7 * np.maximum(np.abs(expected), 2.0**-126)
+    assert (np.abs(found - expected) <= unit * 1.01).all()
+    error = (found - expected) / unit
+    assert abs(error.mean()) < 0.05 and (error > 0.05).any() and (error < -0.05).any()
+
+
+def test_a_step_with_wrong_connections_has_no_number_for_a_loss():
+    rng = np.random.default_rng(6)
+    setup = make_setup("sparse", 40, 70, 5)
+    batch = make_batch(rng, 4, 40, 70)
+    for name, position, value in (("starts", 3, -7), ("starts", 3, 10**6), ("indices", 9, 40)):
+        _, layer = make_layer(rng, setup, "sparse")
+        layer.connections[name][position] = value
+        loss, _ = kernels.step(
+            *(batch.features, layer.weights, layer.bias, batch.rows, batch.labels),
+            kernels.Adam(1),
+            **layer.connections,
+        )
+        assert np.isnan(loss)
+
+
+def test_positives_that_name_nothing_are_left_out():
+    rng = np.random.default_rng(8)
+    setup = make_setup("stratified", 40, 70, 5)
+    batch = make_batch(rng, 4, 40, 70)
+    losses = []
+    for extra in (([], []), ([-1, 4, 0, 0], [0, 0, -1, 70])):
+        _, layer = make_layer(np.random.default_rng(0), setup, "stratified")
+        rows = np.concatenate([batch.rows, np.array(extra[0], np.int32)])
+        labels = np.concatenate([batch.labels, np.array(extra[1], np.int64)])
+        arrays = (batch.features, layer.weights, layer.bias, rows, labels)
+        losses.append(kernels.step(*arrays, kernels.Adam(1), **layer.connections)[0])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (40, 70, 33), (100, 33, 130), (32, 20, 2000)])
+def test_dense_layers(shape, relu):
+    batch, inputs, units = shape
+    rng = np.random.default_rng(sum(shape))
+    x = rng.standard_normal((batch, inputs)).astype(np.float32)
+    weights = trained(rng.standard_normal((units, inputs)))
+    bias = trained(rng.standard_normal(units))
+    wide = x.astype(np.float64) @ weights.values.T.astype(np.float64) + bias.values
+    outputs = kernels.dense_forward(x, weights.values, bias.values, relu=relu)
+    near(outputs, np.maximum(wide, 0) if relu else wide, 1e-6)
+
+    grad = rng.standard_normal((batch, units)).astype(np.float32)
+    before = grad * (outputs > 0) if relu else grad
+    expected = before.astype(np.float64) @ weights.values
+    of_x = kernels.dense_update(grad, outputs if relu else None, x, weights, bias, kernels.Adam(1))
+    near(of_x, expected, 3e-6)
+    near(weights.m, 0.1 * before.T.astype(np.float64) @ x, 3e-6)
+    near(bias.m, 0.1 * before.sum(0), 3e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("batch", "labels", "k"), [(1, 1, 1), (33, 300, 5), (70, 90, 90), (5, 3000, 40)])
+def test_top_k_ties_go_to_the_lower_label(kind, batch, labels, k):
+    rng = np.random.default_rng(k)
+    inputs = 6
+    setup = make_setup(kind, inputs, labels, 3)
+    model, layer = make_layer(rng, setup, kind)
+    # Whole numbers, and few of them: sums are exact, and most scores occur often.
+    for array in (layer.weights.values, layer.bias.values):
+        array[:] = rng.integers(-1, 2, array.shape)
+    model.arrays["output.weights"] = layer.original(layer.weights.values).astype(np.float64)
+    model.arrays["output.bias"] = layer.bias.values.astype(np.float64)
+    x = rng.integers(-1, 2, (batch, inputs)).astype(np.float32)
+    ids, scores = kernels.top_k(
+        x, layer.weights.values, layer.bias.values, k, **layer.connections
+    )
+    expected = model.scores(x)
+    order = np.argsort(-expected, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(ids, order)
+    np.testing.assert_array_equal(scores, np.take_along_axis(expected, order, 1))
+
+
+def test_nan_ranks_last():
+    weights = np.eye(4, dtype=np.float32)
+    x = np.array([[1, np.nan, 2, 3]], np.float32)
+    x[0, 1] = 0
+    weights[1, 1] = np.nan
+    ids, _ = kernels.top_k(x, weights, None, 4)
+    assert ids.tolist() == [[3, 2, 0, 1]]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("index", [np.uint16, np.uint32])
+@pytest.mark.parametrize(("count", "fraction"), [(1, 0.5), (5000, 0.3), (70_000, 0.01), (300, 0.0)])
+def test_rewiring_is_that_of_the_cpu(index, half, count, fraction):
+    rng = np.random.default_rng(count)
+    dtype = ml_dtypes.bfloat16 if half else np.float32
+    values = rng.standard_normal(count).astype(dtype)
+    indices = rng.integers(0, 60_000, count).astype(index)
+    weights = kernels.Trained(values.copy(), np.ones(count, dtype), np.ones(count, dtype))
+    before = indices.copy()
+    moved, threshold = kernels.rewire(indices, weights, 60_000, fraction, 77)
+
+    sizes = np.abs(values.astype(np.float64))
+    limit = np.sort(sizes)[int(fraction * count)]
+    chosen = np.flatnonzero(sizes < limit)
+    assert (moved, threshold) == (len(chosen), limit)
+    before[chosen] = new_sources(chosen, 60_000, 77)
+    np.testing.assert_array_equal(indices, before)
+    np.testing.assert_array_equal(weights.values, values)
+    for moments in (weights.m, weights.v):
+        assert np.flatnonzero(moments == 0).tolist() == chosen.tolist()
+
+
+def test_what_a_gpu_does_not_do_is_refused():
+    rng = np.random.default_rng(9)
+    setup = make_setup("sorted", 40, 70, 5)
+    _, layer = make_layer(rng, setup, "sorted")
+    batch = make_batch(rng, 4, 40, 70)
+    arrays = (batch.features, layer.weights, layer.bias, batch.rows, batch.labels)
+    with pytest.raises(ValueError, match="sorted connections .* are for CPUs only"):
+        kernels.step(*arrays, kernels.Adam(1), **layer.connections)
+    # More instances than a block's shared memory has room for.
+    many = make_batch(rng, 32 * 2000, 3, 2)
+    _, dense = make_layer(rng, make_setup("dense", 3, 2, None), "dense")
+    with pytest.raises(RuntimeError, match="use smaller batches"):
+        kernels.step(
+            *(many.features, dense.weights, dense.bias, many.rows, many.labels), kernels.Adam(1)
+        )
