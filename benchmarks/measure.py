@@ -16,11 +16,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 import psutil
 
 from fanin.backends.interface import Trainer
+from fanin.benchmarks import nvml
 from fanin.benchmarks.results import Machine, Memory
 from fanin.kernels import build_info
 from fanin.kernels.library import library_path
@@ -30,15 +31,15 @@ _WARMUP_STEPS = 10
 
 
 class MemoryWatch:
-    """Peak memory of this process and of the GPU between `start` and `stop`.
+    """Peak memory of this process and of the GPU, from its making to `result`.
 
     On Linux the kernel keeps the peak resident set exactly (VmHWM, reset at the start); elsewhere
-    it is sampled. The GPU is asked through NVML every 50 ms, device-wide and for this process:
-    process ids often do not match inside containers, hence both.
+    it is sampled. The GPU is sampled through NVML by a process of its own (`nvml`), where there is
+    one: device-wide and for this process, since process ids often do not match inside containers.
     """
 
     def __init__(self) -> None:
-        self._nvml = _Nvml.open()
+        self._nvml = nvml.Sampler() if gpu_name() is not None else None
         self._process = psutil.Process()
         self._baseline = self._process.memory_info().rss
         self._sampled_peak = self._baseline
@@ -47,29 +48,32 @@ class MemoryWatch:
         self._thread = threading.Thread(target=self._sample, name="fanin-memory", daemon=True)
 
     def __enter__(self) -> MemoryWatch:
-        self._thread.start()
+        if not self._exact:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        if not self._exact:
+            self._stop.set()
+            self._thread.join()
+        if self._nvml:
+            self._nvml.close()
 
     def _sample(self) -> None:
         while not self._stop.wait(_SAMPLE_SECONDS):
             self._look()
 
     def _look(self) -> None:
-        if not self._exact:
-            self._sampled_peak = max(self._sampled_peak, self._process.memory_info().rss)
-        if self._nvml:
-            self._nvml.look()
+        self._sampled_peak = max(self._sampled_peak, self._process.memory_info().rss)
 
     def result(self, trainer: Trainer) -> Memory:
         self._look()
+        gpu = self._nvml.figures() if self._nvml else nvml.Figures(None, None, None)
         parameters, optimizer = trainer.state_bytes()
         return Memory(
-            nvml_device_delta_bytes=self._nvml.device_delta if self._nvml else None,
-            nvml_process_bytes=self._nvml.process_peak if self._nvml else None,
+            nvml_device_delta_bytes=gpu.device_delta,
+            nvml_process_bytes=gpu.process_peak,
+            nvml_error=gpu.error,
             host_peak_rss_bytes=_peak() if self._exact else self._sampled_peak,
             host_baseline_rss_bytes=self._baseline,
             parameter_bytes=parameters,
@@ -92,38 +96,6 @@ def _peak() -> int | None:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return None
-
-
-class _Nvml:
-    """The first GPU through NVML; peaks since it was opened."""
-
-    def __init__(self, pynvml: Any, handle: Any) -> None:
-        self._pynvml = pynvml
-        self._handle = handle
-        self._start = pynvml.nvmlDeviceGetMemoryInfo(handle).used
-        self.device_delta = 0
-        self.process_peak: int | None = None
-
-    @classmethod
-    def open(cls) -> _Nvml | None:
-        import pynvml
-
-        try:
-            pynvml.nvmlInit()
-            return cls(pynvml, pynvml.nvmlDeviceGetHandleByIndex(0))
-        except pynvml.NVMLError:
-            return None
-
-    def look(self) -> None:
-        pynvml = self._pynvml
-        try:
-            used = pynvml.nvmlDeviceGetMemoryInfo(self._handle).used
-            self.device_delta = max(self.device_delta, used - self._start)
-            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle):
-                if process.pid == os.getpid() and process.usedGpuMemory is not None:
-                    self.process_peak = max(self.process_peak or 0, process.usedGpuMemory)
-        except pynvml.NVMLError:
-            return
 
 
 class StepClock:
@@ -187,12 +159,11 @@ def packages() -> dict[str, str]:
 
 
 def gpu_name() -> str | None:
-    """Name of the first GPU as NVML has it, or None without one."""
+    """Name of the GPU that a run would take, as NVML has it, or None without one."""
     import pynvml
 
     try:
-        pynvml.nvmlInit()
-        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
+        name = pynvml.nvmlDeviceGetName(nvml.first_gpu())
     except pynvml.NVMLError:
         return None
     return name if isinstance(name, str) else name.decode()

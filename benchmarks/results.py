@@ -68,10 +68,13 @@ class Epoch(_Model):
 
 
 class Memory(_Model):
-    """Kept apart because they answer different questions; all in bytes."""
+    """Kept apart because they answer different questions; sizes in bytes."""
 
     nvml_device_delta_bytes: int | None = Field(description="peak of the device above its start")
     nvml_process_bytes: int | None = Field(description="peak of this process, as NVML sees it")
+    nvml_error: str | None = Field(
+        default=None, description="why a figure of NVML's is null on a machine that has NVML"
+    )
     allocator_peak_bytes: int | None = Field(description="peak in use, the framework's allocator")
     allocator_reserved_bytes: int | None = Field(description="peak held by that allocator")
     host_peak_rss_bytes: int | None = Field(description="peak resident set of the process")
