@@ -77,8 +77,9 @@ def fused_step(
     """One training step of an output layer; see `fanin.kernels.step`.
 
     weights, bias: each the variables of values, m and v, updated in place (bias may be empty).
-    connections: `indices`, `starts` (uint32), `rows` as there. Returns the loss, a scalar, and its gradient
-    by the features, empty where not wanted. What is wrong raises tf.errors.InvalidArgumentError.
+    connections: `indices`, `starts` (but uint32), `rows` as there. Returns the loss, a scalar, and
+    its gradient by the features, empty where not wanted. What is wrong raises
+    tf.errors.InvalidArgumentError.
     """
     value, grad = ops().fanin_fused_step(
         features=features,
@@ -264,7 +265,8 @@ class FusedFanIn(keras.layers.Layer):
             self.build(features.shape)
         rows, labels = tf.cast(rows, tf.int32), tf.cast(labels, tf.int64)
         bias = [array.value for array in (self.bias, self.bias_m, self.bias_v)]
-        step = self.steps.value.assign_add(1)
+        with _on_host():
+            step = self.steps.value.assign_add(1)
 
         @tf.custom_gradient
         def run(x: tf.Tensor) -> tuple[tf.Tensor, Any]:
