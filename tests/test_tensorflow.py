@@ -6,8 +6,12 @@ The numerics are those of reference.py; dense matrices, no care for speed.
 from __future__ import annotations
 
 import concurrent.futures
+import importlib.resources
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -22,6 +26,8 @@ from tensorflow.python.framework import kernels as registered_kernels
 from fanin.backends.arrays import copied, initial_arrays, plan_rewiring
 from fanin.backends.interface import LayerSetup, make_trainer
 from fanin.backends.tensorflow import FixedFanIn, compile_ops, fan_in_linear, losses, trainer
+from fanin.backends.tensorflow.ops import ops
+from fanin.kernels import library
 
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-12}
 
@@ -207,11 +213,68 @@ def test_a_persistent_tape_takes_first_derivatives_of_a_function():
     assert tape.gradient(total, weights).shape == (7, 3)
 
 
-@pytest.mark.parametrize("op", ["Fanin>FanInLinear", "Fanin>FanInLinearGrad"])
-def test_kernels_are_registered_for_both_devices(op):
-    fan_in_linear(*random_layer(1, 2, 1, 1).tensors())  # loads the op
-    kernels = registered_kernels.get_registered_kernels_for_op(op).kernel
-    assert {kernel.device_type for kernel in kernels} == {"CPU", "GPU"}
+TRAINED = {"weights", "weights_m", "weights_v"}
+ADAM = {"learning_rate", "beta1", "beta2", "epsilon", "step"}
+
+
+@pytest.mark.parametrize(
+    "op, in_host_memory",
+    [
+        ("FanInLinear", set()),
+        ("FanInLinearGrad", set()),
+        ("FusedStep", {*TRAINED, *ADAM, "bias"}),
+        ("DenseRelu", set()),
+        ("DenseReluUpdate", {*TRAINED, *ADAM, "bias"}),
+        ("TopK", {"k"}),
+        ("Rewire", {*TRAINED, "indices", "inputs", "fraction", "seed", "moved"}),
+    ],
+)
+def test_kernels_are_registered_for_both_devices(op, in_host_memory):
+    ops()
+    kernels = {
+        kernel.device_type: kernel
+        for kernel in registered_kernels.get_registered_kernels_for_op(f"Fanin>{op}").kernel
+    }
+    assert set(kernels) == {"CPU", "GPU"}
+    assert set(kernels["GPU"].host_memory_arg) == in_host_memory
+    assert not kernels["CPU"].host_memory_arg
+    assert not any(kernel.constraint for kernel in kernels.values())  # for all types of the op
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "float32", "bfloat16"])
+@pytest.mark.parametrize("op", ["VarHandleOp", "AssignVariableOp", "ReadVariableOp"])
+def test_tensorflow_has_variables_of_our_types_on_any_device(op, dtype):
+    """Those for a GPU are these, where it has none of its own."""
+    assert any(
+        kernel.device_type == "DEFAULT"
+        and all(
+            tf.as_dtype(dtype).as_datatype_enum in constraint.allowed_values.list.type
+            for constraint in kernel.constraint
+        )
+        for kernel in registered_kernels.get_registered_kernels_for_op(op).kernel
+    )
+
+
+@pytest.mark.slow
+def test_gpu_kernels_agree_with_those_of_the_cpu(tmp_path):
+    """Where there is no GPU, on a stand-in for one; in a process of its own, for which it stays."""
+    here, environment = Path(__file__).parent, dict(os.environ)
+    command = [sys.executable, "-P", str(here / "tensorflow_on_gpu.py")]
+    if not tf.config.list_physical_devices("GPU"):
+        stand_in = str(tmp_path / "stand_in.so")
+        (tmp_path / "libfanin.so").symlink_to(library.library_path().resolve())
+        include = importlib.resources.files("fanin.kernels") / "include"
+        compile_command = [
+            *("g++", "-shared", "-fPIC", *tf.sysconfig.get_compile_flags(), f"-I{include}"),
+            *(str(here / "gpu_stand_in.cpp"), "-o", stand_in),
+            *(f"-L{tmp_path}", "-Wl,--no-as-needed", "-lfanin", f"-Wl,-rpath,{tmp_path}", "-ldl"),
+        ]
+        subprocess.run(compile_command, check=True)
+        command.append(stand_in)
+        environment["FANIN_LIBRARY"] = stand_in
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.endswith("the GPU agrees with the CPU\n")
 
 
 @pytest.mark.parametrize(

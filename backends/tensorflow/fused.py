@@ -27,18 +27,25 @@ from fanin.kernels import library
 Variables = Sequence[tf.Variable]
 
 
+def _on_host() -> Any:
+    """Where an op's scalars are made: the host reads them, and to fetch them from a GPU it would
+    have to wait for it."""
+    return tf.device("/CPU:0")
+
+
 def _adam(learning_rate: Any, step: Any) -> dict[str, Any]:
     beta1, beta2 = ADAM_BETAS
-    return {
-        # The hint keeps a Python float from being rounded to float32 on the way.
-        "learning_rate": tf.cast(
-            tf.convert_to_tensor(learning_rate, dtype_hint=tf.float64), tf.float64
-        ),
-        "beta1": tf.constant(beta1, tf.float64),
-        "beta2": tf.constant(beta2, tf.float64),
-        "epsilon": tf.constant(ADAM_EPSILON, tf.float64),
-        "step": tf.cast(step, tf.int64),
-    }
+    with _on_host():
+        return {
+            # The hint keeps a Python float from being rounded to float32 on the way.
+            "learning_rate": tf.cast(
+                tf.convert_to_tensor(learning_rate, dtype_hint=tf.float64), tf.float64
+            ),
+            "beta1": tf.constant(beta1, tf.float64),
+            "beta2": tf.constant(beta2, tf.float64),
+            "epsilon": tf.constant(ADAM_EPSILON, tf.float64),
+            "step": tf.cast(step, tf.int64),
+        }
 
 
 def _handles(weights: Variables, bias: Variables) -> dict[str, Any]:
@@ -70,8 +77,9 @@ def fused_step(
     """One training step of an output layer; see `fanin.kernels.step`.
 
     weights, bias: each the variables of values, m and v, updated in place (bias may be empty).
-    connections: `indices`, `starts`, `rows` as there. Returns the loss, a scalar, and its gradient
-    by the features, empty where not wanted. What is wrong raises tf.errors.InvalidArgumentError.
+    connections: `indices`, `starts` (but uint32), `rows` as there. Returns the loss, a scalar, and
+    its gradient by the features, empty where not wanted. What is wrong raises
+    tf.errors.InvalidArgumentError.
     """
     value, grad = ops().fanin_fused_step(
         features=features,
@@ -99,12 +107,14 @@ def top_k(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Scores and ids [batch, k] of the best labels, best first, equal scores in order of their
     label; all scores are never held. See `fanin.kernels.top_k`."""
+    with _on_host():
+        k = tf.cast(k, tf.int64)
     scores, ids = ops().fanin_top_k(
         features=features,
         **_connections(connections),
         weights=weights,
         bias=[] if bias is None else [bias],
-        k=tf.cast(k, tf.int64),
+        k=k,
         threads=threads,
     )
     return scores, ids
@@ -122,14 +132,18 @@ def regrow(
     """Rewire in place, see `fanin.kernels.rewire`; how many connections moved."""
     signed = int(np.uint64(seed).astype(np.int64))
     values, m, v = (array.handle for array in weights)
+    with _on_host():
+        scalars = {
+            "inputs": tf.constant(inputs, tf.int64),
+            "fraction": tf.constant(fraction, tf.float64),
+            "seed": tf.constant(signed, tf.int64),
+        }
     moved = ops().fanin_rewire(
         indices=indices.handle,
         weights=values,
         weights_m=m,
         weights_v=v,
-        inputs=tf.constant(inputs, tf.int64),
-        fraction=tf.constant(fraction, tf.float64),
-        seed=tf.constant(signed, tf.int64),
+        **scalars,
         threads=threads,
     )
     return int(moved)
@@ -151,8 +165,8 @@ class FusedFanIn(keras.layers.Layer):
 
     loss: "squared_hinge" or "bce", the mean over labels, then over the batch. kernel_dtype,
     moments_dtype: "float32" or "bfloat16", the latter rounded stochastically. seed: of indices and
-    initial kernel, None for Keras' global seed. CPU only so far. Raises ValueError for values that
-    make no layer.
+    initial kernel, None for Keras' global seed. On a GPU nothing waits for the device but `rewire`.
+    Raises ValueError for values that make no layer.
     """
 
     def __init__(
@@ -222,9 +236,10 @@ class FusedFanIn(keras.layers.Layer):
         self.bias = add("bias", "float32", "zeros", labels)
         self.bias_m = add("bias_m", "float32", "zeros", labels)
         self.bias_v = add("bias_v", "float32", "zeros", labels)
-        self.steps = add("steps", "int64", "zeros", ())
         rate = keras.initializers.Constant(self.initial_learning_rate)
-        self.learning_rate = add("learning_rate", "float32", rate, ())
+        with _on_host():
+            self.steps = add("steps", "int64", "zeros", ())
+            self.learning_rate = add("learning_rate", "float32", rate, ())
         super().build(input_shape)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -250,7 +265,8 @@ class FusedFanIn(keras.layers.Layer):
             self.build(features.shape)
         rows, labels = tf.cast(rows, tf.int32), tf.cast(labels, tf.int64)
         bias = [array.value for array in (self.bias, self.bias_m, self.bias_v)]
-        step = self.steps.value.assign_add(1)
+        with _on_host():
+            step = self.steps.value.assign_add(1)
 
         @tf.custom_gradient
         def run(x: tf.Tensor) -> tuple[tf.Tensor, Any]:
@@ -319,19 +335,26 @@ class FusedFanIn(keras.layers.Layer):
 
 
 class TensorFlowEngine:
-    """See `fanin.backends.fused.Engine`."""
+    """See `fanin.backends.fused.Engine`.
+
+    TensorFlow has variables of all types that the kernels read on a GPU too, uint16, uint32 and
+    bfloat16 included, but for int32, which it keeps in the host's memory whatever the device. What
+    is to be int32 is therefore held as uint32.
+    """
 
     def __init__(self, device: str, threads: int) -> None:
         self._device = device
         self._threads = threads
+        # Sorting is for the caches of a CPU.
+        self.sorts_connections = device == "/CPU:0"
 
     def hold(self, array: np.ndarray, dtype: str) -> tf.Variable:
         with tf.device(self._device):
-            return tf.Variable(_converted(array, dtype), trainable=False)
+            return tf.Variable(_converted(array, _held_type(dtype)), trainable=False)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> tf.Variable:
         with tf.device(self._device):  # not by way of NumPy, whose array would be there beside it
-            return tf.Variable(tf.zeros(shape, tf.as_dtype(dtype)), trainable=False)
+            return tf.Variable(tf.zeros(shape, _held_type(dtype)), trainable=False)
 
     def read(self, held: tf.Variable) -> np.ndarray:
         if held.dtype == tf.bfloat16:
@@ -343,18 +366,19 @@ class TensorFlowEngine:
     def write(self, held: tf.Variable, array: np.ndarray) -> None:
         # The whole at once: TensorFlow copies a variable at every later reading once parts of it
         # have been assigned.
-        held.assign(_converted(array, held.dtype.name))
+        held.assign(_converted(array, held.dtype))
 
     def bytes(self, held: tf.Variable) -> int:
         return held.shape.num_elements() * held.dtype.size
 
     def forward(self, features: np.ndarray, layer: fused.Layer) -> tf.Tensor:
-        outputs: tf.Tensor = ops().fanin_dense_relu(
-            features=features,
-            weights=layer.weights.values,
-            bias=[layer.bias.values],
-            threads=self._threads,
-        )
+        with tf.device(self._device):
+            outputs: tf.Tensor = ops().fanin_dense_relu(
+                features=features,
+                weights=layer.weights.values,
+                bias=[layer.bias.values],
+                threads=self._threads,
+            )
         return outputs
 
     def update(
@@ -366,16 +390,17 @@ class TensorFlowEngine:
         rate: float,
         step: int,
     ) -> None:
-        ops().fanin_dense_relu_update(
-            grad_outputs=grad,
-            outputs=outputs,
-            features=features,
-            **_handles(*self._state(layer)),
-            **_adam(rate, step),
-            seed=1,
-            want_grad=False,
-            threads=self._threads,
-        )
+        with tf.device(self._device):
+            ops().fanin_dense_relu_update(
+                grad_outputs=grad,
+                outputs=outputs,
+                features=features,
+                **_handles(*self._state(layer)),
+                **_adam(rate, step),
+                seed=1,
+                want_grad=False,
+                threads=self._threads,
+            )
 
     def step(
         self,
@@ -387,29 +412,31 @@ class TensorFlowEngine:
         step: int,
         want_grad: bool,
     ) -> tuple[SupportsFloat, tf.Tensor]:
-        value, grad = fused_step(
-            features,
-            layer.connections,
-            *self._state(layer),
-            batch.rows,
-            batch.labels,
-            loss,
-            rate,
-            step,
-            want_grad=want_grad,
-            threads=self._threads,
-        )
+        with tf.device(self._device):
+            value, grad = fused_step(
+                features,
+                layer.connections,
+                *self._state(layer),
+                batch.rows,
+                batch.labels,
+                loss,
+                rate,
+                step,
+                want_grad=want_grad,
+                threads=self._threads,
+            )
         return devices.loss_number(value, self._device), grad
 
     def top_k(self, features: tf.Tensor | np.ndarray, layer: fused.Layer, k: int) -> np.ndarray:
-        _, ids = top_k(
-            features,
-            layer.connections,
-            layer.weights.values,
-            layer.bias.values,
-            k,
-            threads=self._threads,
-        )
+        with tf.device(self._device):
+            _, ids = top_k(
+                features,
+                layer.connections,
+                layer.weights.values,
+                layer.bias.values,
+                k,
+                threads=self._threads,
+            )
         found: np.ndarray = ids.numpy()
         return found
 
@@ -446,5 +473,9 @@ class TensorFlowEngine:
         return (weights.values, weights.m, weights.v), (bias.values, bias.m, bias.v)
 
 
-def _converted(array: np.ndarray, dtype: str) -> np.ndarray:
-    return np.ascontiguousarray(array, tf.as_dtype(dtype).as_numpy_dtype)
+def _held_type(dtype: str) -> tf.DType:
+    return tf.as_dtype("uint32" if dtype == "int32" else dtype)
+
+
+def _converted(array: np.ndarray, dtype: tf.DType) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype.as_numpy_dtype)

@@ -5,10 +5,12 @@
 // linked; libfanin is in the process already. No CUDA headers are needed for the GPU kernels.
 #include <algorithm>
 #include <cstring>
+#include <future>
 #include <string>
 #include <vector>
 
 #include "fanin.h"
+#include "tensorflow/core/framework/device.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_mgr.h"
@@ -92,11 +94,13 @@ REGISTER_OP("Fanin>FanInLinearGrad")
     });
 
 // The fused execution. Resources are variables that the op updates in place; `bias` is a list of
-// nothing or of bias, m and v. A gradient that is not wanted is an empty vector.
+// nothing or of bias, m and v. A gradient that is not wanted is an empty vector. `starts` are
+// fanin.h's int32 as uint32, the same bits for what they can be: TensorFlow keeps int32 variables
+// in the host's memory, from where they would be copied to a GPU at every step.
 REGISTER_OP("Fanin>FusedStep")
     .Input("features: float")
     .Input("indices: num_indices * Tindices")
-    .Input("starts: num_starts * int32")
+    .Input("starts: num_starts * uint32")
     .Input("rows: num_rows * uint16")
     .Input("weights: resource")
     .Input("weights_m: resource")
@@ -174,7 +178,7 @@ REGISTER_OP("Fanin>DenseReluUpdate")
 REGISTER_OP("Fanin>TopK")
     .Input("features: float")
     .Input("indices: num_indices * Tindices")
-    .Input("starts: num_starts * int32")
+    .Input("starts: num_starts * uint32")
     .Input("rows: num_rows * uint16")
     .Input("weights: Tweights")
     .Input("bias: num_bias * float")
@@ -375,6 +379,7 @@ class FanInLinearGrad : public FaninKernel<device> {
 };
 
 // Variables that an op updates in place: locked, and their memory nobody else's, while this lives.
+template <fanin_device device>
 class Variables {
  public:
   ~Variables() {
@@ -404,7 +409,7 @@ class Variables {
       // Somebody still holds the value that was read before: it has to stay what it was.
       Tensor copy;
       TF_RETURN_IF_ERROR(ctx->allocate_temp(tensor->dtype(), tensor->shape(), &copy));
-      std::memcpy(copy.data(), tensor->data(), tensor->TotalBytes());
+      TF_RETURN_IF_ERROR(copy_values(ctx, *tensor, &copy));
       *tensor = copy;
     }
     return absl::OkStatus();
@@ -412,7 +417,7 @@ class Variables {
 
   fanin_tensor describe_next() {
     if (next_ == variables_.size()) return absent();
-    return describe(*variables_[next_++]->tensor(), FANIN_CPU);
+    return describe(*variables_[next_++]->tensor(), device);
   }
   fanin_trained trained_next() {
     fanin_trained trained;
@@ -423,23 +428,39 @@ class Variables {
   }
 
  private:
+  static absl::Status copy_values(OpKernelContext *ctx, const Tensor &from, Tensor *to) {
+    if (device == FANIN_CPU) {
+      std::memcpy(to->data(), from.data(), from.TotalBytes());
+      return absl::OkStatus();
+    }
+    // Queued on the op's stream, as TensorFlow's own ReadVariableOp copies; only that it has been
+    // queued is waited for.
+    std::promise<absl::Status> queued;
+    ctx->op_device_context()->CopyTensorInSameDevice(
+        &from, static_cast<tensorflow::Device *>(ctx->device()), to,
+        [&queued](const absl::Status &status) { queued.set_value(status); });
+    return queued.get_future().get();
+  }
+
   std::vector<tensorflow::core::RefCountPtr<tensorflow::Var>> variables_;
   std::vector<tensorflow::mutex *> locked_;
   size_t next_ = 0;
 };
 
-// What the ops of the fused execution share; they run on a CPU.
-class FusedKernel : public FaninKernel<FANIN_CPU> {
+// What the ops of the fused execution share.
+template <fanin_device device>
+class FusedKernel : public FaninKernel<device> {
  public:
-  explicit FusedKernel(OpKernelConstruction *ctx) : FaninKernel<FANIN_CPU>(ctx) {}
+  using FaninKernel<device>::FaninKernel;
 
  protected:
   // The only input of a name, or none where the list is empty.
   static fanin_tensor named(OpKernelContext *ctx, const char *name) {
     int start = 0, stop = 0;
     if (!ctx->op_kernel().InputRange(name, &start, &stop).ok() || start == stop) return absent();
-    return input(ctx, start);
+    return FusedKernel::input(ctx, start);
   }
+  // Of an input in the host's memory, on a GPU too.
   template <class T>
   static T scalar(OpKernelContext *ctx, const char *name) {
     int start = 0, stop = 0;
@@ -451,7 +472,9 @@ class FusedKernel : public FaninKernel<FANIN_CPU> {
     return ctx->input(start).flat<T>()(0);
   }
   static fanin_connections connections(OpKernelContext *ctx) {
-    return {named(ctx, "indices"), named(ctx, "starts"), named(ctx, "rows")};
+    fanin_tensor starts = named(ctx, "starts");
+    if (starts.rank >= 0) starts.dtype = FANIN_INT32;
+    return {named(ctx, "indices"), starts, named(ctx, "rows")};
   }
   static Tensor *output(OpKernelContext *ctx, int at, const TensorShape &shape) {
     Tensor *tensor = nullptr;
@@ -461,62 +484,66 @@ class FusedKernel : public FaninKernel<FANIN_CPU> {
   }
 };
 
-class TrainingKernel : public FusedKernel {
+template <fanin_device device>
+class TrainingKernel : public FusedKernel<device> {
  public:
-  explicit TrainingKernel(OpKernelConstruction *ctx) : FusedKernel(ctx) {
+  explicit TrainingKernel(OpKernelConstruction *ctx) : FusedKernel<device>(ctx) {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("seed", &seed_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("want_grad", &want_grad_));
   }
 
  protected:
   fanin_adam adam(OpKernelContext *ctx) const {
-    return {scalar<double>(ctx, "learning_rate"), scalar<double>(ctx, "beta1"),
-            scalar<double>(ctx, "beta2"), scalar<double>(ctx, "epsilon"),
-            scalar<int64_t>(ctx, "step"), uint64_t(seed_)};
+    const auto number = this->template scalar<double>;
+    return {number(ctx, "learning_rate"), number(ctx, "beta1"), number(ctx, "beta2"),
+            number(ctx, "epsilon"), this->template scalar<int64_t>(ctx, "step"), uint64_t(seed_)};
   }
 
   int64_t seed_;
   bool want_grad_;
 };
 
-class FusedStep : public TrainingKernel {
+template <fanin_device device>
+class FusedStep : public TrainingKernel<device> {
  public:
-  explicit FusedStep(OpKernelConstruction *ctx) : TrainingKernel(ctx) {
+  explicit FusedStep(OpKernelConstruction *ctx) : TrainingKernel<device>(ctx) {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("loss_kind", &loss_kind_));
   }
 
   void Compute(OpKernelContext *ctx) override {
     Tensor scratch;
-    Variables variables;
+    Variables<device> variables;
     OP_REQUIRES_OK(ctx, variables.open(ctx, {"weights", "weights_m", "weights_v", "bias"}));
-    Tensor *const loss = output(ctx, 0, TensorShape({}));
-    Tensor *const grad = output(ctx, 1, want_grad_ ? ctx->input(0).shape() : TensorShape({0}));
+    Tensor *const loss = this->output(ctx, 0, TensorShape({}));
+    Tensor *const grad = this->output(
+        ctx, 1, this->want_grad_ ? ctx->input(0).shape() : TensorShape({0}));
     if (!ctx->status().ok()) return;
     fanin_step_params params{};
-    params.features = named(ctx, "features");
-    params.connections = connections(ctx);
+    params.features = this->named(ctx, "features");
+    params.connections = this->connections(ctx);
     params.weights = variables.trained_next();
     params.bias = variables.trained_next();
-    params.positive_rows = named(ctx, "positive_rows");
-    params.positive_labels = named(ctx, "positive_labels");
-    params.loss = describe(*loss, FANIN_CPU);
+    params.positive_rows = this->named(ctx, "positive_rows");
+    params.positive_labels = this->named(ctx, "positive_labels");
+    params.loss = describe(*loss, device);
     params.loss.rank = 1;
     params.loss.shape[0] = params.loss.strides[0] = 1;
-    params.grad_features = want_grad_ ? describe(*grad, FANIN_CPU) : absent();
-    params.adam = adam(ctx);
+    params.grad_features = this->want_grad_ ? describe(*grad, device) : absent();
+    params.adam = this->adam(ctx);
     params.loss_kind = loss_kind_;
-    params.threads = threads_;
+    params.threads = this->threads_;
     if (!ctx->status().ok()) return;
-    run(ctx, &params, &scratch, fanin_step_workspace(&params), fanin_step);
+    this->run(ctx, &params, &scratch, fanin_step_workspace(&params), fanin_step);
   }
 
  private:
   int loss_kind_;
 };
 
-class DenseRelu : public FusedKernel {
+template <fanin_device device>
+class DenseRelu : public FusedKernel<device> {
  public:
-  using FusedKernel::FusedKernel;
+  using FusedKernel<device>::FusedKernel;
 
   void Compute(OpKernelContext *ctx) override {
     const Tensor &features = ctx->input(0), &weights = ctx->input(1);
@@ -524,67 +551,70 @@ class DenseRelu : public FusedKernel {
                 absl::InvalidArgumentError("features and weights must be matrices"));
     Tensor scratch;
     Tensor *const outputs =
-        output(ctx, 0, TensorShape({features.dim_size(0), weights.dim_size(0)}));
+        this->output(ctx, 0, TensorShape({features.dim_size(0), weights.dim_size(0)}));
     if (!outputs) return;
     fanin_dense_forward_params params{};
-    params.features = named(ctx, "features");
-    params.weights = named(ctx, "weights");
-    params.bias = named(ctx, "bias");
-    params.outputs = describe(*outputs, FANIN_CPU);
+    params.features = this->named(ctx, "features");
+    params.weights = this->named(ctx, "weights");
+    params.bias = this->named(ctx, "bias");
+    params.outputs = describe(*outputs, device);
     params.relu = 1;
-    params.threads = threads_;
-    run(ctx, &params, &scratch, fanin_dense_forward_workspace(&params), fanin_dense_forward);
+    params.threads = this->threads_;
+    this->run(ctx, &params, &scratch, fanin_dense_forward_workspace(&params), fanin_dense_forward);
   }
 };
 
-class DenseReluUpdate : public TrainingKernel {
+template <fanin_device device>
+class DenseReluUpdate : public TrainingKernel<device> {
  public:
-  using TrainingKernel::TrainingKernel;
+  using TrainingKernel<device>::TrainingKernel;
 
   void Compute(OpKernelContext *ctx) override {
     Tensor scratch;
-    Variables variables;
+    Variables<device> variables;
     OP_REQUIRES_OK(ctx, variables.open(ctx, {"weights", "weights_m", "weights_v", "bias"}));
-    Tensor *const grad = output(ctx, 0, want_grad_ ? ctx->input(2).shape() : TensorShape({0}));
+    Tensor *const grad = this->output(
+        ctx, 0, this->want_grad_ ? ctx->input(2).shape() : TensorShape({0}));
     if (!grad) return;
     fanin_dense_update_params params{};
-    params.grad_outputs = named(ctx, "grad_outputs");
-    params.outputs = named(ctx, "outputs");
-    params.features = named(ctx, "features");
+    params.grad_outputs = this->named(ctx, "grad_outputs");
+    params.outputs = this->named(ctx, "outputs");
+    params.features = this->named(ctx, "features");
     params.weights = variables.trained_next();
     params.bias = variables.trained_next();
-    params.grad_features = want_grad_ ? describe(*grad, FANIN_CPU) : absent();
-    params.adam = adam(ctx);
-    params.threads = threads_;
+    params.grad_features = this->want_grad_ ? describe(*grad, device) : absent();
+    params.adam = this->adam(ctx);
+    params.threads = this->threads_;
     if (!ctx->status().ok()) return;
-    run(ctx, &params, &scratch, fanin_dense_update_workspace(&params), fanin_dense_update);
+    this->run(ctx, &params, &scratch, fanin_dense_update_workspace(&params), fanin_dense_update);
   }
 };
 
-class TopK : public FusedKernel {
+template <fanin_device device>
+class TopK : public FusedKernel<device> {
  public:
-  using FusedKernel::FusedKernel;
+  using FusedKernel<device>::FusedKernel;
 
   void Compute(OpKernelContext *ctx) override {
     const Tensor &features = ctx->input(0);
-    const int64_t k = scalar<int64_t>(ctx, "k");
+    const int64_t k = this->template scalar<int64_t>(ctx, "k");
     if (!ctx->status().ok()) return;
     OP_REQUIRES(ctx, k >= 1, absl::InvalidArgumentError("k must be at least 1"));
     OP_REQUIRES(ctx, features.dims() == 2,
                 absl::InvalidArgumentError("features must be a matrix"));
     Tensor scratch;
     const TensorShape shape({features.dim_size(0), k});
-    Tensor *const scores = output(ctx, 0, shape), *const ids = output(ctx, 1, shape);
+    Tensor *const scores = this->output(ctx, 0, shape), *const ids = this->output(ctx, 1, shape);
     if (!ctx->status().ok()) return;
     fanin_top_k_params params{};
-    params.features = named(ctx, "features");
-    params.connections = connections(ctx);
-    params.weights = named(ctx, "weights");
-    params.bias = named(ctx, "bias");
-    params.ids = describe(*ids, FANIN_CPU);
-    params.scores = describe(*scores, FANIN_CPU);
-    params.threads = threads_;
-    run(ctx, &params, &scratch, fanin_top_k_workspace(&params), fanin_top_k);
+    params.features = this->named(ctx, "features");
+    params.connections = this->connections(ctx);
+    params.weights = this->named(ctx, "weights");
+    params.bias = this->named(ctx, "bias");
+    params.ids = describe(*ids, device);
+    params.scores = describe(*scores, device);
+    params.threads = this->threads_;
+    this->run(ctx, &params, &scratch, fanin_top_k_workspace(&params), fanin_top_k);
   }
 };
 
@@ -592,37 +622,39 @@ int32_t rewire(const fanin_rewire_params *params, char *message, size_t bytes) {
   return fanin_rewire(const_cast<fanin_rewire_params *>(params), message, bytes);
 }
 
-class Rewire : public FusedKernel {
+template <fanin_device device>
+class Rewire : public FusedKernel<device> {
  public:
-  using FusedKernel::FusedKernel;
+  using FusedKernel<device>::FusedKernel;
 
   void Compute(OpKernelContext *ctx) override {
     Tensor scratch;
-    Variables variables;
+    Variables<device> variables;
     OP_REQUIRES_OK(ctx, variables.open(ctx, {"indices", "weights", "weights_m", "weights_v"}));
-    Tensor *const moved = output(ctx, 0, TensorShape({}));
+    Tensor *const moved = this->output(ctx, 0, TensorShape({}));
     fanin_rewire_params params{};
     params.indices = variables.describe_next();
     params.weights = variables.trained_next();
-    params.inputs = scalar<int64_t>(ctx, "inputs");
-    params.fraction = scalar<double>(ctx, "fraction");
-    params.seed = uint64_t(scalar<int64_t>(ctx, "seed"));
-    params.threads = threads_;
+    params.inputs = this->template scalar<int64_t>(ctx, "inputs");
+    params.fraction = this->template scalar<double>(ctx, "fraction");
+    params.seed = uint64_t(this->template scalar<int64_t>(ctx, "seed"));
+    params.threads = this->threads_;
     if (!ctx->status().ok()) return;
-    run(ctx, &params, &scratch, fanin_rewire_workspace(&params), rewire);
+    this->run(ctx, &params, &scratch, fanin_rewire_workspace(&params), rewire);
     moved->scalar<int64_t>()() = params.moved;
   }
 };
 
-class SortConnections : public FusedKernel {
+// For a CPU's caches alone.
+class SortConnections : public FusedKernel<FANIN_CPU> {
  public:
-  explicit SortConnections(OpKernelConstruction *ctx) : FusedKernel(ctx) {
+  explicit SortConnections(OpKernelConstruction *ctx) : FusedKernel<FANIN_CPU>(ctx) {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("undo", &undo_));
   }
 
   void Compute(OpKernelContext *ctx) override {
     Tensor scratch;
-    Variables variables;
+    Variables<FANIN_CPU> variables;
     OP_REQUIRES_OK(ctx, variables.open(ctx, {"indices", "rows", "slots", "weights", "weights_m",
                                              "weights_v"}));
     fanin_sort_params params{};
@@ -643,17 +675,59 @@ class SortConnections : public FusedKernel {
 
 using tensorflow::DEVICE_CPU;
 using tensorflow::DEVICE_GPU;
-REGISTER_KERNEL_BUILDER(Name("Fanin>FusedStep").Device(DEVICE_CPU), FusedStep);
-REGISTER_KERNEL_BUILDER(Name("Fanin>DenseRelu").Device(DEVICE_CPU), DenseRelu);
-REGISTER_KERNEL_BUILDER(Name("Fanin>DenseReluUpdate").Device(DEVICE_CPU), DenseReluUpdate);
-REGISTER_KERNEL_BUILDER(Name("Fanin>TopK").Device(DEVICE_CPU), TopK);
-REGISTER_KERNEL_BUILDER(Name("Fanin>Rewire").Device(DEVICE_CPU), Rewire);
-REGISTER_KERNEL_BUILDER(Name("Fanin>SortConnections").Device(DEVICE_CPU), SortConnections);
 REGISTER_KERNEL_BUILDER(Name("Fanin>FanInLinear").Device(DEVICE_CPU), FanInLinear<FANIN_CPU>);
 REGISTER_KERNEL_BUILDER(Name("Fanin>FanInLinear").Device(DEVICE_GPU), FanInLinear<FANIN_CUDA>);
 REGISTER_KERNEL_BUILDER(Name("Fanin>FanInLinearGrad").Device(DEVICE_CPU),
                         FanInLinearGrad<FANIN_CPU>);
 REGISTER_KERNEL_BUILDER(Name("Fanin>FanInLinearGrad").Device(DEVICE_GPU),
                         FanInLinearGrad<FANIN_CUDA>);
+
+REGISTER_KERNEL_BUILDER(Name("Fanin>FusedStep").Device(DEVICE_CPU), FusedStep<FANIN_CPU>);
+REGISTER_KERNEL_BUILDER(Name("Fanin>DenseRelu").Device(DEVICE_CPU), DenseRelu<FANIN_CPU>);
+REGISTER_KERNEL_BUILDER(Name("Fanin>DenseReluUpdate").Device(DEVICE_CPU),
+                        DenseReluUpdate<FANIN_CPU>);
+REGISTER_KERNEL_BUILDER(Name("Fanin>TopK").Device(DEVICE_CPU), TopK<FANIN_CPU>);
+REGISTER_KERNEL_BUILDER(Name("Fanin>Rewire").Device(DEVICE_CPU), Rewire<FANIN_CPU>);
+REGISTER_KERNEL_BUILDER(Name("Fanin>SortConnections").Device(DEVICE_CPU), SortConnections);
+
+// On a GPU the host reads scalars and variables' handles, and fanin_rewire returns what it counted
+// to the host; everything else lies on the device.
+REGISTER_KERNEL_BUILDER(Name("Fanin>FusedStep")
+                            .Device(DEVICE_GPU)
+                            .HostMemory("weights")
+                            .HostMemory("weights_m")
+                            .HostMemory("weights_v")
+                            .HostMemory("bias")
+                            .HostMemory("learning_rate")
+                            .HostMemory("beta1")
+                            .HostMemory("beta2")
+                            .HostMemory("epsilon")
+                            .HostMemory("step"),
+                        FusedStep<FANIN_CUDA>);
+REGISTER_KERNEL_BUILDER(Name("Fanin>DenseRelu").Device(DEVICE_GPU), DenseRelu<FANIN_CUDA>);
+REGISTER_KERNEL_BUILDER(Name("Fanin>DenseReluUpdate")
+                            .Device(DEVICE_GPU)
+                            .HostMemory("weights")
+                            .HostMemory("weights_m")
+                            .HostMemory("weights_v")
+                            .HostMemory("bias")
+                            .HostMemory("learning_rate")
+                            .HostMemory("beta1")
+                            .HostMemory("beta2")
+                            .HostMemory("epsilon")
+                            .HostMemory("step"),
+                        DenseReluUpdate<FANIN_CUDA>);
+REGISTER_KERNEL_BUILDER(Name("Fanin>TopK").Device(DEVICE_GPU).HostMemory("k"), TopK<FANIN_CUDA>);
+REGISTER_KERNEL_BUILDER(Name("Fanin>Rewire")
+                            .Device(DEVICE_GPU)
+                            .HostMemory("indices")
+                            .HostMemory("weights")
+                            .HostMemory("weights_m")
+                            .HostMemory("weights_v")
+                            .HostMemory("inputs")
+                            .HostMemory("fraction")
+                            .HostMemory("seed")
+                            .HostMemory("moved"),
+                        Rewire<FANIN_CUDA>);
 
 }  // namespace

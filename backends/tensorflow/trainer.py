@@ -60,10 +60,9 @@ def make_fused(
     device: str = "auto",
     threads: int = 0,
 ) -> FusedTrainer:
-    """See `make`, and `fanin.backends.interface.make_trainer`. "auto" is the CPU: there are no GPU
-    kernels of the fused execution yet."""
-    place = devices.prepare_device("cpu" if device == "auto" else device, threads)
-    return FusedTrainer(setup, arrays, TensorFlowEngine(place, threads), storage)
+    """See `make`, and `fanin.backends.interface.make_trainer`."""
+    engine = TensorFlowEngine(devices.prepare_device(device, threads), threads)
+    return FusedTrainer(setup, arrays, engine, storage)
 
 
 class TensorFlowTrainer:
