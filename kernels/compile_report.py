@@ -29,7 +29,7 @@ KERNELS = {
     "step_kernel": 16,
     "dense_step_kernel": 8,
     "dense_forward_kernel": 2,
-    "dense_update_kernel": 8,
+    "dense_update_kernel": 4,
     "top_k_kernel": 4,
     "merge_kernel": 1,
     "mark_kernel": 1,

@@ -14,6 +14,7 @@ Finding with_values(bool half_weights, bool half_moments, const F &f) {
   return half_moments ? f(float(), Bf16()) : f(float(), float());
 }
 
+constexpr int kUpdateWarps = 4;  // of a block that updates a dense layer: takes 160 registers a thread
 constexpr size_t kRowBytes = kLanes * sizeof(float);
 
 // Floats of scratch that a warp needs.
@@ -133,34 +134,19 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   });
 }
 
-template <class W, class M, bool keep_sums>
-__global__ void __launch_bounds__(kMostThreads, 1)
+template <class W, class M>
+__global__ void __launch_bounds__(kUpdateWarps *kLanes, 3)
     dense_update_kernel(DenseLayer<W, M> layer, const float *grad_outputs, const float *outputs,
                         const float *rows, float *grad_features) {
   SharedPieces<float> shared;
-  const int64_t groups = groups_of(layer.batch), size = groups * layer.inputs * kLanes;
-  float *sums = grad_features;
-  if constexpr (keep_sums) {
-    sums = shared.take(size);
-    clear_by_block(sums, size);
-    __syncthreads();
-  }
   float *const staged = shared.take_for_warp(kStaged);
   float *const tiles = shared.take_for_warp(2 * kTile * kTilePitch);
-  float *const grads = shared.take_for_warp(groups * kTile * kLanes);
+  float *const grads = shared.take_for_warp(groups_of(layer.batch) * kTile * kLanes);
   Team<float> team;
   each_tile((layer.units + kTile - 1) / kTile, [&](int64_t tile) {
-    if constexpr (keep_sums)
-      update_tile(layer, tile * kTile, grad_outputs, outputs, rows, tiles, grads, staged,
-                  SharedRows<float>{sums}, team);
-    else
-      update_tile(layer, tile * kTile, grad_outputs, outputs, rows, tiles, grads, staged, sums,
-                  team);
+    update_tile(layer, tile * kTile, grad_outputs, outputs, rows, tiles, grads, staged,
+                grad_features, team);
   });
-  if constexpr (keep_sums) {
-    __syncthreads();
-    add_by_block(grad_features, sums, size);
-  }
 }
 
 // The best of one group: every warp takes one contiguous range of labels and fills one list.
@@ -287,13 +273,9 @@ Finding run_dense_update(const DenseUpdateCall &c) {
   const int64_t tiles = (c.labels + kTile - 1) / kTile;
   if (sums) clear(sums, rows * kLanes, c.stream);
   const size_t of_warp = size_t(dense_update_scratch(groups)) * sizeof(float);
-  const auto start = [&](auto kernel, size_t of_block) {
-    return launch_tiles(kernel, tiles, kFewWarps, of_block, of_warp, c.stream, layer,
-                        c.grad_scores, c.scores, c.features, sums);
-  };
-  const Finding found = sums && keeps(rows, kRowBytes, tiles * c.inputs, kFewWarps, of_warp)
-                            ? start(dense_update_kernel<W, M, true>, size_t(rows) * kRowBytes)
-                            : start(dense_update_kernel<W, M, false>, 0);
+  const Finding found =
+      launch_tiles(dense_update_kernel<W, M>, tiles, kUpdateWarps, 0, of_warp, c.stream, layer,
+                   c.grad_scores, c.scores, c.features, sums);
   if (sums) from_lanes(sums, c.grad_features, c.batch, c.inputs, 0, groups, c.stream);
   return found.kind == Finding::nothing ? last_error() : found;
 }

@@ -63,6 +63,7 @@ template <class W, class Rows>
 FANIN_FN void spread_block(const W *weights, int64_t inputs, int labels, const Lanes<float> *grads,
                            float *staged, Rows grad_features, const Team<float> &team) {
   constexpr int chunk = Chunk<float>::size;
+  FANIN_ROLLED
   for (int64_t i = 0; i < inputs; i += chunk) {
     const int count = int(smaller<int64_t>(chunk, inputs - i));
     stage_block(weights + i, inputs, labels, count, staged, team);
@@ -112,9 +113,11 @@ FANIN_FN void update_block(const Adam &a, W *weights, M *m, M *v, int64_t at, in
                            int labels, const float *features, int64_t batch, const float *grads) {
   constexpr int chunk = Chunk<float>::size, wide = kInputVectors * chunk;
   int64_t i = 0;
+  FANIN_ROLLED
   for (; i + wide <= inputs; i += wide)
     update_columns<kInputVectors>(a, weights, m, v, at + i, inputs, labels, features + i, batch,
                                   grads, chunk);
+  FANIN_ROLLED
   for (; i < inputs; i += chunk)
     update_columns<1>(a, weights, m, v, at + i, inputs, labels, features + i, batch, grads,
                       int(smaller<int64_t>(chunk, inputs - i)));
@@ -220,12 +223,14 @@ FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const fl
   const auto rows_of = [&](int64_t group, int j) {
     return grads + ((j / kBlock * groups + group) * kBlock + j % kBlock) * kLanes;
   };
+  FANIN_ROLLED
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t at = group * kLanes * layer.units + first;
     const int lanes = int(smaller<int64_t>(kLanes, layer.batch - group * kLanes));
     team.read_tile(tiles, grad_outputs + at, layer.units, lanes, labels);
     if (outputs) team.read_tile(of_outputs, outputs + at, layer.units, lanes, labels);
     team.sync();
+    FANIN_UNROLL_FEW
     for (int j = 0; j < kTile; ++j) {
       Lanes<float> grad = load(tiles + j * kTilePitch);
       if (outputs)
@@ -235,6 +240,7 @@ FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const fl
     }
     team.sync();
   }
+  FANIN_ROLLED
   for (int j = 0; j < labels; j += kBlock) {
     const int here = smaller(kBlock, labels - j);
     const int64_t at = (first + j) * inputs;

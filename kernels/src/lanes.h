@@ -29,11 +29,13 @@
 #define FANIN_FN __device__ __forceinline__
 #define FANIN_UNROLL _Pragma("unroll")
 #define FANIN_UNROLL_FEW _Pragma("unroll 2")  // more would not fit the registers
+#define FANIN_ROLLED _Pragma("unroll 1")
 #define FANIN_INLINE
 #else
 #define FANIN_FN inline __attribute__((always_inline))
 #define FANIN_INLINE __attribute__((always_inline))
 #define FANIN_UNROLL_FEW
+#define FANIN_ROLLED
 #if defined(__clang__)
 #define FANIN_UNROLL _Pragma("clang loop unroll(full)")
 #else
