@@ -9,7 +9,7 @@ says.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, SupportsFloat
@@ -51,6 +51,11 @@ class Layer:
 class Engine(Protocol):
     """A framework's part of the fused execution."""
 
+    sorts_connections: bool  # on a CPU, for its caches
+
+    def features(self, array: np.ndarray) -> Held:
+        """Features of a batch as the methods below take them, on the device."""
+
     def hold(self, array: np.ndarray, dtype: str) -> Held:
         """A copy of an array, as `dtype`, in the framework's memory."""
 
@@ -65,17 +70,17 @@ class Engine(Protocol):
     def bytes(self, held: Held) -> int:
         """Its size in memory."""
 
-    def forward(self, features: Held | np.ndarray, layer: Layer) -> Held:
+    def forward(self, features: Held, layer: Layer) -> Held:
         """Outputs [batch, units] of a dense layer with ReLU."""
 
     def update(
-        self, grad: Held, outputs: Held, features: np.ndarray, layer: Layer, rate: float, step: int
+        self, grad: Held, outputs: Held, features: Held, layer: Layer, rate: float, step: int
     ) -> None:
         """Backward pass of `forward`, and Adam."""
 
     def step(
         self,
-        features: Held | np.ndarray,
+        features: Held,
         layer: Layer,
         batch: TrainingBatch,
         loss: str,
@@ -85,7 +90,7 @@ class Engine(Protocol):
     ) -> tuple[SupportsFloat, Held | None]:
         """The fused step of the output layer; loss, and gradient of the features where wanted."""
 
-    def top_k(self, features: Held | np.ndarray, layer: Layer, k: int) -> np.ndarray:
+    def top_k(self, features: Held, layer: Layer, k: int) -> np.ndarray:
         """Ids of the best labels, int64 [batch, k]."""
 
     def sort(self, layer: Layer, sources: int, undo: bool) -> None:
@@ -95,6 +100,10 @@ class Engine(Protocol):
         """Rewire the connections of smallest |weight|; how many moved."""
 
     def synchronize(self) -> None: ...
+
+    def mark(self) -> Any: ...
+
+    def seconds(self, marks: Sequence[Any]) -> list[float]: ...
 
     def description(self) -> dict[str, str]: ...
 
@@ -115,7 +124,9 @@ class FusedTrainer:
         self._engine = engine
         self._storage = storage
         self._steps = 0
-        self._is_sorted = setup.kind == "FFI" and setup.sources > SORTED_SOURCES
+        self._is_sorted = (
+            engine.sorts_connections and setup.kind == "FFI" and setup.sources > SORTED_SOURCES
+        )
         values: dict[str, Held] = {}
         connections: dict[str, Held] = {}
         for name, array in checked(setup, arrays):
@@ -272,13 +283,13 @@ class FusedTrainer:
         for batch in batches:
             self._steps += 1
             adam = (learning_rate, self._steps)
-            hidden: Held = batch.features
+            features = hidden = engine.features(batch.features)
             if self._hidden:
-                hidden = engine.forward(batch.features, self._hidden)
+                hidden = engine.forward(features, self._hidden)
             want_grad = self._hidden is not None
             loss, grad = engine.step(hidden, self._output, batch, self.setup.loss, *adam, want_grad)
             if self._hidden:
-                engine.update(grad, hidden, batch.features, self._hidden, *adam)
+                engine.update(grad, hidden, features, self._hidden, *adam)
             losses.append(loss)
             if on_step:
                 on_step(loss)
@@ -289,7 +300,7 @@ class FusedTrainer:
             raise ValueError(f"k must be in 1..{self.setup.labels} (the labels), got {k}")
         found = []
         for block in blocks:
-            hidden: Held = np.ascontiguousarray(block)
+            hidden = self._engine.features(block)
             if self._hidden:
                 hidden = self._engine.forward(hidden, self._hidden)
             found.append(self._engine.top_k(hidden, self._output, k))
@@ -318,6 +329,12 @@ class FusedTrainer:
 
     def synchronize(self) -> None:
         self._engine.synchronize()
+
+    def mark(self) -> Any:
+        return self._engine.mark()
+
+    def seconds(self, marks: Sequence[Any]) -> list[float]:
+        return self._engine.seconds(marks)
 
     def description(self) -> dict[str, str]:
         return self._engine.description()

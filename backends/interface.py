@@ -10,7 +10,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, SupportsFloat
+from typing import Any, Literal, Protocol, SupportsFloat
 
 import numpy as np
 
@@ -190,6 +190,13 @@ class Trainer(Protocol):
 
     def synchronize(self) -> None:
         """Wait until the device has finished; a no-op on a CPU."""
+
+    def mark(self) -> Any:
+        """A mark in the device's order of work, without waiting for it (a CUDA event; the time, on
+        a CPU). None where the framework has no such thing."""
+
+    def seconds(self, marks: Sequence[Any]) -> list[float]:
+        """Seconds from each mark to the next; waits for the last one."""
 
     def description(self) -> dict[str, str]:
         """Framework, version and device, for the result file."""

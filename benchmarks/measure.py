@@ -99,30 +99,35 @@ def _peak() -> int | None:
 
 
 class StepClock:
-    """Wall-clock time of each training step; call it as a trainer's `on_step`."""
+    """Time of each training step, by marks in the device's order of work, so that nothing waits on a
+    GPU either; call it as a trainer's `on_step`."""
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self.steps = 0
-        self._last: float | None = None
+        self._trainer = trainer
+        self._marks: list[Any] = []
         self._seconds: list[float] = []
 
     def __call__(self, loss: SupportsFloat) -> None:
-        now = time.perf_counter()
         self.steps += 1
-        if self._last is not None:
-            self._seconds.append(now - self._last)
-        self._last = now
+        mark = self._trainer.mark()
+        if mark is not None:
+            self._marks.append(mark)
 
     def pause(self) -> None:
         """Something else than training follows; the time until the next step does not count."""
-        self._last = None
+        self._seconds += self._trainer.seconds(self._marks)
+        self._marks = []
 
-    def median(self, trainer: Trainer) -> float | None:
-        """Seconds per step after the first ten. None on a GPU, where a step is only queued by the
-        time it returns, and for runs that short."""
-        if not trainer.description()["device"].startswith("cpu"):
-            return None
-        steady = self._seconds[_WARMUP_STEPS:]
+    def seconds(self) -> list[float]:
+        """Of every step but the first and those after a pause; none where a framework cannot tell
+        (TensorFlow on a GPU)."""
+        self.pause()
+        return self._seconds
+
+    def median(self) -> float | None:
+        """Seconds per step after the first ten; None for runs that short."""
+        steady = self.seconds()[_WARMUP_STEPS:]
         return statistics.median(steady) if steady else None
 
 

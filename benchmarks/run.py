@@ -208,7 +208,6 @@ def run(request: Request, events: Events) -> RunResult:
     batches = make_batches(task, train, seed)
     events.send(event="phase", name="importing the backend")
     result.machine = warm_up(request)
-    clock = measure.StepClock()
     total = task.epochs * len(batches)
     if request.force:
         remove_checkpoint(checkpoint_folder(request.path))
@@ -224,6 +223,7 @@ def run(request: Request, events: Events) -> RunResult:
     with measure.MemoryWatch() as memory:
         events.send(event="phase", name="building the model")
         trainer = build(request, task.setup(data.inputs, data.labels))
+        clock = measure.StepClock(trainer)
         events.send(event="phase", name="training")
 
         def on_step(loss: SupportsFloat) -> None:
@@ -249,7 +249,7 @@ def run(request: Request, events: Events) -> RunResult:
             train_seconds=sum(e.train_seconds for e in result.history),
             evaluate_seconds=sum(e.evaluate_seconds for e in result.history),
             final_evaluate_seconds=time.perf_counter() - start,
-            median_step_seconds=clock.median(trainer),
+            median_step_seconds=clock.median(),
         )
         result.memory = memory.result(trainer)
     if request.weights:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import SupportsFloat
 
 from fanin.benchmarks import measure
 from fanin.benchmarks.checkpoint import Checkpoint
@@ -77,10 +78,17 @@ def profile(request: Request, events: Events) -> RunResult:
         if setup.is_rewired and task.rewire_interval:
             rewire_seconds = timed(trainer.regrow, task.rewire_fraction, 0)
         events.send(event="phase", name="training")
-        steps = []
-        for batch in batches.epoch(0):
-            steps.append(timed(trainer.train, [batch], task.learning_rate))
-            events.send(event="phase", name=f"training, step {len(steps)} of {len(batches)}")
+        clock = measure.StepClock(trainer)
+
+        def on_step(loss: SupportsFloat) -> None:
+            clock(loss)
+            events.send(event="phase", name=f"training, step {clock.steps} of {len(batches)}")
+
+        trainer.train(batches.epoch(0), task.learning_rate, on_step)
+        steps = clock.seconds()[_WARM_STEPS - 1 :]
+        if not steps:  # the framework cannot tell without waiting
+            once_more = [timed(trainer.train, [b], task.learning_rate) for b in batches.epoch(1)]
+            steps = once_more[_WARM_STEPS:]
         events.send(event="phase", name="predicting")
         k = min(5, setup.labels)
         blocks = [timed(trainer.top_k, [part], k) for part in evaluation_blocks(asked, block)]
@@ -91,7 +99,7 @@ def profile(request: Request, events: Events) -> RunResult:
     per_epoch = -(-sizes.train_instances // task.batch_size)
     interval = per_epoch if task.rewire_interval == -1 else task.rewire_interval
     result.extrapolation = Extrapolation(
-        step_seconds=steps[_WARM_STEPS:],
+        step_seconds=steps,
         steps_per_epoch=per_epoch,
         rewire_seconds=rewire_seconds,
         rewires_per_epoch=per_epoch / interval if rewire_seconds is not None else 0.0,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import SupportsFloat
 
 import tensorflow as tf
@@ -39,6 +42,16 @@ def synchronize(device: str) -> None:
     """Wait until the device has finished."""
     if device != "/CPU:0":
         tf.test.experimental.sync_devices()
+
+
+def mark(device: str) -> float | None:
+    """See `fanin.backends.interface.Trainer`; TensorFlow has no events for a GPU."""
+    return time.perf_counter() if device == "/CPU:0" else None
+
+
+def seconds(marks: Sequence[float]) -> list[float]:
+    """See `fanin.backends.interface.Trainer`."""
+    return [after - before for before, after in pairwise(marks)]
 
 
 def loss_number(loss: tf.Tensor, device: str) -> SupportsFloat:

@@ -348,6 +348,10 @@ class TensorFlowEngine:
         # Sorting is for the caches of a CPU.
         self.sorts_connections = device == "/CPU:0"
 
+    def features(self, array: np.ndarray) -> tf.Tensor:
+        with tf.device(self._device):
+            return tf.convert_to_tensor(array)
+
     def hold(self, array: np.ndarray, dtype: str) -> tf.Variable:
         with tf.device(self._device):
             return tf.Variable(_converted(array, _held_type(dtype)), trainable=False)
@@ -371,7 +375,7 @@ class TensorFlowEngine:
     def bytes(self, held: tf.Variable) -> int:
         return held.shape.num_elements() * held.dtype.size
 
-    def forward(self, features: np.ndarray, layer: fused.Layer) -> tf.Tensor:
+    def forward(self, features: tf.Tensor, layer: fused.Layer) -> tf.Tensor:
         with tf.device(self._device):
             outputs: tf.Tensor = ops().fanin_dense_relu(
                 features=features,
@@ -385,7 +389,7 @@ class TensorFlowEngine:
         self,
         grad: tf.Tensor,
         outputs: tf.Tensor,
-        features: np.ndarray,
+        features: tf.Tensor,
         layer: fused.Layer,
         rate: float,
         step: int,
@@ -404,7 +408,7 @@ class TensorFlowEngine:
 
     def step(
         self,
-        features: tf.Tensor | np.ndarray,
+        features: tf.Tensor,
         layer: fused.Layer,
         batch: TrainingBatch,
         loss: str,
@@ -427,7 +431,7 @@ class TensorFlowEngine:
             )
         return devices.loss_number(value, self._device), grad
 
-    def top_k(self, features: tf.Tensor | np.ndarray, layer: fused.Layer, k: int) -> np.ndarray:
+    def top_k(self, features: tf.Tensor, layer: fused.Layer, k: int) -> np.ndarray:
         with tf.device(self._device):
             _, ids = top_k(
                 features,
@@ -460,6 +464,12 @@ class TensorFlowEngine:
 
     def synchronize(self) -> None:
         devices.synchronize(self._device)
+
+    def mark(self) -> float | None:
+        return devices.mark(self._device)
+
+    def seconds(self, marks: Sequence[float]) -> list[float]:
+        return devices.seconds(marks)
 
     def description(self) -> dict[str, str]:
         return devices.description(self._device)

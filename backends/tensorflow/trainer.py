@@ -7,7 +7,7 @@ the baselines, so how TensorFlow does them is the result and nothing about them 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -314,6 +314,12 @@ class TensorFlowTrainer:
     def synchronize(self) -> None:
         """Wait until the device has finished."""
         devices.synchronize(self._device)
+
+    def mark(self) -> float | None:
+        return devices.mark(self._device)
+
+    def seconds(self, marks: Sequence[float]) -> list[float]:
+        return devices.seconds(marks)
 
     def description(self) -> dict[str, str]:
         """Framework with its version, and device."""

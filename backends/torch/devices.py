@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import SupportsFloat
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, SupportsFloat
 
+import numpy as np
 import torch
 
 
@@ -21,6 +25,33 @@ def prepare_device(device: str, threads: int) -> torch.device:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array itself on a CPU; on a GPU a copy that nobody waits for: from memory that the driver
+    has pinned, since from any other it would first wait for all that is queued."""
+    array = np.ascontiguousarray(array)
+    if not array.flags.writeable:  # torch would warn: it has no read-only tensors
+        array = array.copy()
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def mark(device: torch.device) -> Any:
+    """See `fanin.backends.interface.Trainer`."""
+    if device.type == "cpu":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds(marks: Sequence[Any]) -> list[float]:
+    """See `fanin.backends.interface.Trainer`."""
+    if not marks or isinstance(marks[0], float):
+        return [after - before for before, after in pairwise(marks)]
+    marks[-1].synchronize()
+    return [before.elapsed_time(after) / 1e3 for before, after in pairwise(marks)]
 
 
 def loss_number(loss: torch.Tensor) -> SupportsFloat:

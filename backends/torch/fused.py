@@ -7,6 +7,7 @@ The ops change their arguments (weights and Adam's moments) in place; torch is t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -18,7 +19,7 @@ from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, Loss, TrainingBat
 from fanin.backends.torch import devices
 from fanin.backends.torch.layers import check_sizes, draw_connections, index_type
 from fanin.backends.torch.losses import LOSSES
-from fanin.backends.torch.ops import allocator, described, fan_in_linear, stream
+from fanin.backends.torch.ops import call, described, fan_in_linear
 from fanin.kernels import library
 
 _WEIGHTS = ("weights", "weights_m", "weights_v")
@@ -70,9 +71,8 @@ def fused_step(
         adam=_adam(learning_rate, step, seed),
         loss_kind=library.LOSSES.get(loss, 0),
         threads=torch.get_num_threads(),
-        stream=stream(features),
     )
-    library.call(params, allocator(features.device))
+    call(params, features)
     return value.view(()), grad
 
 
@@ -93,9 +93,8 @@ def dense_relu(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor
         outputs=described(outputs),
         relu=True,
         threads=torch.get_num_threads(),
-        stream=stream(features),
     )
-    library.call(params, allocator(features.device))
+    call(params, features)
     return outputs
 
 
@@ -131,9 +130,8 @@ def dense_relu_update(
         grad_features=described(of_features if want_grad else None),
         adam=_adam(learning_rate, step, seed),
         threads=torch.get_num_threads(),
-        stream=stream(features),
     )
-    library.call(params, allocator(features.device))
+    call(params, features)
     return of_features
 
 
@@ -164,9 +162,8 @@ def top_k(
         ids=described(ids),
         scores=described(scores),
         threads=torch.get_num_threads(),
-        stream=stream(features),
     )
-    library.call(params, allocator(features.device))
+    call(params, features)
     return scores, ids
 
 
@@ -188,7 +185,7 @@ def regrow(
         seed=seed,
         threads=torch.get_num_threads(),
     )
-    library.call(params, allocator(indices.device))
+    call(params, indices)
     return int(params.moved)
 
 
@@ -225,7 +222,8 @@ class FusedFanIn(nn.Module):
 
     loss: "squared_hinge" or "bce", the mean over labels, then over the batch. weights_dtype,
     moments_dtype: torch.float32 or torch.bfloat16, the latter rounded stochastically. generator:
-    for the indices and initial weights. CPU only so far. Raises ValueError for what makes no layer.
+    for the indices and initial weights. On a GPU nothing waits for the device (so what is wrong in
+    the data gives NaN, not an error) but `rewire`. Raises ValueError for what makes no layer.
     """
 
     indices: Tensor
@@ -272,6 +270,11 @@ class FusedFanIn(nn.Module):
         for name in _BIAS:
             self.register_buffer(name, torch.zeros(labels))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FusedFanIn:
+        super()._apply(fn, recurse)
+        self.steps = self.steps.cpu()  # read at every step, which would wait for a GPU
+        return self
 
     def forward(self, features: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
         """The loss, a scalar. rows, labels: integers [positives], each a positive's instance within
@@ -347,6 +350,10 @@ class TorchEngine:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.sorts_connections = device.type == "cpu"
+
+    def features(self, array: np.ndarray) -> Tensor:
+        return devices.to_device(array, self.device)
 
     def hold(self, array: np.ndarray, dtype: str) -> Tensor:
         tensor = self.zeros(array.shape, dtype)
@@ -367,27 +374,24 @@ class TorchEngine:
     def bytes(self, held: Tensor) -> int:
         return held.nbytes
 
-    def forward(self, features: np.ndarray, layer: fused.Layer) -> Tensor:
-        outputs: Tensor = dense_relu(
-            self._tensor(features), layer.weights.values, layer.bias.values
-        )
+    def forward(self, features: Tensor, layer: fused.Layer) -> Tensor:
+        outputs: Tensor = dense_relu(features, layer.weights.values, layer.bias.values)
         return outputs
 
     def update(
         self,
         grad: Tensor,
         outputs: Tensor,
-        features: np.ndarray,
+        features: Tensor,
         layer: fused.Layer,
         rate: float,
         step: int,
     ) -> None:
-        inputs = self._tensor(features)
-        dense_relu_update(grad, outputs, inputs, *self._state(layer), rate, step, 1, False)
+        dense_relu_update(grad, outputs, features, *self._state(layer), rate, step, 1, False)
 
     def step(
         self,
-        features: Tensor | np.ndarray,
+        features: Tensor,
         layer: fused.Layer,
         batch: TrainingBatch,
         loss: str,
@@ -396,11 +400,11 @@ class TorchEngine:
         want_grad: bool,
     ) -> tuple[SupportsFloat, Tensor]:
         value, grad = fused_step(
-            self._tensor(features),
+            features,
             *self._connections(layer),
             *self._state(layer),
-            self._tensor(batch.rows),
-            self._tensor(batch.labels),
+            devices.to_device(batch.rows, self.device),
+            devices.to_device(batch.labels, self.device),
             loss,
             rate,
             step,
@@ -409,9 +413,9 @@ class TorchEngine:
         )
         return devices.loss_number(value), grad
 
-    def top_k(self, features: Tensor | np.ndarray, layer: fused.Layer, k: int) -> np.ndarray:
+    def top_k(self, features: Tensor, layer: fused.Layer, k: int) -> np.ndarray:
         values = (layer.weights.values, layer.bias.values)
-        _, ids = top_k(self._tensor(features), *self._connections(layer), *values, k)
+        _, ids = top_k(features, *self._connections(layer), *values, k)
         found: np.ndarray = ids.cpu().numpy()
         return found
 
@@ -425,7 +429,7 @@ class TorchEngine:
             undo=undo,
             threads=torch.get_num_threads(),
         )
-        library.call(params, allocator(self.device))
+        call(params, layer.slots)
 
     def regrow(self, layer: fused.Layer, sources: int, fraction: float, seed: int) -> int:
         weights = layer.weights
@@ -435,17 +439,17 @@ class TorchEngine:
     def synchronize(self) -> None:
         devices.synchronize(self.device)
 
+    def mark(self) -> Any:
+        return devices.mark(self.device)
+
+    def seconds(self, marks: Sequence[Any]) -> list[float]:
+        return devices.seconds(marks)
+
     def description(self) -> dict[str, str]:
         return devices.description(self.device)
 
     def device_memory(self) -> dict[str, int | None]:
         return devices.device_memory(self.device)
-
-    def _tensor(self, array: Tensor | np.ndarray) -> Tensor:
-        if isinstance(array, Tensor):
-            return array
-        array = np.ascontiguousarray(array)
-        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
 
     @staticmethod
     def _connections(layer: fused.Layer) -> tuple[Tensor | None, ...]:

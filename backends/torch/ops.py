@@ -28,18 +28,18 @@ def described(tensor: Tensor | None) -> library.Tensor:
     )
 
 
-def stream(tensor: Tensor) -> int | None:
-    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else None
-
-
-def allocator(device: torch.device) -> Any:
-    """Scratch memory from torch's allocator, so that it is counted and reused like any tensor."""
+def call(params: Any, where: Tensor) -> None:
+    """`library.call` on the device of `where` and on torch's current stream there; scratch memory
+    from torch's allocator, so that it is counted and reused like any tensor."""
 
     def allocate(size: int) -> tuple[int, Tensor]:
-        memory = torch.empty(size, dtype=torch.uint8, device=device)
+        memory = torch.empty(size, dtype=torch.uint8, device=where.device)
         return memory.data_ptr(), memory
 
-    return allocate
+    with torch.cuda.device_of(where):
+        if where.is_cuda:
+            params.stream = torch.cuda.current_stream().cuda_stream
+        library.call(params, allocate)
 
 
 @torch.library.custom_op("fanin::fan_in_linear", mutates_args=())
@@ -52,14 +52,12 @@ def _forward(
         weights=described(weights),
         bias=described(bias),
         scores=library.absent(),
-        stream=stream(features),
         threads=threads or torch.get_num_threads(),
     )
     library.check(params)
     scores = features.new_empty((features.shape[0], indices.shape[0]))
     params.scores = described(scores)
-    with torch.cuda.device_of(features):
-        library.call(params, allocator(features.device))
+    call(params, features)
     return scores
 
 
@@ -98,11 +96,9 @@ def _backward(
         grad_features=of_features,
         grad_weights=of_weights,
         grad_bias=of_bias,
-        stream=stream(features),
         threads=threads or torch.get_num_threads(),
     )
-    with torch.cuda.device_of(features):
-        library.call(params, allocator(features.device))
+    call(params, features)
     return grads
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fanin.backends.arrays import check_arrays, checked, copied, plan_rewiring
+from fanin.backends.arrays import check_arrays, checked, copied
 from fanin.backends.fused import FusedTrainer
 from fanin.backends.interface import (
     ADAM_BETAS,
@@ -25,10 +25,13 @@ from fanin.backends.torch.devices import (
     description,
     device_memory,
     loss_number,
+    mark,
     prepare_device,
+    seconds,
     synchronize,
+    to_device,
 )
-from fanin.backends.torch.fused import TorchEngine, top_k
+from fanin.backends.torch.fused import TorchEngine, regrow, top_k
 from fanin.backends.torch.layers import move_connections
 from fanin.backends.torch.losses import LOSSES
 from fanin.backends.torch.ops import fan_in_linear
@@ -144,9 +147,7 @@ class TorchTrainer:
         return check_losses(losses, first)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
-        if not array.flags.writeable:  # torch would warn: it has no read-only tensors
-            array = array.copy()
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return to_device(array, self.device)
 
     @torch.inference_mode()
     def top_k(self, blocks: Iterable[np.ndarray], k: int) -> np.ndarray:
@@ -161,7 +162,7 @@ class TorchTrainer:
         return np.concatenate(found) if found else np.empty((0, k), np.int64)
 
     def _top_k(self, features: Tensor, k: int) -> Tensor:
-        if self.setup.kind != "FFI" or self.device.type != "cpu":
+        if self.setup.kind != "FFI":
             return best_of(self._scores(features), k)
         # fanin's own layer is asked without making its scores.
         names = ("output.indices", "output.weights", "output.bias")
@@ -177,10 +178,13 @@ class TorchTrainer:
         move_connections(targets, moments, slots, sources)
 
     def regrow(self, fraction: float, seed: int) -> int:
-        weights = self.array("output.weights")
-        plan = plan_rewiring(weights, fraction, self.setup.sources, seed)
-        self.rewire(plan.slots, plan.sources)
-        return len(plan.slots)
+        sources = self._arrays["output.indices" if self._row_starts is None else "output.columns"]
+        if sources.dtype == torch.int32:
+            sources = sources.view(torch.uint32)
+        weights = self._arrays["output.weights"]
+        state = self._optimizer.state[weights]
+        m, v = (state[key] for key in _MOMENTS.values())
+        return regrow(sources, weights.detach(), m, v, self.setup.sources, fraction, seed)
 
     def array(self, name: str) -> np.ndarray:
         return self._arrays[name].detach().cpu().numpy()
@@ -233,6 +237,12 @@ class TorchTrainer:
     def synchronize(self) -> None:
         synchronize(self.device)
 
+    def mark(self) -> Any:
+        return mark(self.device)
+
+    def seconds(self, marks: Sequence[Any]) -> list[float]:
+        return seconds(marks)
+
     def description(self) -> dict[str, str]:
         return description(self.device)
 
@@ -277,7 +287,6 @@ def make_fused(
     device: str,
     threads: int,
 ) -> FusedTrainer:
-    """See `fanin.backends.interface.make_trainer`. "auto" is the CPU: there are no GPU kernels of
-    the fused execution yet."""
-    engine = TorchEngine(prepare_device("cpu" if device == "auto" else device, threads))
+    """See `fanin.backends.interface.make_trainer`."""
+    engine = TorchEngine(prepare_device(device, threads))
     return FusedTrainer(setup, arrays, engine, storage)
