@@ -16,14 +16,17 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import psutil
 
 from fanin.backends.interface import Trainer
-from fanin.benchmarks.results import Machine, Memory
 from fanin.kernels import build_info
 from fanin.kernels.library import library_path
+
+# Imported where they are made: the GPU parts use this file on machines without pydantic.
+if TYPE_CHECKING:
+    from fanin.benchmarks.results import Machine, Memory
 
 _SAMPLE_SECONDS = 0.05
 _WARMUP_STEPS = 10
@@ -65,6 +68,8 @@ class MemoryWatch:
             self._nvml.look()
 
     def result(self, trainer: Trainer) -> Memory:
+        from fanin.benchmarks.results import Memory
+
         self._look()
         parameters, optimizer = trainer.state_bytes()
         return Memory(
@@ -156,11 +161,13 @@ class StepClock:
 
 def machine(trainer: Trainer, threads: int) -> Machine:
     """Describe where this process runs."""
+    from fanin.benchmarks.results import Machine
+
     info = build_info()
     described = trainer.description()
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        processor=_processor(),
+        processor=processor(),
         cores=_cores(),
         memory_bytes=psutil.virtual_memory().total,
         gpu=gpu_name(),
@@ -206,8 +213,11 @@ def code_identity() -> str:
     for package in ("kernels", "backends", "datasets", "benchmarks", "reports"):
         root = Path(str(importlib.resources.files(f"fanin.{package}")))
         for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".cc", ".h", ".json")):
-            digest.update(f"{package}/{path.relative_to(root)}\0".encode())
-            digest.update(path.read_bytes())
+            name = path.relative_to(root)
+            # Result files lie there in a checkout; an installed fanin has none.
+            if name.parts[0] != "results":
+                digest.update(f"{package}/{name}\0".encode())
+                digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -243,7 +253,8 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the CPU as the system has it."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
