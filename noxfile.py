@@ -116,7 +116,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def gpu(session: nox.Session) -> None:
-    """One part of the GPU worklist: `-- --part correct|shapes|kernels|sanitize [--dry-run]`."""
+    """One of the GPU parts: `-- --part correct|shapes|kernels|sanitize [--dry-run]`."""
     python = str(environment(session) / "python")
     session.run(python, "-P", "-m", "fanin.benchmarks.gpu", *session.posargs, external=True)
 

@@ -200,13 +200,19 @@ def run(options: argparse.Namespace) -> int:
     name, architecture = ("cpu", None) if options.dry_run else probe()
     if options.part == "shapes":
         check_harness()
-    from fanin.benchmarks.gpu_parts.results import part_path
+    from fanin.benchmarks.gpu_parts.results import PartFileError, part_path, read
 
+    path = part_path(options.results, name, options.part)
+    try:
+        if path.exists():  # found out before anything is built
+            read(path)
+    except PartFileError as error:
+        raise GpuError(str(error)) from error
     environment, more = prepare(options, architecture)
     left = 60 * options.minutes - (time.monotonic() - start)
     command = [sys.executable, "-P", "-m", f"fanin.benchmarks.gpu_parts.{options.part}"]
     command += [
-        f"--path={part_path(options.results, name, options.part)}",
+        f"--path={path}",
         f"--device={'cpu' if options.dry_run else 'cuda'}",
         f"--seconds={left:.1f}",
         f"--minutes={options.minutes:g}",
@@ -220,7 +226,7 @@ def run(options: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     base = ROOT if IS_CHECKOUT else Path.cwd()
     parser = argparse.ArgumentParser(
-        prog="python -m fanin.benchmarks.gpu", description="One part of the GPU worklist."
+        prog="python -m fanin.benchmarks.gpu", description="One of the GPU parts; see the README."
     )
     parser.add_argument("--part", choices=PARTS, required=True)
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with small shapes")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import importlib.resources
+import importlib.util
 import os
 import platform
 import statistics
@@ -211,7 +211,10 @@ def code_identity() -> str:
     TensorFlow op's source and task files."""
     digest = hashlib.sha256(library_path().read_bytes())
     for package in ("kernels", "backends", "datasets", "benchmarks", "reports"):
-        root = Path(str(importlib.resources.files(f"fanin.{package}")))
+        # Not imported: reports need more than a machine that only measures may have.
+        spec = importlib.util.find_spec(f"fanin.{package}")
+        assert spec is not None and spec.origin is not None
+        root = Path(spec.origin).parent
         for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".cc", ".h", ".json")):
             name = path.relative_to(root)
             # Result files lie there in a checkout; an installed fanin has none.

@@ -538,6 +538,15 @@ class TestStart:
         assert done.returncode == gpu.WRONG_USE
         assert "torch sees no GPU here; --dry-run" in done.stderr
 
+    def test_a_file_of_another_schema_is_refused_and_named(self, tmp_path):
+        path = results.part_path(tmp_path, "cpu", "correct")
+        path.parent.mkdir(parents=True)
+        path.write_text('{"schema_version": 0}')
+        command = ["-P", "-m", "fanin.benchmarks.gpu", "--part", "correct", "--dry-run"]
+        done = run([*command, "--results", str(tmp_path)], environment(tmp_path), tmp_path)
+        assert done.returncode == gpu.WRONG_USE
+        assert f"gpu: {path}: not a result file of schema 1: schema_version" in done.stderr
+
     def test_what_shapes_lacks_is_named(self, tmp_path):
         env = environment(tmp_path, ("pydantic", "sklearn"))
         command = ["-P", "-m", "fanin.benchmarks.gpu", "--part", "shapes", "--dry-run"]

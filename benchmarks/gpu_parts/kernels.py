@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,8 @@ _ROW_SECONDS, _FEWEST, _MOST = 5.0, 5, 25
 _PAUSE_CYCLES = 4_000_000
 # The gather idiom holds [batch, labels, fan_in]; above this it goes in pieces of labels.
 _GATHER_BYTES = 4 << 30
+# Share of the device's memory that a dense layer leaves to the temporaries of all contestants.
+_LEFT_FOR_OTHERS = 0.1
 
 
 class DoesNotFitError(RuntimeError):
@@ -224,10 +227,12 @@ class Csr(Peer):
         starts = FAN_IN * torch.arange(size[0] + 1, dtype=torch.int32, device=of.device)
         # A row's columns have to ascend.
         columns = [idx.int().sort(dim=1).values.view(-1) for idx in of.indices]
-        self._matrices = [
-            torch.sparse_csr_tensor(starts, c, w.view(-1).clone(), size, check_invariants=False)
-            for c, w in zip(columns, of.weights, strict=True)
-        ]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            self._matrices = [
+                torch.sparse_csr_tensor(starts, c, w.view(-1).clone(), size, check_invariants=False)
+                for c, w in zip(columns, of.weights, strict=True)
+            ]
         values = [matrix.values() for matrix in self._matrices]
         self.trained = [(v, b.clone()) for v, b in zip(values, of.bias, strict=True)]
 
@@ -308,9 +313,9 @@ def _cache_bytes(device: torch.device) -> int:
 def _check_fits(need: int, device: torch.device) -> None:
     if device.type != "cuda":
         return
-    free, _ = torch.cuda.mem_get_info(device)
+    free, total = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if need > free:
+    if need > free - _LEFT_FOR_OTHERS * total:
         raise DoesNotFitError(f"needs {need / 2**30:,.0f} GiB, and {free / 2**30:,.0f} are free")
 
 
