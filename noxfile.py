@@ -115,8 +115,15 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def gpu(session: nox.Session) -> None:
+    """One of the GPU parts: `-- --part correct|shapes|kernels|sanitize [--dry-run]`."""
+    python = str(environment(session) / "python")
+    session.run(python, "-P", "-m", "fanin.benchmarks.gpu", *session.posargs, external=True)
+
+
+@nox.session(venv_backend="none")
 def readme(session: nox.Session) -> None:
-    """Write the README's table and plot anew from benchmarks/results."""
+    """Write the README's tables and plot and the page of all devices from benchmarks/results."""
     session.run(str(environment(session) / "python"), ".ci/readme.py", external=True)
 
 

@@ -1,26 +1,24 @@
-"""Writes the README's tables and plot from the result files in benchmarks/results/cpu."""
+"""Writes the README's tables and plot from the result files in benchmarks/results/cpu, and the page
+of all devices from benchmarks/results."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-import statistics
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-from fanin.benchmarks.kernels import ratio
 from fanin.benchmarks.plan import GIB, estimate
 from fanin.benchmarks.results import read_results
-from fanin.benchmarks.step import StepResult
 from fanin.datasets.catalogue import FEATURES, PUBLISHED
 from fanin.reports import terminal_table, write_report
+from fanin.reports.devices import devices_page, step_introduction, step_results, step_table
 from fanin.reports.paper import PaperRow, paper_rows, profiled
 from fanin.reports.tables import number
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "cpu"
+DEVICES = ROOT / "benchmarks" / "results" / "README.md"
+RESULTS = DEVICES.parent / "cpu"
 SECTION = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- results end -->)", re.DOTALL)
 SHAPES_SECTION = re.compile(r"(<!-- shapes: .*? -->\n).*?(<!-- shapes end -->)", re.DOTALL)
 STEP_SECTION = re.compile(r"(<!-- step: .*? -->\n).*?(<!-- step end -->)", re.DOTALL)
@@ -38,44 +36,8 @@ def section() -> str:
 
 def step_section() -> str:
     """The measurements of a training step: one row per process."""
-    files = sorted((RESULTS / "step").glob("*.json"))
-    results = [StepResult.model_validate(r) for f in files for r in json.loads(f.read_text())]
-    machine = results[0].machine
-    header = (
-        "| inputs of the layer | execution | ms a step | GiB above baseline | GiB counted | "
-        "output step / CSR product |"
-    )
-    rows = "\n".join(_step_rows(results))
-    return (
-        f"Random (synthetic) data, {machine.processor}, {machine.cores} cores: medians of "
-        f"{len(results[0].step_seconds)} steps (with the quartiles); memory is the peak resident\n"
-        "set above that before the model was made, and what arrays and moments add up to; the last "
-        "column is\nthe output layer's step alone, with the gradient of its inputs, over torch's "
-        "CSR product of it (forward\nonly; int64 / int32 indices), turn by turn in one process."
-        f"\n\n{header}\n|---|---|---:|---:|---:|---:|\n{rows}\n"
-    )
-
-
-def _step_rows(results: list[StepResult]) -> Iterator[str]:
-    for result in results:
-        contender, memory = result.contender, result.memory
-        inputs = f"{contender.intermediate or contender.inputs:,}"
-        if contender.intermediate:
-            inputs += f" (intermediate, of {contender.inputs})"
-        low, middle, high = (1e3 * q for q in statistics.quantiles(result.step_seconds, n=4))
-        counted = (memory.parameter_bytes + memory.optimizer_state_bytes) / 2**30
-        above = (memory.host_peak_rss_bytes - memory.host_baseline_rss_bytes) / 2**30
-        csr = ""
-        if result.csr_seconds:
-            fused = result.csr_seconds["fused step"]
-            csr = " / ".join(
-                f"{ratio(fused, result.csr_seconds[f'CSR product, {kind}']):.2f}"
-                for kind in ("int64", "int32")
-            )
-        yield (
-            f"| {inputs} | {contender.name} | {middle:.0f} ({low:.0f}–{high:.0f}) | {above:.2f} | "
-            f"{counted:.2f} | {csr} |"
-        )
+    results = step_results(RESULTS)
+    return f"{step_introduction(results)}\n\n{step_table(results)}\n"
 
 
 def shapes_section() -> str:
@@ -123,6 +85,7 @@ def main() -> None:
         made = write()
         text = pattern.sub(lambda match, made=made: f"{match[1]}{made}{match[2]}", text)
     readme.write_text(text, encoding="utf-8")
+    DEVICES.write_text(devices_page(DEVICES.parent), encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         write_report(RESULTS, Path(folder))
         (plot,) = Path(folder).glob("wordnet-small/*/memory.png")

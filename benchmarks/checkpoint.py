@@ -24,7 +24,8 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from fanin.backends.interface import Trainer
-from fanin.benchmarks.results import Epoch, write_atomically
+from fanin.benchmarks.files import write_atomically
+from fanin.benchmarks.results import Epoch
 
 
 class State(BaseModel):

@@ -18,6 +18,7 @@ from rich.table import Table
 from fanin.backends.interface import BACKENDS, INSTALL
 from fanin.benchmarks import lockstep, measure
 from fanin.benchmarks import plan as planning
+from fanin.benchmarks.files import remove_leftovers
 from fanin.benchmarks.lock import BusyError
 from fanin.benchmarks.progress import Terminal
 from fanin.benchmarks.results import (
@@ -27,7 +28,6 @@ from fanin.benchmarks.results import (
     ResultError,
     RunResult,
     lockstep_path,
-    remove_leftovers,
     write_result,
 )
 from fanin.benchmarks.runner import Options, requests, run_all

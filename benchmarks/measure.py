@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import importlib.resources
+import importlib.util
 import os
 import platform
 import statistics
@@ -16,15 +16,18 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import psutil
 
 from fanin.backends.interface import Trainer
 from fanin.benchmarks import nvml
-from fanin.benchmarks.results import Machine, Memory
 from fanin.kernels import build_info
 from fanin.kernels.library import library_path
+
+# Imported where they are made: the GPU parts use this file on machines without pydantic.
+if TYPE_CHECKING:
+    from fanin.benchmarks.results import Machine, Memory
 
 _SAMPLE_SECONDS = 0.05
 _WARMUP_STEPS = 10
@@ -67,6 +70,8 @@ class MemoryWatch:
         self._sampled_peak = max(self._sampled_peak, self._process.memory_info().rss)
 
     def result(self, trainer: Trainer) -> Memory:
+        from fanin.benchmarks.results import Memory
+
         self._look()
         gpu = self._nvml.figures() if self._nvml else nvml.Figures(None, None, None)
         parameters, optimizer = trainer.state_bytes()
@@ -133,11 +138,13 @@ class StepClock:
 
 def machine(trainer: Trainer, threads: int) -> Machine:
     """Describe where this process runs."""
+    from fanin.benchmarks.results import Machine
+
     info = build_info()
     described = trainer.description()
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        processor=_processor(),
+        processor=processor(),
         cores=_cores(),
         memory_bytes=psutil.virtual_memory().total,
         gpu=gpu_name(),
@@ -180,10 +187,16 @@ def code_identity() -> str:
     TensorFlow op's source and task files."""
     digest = hashlib.sha256(library_path().read_bytes())
     for package in ("kernels", "backends", "datasets", "benchmarks", "reports"):
-        root = Path(str(importlib.resources.files(f"fanin.{package}")))
+        # Not imported: reports need more than a machine that only measures may have.
+        spec = importlib.util.find_spec(f"fanin.{package}")
+        assert spec is not None and spec.origin is not None
+        root = Path(spec.origin).parent
         for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".cc", ".h", ".json")):
-            digest.update(f"{package}/{path.relative_to(root)}\0".encode())
-            digest.update(path.read_bytes())
+            name = path.relative_to(root)
+            # Result files lie there in a checkout; an installed fanin has none.
+            if name.parts[0] != "results":
+                digest.update(f"{package}/{name}\0".encode())
+                digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -219,7 +232,8 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the CPU as the system has it."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

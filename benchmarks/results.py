@@ -10,8 +10,6 @@ could not be measured is null, never 0.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fanin.benchmarks.files import write_atomically
 from fanin.benchmarks.task import Task
 
 SCHEMA_VERSION: Final = 1
@@ -234,28 +233,6 @@ def result_path(
 
 def lockstep_path(folder: Path, task: Task) -> Path:
     return folder / "lockstep" / task.dataset / task.features / f"{task.slug}.json"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside the target, then rename: a reader sees the old file or the new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        os.fchmod(handle, 0o644)  # mkstemp's files are readable by their owner alone
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove what a kill in the middle of writing `path` left beside it."""
-    for leftover in path.parent.glob(f".{path.name}.*"):
-        leftover.unlink(missing_ok=True)
 
 
 def write_result(path: Path, result: RunResult | LockstepResult) -> None:

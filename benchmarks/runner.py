@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from fanin.benchmarks.checkpoint import checkpoint_folder, remove_checkpoint
+from fanin.benchmarks.files import remove_leftovers
 from fanin.benchmarks.lock import locked
 from fanin.benchmarks.results import (
     Profile,
     ResultError,
     RunResult,
     read_result,
-    remove_leftovers,
     result_path,
     write_result,
 )

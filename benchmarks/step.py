@@ -29,8 +29,9 @@ from fanin.backends.arrays import InitialArrays
 from fanin.backends.fused import SORTED_SOURCES
 from fanin.backends.interface import BACKENDS, Execution, LayerSetup, Storage, Trainer, make_trainer
 from fanin.benchmarks import measure
+from fanin.benchmarks.files import write_atomically
 from fanin.benchmarks.kernels import ratio, rounds
-from fanin.benchmarks.results import Machine, Memory, write_atomically
+from fanin.benchmarks.results import Machine, Memory
 from fanin.datasets import Batch
 
 POSITIVES = 5.45  # labels an instance, as Amazon-670K has them

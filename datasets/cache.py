@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,12 @@ DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 def cache_folder() -> Path:
     """Where cached arrays lie: $FANIN_CACHE if set, else the user's cache folder."""
     chosen = os.environ.get("FANIN_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("fanin"))
+    if chosen:
+        return Path(chosen)
+    # Here, so that the catalogue can be read where nothing is cached and this is not installed.
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("fanin"))
 
 
 def load(path: Path, unpack: Callable[[Arrays], T]) -> T | None:

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from fanin.benchmarks.files import write_atomically
 from fanin.benchmarks.results import (
     LockstepResult,
     Machine,
     RunResult,
     read_lockstep,
     read_results,
-    write_atomically,
 )
 from fanin.reports import plots
 from fanin.reports.paper import (

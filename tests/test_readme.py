@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fanin.benchmarks.results import read_results
+from fanin.reports.devices import devices_page
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,6 +49,11 @@ def test_sessions_exist():
 def test_ci_runs_the_readme_test_command():
     assert "\nnox -s tests" in README
     assert re.search(r"^nox -s tests$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+
+
+def test_the_page_of_all_devices_is_that_of_the_result_files():
+    results = ROOT / "benchmarks" / "results"
+    assert (results / "README.md").read_text(encoding="utf-8") == devices_page(results)
 
 
 def test_tables_are_those_of_the_result_files():

@@ -21,8 +21,9 @@ from fanin.backends.arrays import InitialArrays, copied
 from fanin.backends.interface import BACKENDS, LayerSetup, Storage, make_trainer
 from fanin.benchmarks import lock
 from fanin.benchmarks.checkpoint import Checkpoint
+from fanin.benchmarks.files import remove_leftovers
 from fanin.benchmarks.fit import fit
-from fanin.benchmarks.results import RunResult, read_result, remove_leftovers, result_path
+from fanin.benchmarks.results import RunResult, read_result, result_path
 from fanin.benchmarks.task import Task, read_tasks
 from fanin.datasets import Batches
 from fanin.datasets.formats import write_labels

@@ -1,0 +1,117 @@
+"""The numerics in float64 torch, on the device of the arrays: what `correct` compares with.
+
+The same formulas as `tests/reference.py`, to which a test holds them, but in pieces of connections,
+so that the published numbers of labels fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Connections of a piece; each holds a float64 for every instance of the batch.
+_PIECE = 1 << 19
+
+
+class Layer:
+    """An output layer in float64 that trains by Adam, epsilon beside sqrt(v), before the bias
+    correction.
+
+    weights [labels, fan_in] with indices alike; flat weights and indices with starts [labels + 1];
+    or [labels, inputs] without either, a dense layer. bias [labels] or None. m, v and bias_m,
+    bias_v are Adam's moments.
+    """
+
+    def __init__(
+        self,
+        weights: Tensor,
+        bias: Tensor | None,
+        indices: Tensor | None = None,
+        starts: Tensor | None = None,
+    ) -> None:
+        self.weights = weights.double()
+        self.labels = weights.shape[0] if starts is None else starts.numel() - 1
+        self.bias = torch.zeros(self.labels).to(self.weights) if bias is None else bias.double()
+        self.m, self.v = torch.zeros_like(self.weights), torch.zeros_like(self.weights)
+        self.bias_m, self.bias_v = torch.zeros_like(self.bias), torch.zeros_like(self.bias)
+        self.steps = 0
+        self._sources = None if indices is None else indices.reshape(-1).long()
+        all_labels = torch.arange(self.labels, device=weights.device)
+        if starts is not None:
+            self._label_of = all_labels.repeat_interleave(starts.long().diff())
+        elif indices is not None:
+            self._label_of = all_labels.repeat_interleave(indices.shape[1])
+
+    def _pieces(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Where a piece of the flat connections lies, its sources, labels and weights."""
+        assert self._sources is not None
+        flat = self.weights.view(-1)
+        for first in range(0, flat.numel(), _PIECE):
+            piece = slice(first, first + _PIECE)
+            yield piece, self._sources[piece], self._label_of[piece], flat[piece]
+
+    def scores(self, features: Tensor) -> Tensor:
+        """[batch, labels]."""
+        x = features.double()
+        if self._sources is None:
+            return x @ self.weights.t() + self.bias
+        result = self.bias[:, None].repeat(1, len(x))
+        columns = x.t().contiguous()
+        for _, sources, labels, weights in self._pieces():
+            result.index_add_(0, labels, columns[sources] * weights[:, None])
+        return result.t()
+
+    def gradients(self, grad_scores: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of features, weights and bias."""
+        g, x = grad_scores.double(), features.double()
+        if self._sources is None:
+            return g @ self.weights, g.t() @ x, g.sum(0)
+        columns, of_scores = x.t().contiguous(), g.t().contiguous()
+        of_features = torch.zeros_like(columns)
+        of_weights = torch.empty_like(self.weights).view(-1)
+        for piece, sources, labels, weights in self._pieces():
+            of_weights[piece] = (of_scores[labels] * columns[sources]).sum(1)
+            of_features.index_add_(0, sources, of_scores[labels] * weights[:, None])
+        return of_features.t(), of_weights.view_as(self.weights), g.sum(0)
+
+    def step(
+        self, features: Tensor, rows: Tensor, labels: Tensor, loss_name: str, rate: float
+    ) -> tuple[Tensor, Tensor]:
+        """The loss before the update, and its gradient by the features."""
+        value, g = loss(loss_name, self.scores(features), rows, labels)
+        of_features, of_weights, of_bias = self.gradients(g, features)
+        self.steps += 1
+        adam(self.weights, self.m, self.v, of_weights, self.steps, rate)
+        adam(self.bias, self.bias_m, self.bias_v, of_bias, self.steps, rate)
+        return value, of_features
+
+
+def loss(name: str, scores: Tensor, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over labels and batch, and its gradient by the scores (float64)."""
+    y = -torch.ones_like(scores)
+    y[rows.long(), labels.long()] = 1
+    if name == "squared_hinge":
+        margin = (1 - y * scores).clamp(min=0)
+        return margin.square().mean(), -2 * y * margin / scores.numel()
+    of_scores = -y * torch.sigmoid(-y * scores) / scores.numel()
+    return torch.nn.functional.softplus(-y * scores).mean(), of_scores
+
+
+def adam(values: Tensor, m: Tensor, v: Tensor, grad: Tensor, step: int, rate: float) -> None:
+    """One step in place; step counts from 1."""
+    m += (1 - 0.9) * (grad - m)
+    v += (1 - 0.999) * (grad.square() - v)
+    adam_update(values, m, v, step, rate)
+
+
+def adam_update(values: Tensor, m: Tensor, v: Tensor, step: int, rate: float) -> None:
+    """What a step makes of the values once it has the moments; in place."""
+    size = rate * (1 - 0.999**step) ** 0.5 / (1 - 0.9**step)
+    values -= size * m / (v.sqrt() + 1e-7)
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """Ids [batch, k], best first, equal scores in order of their label."""
+    return torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :k]

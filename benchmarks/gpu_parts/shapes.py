@@ -1,0 +1,101 @@
+"""Part `shapes`: every published row at its real sizes, through the harness' shape profiles.
+
+The most telling rows first: the fused execution of all tables, then autograd. Each row is a result
+file as `fanin reproduce --profile shapes` writes it, so `fanin report --results
+benchmarks/results/<device>` shows them; a row that has one is not run again. A dry run profiles one
+row that a CPU does in seconds, at its real sizes too, for fewer steps.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fanin.benchmarks.gpu_parts import part
+from fanin.benchmarks.gpu_parts.results import Row, ShapeRow
+from fanin.benchmarks.plan import TooLargeError
+from fanin.benchmarks.results import RunResult, result_path
+from fanin.benchmarks.run import Request
+from fanin.benchmarks.runner import Options, requests, run_all
+from fanin.benchmarks.task import Task, files_of, read_tasks
+
+TABLES = (
+    ("amazon-670k", "slice"),
+    ("amazon-670k", "cascade"),
+    ("wiki-500k", "slice"),
+    ("wiki-500k", "cascade"),
+    ("amazon-3m", "cascade"),
+)
+EXECUTIONS = ("fused", "autograd")
+STEPS, DRY_STEPS = 20, 2
+DRY_SETUP = "ffi-32"
+# What is too large for this device is an answer, not a failure.
+_TOO_LARGE = (TooLargeError.__name__, "OutOfMemoryError")
+
+
+def tasks(dry_run: bool) -> list[Task]:
+    """All published rows in each execution, in the order in which they are run."""
+    found = [
+        task
+        for execution in EXECUTIONS
+        for table in TABLES
+        for path in files_of(*table)
+        for task in read_tasks(path, {"execution": execution})
+    ]
+    if dry_run:
+        found = [t for t in found if t.slug.partition("_")[0] == DRY_SETUP]
+        return [t for t in found if (t.dataset, t.features) == TABLES[0]]
+    return found
+
+
+class Silent:
+    """A display that shows nothing; the part prints its rows itself."""
+
+    def begin(self, request: Request, number: int, count: int) -> None: ...
+    def event(self, event: dict[str, Any]) -> None: ...
+    def end(self, result: RunResult, skipped: bool) -> None: ...
+
+
+def jobs(given: part.Options) -> list[part.Job]:
+    folder = given.path.parent.parent
+    steps = DRY_STEPS if given.dry_run else STEPS
+    options = Options(folder, device=given.device, profile="shapes", steps=steps)
+    made = []
+    for task in tasks(given.dry_run):
+        path = result_path(folder, task, "torch", 0, "shapes")
+        row = ShapeRow(
+            key=f"{task.dataset} {task.features} {task.slug}",
+            dataset=task.dataset,
+            features=task.features,
+            setup=task.slug,
+            execution=task.execution,
+            file=path.relative_to(folder).as_posix(),
+        )
+
+        def run(row: ShapeRow = row, task: Task = task) -> None:
+            (result,) = run_all(requests([task], ["torch"], options), options, Silent())
+            if result.failure:
+                row.reason = f"{result.failure.kind}: {result.failure.message}"
+                if result.failure.kind in _TOO_LARGE:
+                    row.state = "gap"
+                else:
+                    row.failure = row.reason
+
+        made.append(part.Job(row, run))
+    return made
+
+
+def failed(row: Row) -> bool:
+    return isinstance(row, ShapeRow) and row.failure is not None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = part.options(arguments)
+    return part.conduct("shapes", given, torch.device(given.device), jobs(given), failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""The page of all devices, `benchmarks/results/README.md`: what ran where, and what came out beside
+the paper, torch's own ways and the floor. Gaps stay visible.
+
+A device is a folder with any of `runs`, `shapes`, `step` and `gpu` in it; `notes.md` there, a line
+for each tuning trial, is written by hand and only linked to.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from fanin.benchmarks.gpu_parts import tables as parts
+from fanin.benchmarks.gpu_parts.results import PARTS, PartFile, PartName, read_all
+from fanin.benchmarks.kernels import ratio
+from fanin.benchmarks.results import RunResult, read_results
+from fanin.benchmarks.step import StepResult
+from fanin.reports.paper import PaperRow, measured, paper_rows, profiled, published_tables
+from fanin.reports.summary import GIB
+from fanin.reports.tables import GAP, Cell, Column, Table, number
+
+NOT_RUN = "not run"
+NO_GPU = f"{NOT_RUN}: no GPU was at hand so far"
+_MEANINGS: dict[PartName, str] = {
+    "correct": "every op against float64",
+    "shapes": "the published rows at their real sizes",
+    "kernels": "ops against torch's own ways and the floor",
+    "sanitize": "compute-sanitizer over every op",
+}
+_INTRODUCTION = """# Results by device
+
+Written by `nox -s readme` from the files in these folders; nothing here was typed by hand, and what
+was not measured is a gap. `nox -s gpu` (or `python benchmarks/gpu.py`) makes a GPU's folder.
+
+Beside the paper: its memory is the peak of TensorFlow's allocator on a V100, ours that of torch's
+on a GPU, and on a CPU the resident set above the baseline. Ratios are ours / the paper's.
+"""
+
+
+def devices_page(results: Path) -> str:
+    """The whole page. Raises ValueError naming a file that cannot be read."""
+    folders = [p for p in sorted(results.iterdir()) if any((p / name).is_dir() for name in _KINDS)]
+    pages = [_device(folder) for folder in folders]
+    if not any((folder / "gpu").is_dir() for folder in folders):
+        pages.append(f"## GPU\n\n{_parts_table({}, NO_GPU)}\n")
+    return "\n".join([_INTRODUCTION, *pages])
+
+
+_KINDS = ("runs", "shapes", "step", "gpu")
+
+
+def _device(folder: Path) -> str:
+    runs, shapes = list(read_results(folder)), list(read_results(folder, "shapes"))
+    steps, found = step_results(folder), read_all(folder)
+    parts_of_page = [f"## {folder.name}", _described(runs + shapes, steps, found)]
+    if (folder / "notes.md").exists():
+        parts_of_page.append(f"Tuning, a line for each trial: [notes.md]({folder.name}/notes.md).")
+    parts_of_page.append(_what_ran(runs, shapes, steps))
+    if found or (folder / "gpu").is_dir():
+        parts_of_page.append(_parts_table(found, NOT_RUN))
+    ours = [*measured(runs), *profiled(shapes)]
+    if ours:
+        for table in published_tables():
+            parts_of_page.append(_beside_paper(table, paper_rows(*table, ours)))
+    if steps:
+        parts_of_page.append(f"### Training steps\n\n{step_introduction(steps)}")
+        parts_of_page.append(step_table(steps))
+    for part, result in found.items():
+        if part != "shapes":
+            parts_of_page.append(_part(result))
+    return "\n\n".join(parts_of_page) + "\n"
+
+
+def _described(
+    runs: Sequence[RunResult], steps: Sequence[StepResult], found: dict[PartName, PartFile]
+) -> str:
+    """The device in words, from whatever file there is."""
+    for result in found.values():
+        of = result.machine
+        driver = f", driver {of.driver}" if of.driver else ""
+        commit = f", commit {of.commit[:12]}" if of.commit else ""
+        changed = " (modified)" if of.modified else ""
+        return (
+            f"{of.device}{driver}, torch {of.torch}, {of.library}{commit}{changed}; "
+            f"{of.processor}, {of.cores} cores."
+        )
+    for machine in [run.machine for run in runs if run.machine] + [s.machine for s in steps]:
+        return f"{machine.gpu or 'No GPU'}; {machine.processor}, {machine.cores} cores."
+    return "Unknown machine."
+
+
+def _what_ran(
+    runs: Sequence[RunResult], shapes: Sequence[RunResult], steps: Sequence[StepResult]
+) -> str:
+    rows = []
+    for name, of in (("whole runs", runs), ("shape profiles", shapes)):
+        states = Counter(run.status for run in of)
+        count = ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or NOT_RUN
+        frameworks = sorted({run.backend for run in of})
+        rows.append((name, count, ", ".join(frameworks) or GAP, _days(r.started for r in of)))
+    which = ", ".join(sorted({s.contender.backend for s in steps})) or GAP
+    count = f"{len(steps)} processes" if steps else NOT_RUN
+    rows.append(("training steps", count, which, _days(s.started for s in steps)))
+    return _table(("what", "results", "backends", "when"), rows)
+
+
+def _days(when: Iterable[datetime]) -> str:
+    days = sorted({moment.date().isoformat() for moment in when})
+    return " – ".join(dict.fromkeys([days[0], days[-1]])) if days else GAP
+
+
+def _parts_table(found: dict[PartName, PartFile], gap: str) -> str:
+    rows = []
+    for part in PARTS:
+        said, day = gap, GAP
+        if part in found:
+            said = parts.summary(found[part]) + (" (dry run)" if found[part].dry_run else "")
+            day = found[part].finished[:10]
+        rows.append((f"`{part}`", _MEANINGS[part], said, day))
+    return _table(("GPU part", "what", "results", "when"), rows)
+
+
+def _beside_paper(table: tuple[str, str], rows: Sequence[PaperRow]) -> str:
+    """Memory and time per epoch of each published row, ours beside the paper's."""
+    heads = ("setup", "ours", "paper GiB", "GiB", "ratio", "paper s/epoch", "s/epoch", "ratio")
+    lines = [_paper_line(row) for row in rows]
+    dataset, features = table
+    return f"### {dataset}, {features} features\n\n{_table((*heads, 'remarks'), lines)}"
+
+
+def _paper_line(row: PaperRow) -> tuple[str, ...]:
+    ours = row.ours
+    cells = [row.published.setup.label, f"{ours.backend} {ours.execution}" if ours else NOT_RUN]
+    for key, digits in (("memory_gib", 2), ("seconds_per_epoch", 0)):
+        cells.append(number(row.published.values[key], digits))
+        cells.append(number(ours.value(key) if ours else None, digits))
+        cells.append(number(row.compared(key), 2))
+    return (*cells, "; ".join(ours.marks) if ours and ours.marks else GAP)
+
+
+def _part(result: PartFile) -> str:
+    heads, rows = parts.lines(result)
+    dry = ", a dry run on the CPU" if result.dry_run else ""
+    said = [f"### {result.part}: {_MEANINGS[result.part]}{dry}", f"{parts.summary(result)}."]
+    if result.part == "kernels":
+        said.append(
+            "Medians over rounds in which all took turns (with the quartiles), each through input "
+            "sets larger than the cache; a training step where an op is `fused step` is scores, "
+            "loss, gradients and torch's fused Adam. Floor: bytes that fanin's op has to move at "
+            "the bandwidth of a copy beside it; share: floor / ours."
+        )
+    return "\n\n".join([*said, _table(heads, rows), *_compiled(result)])
+
+
+def _compiled(result: PartFile) -> Iterator[str]:
+    """Registers and spills, once: with the kernels' times."""
+    if result.part != "kernels":
+        return
+    if result.compile_report is None:
+        yield f"Compile report: {result.compile_report_reason or GAP}."
+        return
+    heads = ("kernel", "architecture", "registers", "spilled bytes", "shared bytes")
+    yield _table(
+        heads,
+        [
+            (r.kernel, r.architecture, str(r.registers), str(r.spill_bytes), str(r.shared_bytes))
+            for r in result.compile_report
+        ],
+    )
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [tuple(row) for row in rows]
+    # What begins with a digit in every row is a number.
+    numeric = [
+        any(row[i][:1].isdigit() for row in lines)
+        and all(row[i][:1].isdigit() or row[i] == GAP for row in lines)
+        for i in range(len(heads))
+    ]
+    columns = tuple(Column(head, is_number) for head, is_number in zip(heads, numeric, strict=True))
+    return Table("", columns, tuple(tuple(map(Cell, row)) for row in lines)).markdown()
+
+
+# ---- training steps ------------------------------------------------------------------------------
+
+
+def step_results(folder: Path) -> list[StepResult]:
+    """What `python -m fanin.benchmarks.step` wrote below a device's folder."""
+    files = sorted((folder / "step").glob("*.json"))
+    return [StepResult.model_validate(r) for f in files for r in json.loads(f.read_text())]
+
+
+def step_introduction(results: Sequence[StepResult]) -> str:
+    machine = results[0].machine
+    return (
+        f"Random (synthetic) data, {machine.processor}, {machine.cores} cores: medians of "
+        f"{len(results[0].step_seconds)} steps (with the quartiles); memory is the peak resident\n"
+        "set above that before the model was made, and what arrays and moments add up to; the last "
+        "column is\nthe output layer's step alone, with the gradient of its inputs, over torch's "
+        "CSR product of it (forward\nonly; int64 / int32 indices), turn by turn in one process."
+    )
+
+
+def step_table(results: Iterable[StepResult]) -> str:
+    """One row per process, as Markdown."""
+    header = (
+        "| inputs of the layer | execution | ms a step | GiB above baseline | GiB counted | "
+        "output step / CSR product |"
+    )
+    return "\n".join([header, "|---|---|---:|---:|---:|---:|", *_step_rows(results)])
+
+
+def _step_rows(results: Iterable[StepResult]) -> Iterator[str]:
+    for result in results:
+        contender, memory = result.contender, result.memory
+        inputs = f"{contender.intermediate or contender.inputs:,}"
+        if contender.intermediate:
+            inputs += f" (intermediate, of {contender.inputs})"
+        low, middle, high = (1e3 * q for q in statistics.quantiles(result.step_seconds, n=4))
+        counted = (memory.parameter_bytes + memory.optimizer_state_bytes) / GIB
+        above = None
+        if memory.host_peak_rss_bytes is not None and memory.host_baseline_rss_bytes is not None:
+            above = (memory.host_peak_rss_bytes - memory.host_baseline_rss_bytes) / GIB
+        csr = ""
+        if result.csr_seconds:
+            fused = result.csr_seconds["fused step"]
+            csr = " / ".join(
+                f"{ratio(fused, result.csr_seconds[f'CSR product, {kind}']):.2f}"
+                for kind in ("int64", "int32")
+            )
+        yield (
+            f"| {inputs} | {contender.name} | {middle:.0f} ({low:.0f}–{high:.0f}) | "
+            f"{number(above, 2)} | {counted:.2f} | {csr} |"
+        )
