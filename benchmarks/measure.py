@@ -14,7 +14,6 @@ import platform
 import statistics
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
@@ -104,8 +103,8 @@ def _peak() -> int | None:
 
 
 class StepClock:
-    """Time of each training step, by marks in the device's order of work, so that nothing waits on a
-    GPU either; call it as a trainer's `on_step`."""
+    """Time of each training step, by marks in the device's order of work, so that nothing waits on
+    a GPU either; call it as a trainer's `on_step`."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.steps = 0

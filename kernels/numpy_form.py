@@ -9,7 +9,6 @@ import numpy as np
 
 from fanin.kernels import library
 
-
 _DEVICE = "cpu"  # the tests say "cuda" to kernels that an emulated GPU runs
 
 
@@ -18,9 +17,8 @@ def _describe(array: np.ndarray | None) -> library.Tensor:
         return library.absent()
     array = np.asarray(array)
     size = array.dtype.itemsize or 1
-    return library.describe(
-        array.ctypes.data, array.dtype.name, array.shape, [s // size for s in array.strides], _DEVICE
-    )
+    strides = [s // size for s in array.strides]
+    return library.describe(array.ctypes.data, array.dtype.name, array.shape, strides, _DEVICE)
 
 
 def _allocate(size: int) -> tuple[int, Any]:

@@ -1,8 +1,8 @@
-"""The CUDA kernels, executed: compiled for a CPU over `cuda_emulator/`, with the very launches that a
-GPU would get, and held against the same references as the CPU's own kernels.
+"""The CUDA kernels, executed: compiled for a CPU over `cuda_emulator/`, with the very launches that
+a GPU would get, and held against the same references as the CPU's own kernels.
 
-What that leaves to a real GPU (`fanin.benchmarks.gpu`): races that no order of threads shows, limits
-of the device, speed.
+What that leaves to a real GPU (`fanin.benchmarks.gpu`): races that no order of threads shows,
+limits of the device, speed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import reference
 import test_kernels
 import test_step
 from test_step import make_batch, make_layer, make_setup, near, trained
@@ -50,15 +49,14 @@ def _on_the_gpu(emulated, monkeypatch, request):
     monkeypatch.setenv("FANIN_EMULATOR_SEED", str(request.param))
 
 
-# Few and many inputs: features and sums are kept in shared memory where they are few and read often.
-# 3 multiprocessors are emulated, so 24 reads of a row are often.
+# batch, inputs, labels, fan_in. Few and many inputs: features and sums are kept in shared memory
+# where they are few and read often; 3 multiprocessors are emulated, so 24 reads of a row are often.
 SHAPES = [
     (1, 1, 1, 1),
     (33, 1, 40, 1),
     (32, 50, 300, 32),
     (7, 300, 65, 70),
     (70, 3000, 33, 33),
-    (5, 700, 900, 33),  # features fit, sums beside them do not
 ]
 
 
@@ -70,6 +68,11 @@ def test_the_op_follows_the_reference(shape, index, dtype):
     batch, inputs, labels, fan_in = shape
     arrays = test_kernels.layer(rng, batch, inputs, labels, fan_in, dtype, index)
     test_kernels.check(rng, *arrays)
+
+
+def test_features_that_fit_where_sums_beside_them_do_not():
+    rng = np.random.default_rng(4)
+    test_kernels.check(rng, *test_kernels.layer(rng, 5, 700, 900, 33))
 
 
 def test_indices_beyond_the_inputs_make_their_labels_nan():
@@ -122,9 +125,8 @@ def test_bfloat16_is_rounded_as_on_a_cpu(kind):
     before = layer.weights.values.astype(np.float64)
     batch = make_batch(rng, 32, 40, 70)
     adam = kernels.Adam(1, learning_rate=0.01, seed=3)
-    kernels.step(
-        batch.features, layer.weights, layer.bias, batch.rows, batch.labels, adam, **layer.connections
-    )
+    arrays = (batch.features, layer.weights, layer.bias, batch.rows, batch.labels)
+    kernels.step(*arrays, adam, **layer.connections)
     # Within one unit in the last place of what float32 gives, and not always on the same side.
     model.arrays["output.weights"] = layer.original(before).astype(np.float64)
     model.step(batch, 0.01)
@@ -187,7 +189,9 @@ def test_dense_layers(shape, relu):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("batch", "labels", "k"), [(1, 1, 1), (33, 300, 5), (70, 90, 90), (5, 3000, 40)])
+@pytest.mark.parametrize(
+    ("batch", "labels", "k"), [(1, 1, 1), (33, 300, 5), (70, 90, 90), (5, 3000, 40)]
+)
 def test_top_k_ties_go_to_the_lower_label(kind, batch, labels, k):
     rng = np.random.default_rng(k)
     inputs = 6
@@ -199,9 +203,7 @@ def test_top_k_ties_go_to_the_lower_label(kind, batch, labels, k):
     model.arrays["output.weights"] = layer.original(layer.weights.values).astype(np.float64)
     model.arrays["output.bias"] = layer.bias.values.astype(np.float64)
     x = rng.integers(-1, 2, (batch, inputs)).astype(np.float32)
-    ids, scores = kernels.top_k(
-        x, layer.weights.values, layer.bias.values, k, **layer.connections
-    )
+    ids, scores = kernels.top_k(x, layer.weights.values, layer.bias.values, k, **layer.connections)
     expected = model.scores(x)
     order = np.argsort(-expected, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(ids, order)
@@ -246,7 +248,7 @@ def test_what_a_gpu_does_not_do_is_refused():
     _, layer = make_layer(rng, setup, "sorted")
     batch = make_batch(rng, 4, 40, 70)
     arrays = (batch.features, layer.weights, layer.bias, batch.rows, batch.labels)
-    with pytest.raises(ValueError, match="sorted connections .* are for CPUs only"):
+    with pytest.raises(ValueError, match=r"sorted connections .* are for CPUs only"):
         kernels.step(*arrays, kernels.Adam(1), **layer.connections)
     # More instances than a block's shared memory has room for.
     many = make_batch(rng, 32 * 2000, 3, 2)

@@ -28,6 +28,11 @@ def described(tensor: Tensor | None) -> library.Tensor:
     )
 
 
+def stream(where: Tensor) -> int | None:
+    """torch's current stream on the device of `where`, None for a CPU."""
+    return torch.cuda.current_stream(where.device).cuda_stream if where.is_cuda else None
+
+
 def call(params: Any, where: Tensor) -> None:
     """`library.call` on the device of `where` and on torch's current stream there; scratch memory
     from torch's allocator, so that it is counted and reused like any tensor."""
@@ -36,9 +41,8 @@ def call(params: Any, where: Tensor) -> None:
         memory = torch.empty(size, dtype=torch.uint8, device=where.device)
         return memory.data_ptr(), memory
 
+    params.stream = stream(where)
     with torch.cuda.device_of(where):
-        if where.is_cuda:
-            params.stream = torch.cuda.current_stream().cuda_stream
         library.call(params, allocate)
 
 
