@@ -167,7 +167,7 @@ def reproduce(
         str,
         typer.Option(
             help="train; or shapes: a few steps on random data of the published sizes, for memory "
-            "and extrapolated time, on a CPU fused unless --execution says otherwise; without "
+            "and extrapolated time, fused unless --execution says otherwise; without "
             "--dataset all published tables."
         ),
     ] = "train",
@@ -214,8 +214,7 @@ def reproduce(
     if profile not in FOLDERS:
         _stop(f"unknown profile {profile!r}; there are {', '.join(FOLDERS)}")
     shapes = profile == "shapes"
-    # The fused kernels are for CPUs; on a GPU the frameworks' own way runs every row.
-    usual = "fused" if shapes and measure.runs_on_cpu(device) else None
+    usual = "fused" if shapes else None
     names: list[str | None] = [dataset]
     if shapes and dataset is None and tasks is None:
         names = [e.name for e in PUBLISHED.values() if e.features]

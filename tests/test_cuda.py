@@ -8,8 +8,10 @@ limits of the device, speed.
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -30,13 +32,16 @@ KINDS = ("dense", "stratified", "sparse")
 @pytest.fixture(scope="session")
 def emulated() -> ctypes.CDLL:
     build = ROOT / "build" / "emulated"
-    cmake = shutil.which("cmake")
-    assert cmake, "cmake is not on the PATH; it comes with the test dependencies"
+    # Beside this Python, where the test dependencies put it, whether or not that is on the PATH.
+    folders = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    cmake = shutil.which("cmake", path=folders)
+    assert cmake, "cmake was not found; it is one of the test dependencies (pyproject.toml)"
     for command in (
-        ["-S", str(ROOT / "kernels"), "-B", str(build), "-DFANIN_CUDA=EMULATED"],
+        ["-S", str(ROOT / "kernels"), "-B", str(build), "-G", "Ninja", "-DFANIN_CUDA=EMULATED"],
         ["--build", str(build), "--parallel", "2"],
     ):
-        done = subprocess.run([cmake, *command], capture_output=True, text=True)
+        environment = {**os.environ, "PATH": folders}
+        done = subprocess.run([cmake, *command], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
     # Local, so that nobody else in this process takes its symbols for those of the real library.
     return library.open_library(build / "libfanin.so", ctypes.RTLD_LOCAL)

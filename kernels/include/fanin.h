@@ -146,8 +146,7 @@ typedef struct {
   void *stream;
 } fanin_step_params;
 
-/* outputs[b, u] = bias[u] + sum_i weights[u, i] * features[b, i], 0 where that is negative if relu.
- * CPU only: on a GPU the frameworks' own products are the better ones. */
+/* outputs[b, u] = bias[u] + sum_i weights[u, i] * features[b, i], 0 where that is negative if relu. */
 typedef struct {
   fanin_tensor features; /* [batch, inputs] float32 */
   fanin_tensor weights;  /* [units, inputs] float32 or bfloat16 */
@@ -161,7 +160,7 @@ typedef struct {
 } fanin_dense_forward_params;
 
 /* Backward pass and Adam of that layer. outputs: what its forward pass with relu gave; absent where
- * there was no relu. CPU only. */
+ * there was no relu. */
 typedef struct {
   fanin_tensor grad_outputs; /* [batch, units] float32 */
   fanin_tensor outputs;
@@ -261,7 +260,9 @@ FANIN_API int32_t fanin_linear_backward(const fanin_linear_backward_params *para
                                         size_t message_bytes);
 
 /* As above. Where a step finds an index out of range, part of the labels has been updated; where it
- * finds anything else wrong, nothing has. */
+ * finds anything else wrong, nothing has. On a GPU the loss is NaN where connections cannot be
+ * followed, positives that name no instance or label are left out, such labels rank last in top-k,
+ * and only fanin_rewire waits for the stream, for its two results. */
 FANIN_API uint64_t fanin_step_workspace(const fanin_step_params *params);
 FANIN_API int32_t fanin_step(const fanin_step_params *params, char *message, size_t message_bytes);
 FANIN_API uint64_t fanin_dense_forward_workspace(const fanin_dense_forward_params *params);

@@ -25,7 +25,6 @@
 #include <vector>
 
 #define __CUDACC__ 1
-#define __CUDA_ARCH__ 900
 #define __device__
 #define __host__
 #define __global__
@@ -38,11 +37,6 @@ struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-
 typedef struct Stream *cudaStream_t;
 typedef int cudaError_t;
 enum { cudaSuccess = 0, cudaErrorUnknown = 1 };
@@ -226,11 +220,9 @@ T atomicAdd(T *at, T value) {
   *at = before + value;
   return before;
 }
-inline float4 atomicAdd(float4 *at, float4 value) {
-  if (reinterpret_cast<uintptr_t>(at) % 16) emulator::stop("a float4 that is not aligned");
-  const float4 before = *at;
-  *at = {before.x + value.x, before.y + value.y, before.z + value.z, before.w + value.w};
-  return before;
+inline void reduce_add(float *at, float a, float b, float c, float d) {
+  if (reinterpret_cast<uintptr_t>(at) % 16) emulator::stop("16 bytes that are not aligned");
+  for (const float value : {a, b, c, d}) *at++ += value;
 }
 inline unsigned atomicOr(unsigned *at, unsigned value) {
   const unsigned before = *at;
