@@ -25,6 +25,8 @@ from fanin import kernels
 from fanin.backends.arrays import new_sources
 from fanin.kernels import library, numpy_form
 
+pytestmark = pytest.mark.slow  # the kernels are compiled first
+
 ROOT = Path(__file__).parent.parent
 KINDS = ("dense", "stratified", "sparse")
 
@@ -47,11 +49,11 @@ def emulated() -> ctypes.CDLL:
     return library.open_library(build / "libfanin.so", ctypes.RTLD_LOCAL)
 
 
-@pytest.fixture(autouse=True, params=[0, 1], ids=["order 0", "order 1"])
+@pytest.fixture(autouse=True, params=[0, 1], ids=["first warps first", "last warps first"])
 def _on_the_gpu(emulated, monkeypatch, request):
     monkeypatch.setattr(library, "load", lambda: emulated)
     monkeypatch.setattr(numpy_form, "_DEVICE", "cuda")
-    monkeypatch.setenv("FANIN_EMULATOR_SEED", str(request.param))
+    monkeypatch.setenv("FANIN_EMULATOR_ORDER", str(request.param))
 
 
 # batch, inputs, labels, fan_in. Few and many inputs: features and sums are kept in shared memory

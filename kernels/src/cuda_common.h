@@ -67,6 +67,46 @@ FANIN_FN void add_by_block(T *to, const T *from, int64_t count) {
     add_wide(to + i * wide, reinterpret_cast<const Wide<T> *>(from)[i]);
 }
 
+// Rows [inputs, 32] that all warps of a block read, and others that they add to: its own, in shared
+// memory, with `keep`, else those in device memory. sums may be null.
+template <class T, bool keep>
+struct BlockRows {
+  const T *features;
+  T *sums, *total;
+  int64_t size;
+
+  // Called by all threads of a block.
+  FANIN_FN BlockRows(SharedPieces<T> &shared, const T *features_, T *total_, int64_t values,
+                     bool keep_features = true)
+      : features(features_), sums(total_), total(total_), size(values) {
+    if constexpr (keep) {
+      if (keep_features) {
+        T *const mine = shared.take(size);
+        copy_by_block(mine, features, size);
+        features = mine;
+      }
+      if (sums) {
+        sums = shared.take(size);
+        clear_by_block(sums, size);
+      }
+      __syncthreads();
+    }
+  }
+  FANIN_FN auto to_add() const {
+    if constexpr (keep)
+      return SharedRows<T>{sums};
+    else
+      return sums;
+  }
+  // The block's sums to those of all. Called by all threads.
+  FANIN_FN void finish() const {
+    if constexpr (keep) {
+      __syncthreads();
+      if (sums) add_by_block(total, sums, size);
+    }
+  }
+};
+
 struct Device {
   int multiprocessors, shared;  // bytes of shared memory that a block may ask for
 };

@@ -18,18 +18,13 @@ template <class T, class I, bool keep>
 __global__ void __launch_bounds__(kWarps<T> *kLanes, 1)
     forward_kernel(Layer<T, I> layer, const T *features, int64_t group, T *scores) {
   SharedPieces<T> shared;
-  if constexpr (keep) {
-    T *const mine = shared.take(layer.inputs * kLanes);
-    copy_by_block(mine, features, layer.inputs * kLanes);
-    features = mine;
-    __syncthreads();
-  }
+  const BlockRows<T, keep> block(shared, features, nullptr, layer.inputs * kLanes);
   T *const tile = shared.take_for_warp(kTile * kTilePitch);
   Team<T> team;
   each_tile((layer.labels + kTile - 1) / kTile, [&](int64_t number) {
     const int64_t first = number * kTile, labels = smaller<int64_t>(kTile, layer.labels - first);
     if (team.all_below(layer.indices + first * layer.fan_in, labels * layer.fan_in, layer.inputs)) {
-      forward_tile(layer, features, group, first, scores, tile, team);
+      forward_tile(layer, block.features, group, first, scores, tile, team);
       return;
     }
     for (int64_t b = group * kLanes; b < smaller((group + 1) * kLanes, layer.batch); ++b)
@@ -42,41 +37,21 @@ __global__ void __launch_bounds__(kWarps<T> *kLanes, 1)
     backward_kernel(Layer<T, I> layer, const T *features, int64_t group, const T *grad_scores,
                     T *grad_features, T *grad_weights, T *grad_bias) {
   SharedPieces<T> shared;
-  const int64_t size = layer.inputs * kLanes;
-  T *sums = grad_features;
-  if constexpr (keep) {
-    T *const mine = shared.take(size);
-    copy_by_block(mine, features, size);
-    features = mine;
-    if (sums) {
-      sums = shared.take(size);
-      clear_by_block(sums, size);
-    }
-    __syncthreads();
-  }
+  const BlockRows<T, keep> block(shared, features, grad_features, layer.inputs * kLanes);
   T *const tile = shared.take_for_warp(kTile * kTilePitch);
   Team<T> team;
-  const auto step = [&](int64_t number, auto rows) {
+  each_tile((layer.labels + kTile - 1) / kTile, [&](int64_t number) {
     const int64_t first = number * kTile;
     const int64_t count = smaller<int64_t>(kTile, layer.labels - first) * layer.fan_in;
     if (team.all_below(layer.indices + first * layer.fan_in, count, layer.inputs)) {
-      backward_tile(layer, features, group, first, grad_scores, rows, grad_weights, grad_bias, tile,
-                    team);
+      backward_tile(layer, block.features, group, first, grad_scores, block.to_add(), grad_weights,
+                    grad_bias, tile, team);
       return;
     }
     for (int64_t i = thread_id(); grad_weights && i < count; i += kLanes)
       grad_weights[first * layer.fan_in + i] = T(NAN);
-  };
-  each_tile((layer.labels + kTile - 1) / kTile, [&](int64_t number) {
-    if constexpr (keep)
-      step(number, SharedRows<T>{sums});
-    else
-      step(number, sums);
   });
-  if constexpr (keep) {
-    __syncthreads();
-    if (sums) add_by_block(grad_features, sums, size);
-  }
+  block.finish();
 }
 
 template <class T, class I>

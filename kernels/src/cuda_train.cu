@@ -55,18 +55,8 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     step_kernel(TrainedLayer<I, W, M> layer, int64_t connections, const float *features,
                 const uint32_t *masks, float *grad_features, double *loss_sum) {
   SharedPieces<float> shared;
-  const int64_t size = layer.groups() * layer.inputs * kLanes;
-  float *sums = grad_features;
-  if constexpr (keep) {
-    float *const mine = shared.take(size);
-    copy_by_block(mine, features, size);
-    features = mine;
-    if (sums) {
-      sums = shared.take(size);
-      clear_by_block(sums, size);
-    }
-    __syncthreads();
-  }
+  const BlockRows<float, keep> block(shared, features, grad_features,
+                                     layer.groups() * layer.inputs * kLanes);
   float *const grads = shared.take_for_warp(kTile + layer.groups() * kLanes);
   Team<float> team;
   Lanes<float> loss = broadcast(0.0f);
@@ -74,16 +64,11 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     const int64_t first = tile * kTile;
     if (!good_connections(layer, connections, first, smaller(first + kTile, layer.labels), team))
       loss = broadcast(NAN);
-    else if constexpr (keep)
-      step_tile(layer, features, first, masks, grads, SharedRows<float>{sums}, loss, team);
     else
-      step_tile(layer, features, first, masks, grads, sums, loss, team);
+      step_tile(layer, block.features, first, masks, grads, block.to_add(), loss, team);
   });
   add_loss(loss, loss_sum);
-  if constexpr (keep) {
-    __syncthreads();
-    if (sums) add_by_block(grad_features, sums, size);
-  }
+  block.finish();
 }
 
 // Dense layers read features in order, which the first-level cache does well; sums are kept.
@@ -92,29 +77,18 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     dense_step_kernel(TrainedLayer<uint16_t, W, M> layer, const float *rows, const float *features,
                       const uint32_t *masks, float *grad_features, double *loss_sum) {
   SharedPieces<float> shared;
-  const int64_t size = layer.groups() * layer.inputs * kLanes;
-  float *sums = grad_features;
-  if constexpr (keep_sums) {
-    sums = shared.take(size);
-    clear_by_block(sums, size);
-    __syncthreads();
-  }
+  const BlockRows<float, keep_sums> block(shared, features, grad_features,
+                                          layer.groups() * layer.inputs * kLanes, false);
   float *const staged = shared.take_for_warp(kStaged);
   float *const grads = shared.take_for_warp(layer.groups() * kBlock * kLanes);
   Team<float> team;
   Lanes<float> loss = broadcast(0.0f);
-  each_tile((layer.labels + kBlock - 1) / kBlock, [&](int64_t block) {
-    if constexpr (keep_sums)
-      step_block(layer, rows, features, block * kBlock, masks, grads, staged,
-                 SharedRows<float>{sums}, loss, team);
-    else
-      step_block(layer, rows, features, block * kBlock, masks, grads, staged, sums, loss, team);
+  each_tile((layer.labels + kBlock - 1) / kBlock, [&](int64_t number) {
+    step_block(layer, rows, features, number * kBlock, masks, grads, staged, block.to_add(), loss,
+               team);
   });
   add_loss(loss, loss_sum);
-  if constexpr (keep_sums) {
-    __syncthreads();
-    add_by_block(grad_features, sums, size);
-  }
+  block.finish();
 }
 
 template <class W>

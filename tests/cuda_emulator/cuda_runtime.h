@@ -3,9 +3,10 @@
 // that what is written for a GPU is executed, with the very same launches, on any machine.
 //
 // Every thread of a block is a fiber. It runs until it has to wait for others (a shuffle, a barrier);
-// then another one runs, in an order drawn from FANIN_EMULATOR_SEED, so that code which leans on an
-// order that CUDA does not promise gives wrong results. Shared memory is full of NaN when a block
-// begins. What a GPU would refuse or hang on (too much shared memory, a shuffle that threads have
+// then another one runs, in an order of FANIN_EMULATOR_ORDER, so that code which leans on an order
+// that CUDA does not promise gives wrong results: 0, one warp as far as it can, then the next; 1,
+// likewise from the last one on; 2, any warp. Lanes of a warp take turns at random. Shared memory is
+// full of NaN when a block begins. What a GPU would refuse or hang on (too much shared memory, a shuffle that threads have
 // left) ends the process with a message. It tells nothing about speed.
 #pragma once
 
@@ -76,7 +77,7 @@ struct Block {
   Meeting all;
   std::vector<uint64_t> values;  // of a shuffle: two sets of one for each thread, in turns
   std::vector<int> turn;         // of each thread
-  std::vector<int> ready;
+  std::vector<std::vector<int>> ready;  // of each warp
   std::vector<char> shared;
   ucontext_t scheduler;
   int current = 0, left = 0;
@@ -93,15 +94,27 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
-inline int seed() {
-  const char *text = getenv("FANIN_EMULATOR_SEED");
+inline int order() {
+  const char *text = getenv("FANIN_EMULATOR_ORDER");
   return text ? atoi(text) : 0;
 }
 
 inline void wake(Meeting &meeting) {
   meeting.arrived = 0;
-  block->ready.insert(block->ready.end(), meeting.waiting.begin(), meeting.waiting.end());
+  for (const int thread : meeting.waiting) block->ready[thread / kWarp].push_back(thread);
   meeting.waiting.clear();
+}
+
+// The warp whose turn it is, or -1.
+inline int next_warp(int wanted) {
+  std::vector<std::vector<int>> &ready = block->ready;
+  const int warps = int(ready.size());
+  const int start = wanted == 2 ? int(block->random() % warps) : 0;
+  for (int i = 0; i < warps; ++i) {
+    const int warp = wanted == 1 ? warps - 1 - i : (start + i) % warps;
+    if (!ready[warp].empty()) return warp;
+  }
+  return -1;
 }
 
 inline void __attribute__((noinline)) meet(Meeting &meeting) {
@@ -135,12 +148,14 @@ inline void run_block() {
     fiber.context.uc_stack.ss_size = kStack;
     fiber.context.uc_link = &b.scheduler;
     makecontext(&fiber.context, thread_main, 0);
-    b.ready.push_back(t);
+    b.ready[t / kWarp].push_back(t);
   }
-  while (!b.ready.empty()) {
-    std::swap(b.ready[b.random() % b.ready.size()], b.ready.back());
-    b.current = b.ready.back();
-    b.ready.pop_back();
+  const int wanted = order();
+  for (int warp; (warp = next_warp(wanted)) >= 0;) {
+    std::vector<int> &lanes = b.ready[warp];
+    std::swap(lanes[b.random() % lanes.size()], lanes.back());
+    b.current = lanes.back();
+    lanes.pop_back();
     threadIdx = dim3(unsigned(b.current));
     swapcontext(&b.scheduler, &b.fibers[b.current].context);
   }
@@ -159,10 +174,10 @@ void run(dim3 grid, dim3 threads, size_t shared, void (*kernel)(P...), P... argu
   here.fibers.resize(threads.x);
   while (stacks.size() < threads.x) stacks.emplace_back(new char[kStack]);
   here.warps.resize(threads.x / kWarp);
+  here.ready.resize(threads.x / kWarp);
   here.values.resize(2 * threads.x);
   here.turn.resize(threads.x);
   here.shared.resize(shared + 16);
-  here.random.seed(unsigned(seed()));
   here.body = [&] { kernel(arguments...); };
   block = &here;
   gridDim = grid;
