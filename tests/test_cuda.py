@@ -89,8 +89,8 @@ def test_indices_beyond_the_inputs_make_their_labels_nan():
     scores = kernels.fan_in_linear(x, indices, weights, bias)
     bad = np.isnan(scores).all(axis=0)
     assert bad[32:64].all() and not np.isnan(scores[:, ~bad]).any()  # its tile of 32
-    _, of_weights, _ = kernels.fan_in_linear_backward(scores, x, indices, weights)
-    assert np.isnan(of_weights[32:64]).all()
+    _, of_weights, of_bias = kernels.fan_in_linear_backward(scores, x, indices, weights)
+    assert np.isnan(of_weights[32:64]).all() and np.isnan(of_bias[32:64]).all()
 
 
 def test_a_feature_that_is_not_finite_reaches_only_what_it_is_connected_to():
@@ -143,6 +143,23 @@ def test_bfloat16_is_rounded_as_on_a_cpu(kind):
     assert (np.abs(found - expected) <= unit * 1.01).all()
     error = (found - expected) / unit
     assert abs(error.mean()) < 0.05 and (error > 0.05).any() and (error < -0.05).any()
+
+
+def test_a_gpus_nan_stays_one_in_bfloat16():
+    rng = np.random.default_rng(10)
+    half = ml_dtypes.bfloat16
+    _, layer = make_layer(
+        rng, make_setup("stratified", 40, 70, 5), "stratified", dtype=half, moments=half
+    )
+    batch = make_batch(rng, 4, 40, 70)
+    batch.features[0, 3] = np.array([0x7FFFFFFF], np.uint32).view(np.float32)[0]
+    arrays = (batch.features, layer.weights, layer.bias, batch.rows, batch.labels)
+    kernels.step(*arrays, kernels.Adam(1), **layer.connections)
+    touched = (layer.connections["indices"] == 3).any(axis=1)
+    assert touched.any()
+    for array in (layer.weights.values, layer.weights.m, layer.weights.v):
+        # Every connection of a label whose score is NaN.
+        np.testing.assert_array_equal(np.isnan(array.astype(np.float32)).all(1), touched)
 
 
 def test_a_step_with_wrong_connections_has_no_number_for_a_loss():

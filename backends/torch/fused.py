@@ -269,7 +269,7 @@ class FusedFanIn(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=moments_dtype))
         for name in _BIAS:
             self.register_buffer(name, torch.zeros(labels))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def _apply(self, fn: Any, recurse: bool = True) -> FusedFanIn:
         super()._apply(fn, recurse)
@@ -288,7 +288,7 @@ class FusedFanIn(nn.Module):
     def _step(
         self, features: Tensor, rows: Tensor, labels: Tensor, want_grad: bool
     ) -> tuple[Tensor, Tensor]:
-        self.steps += 1
+        self.steps = self.steps.cpu() + 1  # a loaded state may have brought it to a GPU
         loss, grad = fused_step(
             features,
             self.indices,

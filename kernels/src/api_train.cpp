@@ -69,6 +69,7 @@ void check_connections(Check &check, const fanin_connections &c, Dimension &inpu
     check.indices(c.indices);
     if (check.status() != FANIN_OK) return;
     if (bounds.size < 2) return check.wrong("starts must have at least 2 elements");
+    if (connections.size == 0) return check.wrong("a layer needs at least one connection");
     labels.size = bounds.size - 1;
     labels.said_by = "starts";
     like({&connections});

@@ -62,9 +62,12 @@ FANIN_FN void clear_by_block(T *values, int64_t count) {
 }
 template <class T>
 FANIN_FN void add_by_block(T *to, const T *from, int64_t count) {
-  constexpr int wide = Spread<T>::wide;
-  for (int64_t i = threadIdx.x; i < count / wide; i += blockDim.x)
-    add_wide(to + i * wide, reinterpret_cast<const Wide<T> *>(from)[i]);
+  if constexpr (adds_wide<T>()) {
+    for (int64_t i = 4 * threadIdx.x; i < count; i += 4 * blockDim.x)
+      reduce_add(to + i, from[i], from[i + 1], from[i + 2], from[i + 3]);
+  } else {
+    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) atomicAdd(to + i, from[i]);
+  }
 }
 
 // Rows [inputs, 32] that all warps of a block read, and others that they add to: its own, in shared
@@ -125,6 +128,11 @@ inline Finding last_error() {
   return {Finding::device_error, 0, cudaGetErrorString(error)};
 }
 
+// Both are asked for, so that an error is not left behind for the next call.
+inline Finding first_of(const Finding &a, const Finding &b) {
+  return a.kind == Finding::nothing ? b : a;
+}
+
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, void *stream, A... args) {
   cudaLaunchConfig_t config{};
@@ -141,12 +149,17 @@ template <class... P, class... A>
 Finding launch_tiles(void (*kernel)(P...), int64_t tiles, int warps, size_t of_block,
                      size_t of_warp, void *stream, A... args) {
   const Device here = device();
+  if (const Finding before = last_error(); before.kind != Finding::nothing) return before;
+  // Narrow layers go to more multiprocessors rather than to more warps of a few; what a block keeps
+  // is worth many warps.
+  while (!of_block && warps > 1 && tiles < int64_t(warps) * here.multiprocessors) warps /= 2;
   while (warps && of_block + warps * of_warp > size_t(here.shared)) warps /= 2;
   if (!warps)
     return {Finding::unavailable, 0, "the batch needs more shared memory than this GPU has; "
                                    "use smaller batches"};
   const size_t shared = of_block + warps * of_warp;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+  // Always the most: what another thread sets between this and the launch is then the same.
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, here.shared);
   int resident = 0;
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, warps * kLanes, shared);
   const int64_t most = int64_t(here.multiprocessors) * (resident > 0 ? resident : 1);

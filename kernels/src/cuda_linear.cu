@@ -50,6 +50,8 @@ __global__ void __launch_bounds__(kWarps<T> *kLanes, 1)
     }
     for (int64_t i = thread_id(); grad_weights && i < count; i += kLanes)
       grad_weights[first * layer.fan_in + i] = T(NAN);
+    if (grad_bias && first + thread_id() < layer.labels)
+      grad_bias[first + thread_id()] = T(NAN);
   });
   block.finish();
 }
@@ -95,7 +97,7 @@ Finding run_backward(const BackwardCall &c) {
                  : start(backward_kernel<T, I, false>, kFewWarps, 0);
     if (sums) from_lanes(sums, c.grad_features, c.batch, c.inputs, group, 1, c.stream);
   }
-  return found;
+  return first_of(found, last_error());
 }
 
 }  // namespace

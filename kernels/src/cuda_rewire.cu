@@ -21,8 +21,9 @@ typedef unsigned long long Count;
 
 // counts[bucket] of all weights, or, in the second round, of those in the bucket of the first.
 template <class W>
-__global__ void count_kernel(const W *weights, int64_t count, bool second, const Search *search,
-                             Count *counts) {
+__global__ void __launch_bounds__(kThreads)
+    count_kernel(const W *weights, int64_t count, bool second, const Search *search,
+                 Count *counts) {
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
        i += int64_t(gridDim.x) * blockDim.x) {
     const uint32_t bits = magnitude(weights[i]);
@@ -34,7 +35,8 @@ __global__ void count_kernel(const W *weights, int64_t count, bool second, const
 }
 
 // The bucket of the wanted rank, and the rank within it. One block.
-__global__ void find_kernel(const Count *counts, bool second, Search *search) {
+__global__ void __launch_bounds__(kThreads)
+    find_kernel(const Count *counts, bool second, Search *search) {
   __shared__ Count sums[kThreads];
   constexpr int here = int(kBuckets / kThreads);
   Count total = 0;
@@ -57,7 +59,7 @@ __global__ void find_kernel(const Count *counts, bool second, Search *search) {
 __global__ void begin_kernel(Count rank, Search *search) { *search = {rank, 0, 0, 0}; }
 
 template <class I, class W, class M>
-__global__ void regrow_kernel(RewireCall c, Search *search) {
+__global__ void __launch_bounds__(kThreads) regrow_kernel(RewireCall c, Search *search) {
   int moved = 0;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < c.count;
        i += int64_t(gridDim.x) * blockDim.x)
@@ -84,8 +86,9 @@ Finding run(const RewireCall &c, Search *found) {
   const auto stream = static_cast<cudaStream_t>(c.stream);
   cudaMemcpyAsync(found, search, sizeof *found, cudaMemcpyDeviceToHost, stream);
   const cudaError_t waited = cudaStreamSynchronize(stream);
+  const Finding launched = last_error();
   if (waited != cudaSuccess) return {Finding::device_error, 0, cudaGetErrorString(waited)};
-  return last_error();
+  return launched;
 }
 
 template <class I, class W>

@@ -223,7 +223,7 @@ Finding run_step(const StepCall &c) {
   }
   launch(write_loss_kernel, dim3(1), kLanes, 0, c.stream, memory.losses, c.loss);
   if (sums) from_lanes(sums, c.grad_features, c.batch, c.inputs, 0, groups, c.stream);
-  return found.kind == Finding::nothing ? last_error() : found;
+  return first_of(found, last_error());
 }
 
 template <class W>
@@ -251,7 +251,7 @@ Finding run_dense_update(const DenseUpdateCall &c) {
       launch_tiles(dense_update_kernel<W, M>, tiles, kUpdateWarps, 0, of_warp, c.stream, layer,
                    c.grad_scores, c.scores, c.features, sums);
   if (sums) from_lanes(sums, c.grad_features, c.batch, c.inputs, 0, groups, c.stream);
-  return found.kind == Finding::nothing ? last_error() : found;
+  return first_of(found, last_error());
 }
 
 template <class I, class W>
@@ -259,6 +259,8 @@ Finding run_top_k(const TopKCall &c) {
   const TopKMemory memory = top_k_memory(c, c.workspace);
   const ScoredLayer<I, W> layer = scored_layer<I, W>(c);
   to_lanes(c.features, memory.features, c.batch, c.inputs, c.stream);
+  const Finding begun = last_error();
+  if (begun.kind != Finding::nothing) return begun;
   const size_t of_warp = size_t(kStaged) * sizeof(float);
   // A block more or less does not matter; every list has its warp.
   const dim3 blocks(unsigned((c.threads + kFewWarps - 1) / kFewWarps));

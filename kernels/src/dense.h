@@ -10,12 +10,14 @@ namespace fanin {
 namespace FANIN_TARGET {
 
 // Labels that are worked on together, as many as leave the registers for their sums: features are
-// then read once for all of them. And vectors of neighbouring inputs, likewise, in the backward pass.
+// then read once for all of them. Vectors of neighbouring inputs, likewise, in the backward pass; and
+// labels whose weights are loaded together before they are updated.
 #if defined(__CUDACC__)
-constexpr int kBlock = 8, kInputVectors = 2;
+constexpr int kBlock = 8, kInputVectors = 2, kUpdated = 2;
 #else
 constexpr int kBlock = kVectorBytes == 64 ? 8 : kVectorBytes == 32 ? 2 : 1;
 constexpr int kInputVectors = kVectorBytes == 64 ? 2 : kVectorBytes == 32 ? 4 : 8;
+constexpr int kUpdated = 1;
 #endif
 static_assert(kBlock <= kMostBlock, "call.h makes room for it");
 // Scratch of the functions below: weights of a block and a chunk of inputs, as all lanes read them.
@@ -100,12 +102,21 @@ FANIN_FN void update_columns(const Adam &a, W *weights, M *m, M *v, int64_t at, 
       for (int i = 0; i < Vectors; ++i) total[j][i] += grad[j * kLanes] * x[i];
   }
   FANIN_UNROLL
-  for (int j = 0; j < kBlock; ++j)
-    if (j < labels) {
+  for (int j = 0; j < kBlock; j += kUpdated) {
+    Updated held[kUpdated][Vectors];
+    const auto each = [&](auto f) FANIN_INLINE {
       FANIN_UNROLL
-      for (int i = 0; i < Vectors; ++i)
-        adam(a, weights, m, v, at + j * inputs + i * chunk, count, Chunk<float>{total[j][i]});
-    }
+      for (int u = 0; u < kUpdated; ++u)
+        if (j + u < labels) {
+          FANIN_UNROLL
+          for (int i = 0; i < Vectors; ++i) f(u, i, at + (j + u) * inputs + i * chunk);
+        }
+    };
+    each([&](int u, int i, int64_t from) FANIN_INLINE {
+      held[u][i].load(weights, m, v, from, count); });
+    each([&](int u, int i, int64_t to) FANIN_INLINE {
+      held[u][i].step(a, weights, m, v, to, count, Chunk<float>{total[j + u][i]}); });
+  }
 }
 
 template <class W, class M>

@@ -308,6 +308,9 @@ template <class T>
 FANIN_FN void write_one(T *out, T value, bool add) {
   *out = add ? *out + value : value;
 }
+// What is going to be read; a CPU fetches ahead by itself.
+template <class T>
+FANIN_FN void announce(const T *, int64_t) {}
 // Values that all lanes read later, each of them for itself.
 FANIN_FN void stage(float *values, const Chunk<float> &a) { store_vector(values, a.v); }
 

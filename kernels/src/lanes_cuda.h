@@ -99,7 +99,9 @@ FANIN_FN void store_chunk(T *p, int count, Chunk<T> a, uint32_t) {
 }
 // Stochastic rounding: up with the probability of the part that is cut off.
 FANIN_FN void store_chunk(Bf16 *p, int count, Chunk<float> a, uint32_t random) {
-  const uint32_t bits = __float_as_uint(a.v) + (random & 0xffff);
+  uint32_t bits = __float_as_uint(a.v);
+  // A GPU's NaN has all bits set; adding to it would make a number of it.
+  if (a.v == a.v) bits += random & 0xffff;
   if (thread_id() < count) p[thread_id()].bits = uint16_t(bits >> 16);
 }
 template <class T>
@@ -222,29 +224,33 @@ FANIN_FN Chunk<T> row_sums(const Connections<T, I, W> &connections, int count, L
 #if !defined(FANIN_EMULATED_CUDA)
 // Adds 16 bytes in one instruction, and waits for no answer, as atomicAdd(float4 *) might.
 FANIN_FN void reduce_add(float *at, float a, float b, float c, float d) {
-#if __CUDA_ARCH__ >= 900
   asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(at)),
                "f"(a), "f"(b), "f"(c), "f"(d)
                : "memory");
-#else
-  atomicAdd(at, a);
-  atomicAdd(at + 1, b);
-  atomicAdd(at + 2, c);
-  atomicAdd(at + 3, d);
-#endif
+}
+FANIN_FN void prefetch(const void *at) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(at)));
 }
 #endif
 
-// Rows that all warps add to, in device memory ...
+// Whether rows are added to 16 bytes a thread; else one row at a time is the fewest transactions.
 template <class T>
-FANIN_FN void add_wide(T *at, Wide<T> a) {
-  FANIN_UNROLL
-  for (int k = 0; k < Spread<T>::wide; ++k) atomicAdd(at + k, a.v[k]);
+FANIN_FN constexpr bool adds_wide() {
+#if __CUDA_ARCH__ >= 900 || defined(FANIN_EMULATED_CUDA)
+  return sizeof(T) == sizeof(float);
+#else
+  return false;
+#endif
 }
-FANIN_FN void add_wide(float *at, Wide<float> a) {
-  reduce_add(at, a.v[0], a.v[1], a.v[2], a.v[3]);
+
+// What is going to be read: count values from p on, by this warp.
+template <class T>
+FANIN_FN void announce(const T *p, int64_t count) {
+  for (int64_t i = thread_id(); i < count; i += kLanes) prefetch(p + i);
 }
-// ... or in a block's shared memory, where one row at a time is free of bank conflicts.
+
+// Rows that all warps add to are in device memory, or ...
+// ... in a block's shared memory, where one row at a time is free of bank conflicts.
 template <class T>
 struct SharedRows {
   T *rows;
@@ -262,23 +268,22 @@ FANIN_FN void add_to(SharedRows<T> row, Lanes<T> a) {
 }
 
 // weight * grad added to each source's row.
-template <class T, class I, class W>
-FANIN_FN void spread(const Connections<T, I, W> &connections, int count, Lanes<T> grad, T *rows) {
-  const Wide<T> mine = to_wide(grad);
-  each_row<T>([&](int, int c) {
-    const T weight = connections.weight(c);
-    T *const row = rows + connections.source(c) * kLanes;
-    Wide<T> part;
-    FANIN_UNROLL
-    for (int k = 0; k < Spread<T>::wide; ++k) part.v[k] = weight * mine.v[k];
-    if (c < count) add_wide(row + thread_id() % Spread<T>::part * Spread<T>::wide, part);
-  });
-}
-template <class T, class I, class W>
-FANIN_FN void spread(const Connections<T, I, W> &connections, int count, Lanes<T> grad,
-                     SharedRows<T> rows) {
-  for (int c = 0; c < count; ++c)
-    add_to(rows + connections.source(c) * kLanes, Lanes<T>{connections.weight(c) * grad.v});
+template <class T, class I, class W, class Rows>
+FANIN_FN void spread(const Connections<T, I, W> &connections, int count, Lanes<T> grad, Rows rows) {
+  if constexpr (adds_wide<T>() && std::is_pointer<Rows>::value) {
+    const Wide<T> mine = to_wide(grad);
+    each_row<T>([&](int, int c) {
+      const T weight = connections.weight(c);
+      T *const row = rows + connections.source(c) * kLanes;
+      const auto part = [&](int k) { return weight * mine.v[k]; };
+      if (c < count)
+        reduce_add(row + thread_id() % Spread<T>::part * Spread<T>::wide, part(0), part(1), part(2),
+                   part(3));
+    });
+  } else {
+    for (int c = 0; c < count; ++c)
+      add_to(rows + connections.source(c) * kLanes, Lanes<T>{connections.weight(c) * grad.v});
+  }
 }
 
 // A team is one warp: warps go their own ways and never wait for each other.

@@ -15,20 +15,38 @@ namespace FANIN_TARGET {
 // w -= rate * m / (sqrt(v) + epsilon), rate = learning_rate * sqrt(1 - beta2^t) / (1 - beta1^t).
 typedef AdamCall Adam;  // seed: of stochastic rounding, another one for every step
 
+// A chunk of an array that is trained, from its load to its store: whoever updates several loads
+// them all before the first is stored, so that their loads overlap.
+//
 // Bf16 arrays are rounded stochastically: an update of less than half a unit in the last place,
 // which most are, is then right on average rather than lost.
+struct Updated {
+  Chunk<float> weight, mean, square;
+
+  template <class W, class M>
+  FANIN_FN void load(const W *weights, const M *m, const M *v, int64_t at, int count) {
+    weight = load_chunk<float>(weights + at, count);
+    mean = load_chunk<float>(m + at, count);
+    square = load_chunk<float>(v + at, count);
+  }
+  template <class W, class M>
+  FANIN_FN void step(const Adam &a, W *weights, M *m, M *v, int64_t at, int count,
+                     const Chunk<float> &grad) {
+    mean.v += a.rest1 * (grad.v - mean.v);
+    square.v += a.rest2 * (grad.v * grad.v - square.v);
+    const Chunk<float> updated{weight.v - a.rate * mean.v / (root(square.v) + a.epsilon)};
+    const auto random = random_chunk(uint32_t(at), a.seed);
+    store_chunk(weights + at, count, updated, random);
+    store_chunk(m + at, count, mean, random >> 16);
+    store_chunk(v + at, count, square, mix(random));
+  }
+};
 template <class W, class M>
 FANIN_FN void adam(const Adam &a, W *weights, M *m, M *v, int64_t at, int count,
                    const Chunk<float> &grad) {
-  const Chunk<float> w = load_chunk<float>(weights + at, count);
-  Chunk<float> mean = load_chunk<float>(m + at, count), square = load_chunk<float>(v + at, count);
-  mean.v += a.rest1 * (grad.v - mean.v);
-  square.v += a.rest2 * (grad.v * grad.v - square.v);
-  const Chunk<float> updated{w.v - a.rate * mean.v / (root(square.v) + a.epsilon)};
-  const auto random = random_chunk(uint32_t(at), a.seed);
-  store_chunk(weights + at, count, updated, random);
-  store_chunk(m + at, count, mean, random >> 16);
-  store_chunk(v + at, count, square, mix(random));
+  Updated chunk;
+  chunk.load(weights, m, v, at, count);
+  chunk.step(a, weights, m, v, at, count, grad);
 }
 
 typedef fanin_loss LossKind;
@@ -133,6 +151,13 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
   for (int j = 0; j < labels; ++j) {
     const int64_t label = first_label + j;
     const int64_t begin = layer.begin(label), fan_in = layer.begin(label + 1) - begin;
+    announce(layer.m + begin, fan_in);
+    announce(layer.v + begin, fan_in);
+    if (j + 1 < labels) {  // the next one's connections
+      const int64_t next = begin + fan_in, ahead = layer.begin(label + 2) - next;
+      announce(layer.indices + next, ahead);
+      announce(layer.weights + next, ahead);
+    }
     bool needed = false;
     float of_bias = 0;
     for (int64_t group = 0; group < groups; ++group) {

@@ -239,6 +239,7 @@ inline void reduce_add(float *at, float a, float b, float c, float d) {
   if (reinterpret_cast<uintptr_t>(at) % 16) emulator::stop("16 bytes that are not aligned");
   for (const float value : {a, b, c, d}) *at++ += value;
 }
+inline void prefetch(const void *) {}
 inline unsigned atomicOr(unsigned *at, unsigned value) {
   const unsigned before = *at;
   *at |= value;
