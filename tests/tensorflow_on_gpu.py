@@ -25,6 +25,7 @@ SETUPS = [
     LayerSetup("bottleneck", 20, 300, intermediate=8),
     LayerSetup("sparse", 20, 300, connectivity=4),
     LayerSetup("stratified", 20, 300, connectivity=4),
+    LayerSetup("stratified", 3200, 300, connectivity=4),  # sorted on a CPU, not on a GPU
     LayerSetup("dense-stratified", 20, 300, connectivity=4, intermediate=64, loss="bce"),
 ]
 
