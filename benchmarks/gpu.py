@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,7 @@ def build(folder: Path, architecture: str | None) -> Path:
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DFANIN_CUDA=OFF"]
     if architecture:
         options[1:] = ["-DFANIN_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}-real"]
+    options += shlex.split(os.environ.get("CMAKE_ARGS", ""))
     # The generator is chosen once for a folder.
     if shutil.which("ninja") and not (folder / "CMakeCache.txt").exists():
         options += ["-G", "Ninja"]

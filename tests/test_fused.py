@@ -453,6 +453,7 @@ print(*resident)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "tensorflow"])
 def test_training_does_not_grow(backend):
     # Losses kept as tensors pinned the buffers between them: 30 to 100 MiB in 100 steps.

@@ -611,6 +611,7 @@ class TestCompare:
         assert lockstep.difference(np.zeros(3), np.zeros(3)).relative == 0
 
 
+@pytest.mark.slow
 class TestCommandLine:
     @pytest.mark.parametrize("name", ["reproduce", "compare", "report", "info"])
     def test_help(self, name):

@@ -75,6 +75,7 @@ def test_random_shapes(instruction_set, data):
     check(rng, *layer(rng, *shape, dtype, index), threads=data.draw(st.integers(0, 5)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", ["torch", "tensorflow", "torch, fused", "tensorflow, fused"])
 def test_examples_run(framework, tmp_path):
     (code,) = re.findall(rf"```python\n(# {framework}\n.*?)```", README, re.DOTALL)

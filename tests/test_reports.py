@@ -701,6 +701,7 @@ def test_a_report_goes_where_it_is_told_and_replaces_an_earlier_one(tmp_path: Pa
     assert not (tmp_path / "results" / "report").exists()
 
 
+@pytest.mark.slow
 def test_a_report_imports_no_framework_and_no_backend() -> None:
     code = (
         "import sys, fanin.benchmarks.task; before = set(sys.modules)\n"

@@ -73,6 +73,7 @@ def test_kernel_sources_include_no_framework():
         assert not re.search(r"#include\s*[<\"](torch|tensorflow|ATen|c10)/", path.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["fanin.benchmarks.cli", "fanin.reports", "fanin.kernels"])
 def test_the_harness_loads_no_framework(module):
     command = f"import sys, {module}; print({{'torch', 'tensorflow'}} & set(sys.modules))"

@@ -395,6 +395,7 @@ def some_data():
     return x, x @ rng.standard_normal((20, 50)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_keras_fit_save_and_load(tmp_path, use_bias):
     x, y = some_data()
