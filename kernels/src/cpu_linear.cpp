@@ -105,15 +105,15 @@ Finding run_backward(const BackwardCall &c) {
 }
 
 Finding forward(const ForwardCall &c) {
-  if (c.wide_values)
-    return c.wide_indices ? run_forward<double, uint32_t>(c) : run_forward<double, uint16_t>(c);
-  return c.wide_indices ? run_forward<float, uint32_t>(c) : run_forward<float, uint16_t>(c);
+  return with_op_types(c, [&](auto value, auto index) {
+    return run_forward<decltype(value), decltype(index)>(c);
+  });
 }
 
 Finding backward(const BackwardCall &c) {
-  if (c.wide_values)
-    return c.wide_indices ? run_backward<double, uint32_t>(c) : run_backward<double, uint16_t>(c);
-  return c.wide_indices ? run_backward<float, uint32_t>(c) : run_backward<float, uint16_t>(c);
+  return with_op_types(c, [&](auto value, auto index) {
+    return run_backward<decltype(value), decltype(index)>(c);
+  });
 }
 
 }  // namespace

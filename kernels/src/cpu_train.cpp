@@ -9,16 +9,6 @@ namespace fanin {
 namespace FANIN_TARGET {
 namespace {
 
-// f(a value of the index type, of the type of weights, of the type of moments)
-template <class F>
-Finding with_types(bool wide_indices, bool half_weights, bool half_moments, const F &f) {
-  const auto with_index = [&](auto index) {
-    if (half_weights) return half_moments ? f(index, Bf16(), Bf16()) : f(index, Bf16(), float());
-    return half_moments ? f(index, float(), Bf16()) : f(index, float(), float());
-  };
-  return wide_indices ? with_index(uint32_t()) : with_index(uint16_t());
-}
-
 int lanes_of(int64_t batch, int64_t group) {
   return int(smaller<int64_t>(kLanes, batch - group * kLanes));
 }

@@ -52,7 +52,7 @@ struct SharedPieces {
 };
 template <class T>
 FANIN_FN void copy_by_block(T *to, const T *from, int64_t count) {
-  constexpr int wide = Spread<T>::wide;
+  constexpr int wide = Sharing<T>::wide;
   for (int64_t i = threadIdx.x; i < count / wide; i += blockDim.x)
     reinterpret_cast<Wide<T> *>(to)[i] = reinterpret_cast<const Wide<T> *>(from)[i];
 }

@@ -7,13 +7,6 @@ namespace fanin {
 namespace cuda {
 namespace {
 
-// f(a value of the type of weights, of the type of moments)
-template <class F>
-Finding with_values(bool half_weights, bool half_moments, const F &f) {
-  if (half_weights) return half_moments ? f(Bf16(), Bf16()) : f(Bf16(), float());
-  return half_moments ? f(float(), Bf16()) : f(float(), float());
-}
-
 constexpr int kUpdateWarps = 4;  // of a block that updates a dense layer: takes 160 registers a thread
 constexpr size_t kRowBytes = kLanes * sizeof(float);
 
@@ -279,11 +272,10 @@ Finding run_top_k(const TopKCall &c) {
 }  // namespace
 
 Finding step(const StepCall &c) {
-  return with_values(c.half_weights, c.half_moments, [&](auto weight, auto moment) {
-    typedef decltype(weight) W;
-    typedef decltype(moment) M;
-    return c.wide_indices ? run_step<uint32_t, W, M>(c) : run_step<uint16_t, W, M>(c);
-  });
+  return with_types(c.wide_indices, c.half_weights, c.half_moments,
+                    [&](auto index, auto weight, auto moment) {
+                      return run_step<decltype(index), decltype(weight), decltype(moment)>(c);
+                    });
 }
 
 Finding dense_forward(const DenseForwardCall &c) {
@@ -291,15 +283,14 @@ Finding dense_forward(const DenseForwardCall &c) {
 }
 
 Finding dense_update(const DenseUpdateCall &c) {
-  return with_values(c.half_weights, c.half_moments, [&](auto weight, auto moment) {
+  return with_types(false, c.half_weights, c.half_moments, [&](auto, auto weight, auto moment) {
     return run_dense_update<decltype(weight), decltype(moment)>(c);
   });
 }
 
 Finding top_k(const TopKCall &c) {
-  return with_values(c.half_weights, false, [&](auto weight, auto) {
-    typedef decltype(weight) W;
-    return c.wide_indices ? run_top_k<uint32_t, W>(c) : run_top_k<uint16_t, W>(c);
+  return with_types(c.wide_indices, c.half_weights, false, [&](auto index, auto weight, auto) {
+    return run_top_k<decltype(index), decltype(weight)>(c);
   });
 }
 

@@ -5,6 +5,7 @@
 // (cpu_linear.cpp, cuda_launch.cu) walk over tiles and groups and own all memory.
 #pragma once
 
+#include "call.h"
 #include "lanes.h"
 
 namespace fanin {
@@ -29,6 +30,14 @@ Layer<T, I> layer_of(const Call &c, const void *bias) {
           static_cast<const I *>(c.indices),
           static_cast<const T *>(c.weights),
           static_cast<const T *>(bias)};
+}
+
+// f(a value of the type of features and weights, of the index type), as the call has them.
+template <class Call, class F>
+Finding with_op_types(const Call &c, const F &f) {
+  if (c.wide_values)
+    return c.wide_indices ? f(double(), uint32_t()) : f(double(), uint16_t());
+  return c.wide_indices ? f(float(), uint32_t()) : f(float(), uint16_t());
 }
 
 // One label's score for each lane: bias + sum_k weights[k] * features[indices[k]].

@@ -2,10 +2,10 @@
 // includes this.
 //
 // Rows of 32 lanes are read and written 16 bytes a thread, the widest there is: for floats 8 threads
-// share a row, and one instruction moves 4 rows (for doubles 16 and 2). `rows` threads apart
-// (Spread<T>::part) lie those that hold the same lanes of different rows. Where their sums meet, each
-// thread keeps one lane, lane_of<T>(): which one follows from the exchange, and no order would do
-// better, since a permuted row is still one contiguous row.
+// share a row, and one instruction moves 4 rows (for doubles 16 and 2). Threads that are
+// Sharing<T>::part apart hold the same lanes of different rows. Where their sums meet, each thread
+// keeps one lane, lane_of<T>(): which one follows from the exchange, and no order would do better,
+// since a permuted row is still one contiguous row.
 #pragma once
 
 namespace fanin {
@@ -17,14 +17,14 @@ constexpr int kTilePitch = kLanes + 1;  // one value of padding: columns fall in
 FANIN_FN int thread_id() { return threadIdx.x % kLanes; }
 
 template <class T>
-struct Spread {
+struct Sharing {
   static constexpr int wide = int(16 / sizeof(T));  // values a thread moves at once
   static constexpr int part = kLanes / wide;        // threads of a row
 };
 
 template <class T>
 FANIN_FN int lane_of() {
-  return thread_id() % Spread<T>::part * Spread<T>::wide + thread_id() / Spread<T>::part;
+  return thread_id() % Sharing<T>::part * Sharing<T>::wide + thread_id() / Sharing<T>::part;
 }
 
 template <class T>
@@ -119,19 +119,19 @@ FANIN_FN void stage(float *shared, Chunk<float> a) { shared[thread_id()] = a.v; 
 // What a thread moves at once.
 template <class T>
 struct alignas(16) Wide {
-  T v[Spread<T>::wide];
+  T v[Sharing<T>::wide];
 };
 template <class T>
 FANIN_FN Wide<T> load_wide(const T *row) {
-  return *reinterpret_cast<const Wide<T> *>(row + thread_id() % Spread<T>::part * Spread<T>::wide);
+  return *reinterpret_cast<const Wide<T> *>(row + thread_id() % Sharing<T>::part * Sharing<T>::wide);
 }
 // The lanes that this thread has in a Wide.
 template <class T>
 FANIN_FN Wide<T> to_wide(Lanes<T> a) {
   Wide<T> w;
   FANIN_UNROLL
-  for (int i = 0; i < Spread<T>::wide; ++i)
-    w.v[i] = __shfl_sync(kAll, a.v, i * Spread<T>::part + thread_id() % Spread<T>::part);
+  for (int i = 0; i < Sharing<T>::wide; ++i)
+    w.v[i] = __shfl_sync(kAll, a.v, i * Sharing<T>::part + thread_id() % Sharing<T>::part);
   return w;
 }
 
@@ -168,8 +168,8 @@ struct Connections {
 template <class T, class F>
 FANIN_FN void each_row(const F &of_row) {
   FANIN_UNROLL
-  for (int i = 0; i < Spread<T>::part; ++i)
-    of_row(i, thread_id() / Spread<T>::part * Spread<T>::part + i);
+  for (int i = 0; i < Sharing<T>::part; ++i)
+    of_row(i, thread_id() / Sharing<T>::part * Sharing<T>::part + i);
 }
 // This thread's part of a connection's row, zeros for connections that are not there.
 template <class T, class I, class W>
@@ -178,7 +178,7 @@ FANIN_FN Wide<T> source_row(const Connections<T, I, W> &connections, int c, int 
   // Connections beyond the last have source 0, which can be read; but it may be infinite.
   Wide<T> row = load_wide(rows + connections.source(c) * kLanes);
   FANIN_UNROLL
-  for (int k = 0; k < Spread<T>::wide; ++k) row.v[k] = c < count ? row.v[k] : T(0);
+  for (int k = 0; k < Sharing<T>::wide; ++k) row.v[k] = c < count ? row.v[k] : T(0);
   return row;
 }
 
@@ -196,11 +196,11 @@ struct Gathered {
       const T weight = connections.weight(c);
       const Wide<T> row = source_row(connections, c, count, rows);
       FANIN_UNROLL
-      for (int k = 0; k < Spread<T>::wide; ++k) total.v[k] = ::fma(weight, row.v[k], total.v[k]);
+      for (int k = 0; k < Sharing<T>::wide; ++k) total.v[k] = ::fma(weight, row.v[k], total.v[k]);
     });
   }
   FANIN_FN Lanes<T> lanes() {
-    exchange<Spread<T>::wide / 2, Spread<T>::part>(total.v);
+    exchange<Sharing<T>::wide / 2, Sharing<T>::part>(total.v);
     return {start + total.v[0]};
   }
 };
@@ -210,14 +210,14 @@ template <class T, class I, class W>
 FANIN_FN Chunk<T> row_sums(const Connections<T, I, W> &connections, int count, Lanes<T> grad,
                            const T *rows) {
   const Wide<T> mine = to_wide(grad);
-  T sums[Spread<T>::part];
+  T sums[Sharing<T>::part];
   each_row<T>([&](int i, int c) {
     const Wide<T> row = source_row(connections, c, count, rows);
     sums[i] = mine.v[0] * row.v[0];
     FANIN_UNROLL
-    for (int k = 1; k < Spread<T>::wide; ++k) sums[i] = ::fma(mine.v[k], row.v[k], sums[i]);
+    for (int k = 1; k < Sharing<T>::wide; ++k) sums[i] = ::fma(mine.v[k], row.v[k], sums[i]);
   });
-  exchange<Spread<T>::part / 2, 1>(sums);
+  exchange<Sharing<T>::part / 2, 1>(sums);
   return {sums[0]};
 }
 
@@ -277,7 +277,7 @@ FANIN_FN void spread(const Connections<T, I, W> &connections, int count, Lanes<T
       T *const row = rows + connections.source(c) * kLanes;
       const auto part = [&](int k) { return weight * mine.v[k]; };
       if (c < count)
-        reduce_add(row + thread_id() % Spread<T>::part * Spread<T>::wide, part(0), part(1), part(2),
+        reduce_add(row + thread_id() % Sharing<T>::part * Sharing<T>::wide, part(0), part(1), part(2),
                    part(3));
     });
   } else {
