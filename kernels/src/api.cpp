@@ -4,6 +4,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "check.h"
 
 namespace fanin {
@@ -66,6 +70,25 @@ int32_t prepare(const fanin_linear_backward_params *p, BackwardCall *call, Messa
              data_of(p->grad_features), data_of(p->grad_weights), data_of(p->grad_bias),
              p->workspace ? aligned(p->workspace) : nullptr, p->stream, threads_for(p->threads, labels.size)};
   return FANIN_OK;
+}
+
+// Results of many MiB are mostly fresh memory. To get it in pages of 4 KiB, each through a fault of its
+// own, can take longer than to compute them; so ask for huge pages. Only a hint: where it does not
+// help, nothing happens.
+void prefer_huge_pages(void *data, uint64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uint64_t huge = 2 << 20, worth = 8 << 20;
+  if (!data || bytes < worth) return;
+  const uint64_t begin = (reinterpret_cast<uintptr_t>(data) + huge - 1) / huge * huge;
+  const uint64_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / huge * huge;
+  madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+template <class Call>
+uint64_t value_bytes(const Call &c) {
+  return c.wide_values ? 8 : 4;
 }
 
 // Instruction sets -----------------------------------------------------------------------------
@@ -189,6 +212,7 @@ int32_t fanin_linear_forward(const fanin_linear_forward_params *params, char *te
   if (status) return status;
   if (params->features.device == FANIN_CUDA)
     return report_device(cuda::forward(call), message);
+  prefer_huge_pages(call.scores, uint64_t(call.batch) * uint64_t(call.labels) * value_bytes(call));
   const CpuTarget *target;
   status = current(&target, message);
   return status ? status : report(target->forward(call), call, message);
@@ -205,7 +229,7 @@ int32_t fanin_linear_backward(const fanin_linear_backward_params *params, char *
   const bool cpu = params->features.device == FANIN_CPU;
   if (call.batch == 0) {
     // Gradients of parameters over no instances are zero.
-    const size_t size = call.wide_values ? 8 : 4;
+    const size_t size = value_bytes(call);
     const size_t weights = size_t(call.labels * call.fan_in) * size, bias = size_t(call.labels) * size;
     if (cpu) {
       if (call.grad_weights) memset(call.grad_weights, 0, weights);
@@ -219,6 +243,8 @@ int32_t fanin_linear_backward(const fanin_linear_backward_params *params, char *
                              backward_workspace(call, cpu ? call.threads : 1), message);
   if (status) return status;
   if (!cpu) return report_device(cuda::backward(call), message);
+  prefer_huge_pages(call.grad_weights,
+                    uint64_t(call.labels) * uint64_t(call.fan_in) * value_bytes(call));
   const CpuTarget *target;
   status = current(&target, message);
   return status ? status : report(target->backward(call), call, message);

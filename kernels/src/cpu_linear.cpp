@@ -34,13 +34,12 @@ Finding run_forward(const ForwardCall &c) {
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = tile * kTile, labels = smaller<int64_t>(kTile, c.labels - first);
       if (bad_feature >= 0 || bad_index >= 0) continue;
-      if (!team.all_below(layer.indices + first * c.fan_in, labels * c.fan_in, c.inputs)) {
-        note_above(layer.indices, first * c.fan_in, labels * c.fan_in, c.inputs, &bad_index);
-        continue;
-      }
       for (int64_t group = 0; group < groups; ++group)
-        forward_tile(layer, features + group * c.inputs * kLanes, group, first,
-                     static_cast<T *>(c.scores), scratch, team);
+        if (!forward_tile(layer, features + group * c.inputs * kLanes, group, first,
+                          static_cast<T *>(c.scores), scratch, team)) {
+          note_above(layer.indices, first * c.fan_in, labels * c.fan_in, c.inputs, &bad_index);
+          break;
+        }
     }
     team.finish();
   }
@@ -70,9 +69,11 @@ Finding run_backward(const BackwardCall &c) {
 #pragma omp barrier
       const auto visit = [&](int64_t begin, int64_t end, T *of_features, T *of_weights, T *of_bias) {
         for (int64_t tile = begin; tile < end; ++tile)
-          backward_tile(layer, features + group * group_size, group, tile * kTile,
-                        static_cast<const T *>(c.grad_scores), of_features, of_weights, of_bias,
-                        scratch, team);
+          if (!backward_tile(layer, features + group * group_size, group, tile * kTile,
+                             static_cast<const T *>(c.grad_scores), of_features, of_weights,
+                             of_bias, scratch, team))
+            return false;
+        return true;
       };
       const bool together = uint64_t(2 * group_size) * sizeof(T) <= kCacheBytes;
       const int64_t block = together ? 1 : kBlockLabels / kTile;
@@ -80,16 +81,15 @@ Finding run_backward(const BackwardCall &c) {
       T *const of_bias = static_cast<T *>(c.grad_bias);
       for (int64_t begin = share.begin; begin < share.end && bad_feature < 0; begin += block) {
         const int64_t end = smaller(begin + block, share.end);
-        const int64_t first = begin * kTile, labels = smaller(end * kTile, c.labels) - first;
-        if (!team.all_below(layer.indices + first * c.fan_in, labels * c.fan_in, c.inputs)) {
+        const bool good =
+            together ? visit(begin, end, mine, of_weights, of_bias)
+                     : (!(of_weights || of_bias) ||
+                        visit(begin, end, nullptr, of_weights, of_bias)) &&
+                           (!mine || visit(begin, end, mine, nullptr, nullptr));
+        if (!good) {
+          const int64_t first = begin * kTile, labels = smaller(end * kTile, c.labels) - first;
           note_above(layer.indices, first * c.fan_in, labels * c.fan_in, c.inputs, &bad_index);
           break;
-        }
-        if (together) {
-          visit(begin, end, mine, of_weights, of_bias);
-        } else {
-          if (of_weights || of_bias) visit(begin, end, nullptr, of_weights, of_bias);
-          if (mine) visit(begin, end, mine, nullptr, nullptr);
         }
       }
       team.finish();

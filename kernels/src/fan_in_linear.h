@@ -2,7 +2,7 @@
 //
 // A call works on one tile of 32 labels and one group of 32 instances. Features lie transposed,
 // [inputs, 32], so that each connection reads one contiguous row of 32 values. The launchers
-// (cpu_linear.cpp, cuda_launch.cu) walk over tiles and groups and own all memory.
+// (cpu_linear.cpp, cuda_linear.cu) walk over tiles and groups and own all memory.
 #pragma once
 
 #include "call.h"
@@ -54,30 +54,33 @@ FANIN_FN Lanes<T> score(const I *indices, const W *weights, int64_t fan_in, cons
 }
 
 // scores[group * 32 + lane, first_label + j] for the 32 labels j of a tile.
-// features: this group's [inputs, 32]. tile: 32 * kTilePitch values of scratch of the team's.
+// features: this group's [inputs, 32]. tile: 32 * kTilePitch values of scratch of the team's. False
+// where the team finds an index that names no input; the rest is then left undone.
 template <class T, class I>
-FANIN_FN void forward_tile(const Layer<T, I> &layer, const T *features, int64_t group,
+FANIN_FN bool forward_tile(const Layer<T, I> &layer, const T *features, int64_t group,
                            int64_t first_label, T *scores, T *tile, Team<T> &team) {
   const int labels = int(smaller<int64_t>(kTile, layer.labels - first_label));
   const int lanes = int(smaller<int64_t>(kLanes, layer.batch - group * kLanes));
   for (int j = 0; j < labels; ++j) {
-    const int64_t label = first_label + j;
-    store(tile + j * kTilePitch,
-          score(layer.indices + label * layer.fan_in, layer.weights + label * layer.fan_in,
-                layer.fan_in, features, layer.bias ? layer.bias[label] : T(0)));
+    const int64_t label = first_label + j, begin = label * layer.fan_in;
+    if (!team.admits(layer.indices + begin, layer.fan_in, layer.inputs)) return false;
+    store(tile + j * kTilePitch, score(layer.indices + begin, layer.weights + begin, layer.fan_in,
+                                       features, layer.bias ? layer.bias[label] : T(0)));
     team.write_some();
   }
   team.sync();
   team.write_tile(tile, scores + group * kLanes * layer.labels + first_label, layer.labels, lanes,
                   labels);
   team.sync();
+  return true;
 }
 
 // Gradients of a tile's labels. grad_features is this group's accumulator [inputs, 32] (a T *, or on
 // a GPU SharedRows), already holding what earlier tiles added; grad_weights [labels, fan_in] and grad_bias [labels] are
-// written by the first group and added to by the later ones. Any of the three may be null.
+// written by the first group and added to by the later ones. Any of the three may be null. False as
+// from forward_tile.
 template <class T, class I, class Rows>
-FANIN_FN void backward_tile(const Layer<T, I> &layer, const T *features, int64_t group,
+FANIN_FN bool backward_tile(const Layer<T, I> &layer, const T *features, int64_t group,
                             int64_t first_label, const T *grad_scores, Rows grad_features,
                             T *grad_weights, T *grad_bias, T *tile, Team<T> &team) {
   const int labels = int(smaller<int64_t>(kTile, layer.labels - first_label));
@@ -91,6 +94,7 @@ FANIN_FN void backward_tile(const Layer<T, I> &layer, const T *features, int64_t
   team.sync();
   for (int j = 0; j < labels; ++j) {
     const int64_t label = first_label + j;
+    if (!team.admits(layer.indices + label * fan_in, fan_in, layer.inputs)) return false;
     const Lanes<T> grad = load(tile + j * kTilePitch);
     if (another_follows) team.read_some(rows + kTile, layer.labels, lanes, j);
     if (grad_bias) write_one(grad_bias + label, sum(grad), add);
@@ -106,6 +110,7 @@ FANIN_FN void backward_tile(const Layer<T, I> &layer, const T *features, int64_t
     }
   }
   team.sync();
+  return true;
 }
 
 }  // namespace FANIN_TARGET

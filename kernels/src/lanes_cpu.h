@@ -230,10 +230,7 @@ FANIN_FN Lanes<float> of_mask(uint32_t mask, float set, float clear) {
   }
   return r;
 }
-FANIN_FN bool any(const Lanes<float> &a) {
-  Bits found{};
-  FANIN_UNROLL
-  for (int i = 0; i < VectorOf<float>::count; ++i) found |= (Bits)(a.v[i] != 0.0f);
+FANIN_FN bool any_bit(const Bits &found) {
 #if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
   typedef int Signed __attribute__((vector_size(kVectorBytes)));
   return __builtin_ia32_ptestmd512((Signed)found, (Signed)found, uint16_t(-1));
@@ -243,6 +240,12 @@ FANIN_FN bool any(const Lanes<float> &a) {
   for (int j = 0; j < VectorOf<float>::width; ++j) all |= found[j];
   return all;
 #endif
+}
+FANIN_FN bool any(const Lanes<float> &a) {
+  Bits found{};
+  FANIN_UNROLL
+  for (int i = 0; i < VectorOf<float>::count; ++i) found |= (Bits)(a.v[i] != 0.0f);
+  return any_bit(found);
 }
 FANIN_FN Vector<float> root(Vector<float> x) {
 #if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
@@ -348,6 +351,27 @@ FANIN_FN void store_chunk(Bf16 *p, int count, const Chunk<float> &a, const Bits 
     for (int j = 0; j < count; ++j) p[j].bits = uint16_t(bits[j]);
 }
 
+// The indices of a whole chunk, several to a load: loads are what a CPU runs out of here.
+template <class T, class I>
+struct Sources {
+  static constexpr int size = Chunk<T>::size;
+  typedef std::conditional_t<size * sizeof(I) % 8 == 0, uint64_t, uint32_t> Word;
+  static constexpr int in_word = int(sizeof(Word) / sizeof(I));
+  Word words[size / in_word];
+
+  FANIN_FN explicit Sources(const I *indices) {
+    __builtin_memcpy(words, indices, sizeof words);
+  }
+  FANIN_FN size_t operator[](int j) const {
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    const int place = j % in_word;
+#else
+    const int place = in_word - 1 - j % in_word;
+#endif
+    return I(words[j / in_word] >> place * 8 * sizeof(I));
+  }
+};
+
 template <class T, class I, class W = T>
 struct Connections {
   const I *indices;
@@ -378,10 +402,11 @@ struct Gathered {
   template <class I, class W>
   FANIN_FN void add(const Connections<T, I, W> &connections, int count, const T *rows) {
     if (count == Chunk<T>::size) {
+      const Sources<T, I> sources(connections.indices);
       FANIN_UNROLL
       for (int c = 0; c < Chunk<T>::size; c += 2) {
-        even = fma(connections.weight(c), load(rows + connections.source(c) * kLanes), even);
-        odd = fma(connections.weight(c + 1), load(rows + connections.source(c + 1) * kLanes), odd);
+        even = fma(connections.weight(c), load(rows + sources[c] * kLanes), even);
+        odd = fma(connections.weight(c + 1), load(rows + sources[c + 1] * kLanes), odd);
       }
     } else {
       for (int c = 0; c < count; ++c)
@@ -395,25 +420,31 @@ struct Gathered {
 template <class T, class I, class W>
 FANIN_FN Chunk<T> row_sums(const Connections<T, I, W> &connections, int count, const Lanes<T> &grad,
                            const T *rows) {
-  const auto of_connection = [&](int c) FANIN_INLINE {
-    return product(grad, load(rows + connections.source(c) * kLanes));
+  const auto of_source = [&](size_t source) FANIN_INLINE {
+    return product(grad, load(rows + source * kLanes));
   };
-  if (count == Chunk<T>::size) return sums<T>(of_connection);
-  return sums<T>([&](int c) FANIN_INLINE { return c < count ? of_connection(c) : Chunk<T>{}; });
+  if (count == Chunk<T>::size) {
+    const Sources<T, I> sources(connections.indices);
+    return sums<T>([&](int c) FANIN_INLINE { return of_source(sources[c]); });
+  }
+  return sums<T>([&](int c) FANIN_INLINE {
+    return c < count ? of_source(connections.source(c)) : Chunk<T>{};
+  });
 }
 
 // weight * grad added to each source's row.
 template <class T, class I, class W>
 FANIN_FN void spread(const Connections<T, I, W> &connections, int count, const Lanes<T> &grad,
                      T *rows) {
-  const auto add = [&](int c) FANIN_INLINE {
-    add_to(rows + connections.source(c) * kLanes, connections.weight(c), grad);
+  const auto add = [&](int c, size_t source) FANIN_INLINE {
+    add_to(rows + source * kLanes, connections.weight(c), grad);
   };
   if (count == Chunk<T>::size) {
+    const Sources<T, I> sources(connections.indices);
     FANIN_UNROLL
-    for (int c = 0; c < Chunk<T>::size; ++c) add(c);
+    for (int c = 0; c < Chunk<T>::size; ++c) add(c, sources[c]);
   } else {
-    for (int c = 0; c < count; ++c) add(c);
+    for (int c = 0; c < count; ++c) add(c, connections.source(c));
   }
 }
 
@@ -437,9 +468,25 @@ struct Team {
   FANIN_FN void sync() const {}
   template <class I>
   FANIN_FN bool all_below(const I *values, int64_t count, int64_t bound) const {
-    I largest = 0;
-    for (int64_t i = 0; i < count; ++i) largest = values[i] > largest ? values[i] : largest;
-    return count == 0 || int64_t(largest) < bound;
+    typedef I Some __attribute__((vector_size(kVectorBytes)));
+    typedef I Unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(I)), may_alias));
+    constexpr int64_t some = kVectorBytes / sizeof(I);
+    if (bound > int64_t(I(-1))) return true;
+    if (bound <= 0) return count == 0;
+    const I last = I(bound - 1);
+    Bits above{};
+    int64_t i = 0;
+    for (; i + some <= count; i += some)
+      above |= (Bits)((Some) * reinterpret_cast<const Unaligned *>(values + i) > last);
+    bool good = !any_bit(above);
+    for (; i < count; ++i) good &= values[i] <= last;
+    return good;
+  }
+  // Whether a label's indices all name an input: found out beside its work, while they are on their
+  // way through the caches.
+  template <class I>
+  FANIN_FN bool admits(const I *indices, int64_t fan_in, int64_t inputs) const {
+    return all_below(indices, fan_in, inputs);
   }
   FANIN_FN void write_some() {
     if (next_row == rows_kept) return;

@@ -297,6 +297,11 @@ struct Team {
     for (int64_t i = thread_id(); i < count; i += kLanes) good &= values[i] < bound;
     return __all_sync(kAll, good);
   }
+  // The kernels have looked at the whole tile.
+  template <class I>
+  FANIN_FN bool admits(const I *, int64_t, int64_t) const {
+    return true;
+  }
   // Whether bounds[0] to bounds[count] ascend within [0, last].
   FANIN_FN bool ascend(const int32_t *bounds, int64_t count, int64_t last) const {
     bool good = true;
