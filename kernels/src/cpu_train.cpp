@@ -28,13 +28,14 @@ void collect_groups(const float *accumulators, int64_t apart, int64_t batch, int
 
 template <class I, class W, class M>
 Finding run_step(const StepCall &c) {
-  const TrainedLayer<I, W, M> layer = trained_layer<I, W, M>(c);
   const StepMemory memory = step_memory(c, c.workspace);
   const int64_t unit = c.rows ? kSortedLabels : c.indices ? kTile : kBlock;
   const int64_t units = (c.labels + unit - 1) / unit, groups = groups_of(c.batch);
   int64_t bad_feature = -1, bad_index = -1, bad_row = -1;
 #pragma omp parallel num_threads(c.threads)
   {
+    // The thread's own: then the compiler knows that nothing that is written changes it.
+    const TrainedLayer<I, W, M> layer = trained_layer<I, W, M>(c);
     transpose_features(c.features, c.batch, c.inputs, memory.features, &bad_feature);
     const Share labels(c.labels);
     for (int64_t group = 0; group < groups; ++group)
@@ -71,8 +72,10 @@ Finding run_step(const StepCall &c) {
         }
         if (c.rows)
           step_sorted(layer, c.rows, memory.features, first, memory.masks, scratch, targets, loss);
+        else if (groups == 1)
+          step_tile<true>(layer, memory.features, first, memory.masks, scratch, targets, loss, team);
         else
-          step_tile(layer, memory.features, first, memory.masks, scratch, targets, loss, team);
+          step_tile<false>(layer, memory.features, first, memory.masks, scratch, targets, loss, team);
       }
       total += sum(loss);
     }

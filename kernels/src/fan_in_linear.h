@@ -103,10 +103,13 @@ FANIN_FN bool backward_tile(const Layer<T, I> &layer, const T *features, int64_t
       const int64_t at = label * fan_in + k;
       const Connections<T, I> connections(layer.indices + at, layer.weights + at, count);
       if (grad_weights) {
-        const Chunk<T> total = row_sums(connections, count, grad, features);
+        const Chunk<T> total =
+            grad_features ? row_sums_and_spread(connections, count, grad, features, grad_features)
+                          : row_sums(connections, count, grad, features);
         write_chunk(grad_weights + at, count, total, add, team.streaming);
+      } else if (grad_features) {
+        spread(connections, count, grad, grad_features);
       }
-      if (grad_features) spread(connections, count, grad, grad_features);
     }
   }
   team.sync();

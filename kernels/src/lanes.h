@@ -10,7 +10,8 @@
 //                                                     each connection: what Adam works on
 //   Connections<T, I, W>  the (source, weight) pairs of a chunk; W is how weights are stored
 //   Gathered<T>, row_sums, spread   the three ways of values along connections: from the rows of
-//                       their sources to the lanes of a label, to a weight each, and back to the rows
+//                       their sources to the lanes of a label, to a weight each, and back to the rows;
+//                       row_sums_and_spread is the latter two at once
 //   Team<T>             who works on a tile of 32 labels: a CUDA warp, or one CPU thread
 //
 // lanes_cuda.h and lanes_cpu.h have them.

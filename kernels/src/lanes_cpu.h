@@ -284,11 +284,22 @@ struct Chunk {
   static constexpr int size = VectorOf<T>::width;
   Vector<T> v;
 };
+// Computed by now: GCC would hold products back until they are summed, all of a chunk at a time, and
+// run out of registers for what they are made of.
+template <class V>
+FANIN_FN void settle(V &a) {
+#if defined(__x86_64__)
+  asm volatile("" : "+v"(a));
+#else
+  (void)a;
+#endif
+}
 template <class T>
 FANIN_FN Chunk<T> product(const Lanes<T> &a, const Lanes<T> &b) {
   Chunk<T> r{a.v[0] * b.v[0]};
 FANIN_UNROLL
   for (int i = 1; i < VectorOf<T>::count; ++i) r.v += a.v[i] * b.v[i];
+  settle(r.v);
   return r;
 }
 template <class T, class Products>
@@ -446,6 +457,24 @@ FANIN_FN void spread(const Connections<T, I, W> &connections, int count, const L
   } else {
     for (int c = 0; c < count; ++c) add(c, connections.source(c));
   }
+}
+
+// Both of them; connection by connection, so that the arithmetic of one overlaps the stores of the
+// other.
+template <class T, class I, class W>
+FANIN_FN Chunk<T> row_sums_and_spread(const Connections<T, I, W> &connections, int count,
+                                      const Lanes<T> &grad, const T *rows, T *targets) {
+  if (count < Chunk<T>::size) {
+    spread(connections, count, grad, targets);
+    return row_sums(connections, count, grad, rows);
+  }
+  const Sources<T, I> sources(connections.indices);
+  return sums<T>([&](int c) FANIN_INLINE {
+    const size_t at = sources[c] * kLanes;
+    const Chunk<T> of_connection = product(grad, load(rows + at));
+    add_to(targets + at, connections.weight(c), grad);
+    return of_connection;
+  });
 }
 
 // A tile's 32 rows lie far apart in memory; touching all of them at once waits for each. So a

@@ -285,6 +285,14 @@ FANIN_FN void spread(const Connections<T, I, W> &connections, int count, Lanes<T
       add_to(rows + connections.source(c) * kLanes, Lanes<T>{connections.weight(c) * grad.v});
   }
 }
+// Both of them.
+template <class T, class I, class W, class Rows>
+FANIN_FN Chunk<T> row_sums_and_spread(const Connections<T, I, W> &connections, int count,
+                                      Lanes<T> grad, const T *rows, Rows targets) {
+  const Chunk<T> total = row_sums(connections, count, grad, rows);
+  spread(connections, count, grad, targets);
+  return total;
+}
 
 // A team is one warp: warps go their own ways and never wait for each other.
 template <class T>

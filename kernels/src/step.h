@@ -149,12 +149,13 @@ FANIN_FN void step_bias(const TrainedLayer<I, W, M> &layer, int64_t first_label,
 // The step of a tile of up to 32 labels. features: [groups][inputs][32]. masks: of the positives,
 // [groups][labels of the layer]. grads: scratch of the team's, 32 + groups * 32 values.
 // grad_features: like features (a float *, or on a GPU SharedRows), added to, or null. loss: added to.
-template <class I, class W, class M, class Rows>
+// one_group: whether the batch is known to be a single group, whose loops then fall away.
+template <bool one_group, class I, class W, class M, class Rows>
 FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *features,
                         int64_t first_label, const uint32_t *masks, float *grads,
                         Rows grad_features, Lanes<float> &loss, const Team<float> &team) {
   const int labels = int(smaller<int64_t>(kTile, layer.labels - first_label));
-  const int64_t groups = layer.groups(), stride = layer.inputs * kLanes;
+  const int64_t groups = one_group ? 1 : layer.groups(), stride = layer.inputs * kLanes;
   float *const mine = grads + kTile;
   constexpr int chunk = Chunk<float>::size;
   for (int j = 0; j < labels; ++j) {
@@ -189,8 +190,11 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
       // The squared hinge leaves labels alone that all instances have well behind them.
       for (int64_t group = 0; needed && group < groups; ++group) {
         const Lanes<float> grad = load(mine + group * kLanes);
-        total.v += row_sums(connections, count, grad, features + group * stride).v;
-        if (grad_features) spread(connections, count, grad, grad_features + group * stride);
+        const float *const rows = features + group * stride;
+        total.v += (grad_features ? row_sums_and_spread(connections, count, grad, rows,
+                                                        grad_features + group * stride)
+                                  : row_sums(connections, count, grad, rows))
+                       .v;
       }
       adam(layer.adam, layer.weights, layer.m, layer.v, at, count, total);
     }
