@@ -228,11 +228,12 @@ def test_bad_arguments_are_named(changes, message):
 
 @pytest.mark.parametrize("label", [0, 31, 32, 4999])
 @pytest.mark.parametrize("index", [np.uint16, np.uint32])
-def test_a_bad_index_is_found_wherever_it_is(label, index):
+@pytest.mark.parametrize("fan_in, at", [(9, 4), (73, 0), (73, 40), (73, 72)])
+def test_a_bad_index_is_found_wherever_it_is(label, index, fan_in, at):
     rng = np.random.default_rng(0)
-    x, indices, weights, bias = layer(rng, 33, 100, 5000, 9, index=index)
-    indices[label, 4] = 60_000
-    message = rf"indices\[{label}, 4\] is 60000, out of range for 100 inputs"
+    x, indices, weights, bias = layer(rng, 33, 100, 5000, fan_in, index=index)
+    indices[label, at] = 100
+    message = rf"indices\[{label}, {at}\] is 100, out of range for 100 inputs"
     with pytest.raises(ValueError, match=message):
         kernels.fan_in_linear(x, indices, weights, bias)
     with pytest.raises(ValueError, match=message):
