@@ -295,16 +295,13 @@ class FusedTrainer:
                 on_step(loss)
         return check_losses(losses, first)
 
-    def top_k(self, blocks: Iterable[np.ndarray], k: int) -> np.ndarray:
+    def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
         if not 1 <= k <= self.setup.labels:
             raise ValueError(f"k must be in 1..{self.setup.labels} (the labels), got {k}")
-        found = []
-        for block in blocks:
-            hidden = self._engine.features(block)
-            if self._hidden:
-                hidden = self._engine.forward(hidden, self._hidden)
-            found.append(self._engine.top_k(hidden, self._output, k))
-        return np.concatenate(found) if found else np.empty((0, k), np.int64)
+        hidden = self._engine.features(features)
+        if self._hidden:
+            hidden = self._engine.forward(hidden, self._hidden)
+        return self._engine.top_k(hidden, self._output, k)
 
     def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
         self._check_rewired()

@@ -151,9 +151,9 @@ class Trainer(Protocol):
         """One step per batch, in order; the losses, float64 [steps]. Raises FloatingPointError
         naming the step whose loss is not finite."""
 
-    def top_k(self, blocks: Iterable[np.ndarray], k: int) -> np.ndarray:
-        """Ids of the k highest scored labels, int64 [instances, k], best first; no dropout. Each
-        block is float32 [instances, inputs]. Ties go to the lower id."""
+    def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
+        """Ids of the k highest scored labels, int64 [instances, k], best first; no dropout.
+        features: float32 [instances, inputs]. Ties go to the lower id."""
 
     def array(self, name: str) -> np.ndarray:
         """One array of `LayerSetup.array_shapes` as it is now; it may be a view that the next step

@@ -99,8 +99,14 @@ def evaluation_block(setup: LayerSetup) -> int:
 def predict(trainer: Trainer, x: np.ndarray) -> np.ndarray:
     """Ids of the best five labels of instances x [instances, inputs], without dropout; fewer
     columns where fewer labels exist."""
-    k = min(5, trainer.setup.labels)
-    return trainer.top_k(evaluation_blocks(x, evaluation_block(trainer.setup)), k)
+    # Into one array made before: small ones of each block, kept between large ones that go, would
+    # split the memory that malloc gets back, and the next block would take new memory.
+    ids = np.empty((len(x), min(5, trainer.setup.labels)), np.int64)
+    done = 0
+    for block in evaluation_blocks(x, evaluation_block(trainer.setup)):
+        ids[done : done + len(block)] = trainer.top_k(block, ids.shape[1])
+        done += len(block)
+    return ids
 
 
 def evaluate(trainer: Trainer, x: np.ndarray, y: sp.csr_array) -> Precision:

@@ -91,7 +91,7 @@ def profile(request: Request, events: Events) -> RunResult:
             steps = once_more[_WARM_STEPS:]
         events.send(event="phase", name="predicting")
         k = min(5, setup.labels)
-        blocks = [timed(trainer.top_k, [part], k) for part in evaluation_blocks(asked, block)]
+        blocks = [timed(trainer.top_k, part, k) for part in evaluation_blocks(asked, block)]
         # A run keeps its best weights at the end of an epoch.
         with tempfile.TemporaryDirectory(prefix="fanin-shapes-") as folder:
             Checkpoint(Path(folder), {}, 0.0).keep_best(trainer, 1)

@@ -99,9 +99,7 @@ def training(setup, storage):
         assert_near(found, array, tolerance)
     if storage == Storage():
         (block,) = batches(setup, 1, 20)
-        np.testing.assert_array_equal(
-            gpu.top_k([block.features], 5), cpu.top_k([block.features], 5)
-        )
+        np.testing.assert_array_equal(gpu.top_k(block.features, 5), cpu.top_k(block.features, 5))
     gpu.load_optimizer_arrays(copied(cpu.optimizer_arrays()))
     gpu.synchronize()
 

@@ -200,17 +200,16 @@ class TensorFlowTrainer:
 
     # Asking -------------------------------------------------------------------------------------
 
-    def top_k(self, blocks: Iterable[np.ndarray], k: int) -> np.ndarray:
+    def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
         """Ids of the k highest scored labels, int64 [instances, k], best first."""
         if not 1 <= k <= self.setup.labels:
             raise ValueError(f"k must be 1 to {self.setup.labels} (the labels), got {k}")
         rows = max(1, _SCORES_BYTES // (4 * self.setup.labels))
-        ids = [np.empty((0, k), np.int64)]
-        for block in blocks:
-            for first in range(0, len(block), rows):
-                best = self._top_k_function(block[first : first + rows], k)
-                ids.append(best.numpy().astype(np.int64))
-        return np.concatenate(ids)
+        ids = np.empty((len(features), k), np.int64)
+        for first in range(0, len(features), rows):
+            some = slice(first, first + rows)
+            ids[some] = self._top_k_function(features[some], k).numpy()
+        return ids
 
     def _top_k(self, features: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
         with tf.device(self._device):

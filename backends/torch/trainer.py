@@ -150,16 +150,15 @@ class TorchTrainer:
         return to_device(array, self.device)
 
     @torch.inference_mode()
-    def top_k(self, blocks: Iterable[np.ndarray], k: int) -> np.ndarray:
+    def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
         if not 1 <= k <= self.setup.labels:
             raise ValueError(f"k must be in 1..{self.setup.labels} (the labels), got {k}")
         size = max(1, _MAX_SCORES // self.setup.labels)
-        found = [
-            self._top_k(self._to_device(block[start : start + size]), k).cpu().numpy()
-            for block in blocks
-            for start in range(0, len(block), size)
-        ]
-        return np.concatenate(found) if found else np.empty((0, k), np.int64)
+        ids = np.empty((len(features), k), np.int64)
+        for start in range(0, len(features), size):
+            some = slice(start, start + size)
+            ids[some] = self._top_k(self._to_device(features[some]), k).cpu().numpy()
+        return ids
 
     def _top_k(self, features: Tensor, k: int) -> Tensor:
         if self.setup.kind != "FFI":
