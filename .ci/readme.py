@@ -1,5 +1,5 @@
-"""Writes the README's tables and plot from the result files in benchmarks/results/cpu, and the page
-of all devices from benchmarks/results."""
+"""Writes the README's tables and plot from the result files in benchmarks/results/cpu and whole,
+and the page of all devices from benchmarks/results."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from fanin.reports.tables import number
 ROOT = Path(__file__).parent.parent
 DEVICES = ROOT / "benchmarks" / "results" / "README.md"
 RESULTS = DEVICES.parent / "cpu"
+WHOLE = DEVICES.parent / "whole"
 SECTION = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- results end -->)", re.DOTALL)
+WHOLE_SECTION = re.compile(r"(<!-- whole: .*? -->\n).*?(<!-- whole end -->)", re.DOTALL)
 SHAPES_SECTION = re.compile(r"(<!-- shapes: .*? -->\n).*?(<!-- shapes end -->)", re.DOTALL)
 STEP_SECTION = re.compile(r"(<!-- step: .*? -->\n).*?(<!-- step end -->)", re.DOTALL)
 
 
-def section() -> str:
-    """What stands between the README's markers: the machine and the table."""
-    runs = list(read_results(RESULTS))
+def section(results: Path, data: str) -> str:
+    """What stands between markers of the README: the machine and the table of the runs."""
+    runs = list(read_results(results))
     machine = next(run.machine for run in runs if run.machine)
     return (
-        f"Small cut of WordNet (real data), {machine.processor}, {machine.cores} cores, "
+        f"{data} (real data), {machine.processor}, {machine.cores} cores, "
         f"{machine.gpu or 'no GPU'}:\n\n{terminal_table(runs).strip()}\n"
     )
 
@@ -75,7 +77,12 @@ def _expected_gib(row: PaperRow) -> float:
     return estimate(task, setup, "torch", threads=2).peak_bytes / GIB
 
 
-SECTIONS = {SECTION: section, STEP_SECTION: step_section, SHAPES_SECTION: shapes_section}
+SECTIONS = {
+    SECTION: lambda: section(RESULTS, "Small cut of WordNet"),
+    WHOLE_SECTION: lambda: section(WHOLE, "The whole of WordNet"),
+    STEP_SECTION: step_section,
+    SHAPES_SECTION: shapes_section,
+}
 
 
 def main() -> None:
