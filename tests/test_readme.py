@@ -86,3 +86,12 @@ def test_what_is_said_of_the_executions_follows_from_their_result_files():
             seeds = found["torch", setup, "fused", dtype].values()
             said = f"{statistics.fmean(seeds):.2f} ± {statistics.stdev(seeds):.2f}"
             assert said in " ".join(README.split())
+
+
+def test_what_is_said_of_predictions_memory_follows_from_the_result_files():
+    said = {"whole": "The {:.2f} GiB are hidden", "whole-one-epoch": "peaks at {:.2f} GiB"}
+    for folder, words in said.items():
+        runs = read_results(ROOT / "benchmarks" / "results" / folder)
+        (memory,) = (run.memory for run in runs if run.task.intermediate)
+        above = memory.host_peak_rss_bytes - memory.host_baseline_rss_bytes
+        assert words.format(above / 2**30) in " ".join(README.split())

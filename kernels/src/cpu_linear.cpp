@@ -81,11 +81,13 @@ Finding run_backward(const BackwardCall &c) {
       T *const of_bias = static_cast<T *>(c.grad_bias);
       for (int64_t begin = share.begin; begin < share.end && bad_feature < 0; begin += block) {
         const int64_t end = smaller(begin + block, share.end);
-        const bool good =
-            together ? visit(begin, end, mine, of_weights, of_bias)
-                     : (!(of_weights || of_bias) ||
-                        visit(begin, end, nullptr, of_weights, of_bias)) &&
-                           (!mine || visit(begin, end, mine, nullptr, nullptr));
+        bool good = true;
+        if (together) {
+          good = visit(begin, end, mine, of_weights, of_bias);
+        } else {
+          if (of_weights || of_bias) good = visit(begin, end, nullptr, of_weights, of_bias);
+          if (mine && good) good = visit(begin, end, mine, nullptr, nullptr);
+        }
         if (!good) {
           const int64_t first = begin * kTile, labels = smaller(end * kTile, c.labels) - first;
           note_above(layer.indices, first * c.fan_in, labels * c.fan_in, c.inputs, &bad_index);

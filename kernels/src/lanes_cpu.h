@@ -501,7 +501,6 @@ struct Team {
     typedef I Unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(I)), may_alias));
     constexpr int64_t some = kVectorBytes / sizeof(I);
     if (bound > int64_t(I(-1))) return true;
-    if (bound <= 0) return count == 0;
     const I last = I(bound - 1);
     Bits above{};
     int64_t i = 0;
