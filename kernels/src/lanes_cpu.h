@@ -328,6 +328,26 @@ FANIN_FN void announce(const T *, int64_t) {}
 // Values that all lanes read later, each of them for itself.
 FANIN_FN void stage(float *values, const Chunk<float> &a) { store_vector(values, a.v); }
 
+// Conversions that GCC makes several instructions of.
+FANIN_FN Bits widened(const HalfBits &a) {
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+  typedef int Signed __attribute__((vector_size(kVectorBytes)));
+  typedef short Halves __attribute__((vector_size(kVectorBytes / 2)));
+  return (Bits)__builtin_ia32_pmovzxwd512_mask((Halves)a, Signed{}, uint16_t(-1));
+#else
+  return __builtin_convertvector(a, Bits);
+#endif
+}
+FANIN_FN HalfBits narrowed(const Bits &a) {
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+  typedef int Signed __attribute__((vector_size(kVectorBytes)));
+  typedef short Halves __attribute__((vector_size(kVectorBytes / 2)));
+  return (HalfBits)__builtin_ia32_pmovdw512_mask((Signed)a, Halves{}, uint16_t(-1));
+#else
+  return __builtin_convertvector(a, HalfBits);
+#endif
+}
+
 template <class T>
 FANIN_FN Chunk<T> load_chunk(const T *p, int count) {
   if (count == Chunk<T>::size) return {load_vector(p)};
@@ -342,7 +362,7 @@ FANIN_FN Chunk<float> load_chunk(const Bf16 *p, int count) {
     bits = *reinterpret_cast<const HalfBits *>(p);
   else
     for (int j = 0; j < count; ++j) bits[j] = p[j].bits;
-  return {(Vector<float>)(__builtin_convertvector(bits, Bits) << 16)};
+  return {(Vector<float>)(widened(bits) << 16)};
 }
 FANIN_FN Bits random_chunk(uint32_t first, uint32_t seed) {
   Bits lane;
@@ -357,7 +377,7 @@ FANIN_FN void store_chunk(float *p, int count, const Chunk<float> &a, const Bits
 FANIN_FN void store_chunk(Bf16 *p, int count, const Chunk<float> &a, const Bits &random) {
   const Bits bits = ((Bits)a.v + (random & 0xffffu)) >> 16;
   if (count == Chunk<float>::size)
-    *reinterpret_cast<HalfBits *>(p) = __builtin_convertvector(bits, HalfBits);
+    *reinterpret_cast<HalfBits *>(p) = narrowed(bits);
   else
     for (int j = 0; j < count; ++j) p[j].bits = uint16_t(bits[j]);
 }
@@ -397,6 +417,11 @@ struct Connections<float, I, Bf16> {
   alignas(kVectorBytes) float weights[VectorOf<float>::width];
   FANIN_FN Connections(const I *i, const Bf16 *w, int count) : indices(i) {
     store_vector(weights, load_chunk<float>(w, count).v);
+#if defined(__x86_64__)
+    // Each is read back from memory, as float32 weights are: taken out of the vector they would keep
+    // the port busy that the sums of rows need.
+    asm volatile("" : "+m"(weights));
+#endif
   }
   FANIN_FN size_t source(int j) const { return indices[j]; }
   FANIN_FN float weight(int j) const { return weights[j]; }

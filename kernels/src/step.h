@@ -35,9 +35,10 @@ struct Updated {
     square.v += a.rest2 * (grad.v * grad.v - square.v);
     const Chunk<float> updated{weight.v - a.rate * mean.v / (root(square.v) + a.epsilon)};
     const auto random = random_chunk(uint32_t(at), a.seed);
+    // Each takes 16 bits; two halves of a word, and their sum without carry, are independent in pairs.
     store_chunk(weights + at, count, updated, random);
     store_chunk(m + at, count, mean, random >> 16);
-    store_chunk(v + at, count, square, mix(random));
+    store_chunk(v + at, count, square, random ^ random >> 16);
   }
 };
 template <class W, class M>
