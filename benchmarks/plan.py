@@ -22,7 +22,7 @@ from fanin.backends.fused import SORTED_SOURCES
 from fanin.backends.interface import LayerSetup
 from fanin.benchmarks.fit import evaluation_block
 from fanin.benchmarks.task import Task
-from fanin.kernels import build_info
+from fanin.kernels import sorted_labels
 
 GIB = 2**30
 LANES = 32
@@ -229,8 +229,12 @@ def _fused(task: Task, setup: LayerSetup, backend: str, threads: int) -> Estimat
     block = evaluation_block(setup)
     # Features in lanes, and where there is a layer below, an accumulator for each thread.
     lanes = groups * LANES * 4 * setup.sources
-    tile = LANES * 4 * (build_info()["sorted_labels"] if is_sorted else 0)
-    step = lanes * (1 + (threads if setup.intermediate else 0)) + threads * groups * tile
+    # Of sorted connections: a tile's scores, and a sum for each of its connections.
+    tile_labels = sorted_labels(setup.sources, setup.labels) if is_sorted else 0
+    tile = LANES * 4 * tile_labels
+    sums = 4 * min(tile_labels, setup.labels) * (setup.connectivity or 0)
+    step = lanes * (1 + (threads if setup.intermediate else 0))
+    step += threads * (groups * tile + sums)
     step += groups * setup.labels * 4  # masks of the positives
     # Outputs of the layer below, and their gradient.
     step += 2 * task.batch_size * 4 * (setup.intermediate or 0)
@@ -248,7 +252,8 @@ def _fused(task: Task, setup: LayerSetup, backend: str, threads: int) -> Estimat
 
     moved = hidden * (3 * weight + 4 * moment) + connections * (2 * weight + 4 * moment + index)
     if is_sorted:
-        # Connections pass by twice: for the scores, and for the gradients.
+        # Connections pass by twice, for the scores and for the gradients; once more each, where lanes
+        # are worked on by halves, but then they come from a cache.
         moved += connections * (weight + index + 2 * 2)
     return Estimate(
         parameter_bytes=(hidden + connections) * weight

@@ -6,7 +6,7 @@ the built library, and the functions here are its NumPy form. The environment va
 FANIN_INSTRUCTION_SET (avx512, avx2, baseline, auto) chooses the CPU code.
 """
 
-from fanin.kernels.library import build_info, set_instruction_set
+from fanin.kernels.library import build_info, set_instruction_set, sorted_labels
 from fanin.kernels.numpy_form import (
     Adam,
     Trained,
@@ -31,6 +31,7 @@ __all__ = [
     "rewire",
     "set_instruction_set",
     "sort_connections",
+    "sorted_labels",
     "step",
     "top_k",
 ]

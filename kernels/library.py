@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 # In the order of fanin_dtype, from 1.
 _DTYPE_NAMES = (
@@ -251,6 +251,8 @@ def open_library(path: Path, mode: int) -> ctypes.CDLL:
         )
     library.fanin_version.restype = ctypes.c_char_p
     library.fanin_build_info.restype = ctypes.c_char_p
+    library.fanin_sorted_labels.argtypes = (ctypes.c_int64, ctypes.c_int64)
+    library.fanin_sorted_labels.restype = ctypes.c_int64
     message = (ctypes.c_char_p, ctypes.c_size_t)
     library.fanin_set_instruction_set.argtypes = (ctypes.c_char_p, *message)
     for params, name in _FUNCTIONS.items():
@@ -279,13 +281,18 @@ def _call(function: Callable[..., int], *arguments: Any) -> None:
 def build_info() -> dict[str, Any]:
     """What was built and what is used here.
 
-    version; cuda: list of GPU architectures compiled in, empty without CUDA; sorted_labels: labels
-    in a tile of sorted connections; openmp;
+    version; cuda: list of GPU architectures compiled in, empty without CUDA; openmp;
     instruction_sets: usable on this machine, best first; instruction_set: the one in use.
     """
     library = load()
     info: dict[str, Any] = json.loads(library.fanin_build_info())
     return {"version": library.fanin_version().decode(), **info}
+
+
+def sorted_labels(inputs: int, labels: int) -> int:
+    """Labels in a tile of sorted connections (see fanin.h) of a layer with so many of both."""
+    of_tile: int = load().fanin_sorted_labels(inputs, labels)
+    return of_tile
 
 
 def set_instruction_set(name: str) -> None:

@@ -320,7 +320,8 @@ def sort_connections(
 
     indices [labels, fan_in] uint16 or uint32, weights alike; rows uint16 and slots uint8 (uint32
     where fan_in > 256), of the same shape, are written when sorting and read when undoing. `rows`
-    is what `step` and `top_k` then take. For layers whose features exceed a core's cache.
+    is what `step` and `top_k` then take, with features of just `inputs` columns, on which the tiles
+    depend. For layers whose features exceed a core's cache.
     """
     params = library.SortParams(
         indices=_describe(indices),

@@ -5,6 +5,7 @@ Held against `reference.Model`, float64 NumPy, on every instruction set that thi
 
 from __future__ import annotations
 
+import copy
 import threading
 from dataclasses import dataclass
 
@@ -16,11 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fanin import kernels
-from fanin.backends.arrays import initial_arrays, new_sources, plan_rewiring
+from fanin.backends.arrays import index_dtype, initial_arrays, new_sources, plan_rewiring
 from fanin.backends.interface import LayerSetup
 
 INSTRUCTION_SETS = kernels.build_info()["instruction_sets"]
-SORTED_LABELS = kernels.build_info()["sorted_labels"]
 KINDS = ("dense", "stratified", "sorted", "sparse")
 
 
@@ -57,7 +57,7 @@ def trained(values, dtype=np.float32, moments=np.float32):
 class Layer:
     """An output layer in the kernels' form, from the arrays of a `LayerSetup`."""
 
-    def __init__(self, arrays, kind, dtype=np.float32, moments=np.float32):
+    def __init__(self, arrays, kind, inputs, dtype=np.float32, moments=np.float32):
         self.kind = kind
         weights = arrays["output.weights"]
         self.connections = {}
@@ -74,14 +74,15 @@ class Layer:
         else:
             indices = arrays["output.indices"]
             fan_in = indices.shape[1]
+            labels = kernels.sorted_labels(inputs, len(indices))
             self.order = np.concatenate(
                 [
                     first * fan_in + np.argsort(tile.reshape(-1), kind="stable")
-                    for first in range(0, len(indices), SORTED_LABELS)
-                    for tile in [indices[first : first + SORTED_LABELS]]
+                    for first in range(0, len(indices), labels)
+                    for tile in [indices[first : first + labels]]
                 ]
             )
-            rows = self.order // fan_in % SORTED_LABELS
+            rows = self.order // fan_in % labels
             self.connections["rows"] = rows.astype(np.uint16).reshape(indices.shape)
             self.connections["indices"] = indices.reshape(-1)[self.order].reshape(indices.shape)
             weights = weights.reshape(-1)[self.order].reshape(weights.shape)
@@ -111,7 +112,7 @@ def make_layer(rng, setup, kind, **types):
         np.float32
     )
     arrays["output.bias"] = rng.standard_normal(setup.labels).astype(np.float32)
-    return reference.Model(setup, arrays), Layer(arrays, kind, **types)
+    return reference.Model(setup, arrays), Layer(arrays, kind, setup.inputs, **types)
 
 
 def near(a, b, room, usual=1e-30):
@@ -186,9 +187,129 @@ def test_step_of_any_shape(seed, kind, batch, inputs, labels, fan_in, loss, thre
     check_steps(rng, kind, batch, inputs, labels, min(fan_in, inputs), loss, 2, threads)
 
 
-def test_sorting_and_back():
+# Of so many inputs to so many labels, lanes are worked on by halves: kernels/src/sorted.h.
+MANY_INPUTS, MANY_LABELS = 30_000, 16 * 4096 + 37
+
+
+def two_orders(rng, inputs=MANY_INPUTS, *, dtype=np.float32, with_bias=True, whole=False):
+    """Connections, weights and bias of a large layer twice: in label order, and sorted with the
+    slots that undo it. whole: small whole numbers, whose sums are exact."""
+    labels, fan_in = MANY_LABELS, 3
+    indices = rng.integers(0, inputs, (labels, fan_in)).astype(index_dtype(inputs))
+
+    def values(*shape):
+        return rng.integers(-1, 2, shape) if whole else rng.standard_normal(shape)
+
+    weights = trained(values(labels, fan_in), dtype, dtype)
+    bias = trained(values(labels)) if with_bias else None
+    by_label = ({"indices": indices}, weights, bias)
+    other = {"indices": indices.copy(), "rows": np.empty(indices.shape, np.uint16)}
+    is_sorted = (other, copy.deepcopy(weights), copy.deepcopy(bias))
+    slots = np.empty(indices.shape, np.uint8)
+    kernels.sort_connections(other["indices"], other["rows"], slots, is_sorted[1], inputs)
+    return by_label, is_sorted, slots
+
+
+@pytest.mark.parametrize(
+    "batch_size, threads, loss, options",
+    [
+        (1, 1, "squared_hinge", {}),
+        (16, 2, "bce", {}),
+        (17, 2, "squared_hinge", {"with_bias": False}),
+        (32, 3, "squared_hinge", {}),
+        (32, 2, "bce", {"inputs": 70_000}),
+        (32, 2, "squared_hinge", {"dtype": ml_dtypes.bfloat16}),
+        (75, 2, "squared_hinge", {}),
+    ],
+)
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_sorted_step_from_many_inputs_is_that_in_label_order(
+    instruction_set, batch_size, threads, loss, options
+):
+    """Too many for the reference; label order is held against that above."""
+    kernels.set_instruction_set(instruction_set)
+    rng = np.random.default_rng(batch_size)
+    *layers, slots = two_orders(rng, **options)
+    inputs = options.get("inputs", MANY_INPUTS)
+    # Bfloat16 is rounded up or down by where a connection stands.
+    room = 2.0**-6 if "dtype" in options else 2e-5
+    for step in (1, 2):
+        batch = make_batch(rng, batch_size, inputs, MANY_LABELS)
+        adam = kernels.Adam(step, learning_rate=0.01)
+        (loss_there, grad_there), (value, grad) = (
+            kernels.step(
+                *(batch.features, weights, bias, batch.rows, batch.labels, adam),
+                loss=loss,
+                threads=threads,
+                **connections,
+            )
+            for connections, weights, bias in layers
+        )
+        assert value == pytest.approx(loss_there, rel=0.1 * room)
+        near(grad, grad_there, room)
+    (by_label, weights, bias), (other, got, got_bias) = layers
+    kernels.sort_connections(other["indices"], other["rows"], slots, got, inputs, undo=True)
+    np.testing.assert_array_equal(other["indices"], by_label["indices"])
+    for name in ("values", "m", "v"):
+        near(getattr(got, name), getattr(weights, name).astype(np.float64), room)
+        if bias:
+            near(getattr(got_bias, name), getattr(bias, name), room)
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_sorted_top_k_from_many_inputs_is_that_in_label_order(instruction_set):
+    kernels.set_instruction_set(instruction_set)
+    rng = np.random.default_rng(0)
+    *layers, _ = two_orders(rng, whole=True)
+    for batch_size, threads in ((5, 1), (75, 2)):
+        x = rng.integers(-1, 2, (batch_size, MANY_INPUTS)).astype(np.float32)
+        there, here = (
+            kernels.top_k(x, weights.values, bias.values, 7, threads=threads, **connections)
+            for connections, weights, bias in layers
+        )
+        np.testing.assert_array_equal(here[0], there[0])
+        np.testing.assert_array_equal(here[1], there[1])
+
+
+def test_what_is_wrong_with_sorted_connections_from_many_inputs_is_named():
+    rng = np.random.default_rng(0)
+    _, (connections, weights, _), _ = two_orders(rng)
+    x = rng.standard_normal((20, MANY_INPUTS)).astype(np.float32)
+    none = (np.empty(0, np.int32), np.empty(0, np.int64), kernels.Adam(1))
+
+    def check(message, features, **connections):
+        before = weights.values.copy()
+        with pytest.raises(ValueError, match=message):
+            kernels.step(features, weights, None, *none, threads=1, **connections)
+        with pytest.raises(ValueError, match=message):
+            kernels.top_k(features, weights.values, None, 5, threads=1, **connections)
+        np.testing.assert_array_equal(weights.values[:4096], before[:4096])
+
+    bad = x.copy()
+    bad[17, 29_999] = np.nan
+    check(r"features\[17, 29999\] is NaN", bad, **connections)
+    for name, value, message in (
+        ("indices", MANY_INPUTS, r"indices\[7, 2\] is 30000, out of range"),
+        ("rows", 4096, "rows at flat position 23 names a label beyond its tile"),
+    ):
+        wrong = {**connections, name: connections[name].copy()}
+        wrong[name][7, 2] = value
+        check(message, x, **wrong)
+    # Sorted for other features: into tiles of another size.
+    few = rng.standard_normal((20, 24_000)).astype(np.float32)
+    indices = connections["indices"] % 24_000
+    rows, slots = np.empty(indices.shape, np.uint16), np.empty(indices.shape, np.uint8)
+    kernels.sort_connections(indices, rows, slots, weights, 24_000)
+    kernels.step(few, weights, None, *none, indices=indices, rows=rows)
+    check("rows from flat position 0 on are not those of a tile", x, indices=indices, rows=rows)
+
+
+@pytest.mark.parametrize("inputs", [4000, MANY_INPUTS])
+def test_sorting_and_back(inputs):
     rng = np.random.default_rng(3)
-    labels, fan_in, inputs = 5000, 6, 4000
+    labels, fan_in = MANY_LABELS, 6
+    tile_of = kernels.sorted_labels(inputs, labels)
+    assert tile_of == (4096 if inputs == MANY_INPUTS else 2048)
     indices = rng.integers(0, inputs, (labels, fan_in)).astype(np.uint16)
     weights = trained(rng.standard_normal((labels, fan_in)))
     weights.m[:] = rng.standard_normal((labels, fan_in))
@@ -199,8 +320,8 @@ def test_sorting_and_back():
     kernels.sort_connections(indices, rows, slots, weights, inputs)
 
     np.testing.assert_array_equal(weights.v, weights.values * 3)
-    for first in range(0, labels, SORTED_LABELS):
-        tile = slice(first, first + SORTED_LABELS)
+    for first in range(0, labels, tile_of):
+        tile = slice(first, first + tile_of)
         assert (np.diff(indices[tile].reshape(-1).astype(int)) >= 0).all()
         place = rows[tile].reshape(-1).astype(int) * fan_in + slots[tile].reshape(-1)
         np.testing.assert_array_equal(

@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a meaning below changes; both loaders compare it. */
-#define FANIN_ABI_VERSION 2
+#define FANIN_ABI_VERSION 3
 
 typedef enum {
   FANIN_OK = 0,
@@ -115,12 +115,11 @@ typedef enum { FANIN_SQUARED_HINGE = 1, FANIN_BINARY_CROSS_ENTROPY = 2 } fanin_l
  *   dense           indices, starts and rows absent; weights are [labels, inputs]
  *   fixed fan-in    indices [labels, fan_in] uint16 or uint32; weights [labels, fan_in]
  *   sorted          fixed fan-in with rows [labels, fan_in] uint16: in each tile of
- *                   FANIN_SORTED_LABELS labels (the last may be smaller) all connections are
- *                   together in order of their source, and rows holds the label of each, counted
- *                   within the tile. For features that do not fit a core's cache.
+ *                   fanin_sorted_labels labels (the last may be smaller) all connections
+ *                   are together in order of their source, and rows holds the label of each,
+ *                   counted within the tile. For features that do not fit a core's cache.
  *   unstructured    starts [labels + 1] int32, ascending; indices [connections], weights
  *                   [connections]; those of label l from starts[l] to starts[l + 1] - 1 */
-#define FANIN_SORTED_LABELS 2048
 typedef struct {
   fanin_tensor indices;
   fanin_tensor starts;
@@ -211,7 +210,8 @@ typedef struct {
 
 /* Sorts the connections of a fixed fan-in layer, in place, or brings them back into the order of
  * their labels. rows and slots (a connection's place within its label) are written when sorting and
- * read when undoing it; everything else moves along. CPU only. */
+ * read when undoing it; everything else moves along. inputs: those of the features that the layer is
+ * then given, since the tiles depend on it. CPU only. */
 typedef struct {
   fanin_tensor indices; /* [labels, fan_in] uint16 or uint32 */
   fanin_tensor rows;    /* [labels, fan_in] uint16 */
@@ -236,9 +236,12 @@ FANIN_API int32_t fanin_abi_version(void);
 FANIN_API const char *fanin_version(void);
 
 /* What was built and what is used here, as one line of JSON:
- * {"cuda": [..architectures], "sorted_labels": FANIN_SORTED_LABELS, "openmp": true,
+ * {"cuda": [..architectures], "openmp": true,
  *  "instruction_sets": [..usable here, best first], "instruction_set": ".."}. */
 FANIN_API const char *fanin_build_info(void);
+
+/* Labels in a tile of sorted connections (see fanin_connections) of a layer with so many of both. */
+FANIN_API int64_t fanin_sorted_labels(int64_t inputs, int64_t labels);
 
 /* Choose the CPU code: "avx512", "avx2", "baseline", or "auto" for the best this machine runs. */
 FANIN_API int32_t fanin_set_instruction_set(const char *name, char *message, size_t message_bytes);

@@ -151,6 +151,8 @@ int32_t fanin_abi_version(void) { return FANIN_ABI_VERSION; }
 
 const char *fanin_version(void) { return FANIN_LIBRARY_VERSION; }
 
+int64_t fanin_sorted_labels(int64_t inputs, int64_t labels) { return sorted_labels(inputs, labels); }
+
 const char *fanin_build_info(void) {
   static thread_local std::string text;
   char ignored[1];
@@ -158,7 +160,7 @@ const char *fanin_build_info(void) {
   current(&target, {ignored, sizeof ignored});
   text = "{\"cuda\": [";
   text += cuda::architectures;
-  text += "], \"sorted_labels\": " + std::to_string(kSortedLabels) + ", \"openmp\": ";
+  text += "], \"openmp\": ";
 #if defined(_OPENMP)
   text += "true";
 #else

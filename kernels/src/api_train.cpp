@@ -283,7 +283,7 @@ int32_t prepare(const fanin_sort_params *p, SortCall *call, Message message) {
   check_trained(check, "weights", p->weights, {&labels, &fan_in});
   check.sizes(inputs, labels, fan_in);
   check_threads(check, p->threads);
-  if (check.status() == FANIN_OK && fan_in.size > UINT32_MAX / kSortedLabels)
+  if (check.status() == FANIN_OK && fan_in.size > UINT32_MAX / sorted_labels(inputs.size, labels.size))
     check.wrong("fan_in %" PRId64 " is too large for sorted connections", fan_in.size);
   if (check.status() != FANIN_OK) return check.status();
   *call = {labels.size, fan_in.size, inputs.size,

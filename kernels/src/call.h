@@ -52,7 +52,7 @@ struct StepCall {
   const float *features;
   const void *indices;  // null for a dense layer
   const int32_t *starts;  // [labels + 1] or null
-  const uint16_t *rows;  // like indices, or null: sorted tiles, see step.h
+  const uint16_t *rows;  // like indices, or null: sorted tiles, see sorted.h
   void *weights, *m, *v;
   float *bias, *bias_m, *bias_v;
   const int32_t *positive_rows;
@@ -114,7 +114,7 @@ FANIN_ANYWHERE inline int64_t groups_of(int64_t batch) { return (batch + kGroup 
 
 // What a launcher found in the data itself; `at` is a flat position in the array concerned.
 struct Finding {
-  enum Kind { nothing, bad_index, bad_row, bad_feature, unavailable, device_error } kind;
+  enum Kind { nothing, bad_index, bad_row, bad_tile, bad_feature, unavailable, device_error } kind;
   int64_t at;
   const char *text;  // of the last two
 };
@@ -161,7 +161,15 @@ struct Memory {
   }
 };
 
-constexpr int64_t kSortedLabels = FANIN_SORTED_LABELS;  // see step.h
+// Scores of a sorted tile that are worked on together: those of all lanes, or, with many inputs, of
+// half the lanes and twice the labels, where threads then still find enough tiles. See sorted.h.
+constexpr int64_t kSortedScores = 65536, kHalf = kGroup / 2;
+constexpr bool in_halves(int64_t inputs, int64_t labels) {
+  return inputs > 24576 && labels >= 16 * (kSortedScores / kHalf);
+}
+constexpr int64_t sorted_labels(int64_t inputs, int64_t labels) {
+  return kSortedScores / (in_halves(inputs, labels) ? kHalf : kGroup);
+}
 constexpr int64_t kMostBlock = 8;        // labels of a dense layer that are worked on together
 
 struct StepMemory {
@@ -171,12 +179,20 @@ struct StepMemory {
   double *losses;   // [threads]
   uint64_t bytes;
 };
+// Connections of a sorted tile whose sums are held from one part of the batch to the next.
+inline int64_t sorted_sums(const StepCall &c) {
+  const int64_t tile = sorted_labels(c.inputs, c.labels);
+  const bool one_part = c.batch <= (in_halves(c.inputs, c.labels) ? kHalf : kGroup);
+  return one_part ? 0 : (c.labels < tile ? c.labels : tile) * c.fan_in;
+}
 inline StepMemory step_memory(const StepCall &c, void *workspace) {
   Memory memory{static_cast<char *>(workspace)};
   StepMemory m;
   const int64_t groups = groups_of(c.batch);
   m.features_size = groups * c.inputs * kGroup;
-  m.scratch_size = groups * kGroup * (c.rows ? kSortedLabels : c.indices ? 1 : kMostBlock) + kGroup;
+  const int64_t tile = sorted_labels(c.inputs, c.labels), sums = sorted_sums(c);
+  m.scratch_size = c.rows ? groups * kGroup * tile + (sums + kGroup - 1) / kGroup * kGroup
+                          : groups * kGroup * (c.indices ? 1 : kMostBlock) + kGroup;
   m.features = memory.take<float>(m.features_size);
   m.accumulators = memory.take<float>(c.grad_features ? c.threads * m.features_size : 0);
   m.scratch = memory.take<float>(c.threads * m.scratch_size);
@@ -224,7 +240,7 @@ inline TopKMemory top_k_memory(const TopKCall &c, void *workspace) {
   Memory memory{static_cast<char *>(workspace)};
   TopKMemory m;
   const int64_t groups = groups_of(c.batch);
-  m.scratch_size = c.rows ? kSortedLabels * kGroup : 0;
+  m.scratch_size = c.rows ? sorted_labels(c.inputs, c.labels) * kGroup : 0;
   // ids and scores of 32 instances, and a threshold for each: see Best in top_k.h.
   m.best_size = (kGroup * (c.k * 12 + 4) + int64_t(kCacheLine) - 1) / int64_t(kCacheLine) *
                 int64_t(kCacheLine);

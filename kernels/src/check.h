@@ -228,6 +228,10 @@ int32_t report_index(const Finding &found, const Call &call, Message message) {
                          place.c_str(), value, call.inputs);
     }
   }
+  if (found.kind == Finding::bad_tile)
+    return message.say(FANIN_INVALID,
+                       "rows from flat position %" PRId64 " on are not those of a tile of this layer; "
+                       "sort the connections for the inputs that features has", found.at);
   return message.say(FANIN_INVALID,
                      "rows at flat position %" PRId64 " names a label beyond its tile; sort the "
                      "connections again", found.at);
@@ -246,6 +250,7 @@ int32_t report(const Finding &found, const Call &call, Message message) {
   switch (found.kind) {
     case Finding::bad_index:
     case Finding::bad_row:
+    case Finding::bad_tile:
       return report_index(found, call, message);
     case Finding::bad_feature: {
       const double value = wide_values(call) ? static_cast<const double *>(features)[found.at]

@@ -32,16 +32,16 @@ inline void note(int64_t *first_bad, int64_t at) {
   if (*first_bad < 0 || at < *first_bad) *first_bad = at;
 }
 
-// features [batch, inputs] -> [group][inputs][32], lanes beyond the batch zero. Called by all
-// threads of a team. Notes the first value that is not finite.
-template <class T>
+// features [batch, inputs] -> [part][inputs][N], in parts of N lanes (a group, or half of one), those
+// beyond the batch zero. Called by all threads of a team. Notes the first value that is not finite.
+template <int N = kLanes, class T>
 void transpose_features(const T *features, int64_t batch, int64_t inputs, T *out,
                         int64_t *first_bad) {
   const Share share(inputs);
-  for (int64_t group = 0; group < groups_of(batch); ++group) {
-    const int lanes = int(smaller<int64_t>(kLanes, batch - group * kLanes));
-    const T *rows = features + group * kLanes * inputs;
-    T *target = out + group * kLanes * inputs;
+  for (int64_t part = 0; part * N < batch; ++part) {
+    const int lanes = int(smaller<int64_t>(N, batch - part * N));
+    const T *rows = features + part * N * inputs;
+    T *target = out + part * N * inputs;
     T poison = 0;  // stays 0 while all values are finite: x * 0 is NaN for the others
     constexpr int64_t block = 16;  // inputs at a time: one cache line of each instance
     for (int64_t i = share.begin; i < share.end; i += block) {
@@ -50,24 +50,24 @@ void transpose_features(const T *features, int64_t batch, int64_t inputs, T *out
         for (int64_t j = i; j < end; ++j) {
           const T x = rows[b * inputs + j];
           poison += x * T(0);
-          target[j * kLanes + b] = x;
+          target[j * N + b] = x;
         }
-      for (int b = lanes; b < kLanes; ++b)
-        for (int64_t j = i; j < end; ++j) target[j * kLanes + b] = 0;
+      for (int b = lanes; b < N; ++b)
+        for (int64_t j = i; j < end; ++j) target[j * N + b] = 0;
     }
     if (!(poison == T(0)))
       for (int64_t b = 0; b < lanes; ++b)
         for (int64_t j = share.begin; j < share.end; ++j)
           if (!(rows[b * inputs + j] * T(0) == T(0))) {
-            note(first_bad, (group * kLanes + b) * inputs + j);
+            note(first_bad, (part * N + b) * inputs + j);
             break;
           }
   }
 }
 
-// The accumulators [inputs][32] of `count` threads, `apart` values from one to the next, added up
-// -> grad_features [lanes, inputs] of one group. Called by all threads of a team.
-template <class T>
+// The accumulators [inputs][N] of `count` threads, `apart` values from one to the next, added up
+// -> grad_features [lanes, inputs] of one part of N lanes. Called by all threads of a team.
+template <int N = kLanes, class T>
 void collect(const T *accumulators, int count, int64_t apart, int64_t inputs, int lanes,
              T *grad_features) {
   Team<T> team;
@@ -76,9 +76,9 @@ void collect(const T *accumulators, int count, int64_t apart, int64_t inputs, in
   for (int64_t i = share.begin * kTile; i < share.end * kTile && i < inputs; i += kTile) {
     const int here = int(smaller<int64_t>(kTile, inputs - i));
     for (int j = 0; j < here; ++j) {
-      Lanes<T> total = load(accumulators + (i + j) * kLanes);
+      Lanes<T, N> total = load<N>(accumulators + (i + j) * N);
       for (int t = 1; t < count; ++t)
-        total = fma(T(1), load(accumulators + t * apart + (i + j) * kLanes), total);
+        total = fma(T(1), load<N>(accumulators + t * apart + (i + j) * N), total);
       store(tile + j * kTilePitch, total);
     }
     team.write_tile(tile, grad_features + i, inputs, lanes, here);
@@ -93,10 +93,29 @@ void note_above(const I *values, int64_t begin, int64_t count, int64_t bound, in
     if (int64_t(values[i]) >= bound) return note(first_bad, i);
 }
 
-inline Finding finding(int64_t bad_feature, int64_t bad_index = -1, int64_t bad_row = -1) {
+// Notes where rows of a sorted tile are wrong: a label beyond the tile, or, the tile's last label being
+// nowhere, its beginning.
+struct BadRows {
+  int64_t row = -1, tile = -1;
+  bool any() const { return row >= 0 || tile >= 0; }
+};
+template <class T>
+bool rows_fit(const Team<T> &team, const uint16_t *rows, int64_t begin, int64_t count,
+              int64_t labels, BadRows *bad) {
+  if (!team.all_below(rows + begin, count, labels))
+    note_above(rows, begin, count, labels, &bad->row);
+  else if (labels > 1 && team.all_below(rows + begin, count, labels - 1))
+    note(&bad->tile, begin);
+  else
+    return true;
+  return false;
+}
+
+inline Finding finding(int64_t bad_feature, int64_t bad_index = -1, const BadRows &rows = {}) {
   if (bad_feature >= 0) return {Finding::bad_feature, bad_feature, nullptr};
   if (bad_index >= 0) return {Finding::bad_index, bad_index, nullptr};
-  if (bad_row >= 0) return {Finding::bad_row, bad_row, nullptr};
+  if (rows.row >= 0) return {Finding::bad_row, rows.row, nullptr};
+  if (rows.tile >= 0) return {Finding::bad_tile, rows.tile, nullptr};
   return {Finding::nothing, 0, nullptr};
 }
 

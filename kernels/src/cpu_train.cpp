@@ -3,40 +3,49 @@
 // threads and on nothing else.
 #include "cpu_common.h"
 #include "dense.h"
+#include "sorted.h"
 #include "top_k.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
 namespace {
 
-int lanes_of(int64_t batch, int64_t group) {
-  return int(smaller<int64_t>(kLanes, batch - group * kLanes));
+template <int N = kLanes>
+int lanes_of(int64_t batch, int64_t part) {
+  return int(smaller<int64_t>(N, batch - part * N));
 }
 
 void clear(float *values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) values[i] = 0;
 }
 
-// The accumulators of all threads -> grad_features [batch, inputs]. Called by all threads.
+// The accumulators of all threads, in parts of N lanes -> grad_features [batch, inputs]. Called by
+// all threads.
+template <int N = kLanes>
 void collect_groups(const float *accumulators, int64_t apart, int64_t batch, int64_t inputs,
                     float *grad_features) {
 #pragma omp barrier
-  for (int64_t group = 0; group < groups_of(batch); ++group)
-    collect(accumulators + group * inputs * kLanes, thread_count(), apart, inputs,
-            lanes_of(batch, group), grad_features + group * kLanes * inputs);
+  for (int64_t part = 0; part * N < batch; ++part)
+    collect<N>(accumulators + part * inputs * N, thread_count(), apart, inputs,
+               lanes_of<N>(batch, part), grad_features + part * N * inputs);
 }
 
 template <class I, class W, class M>
 Finding run_step(const StepCall &c) {
   const StepMemory memory = step_memory(c, c.workspace);
-  const int64_t unit = c.rows ? kSortedLabels : c.indices ? kTile : kBlock;
+  const int64_t unit = c.rows ? sorted_labels(c.inputs, c.labels) : c.indices ? kTile : kBlock;
   const int64_t units = (c.labels + unit - 1) / unit, groups = groups_of(c.batch);
-  int64_t bad_feature = -1, bad_index = -1, bad_row = -1;
+  const bool halves = c.rows && in_halves(c.inputs, c.labels);  // see sorted.h
+  int64_t bad_feature = -1, bad_index = -1;
+  BadRows bad_rows;
 #pragma omp parallel num_threads(c.threads)
   {
     // The thread's own: then the compiler knows that nothing that is written changes it.
     const TrainedLayer<I, W, M> layer = trained_layer<I, W, M>(c);
-    transpose_features(c.features, c.batch, c.inputs, memory.features, &bad_feature);
+    if (halves)
+      transpose_features<kHalf>(c.features, c.batch, c.inputs, memory.features, &bad_feature);
+    else
+      transpose_features(c.features, c.batch, c.inputs, memory.features, &bad_feature);
     const Share labels(c.labels);
     for (int64_t group = 0; group < groups; ++group)
       for (int64_t l = labels.begin; l < labels.end; ++l) memory.masks[group * c.labels + l] = 0;
@@ -66,12 +75,13 @@ Finding run_step(const StepCall &c) {
           note_above(layer.indices, begin, count, c.inputs, &bad_index);
           break;
         }
-        if (c.rows && !team.all_below(c.rows + begin, count, end - first)) {
-          note_above(c.rows, begin, count, end - first, &bad_row);
-          break;
-        }
-        if (c.rows)
-          step_sorted(layer, c.rows, memory.features, first, memory.masks, scratch, targets, loss);
+        if (c.rows && !rows_fit(team, c.rows, begin, count, end - first, &bad_rows)) break;
+        if (halves)
+          step_sorted<kHalf>(layer, c.rows, memory.features, first, end - first, memory.masks,
+                             scratch, targets, loss);
+        else if (c.rows)
+          step_sorted<kLanes>(layer, c.rows, memory.features, first, end - first, memory.masks,
+                              scratch, targets, loss);
         else if (groups == 1)
           step_tile<true>(layer, memory.features, first, memory.masks, scratch, targets, loss, team);
         else
@@ -80,7 +90,10 @@ Finding run_step(const StepCall &c) {
       total += sum(loss);
     }
     memory.losses[thread_id()] = total;
-    if (targets)
+    if (targets && halves)
+      collect_groups<kHalf>(memory.accumulators, memory.features_size, c.batch, c.inputs,
+                            c.grad_features);
+    else if (targets)
       collect_groups(memory.accumulators, memory.features_size, c.batch, c.inputs, c.grad_features);
 #pragma omp barrier
 #pragma omp single
@@ -90,7 +103,7 @@ Finding run_step(const StepCall &c) {
       *c.loss = float(all);
     }
   }
-  return finding(bad_feature, bad_index, bad_row);
+  return finding(bad_feature, bad_index, bad_rows);
 }
 
 template <class W>
@@ -148,12 +161,17 @@ Finding run_top_k(const TopKCall &c) {
   const TopKMemory memory = top_k_memory(c, c.workspace);
   const ScoredLayer<I, W> layer = scored_layer<I, W>(c);
   const I *const indices = layer.indices;
-  const int64_t groups = groups_of(c.batch), unit = c.rows ? kSortedLabels : kScoredLabels;
-  int64_t bad_feature = -1, bad_index = -1, bad_row = -1;
+  const int64_t groups = groups_of(c.batch), unit = c.rows ? sorted_labels(c.inputs, c.labels) : kScoredLabels;
+  const bool halves = c.rows && in_halves(c.inputs, c.labels);  // see sorted.h
+  int64_t bad_feature = -1, bad_index = -1;
+  BadRows bad_rows;
   int threads = 1;
 #pragma omp parallel num_threads(c.threads)
   {
-    transpose_features(c.features, c.batch, c.inputs, memory.features, &bad_feature);
+    if (halves)
+      transpose_features<kHalf>(c.features, c.batch, c.inputs, memory.features, &bad_feature);
+    else
+      transpose_features(c.features, c.batch, c.inputs, memory.features, &bad_feature);
     char *const mine = memory.best + thread_id() * groups * memory.best_size;
     for (int64_t group = 0; group < groups; ++group)
       Best(mine + group * memory.best_size, c.k).clear(lanes_of(c.batch, group));
@@ -171,21 +189,22 @@ Finding run_top_k(const TopKCall &c) {
         note_above(indices, begin, count, c.inputs, &bad_index);
         break;
       }
-      if (c.rows && !team.all_below(c.rows + begin, count, end - first)) {
-        note_above(c.rows, begin, count, end - first, &bad_row);
-        break;
-      }
+      if (c.rows && !rows_fit(team, c.rows, begin, count, end - first, &bad_rows)) break;
       for (int64_t group = 0; group < groups; ++group) {
         const int lanes = lanes_of(c.batch, group);
         const float *const features = memory.features + group * c.inputs * kLanes;
         Best best(mine + group * memory.best_size, c.k, smaller(seen, c.k));
         if (c.rows) {
-          for (int64_t label = first; label < end; ++label)
-            store(scratch + (label - first) * kLanes, broadcast(c.bias ? c.bias[label] : 0.0f));
-          score_sorted(indices + begin, c.rows + begin, layer.weights + begin, count, features,
-                       scratch);
-          for (int64_t label = first; label < end; ++label)
-            best.offer(label, load(scratch + (label - first) * kLanes), lanes);
+          const auto offer_sorted = [&](auto scores) {
+            score_sorted(indices + begin, c.rows + begin, layer.weights + begin, count,
+                         c.bias ? c.bias + first : nullptr, end - first, features, c.inputs, lanes,
+                         scores);
+            for (int64_t l = 0; l < end - first; ++l) best.offer(first + l, scores.of(l), lanes);
+          };
+          if (halves)
+            offer_sorted(SortedScores<kHalf>{scratch});
+          else
+            offer_sorted(SortedScores<kLanes>{scratch});
         } else {
           offer_labels(layer, first, end, features, lanes, staged, best, team);
         }
@@ -196,8 +215,8 @@ Finding run_top_k(const TopKCall &c) {
 #pragma omp barrier
     // Threads hold ascending ranges of labels: of equal scores the earlier thread's is the lower.
     const Share instances(c.batch);
-    for (int64_t b = instances.begin; b < instances.end && bad_feature < 0 && bad_index < 0 && bad_row < 0;
-         ++b) {
+    const bool good = bad_feature < 0 && bad_index < 0 && !bad_rows.any();
+    for (int64_t b = instances.begin; good && b < instances.end; ++b) {
       int64_t *const used = memory.used + thread_id() * c.threads;  // of each thread's list
       for (int t = 0; t < threads; ++t) used[t] = 0;
       for (int64_t r = 0; r < c.k; ++r) {
@@ -219,7 +238,7 @@ Finding run_top_k(const TopKCall &c) {
       }
     }
   }
-  return finding(bad_feature, bad_index, bad_row);
+  return finding(bad_feature, bad_index, bad_rows);
 }
 
 }  // namespace

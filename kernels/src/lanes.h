@@ -4,7 +4,7 @@
 // lanes in SIMD registers (compiler vector types, so no intrinsics and any instruction set). The
 // kernels above this file are written once over what is defined here:
 //
-//   Lanes<T>            32 values of type T
+//   Lanes<T>            32 values of type T (on a CPU also fewer, see sorted.h)
 //   broadcast, load, store, fma, sum, each_lane       what one expects of them
 //   Chunk<T>, load_chunk, store_chunk                 Chunk<T>::size values side by side, one for
 //                                                     each connection: what Adam works on

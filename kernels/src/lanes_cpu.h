@@ -18,7 +18,6 @@ constexpr int kTilePitch = kLanes;
 template <class T>
 struct VectorOf {
   static constexpr int width = int(kVectorBytes / sizeof(T));
-  static constexpr int count = kLanes / width;  // vectors in a lane group
   typedef T type __attribute__((vector_size(kVectorBytes)));
   typedef T unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
 };
@@ -66,9 +65,11 @@ FANIN_FN void end_stream() {
 #endif
 }
 
-template <class T>
+// N: fewer where a group is worked on in parts.
+template <class T, int N = kLanes>
 struct Lanes {
-  Vector<T> v[VectorOf<T>::count];
+  static constexpr int count = N / VectorOf<T>::width;
+  Vector<T> v[count];
 };
 
 template <class T>
@@ -77,32 +78,32 @@ FANIN_FN Lanes<T> broadcast(T x) {
   for (auto &v : r.v) v = Vector<T>{} + x;
   return r;
 }
-template <class T>
-FANIN_FN Lanes<T> load(const T *row) {
-  Lanes<T> r;
+template <int N = kLanes, class T>
+FANIN_FN Lanes<T, N> load(const T *row) {
+  Lanes<T, N> r;
 FANIN_UNROLL
-  for (int i = 0; i < VectorOf<T>::count; ++i) r.v[i] = load_vector(row + i * VectorOf<T>::width);
+  for (int i = 0; i < r.count; ++i) r.v[i] = load_vector(row + i * VectorOf<T>::width);
   return r;
 }
-template <class T>
-FANIN_FN void store(T *row, Lanes<T> a) {
+template <class T, int N>
+FANIN_FN void store(T *row, Lanes<T, N> a) {
 FANIN_UNROLL
-  for (int i = 0; i < VectorOf<T>::count; ++i) store_vector(row + i * VectorOf<T>::width, a.v[i]);
+  for (int i = 0; i < a.count; ++i) store_vector(row + i * VectorOf<T>::width, a.v[i]);
 }
 template <class T>
 FANIN_FN void stream(T *row, Lanes<T> a) {
   FANIN_UNROLL
-  for (int i = 0; i < VectorOf<T>::count; ++i) stream_vector(row + i * VectorOf<T>::width, a.v[i]);
+  for (int i = 0; i < Lanes<T>::count; ++i) stream_vector(row + i * VectorOf<T>::width, a.v[i]);
 }
-template <class T>
-FANIN_FN Lanes<T> fma(T w, Lanes<T> a, Lanes<T> b) {
+template <class T, int N>
+FANIN_FN Lanes<T, N> fma(T w, Lanes<T, N> a, Lanes<T, N> b) {
 FANIN_UNROLL
-  for (int i = 0; i < VectorOf<T>::count; ++i) b.v[i] += w * a.v[i];
+  for (int i = 0; i < a.count; ++i) b.v[i] += w * a.v[i];
   return b;
 }
-template <class T>
-FANIN_FN void add_to(T *row, T w, Lanes<T> a) {
-  store(row, fma(w, a, load(row)));
+template <class T, int N>
+FANIN_FN void add_to(T *row, T w, Lanes<T, N> a) {
+  store(row, fma(w, a, load<N>(row)));
 }
 template <class T>
 FANIN_FN void add_to(T *row, const Lanes<T> &a) {
@@ -197,7 +198,7 @@ template <class T>
 FANIN_FN T sum(Lanes<T> a) {
   constexpr int width = VectorOf<T>::width;
   FANIN_UNROLL
-  for (int d = VectorOf<T>::count / 2; d; d /= 2)
+  for (int d = Lanes<T>::count / 2; d; d /= 2)
     for (int i = 0; i < d; ++i) a.v[i] += a.v[i + d];
   return add_across<width / 2>(a.v[0], std::make_index_sequence<width>())[0];
 }
@@ -214,7 +215,7 @@ template <class T, class F, class... More>
 FANIN_FN Lanes<T> map(const F &f, const Lanes<T> &a, const More &...more) {
   Lanes<T> r;
   FANIN_UNROLL
-  for (int i = 0; i < VectorOf<T>::count; ++i) r.v[i] = f(a.v[i], more.v[i]...);
+  for (int i = 0; i < Lanes<T>::count; ++i) r.v[i] = f(a.v[i], more.v[i]...);
   return r;
 }
 FANIN_FN Lanes<float> of_mask(uint32_t mask, float set, float clear) {
@@ -224,7 +225,7 @@ FANIN_FN Lanes<float> of_mask(uint32_t mask, float set, float clear) {
   for (int j = 0; j < width; ++j) lane[j] = 1u << j;
   Lanes<float> r;
   FANIN_UNROLL
-  for (int i = 0; i < VectorOf<float>::count; ++i) {
+  for (int i = 0; i < Lanes<float>::count; ++i) {
     const Bits bits = lane & (Bits{} + (mask >> i * width));
     r.v[i] = bits != 0 ? Vector<float>{} + set : Vector<float>{} + clear;
   }
@@ -244,7 +245,7 @@ FANIN_FN bool any_bit(const Bits &found) {
 FANIN_FN bool any(const Lanes<float> &a) {
   Bits found{};
   FANIN_UNROLL
-  for (int i = 0; i < VectorOf<float>::count; ++i) found |= (Bits)(a.v[i] != 0.0f);
+  for (int i = 0; i < Lanes<float>::count; ++i) found |= (Bits)(a.v[i] != 0.0f);
   return any_bit(found);
 }
 FANIN_FN Vector<float> root(Vector<float> x) {
@@ -294,11 +295,11 @@ FANIN_FN void settle(V &a) {
   (void)a;
 #endif
 }
-template <class T>
-FANIN_FN Chunk<T> product(const Lanes<T> &a, const Lanes<T> &b) {
+template <class T, int N>
+FANIN_FN Chunk<T> product(const Lanes<T, N> &a, const Lanes<T, N> &b) {
   Chunk<T> r{a.v[0] * b.v[0]};
 FANIN_UNROLL
-  for (int i = 1; i < VectorOf<T>::count; ++i) r.v += a.v[i] * b.v[i];
+  for (int i = 1; i < a.count; ++i) r.v += a.v[i] * b.v[i];
   settle(r.v);
   return r;
 }

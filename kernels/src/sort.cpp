@@ -1,5 +1,5 @@
 // Sorts the connections of a fixed fan-in layer by source within tiles of labels, in place, and back:
-// the order that step_sorted (step.h) wants. One tile is held a second time per thread.
+// the order that sorted.h wants. One tile is held a second time per thread.
 #include <string.h>
 
 #if defined(_OPENMP)
@@ -19,7 +19,8 @@ struct Scratch {
 };
 
 int64_t tile_size(const SortCall &c) {
-  return (c.labels < kSortedLabels ? c.labels : kSortedLabels) * c.fan_in;
+  const int64_t labels = sorted_labels(c.inputs, c.labels);
+  return (c.labels < labels ? c.labels : labels) * c.fan_in;
 }
 
 Scratch scratch_of(const SortCall &c, int thread, uint64_t *bytes) {
@@ -97,6 +98,7 @@ uint64_t sort_workspace(const SortCall &c) {
 }
 
 int64_t sort(const SortCall &c) {
+  const int64_t tile = sorted_labels(c.inputs, c.labels);
   int64_t bad = -1;
 #pragma omp parallel num_threads(c.threads)
   {
@@ -106,8 +108,8 @@ int64_t sort(const SortCall &c) {
     const Scratch scratch = scratch_of(c, 0, nullptr);
 #endif
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t first = 0; first < c.labels; first += kSortedLabels) {
-      const int64_t labels = c.labels - first < kSortedLabels ? c.labels - first : kSortedLabels;
+    for (int64_t first = 0; first < c.labels; first += tile) {
+      const int64_t labels = c.labels - first < tile ? c.labels - first : tile;
       const int64_t begin = first * c.fan_in, count = labels * c.fan_in;
       const int64_t wrong = find_order_of_types(c, begin, count, scratch);
       if (wrong >= 0) {

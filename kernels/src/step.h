@@ -1,8 +1,7 @@
 // The fused training step of an output layer over lane groups: score, loss, gradients and Adam in
 // one pass over the labels. Neither scores nor gradients of weights are ever stored.
 //
-// `step_tile` is written for CUDA and CPUs; sorted tiles, below it, are a CPU's way around features
-// that do not fit its cache.
+// sorted.h is a CPU's way around features that do not fit its cache.
 #pragma once
 
 #include "fan_in_linear.h"
@@ -204,96 +203,6 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
   if (layer.bias) step_bias(layer, first_label, labels, grads);
   team.sync();
 }
-
-#if !defined(__CUDACC__)
-
-// Labels whose connections are kept sorted by source, all together, rather than label by label.
-//
-// Where features [inputs, 32] and their gradients do not fit a core's cache, label order makes
-// every connection wait for memory. In a sorted tile features and gradients pass once, in order,
-// and what is accessed at random are the tile's scores, which do fit. Each connection then carries
-// the number of its label within the tile (`rows`). Fixed fan-in only.
-//
-// kSortedLabels (call.h) of them make a tile. More of them share each pass over the features, and
-// their scores fill more of the cache: 2048 was the fastest power of two with 32,768 inputs and
-// 1 MiB of second-level cache.
-
-// Scores of a tile's labels, [labels][32], for the group whose features are given.
-template <class I, class W>
-FANIN_FN void score_sorted(const I *indices, const uint16_t *rows, const W *weights, int64_t count,
-                           const float *features, float *scores) {
-  constexpr int chunk = Chunk<float>::size;
-  for (int64_t e = 0; e < count; e += chunk) {
-    const int here = int(smaller<int64_t>(chunk, count - e));
-    const Connections<float, I, W> connections(indices + e, weights + e, here);
-    const auto push = [&](int c) FANIN_INLINE {
-      add_to(scores + rows[e + c] * kLanes, connections.weight(c),
-             load(features + connections.source(c) * kLanes));
-    };
-    if (here == chunk) {
-      FANIN_UNROLL
-      for (int c = 0; c < chunk; ++c) push(c);
-    } else {
-      for (int c = 0; c < here; ++c) push(c);
-    }
-  }
-}
-
-// The step of the sorted tile that begins with first_label; arguments as in step_tile, rows those of
-// the whole layer, scratch [groups][kSortedLabels][32].
-template <class I, class W, class M>
-FANIN_FN void step_sorted(const TrainedLayer<I, W, M> &layer, const uint16_t *rows,
-                          const float *features, int64_t first_label, const uint32_t *positives,
-                          float *scratch, float *grad_features, Lanes<float> &loss) {
-  const int64_t labels = smaller(kSortedLabels, layer.labels - first_label);
-  const int64_t begin = first_label * layer.fan_in, count = labels * layer.fan_in;
-  const int64_t groups = layer.groups(), stride = layer.inputs * kLanes;
-  constexpr int chunk = Chunk<float>::size;
-  for (int64_t group = 0; group < groups; ++group) {
-    float *const rows_of_group = scratch + group * kSortedLabels * kLanes;
-    for (int64_t l = 0; l < labels; ++l)
-      store(rows_of_group + l * kLanes, broadcast(layer.bias ? layer.bias[first_label + l] : 0.0f));
-    score_sorted(layer.indices + begin, rows + begin, layer.weights + begin, count,
-                 features + group * stride, rows_of_group);
-    const Lanes<float> scale = layer.scale_of(group);
-    for (int64_t l = 0; l < labels; ++l)
-      store(rows_of_group + l * kLanes,
-            loss_gradient(layer.loss, load(rows_of_group + l * kLanes),
-                          positives[group * layer.labels + first_label + l], scale, loss));
-  }
-  for (int64_t l = 0; layer.bias && l < labels; l += kTile) {
-    float of_bias[kTile] = {};
-    const int here = int(smaller<int64_t>(kTile, labels - l));
-    for (int64_t group = 0; group < groups; ++group)
-      for (int j = 0; j < here; ++j)
-        of_bias[j] += sum(load(scratch + (group * kSortedLabels + l + j) * kLanes));
-    step_bias(layer, first_label + l, here, of_bias);
-  }
-  for (int64_t e = begin; e < begin + count; e += chunk) {
-    const int here = int(smaller<int64_t>(chunk, begin + count - e));
-    const Connections<float, I, W> connections(layer.indices + e, layer.weights + e, here);
-    Chunk<float> total{};
-    for (int64_t group = 0; group < groups; ++group) {
-      const float *const grads = scratch + group * kSortedLabels * kLanes;
-      const float *const sources = features + group * stride;
-      float *const targets = grad_features ? grad_features + group * stride : nullptr;
-      const auto of_connection = [&](int c) FANIN_INLINE {
-        const Lanes<float> grad = load(grads + rows[e + c] * kLanes);
-        const size_t source = connections.source(c) * kLanes;
-        if (targets) add_to(targets + source, connections.weight(c), grad);
-        return product(grad, load(sources + source));
-      };
-      if (here == chunk)
-        total.v += sums<float>(of_connection).v;
-      else
-        total.v += sums<float>([&](int c) FANIN_INLINE {
-          return c < here ? of_connection(c) : Chunk<float>{}; }).v;
-    }
-    adam(layer.adam, layer.weights, layer.m, layer.v, e, here, total);
-  }
-}
-
-#endif
 
 }  // namespace FANIN_TARGET
 }  // namespace fanin
