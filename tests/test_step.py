@@ -169,6 +169,9 @@ def test_step_follows_the_reference(instruction_set, kind, loss):
     rng = np.random.default_rng(7)
     check_steps(rng, kind, 32, 50, 70, 32, loss)
     check_steps(rng, kind, 33, 50, 4100, 7, loss, steps=2)
+    if kind == "stratified":  # some groups at a time: three and one, then one by one
+        check_steps(rng, kind, 100, 800, 300, 9, loss, steps=2)
+        check_steps(rng, kind, 75, 1600, 270, 33, loss, steps=2)
 
 
 @settings(max_examples=60, deadline=None)

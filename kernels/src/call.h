@@ -172,6 +172,14 @@ constexpr int64_t sorted_labels(int64_t inputs, int64_t labels) {
 }
 constexpr int64_t kMostBlock = 8;        // labels of a dense layer that are worked on together
 
+// Features of all groups, and what is added to their gradients, fill a core's cache from so many rows
+// of 32 values on. Batches of more are worked on some groups at a time, by blocks of labels.
+constexpr int64_t kCachedRows = 3072, kStepLabels = 256;
+inline bool some_groups_at_a_time(const StepCall &c) {
+  return c.indices && !c.rows && !c.starts && groups_of(c.batch) > 1 &&
+         groups_of(c.batch) * c.inputs > kCachedRows;
+}
+
 struct StepMemory {
   float *features, *accumulators, *scratch;  // the last two once per thread
   int64_t features_size, scratch_size;
@@ -192,7 +200,9 @@ inline StepMemory step_memory(const StepCall &c, void *workspace) {
   m.features_size = groups * c.inputs * kGroup;
   const int64_t tile = sorted_labels(c.inputs, c.labels), sums = sorted_sums(c);
   m.scratch_size = c.rows ? groups * kGroup * tile + (sums + kGroup - 1) / kGroup * kGroup
-                          : groups * kGroup * (c.indices ? 1 : kMostBlock) + kGroup;
+                   : some_groups_at_a_time(c)
+                       ? groups * kGroup + kStepLabels * (1 + c.fan_in)
+                       : groups * kGroup * (c.indices ? 1 : kMostBlock) + kGroup;
   m.features = memory.take<float>(m.features_size);
   m.accumulators = memory.take<float>(c.grad_features ? c.threads * m.features_size : 0);
   m.scratch = memory.take<float>(c.threads * m.scratch_size);

@@ -30,11 +30,40 @@ void collect_groups(const float *accumulators, int64_t apart, int64_t batch, int
                lanes_of<N>(batch, part), grad_features + part * N * inputs);
 }
 
+// The step of the labels from first to end - 1, so many groups of the batch at a time. scratch: 32
+// values a group, then for each label one, and, unless all groups are worked on at once, fan_in more.
+template <class I, class W, class M>
+void step_labels(const TrainedLayer<I, W, M> &layer, const float *features, int64_t first,
+                 int64_t end, const uint32_t *masks, int64_t at_a_time, float *scratch,
+                 float *targets, Lanes<float> &loss, const Team<float> &team) {
+  const int64_t groups = layer.groups();
+  float *const grads = scratch + groups * kLanes, *const before = grads + (end - first);
+  for (int64_t group = 0; group < groups; group += at_a_time)
+    for (int64_t label = first; label < end; label += kTile) {
+      const GroupRange range{group, smaller(group + at_a_time, groups),
+                             at_a_time < groups ? before + (label - first) * layer.fan_in : nullptr};
+      const auto step = [&](auto one_group) FANIN_INLINE {
+        step_tile<decltype(one_group)::value>(layer, features, label, masks, range,
+                                              grads + (label - first), scratch, targets, loss, team);
+      };
+      if (range.end - group == 1)
+        step(std::true_type());
+      else
+        step(std::false_type());
+    }
+}
+
 template <class I, class W, class M>
 Finding run_step(const StepCall &c) {
   const StepMemory memory = step_memory(c, c.workspace);
-  const int64_t unit = c.rows ? sorted_labels(c.inputs, c.labels) : c.indices ? kTile : kBlock;
+  const bool in_blocks = some_groups_at_a_time(c);
+  const int64_t unit = c.rows      ? sorted_labels(c.inputs, c.labels)
+                       : in_blocks ? kStepLabels
+                       : c.indices ? kTile
+                                   : kBlock;
   const int64_t units = (c.labels + unit - 1) / unit, groups = groups_of(c.batch);
+  const int64_t that_fit = kCachedRows / c.inputs;
+  const int64_t at_a_time = !in_blocks ? groups : that_fit < 1 ? 1 : that_fit;
   const bool halves = c.rows && in_halves(c.inputs, c.labels);  // see sorted.h
   int64_t bad_feature = -1, bad_index = -1;
   BadRows bad_rows;
@@ -82,10 +111,9 @@ Finding run_step(const StepCall &c) {
         else if (c.rows)
           step_sorted<kLanes>(layer, c.rows, memory.features, first, end - first, memory.masks,
                               scratch, targets, loss);
-        else if (groups == 1)
-          step_tile<true>(layer, memory.features, first, memory.masks, scratch, targets, loss, team);
         else
-          step_tile<false>(layer, memory.features, first, memory.masks, scratch, targets, loss, team);
+          step_labels(layer, memory.features, first, end, memory.masks, at_a_time, scratch, targets,
+                      loss, team);
       }
       total += sum(loss);
     }

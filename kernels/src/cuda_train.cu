@@ -58,7 +58,8 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     if (!good_connections(layer, connections, first, smaller(first + kTile, layer.labels), team))
       loss = broadcast(NAN);
     else
-      step_tile<false>(layer, block.features, first, masks, grads, block.to_add(), loss, team);
+      step_tile<false>(layer, block.features, first, masks, {0, layer.groups(), nullptr}, grads,
+                       grads + kTile, block.to_add(), loss, team);
   });
   add_loss(loss, loss_sum);
   block.finish();

@@ -146,17 +146,27 @@ FANIN_FN void step_bias(const TrainedLayer<I, W, M> &layer, int64_t first_label,
   }
 }
 
+// Groups of the batch that are worked on at a time. Where that is not all of them, `before` holds sums
+// for each connection of a tile over the groups that have been, and the last ones make the step.
+struct GroupRange {
+  int64_t first, end;
+  float *before;
+};
+
 // The step of a tile of up to 32 labels. features: [groups][inputs][32]. masks: of the positives,
-// [groups][labels of the layer]. grads: scratch of the team's, 32 + groups * 32 values.
-// grad_features: like features (a float *, or on a GPU SharedRows), added to, or null. loss: added to.
-// one_group: whether the batch is known to be a single group, whose loops then fall away.
+// [groups][labels of the layer]. grads: the tile's gradients of biases, kept from one range of groups
+// to the next. mine: scratch of the team's, 32 values a group. grad_features: like features (a float *,
+// or on a GPU SharedRows), added to, or null. loss: added to.
+// one_group: whether the range is known to be a single group, whose loops then fall away.
 template <bool one_group, class I, class W, class M, class Rows>
 FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *features,
-                        int64_t first_label, const uint32_t *masks, float *grads,
-                        Rows grad_features, Lanes<float> &loss, const Team<float> &team) {
+                        int64_t first_label, const uint32_t *masks, const GroupRange &range,
+                        float *grads, float *mine, Rows grad_features, Lanes<float> &loss,
+                        const Team<float> &team) {
   const int labels = int(smaller<int64_t>(kTile, layer.labels - first_label));
-  const int64_t groups = one_group ? 1 : layer.groups(), stride = layer.inputs * kLanes;
-  float *const mine = grads + kTile;
+  const int64_t stride = layer.inputs * kLanes, first_group = range.first;
+  const int64_t end_group = one_group ? first_group + 1 : range.end;
+  const bool last = !range.before || end_group == layer.groups();
   constexpr int chunk = Chunk<float>::size;
   for (int j = 0; j < labels; ++j) {
     const int64_t label = first_label + j;
@@ -170,37 +180,46 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
     }
     bool needed = false;
     float of_bias = 0;
-    for (int64_t group = 0; group < groups; ++group) {
+    for (int64_t group = first_group; group < end_group; ++group) {
       const Lanes<float> scores = score(layer.indices + begin, layer.weights + begin, fan_in,
                                         features + group * stride,
                                         layer.bias ? layer.bias[label] : 0.0f);
       const Lanes<float> grad =
           loss_gradient(layer.loss, scores, masks[group * layer.labels + label],
                         layer.scale_of(group), loss);
-      store(mine + group * kLanes, grad);
+      store(mine + (group - first_group) * kLanes, grad);
       needed |= any(grad);
       of_bias += sum(grad);
     }
-    grads[j] = of_bias;
+    grads[j] = first_group ? grads[j] + of_bias : of_bias;
     for (int64_t k = 0; k < fan_in; k += chunk) {
       const int count = int(smaller<int64_t>(chunk, fan_in - k));
       const int64_t at = begin + k;
       const Connections<float, I, W> connections(layer.indices + at, layer.weights + at, count);
       Chunk<float> total{};
       // The squared hinge leaves labels alone that all instances have well behind them.
-      for (int64_t group = 0; needed && group < groups; ++group) {
-        const Lanes<float> grad = load(mine + group * kLanes);
+      for (int64_t group = first_group; needed && group < end_group; ++group) {
+        const Lanes<float> grad = load(mine + (group - first_group) * kLanes);
         const float *const rows = features + group * stride;
         total.v += (grad_features ? row_sums_and_spread(connections, count, grad, rows,
                                                         grad_features + group * stride)
                                   : row_sums(connections, count, grad, rows))
                        .v;
       }
+      float *const before = range.before + (at - layer.begin(first_label));
+      if (!last) {
+        write_chunk(before, count, total, first_group > 0, false);
+        continue;
+      }
+      if (range.before) {
+        const Chunk<float> held = load_chunk<float>(before, count);
+        total.v += held.v;
+      }
       adam(layer.adam, layer.weights, layer.m, layer.v, at, count, total);
     }
   }
   team.sync();
-  if (layer.bias) step_bias(layer, first_label, labels, grads);
+  if (layer.bias && last) step_bias(layer, first_label, labels, grads);
   team.sync();
 }
 
