@@ -132,6 +132,12 @@ def new_sources(slots: np.ndarray, sources: int, seed: int) -> np.ndarray:
     return ((upper * np.uint64(sources)) >> np.uint64(32)).astype(np.uint32)
 
 
+def drawn_seed(rng: np.random.Generator | int | None) -> int:
+    """A seed for the functions here, drawn from a generator; or from one of that seed, or a fresh
+    one."""
+    return int(np.random.default_rng(rng).integers(2**64, dtype=np.uint64))
+
+
 def plan_rewiring(weights: np.ndarray, fraction: float, sources: int, seed: int) -> Rewiring:
     """Choose the `fraction` of connections with the smallest |weight| over the whole layer.
 

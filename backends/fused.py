@@ -281,8 +281,7 @@ class FusedTrainer:
         engine, first = self._engine, self._steps + 1
         losses = []
         for batch in batches:
-            self._steps += 1
-            adam = (learning_rate, self._steps)
+            adam = (learning_rate, self._steps + 1)
             features = hidden = engine.features(batch.features)
             if self._hidden:
                 hidden = engine.forward(features, self._hidden)
@@ -290,6 +289,7 @@ class FusedTrainer:
             loss, grad = engine.step(hidden, self._output, batch, self.setup.loss, *adam, want_grad)
             if self._hidden:
                 engine.update(grad, hidden, features, self._hidden, *adam)
+            self._steps += 1  # a step that was refused does not count
             losses.append(loss)
             if on_step:
                 on_step(loss)

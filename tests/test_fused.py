@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -183,6 +184,18 @@ def test_a_loss_that_is_not_finite_names_the_step(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("execution", ["autograd", "fused"])
+def test_only_steps_that_were_made_count(backend, execution):
+    setup = SETUPS[2]
+    one = trainer(backend, setup, execution=execution)
+    (good,) = batches(setup, 1)
+    one.train([good], 1e-2)
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="NaN"):
+        one.train([Batch(good.features * np.nan, good.rows, good.labels)], 1e-2)
+    assert dict(one.optimizer_arrays())["steps"] == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_wrong_arrays_change_nothing(backend):
     setup = SETUPS[2]
     one = trainer(backend, setup, execution="fused")
@@ -279,7 +292,10 @@ class TestTorchLayer:
             40,
             int(np.random.default_rng(3).integers(2**64, dtype=np.uint64)),
         )
+        same = copy.deepcopy(layer)
         assert layer.rewire(0.3, np.random.default_rng(3)) == len(plan.slots)
+        assert same.rewire(0.3, 3) == len(plan.slots)
+        assert torch.equal(same.indices.int(), layer.indices.int())
         assert np.array_equal(layer.indices.numpy().reshape(-1)[plan.slots], plan.sources)
         assert not layer.weights_m.reshape(-1)[torch.from_numpy(plan.slots)].any()
 
@@ -299,18 +315,74 @@ class TestTorchLayer:
         before = copy_of(layer)
         rows, labels = self.positives()
         for x, message in (
-            (torch.randn(20, 39), r"inputs|indices\["),
+            (torch.randn(20, 39), r"features must be \[\.\.\., 40\], got \[20, 39\]"),
+            (torch.randn(20, 99), r"features must be \[\.\.\., 40\], got \[20, 99\]"),
             (torch.full((20, 40), float("nan")), r"features\[0, 0\] is NaN"),
             (torch.randn(20, 40, dtype=torch.float64), "features must be float32"),
-            (torch.randn(19, 40), r"positive_rows\[\d+\] is 19, out of range"),
+            (torch.randn(19, 40), r"rows\[\d+\] is 19, out of range for a batch of 19"),
         ):
             with pytest.raises(ValueError, match=message):
                 layer(x, rows, labels)
-        labels[3] = 300
-        with pytest.raises(ValueError, match=r"positive_labels\[3\] is 300, out of range"):
-            layer(torch.randn(20, 40), rows, labels)
-        after = copy_of(layer)
-        assert all(torch.equal(a, b) for a, b in zip(before[:3], after[:3], strict=True))
+            if x.shape[1] != 40:
+                for ask in (layer.scores, lambda x: layer.top_k(x, 3)):
+                    with pytest.raises(ValueError, match=message):
+                        ask(x)
+        after = copy_of(layer)  # `steps` included: Adam's bias correction counts what was done
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize(
+        "rows, labels, message",
+        [
+            ([0, 1, 20], [1, 2, 3], r"rows\[2\] is 20, out of range for a batch of 20"),
+            ([0, -1, 2], [1, 2, 3], r"rows\[1\] is -1, out of range"),
+            ([2**32, 1, 2], [1, 2, 3], r"rows\[0\] is 4294967296, out of range"),
+            ([0, 1, 2], [1, 300, 3], r"labels\[1\] is 300, out of range for 300 labels"),
+            ([0, 1, 2], [1, 2, -3], r"labels\[2\] is -3, out of range"),
+            ([0, 1, 2], [1.5, 2, 3], "labels must be integers, got torch.float32"),
+            ([0.0, 1, 2], [1, 2, 3], "rows must be integers, got torch.float32"),
+            ([True, False], [1, 2], "rows must be integers, got torch.bool"),
+            ([0, 1, 2], [1, 2], r"vectors of one length, got \[3\] and \[2\]"),
+            ([[0, 1]], [[1, 2]], r"vectors of one length, got \[1, 2\] and \[1, 2\]"),
+        ],
+    )
+    def test_bad_positives_are_named_in_training_and_evaluation(
+        self, training, rows, labels, message
+    ):
+        layer = self.layer().train(training)
+        before = copy_of(layer)
+        with pytest.raises(ValueError, match=message):
+            layer(torch.randn(20, 40), torch.tensor(rows), torch.tensor(labels))
+        assert all(torch.equal(a, b) for a, b in zip(before, copy_of(layer), strict=True))
+
+    @pytest.mark.parametrize(
+        ("rows", "labels"), [([1, 2**32], [3, 2]), ([1, 20], [3, 2]), ([1, 0], [3, -1])]
+    )
+    def test_bad_positives_are_left_out_where_nothing_may_wait(self, rows, labels, monkeypatch):
+        """As on a GPU: the kernel skips row -1, and the loss is NaN."""
+        check = torch_fused._checked_positives
+
+        def without_waiting(*positives, may_wait):
+            return check(*positives, may_wait=False)
+
+        monkeypatch.setattr(torch_fused, "_checked_positives", without_waiting)
+        given = (torch.tensor(rows), torch.tensor(labels))
+        checked = without_waiting(*given, 20, 300, may_wait=True)
+        assert [part.tolist() for part in checked] == [[1, -1], [3, 0], True]
+        layer, x = self.layer().eval(), torch.randn(20, 40)
+        assert layer(x, *given).isnan()
+        assert layer(x, *self.positives()).isfinite()
+
+    @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+    def test_any_integers_name_positives(self, dtype):
+        layer, x = self.layer().eval(), torch.randn(20, 40)
+        rows, labels = (positives % 20 for positives in self.positives())
+        expected = layer(x, rows, labels).item()
+        assert layer(x, rows.to(dtype), labels.to(dtype)).item() == expected
+
+    def test_no_positives(self):
+        loss = self.layer()(torch.randn(20, 40), torch.tensor([]), torch.tensor([]))
+        assert loss.item() == pytest.approx(1, rel=0.1)  # each score is near 0, and a negative's
 
     def test_ops_pass_opcheck(self):
         layer, (rows, labels) = self.layer(), self.positives()
@@ -425,11 +497,62 @@ class TestKerasLayer:
             layer.train(x * np.nan, rows, labels)
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"positive_labels\[\d+\] is"):
             layer.train(x, rows, labels + 300)
+        for x_wide in (np.ones((20, 50), np.float32), np.ones((20, 30), np.float32)):
+            named = rf"inputs must be \[batch, 40\], got \(20, {x_wide.shape[1]}\)"
+            with pytest.raises(ValueError, match=named):
+                layer.train(x_wide, rows, labels)
+            with pytest.raises(ValueError, match=named):
+                layer.top_k(x_wide, 3)
+            with pytest.raises(ValueError, match="expected axis -1"):
+                layer(x_wide)
         assert np.array_equal(layer.kernel.numpy(), before)
         with pytest.raises(ValueError, match="fan_in 7 is larger than the 3 inputs"):
             KerasFusedFanIn(300, 7).build((None, 3))
         with pytest.raises(ValueError, match="kernel_dtype must be float32 or bfloat16"):
             KerasFusedFanIn(300, 7, kernel_dtype="float16")
+
+    @pytest.mark.parametrize("method", ["train", "evaluate_loss"])
+    @pytest.mark.parametrize(
+        "rows, labels, error, message",
+        [
+            ([0, 1], [2.5, 3], ValueError, "labels must be integers, got float32"),
+            (np.array([0.0, 1]), [2, 3], ValueError, "rows must be integers, got float64"),
+            ([0, 1], [2, 3, 4], ValueError, r"vectors of one length, got \(2,\) and \(3,\)"),
+            ([[0, 1]], [[2, 3]], ValueError, r"vectors of one length, got \(1, 2\)"),
+            ([0, 2**32], [2, 3], tf.errors.InvalidArgumentError, r"2147483647"),
+            ([0, -(2**32)], [2, 3], tf.errors.InvalidArgumentError, r"-1"),
+            ([0, 20], [2, 3], tf.errors.InvalidArgumentError, r"20"),
+            ([0, 1], [2, -3], tf.errors.InvalidArgumentError, r"-3"),
+        ],
+    )
+    def test_bad_positives_are_named(self, method, rows, labels, error, message):
+        layer, x = KerasFusedFanIn(300, 7, seed=0), np.ones((20, 40), np.float32)
+        layer.build((None, 40))
+        with pytest.raises(error, match=message):
+            getattr(layer, method)(x, rows, labels)
+
+    def test_no_positives(self):
+        layer, x = KerasFusedFanIn(300, 7, seed=0), np.ones((20, 40), np.float32)
+        expected = float(layer.train(x, [], []))
+        assert expected == pytest.approx(1, rel=0.1)  # each score is near 0, and a negative's
+
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_only_steps_that_were_made_count(self, compiled):
+        layer, x = KerasFusedFanIn(300, 7, seed=0), np.ones((20, 40), np.float32)
+        rows, labels = self.positives()
+        layer.build((None, 40))
+        unknown = [tf.TensorSpec([None, None]), *(2 * [tf.TensorSpec([None], tf.int64)])]
+        train = tf.function(layer.train, input_signature=unknown) if compiled else layer.train
+        train(x, rows, labels)
+        kernel = layer.kernel.numpy()
+        wide = np.ones((20, 50), np.float32)
+        for bad in ((x * np.nan, rows, labels), (x, rows, labels + 300), (wide, rows, labels)):
+            with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
+                train(*bad)
+        assert int(layer.steps.numpy()) == 1
+        assert np.array_equal(layer.kernel.numpy(), kernel)
+        train(x, rows, labels)
+        assert int(layer.steps.numpy()) == 2
 
 
 GROWTH = """

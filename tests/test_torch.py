@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 
 import numpy as np
 import pytest
@@ -200,6 +201,32 @@ class TestLayer:
         moment = optimizer.state[module.weights]["exp_avg_sq"].flatten()
         assert not moment[flat].any()
         assert moment[~flat].any()
+
+    def test_rewire_takes_only_an_optimizer_that_trains_it(self):
+        module = FixedFanInLinear(40, 70, 7)
+        indices = module.indices.int()
+        other = torch.optim.Adam(torch.nn.Linear(2, 2).parameters())
+        with pytest.raises(ValueError, match="this Adam does not train the layer's weights"):
+            module.rewire(0.2, other)
+        assert torch.equal(module.indices.int(), indices)
+        # One that has made no step has nothing to reset.
+        assert module.rewire(0.2, torch.optim.Adam(module.parameters()), rng=3) == 98
+
+    def test_rewire_by_generator_or_seed(self):
+        modules = [
+            FixedFanInLinear(40, 70, 7, generator=torch.Generator().manual_seed(5)) for _ in "ab"
+        ]
+        for module, rng in zip(modules, (3, np.random.default_rng(3)), strict=True):
+            assert module.rewire(0.2, rng=rng) == 98
+        assert torch.equal(*(module.indices.int() for module in modules))
+
+    @pytest.mark.parametrize("shape", [(3, 41), (3, 39), (2, 3, 41), ()])
+    def test_width_is_that_of_the_layer(self, shape):
+        module = FixedFanInLinear(40, 70, 7)
+        module.indices.copy_(torch.zeros(70, 7, dtype=torch.uint16))
+        named = re.escape(f"features must be [..., 40], got {list(shape)}")
+        with pytest.raises(ValueError, match=named):
+            module(torch.randn(shape))
 
     def test_learns(self):
         torch.manual_seed(0)

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from fanin.backends import fused
-from fanin.backends.arrays import index_dtype
+from fanin.backends.arrays import drawn_seed, index_dtype
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
 from fanin.backends.tensorflow import devices
 from fanin.backends.tensorflow.layers import check_options, known_inputs
@@ -149,6 +149,25 @@ def regrow(
     return int(moved)
 
 
+def _positives(rows: Any, labels: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """rows int32 and labels int64; ValueError for types and shapes that name no positives. What is
+    out of range is found by the op that reads them."""
+    rows, labels = tf.convert_to_tensor(rows), tf.convert_to_tensor(labels)
+    for name, values in (("rows", rows), ("labels", labels)):
+        # An empty list is float32.
+        if not values.dtype.is_integer and values.shape.num_elements() != 0:
+            raise ValueError(f"{name} must be integers, got {values.dtype.name}")
+    if not (rows.shape.is_compatible_with([None]) and labels.shape.is_compatible_with(rows.shape)):
+        raise ValueError(
+            f"rows and labels must be two vectors of one length, got {rows.shape} and "
+            f"{labels.shape}"
+        )
+    if rows.dtype != tf.int32:  # in which larger ones would wrap around
+        largest = tf.constant(tf.int32.max, tf.int64)
+        rows = tf.cast(tf.clip_by_value(tf.cast(rows, tf.int64), -1, largest), tf.int32)
+    return rows, tf.cast(labels, tf.int64)
+
+
 @keras.saving.register_keras_serializable(package="fanin")
 class FusedFanIn(keras.layers.Layer):
     """A fixed fan-in output layer that trains itself: score, loss, gradients and Adam in one pass.
@@ -254,19 +273,27 @@ class FusedFanIn(keras.layers.Layer):
     def _weights(self) -> Variables:
         return [array.value for array in (self.kernel, self.kernel_m, self.kernel_v)]
 
+    def _features(self, inputs: Any) -> tf.Tensor:
+        """Inputs in float32, ValueError for another width than the layer's; builds the layer."""
+        features = tf.cast(inputs, tf.float32)
+        if not self.built:
+            self.build(features.shape)
+        expected = tf.TensorShape([None, self.input_spec.axes[-1]])
+        if not features.shape.is_compatible_with(expected):
+            raise ValueError(f"inputs must be [batch, {expected[1]}], got {features.shape}")
+        return tf.ensure_shape(features, expected)  # where it is not known while tracing
+
     def train(self, inputs: Any, rows: Any, labels: Any) -> tf.Tensor:
         """One step; returns the loss before it, a scalar, differentiable in the inputs.
 
         inputs [batch, inputs] float; rows and labels integers [positives], each a positive's
         instance within the batch and its label. Eagerly or in a tf.function.
         """
-        features = tf.cast(inputs, tf.float32)
-        if not self.built:
-            self.build(features.shape)
-        rows, labels = tf.cast(rows, tf.int32), tf.cast(labels, tf.int64)
+        features = self._features(inputs)
+        rows, labels = _positives(rows, labels)
         bias = [array.value for array in (self.bias, self.bias_m, self.bias_v)]
         with _on_host():
-            step = self.steps.value.assign_add(1)
+            step = self.steps.value + 1
 
         @tf.custom_gradient
         def run(x: tf.Tensor) -> tuple[tf.Tensor, Any]:
@@ -285,11 +312,13 @@ class FusedFanIn(keras.layers.Layer):
             return loss, lambda grad_loss: grad_loss * grad
 
         loss: tf.Tensor = run(features)
+        with tf.control_dependencies([loss]), _on_host():
+            self.steps.value.assign_add(1)  # a step that was refused does not count
         return loss
 
     def evaluate_loss(self, inputs: Any, rows: Any, labels: Any) -> tf.Tensor:
         """The loss without a step; arguments as in `train`."""
-        rows, labels = tf.cast(rows, tf.int32), tf.cast(labels, tf.int64)
+        rows, labels = _positives(rows, labels)
         scores = tf.cast(self(inputs), tf.float32)
         loss: tf.Tensor = LOSSES[self.loss](scores, rows, labels)[0]
         return loss
@@ -298,7 +327,7 @@ class FusedFanIn(keras.layers.Layer):
         """Scores and ids of the k best labels, [batch, k] each, best first, ties to the lower id;
         all scores are never held."""
         return top_k(
-            tf.cast(inputs, tf.float32),
+            self._features(inputs),
             {"indices": self.indices.value},
             self.kernel.value,
             self.bias.value,
@@ -308,16 +337,19 @@ class FusedFanIn(keras.layers.Layer):
 
     def rewire(self, fraction: float, rng: np.random.Generator | int | None = None) -> int:
         """Give the `fraction` of connections with the smallest |weight| new random inputs; their
-        weight stays and their moments become 0. Returns how many moved. See
-        `fanin.backends.arrays.plan_rewiring`."""
+        weight stays and their moments become 0. rng: a generator or a seed. Returns how many moved.
+        See `fanin.backends.arrays.plan_rewiring`."""
         if not self.built:
             raise ValueError("the layer is not built yet, so there is nothing to rewire")
         if not 0 <= fraction < 1:
             raise ValueError(f"fraction must be at least 0 and below 1, got {fraction}")
-        seed = int(np.random.default_rng(rng).integers(2**64, dtype=np.uint64))
-        inputs = self.input_spec.axes[-1]
         return regrow(
-            self.indices.value, self._weights(), inputs, fraction, seed, threads=self.threads
+            self.indices.value,
+            self._weights(),
+            self.input_spec.axes[-1],
+            fraction,
+            drawn_seed(rng),
+            threads=self.threads,
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fanin.backends.arrays import index_dtype, plan_rewiring
+from fanin.backends.arrays import drawn_seed, index_dtype, plan_rewiring
 from fanin.backends.tensorflow.ops import fan_in_linear
 
 
@@ -154,19 +154,18 @@ class FixedFanIn(keras.layers.Layer):
     def rewire(
         self,
         fraction: float,
-        rng: np.random.Generator | int | None = None,
         optimizer: keras.optimizers.Optimizer | None = None,
-    ) -> np.ndarray:
+        rng: np.random.Generator | int | None = None,
+    ) -> int:
         """Give the `fraction` of connections with the smallest |weight| new random inputs.
 
-        Weights keep their value (see `fanin.backends.arrays.plan_rewiring`). rng: a generator or a
-        seed. An optimizer's moments of a moved connection belong to its old input: hand over the
-        `optimizer` that trains this layer and they are set to 0, in every variable of the kernel's
-        shape that it named after the kernel (Adam, SGD with momentum, RMSprop, ...).
+        Weights keep their value (see `fanin.backends.arrays.plan_rewiring`). An optimizer's moments
+        of a moved connection belong to its old input: hand over the `optimizer` that trains this
+        layer and they are set to 0, in every variable of the kernel's shape that it named after the
+        kernel (Adam, SGD with momentum, RMSprop, ...). rng: a generator or a seed.
 
-        Returns the flat positions of the moved connections in `kernel`, int64. Raises ValueError
-        where fraction is not in [0, 1), the layer is not built, or the optimizer does not hold
-        anything of this layer.
+        Returns how many connections moved. Raises ValueError where fraction is not in [0, 1), the
+        layer is not built, or the optimizer holds moments of other layers only.
         """
         if not self.built:
             raise ValueError("the layer is not built yet, so there is nothing to rewire")
@@ -174,8 +173,7 @@ class FixedFanIn(keras.layers.Layer):
             raise ValueError(f"fraction must be at least 0 and below 1, got {fraction}")
         moments = [] if optimizer is None else self._moments(optimizer)
         inputs = self.input_spec.axes[-1]
-        drawn = int(np.random.default_rng(rng).integers(2**64, dtype=np.uint64))
-        plan = plan_rewiring(self.kernel.numpy(), fraction, inputs, drawn)
+        plan = plan_rewiring(self.kernel.numpy(), fraction, inputs, drawn_seed(rng))
         indices = self.indices.numpy()
         indices.reshape(-1)[plan.slots] = plan.sources
         self.indices.assign(indices)
@@ -183,17 +181,18 @@ class FixedFanIn(keras.layers.Layer):
             values = moment.numpy()
             values.reshape(-1)[plan.slots] = 0
             moment.assign(values)
-        return plan.slots
+        return len(plan.slots)
 
     def _moments(self, optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
         # Keras names a moment after its variable: "sequential/fixed_fan_in/kernel" has the Adam
         # moments "sequential_fixed_fan_in_kernel_momentum" and "..._velocity".
         prefix = self.kernel.path.replace("/", "_") + "_"
-        moments = [
-            variable
-            for variable in optimizer.variables
-            if variable.name.startswith(prefix) and variable.shape == self.kernel.shape
-        ]
-        if not moments:
-            raise ValueError(f"{optimizer.name} holds no moments of {self.kernel.path}")
-        return moments
+        # An optimizer without momentum, or before its first step, has scalars only.
+        arrays = [variable for variable in optimizer.variables if len(variable.shape)]
+        named = [variable for variable in arrays if variable.name.startswith(prefix)]
+        if arrays and not named:
+            raise ValueError(
+                f"{optimizer.name} does not train {self.kernel.path}; "
+                "hand over the optimizer that does, or none"
+            )
+        return [variable for variable in named if variable.shape == self.kernel.shape]

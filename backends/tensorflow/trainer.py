@@ -121,10 +121,9 @@ class TensorFlowTrainer:
         unseen: list[tf.Tensor] = []
         between_looks = 1 if self._device == "/CPU:0" else _STEPS_BETWEEN_LOOKS
         for batch in batches:
-            self._steps += 1
-            loss = self._step_function(
-                batch.features, batch.rows, batch.labels, self._step_size(learning_rate)
-            )
+            step_size = self._step_size(learning_rate, self._steps + 1)
+            loss = self._step_function(batch.features, batch.rows, batch.labels, step_size)
+            self._steps += 1  # a step that was refused does not count
             unseen.append(loss)
             if len(unseen) == between_looks:
                 losses += self._look(unseen)
@@ -137,11 +136,11 @@ class TensorFlowTrainer:
     def _look(self, losses: list[tf.Tensor]) -> list[float]:
         return check_losses(losses, self._steps - len(losses) + 1).tolist()
 
-    def _step_size(self, learning_rate: float) -> tf.Tensor:
+    def _step_size(self, learning_rate: float, step: int) -> tf.Tensor:
         """Adam's learning rate with its bias correction, which needs more digits than float32 has,
         for the betas that the op sees: 1 - float32(0.999) is 1.3e-5 (relative) off 0.001."""
         beta1, beta2 = (float(np.float32(beta)) for beta in ADAM_BETAS)
-        correction = math.sqrt(1 - beta2**self._steps) / (1 - beta1**self._steps)
+        correction = math.sqrt(1 - beta2**step) / (1 - beta1**step)
         return tf.constant(learning_rate * correction, tf.float32)
 
     def _step(

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fanin.backends import fused
+from fanin.backends.arrays import drawn_seed
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, Loss, TrainingBatch
 from fanin.backends.torch import devices
-from fanin.backends.torch.layers import check_sizes, draw_connections, index_type
+from fanin.backends.torch.layers import check_sizes, check_width, draw_connections, index_type
 from fanin.backends.torch.losses import LOSSES
 from fanin.backends.torch.ops import call, described, fan_in_linear
 from fanin.kernels import library
@@ -189,6 +190,46 @@ def regrow(
     return int(params.moved)
 
 
+def _checked_positives(
+    rows: Tensor, labels: Tensor, batch: int, label_count: int, may_wait: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """rows int32 and labels int64, contiguous; ValueError for what names no positives.
+
+    What is out of range cannot be an error on a GPU, where nothing may wait: there the third value
+    says whether anything is (None on a CPU), and such positives become (-1, 0), which the kernel
+    leaves out and torch can index by.
+    """
+    for name, values in (("rows", rows), ("labels", labels)):
+        dtype = values.dtype
+        integers = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+        if not integers and values.numel():  # an empty list makes a float tensor
+            raise ValueError(f"{name} must be integers, got {dtype}")
+    if rows.ndim != 1 or rows.shape != labels.shape:
+        raise ValueError(
+            "rows and labels must be two vectors of one length, got "
+            f"{list(rows.shape)} and {list(labels.shape)}"
+        )
+    # Before rows become int32, in which larger ones would wrap around.
+    rows, labels = rows.long(), labels.long()
+    bad_rows = (rows < 0) | (rows >= batch)
+    bad_labels = (labels < 0) | (labels >= label_count)
+    any_bad = None
+    if may_wait:
+        _refuse("rows", rows, bad_rows, f"a batch of {batch}")
+        _refuse("labels", labels, bad_labels, f"{label_count} labels")
+    else:
+        bad = bad_rows | bad_labels
+        any_bad = bad.any()
+        rows, labels = rows.masked_fill(bad, -1), labels.masked_fill(bad, 0)
+    return rows.int().contiguous(), labels.contiguous(), any_bad
+
+
+def _refuse(name: str, values: Tensor, bad: Tensor, limit: str) -> None:
+    if bad.any():
+        at = int(bad.nonzero()[0])
+        raise ValueError(f"{name}[{at}] is {int(values[at])}, out of range for {limit}")
+
+
 class _Step(torch.autograd.Function):
     """The fused step as a function of its features; the layer has been updated when it returns."""
 
@@ -279,16 +320,21 @@ class FusedFanIn(nn.Module):
     def forward(self, features: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
         """The loss, a scalar. rows, labels: integers [positives], each a positive's instance within
         the batch and its label."""
-        rows, labels = rows.to(torch.int32).contiguous(), labels.to(torch.int64).contiguous()
+        check_width(features, self.in_features)
+        rows, labels, any_bad = _checked_positives(
+            rows, labels, features.shape[0], self.labels, may_wait=not features.is_cuda
+        )
+        loss: Tensor
         if self.training and torch.is_grad_enabled():
-            loss: Tensor = _Step.apply(features.contiguous(), self, rows, labels)
-            return loss
-        return self._loss(features, rows, labels)
+            loss = _Step.apply(features.contiguous(), self, rows, labels)
+        else:
+            loss = LOSSES[self.loss](self.scores(features), rows.long(), labels)
+        return loss if any_bad is None else loss.masked_fill(any_bad, torch.nan)
 
     def _step(
         self, features: Tensor, rows: Tensor, labels: Tensor, want_grad: bool
     ) -> tuple[Tensor, Tensor]:
-        self.steps = self.steps.cpu() + 1  # a loaded state may have brought it to a GPU
+        steps = self.steps.cpu() + 1  # a loaded state may have brought it to a GPU
         loss, grad = fused_step(
             features,
             self.indices,
@@ -299,35 +345,33 @@ class FusedFanIn(nn.Module):
             labels,
             self.loss,
             self.learning_rate,
-            int(self.steps),
+            int(steps),
             self.seed,
             want_grad,
         )
+        self.steps = steps  # a step that was refused does not count
         return loss, grad
-
-    def _loss(self, features: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-        loss: Tensor = LOSSES[self.loss](self.scores(features), rows.long(), labels)
-        return loss
 
     def scores(self, features: Tensor) -> Tensor:
         """All scores, [batch, labels]; differentiable in the features."""
+        check_width(features, self.in_features)
         return fan_in_linear(features.contiguous(), self.indices, self.weights.float(), self.bias)
 
     @torch.no_grad()
     def top_k(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Scores and ids of the k best labels, [batch, k] each, best first, ties to the lower id;
         all scores are never held."""
+        check_width(features, self.in_features)
         found: tuple[Tensor, Tensor] = top_k(
             features.contiguous(), self.indices, None, None, self.weights, self.bias, k
         )
         return found
 
     @torch.no_grad()
-    def rewire(self, fraction: float, rng: np.random.Generator | None = None) -> int:
+    def rewire(self, fraction: float, rng: np.random.Generator | int | None = None) -> int:
         """Give the `fraction` of connections with the smallest |weight| new random inputs; their
-        weight stays and their moments become 0. Returns how many moved. See
-        `fanin.backends.arrays.plan_rewiring`."""
-        seed = int((rng or np.random.default_rng()).integers(2**64, dtype=np.uint64))
+        weight stays and their moments become 0. rng: a generator or a seed. Returns how many moved.
+        See `fanin.backends.arrays.plan_rewiring`."""
         return regrow(
             self.indices,
             self.weights,
@@ -335,7 +379,7 @@ class FusedFanIn(nn.Module):
             self.weights_v,
             self.in_features,
             fraction,
-            seed,
+            drawn_seed(rng),
         )
 
     def extra_repr(self) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fanin.backends.arrays import index_dtype, plan_rewiring
+from fanin.backends.arrays import drawn_seed, index_dtype, plan_rewiring
 from fanin.backends.torch.ops import fan_in_linear
 
 
@@ -57,6 +57,7 @@ class FixedFanInLinear(nn.Module):
             self.bias.zero_()
 
     def forward(self, features: Tensor) -> Tensor:
+        check_width(features, self.in_features)
         flat = features.reshape(-1, features.shape[-1]).contiguous()
         scores = fan_in_linear(flat, self.indices, self.weights, self.bias)
         return scores.reshape(*features.shape[:-1], self.labels)
@@ -66,24 +67,31 @@ class FixedFanInLinear(nn.Module):
         self,
         fraction: float,
         optimizer: torch.optim.Optimizer | None = None,
-        rng: np.random.Generator | None = None,
+        rng: np.random.Generator | int | None = None,
     ) -> int:
         """Give the `fraction` of connections with the smallest |weight| a new random input.
 
         Weights keep their value. Where `optimizer` is given, its per-element state of the moved
-        connections (Adam's moments, say) becomes 0. Returns how many connections moved. See
-        `fanin.backends.arrays.plan_rewiring` for the rule.
+        connections (Adam's moments, say) becomes 0. rng: a generator or a seed. Returns how many
+        connections moved. See `fanin.backends.arrays.plan_rewiring` for the rule. Raises ValueError
+        for an optimizer that does not train this layer's weights.
         """
+        moments = [] if optimizer is None else self._moments(optimizer)
         plan = plan_rewiring(
-            self.weights.detach().cpu().numpy(),
-            fraction,
-            self.in_features,
-            int((rng or np.random.default_rng()).integers(2**64, dtype=np.uint64)),
+            self.weights.detach().cpu().numpy(), fraction, self.in_features, drawn_seed(rng)
         )
-        state = optimizer.state.get(self.weights, {}) if optimizer is not None else {}
-        moments = [v for v in state.values() if isinstance(v, Tensor) and v.ndim == 2]
         move_connections(self.indices, moments, plan.slots, plan.sources)
         return len(plan.slots)
+
+    def _moments(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        trained = (p for group in optimizer.param_groups for p in group["params"])
+        if not any(parameter is self.weights for parameter in trained):
+            raise ValueError(
+                f"this {type(optimizer).__name__} does not train the layer's weights; "
+                "hand over the optimizer that does, or none"
+            )
+        state = optimizer.state.get(self.weights, {})  # nothing before its first step
+        return [v for v in state.values() if isinstance(v, Tensor) and v.ndim == 2]
 
     def extra_repr(self) -> str:
         return (
@@ -101,6 +109,12 @@ def check_sizes(in_features: int, labels: int, fan_in: int) -> None:
         )
     if fan_in > in_features:
         raise ValueError(f"fan_in {fan_in} is larger than the {in_features} inputs")
+
+
+def check_width(features: Tensor, in_features: int) -> None:
+    """ValueError for features of another width than the layer's, which the op does not know."""
+    if features.shape[-1:] != (in_features,):
+        raise ValueError(f"features must be [..., {in_features}], got {list(features.shape)}")
 
 
 def index_type(in_features: int) -> torch.dtype:

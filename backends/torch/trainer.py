@@ -130,9 +130,8 @@ class TorchTrainer:
         first = self._steps + 1
         losses = []
         for batch in batches:
-            self._steps += 1
             # torch adds epsilon after the bias correction of v, Keras (and the paper) before it.
-            group["eps"] = ADAM_EPSILON / (1 - ADAM_BETAS[1] ** self._steps) ** 0.5
+            group["eps"] = ADAM_EPSILON / (1 - ADAM_BETAS[1] ** (self._steps + 1)) ** 0.5
             scores = self._scores(self._to_device(batch.features))
             loss = self._loss(
                 scores, self._to_device(batch.rows).long(), self._to_device(batch.labels)
@@ -141,6 +140,7 @@ class TorchTrainer:
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self._optimizer.step()
+            self._steps += 1  # a step that was refused does not count
             losses.append(loss_number(loss))
             if on_step:
                 on_step(losses[-1])
