@@ -27,6 +27,7 @@ from fanin.benchmarks.results import (
     LockstepStep,
     ResultError,
     RunResult,
+    check_folder,
     lockstep_path,
     write_result,
 )
@@ -56,6 +57,9 @@ from fanin.reports.tables import Cell, Column
 from fanin.reports.tables import Table as ReportTable
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+# Failures of a run that are the data's or the task's, by kind.
+_UNUSABLE = {DataError.__name__, TaskError.__name__}
+DEVICES = ("cpu", "cuda", "auto")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,6 +72,20 @@ app = typer.Typer(
     "with a table and an HTML page. Exit codes: 0 done; 1 a run failed or the backends drifted "
     "apart; 2 wrong usage or data; 130 stopped with Ctrl-C.",
 )
+
+
+def _finite(value: float | None) -> float | None:
+    """Not inf, nan, or so large that what is computed from it were inf."""
+    if value is not None and not value < 1e12:
+        raise typer.BadParameter(f"{value:g} is not a number below 1e12")
+    return value
+
+
+def _known_device(value: str) -> str:
+    if value not in DEVICES:
+        raise typer.BadParameter(f"unknown device {value!r}; there are {', '.join(DEVICES)}")
+    return value
+
 
 Results = Annotated[Path, typer.Option(help="Folder of the result files.", file_okay=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
@@ -86,7 +104,9 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         help="Your own data: `<dir>/<dataset>/{train,test}-labels.txt` and "
-        "`{train,test}-<features>.npy`."
+        "`{train,test}-<features>.npy`; with --dataset or --tasks.",
+        exists=True,
+        file_okay=False,
     ),
 ]
 Tasks = Annotated[
@@ -98,7 +118,10 @@ Tasks = Annotated[
 ]
 Setup = Annotated[
     list[str] | None,
-    typer.Option(help="Only these setups, by name as in the table (`ffi-32-4096`); repeatable."),
+    typer.Option(
+        help="Only these setups, by name as in the table (`FFI 32-4096` or `ffi-32-4096`); "
+        "repeatable."
+    ),
 ]
 Backend = Annotated[
     list[str] | None, typer.Option(help="torch or tensorflow; repeatable; default both.")
@@ -118,7 +141,9 @@ MomentsDtype = Annotated[
 ]
 Epochs = Annotated[int | None, typer.Option(min=1, help="At most this many epochs.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and dropout.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.", callback=_known_device)
+]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 for all.")]
 
 
@@ -131,6 +156,10 @@ def _friendly(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except (TaskError, DataError, ResultError, ReportError, BusyError) as error:
             _stop(str(error))
+        except BrokenPipeError:
+            raise  # whoever read the output is gone; nobody wants to know
+        except OSError as error:
+            _stop(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except KeyboardInterrupt:
             typer.echo(
                 "fanin: stopped; finished runs and checkpoints are kept, start again to go on",
@@ -187,6 +216,7 @@ def reproduce(
             min=0,
             help="A run that was stopped or killed goes on from its last checkpoint: written after "
             "an epoch when the last one is this old.",
+            callback=_finite,
         ),
     ] = 1.0,
     as_json: AsJson = False,
@@ -216,7 +246,7 @@ def reproduce(
     shapes = profile == "shapes"
     usual = "fused" if shapes else None
     names: list[str | None] = [dataset]
-    if shapes and dataset is None and tasks is None:
+    if shapes and dataset is None and tasks is None and data_dir is None:
         names = [e.name for e in PUBLISHED.values() if e.features]
     chosen = [
         task
@@ -234,8 +264,10 @@ def reproduce(
         profile="shapes" if shapes else "train",
         steps=steps,
     )
+    todo = requests(chosen, backends, options)
+    check_folder(results, {request.path for request in todo} if force else ())
     with Terminal(console) as display:
-        done = run_all(requests(chosen, backends, options), options, display)
+        done = run_all(todo, options, display)
     page = write_report(results)
     # What is too large for this machine is an answer, not a failure.
     failed = [r for r in done if r.failure and r.failure.kind != planning.TooLargeError.__name__]
@@ -250,8 +282,11 @@ def reproduce(
         table = _shapes_table(done) if shapes else terminal_table(done)
         console.print("\n" + table, soft_wrap=True, highlight=False, markup=False)
         console.print(f"\nThe report: {page.resolve()}", soft_wrap=True, highlight=False)
+    if len(done) < len(todo):
+        console.print(f"{len(todo) - len(done)} more runs on unusable data were not tried")
     if failed:
-        raise typer.Exit(FAILED)
+        unusable = any(r.failure and r.failure.kind in _UNUSABLE for r in failed)
+        raise typer.Exit(USAGE if unusable else FAILED)
 
 
 @app.command()
@@ -282,6 +317,7 @@ def compare(
     overrides = {"seed": seed, "execution": execution}
     chosen = _tasks([dataset], features, data_dir, tasks, setup, overrides)
     options = Options(results, data_dir, device, threads)
+    check_folder(results, {lockstep_path(results, task) for task in chosen})
     done = []
     failures = 0
     for number, task in enumerate(chosen, 1):
@@ -336,13 +372,21 @@ def plan(
     moments_dtype: MomentsDtype = None,
     memory: Annotated[
         float | None,
-        typer.Option(min=0.001, help="GiB of the machine; by default what is free here."),
+        typer.Option(
+            min=0.001, callback=_finite, help="GiB of the machine; by default what is free here."
+        ),
     ] = None,
     bandwidth: Annotated[
-        float | None, typer.Option(min=0.001, help="GB/s of its memory; by default measured here.")
+        float | None,
+        typer.Option(
+            min=0.001, callback=_finite, help="GB/s of its memory; by default measured here."
+        ),
     ] = None,
     gflops: Annotated[
-        float | None, typer.Option(min=0.001, help="Of a dense product; by default measured here.")
+        float | None,
+        typer.Option(
+            min=0.001, callback=_finite, help="Of a dense product; by default measured here."
+        ),
     ] = None,
     threads: Threads = 0,
     as_json: AsJson = False,
@@ -365,12 +409,12 @@ def plan(
         )
     ]
     count = measure.threads(threads)
-    speed = planning.measure_speed(count)
-    speed = planning.Speed(
-        1e9 * bandwidth if bandwidth else speed.bandwidth, 1e9 * gflops if gflops else speed.flops
-    )
     there = int(memory * planning.GIB) if memory else measure.available_bytes()
     sizes = {key: _sizes(*key, data_dir) for key in {(t.dataset, t.features) for t in chosen}}
+    speed = planning.Speed(
+        1e9 * bandwidth if bandwidth else planning.measured_bandwidth(count),
+        1e9 * gflops if gflops else planning.measured_flops(),
+    )
     plans = [
         planning.Plan.of(task, name, sizes[task.dataset, task.features], speed, there, count)
         for task in chosen
@@ -421,7 +465,8 @@ def _sizes(dataset: str, features: str, data_dir: Path | None) -> planning.Sizes
 def report(
     results: Results = Path("results"),
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the report; default RESULTS/report.")
+        Path | None,
+        typer.Option(help="Folder of the report; default RESULTS/report.", file_okay=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -437,8 +482,12 @@ def report(
 @_friendly
 def info(as_json: AsJson = False) -> None:
     """Show what is installed and usable here: kernels, backends, GPU, data sets, task files."""
+    try:
+        kernels = build_info()
+    except (OSError, ImportError, RuntimeError, ValueError) as error:
+        _stop(f"the kernels cannot be used: {error}")
     facts: dict[str, Any] = {
-        "kernels": build_info(),
+        "kernels": kernels,
         "backends": {name: importlib.util.find_spec(name) is not None for name in BACKENDS},
         "packages": measure.packages(),
         "gpu": measure.gpu_name(),
@@ -448,7 +497,6 @@ def info(as_json: AsJson = False) -> None:
     }
     if as_json:
         return _print_json(facts)
-    kernels = facts["kernels"]
     table = Table(show_header=False, box=None)
     rows = {
         "kernels": f"version {kernels['version']}, CPU code {kernels['instruction_set']} "
@@ -480,7 +528,7 @@ def _console(as_json: bool) -> Console:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
+    print(json.dumps(value, indent=1, allow_nan=False))
 
 
 def _stop(message: str) -> NoReturn:
@@ -515,6 +563,8 @@ def _tasks(
     overrides: dict[str, Any],
 ) -> list[Task]:
     """Tasks of the data sets: from `file`, their own files, or for other data the usual setups."""
+    if data_dir and file is None and None in datasets:
+        _stop(f"--data-dir {data_dir} needs --dataset too, or --tasks: which data to take from it")
     overrides = {key: value for key, value in overrides.items() if value is not None}
     chosen: list[Task] = []
     for dataset in datasets:
@@ -533,14 +583,26 @@ def _tasks(
         given = {key: value for key, value in named.items() if value is not None}
         chosen += [task for path in files for task in read_tasks(path, {**overrides, **given})]
     if setups:
-        # `ffi-32` names every task of that setup, whatever else it departs from the defaults in.
-        names = {task.slug.partition("_")[0] for task in chosen}
-        slugs = {task.slug for task in chosen}
-        for name in setups:
-            if name not in names | slugs:
-                _stop(f"no setup {name!r} in these tasks; there are {', '.join(sorted(names))}")
-        chosen = [t for t in chosen if {t.slug, t.slug.partition("_")[0]} & set(setups)]
+        asked = {_plain(name): name for name in setups}
+        names = [_setup_names(task) for task in chosen]
+        for plain, name in asked.items():
+            if plain not in set().union(*names):
+                there = sorted({task.slug.partition("_")[0] for task in chosen})
+                _stop(f"no setup {name!r} in these tasks; there are {', '.join(there)}")
+        chosen = [task for task, known in zip(chosen, names, strict=True) if known & set(asked)]
     return chosen
+
+
+def _setup_names(task: Task) -> set[str]:
+    """What `--setup` may call it: as its folder or the table does, with what departs from the
+    defaults or without, which names every task of that setup."""
+    label = setups.Setup.of(task, None).label
+    names = (task.slug, task.slug.partition("_")[0], label, label.partition(",")[0])
+    return set(map(_plain, names))
+
+
+def _plain(setup: str) -> str:
+    return setup.lower().replace(" ", "-")
 
 
 def _kinds(dataset: str, data_dir: Path | None) -> list[str]:

@@ -66,7 +66,8 @@ class Schedule:
         value = epoch.validation.at_3
         self._rate_plateau.observe(value)
         if self._rate_plateau.reached:
-            self.rate = max(self.rate * RATE_FACTOR, RATE_FLOOR)
+            if self.rate > RATE_FLOOR:  # a smaller one that was asked for stays
+                self.rate = max(self.rate * RATE_FACTOR, RATE_FLOOR)
             self._rate_plateau.waited = 0
         rose = self._stop_plateau.observe(value)
         if rose:

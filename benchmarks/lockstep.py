@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ class _Side:
 
     def _write(self, order: dict[str, Any]) -> None:
         assert self._child.stdin is not None
-        print(json.dumps(order), file=self._child.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it is dead already; `answer` finds out
+            print(json.dumps(order), file=self._child.stdin, flush=True)
 
     def ask(self, do: str, **arguments: Any) -> Any:
         """Have the child do something; its answer."""
@@ -88,7 +90,8 @@ class _Side:
 
     def answer(self) -> Any:
         line = self._answers.readline()
-        answer = json.loads(line) if line else {"error": f"its process ended: see {self._log}"}
+        whole = line.endswith("\n")
+        answer = json.loads(line) if whole else {"error": f"its process ended: see {self._log}"}
         if "error" in answer:
             raise LockstepError(f"{self.backend}: {answer['error']}")
         return answer["value"]
@@ -144,7 +147,15 @@ def compare(
                 losses = {side.backend: side.ask("step") for side in sides}
                 if before:
                     kinks += _excuse_kinks(sides, before, features)
-                compared = {name: difference(*(s.read(name) for s in sides)) for name in floats}
+                compared = {}
+                for name in floats:
+                    pair = [side.read(name) for side in sides]
+                    if not all(np.isfinite(array).all() for array in pair):
+                        raise LockstepError(
+                            f"{name} is not finite after step {step}; lower the learning rate or "
+                            "look at the features"
+                        )
+                    compared[name] = difference(*pair)
                 for name in fixed:
                     first, second = (side.read(name) for side in sides)
                     if not np.array_equal(first, second):

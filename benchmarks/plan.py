@@ -27,6 +27,9 @@ from fanin.kernels import sorted_labels
 GIB = 2**30
 LANES = 32
 
+# Bytes of all arrays that the bandwidth is measured with: far above any cache, and no load.
+_COPIED = 256 << 20
+
 _BYTES = {"float32": 4, "bfloat16": 2}
 # Beside all arrays: Python's objects, and what the allocators round up, a share of all bytes.
 _OVERHEAD, _ROUNDING = 4 << 20, {"torch": 0.01, "tensorflow": 0.04}
@@ -85,20 +88,22 @@ class Speed:
     flops: float
 
 
-def measure_speed(threads: int) -> Speed:
-    """How fast this machine copies memory and multiplies matrices, in about a second."""
-    size = 1 << 24
+def measured_bandwidth(threads: int) -> float:
+    """Bytes per second that this machine copies, in about half a second."""
+    size = max(1, _COPIED // 8 // threads)
     pairs = [(np.ones(size, np.float32), np.empty(size, np.float32)) for _ in range(threads)]
 
     def copy() -> None:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), pairs))
 
+    return 2 * 4 * size * threads / _fastest(copy)
+
+
+def measured_flops() -> float:
+    """Operations per second of a dense product here, in about half a second."""
     square = np.ones((1536, 1536), np.float32)
-    return Speed(
-        bandwidth=2 * 4 * size * threads / _fastest(copy),
-        flops=2 * len(square) ** 3 / _fastest(lambda: square @ square),
-    )
+    return 2 * len(square) ** 3 / _fastest(lambda: square @ square)
 
 
 def _fastest(work: Callable[[], object]) -> float:
@@ -252,8 +257,8 @@ def _fused(task: Task, setup: LayerSetup, backend: str, threads: int) -> Estimat
 
     moved = hidden * (3 * weight + 4 * moment) + connections * (2 * weight + 4 * moment + index)
     if is_sorted:
-        # Connections pass by twice, for the scores and for the gradients; once more each, where lanes
-        # are worked on by halves, but then they come from a cache.
+        # Connections pass by twice, for the scores and for the gradients; once more each, where
+        # lanes are worked on by halves, but then they come from a cache.
         moved += connections * (weight + index + 2 * 2)
     return Estimate(
         parameter_bytes=(hidden + connections) * weight

@@ -56,6 +56,8 @@ class Terminal:
             case "phase":
                 self._progress.update(self._bar, facts=event["name"])
                 return
+            case "note":
+                self._say(f"{self._title}: {event['text']}", "dim")
             case "resumed":
                 self._say(f"{self._title}: goes on after epoch {event['epoch']}", "dim")
             case "step":

@@ -10,7 +10,8 @@ could not be measured is null, never 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal, TypeVar
@@ -28,7 +29,8 @@ FOLDERS: dict[Profile, str] = {"train": "runs", "shapes": "shapes"}
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    # JSON has no word for inf or nan: what is written with one could not be read back.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class AtK(_Model):
@@ -242,6 +244,12 @@ def write_result(path: Path, result: RunResult | LockstepResult) -> None:
 def _read(path: Path, schema: type[_Result]) -> _Result:
     try:
         return schema.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ResultError(
+            f"{path}: not UTF-8 text; delete it or run its task again with --force"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -255,13 +263,47 @@ def read_result(path: Path) -> RunResult:
     return _read(path, RunResult)
 
 
-def read_results(folder: Path, profile: Profile = "train") -> Iterator[RunResult]:
-    """All runs of a profile below the results folder, in the order of their paths."""
+def _check_place(path: Path, expected: Path) -> None:
+    # A copy beside the original would count as another repeat.
+    if path != expected:
+        raise ResultError(
+            f"{path}: its contents belong to {expected}; move it there, and keep copies elsewhere"
+        )
+
+
+def read_results(
+    folder: Path, profile: Profile = "train", without: Collection[Path] = ()
+) -> Iterator[RunResult]:
+    """All runs of a profile below the results folder, in the order of their paths, but for the
+    files `without`."""
     for path in sorted((folder / FOLDERS[profile]).glob("*/*/*/[!.]*.json")):
-        yield read_result(path)
+        if path in without:
+            continue
+        run = read_result(path)
+        _check_place(path, result_path(folder, run.task, run.backend, run.repeat, profile))
+        yield run
 
 
-def read_lockstep(folder: Path) -> Iterator[LockstepResult]:
-    """All comparisons step by step below the results folder, in the order of their paths."""
+def read_lockstep(folder: Path, without: Collection[Path] = ()) -> Iterator[LockstepResult]:
+    """All comparisons step by step below the results folder, in the order of their paths, but for
+    the files `without`."""
     for path in sorted((folder / "lockstep").glob("*/*/[!.]*.json")):
-        yield _read(path, LockstepResult)
+        if path in without:
+            continue
+        comparison = _read(path, LockstepResult)
+        _check_place(path, lockstep_path(folder, comparison.task))
+        yield comparison
+
+
+def check_folder(folder: Path, replaced: Collection[Path] = ()) -> None:
+    """ResultError where a file of the results folder cannot be read, those aside that will be
+    `replaced`, and OSError where none can be written: the report needs all of them, and should not
+    find out after hours of training."""
+    for profile in FOLDERS:
+        for _ in read_results(folder, profile, replaced):
+            pass
+    for _ in read_lockstep(folder, replaced):
+        pass
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass

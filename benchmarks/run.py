@@ -21,7 +21,7 @@ from typing import Any, SupportsFloat, TextIO
 
 import numpy as np
 import scipy.sparse as sp
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from fanin.backends.arrays import InitialArrays
 from fanin.backends.interface import LayerSetup, Trainer, make_trainer
@@ -41,7 +41,7 @@ from fanin.benchmarks.results import (
     write_result,
 )
 from fanin.benchmarks.task import Task
-from fanin.datasets import Batches, Dataset, propensity
+from fanin.datasets import Batches, DataError, Dataset, propensity
 from fanin.datasets import load as load_dataset
 
 _EVENT_SECONDS = 0.2
@@ -53,6 +53,8 @@ _ORPHANED = 3
 
 class Request(BaseModel):
     """All that a run needs to know."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     task: Task
     backend: str
@@ -108,10 +110,16 @@ Split = tuple[np.ndarray, sp.csr_array]
 
 def split(data: Dataset, task: Task) -> tuple[Split, Split]:
     """Training and validation instances. Protocol "paper" validates on the test set, as the
-    original did; "holdout" takes a tenth of the training instances out, the same for all runs."""
+    original did; "holdout" takes a tenth of the training instances out, the same for all runs.
+    Raises DataError where it would leave none to train on."""
     train = (data.train_x, data.train_y)
     if task.protocol == "paper":
         return train, (data.test_x, data.test_y)
+    if data.train_instances < 2:
+        raise DataError(
+            f"{data.name} ({data.source}): {data.train_instances} training instance, but protocol "
+            "holdout takes one out and needs another: give more, or use protocol paper"
+        )
     order = np.random.default_rng([task.seed, 2]).permutation(data.train_instances)
     count = max(1, int(HOLDOUT_FRACTION * data.train_instances))
     held, kept = np.sort(order[:count]), np.sort(order[count:])

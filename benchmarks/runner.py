@@ -31,6 +31,7 @@ from fanin.benchmarks.results import (
 )
 from fanin.benchmarks.run import Request, failed
 from fanin.benchmarks.task import Task
+from fanin.datasets import DataError
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def requests(tasks: Iterable[Task], backends: Iterable[str], options: Options) -
         for repeat in range(task.repeat if options.profile == "train" else 1):
             for backend in backends:
                 path = result_path(options.results, task, backend, repeat, options.profile)
+                saved = options.save_weights and options.profile == "train"
+                weights = path.with_suffix(".safetensors") if saved else None
                 made.append(
                     Request(
                         task=task,
@@ -82,7 +85,7 @@ def requests(tasks: Iterable[Task], backends: Iterable[str], options: Options) -
                         data_dir=options.data_dir,
                         device=options.device,
                         threads=options.threads,
-                        weights=path.with_suffix(".safetensors") if options.save_weights else None,
+                        weights=weights,
                         profile=options.profile,
                         steps=options.steps,
                         checkpoint_minutes=options.checkpoint_minutes,
@@ -108,21 +111,36 @@ def finished(request: Request) -> RunResult | None:
     return result
 
 
+def data_of(request: Request) -> tuple[str, str]:
+    """What a run loads: data set and features."""
+    return request.task.dataset, request.task.features
+
+
 def run_all(todo: list[Request], options: Options, display: Display) -> list[RunResult]:
-    """Run what is not finished yet, in order. KeyboardInterrupt passes after the child is gone;
-    BusyError where another process is running the same."""
+    """Run what is not finished yet, in order. After a run whose data cannot be used no other is
+    tried on the same data. KeyboardInterrupt passes after the child is gone; BusyError where
+    another process is running the same."""
     results = []
+    unusable = set()
     for number, request in enumerate(todo, 1):
         display.begin(request, number, len(todo))
         with locked(request.path.with_suffix(".lock")) as lock:
             for path in (request.path, request.path.with_suffix(".safetensors")):
                 remove_leftovers(path)
             done = None if options.force else finished(request)
+            if done and request.weights and not request.weights.exists():
+                done = None
+                again = "finished before without its weights, and runs again to save them"
+                display.event({"event": "note", "text": again})
             if done:  # killed between writing the result and this
                 remove_checkpoint(checkpoint_folder(request.path))
+            elif data_of(request) in unusable:
+                continue
             result = done or run_one(request, display, lock)
         display.end(result, skipped=done is not None)
         results.append(result)
+        if result.failure and result.failure.kind == DataError.__name__:
+            unusable.add(data_of(request))
     return results
 
 

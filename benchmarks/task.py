@@ -36,7 +36,8 @@ class TaskError(ValueError):
 class Task(BaseModel):
     """Everything that decides a run's numbers, apart from the backend and the repeat."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: `true` is no number, nor is "8".
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     dataset: str = Field(min_length=1, pattern=_FILE_NAME)
     features: str = Field(min_length=1, pattern=_FILE_NAME)
@@ -69,7 +70,7 @@ class Task(BaseModel):
         if isinstance(values, dict):
             values = dict(values)
             for key in ("connectivity", "intermediate"):
-                if values.get(key) == 0:
+                if values.get(key) == 0 and values[key] is not False:
                     values[key] = None
             if isinstance(values.get("dataset"), str):
                 values["dataset"] = canonical_name(values["dataset"])
@@ -84,7 +85,7 @@ class Task(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Task:
         # The widths of the data set are not known yet; everything else about the setup is.
-        self.setup(inputs=2**31, labels=1)
+        self._layer(inputs=2**31, labels=1)
         if self.execution == "autograd" and self.storage != Storage():
             raise ValueError(
                 "weights_dtype and moments_dtype other than float32 need execution 'fused'"
@@ -96,6 +97,16 @@ class Task(BaseModel):
         return Storage(self.weights_dtype, self.moments_dtype)
 
     def setup(self, inputs: int, labels: int) -> LayerSetup:
+        """The model for data of these widths; TaskError where it does not fit them."""
+        try:
+            return self._layer(inputs, labels)
+        except ValueError as error:
+            name = self.slug.partition("_")[0]
+            raise TaskError(
+                f"{self.dataset}, {self.features} features, setup {name}: {error}"
+            ) from error
+
+    def _layer(self, inputs: int, labels: int) -> LayerSetup:
         return LayerSetup(
             architecture=self.architecture,
             inputs=inputs,
@@ -165,10 +176,21 @@ def read_tasks(path: Path, overrides: dict[str, Any] | None = None) -> list[Task
     list a task of their tables once more among its ablations. Raises TaskError for a file that
     cannot be used.
     """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise TaskError(f"{path}: key {twice!r} stands twice in an object; keep it once")
+        return dict(pairs)
+
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except FileNotFoundError as error:
         raise TaskError(f"{path}: no such task file") from error
+    except OSError as error:
+        raise TaskError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path}: not UTF-8 text: {error}") from error
     except json.JSONDecodeError as error:
         raise TaskError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):

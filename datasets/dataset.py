@@ -95,12 +95,13 @@ class Dataset:
             "test_instances": self.test_instances,
             "inputs": self.inputs,
             "labels": self.labels,
-            "labels_per_instance": positives / max(1, self.train_instances),
-            "instances_per_label": positives / max(1, self.labels),
+            "labels_per_instance": positives / self.train_instances,
+            "instances_per_label": positives / self.labels,
         }
 
     def validate(self) -> None:
-        """Check that the parts fit: shapes, types, sorted labels in range, finite features.
+        """Check that the parts fit: shapes, types, sorted labels in range, finite features; and
+        that there is something to train and to test on.
 
         Raises DataError naming the data set, the split, and the first thing that is wrong.
         """
@@ -124,7 +125,11 @@ class Dataset:
                     "labels: both must hold the same instances in the same order"
                 )
             _check_labels(y, f"{here}: {split} labels")
-            check_finite(x, str(getattr(x, "filename", None) or f"{here}: {split} features"))
+            check_some(y, f"{here}: {split} labels", to_train=split == "train")
+            features = str(getattr(x, "filename", None) or f"{here}: {split} features")
+            if not x.shape[1]:
+                raise DataError(f"{features}: 0 inputs: at least one is needed")
+            check_finite(x, features)
         if self.train_x.shape[1] != self.test_x.shape[1]:
             raise DataError(
                 f"{here}: {self.train_x.shape[1]} inputs for training but {self.test_x.shape[1]} "
@@ -140,6 +145,18 @@ class Dataset:
                 f"{here}: {len(self.label_names)} label names for {self.labels} labels: "
                 "give one for each, or none"
             )
+
+
+def check_some(y: sparse.csr_array, where: str, to_train: bool) -> None:
+    """Raise DataError for no instances or labels, and where it is `to_train`, for no positive.
+
+    `where` begins the message: the file, or the data set and split.
+    """
+    for count, what in zip(y.shape, ("instances", "labels"), strict=True):
+        if not count:
+            raise DataError(f"{where}: 0 {what}: at least one is needed")
+    if to_train and not y.nnz:
+        raise DataError(f"{where}: no instance has a label: there is nothing to learn")
 
 
 def check_finite(x: npt.NDArray[np.floating], where: str) -> None:

@@ -24,7 +24,7 @@ from scipy import sparse
 
 from . import cache, formats, svd
 from .catalogue import FEATURES, PUBLISHED, canonical_name, spellings
-from .dataset import DataError, Dataset
+from .dataset import DataError, Dataset, check_some
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +157,7 @@ def load_folder(folder: Path | str, name: str, features: str | None = None) -> D
     labels: list[Labels] = []
     for path, read in [_label_file(folder, split) for split in ("train", "test")]:
         labels.append((path, read(path)))
+        check_some(labels[-1][1], str(path), to_train=len(labels) == 1)
     train_x, test_x = _features(folder, name, features, labels)
     data = Dataset(
         name=name,

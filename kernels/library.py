@@ -228,7 +228,10 @@ def describe(
 def library_path() -> Path:
     """Where libfanin lies; FileNotFoundError says how to build it."""
     if override := os.environ.get("FANIN_LIBRARY"):
-        return Path(override)
+        path = Path(override)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; correct FANIN_LIBRARY or unset it")
+        return path
     name = "libfanin.dylib" if sys.platform == "darwin" else "libfanin.so"
     # In an editable install the library is not beside this file, but importlib finds it.
     path = Path(str(importlib.resources.files("fanin.kernels").joinpath(name)))
@@ -282,10 +285,13 @@ def build_info() -> dict[str, Any]:
     """What was built and what is used here.
 
     version; cuda: list of GPU architectures compiled in, empty without CUDA; openmp;
-    instruction_sets: usable on this machine, best first; instruction_set: the one in use.
+    instruction_sets: usable on this machine, best first; instruction_set: the one in use. Raises
+    what `set_instruction_set` does where FANIN_INSTRUCTION_SET names none that runs here.
     """
     library = load()
     info: dict[str, Any] = json.loads(library.fanin_build_info())
+    if info["instruction_set"] is None:
+        set_instruction_set(os.environ["FANIN_INSTRUCTION_SET"])  # fails again, and says why
     return {"version": library.fanin_version().decode(), **info}
 
 
@@ -297,7 +303,8 @@ def sorted_labels(inputs: int, labels: int) -> int:
 
 def set_instruction_set(name: str) -> None:
     """Use "avx512", "avx2", "baseline" or "auto" (the best one) from now on, as the environment
-    variable FANIN_INSTRUCTION_SET does from the start. RuntimeError where it does not run here."""
+    variable FANIN_INSTRUCTION_SET does from the start. ValueError where there is no such set,
+    RuntimeError where it does not run here."""
     _call(load().fanin_set_instruction_set, name.encode())
 
 

@@ -43,8 +43,8 @@ class Setup:
 
     @classmethod
     def of(cls, task: Task, inputs: int | None) -> Setup:
-        # Widths of the data only matter to a dense layer; the largest possible ones always fit.
-        kind = task.setup(inputs=inputs or 2**31, labels=1).kind
+        # The largest possible width: a failed run's task may not fit its data.
+        kind = task.setup(inputs=2**31, labels=1).kind
         connectivity = {"Dense": inputs, "Bottleneck": task.intermediate}.get(
             kind, task.connectivity
         )

@@ -251,6 +251,36 @@ def test_label_counts_must_agree(tmp_path: Path) -> None:
         load("mine", data_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("split", "rows", "labels", "said"),
+    [
+        ("train", 0, 5, "train-labels.txt: 0 instances: at least one"),
+        ("test", 0, 5, "test-labels.txt: 0 instances: at least one"),
+        ("train", 6, 0, "train-labels.txt: 0 labels: at least one"),
+        ("train", 6, 5, "train-labels.txt: no instance has a label"),
+        ("test", 3, 5, None),  # nothing can be found there, but all of it can be done
+    ],
+)
+def test_empty_data_are_named(tmp_path: Path, split: str, rows: int, labels: int, said) -> None:
+    write_folder(tmp_path / "mine")
+    np.save(tmp_path / "mine" / f"{split}-slice.npy", np.zeros((rows, 4), np.float32))
+    formats.write_labels(tmp_path / "mine" / f"{split}-labels.txt", csr([[]] * rows, labels), 4)
+    if said is None:
+        assert load("mine", data_dir=tmp_path).test_y.nnz == 0
+        return
+    with pytest.raises(DataError) as caught:
+        load("mine", data_dir=tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'mine'}/{said}")
+
+
+def test_features_without_inputs_are_named(tmp_path: Path) -> None:
+    write_folder(tmp_path / "mine")
+    for split, count in (("train", 6), ("test", 3)):
+        np.save(tmp_path / "mine" / f"{split}-slice.npy", np.zeros((count, 0), np.float32))
+    with pytest.raises(DataError, match=r"mine/train-slice\.npy: 0 inputs"):
+        load("mine", data_dir=tmp_path)
+
+
 @pytest.mark.parametrize("file", ["train-labels.txt", "test-labels.txt", "test-slice.npy"])
 def test_missing_file_says_what_it_holds(tmp_path: Path, file: str) -> None:
     write_folder(tmp_path / "mine")
@@ -849,6 +879,13 @@ def out_of_range() -> sparse.csr_array:
         ({"train_y": csr([[0], [1], []], 4).astype(float)}, "train labels: must be bool or int8"),
         ({"train_y": csr([[0], [1], []], 4).tocsc()}, "must be a scipy.sparse.csr_array"),
         ({"label_names": ["a", "b"]}, "2 label names for 4 labels"),
+        (
+            {"test_x": np.ones((0, 2), np.float32), "test_y": csr([], 4)},
+            "test labels: 0 instances: at least one is needed",
+        ),
+        ({"train_x": np.ones((3, 0), np.float32)}, "train features: 0 inputs"),
+        ({"train_y": csr([[], [], []], 0)}, "train labels: 0 labels"),
+        ({"train_y": csr([[], [], []], 4)}, "train labels: no instance has a label"),
     ],
 )
 def test_dataset_checks_its_parts(change: dict, said: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +17,31 @@ import psutil
 import pytest
 import scipy.sparse as sp
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from fanin.backends.arrays import copied, initial_arrays, plan_rewiring
 from fanin.backends.interface import LayerSetup, make_trainer
-from fanin.benchmarks import fit, lockstep
+from fanin.benchmarks import cli, fit, lockstep, run, runner
 from fanin.benchmarks.checkpoint import Checkpoint
 from fanin.benchmarks.cli import _tasks as chosen_tasks
+from fanin.benchmarks.cli import app
 from fanin.benchmarks.metrics import precision, precision_at
 from fanin.benchmarks.results import (
+    Epoch,
     Precision,
     ResultError,
+    check_folder,
     read_lockstep,
     read_result,
     result_path,
+    write_result,
 )
+from fanin.benchmarks.run import Request, begun, failed
+from fanin.benchmarks.runner import Options
 from fanin.benchmarks.task import Task, TaskError, files_of, read_tasks, task_files
-from fanin.datasets import Batches
+from fanin.datasets import Batches, DataError, load
 from fanin.datasets.formats import write_labels
+from fanin.kernels import library
 
 
 def task(**values) -> Task:
@@ -135,6 +145,9 @@ class TestTasks:
         ("content", "message"),
         [
             ("{", r"t\.json:1: not JSON"),
+            (b"\xff\xfe", "not UTF-8"),
+            (None, "cannot be read: Is a directory"),
+            ('{"tasks": [{"epochs": 3, "epochs": 4}]}', "key 'epochs' stands twice"),
             ("[]", "expected"),
             ('{"tasks": []}', "`tasks` is empty"),
             ('{"tasks": [1]}', r"tasks\[0\]: expected an object"),
@@ -159,18 +172,44 @@ class TestTasks:
              '[{"architecture": "stratified"}]}', "needs `connectivity`"),
             ('{"defaults": {"dataset": "d", "features": "f", "intermediate": 0}, "tasks": '
              '[{"architecture": "bottleneck"}]}', "needs `intermediate`"),
+            *(
+                ('{"defaults": {"dataset": "d", "features": "f", "architecture": "stratified"}, '
+                 f'"tasks": [{{"connectivity": 8, "{key}": {value}}}]}}', f"{key}: .*{message}")
+                for key, value, message in (
+                    ("learning_rate", "Infinity", r"finite number \(got inf\)"),
+                    ("learning_rate", "1e400", r"finite number \(got inf\)"),
+                    ("dropout", "NaN", r"\(got nan\)"),
+                    ("batch_size", "true", r"valid integer \(got True\)"),
+                    ("batch_size", '"8"', r"valid integer \(got '8'\)"),
+                    ("intermediate", "false", r"valid integer \(got False\)"),
+                    ("learning_rate", "true", r"valid number \(got True\)"),
+                )
+            ),
         ],
     )  # fmt: skip
     def test_errors_name_file_task_and_key(self, tmp_path, content, message):
         path = tmp_path / "t.json"
-        path.write_text(content)
+        if content is None:
+            path.mkdir()
+        else:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(TaskError, match=message) as caught:
             read_tasks(path)
         assert str(path) in str(caught.value)
 
     def test_connectivity_must_fit_the_data(self):
-        with pytest.raises(ValueError, match="connectivity 32 is larger than the 8 inputs"):
+        message = "^d, f features, setup ffi-32: connectivity 32 is larger than the 8 inputs"
+        with pytest.raises(TaskError, match=message):
             task(architecture="stratified", connectivity=32).setup(8, 5)
+
+    @pytest.mark.parametrize("value", [np.inf, np.nan])
+    def test_nothing_is_written_that_json_has_no_word_for(self, value):
+        usual = {"backend": "torch", "repeat": 0, "path": "x", "task": task()}
+        Request(**usual)
+        with pytest.raises(ValidationError, match="finite number"):
+            Request(**usual, checkpoint_minutes=value)
+        with pytest.raises(ValidationError, match="finite number"):
+            Precision(at_1=0.0, at_3=value, at_5=0.0)
 
     def test_a_task_cannot_be_changed(self):
         with pytest.raises(ValidationError):
@@ -460,7 +499,7 @@ class TestReproduce:
             *("--tasks", place / "tasks.json", "--results", place / "retry", "--backend", "torch"),
         ]
         failed = command(*bad, "--data-dir", spoiled)
-        assert failed.returncode == 1
+        assert failed.returncode == 2  # the data are to blame
         assert "row 3, column 5" in failed.stdout
         path = result_path(place / "retry", read_tasks(place / "tasks.json")[0], "torch", 0)
         result = read_result(path)
@@ -609,6 +648,286 @@ class TestCompare:
         assert found.absolute == pytest.approx(1e-3)
         assert found.relative == pytest.approx(1e-3 / 4)
         assert lockstep.difference(np.zeros(3), np.zeros(3)).relative == 0
+
+
+class TestSide:
+    """The parent's end of `compare`, with a child that ends when it is told to."""
+
+    @pytest.mark.parametrize("last_words", ["", '{"val'])
+    def test_a_child_that_died_is_reported_with_its_log(self, tmp_path, monkeypatch, last_words):
+        def start_child(module, log):
+            child = subprocess.Popen(["true"], stdin=subprocess.PIPE, text=True)
+            child.wait()
+            return child, io.StringIO(last_words)
+
+        monkeypatch.setattr(lockstep, "start_child", start_child)
+        request = Request(task=task(), backend="torch", repeat=0, path=tmp_path / "x.json")
+        side = lockstep._Side(request, tmp_path, tmp_path / "x.log")
+        with pytest.raises(lockstep.LockstepError, match=r"torch: its process ended: see .*x\.log"):
+            side.ask("step")
+        side.close()
+
+    def test_weights_that_are_not_finite_are_no_result(self, tmp_path, monkeypatch):
+        write_dataset(tmp_path)
+
+        class Side:
+            backend = "torch"
+
+            def __init__(self, *_): ...
+            def answer(self): ...
+            def close(self): ...
+
+            def ask(self, do, **_):
+                return 1.0
+
+            def read(self, name):
+                return np.array([1.0, np.inf])
+
+        monkeypatch.setattr(lockstep, "_Side", Side)
+        chosen = task(dataset="tiny", features="dense40")
+        with pytest.raises(
+            lockstep.LockstepError, match=r"output\.weights is not finite after step"
+        ):
+            lockstep.compare(chosen, Options(tmp_path, tmp_path), 1)
+
+
+class Noting:
+    """A display that notes what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def begin(self, *_): ...
+
+    def event(self, event):
+        self.told.append(event["text"])
+
+    def end(self, result, skipped):
+        self.told.append("skipped" if skipped else result.status)
+
+
+class TestRunAll:
+    @pytest.fixture
+    def run_all(self, tmp_path, monkeypatch):
+        """Run tasks in one backend; each ends as `failures` has it, by its data set."""
+
+        def run_tasks(tasks, failures=None, **options):
+            def run_one(request, display, lock):
+                kind = (failures or {}).get(request.task.dataset)
+                result = begun(request)
+                if kind:
+                    result = failed(request, result.started, kind, "so it is", "")
+                write_result(request.path, result)
+                return result
+
+            monkeypatch.setattr(runner, "run_one", run_one)
+            given = Options(tmp_path, **options)
+            display = Noting()
+            runner.run_all(runner.requests(tasks, ["torch"], given), given, display)
+            return display.told
+
+        return run_tasks
+
+    def test_unusable_data_are_tried_once(self, run_all):
+        setups = [{"loss_fn": "bce"}, {"loss_fn": "squared_hinge"}]
+        tasks = [task(dataset=name, **values) for values in setups for name in ("bad", "good")]
+        assert run_all(tasks[-1:]) == ["finished"]
+        bad = {"bad": "DataError"}
+        assert run_all(tasks, bad) == ["failed", "finished", "skipped"]
+        assert run_all(tasks, {"bad": "OSError"}) == ["failed", "skipped", "failed", "skipped"]
+        other = task(dataset="bad", features="other")
+        assert run_all([tasks[0], other], bad) == ["failed", "failed"]
+
+    def test_a_finished_run_without_the_weights_asked_for_runs_again(self, run_all, tmp_path):
+        assert run_all([task()]) == ["finished"]
+        told = ["finished before without its weights, and runs again to save them", "finished"]
+        assert run_all([task()], save_weights=True) == told
+        result_path(tmp_path, task(), "torch", 0).with_suffix(".safetensors").touch()
+        assert run_all([task()], save_weights=True) == ["skipped"]
+        # A shape profile has no weights to keep.
+        for expected in ("finished", "skipped"):
+            assert run_all([task()], save_weights=True, profile="shapes") == [expected]
+
+
+@pytest.mark.parametrize(
+    ("rate", "then"), [(1e-3, 5e-4), (1.5e-4, 1e-4), (1e-4, 1e-4), (1e-6, 1e-6)]
+)
+def test_the_schedule_never_raises_the_learning_rate(rate, then):
+    schedule = fit.Schedule(rate)
+    epoch = Epoch(
+        **{"epoch": 1, "steps": 1, "loss": 1, "learning_rate": rate, "rewired": 0},
+        **{"train_seconds": 1, "evaluate_seconds": 1},
+        validation=Precision(at_1=0.5, at_3=0.5, at_5=0.5),
+    )
+    for _ in range(3):
+        schedule.observe(epoch)
+    assert schedule.rate == then
+
+
+@pytest.mark.parametrize(("instances", "kept"), [(1, None), (2, 1), (40, 36)])
+def test_holdout_leaves_some_to_train_on(tmp_path, instances, kept):
+    data = load("tiny", None, write_dataset(tmp_path, instances=instances))
+    chosen = task(protocol="holdout")
+    if kept is None:
+        with pytest.raises(DataError, match="1 training instance, but protocol holdout"):
+            run.split(data, chosen)
+    else:
+        (x, _), (held, _) = run.split(data, chosen)
+        assert (len(x), len(held)) == (kept, instances - kept)
+
+
+def in_process(*arguments, **options):
+    """The command line without a process of its own."""
+    return CliRunner().invoke(app, [*map(str, arguments)], **options)
+
+
+class TestUsage:
+    """What is wrong is said in one line, before anything runs."""
+
+    @pytest.fixture
+    def spoiled(self, tmp_path):
+        """Results of one run, and the file of another that cannot be read."""
+        write_dataset(tmp_path / "data")
+        (tmp_path / "tasks.json").write_text(json.dumps(TASKS))
+        done, broken = read_tasks(tmp_path / "tasks.json")[:2]
+        request = Request(task=done, backend="torch", repeat=0, path=Path("x"))
+        write_result(result_path(tmp_path / "all", done, "torch", 0), begun(request))
+        path = result_path(tmp_path / "all", broken, "torch", 0)
+        path.parent.mkdir()
+        path.write_bytes(b"\xff")
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (("reproduce", "--checkpoint-minutes", "inf"), "inf is not a number below 1e12"),
+            (("plan", "--memory", "inf"), "inf is not a number below"),
+            (("plan", "--bandwidth", "1e300"), "1e.300 is not a number below"),
+            (("plan", "--gflops", "inf"), "inf is not a number below"),
+            (("reproduce", "--device", "gpu"), "unknown device 'gpu'; there are cpu, cuda, auto"),
+            (("compare", "--device", "gpu"), "unknown device 'gpu'"),
+            (("plan", "--data-dir", "nowhere"), "'nowhere' does not exist"),
+            (("reproduce", "--data-dir", "."), "--data-dir . needs --dataset too, or --tasks"),
+            (("reproduce", "--data-dir", ".", "--profile", "shapes"), "needs --dataset too"),
+            (("report", "--out", __file__), "is a file"),
+            (("reproduce", "--results", f"{__file__}/x"), f"{__file__}/x: Not a directory"),
+            (("compare", "--results", f"{__file__}/x"), f"{__file__}/x: Not a directory"),
+        ],
+    )
+    def test_wrong_options(self, given, message):
+        done = in_process(*given, env={"TERMINAL_WIDTH": "1000"})
+        assert done.exit_code == 2
+        assert re.search(message, done.output)
+        assert isinstance(done.exception, SystemExit)
+
+    @pytest.mark.parametrize("command", ["plan", "compare"])
+    def test_a_setup_that_does_not_fit_the_data(self, tmp_path, command):
+        write_dataset(tmp_path / "data")
+        wide = {"dataset": "tiny", "features": "dense40", "connectivity": 41}
+        content = {"tasks": [{**wide, "architecture": "stratified"}]}
+        (tmp_path / "tasks.json").write_text(json.dumps(content))
+        options = (
+            ["--bandwidth", 1, "--gflops", 1] if command == "plan" else ["--results", tmp_path]
+        )
+        places = ("--data-dir", tmp_path / "data", "--tasks", tmp_path / "tasks.json")
+        done = in_process(command, *places, *options)
+        assert done.exit_code == 2
+        assert done.output.startswith(
+            "fanin: tiny, dense40 features, setup ffi-41: connectivity 41"
+        )
+        assert done.output.count("\n") == 1
+
+    @pytest.mark.parametrize("command", ["reproduce", "compare", "report"])
+    def test_results_are_read_before_anything_runs(self, spoiled, monkeypatch, command):
+        monkeypatch.setattr(cli, "run_all", None)
+        monkeypatch.setattr(cli.lockstep, "compare", None)
+        options = ["--setup", "dense", *arguments(spoiled, "all")]
+        if command == "report":
+            options = ["--results", spoiled / "all"]
+        done = in_process(command, *options)
+        assert done.exit_code == 2
+        assert re.search(r"unstructured-8_epochs=2/torch-0\.json: not UTF-8", done.output)
+
+    def test_what_is_run_again_need_not_be_readable(self, spoiled, monkeypatch):
+        def run_all(todo, options, display):
+            (request,) = todo
+            result = begun(request)
+            write_result(request.path, result)
+            return [result]
+
+        monkeypatch.setattr(cli, "run_all", run_all)
+        again = ("--setup", "unstructured-8", "--backend", "torch", "--force")
+        done = in_process("reproduce", *arguments(spoiled, "all"), *again)
+        assert done.exit_code == 0, done.output
+
+    @pytest.mark.parametrize(
+        ("kinds", "code"),
+        [
+            (["DataError"], 2),
+            (["TaskError", "ProcessDied"], 2),
+            (["ProcessDied"], 1),
+            (["TooLargeError"], 0),
+        ],
+    )
+    def test_exit_code(self, tmp_path, monkeypatch, kinds, code):
+        def run_all(todo, options, display):
+            made = []
+            for request, kind in zip(todo, kinds, strict=False):
+                now = datetime.now(UTC)
+                made.append(failed(request, now, kind, "so it is", ""))
+                write_result(request.path, made[-1])
+            return made
+
+        monkeypatch.setattr(cli, "run_all", run_all)
+        done = in_process("reproduce", "--results", tmp_path, "--json")
+        assert done.exit_code == code
+        assert f"{12 - len(kinds)} more runs on unusable data were not tried" in done.output
+
+    def test_a_results_folder_that_is_no_folder_of_files(self, tmp_path):
+        path = result_path(tmp_path, task(), "torch", 0)
+        path.mkdir(parents=True)
+        with pytest.raises(ResultError, match=r"torch-0\.json: cannot be read: Is a directory"):
+            check_folder(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            ("/nope.so", "/nope.so: no such file; correct FANIN_LIBRARY or unset it"),
+            (__file__, f"{__file__}: "),  # the rest is the system's
+        ],
+    )
+    def test_info_says_why_the_library_cannot_be_used(self, monkeypatch, path, message):
+        monkeypatch.setattr(library, "load", library.load.__wrapped__)
+        done = in_process("info", env={"FANIN_LIBRARY": path})
+        assert done.exit_code == 2
+        assert done.output.startswith(f"fanin: the kernels cannot be used: {message}")
+
+    @pytest.mark.slow
+    def test_info_says_that_an_instruction_set_does_not_exist(self):
+        done = command("info", env={**os.environ, "FANIN_INSTRUCTION_SET": "avx9"})
+        assert done.returncode == 2
+        assert "cannot be used: unknown instruction set 'avx9'; there are " in done.stderr
+
+    @pytest.mark.parametrize(
+        ("name", "found"),
+        [
+            ("FFI 32-16k", ["ffi-32-16384"]),
+            ("ffi 32-16384", ["ffi-32-16384"]),
+            ("FFI-32", ["ffi-32"]),
+            ("dense", ["dense"]),
+            ("Dense", ["dense"]),
+            ("Unstructured 32-32k", ["unstructured-32-32768"]),
+        ],
+    )
+    def test_a_setup_by_its_name_in_the_table(self, name, found):
+        tasks = chosen_tasks(["amazon-670k"], "slice", None, None, [name], {"execution": "fused"})
+        assert [t.slug.removesuffix("_execution=fused") for t in tasks] == found
+        label = f"{name}, fused"
+        if name == "FFI 32-16k":
+            assert (
+                chosen_tasks(["amazon-670k"], "slice", None, None, [label], {"execution": "fused"})
+                == tasks
+            )
 
 
 @pytest.mark.slow

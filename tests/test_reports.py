@@ -672,6 +672,12 @@ def test_poor_results_have_a_report_too(tmp_path: Path) -> None:
     assert "12.0" in write_report(tmp_path).read_text()
 
 
+def test_a_setup_that_did_not_fit_its_data_is_reported(tmp_path: Path) -> None:
+    wide = task(connectivity=dataset().inputs + 1)
+    page = write_report(save(tmp_path, run(), failed(of=wide))).read_text()
+    assert "FFI 513" in page
+
+
 def test_an_empty_folder_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="fanin reproduce") as caught:
         write_report(tmp_path / "nothing")
@@ -688,6 +694,25 @@ def test_a_broken_result_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match=re.escape(f"{path}: ")):
         write_report(tmp_path)
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("name", ["mine.json", "torch-1.json", "../ffi-32.bak/torch-0.json"])
+def test_a_copy_of_a_result_file_is_no_repeat(tmp_path: Path, name: str) -> None:
+    save(tmp_path, run())
+    path = result_path(tmp_path, task(), "torch", 0)
+    copy = path.parent / name
+    copy.parent.mkdir(exist_ok=True)
+    copy.write_bytes(path.read_bytes())
+    with pytest.raises(ResultError, match=re.escape(f"its contents belong to {path}")):
+        write_report(tmp_path)
+
+
+def test_a_copy_of_a_comparison_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, run(), lockstep())
+    path = lockstep_path(tmp_path, task())
+    (path.parent / "mine.json").write_bytes(path.read_bytes())
+    with pytest.raises(ResultError, match=re.escape(f"its contents belong to {path}")):
+        write_report(tmp_path)
 
 
 def test_a_report_goes_where_it_is_told_and_replaces_an_earlier_one(tmp_path: Path) -> None:

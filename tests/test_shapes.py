@@ -184,6 +184,25 @@ class TestPlan:
         assert done.exit_code == 2 and "unknown backend 'jax'" in done.output
         assert planned("amazon-670k", "--memory 0").exit_code == 2
 
+    def test_measures_what_is_not_given_and_nothing_else(self, monkeypatch):
+        monkeypatch.setattr(plan, "measured_bandwidth", lambda threads: 7e9)
+        monkeypatch.setattr(plan, "measured_flops", lambda: 8e9)
+        for options, found in (
+            ("--bandwidth 10", (1e10, 8e9)),
+            ("--gflops 100", (7e9, 1e11)),
+            ("", (7e9, 8e9)),
+        ):
+            answer = json.loads(planned("amazon-670k", f"--json --setup dense {options}").output)
+            assert (answer["bandwidth_bytes_per_second"], answer["flops"]) == found
+
+    @pytest.mark.parametrize("threads", [1, 3, 64])
+    def test_the_bandwidth_takes_as_much_memory_with_many_threads(self, monkeypatch, threads):
+        monkeypatch.setattr(plan, "_COPIED", 1 << 20)
+        taken = []
+        monkeypatch.setattr(plan.np, "copyto", lambda to, of: taken.append(to.nbytes + of.nbytes))
+        assert plan.measured_bandwidth(threads) > 0
+        assert sum(taken) / (1 << 20) / 5 == pytest.approx(1, rel=1e-3)  # five times
+
     def test_json_counts_what_the_arrays_hold(self):
         options = "--features cascade --setup ffi-32-32768 --json --bandwidth 10 --gflops 100"
         done = planned("amazon-670k", options)
