@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
 
+from fanin.backends.arrays import initial_arrays
+from fanin.backends.interface import LayerSetup
 from fanin.benchmarks.results import read_results
 from fanin.reports.devices import devices_page
 
@@ -19,10 +22,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("framework", ["torch", "tensorflow", "torch, fused", "tensorflow, fused"])
+@pytest.mark.parametrize(
+    "framework", ["torch", "tensorflow", "torch, fused", "tensorflow, fused", "torch, trained"]
+)
 def test_examples_run(framework, tmp_path):
     (code,) = re.findall(rf"```python\n(# {framework}\n.*?)```", README, re.DOTALL)
     assert len(code.splitlines()) < 24
+    setup = LayerSetup("dense-stratified", 20, 50, connectivity=4, intermediate=30)
+    save_file(initial_arrays(setup, 0), tmp_path / "torch-0.safetensors")
     done = subprocess.run(
         [sys.executable, "-P", "-W", "error::UserWarning", "-c", code],
         cwd=tmp_path,
