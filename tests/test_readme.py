@@ -95,6 +95,18 @@ def test_what_is_said_of_the_executions_follows_from_their_result_files():
             assert said in " ".join(README.split())
 
 
+def test_what_is_said_of_the_executions_on_all_labels_follows_from_their_result_files():
+    found: dict[str, list[str]] = {"autograd": [], "fused": []}
+    for run in read_results(ROOT / "benchmarks" / "results" / "whole-executions"):
+        assert run.test is not None
+        assert (run.task.dataset, run.task.slug.partition("_")[0]) == ("wordnet", "ffi-32")
+        assert run.task.epochs == len(run.history) == 5
+        found[run.task.execution].append(f"{100 * run.test.at_1:.2f}")
+    first, second, third = found["autograd"]
+    assert found["fused"] == found["autograd"]
+    assert f"P@1 {first}, {second} and {third} in either" in " ".join(README.split())
+
+
 def test_what_is_said_of_predictions_memory_follows_from_the_result_files():
     said = {"whole": "The {:.2f} GiB are hidden", "whole-one-epoch": "peaks at {:.2f} GiB"}
     for folder, words in said.items():
