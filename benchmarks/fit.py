@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from fanin.backends.arrays import drawn_seed
 from fanin.backends.interface import LayerSetup, OnStep, Trainer
 from fanin.benchmarks.checkpoint import Checkpoint
 from fanin.benchmarks.metrics import precision
@@ -89,7 +90,7 @@ def rewire_due(step: int, interval: int, steps_per_epoch: int) -> bool:
 
 def rewiring_seed(seed: int, step: int) -> int:
     """The randomness of the rewiring at one step depends on the run's seed and the step alone."""
-    return int(np.random.default_rng([seed, step, 1]).integers(2**64, dtype=np.uint64))
+    return drawn_seed(np.random.default_rng([seed, step, 1]))
 
 
 def evaluation_block(setup: LayerSetup) -> int:

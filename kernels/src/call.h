@@ -170,14 +170,18 @@ constexpr bool in_halves(int64_t inputs, int64_t labels) {
 constexpr int64_t sorted_labels(int64_t inputs, int64_t labels) {
   return kSortedScores / (in_halves(inputs, labels) ? kHalf : kGroup);
 }
-constexpr int64_t kMostBlock = 8;        // labels of a dense layer that are worked on together
+constexpr int64_t kMostBlock = 8;     // labels of a dense layer that are worked on together
+constexpr int64_t kStepLabels = 256;  // and of a fixed fan-in, where groups take turns
 
-// Features of all groups, and what is added to their gradients, fill a core's cache from so many rows
-// of 32 values on. Batches of more are worked on some groups at a time, by blocks of labels.
-constexpr int64_t kCachedRows = 3072, kStepLabels = 256;
-inline bool some_groups_at_a_time(const StepCall &c) {
-  return c.indices && !c.rows && !c.starts && groups_of(c.batch) > 1 &&
-         groups_of(c.batch) * c.inputs > kCachedRows;
+// Features and their gradients fill a core's second-level cache together from so many bytes on.
+constexpr int64_t kCacheBytes = 768 << 10;
+
+// Groups of the batch that the step works on at a time: as many as fit the cache.
+inline int64_t groups_at_a_time(const StepCall &c) {
+  const int64_t all = groups_of(c.batch);
+  const int64_t fit = kCacheBytes / (2 * kGroup * int64_t(sizeof(float)) * c.inputs);
+  if (!c.indices || c.rows || c.starts || all <= fit) return all;
+  return fit < 1 ? 1 : fit;
 }
 
 struct StepMemory {
@@ -187,22 +191,26 @@ struct StepMemory {
   double *losses;   // [threads]
   uint64_t bytes;
 };
+
 // Connections of a sorted tile whose sums are held from one part of the batch to the next.
 inline int64_t sorted_sums(const StepCall &c) {
   const int64_t tile = sorted_labels(c.inputs, c.labels);
   const bool one_part = c.batch <= (in_halves(c.inputs, c.labels) ? kHalf : kGroup);
   return one_part ? 0 : (c.labels < tile ? c.labels : tile) * c.fan_in;
 }
+
 inline StepMemory step_memory(const StepCall &c, void *workspace) {
   Memory memory{static_cast<char *>(workspace)};
   StepMemory m;
   const int64_t groups = groups_of(c.batch);
   m.features_size = groups * c.inputs * kGroup;
-  const int64_t tile = sorted_labels(c.inputs, c.labels), sums = sorted_sums(c);
-  m.scratch_size = c.rows ? groups * kGroup * tile + (sums + kGroup - 1) / kGroup * kGroup
-                   : some_groups_at_a_time(c)
-                       ? groups * kGroup + kStepLabels * (1 + c.fan_in)
-                       : groups * kGroup * (c.indices ? 1 : kMostBlock) + kGroup;
+  if (c.rows)
+    m.scratch_size = groups * kGroup * sorted_labels(c.inputs, c.labels) +
+                     (sorted_sums(c) + kGroup - 1) / kGroup * kGroup;
+  else if (groups_at_a_time(c) < groups)
+    m.scratch_size = groups * kGroup + kStepLabels * (1 + c.fan_in);
+  else
+    m.scratch_size = groups * kGroup * (c.indices ? 1 : kMostBlock) + kGroup;
   m.features = memory.take<float>(m.features_size);
   m.accumulators = memory.take<float>(c.grad_features ? c.threads * m.features_size : 0);
   m.scratch = memory.take<float>(c.threads * m.scratch_size);

@@ -230,8 +230,8 @@ int32_t report_index(const Finding &found, const Call &call, Message message) {
   }
   if (found.kind == Finding::bad_tile)
     return message.say(FANIN_INVALID,
-                       "rows from flat position %" PRId64 " on are not those of a tile of this layer; "
-                       "sort the connections for the inputs that features has", found.at);
+                       "rows from flat position %" PRId64 " on are not those of a tile of this "
+                       "layer; sort the connections for the inputs that features has", found.at);
   return message.say(FANIN_INVALID,
                      "rows at flat position %" PRId64 " names a label beyond its tile; sort the "
                      "connections again", found.at);

@@ -32,8 +32,9 @@ inline void note(int64_t *first_bad, int64_t at) {
   if (*first_bad < 0 || at < *first_bad) *first_bad = at;
 }
 
-// features [batch, inputs] -> [part][inputs][N], in parts of N lanes (a group, or half of one), those
-// beyond the batch zero. Called by all threads of a team. Notes the first value that is not finite.
+// features [batch, inputs] -> [part][inputs][N], in parts of N lanes (a group, or half of one),
+// those beyond the batch zero. Called by all threads of a team. Notes the first value that is not
+// finite.
 template <int N = kLanes, class T>
 void transpose_features(const T *features, int64_t batch, int64_t inputs, T *out,
                         int64_t *first_bad) {
@@ -93,8 +94,8 @@ void note_above(const I *values, int64_t begin, int64_t count, int64_t bound, in
     if (int64_t(values[i]) >= bound) return note(first_bad, i);
 }
 
-// Notes where rows of a sorted tile are wrong: a label beyond the tile, or, the tile's last label being
-// nowhere, its beginning.
+// Where rows of sorted tiles are wrong: the first that names a label beyond its tile, and the
+// beginning of the first tile whose last label is nowhere.
 struct BadRows {
   int64_t row = -1, tile = -1;
   bool any() const { return row >= 0 || tile >= 0; }

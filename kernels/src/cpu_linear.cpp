@@ -11,9 +11,9 @@ namespace {
 
 // Results larger than this do not stay in a cache until somebody reads them.
 constexpr uint64_t kStreamedBytes = 12 << 20;
-// Features and their gradients that together fill a core's second-level cache are better visited
-// one after the other, this many labels at a time.
-constexpr int64_t kCacheBytes = 768 << 10, kBlockLabels = 4096;
+// Features and their gradients that do not fit a core's cache together are better visited one after
+// the other, this many labels at a time.
+constexpr int64_t kBlockLabels = 4096;
 
 template <class T, class I>
 Finding run_forward(const ForwardCall &c) {

@@ -15,6 +15,15 @@ int lanes_of(int64_t batch, int64_t part) {
   return int(smaller<int64_t>(N, batch - part * N));
 }
 
+// The features of a call in groups, or in halves of them. Called by all threads.
+template <class Call>
+void transpose_parts(const Call &c, bool halves, float *out, int64_t *bad_feature) {
+  if (halves)
+    transpose_features<kHalf>(c.features, c.batch, c.inputs, out, bad_feature);
+  else
+    transpose_features(c.features, c.batch, c.inputs, out, bad_feature);
+}
+
 void clear(float *values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) values[i] = 0;
 }
@@ -22,8 +31,8 @@ void clear(float *values, int64_t count) {
 // The accumulators of all threads, in parts of N lanes -> grad_features [batch, inputs]. Called by
 // all threads.
 template <int N = kLanes>
-void collect_groups(const float *accumulators, int64_t apart, int64_t batch, int64_t inputs,
-                    float *grad_features) {
+void collect_parts(const float *accumulators, int64_t apart, int64_t batch, int64_t inputs,
+                   float *grad_features) {
 #pragma omp barrier
   for (int64_t part = 0; part * N < batch; ++part)
     collect<N>(accumulators + part * inputs * N, thread_count(), apart, inputs,
@@ -56,14 +65,12 @@ void step_labels(const TrainedLayer<I, W, M> &layer, const float *features, int6
 template <class I, class W, class M>
 Finding run_step(const StepCall &c) {
   const StepMemory memory = step_memory(c, c.workspace);
-  const bool in_blocks = some_groups_at_a_time(c);
-  const int64_t unit = c.rows      ? sorted_labels(c.inputs, c.labels)
-                       : in_blocks ? kStepLabels
-                       : c.indices ? kTile
-                                   : kBlock;
-  const int64_t units = (c.labels + unit - 1) / unit, groups = groups_of(c.batch);
-  const int64_t that_fit = kCachedRows / c.inputs;
-  const int64_t at_a_time = !in_blocks ? groups : that_fit < 1 ? 1 : that_fit;
+  const int64_t groups = groups_of(c.batch), at_a_time = groups_at_a_time(c);
+  const int64_t unit = c.rows               ? sorted_labels(c.inputs, c.labels)
+                       : at_a_time < groups ? kStepLabels
+                       : c.indices          ? kTile
+                                            : kBlock;
+  const int64_t units = (c.labels + unit - 1) / unit;
   const bool halves = c.rows && in_halves(c.inputs, c.labels);  // see sorted.h
   int64_t bad_feature = -1, bad_index = -1;
   BadRows bad_rows;
@@ -71,10 +78,7 @@ Finding run_step(const StepCall &c) {
   {
     // The thread's own: then the compiler knows that nothing that is written changes it.
     const TrainedLayer<I, W, M> layer = trained_layer<I, W, M>(c);
-    if (halves)
-      transpose_features<kHalf>(c.features, c.batch, c.inputs, memory.features, &bad_feature);
-    else
-      transpose_features(c.features, c.batch, c.inputs, memory.features, &bad_feature);
+    transpose_parts(c, halves, memory.features, &bad_feature);
     const Share labels(c.labels);
     for (int64_t group = 0; group < groups; ++group)
       for (int64_t l = labels.begin; l < labels.end; ++l) memory.masks[group * c.labels + l] = 0;
@@ -119,10 +123,10 @@ Finding run_step(const StepCall &c) {
     }
     memory.losses[thread_id()] = total;
     if (targets && halves)
-      collect_groups<kHalf>(memory.accumulators, memory.features_size, c.batch, c.inputs,
-                            c.grad_features);
+      collect_parts<kHalf>(memory.accumulators, memory.features_size, c.batch, c.inputs,
+                           c.grad_features);
     else if (targets)
-      collect_groups(memory.accumulators, memory.features_size, c.batch, c.inputs, c.grad_features);
+      collect_parts(memory.accumulators, memory.features_size, c.batch, c.inputs, c.grad_features);
 #pragma omp barrier
 #pragma omp single
     {
@@ -175,7 +179,7 @@ Finding run_dense_update(const DenseUpdateCall &c) {
       update_tile(layer, t * kTile, c.grad_scores, c.scores, c.features, tiles, grads, staged,
                   targets, team);
     if (targets)
-      collect_groups(memory.accumulators, memory.features_size, c.batch, c.inputs, c.grad_features);
+      collect_parts(memory.accumulators, memory.features_size, c.batch, c.inputs, c.grad_features);
   }
   return finding(-1);
 }
@@ -189,17 +193,15 @@ Finding run_top_k(const TopKCall &c) {
   const TopKMemory memory = top_k_memory(c, c.workspace);
   const ScoredLayer<I, W> layer = scored_layer<I, W>(c);
   const I *const indices = layer.indices;
-  const int64_t groups = groups_of(c.batch), unit = c.rows ? sorted_labels(c.inputs, c.labels) : kScoredLabels;
+  const int64_t groups = groups_of(c.batch);
+  const int64_t unit = c.rows ? sorted_labels(c.inputs, c.labels) : kScoredLabels;
   const bool halves = c.rows && in_halves(c.inputs, c.labels);  // see sorted.h
   int64_t bad_feature = -1, bad_index = -1;
   BadRows bad_rows;
   int threads = 1;
 #pragma omp parallel num_threads(c.threads)
   {
-    if (halves)
-      transpose_features<kHalf>(c.features, c.batch, c.inputs, memory.features, &bad_feature);
-    else
-      transpose_features(c.features, c.batch, c.inputs, memory.features, &bad_feature);
+    transpose_parts(c, halves, memory.features, &bad_feature);
     char *const mine = memory.best + thread_id() * groups * memory.best_size;
     for (int64_t group = 0; group < groups; ++group)
       Best(mine + group * memory.best_size, c.k).clear(lanes_of(c.batch, group));

@@ -24,6 +24,11 @@ struct VectorOf {
 template <class T>
 using Vector = typename VectorOf<T>::type;
 
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#define FANIN_GCC_AVX512  // whose builtins do what GCC makes several instructions of otherwise
+typedef int32_t SignedBits __attribute__((vector_size(kVectorBytes)));
+#endif
+
 // Integers beside the elements of a Vector<float>.
 typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t HalfBits
@@ -232,9 +237,8 @@ FANIN_FN Lanes<float> of_mask(uint32_t mask, float set, float clear) {
   return r;
 }
 FANIN_FN bool any_bit(const Bits &found) {
-#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
-  typedef int Signed __attribute__((vector_size(kVectorBytes)));
-  return __builtin_ia32_ptestmd512((Signed)found, (Signed)found, uint16_t(-1));
+#if defined(FANIN_GCC_AVX512)
+  return __builtin_ia32_ptestmd512((SignedBits)found, (SignedBits)found, uint16_t(-1));
 #else
   uint32_t all = 0;
   FANIN_UNROLL
@@ -249,7 +253,7 @@ FANIN_FN bool any(const Lanes<float> &a) {
   return any_bit(found);
 }
 FANIN_FN Vector<float> root(Vector<float> x) {
-#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(FANIN_GCC_AVX512)
   return (Vector<float>)__builtin_ia32_sqrtps512_mask(x, x, uint16_t(-1), 4);
 #else
   Vector<float> r{};
@@ -329,25 +333,18 @@ FANIN_FN void announce(const T *, int64_t) {}
 // Values that all lanes read later, each of them for itself.
 FANIN_FN void stage(float *values, const Chunk<float> &a) { store_vector(values, a.v); }
 
-// Conversions that GCC makes several instructions of.
+#if defined(FANIN_GCC_AVX512)
+typedef int16_t SignedHalfBits __attribute__((vector_size(kVectorBytes / 2)));
 FANIN_FN Bits widened(const HalfBits &a) {
-#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
-  typedef int Signed __attribute__((vector_size(kVectorBytes)));
-  typedef short Halves __attribute__((vector_size(kVectorBytes / 2)));
-  return (Bits)__builtin_ia32_pmovzxwd512_mask((Halves)a, Signed{}, uint16_t(-1));
-#else
-  return __builtin_convertvector(a, Bits);
-#endif
+  return (Bits)__builtin_ia32_pmovzxwd512_mask((SignedHalfBits)a, SignedBits{}, uint16_t(-1));
 }
 FANIN_FN HalfBits narrowed(const Bits &a) {
-#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
-  typedef int Signed __attribute__((vector_size(kVectorBytes)));
-  typedef short Halves __attribute__((vector_size(kVectorBytes / 2)));
-  return (HalfBits)__builtin_ia32_pmovdw512_mask((Signed)a, Halves{}, uint16_t(-1));
-#else
-  return __builtin_convertvector(a, HalfBits);
-#endif
+  return (HalfBits)__builtin_ia32_pmovdw512_mask((SignedBits)a, SignedHalfBits{}, uint16_t(-1));
 }
+#else
+FANIN_FN Bits widened(const HalfBits &a) { return __builtin_convertvector(a, Bits); }
+FANIN_FN HalfBits narrowed(const Bits &a) { return __builtin_convertvector(a, HalfBits); }
+#endif
 
 template <class T>
 FANIN_FN Chunk<T> load_chunk(const T *p, int count) {

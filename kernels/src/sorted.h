@@ -100,8 +100,9 @@ FANIN_FN void spread_sorted(const I *indices, const uint16_t *rows, const W *wei
 }
 
 // The step of the sorted tile of `labels` labels from first_label on; arguments as in step_tile, but
-// features and grad_features [parts of the batch][inputs][N]. rows: of the whole layer. scratch: scores of all
-// groups, then a value for each of the tile's connections where there is more than one part.
+// features and grad_features [parts of the batch][inputs][N]. rows: of the whole layer. scratch:
+// scores of all groups, then, where there is more than one part, a value for each of the tile's
+// connections.
 template <int N, class I, class W, class M>
 FANIN_FN void step_sorted(const TrainedLayer<I, W, M> &layer, const uint16_t *rows,
                           const float *features, int64_t first_label, int64_t labels,

@@ -1,5 +1,5 @@
 // The fused training step of an output layer over lane groups: score, loss, gradients and Adam in
-// one pass over the labels. Neither scores nor gradients of weights are ever stored.
+// one pass over the labels. Neither scores nor gradients of weights outlive a block of labels.
 //
 // sorted.h is a CPU's way around features that do not fit its cache.
 #pragma once
@@ -34,7 +34,7 @@ struct Updated {
     square.v += a.rest2 * (grad.v * grad.v - square.v);
     const Chunk<float> updated{weight.v - a.rate * mean.v / (root(square.v) + a.epsilon)};
     const auto random = random_chunk(uint32_t(at), a.seed);
-    // Each takes 16 bits; two halves of a word, and their sum without carry, are independent in pairs.
+    // Each takes 16 bits: two halves of a word, and their sum without carry, are pairwise independent.
     store_chunk(weights + at, count, updated, random);
     store_chunk(m + at, count, mean, random >> 16);
     store_chunk(v + at, count, square, random ^ random >> 16);
@@ -146,17 +146,17 @@ FANIN_FN void step_bias(const TrainedLayer<I, W, M> &layer, int64_t first_label,
   }
 }
 
-// Groups of the batch that are worked on at a time. Where that is not all of them, `before` holds sums
-// for each connection of a tile over the groups that have been, and the last ones make the step.
+// Groups of the batch that are worked on at a time. Where that is not all of them, `before` holds
+// sums for each connection of a tile over the groups that have been; the last ones make the step.
 struct GroupRange {
   int64_t first, end;
   float *before;
 };
 
 // The step of a tile of up to 32 labels. features: [groups][inputs][32]. masks: of the positives,
-// [groups][labels of the layer]. grads: the tile's gradients of biases, kept from one range of groups
-// to the next. mine: scratch of the team's, 32 values a group. grad_features: like features (a float *,
-// or on a GPU SharedRows), added to, or null. loss: added to.
+// [groups][labels of the layer]. grads: the tile's gradients of biases, kept from one range of
+// groups to the next. mine: scratch of the team's, 32 values a group. grad_features: like features
+// (a float *, or on a GPU SharedRows), added to, or null. loss: added to.
 // one_group: whether the range is known to be a single group, whose loops then fall away.
 template <bool one_group, class I, class W, class M, class Rows>
 FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *features,
@@ -206,12 +206,12 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
                                   : row_sums(connections, count, grad, rows))
                        .v;
       }
-      float *const before = range.before + (at - layer.begin(first_label));
-      if (!last) {
-        write_chunk(before, count, total, first_group > 0, false);
-        continue;
-      }
       if (range.before) {
+        float *const before = range.before + (at - layer.begin(first_label));
+        if (!last) {
+          write_chunk(before, count, total, first_group > 0, false);
+          continue;
+        }
         const Chunk<float> held = load_chunk<float>(before, count);
         total.v += held.v;
       }
