@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from fanin.backends.arrays import copied, initial_arrays, plan_rewiring
 from fanin.backends.interface import LayerSetup, make_trainer
-from fanin.backends.torch import FixedFanInLinear, fan_in_linear
+from fanin.backends.torch import FixedFanInLinear, fan_in_linear, ops
 from fanin.backends.torch.losses import LOSSES
 from fanin.datasets import Batch
 
@@ -358,6 +359,19 @@ def test_counted_bytes():
     setup = LayerSetup("stratified", 512, 1000, connectivity=32)
     trainer = make_trainer("torch", setup, initial_arrays(setup, 0), device="cpu")
     assert trainer.state_bytes() == (1000 * 32 * (4 + 2) + 4000, 2 * (1000 * 32 + 1000) * 4)
+
+
+def test_scratch_memory_is_kept_by_the_thread_that_calls():
+    """Otherwise steps that need many megabytes make a process grow (see `ops`)."""
+    where = torch.empty(0)
+    one = ops._scratch(1000, where)
+    assert ops._scratch(500, where) is one
+    larger = ops._scratch(one.numel() + 1, where)
+    assert larger.numel() > one.numel() and ops._scratch(1000, where) is larger
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(ops._scratch, 1000, where).result() is not larger
+    huge = ops._scratch(ops._HELD_BYTES + 1, where)
+    assert huge.numel() > ops._HELD_BYTES and ops._scratch(1000, where) is larger
 
 
 def test_asking_for_a_gpu_that_is_not_there():

@@ -6,6 +6,7 @@ compiled against torch and any supported version works.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -33,12 +34,31 @@ def stream(where: Tensor) -> int | None:
     return torch.cuda.current_stream(where.device).cuda_stream if where.is_cuda else None
 
 
+# Scratch memory on a CPU is kept from call to call, one piece a thread. Were it given back, glibc's
+# malloc would cut small pieces off it, not find room for the next, and take more from the system
+# for dozens of steps. What is larger than this comes from the system and goes straight back there.
+_HELD_BYTES = 32 << 20
+_held = threading.local()
+
+
+def _scratch(size: int, where: Tensor) -> Tensor:
+    """At least so many bytes on the device of `where`. On a GPU torch's allocator keeps them."""
+    held: Tensor | None = getattr(_held, "memory", None)
+    hold = where.device.type == "cpu" and size <= _HELD_BYTES
+    if hold and held is not None and held.numel() >= size:
+        return held
+    memory = torch.empty(size, dtype=torch.uint8, device=where.device)
+    if hold:
+        _held.memory = memory
+    return memory
+
+
 def call(params: Any, where: Tensor) -> None:
     """`library.call` on the device of `where` and on torch's current stream there; scratch memory
     from torch's allocator, so that it is counted and reused like any tensor."""
 
     def allocate(size: int) -> tuple[int, Tensor]:
-        memory = torch.empty(size, dtype=torch.uint8, device=where.device)
+        memory = _scratch(size, where)
         return memory.data_ptr(), memory
 
     params.stream = stream(where)
