@@ -133,6 +133,16 @@ def layer_of_its_own(device, traced):
     return [np.asarray(result) for result in [*results, *(v.value for v in layer.variables)]]
 
 
+def bad_positives():
+    """The loss is NaN: nothing may wait for the device, so nothing can be an error."""
+    with tf.device(GPU):
+        layer, x = FusedFanIn(300, 4, seed=3), tf.ones((32, 20))
+        for rows, labels in (([0, 32], [1, 2]), ([-1, 0], [1, 2]), ([0, 1], [1, 300])):
+            for loss in (layer.evaluate_loss, layer.train):
+                assert np.isnan(loss(x, tf.constant(rows), tf.constant(labels)))
+                assert np.isfinite(loss(x, tf.constant([0, 31]), tf.constant([299, 0])))
+
+
 def op(device):
     rng = np.random.default_rng(0)
     with tf.device(device):
@@ -160,6 +170,8 @@ def main():
             layer_of_its_own(GPU, traced), layer_of_its_own(CPU, traced), strict=True
         ):
             assert_near(one, other)
+    if not STAND_IN:  # it computes on the CPU, where this is an error
+        bad_positives()
     for one, other in zip(op(GPU), op(CPU), strict=True):
         assert_near(one, other)
     print("the GPU agrees with the CPU")

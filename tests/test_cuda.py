@@ -177,18 +177,28 @@ def test_a_step_with_wrong_connections_has_no_number_for_a_loss():
         assert np.isnan(loss)
 
 
-def test_positives_that_name_nothing_are_left_out():
+@pytest.mark.parametrize("kind", ["stratified", "dense"])
+def test_positives_that_name_nothing_are_left_out_and_make_the_loss_nan(kind):
     rng = np.random.default_rng(8)
-    setup = make_setup("stratified", 40, 70, 5)
+    setup = make_setup(kind, 40, 70, 5)
     batch = make_batch(rng, 4, 40, 70)
-    losses = []
-    for extra in (([], []), ([-1, 4, 0, 0], [0, 0, -1, 70])):
-        _, layer = make_layer(np.random.default_rng(0), setup, "stratified")
-        rows = np.concatenate([batch.rows, np.array(extra[0], np.int32)])
-        labels = np.concatenate([batch.labels, np.array(extra[1], np.int64)])
+
+    def stepped(*extra):
+        _, layer = make_layer(np.random.default_rng(0), setup, kind)
+        rows, labels = (
+            np.append(given, [positive[part] for positive in extra]).astype(given.dtype)
+            for part, given in enumerate((batch.rows, batch.labels))
+        )
         arrays = (batch.features, layer.weights, layer.bias, rows, labels)
-        losses.append(kernels.step(*arrays, kernels.Adam(1), **layer.connections)[0])
-    assert losses[0] == losses[1]
+        loss, _ = kernels.step(*arrays, kernels.Adam(1), **layer.connections)
+        return loss, layer.weights.values
+
+    loss, weights = stepped()
+    assert np.isfinite(loss)
+    for extra in ((-1, 0), (4, 0), (0, -1), (0, 70)):
+        loss, others = stepped(extra)
+        assert np.isnan(loss)
+        np.testing.assert_array_equal(others, weights)
 
 
 @pytest.mark.parametrize("relu", [False, True])

@@ -358,17 +358,17 @@ class TestTorchLayer:
     @pytest.mark.parametrize(
         ("rows", "labels"), [([1, 2**32], [3, 2]), ([1, 20], [3, 2]), ([1, 0], [3, -1])]
     )
-    def test_bad_positives_are_left_out_where_nothing_may_wait(self, rows, labels, monkeypatch):
-        """As on a GPU: the kernel skips row -1, and the loss is NaN."""
-        check = torch_fused._checked_positives
+    def test_bad_positives_where_nothing_may_wait(self, rows, labels, monkeypatch):
+        """As on a GPU: the kernel's loss is NaN for row -1, and torch's is made so."""
+        in_range = torch_fused._in_range
 
         def without_waiting(*positives, may_wait):
-            return check(*positives, may_wait=False)
+            return in_range(*positives, may_wait=False)
 
-        monkeypatch.setattr(torch_fused, "_checked_positives", without_waiting)
+        monkeypatch.setattr(torch_fused, "_in_range", without_waiting)
         given = (torch.tensor(rows), torch.tensor(labels))
-        checked = without_waiting(*given, 20, 300, may_wait=True)
-        assert [part.tolist() for part in checked] == [[1, -1], [3, 0], True]
+        checked = torch_fused.checked_positives(*given, 20, 300)
+        assert [part.tolist() for part in checked] == [[1, -1], [3, 0]]
         layer, x = self.layer().eval(), torch.randn(20, 40)
         assert layer(x, *given).isnan()
         assert layer(x, *self.positives()).isfinite()
@@ -384,8 +384,53 @@ class TestTorchLayer:
         loss = self.layer()(torch.randn(20, 40), torch.tensor([]), torch.tensor([]))
         assert loss.item() == pytest.approx(1, rel=0.1)  # each score is near 0, and a negative's
 
+    @pytest.mark.parametrize("training", [True, False])
+    def test_compiled_whole(self, training):
+        """Other batch sizes, learning rates and steps compile nothing anew."""
+        ours, plain = self.layer().train(training), self.layer().train(training)
+        below = torch.nn.Linear(12, 40)
+
+        def model(layer, x, rows, labels):
+            return layer(torch.relu(below(x)), rows, labels)
+
+        compiled = torch.compile(model, fullgraph=True, dynamic=True)
+        seen = []
+        for step in range(12):
+            size = 20 - step
+            ours.learning_rate = plain.learning_rate = 1e-2 / (1 + step)
+            x, (rows, labels) = torch.randn(size, 12), self.positives(size, 60 + step)
+            losses, grads = [], []
+            for run, layer in ((compiled, ours), (model, plain)):
+                below.zero_grad()
+                loss = run(layer, x, rows, labels)
+                loss.backward()
+                losses.append(loss.item())
+                grads.append(below.weight.grad.clone())
+            assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+            torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-7)
+            seen.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        assert seen[0] == seen[-1]
+        assert int(ours.steps) == (12 if training else 0)
+        torch.testing.assert_close(ours.weights, plain.weights, rtol=1e-4, atol=1e-6)
+        with pytest.raises(ValueError, match=r"labels\[0\] is 300, out of range"):
+            compiled(ours, x, torch.tensor([1, 2]), torch.tensor([300, 1]))
+
+    def test_learning_rate(self):
+        """It is read at every step, and a copy has its own."""
+        layer, x, positives = self.layer(learning_rate=0.0), torch.randn(20, 40), self.positives()
+        before = copy_of(layer)
+        layer(x, *positives)
+        assert torch.equal(layer.weights, before[0])
+        other = copy.deepcopy(layer)
+        layer.learning_rate = 0.1
+        assert (layer.learning_rate, other.learning_rate) == (0.1, 0.0)
+        layer(x, *positives)
+        assert not torch.equal(layer.weights, before[0])
+
     def test_ops_pass_opcheck(self):
         layer, (rows, labels) = self.layer(), self.positives()
+        torch.library.opcheck(torch_fused.checked_positives, (rows, labels, 20, 300))
+        torch.library.opcheck(torch_fused.checked_positives, (rows.int(), labels.int(), 20, 300))
         state = (layer.weights, layer.weights_m, layer.weights_v)
         state += (layer.bias, layer.bias_m, layer.bias_v)
         x = torch.randn(20, 40)
@@ -393,6 +438,9 @@ class TestTorchLayer:
         for want_grad in (True, False):
             arguments = (x, layer.indices, None, None, *state, *rest, want_grad)
             torch.library.opcheck(torch_fused.fused_step, arguments)
+            arguments = (x, layer.indices, *state, layer.steps, torch.tensor(1e-3, dtype=float))
+            arguments += (rows.int(), labels, "bce", 0, want_grad)
+            torch.library.opcheck(torch_fused.counted_step, arguments)
         arguments = (x, layer.indices, None, None, layer.weights, layer.bias, 3)
         torch.library.opcheck(torch_fused.top_k, arguments)
         dense = [torch.randn(9, 40), torch.zeros(9, 40), torch.zeros(9, 40)]

@@ -7,6 +7,7 @@ do.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any, SupportsFloat
@@ -321,7 +322,10 @@ class FusedFanIn(keras.layers.Layer):
         rows, labels = _positives(rows, labels)
         scores = tf.cast(self(inputs), tf.float32)
         loss: tf.Tensor = LOSSES[self.loss](scores, rows, labels)[0]
-        return loss
+        # A GPU reads 0 where there is nothing; a CPU has raised an error by now.
+        batch = tf.shape(scores)[0]
+        known = (rows >= 0) & (rows < batch) & (labels >= 0) & (labels < self.labels)
+        return tf.where(tf.reduce_all(known), loss, math.nan)
 
     def top_k(self, inputs: Any, k: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Scores and ids of the k best labels, [batch, k] each, best first, ties to the lower id;

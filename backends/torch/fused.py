@@ -83,6 +83,55 @@ def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return features.new_empty(()), features.new_empty(features.shape if want_grad else (0,))
 
 
+@torch.library.custom_op("fanin::counted_step", mutates_args=(*_WEIGHTS, *_BIAS, "steps"))
+def counted_step(
+    features: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    weights_m: Tensor,
+    weights_v: Tensor,
+    bias: Tensor,
+    bias_m: Tensor,
+    bias_v: Tensor,
+    steps: Tensor,
+    learning_rate: Tensor,
+    positive_rows: Tensor,
+    positive_labels: Tensor,
+    loss: str,
+    seed: int,
+    want_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """`fused_step` as step `steps` + 1, which is counted if it was made. steps and learning_rate:
+    scalars on the CPU; numbers would be compiled in, and each new one compiled anew."""
+    made: tuple[Tensor, Tensor] = fused_step(
+        features,
+        indices,
+        None,
+        None,
+        weights,
+        weights_m,
+        weights_v,
+        bias,
+        bias_m,
+        bias_v,
+        positive_rows,
+        positive_labels,
+        loss,
+        float(learning_rate),
+        int(steps) + 1,
+        seed,
+        want_grad,
+    )
+    steps += 1
+    return made
+
+
+@counted_step.register_fake
+def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    want_grad = others[-1]
+    return features.new_empty(()), features.new_empty(features.shape if want_grad else (0,))
+
+
 @torch.library.custom_op("fanin::dense_relu", mutates_args=())
 def dense_relu(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
     """relu(features weights^T + bias), [batch, units]; weights [units, inputs]."""
@@ -190,15 +239,47 @@ def regrow(
     return int(params.moved)
 
 
-def _checked_positives(
-    rows: Tensor, labels: Tensor, batch: int, label_count: int, may_wait: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """rows int32 and labels int64, contiguous; ValueError for what names no positives.
+@torch.library.custom_op("fanin::checked_positives", mutates_args=())
+def checked_positives(
+    rows: Tensor, labels: Tensor, batch: int, label_count: int
+) -> tuple[Tensor, Tensor]:
+    """rows as int32 and labels as int64; ValueError where one of them is out of range.
 
-    What is out of range cannot be an error on a GPU, where nothing may wait: there the third value
-    says whether anything is (None on a CPU), and such positives become (-1, 0), which the kernel
-    leaves out and torch can index by.
+    That cannot be an error on a GPU, where nothing may wait: there such positives become (-1, 0),
+    for which the loss of `fused_step` is NaN, and which torch can index by.
     """
+    return _in_range(rows, labels, batch, label_count, may_wait=not rows.is_cuda)
+
+
+@checked_positives.register_fake
+def _(rows: Tensor, labels: Tensor, batch: int, label_count: int) -> tuple[Tensor, Tensor]:
+    return rows.to(torch.int32, copy=True), labels.to(torch.int64, copy=True)
+
+
+def _in_range(
+    rows: Tensor, labels: Tensor, batch: int, label_count: int, may_wait: bool
+) -> tuple[Tensor, Tensor]:
+    # Before rows become int32, in which larger ones would wrap around.
+    rows, labels = rows.to(torch.int64, copy=True), labels.to(torch.int64, copy=True)
+    bad_rows = (rows < 0) | (rows >= batch)
+    bad_labels = (labels < 0) | (labels >= label_count)
+    if may_wait:
+        _refuse("rows", rows, bad_rows, f"a batch of {batch}")
+        _refuse("labels", labels, bad_labels, f"{label_count} labels")
+    else:
+        bad = bad_rows | bad_labels
+        rows, labels = rows.masked_fill(bad, -1), labels.masked_fill(bad, 0)
+    return rows.int().contiguous(), labels.contiguous()
+
+
+def _refuse(name: str, values: Tensor, bad: Tensor, limit: str) -> None:
+    if bad.any():
+        at = int(bad.nonzero()[0])
+        raise ValueError(f"{name}[{at}] is {int(values[at])}, out of range for {limit}")
+
+
+def _positives(rows: Tensor, labels: Tensor, batch: int, label_count: int) -> tuple[Tensor, Tensor]:
+    """See `checked_positives`; ValueError also for types and shapes that name no positives."""
     for name, values in (("rows", rows), ("labels", labels)):
         dtype = values.dtype
         integers = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
@@ -209,42 +290,22 @@ def _checked_positives(
             "rows and labels must be two vectors of one length, got "
             f"{list(rows.shape)} and {list(labels.shape)}"
         )
-    # Before rows become int32, in which larger ones would wrap around.
-    rows, labels = rows.long(), labels.long()
-    bad_rows = (rows < 0) | (rows >= batch)
-    bad_labels = (labels < 0) | (labels >= label_count)
-    any_bad = None
-    if may_wait:
-        _refuse("rows", rows, bad_rows, f"a batch of {batch}")
-        _refuse("labels", labels, bad_labels, f"{label_count} labels")
-    else:
-        bad = bad_rows | bad_labels
-        any_bad = bad.any()
-        rows, labels = rows.masked_fill(bad, -1), labels.masked_fill(bad, 0)
-    return rows.int().contiguous(), labels.contiguous(), any_bad
+    checked: tuple[Tensor, Tensor] = checked_positives(rows, labels, batch, label_count)
+    return checked
 
 
-def _refuse(name: str, values: Tensor, bad: Tensor, limit: str) -> None:
-    if bad.any():
-        at = int(bad.nonzero()[0])
-        raise ValueError(f"{name}[{at}] is {int(values[at])}, out of range for {limit}")
-
-
-class _Step(torch.autograd.Function):
-    """The fused step as a function of its features; the layer has been updated when it returns."""
+class _WithGradient(torch.autograd.Function):
+    """A loss whose gradient by the features is known already."""
 
     @staticmethod
-    def forward(
-        ctx: Any, features: Tensor, layer: FusedFanIn, rows: Tensor, labels: Tensor
-    ) -> Tensor:
-        loss, grad = layer._step(features, rows, labels, ctx.needs_input_grad[0])
+    def forward(ctx: Any, features: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
         ctx.save_for_backward(grad)
-        return loss
+        return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        return grad_loss * grad, None, None, None
+        return grad_loss * grad, None, None
 
 
 class FusedFanIn(nn.Module):
@@ -300,7 +361,7 @@ class FusedFanIn(nn.Module):
         self.labels = labels
         self.fan_in = fan_in
         self.loss: Loss = loss
-        self.learning_rate = learning_rate
+        self._rate = torch.tensor(learning_rate, dtype=torch.float64, device="cpu")
         self.seed = seed
         shape = (labels, fan_in)
         self.register_buffer("indices", torch.empty(shape, dtype=index_type(in_features)))
@@ -312,6 +373,14 @@ class FusedFanIn(nn.Module):
             self.register_buffer(name, torch.zeros(labels))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device="cpu"))
 
+    @property
+    def learning_rate(self) -> float:
+        return float(self._rate)
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._rate.fill_(value)
+
     def _apply(self, fn: Any, recurse: bool = True) -> FusedFanIn:
         super()._apply(fn, recurse)
         self.steps = self.steps.cpu()  # read at every step, which would wait for a GPU
@@ -321,36 +390,29 @@ class FusedFanIn(nn.Module):
         """The loss, a scalar. rows, labels: integers [positives], each a positive's instance within
         the batch and its label."""
         check_width(features, self.in_features)
-        rows, labels, any_bad = _checked_positives(
-            rows, labels, features.shape[0], self.labels, may_wait=not features.is_cuda
-        )
-        loss: Tensor
+        rows, labels = _positives(rows, labels, features.shape[0], self.labels)
         if self.training and torch.is_grad_enabled():
-            loss = _Step.apply(features.contiguous(), self, rows, labels)
-        else:
-            loss = LOSSES[self.loss](self.scores(features), rows.long(), labels)
-        return loss if any_bad is None else loss.masked_fill(any_bad, torch.nan)
+            return self._step(features.contiguous(), rows, labels)
+        loss: Tensor = LOSSES[self.loss](self.scores(features), rows.long(), labels)
+        return loss.masked_fill((rows < 0).any(), torch.nan)
 
-    def _step(
-        self, features: Tensor, rows: Tensor, labels: Tensor, want_grad: bool
-    ) -> tuple[Tensor, Tensor]:
-        steps = self.steps.cpu() + 1  # a loaded state may have brought it to a GPU
-        loss, grad = fused_step(
-            features,
+    def _step(self, features: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        loss, grad = counted_step(
+            features.detach(),
             self.indices,
-            None,
-            None,
             *(getattr(self, name) for name in (*_WEIGHTS, *_BIAS)),
+            self.steps,
+            self._rate,
             rows,
             labels,
             self.loss,
-            self.learning_rate,
-            int(steps),
             self.seed,
-            want_grad,
+            features.requires_grad,
         )
-        self.steps = steps  # a step that was refused does not count
-        return loss, grad
+        if not features.requires_grad:
+            return loss
+        with_gradient: Tensor = _WithGradient.apply(features, loss, grad)
+        return with_gradient
 
     def scores(self, features: Tensor) -> Tensor:
         """All scores, [batch, labels]; differentiable in the features."""

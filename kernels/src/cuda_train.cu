@@ -27,12 +27,16 @@ FANIN_FN bool good_connections(const AnyLayer &layer, int64_t connections, int64
   return team.all_below(layer.indices + begin, layer.begin(end) - begin, layer.inputs);
 }
 
-// Sets the bits of the positives; what names no instance or label is left out.
+// Sets the bits of the positives. One that names no instance or label makes the loss NaN.
 __global__ void mark_kernel(const int32_t *rows, const int64_t *labels, int64_t positives,
-                            int64_t batch, int64_t label_count, uint32_t *masks) {
+                            int64_t batch, int64_t label_count, uint32_t *masks,
+                            double *loss_sum) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= positives || rows[i] < 0 || rows[i] >= batch) return;
-  if (labels[i] < 0 || labels[i] >= label_count) return;
+  if (i >= positives) return;
+  if (rows[i] < 0 || rows[i] >= batch || labels[i] < 0 || labels[i] >= label_count) {
+    atomicAdd(loss_sum, double(NAN));
+    return;
+  }
   atomicOr(masks + rows[i] / kLanes * label_count + labels[i], 1u << rows[i] % kLanes);
 }
 
@@ -190,7 +194,8 @@ Finding run_step(const StepCall &c) {
   if (sums) clear(sums, memory.features_size, c.stream);
   if (c.positives)
     launch(mark_kernel, dim3(unsigned((c.positives + 255) / 256)), 256, 0, c.stream,
-           c.positive_rows, c.positive_labels, c.positives, c.batch, c.labels, memory.masks);
+           c.positive_rows, c.positive_labels, c.positives, c.batch, c.labels, memory.masks,
+           memory.losses);
   Finding found = last_error();
   if (found.kind != Finding::nothing) return found;
   if (c.indices) {
