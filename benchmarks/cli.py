@@ -160,6 +160,8 @@ def _friendly(command: Callable[..., None]) -> Callable[..., None]:
             raise  # whoever read the output is gone; nobody wants to know
         except OSError as error:
             _stop(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        except ImportError as error:  # the kernels of another version, a package that is missing
+            _stop(str(error))
         except KeyboardInterrupt:
             typer.echo(
                 "fanin: stopped; finished runs and checkpoints are kept, start again to go on",

@@ -246,6 +246,8 @@ def library_path() -> Path:
 def open_library(path: Path, mode: int) -> ctypes.CDLL:
     """The library at `path`, checked for its version; mode as ctypes.CDLL has it."""
     library = ctypes.CDLL(str(path), mode=mode)
+    if not hasattr(library, "fanin_abi_version"):
+        raise ImportError(f"{path} is no library of fanin; correct FANIN_LIBRARY or unset it")
     library.fanin_abi_version.restype = ctypes.c_int32
     if (version := library.fanin_abi_version()) != ABI_VERSION:
         raise ImportError(

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import scipy.sparse as sp
+from numpy.linalg import _umath_linalg  # a shared library that is there everywhere
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
@@ -894,13 +895,19 @@ class TestUsage:
         [
             ("/nope.so", "/nope.so: no such file; correct FANIN_LIBRARY or unset it"),
             (__file__, f"{__file__}: "),  # the rest is the system's
+            (_umath_linalg.__file__, f"{_umath_linalg.__file__} is no library of fanin"),
         ],
+        ids=["missing", "no library", "another library"],
     )
-    def test_info_says_why_the_library_cannot_be_used(self, monkeypatch, path, message):
+    def test_says_why_the_library_cannot_be_used(self, monkeypatch, path, message):
         monkeypatch.setattr(library, "load", library.load.__wrapped__)
         done = in_process("info", env={"FANIN_LIBRARY": path})
         assert done.exit_code == 2
         assert done.output.startswith(f"fanin: the kernels cannot be used: {message}")
+        amazon = ("--dataset", "amazon-670k", "--execution", "fused")
+        done = in_process("plan", *amazon, env={"FANIN_LIBRARY": path})
+        assert done.exit_code == 2
+        assert done.output.startswith(f"fanin: {message}")
 
     @pytest.mark.slow
     def test_info_says_that_an_instruction_set_does_not_exist(self):
