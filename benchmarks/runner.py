@@ -127,7 +127,7 @@ def run_all(todo: list[Request], options: Options, display: Display) -> list[Run
         with locked(request.path.with_suffix(".lock")) as lock:
             for path in (request.path, request.path.with_suffix(".safetensors")):
                 remove_leftovers(path)
-            done = None if options.force else finished(request)
+            before = done = None if options.force else finished(request)
             if done and request.weights and not request.weights.exists():
                 done = None
                 again = "finished before without its weights, and runs again to save them"
@@ -137,6 +137,8 @@ def run_all(todo: list[Request], options: Options, display: Display) -> list[Run
             elif data_of(request) in unusable:
                 continue
             result = done or run_one(request, display, lock)
+            if before and result.status == "failed":
+                write_result(request.path, before)  # which was good, but for its weights
         display.end(result, skipped=done is not None)
         results.append(result)
         if result.failure and result.failure.kind == DataError.__name__:

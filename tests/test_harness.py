@@ -742,6 +742,9 @@ class TestRunAll:
     def test_a_finished_run_without_the_weights_asked_for_runs_again(self, run_all, tmp_path):
         assert run_all([task()]) == ["finished"]
         told = ["finished before without its weights, and runs again to save them", "finished"]
+        failing = {task().dataset: "OSError"}
+        assert run_all([task()], failing, save_weights=True) == [told[0], "failed"]
+        assert run_all([task()]) == ["skipped"]  # what it measured is still there
         assert run_all([task()], save_weights=True) == told
         result_path(tmp_path, task(), "torch", 0).with_suffix(".safetensors").touch()
         assert run_all([task()], save_weights=True) == ["skipped"]
