@@ -415,6 +415,14 @@ class TestTorchLayer:
         with pytest.raises(ValueError, match=r"labels\[0\] is 300, out of range"):
             compiled(ours, x, torch.tensor([1, 2]), torch.tensor([300, 1]))
 
+    def test_has_no_second_derivative(self):
+        """Which would be wrong: what the gradient owes to the features is gone."""
+        x = torch.randn(20, 40, requires_grad=True)
+        loss = self.layer()(x, *self.positives())
+        (grad,) = torch.autograd.grad(loss * x.sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+
     def test_learning_rate(self):
         """It is read at every step, and a copy has its own."""
         layer, x, positives = self.layer(learning_rate=0.0), torch.randn(20, 40), self.positives()

@@ -288,7 +288,7 @@ class FusedFanIn(keras.layers.Layer):
         """One step; returns the loss before it, a scalar, differentiable in the inputs.
 
         inputs [batch, inputs] float; rows and labels integers [positives], each a positive's
-        instance within the batch and its label. Eagerly or in a tf.function.
+        instance within the batch and its label, each pair once. Eagerly or in a tf.function.
         """
         features = self._features(inputs)
         rows, labels = _positives(rows, labels)

@@ -13,6 +13,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from fanin.backends import fused
 from fanin.backends.arrays import drawn_seed
@@ -303,6 +304,7 @@ class _WithGradient(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         return grad_loss * grad, None, None
@@ -388,7 +390,7 @@ class FusedFanIn(nn.Module):
 
     def forward(self, features: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
         """The loss, a scalar. rows, labels: integers [positives], each a positive's instance within
-        the batch and its label."""
+        the batch and its label; each pair once."""
         check_width(features, self.in_features)
         rows, labels = _positives(rows, labels, features.shape[0], self.labels)
         if self.training and torch.is_grad_enabled():
