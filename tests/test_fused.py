@@ -439,6 +439,7 @@ class TestTorchLayer:
         layer, (rows, labels) = self.layer(), self.positives()
         torch.library.opcheck(torch_fused.checked_positives, (rows, labels, 20, 300))
         torch.library.opcheck(torch_fused.checked_positives, (rows.int(), labels.int(), 20, 300))
+        torch.library.opcheck(torch_fused.checked_positives, (rows[::2], labels[::2], 20, 300))
         state = (layer.weights, layer.weights_m, layer.weights_v)
         state += (layer.bias, layer.bias_m, layer.bias_v)
         x = torch.randn(20, 40)

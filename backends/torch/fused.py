@@ -78,12 +78,6 @@ def fused_step(
     return value.view(()), grad
 
 
-@fused_step.register_fake
-def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    want_grad = others[-1]
-    return features.new_empty(()), features.new_empty(features.shape if want_grad else (0,))
-
-
 @torch.library.custom_op("fanin::counted_step", mutates_args=(*_WEIGHTS, *_BIAS, "steps"))
 def counted_step(
     features: Tensor,
@@ -127,6 +121,7 @@ def counted_step(
     return made
 
 
+@fused_step.register_fake
 @counted_step.register_fake
 def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     want_grad = others[-1]
@@ -254,14 +249,18 @@ def checked_positives(
 
 @checked_positives.register_fake
 def _(rows: Tensor, labels: Tensor, batch: int, label_count: int) -> tuple[Tensor, Tensor]:
-    return rows.to(torch.int32, copy=True), labels.to(torch.int64, copy=True)
+    return (
+        rows.new_empty(rows.shape, dtype=torch.int32),
+        labels.new_empty(labels.shape, dtype=torch.int64),
+    )
 
 
 def _in_range(
     rows: Tensor, labels: Tensor, batch: int, label_count: int, may_wait: bool
 ) -> tuple[Tensor, Tensor]:
-    # Before rows become int32, in which larger ones would wrap around.
-    rows, labels = rows.to(torch.int64, copy=True), labels.to(torch.int64, copy=True)
+    # Before rows become int32, in which larger ones would wrap around. A copy of the labels, since
+    # an op must not return what it was given.
+    rows, labels = rows.long(), labels.to(torch.int64, copy=True)
     bad_rows = (rows < 0) | (rows >= batch)
     bad_labels = (labels < 0) | (labels >= label_count)
     if may_wait:
