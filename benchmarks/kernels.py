@@ -49,7 +49,8 @@ def time_layers(
     inputs: int, labels: int = 131_072, fan_in: int = 32, batch: int = 32, count: int = 15
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds per round of `forward` and `forward + backward` for fanin, torch's CSR product
-    (forward alone) and, where it fits into 2 GiB, torch's dense layer. All float32."""
+    (forward alone; with int32 indices, and with int64, torch's default) and, where it fits into
+    2 GiB, torch's dense layer. All float32."""
     import torch
 
     from fanin.backends.torch import FixedFanInLinear
@@ -62,13 +63,18 @@ def time_layers(
     features = torch.randn(batch, inputs)
     grad = torch.randn(batch, labels)
     rows = torch.arange(labels, dtype=torch.int32).repeat_interleave(fan_in)
-    csr = torch.sparse_csr_tensor(
-        csr_starts(rows, labels),
-        layer.indices.to(torch.int32).reshape(-1),
-        layer.weights.detach().reshape(-1),
-        (labels, inputs),
-        check_invariants=False,
-    )
+    starts, sources = csr_starts(rows, labels), layer.indices.reshape(-1)
+
+    def csr(integers: torch.dtype) -> torch.Tensor:
+        return torch.sparse_csr_tensor(
+            starts.to(integers),
+            sources.to(integers),
+            layer.weights.detach().reshape(-1),
+            (labels, inputs),
+            check_invariants=False,
+        )
+
+    narrow, wide = csr(torch.int32), csr(torch.int64)
     columns = features.t().contiguous()
     asking = features.clone().requires_grad_()
 
@@ -83,7 +89,8 @@ def time_layers(
 
     forwards: dict[str, Callable[[], Any]] = {
         "fanin": lambda: forward(lambda: layer(features)),
-        "torch CSR": lambda: forward(lambda: torch.sparse.mm(csr, columns)),
+        "CSR int32": lambda: forward(lambda: torch.sparse.mm(narrow, columns)),
+        "CSR int64": lambda: forward(lambda: torch.sparse.mm(wide, columns)),
     }
     both: dict[str, Callable[[], Any]] = {"fanin": lambda: backward(layer)}
     if labels * inputs * 4 <= 2**31:
