@@ -501,6 +501,24 @@ class TestKerasLayer:
         run(tf.constant(x))
         assert np.array_equal(layer.kernel.numpy(), before)
 
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_has_no_second_derivative(self, compiled):
+        """Which would be wrong, as in torch."""
+        layer = KerasFusedFanIn(300, 7, seed=0)
+
+        def twice(x):
+            with tf.GradientTape() as outer:
+                outer.watch(x)
+                with tf.GradientTape() as inner:
+                    inner.watch(x)
+                    loss = layer.train(x, *self.positives()) * tf.reduce_sum(x)
+                once = inner.gradient(loss, x)
+            return outer.gradient(once, x)
+
+        layer.build((None, 40))
+        with pytest.raises(NotImplementedError, match="has no second derivative"):
+            (tf.function(twice) if compiled else twice)(tf.ones((20, 40)))
+
     def test_a_value_that_was_read_stays(self):
         """The op writes in place, but not into what somebody read before."""
         layer = KerasFusedFanIn(300, 7, seed=0)

@@ -169,6 +169,20 @@ def _positives(rows: Any, labels: Any) -> tuple[tf.Tensor, tf.Tensor]:
     return rows, tf.cast(labels, tf.int64)
 
 
+def _once_differentiable(x: tf.Tensor, grad: tf.Tensor, grad_loss: tf.Tensor) -> tf.Tensor:
+    """grad_loss * grad. Its own derivative is an error: what grad owes to x is gone, and a gradient
+    without that part would be wrong."""
+
+    @tf.custom_gradient
+    def scaled(x: tf.Tensor, grad_loss: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def refuse(*_: Any) -> Any:
+            raise NotImplementedError("FusedFanIn.train has no second derivative")
+
+        return grad_loss * grad, refuse
+
+    return scaled(x, grad_loss)
+
+
 @keras.saving.register_keras_serializable(package="fanin")
 class FusedFanIn(keras.layers.Layer):
     """A fixed fan-in output layer that trains itself: score, loss, gradients and Adam in one pass.
@@ -310,7 +324,7 @@ class FusedFanIn(keras.layers.Layer):
                 step,
                 threads=self.threads,
             )
-            return loss, lambda grad_loss: grad_loss * grad
+            return loss, lambda grad_loss: _once_differentiable(x, grad, grad_loss)
 
         loss: tf.Tensor = run(features)
         with tf.control_dependencies([loss]), _on_host():
