@@ -209,9 +209,7 @@ class FusedTrainer:
         }
 
     def array(self, name: str) -> np.ndarray:
-        """One array of `LayerSetup.array_shapes`, maybe a view; KeyError for another name."""
-        if name not in self.setup.array_shapes():
-            raise KeyError(f"{name!r} is none of {', '.join(self.setup.array_shapes())}")
+        self.setup.check_name(name)
         if not self._is_sorted or name not in ("output.weights", "output.indices"):
             return self._array(name)
         with self._in_label_order():
@@ -296,15 +294,14 @@ class FusedTrainer:
         return check_losses(losses, first)
 
     def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
-        if not 1 <= k <= self.setup.labels:
-            raise ValueError(f"k must be in 1..{self.setup.labels} (the labels), got {k}")
+        self.setup.check_k(k)
         hidden = self._engine.features(features)
         if self._hidden:
             hidden = self._engine.forward(hidden, self._hidden)
         return self._engine.top_k(hidden, self._output, k)
 
     def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
-        self._check_rewired()
+        self.setup.check_rewired()
         weights = self._output.weights
         changes = ((self._output.connections["indices"], sources), (weights.m, 0), (weights.v, 0))
         with self._in_label_order():
@@ -316,13 +313,9 @@ class FusedTrainer:
                 self._engine.write(held, array)
 
     def regrow(self, fraction: float, seed: int) -> int:
-        self._check_rewired()
+        self.setup.check_rewired()
         with self._in_label_order():
             return self._engine.regrow(self._output, self.setup.sources, fraction, seed)
-
-    def _check_rewired(self) -> None:
-        if not self.setup.is_rewired:
-            raise ValueError(f"{self.setup.kind} has no connections to rewire")
 
     def synchronize(self) -> None:
         self._engine.synchronize()

@@ -87,6 +87,21 @@ class LayerSetup:
     def is_rewired(self) -> bool:
         return self.connectivity is not None
 
+    def check_rewired(self) -> None:
+        """ValueError where nothing can be rewired."""
+        if not self.is_rewired:
+            raise ValueError(f"{self.kind} has no connections to rewire")
+
+    def check_k(self, k: int) -> None:
+        """ValueError where there are no k best labels."""
+        if not 1 <= k <= self.labels:
+            raise ValueError(f"k must be in 1..{self.labels} (the labels), got {k}")
+
+    def check_name(self, name: str) -> None:
+        """KeyError for an array that is none of `array_shapes`."""
+        if name not in self.array_shapes():
+            raise KeyError(f"{name!r} is none of {', '.join(self.array_shapes())}")
+
     def array_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of all arrays of the model, in the order of the data flow.
 
@@ -153,15 +168,17 @@ class Trainer(Protocol):
 
     def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
         """Ids of the k highest scored labels, int64 [instances, k], best first; no dropout.
-        features: float32 [instances, inputs]. Ties go to the lower id."""
+        features: float32 [instances, inputs]. Ties go to the lower id. ValueError where k is not
+        in 1..labels."""
 
     def array(self, name: str) -> np.ndarray:
         """One array of `LayerSetup.array_shapes` as it is now; it may be a view that the next step
-        changes."""
+        changes. KeyError for another name."""
 
     def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
         """Give the connections at the flat positions `slots` of `output.weights` new `sources`.
-        Weights keep their value; their Adam moments become 0."""
+        Weights keep their value; their Adam moments become 0. ValueError for a layer without
+        connections, here and in `regrow`."""
 
     def regrow(self, fraction: float, seed: int) -> int:
         """Rewire as `fanin.backends.arrays.plan_rewiring` has it; how many connections moved."""

@@ -12,10 +12,15 @@ from fanin.kernels import library
 _DEVICE = "cpu"  # the tests say "cuda" to kernels that an emulated GPU runs
 
 
-def _describe(array: np.ndarray | None) -> library.Tensor:
+def _describe(array: np.ndarray | None, name: str, *, written: bool = False) -> library.Tensor:
+    """The array as the C interface has it. ValueError for what is no array, whose memory would be
+    gone before it is read, and for one that is `written` to and must not be."""
     if array is None:
         return library.absent()
-    array = np.asarray(array)
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name} must be a NumPy array, got {type(array).__name__}")
+    if written and not array.flags.writeable:
+        raise ValueError(f"{name} is updated in place and must be writeable, got a read-only array")
     size = array.dtype.itemsize or 1
     strides = [s // size for s in array.strides]
     return library.describe(array.ctypes.data, array.dtype.name, array.shape, strides, _DEVICE)
@@ -43,17 +48,17 @@ def fan_in_linear(
     scores [batch, labels]. Raises ValueError naming the argument that is wrong.
     """
     params = library.ForwardParams(
-        features=_describe(features),
-        indices=_describe(indices),
-        weights=_describe(weights),
-        bias=_describe(bias),
-        scores=_describe(out),
+        features=_describe(features, "features"),
+        indices=_describe(indices, "indices"),
+        weights=_describe(weights, "weights"),
+        bias=_describe(bias, "bias"),
+        scores=_describe(out, "out", written=True),
         threads=threads,
     )
     library.check(params)
     if out is None:
         out = np.empty((features.shape[0], indices.shape[0]), features.dtype)
-        params.scores = _describe(out)
+        params.scores = _describe(out, "out", written=True)
     library.call(params, _allocate)
     return out
 
@@ -78,13 +83,13 @@ def fan_in_linear_backward(
         np.empty(labels, np.asarray(weights).dtype),
     )
     params = library.BackwardParams(
-        grad_scores=_describe(grad_scores),
-        features=_describe(features),
-        indices=_describe(indices),
-        weights=_describe(weights),
-        grad_features=_describe(grads[0]),
-        grad_weights=_describe(grads[1]),
-        grad_bias=_describe(grads[2]),
+        grad_scores=_describe(grad_scores, "grad_scores"),
+        features=_describe(features, "features"),
+        indices=_describe(indices, "indices"),
+        weights=_describe(weights, "weights"),
+        grad_features=_describe(grads[0], "grad_features"),
+        grad_weights=_describe(grads[1], "grad_weights"),
+        grad_bias=_describe(grads[2], "grad_bias"),
         threads=threads,
     )
     library.call(params, _allocate)
@@ -129,16 +134,24 @@ class Adam:
         )
 
 
-def _trained(array: Trained | None) -> library.Trained:
+def _trained(array: Trained | None, name: str) -> library.Trained:
     if array is None:
         return library.Trained(library.absent(), library.absent(), library.absent())
-    return library.Trained(_describe(array.values), _describe(array.m), _describe(array.v))
+    if not isinstance(array, Trained):
+        raise ValueError(f"{name} must be a Trained, got {type(array).__name__}")
+    return library.Trained(
+        _describe(array.values, name, written=True),
+        _describe(array.m, f"{name}.m", written=True),
+        _describe(array.v, f"{name}.v", written=True),
+    )
 
 
 def _connections(
     indices: np.ndarray | None, starts: np.ndarray | None, rows: np.ndarray | None
 ) -> library.Connections:
-    return library.Connections(_describe(indices), _describe(starts), _describe(rows))
+    return library.Connections(
+        _describe(indices, "indices"), _describe(starts, "starts"), _describe(rows, "rows")
+    )
 
 
 def step(
@@ -173,14 +186,14 @@ def step(
     value = np.empty(1, np.float32)
     grad = np.empty(np.shape(features), np.float32) if want_grad else None
     params = library.StepParams(
-        features=_describe(features),
+        features=_describe(features, "features"),
         connections=_connections(indices, starts, rows),
-        weights=_trained(weights),
-        bias=_trained(bias),
-        positive_rows=_describe(positive_rows),
-        positive_labels=_describe(positive_labels),
-        loss=_describe(value),
-        grad_features=_describe(grad),
+        weights=_trained(weights, "weights"),
+        bias=_trained(bias, "bias"),
+        positive_rows=_describe(positive_rows, "positive_rows"),
+        positive_labels=_describe(positive_labels, "positive_labels"),
+        loss=_describe(value, "loss"),
+        grad_features=_describe(grad, "grad_features"),
         adam=adam.params(),
         loss_kind=library.LOSSES[loss],
         threads=threads,
@@ -204,10 +217,10 @@ def dense_forward(
     """
     outputs = np.empty((np.shape(features)[0], np.shape(weights)[0]), np.float32)
     params = library.DenseForwardParams(
-        features=_describe(features),
-        weights=_describe(weights),
-        bias=_describe(bias),
-        outputs=_describe(outputs),
+        features=_describe(features, "features"),
+        weights=_describe(weights, "weights"),
+        bias=_describe(bias, "bias"),
+        outputs=_describe(outputs, "outputs"),
         relu=relu,
         threads=threads,
     )
@@ -233,12 +246,12 @@ def dense_update(
     """
     grad = np.empty(np.shape(features), np.float32) if want_grad else None
     params = library.DenseUpdateParams(
-        grad_outputs=_describe(grad_outputs),
-        outputs=_describe(outputs),
-        features=_describe(features),
-        weights=_trained(weights),
-        bias=_trained(bias),
-        grad_features=_describe(grad),
+        grad_outputs=_describe(grad_outputs, "grad_outputs"),
+        outputs=_describe(outputs, "outputs"),
+        features=_describe(features, "features"),
+        weights=_trained(weights, "weights"),
+        bias=_trained(bias, "bias"),
+        grad_features=_describe(grad, "grad_features"),
         adam=adam.params(),
         threads=threads,
     )
@@ -257,24 +270,24 @@ def top_k(
     rows: np.ndarray | None = None,
     threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k highest scored labels of each instance and their scores, best first; equal scores in
+    """Scores and ids of the k highest scored labels of each instance, best first; equal scores in
     order of their label. Arguments as in `step`. Scores of all labels are never held.
 
-    Returns ids, int64 [batch, k], and scores, float32 [batch, k].
+    Returns scores, float32 [batch, k], and ids, int64 [batch, k].
     """
     shape = (np.shape(features)[0], k)
     ids, scores = np.empty(shape, np.int64), np.empty(shape, np.float32)
     params = library.TopKParams(
-        features=_describe(features),
+        features=_describe(features, "features"),
         connections=_connections(indices, starts, rows),
-        weights=_describe(weights),
-        bias=_describe(bias),
-        ids=_describe(ids),
-        scores=_describe(scores),
+        weights=_describe(weights, "weights"),
+        bias=_describe(bias, "bias"),
+        ids=_describe(ids, "ids"),
+        scores=_describe(scores, "scores"),
         threads=threads,
     )
     library.call(params, _allocate)
-    return ids, scores
+    return scores, ids
 
 
 def rewire(
@@ -294,8 +307,8 @@ def rewire(
     which (strictly) |weight| had to be.
     """
     params = library.RewireParams(
-        indices=_describe(indices),
-        weights=_trained(weights),
+        indices=_describe(indices, "indices", written=True),
+        weights=_trained(weights, "weights"),
         inputs=inputs,
         fraction=fraction,
         seed=seed % 2**64,
@@ -324,10 +337,10 @@ def sort_connections(
     depend. For layers whose features exceed a core's cache.
     """
     params = library.SortParams(
-        indices=_describe(indices),
-        rows=_describe(rows),
-        slots=_describe(slots),
-        weights=_trained(weights),
+        indices=_describe(indices, "indices", written=True),
+        rows=_describe(rows, "rows", written=not undo),
+        slots=_describe(slots, "slots", written=not undo),
+        weights=_trained(weights, "weights"),
         inputs=inputs,
         undo=undo,
         threads=threads,

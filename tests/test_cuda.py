@@ -237,7 +237,7 @@ def test_top_k_ties_go_to_the_lower_label(kind, batch, labels, k):
     model.arrays["output.weights"] = layer.original(layer.weights.values).astype(np.float64)
     model.arrays["output.bias"] = layer.bias.values.astype(np.float64)
     x = rng.integers(-1, 2, (batch, inputs)).astype(np.float32)
-    ids, scores = kernels.top_k(x, layer.weights.values, layer.bias.values, k, **layer.connections)
+    scores, ids = kernels.top_k(x, layer.weights.values, layer.bias.values, k, **layer.connections)
     expected = model.scores(x)
     order = np.argsort(-expected, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(ids, order)
@@ -249,7 +249,7 @@ def test_nan_ranks_last():
     x = np.array([[1, np.nan, 2, 3]], np.float32)
     x[0, 1] = 0
     weights[1, 1] = np.nan
-    ids, _ = kernels.top_k(x, weights, None, 4)
+    _, ids = kernels.top_k(x, weights, None, 4)
     assert ids.tolist() == [[3, 2, 0, 1]]
 
 

@@ -134,8 +134,21 @@ def test_top_k_in_blocks(backend):
     whole = one.top_k(x, 5)
     np.testing.assert_array_equal(one.top_k(x[:33], 5), whole[:33])
     assert one.top_k(x[:0], 5).shape == (0, 5)
-    with pytest.raises(ValueError, match=r"k must be in 1\.\.300"):
-        one.top_k(x, 301)
+
+
+@pytest.mark.parametrize("execution", ["autograd", "fused"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_errors_are_the_same_whoever_is_asked(backend, execution):
+    one = trainer(backend, SETUPS[0], execution=execution)
+    for rewire in (lambda: one.rewire(np.array([0]), np.array([0])), lambda: one.regrow(0.1, 0)):
+        with pytest.raises(ValueError, match="Dense has no connections to rewire"):
+            rewire()
+    x = np.ones((2, one.setup.inputs), np.float32)
+    for k in (0, 301):
+        with pytest.raises(ValueError, match=rf"k must be in 1\.\.300 \(the labels\), got {k}"):
+            one.top_k(x, k)
+    with pytest.raises(KeyError, match="'elsewhere' is none of output"):
+        one.array("elsewhere")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -266,6 +279,7 @@ class TestTorchLayer:
 
     def test_state_is_saved_whole(self, tmp_path):
         one, x, positives = self.layer(), torch.randn(20, 40), self.positives()
+        one.learning_rate = 0.02
         for _ in range(3):
             one(x, *positives)
         torch.save(one.state_dict(), tmp_path / "layer.pt")
@@ -415,6 +429,32 @@ class TestTorchLayer:
         with pytest.raises(ValueError, match=r"labels\[0\] is 300, out of range"):
             compiled(ours, x, torch.tensor([1, 2]), torch.tensor([300, 1]))
 
+    @pytest.mark.parametrize("training", [True, False])
+    def test_under_autocast(self, training):
+        """What comes from below is bfloat16 there; the layer computes in float32."""
+        below, layer = torch.nn.Linear(6, 40), self.layer().train(training)
+        x = torch.randn(20, 6)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features = below(x)
+            loss = layer(features, *self.positives())
+            scores, ids = layer.top_k(features, 3)
+        assert features.dtype == torch.bfloat16
+        assert loss.dtype == scores.dtype == torch.float32 and ids.shape == (20, 3)
+        loss.backward()
+        assert below.weight.grad.abs().sum() > 0
+        assert int(layer.steps) == training
+
+    def test_keeps_its_types(self):
+        """`model.half()` and the like are for what an optimizer trains."""
+        layer = self.layer(weights_dtype=torch.bfloat16)
+        before = {name: (b.dtype, b.clone()) for name, b in layer.named_buffers()}
+        for change in (layer.half, layer.double, lambda: layer.to(torch.bfloat16)):
+            assert change() is layer
+        for name, buffer in layer.named_buffers():
+            assert buffer.dtype == before[name][0]
+            assert torch.equal(buffer, before[name][1])
+        layer(torch.randn(20, 40), *self.positives())
+
     def test_has_no_second_derivative(self):
         """Which would be wrong: what the gradient owes to the features is gone."""
         x = torch.randn(20, 40, requires_grad=True)
@@ -496,7 +536,7 @@ class TestKerasLayer:
             assert np.array_equal(grad.numpy(), features.grad.numpy())
             assert int(layer.steps.numpy()) == number
         assert np.array_equal(layer.kernel.numpy(), torch_layer.weights.numpy())
-        layer.learning_rate.assign(0.0)
+        layer.learning_rate = 0.0
         before = layer.kernel.numpy()
         run(tf.constant(x))
         assert np.array_equal(layer.kernel.numpy(), before)
@@ -549,6 +589,31 @@ class TestKerasLayer:
             assert float(layer.train(x, *positives)) == float(loaded.train(x, *positives))
         assert np.array_equal(layer.indices.numpy(), loaded.indices.numpy())
         assert layer.trainable_variables == []
+
+    def test_learning_rate(self):
+        """Set as an optimizer's, before and after it is built; saved with the model."""
+        layer, x, positives = (
+            KerasFusedFanIn(300, 7),
+            np.ones((20, 40), np.float32),
+            self.positives(),
+        )
+        layer.learning_rate = 0.0
+        assert layer.learning_rate == 0.0
+        layer.train(x, *positives)
+        before = layer.kernel.numpy()
+        layer.learning_rate = 0.5
+        assert float(layer.learning_rate) == 0.5
+        np.testing.assert_array_equal(layer.kernel.numpy(), before)
+        layer.train(x, *positives)
+        assert not np.array_equal(layer.kernel.numpy(), before)
+
+    def test_fit_says_that_it_does_not_train(self):
+        model = keras.Sequential([keras.Input((40,)), KerasFusedFanIn(300, 7)])
+        model.compile(loss="mse")
+        x, y = np.ones((20, 40), np.float32), np.ones((20, 300), np.float32)
+        model.predict(x, verbose=0)
+        with pytest.warns(UserWarning, match="nothing trains it but its method `train`"):
+            model.fit(x, y, verbose=0)
 
     def test_predicts_and_rewires(self):
         layer = KerasFusedFanIn(300, 7, seed=0)

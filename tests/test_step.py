@@ -441,7 +441,7 @@ def test_top_k_among_many_ties(instruction_set, kind):
         x = rng.integers(-1, 2, (batch, inputs)).astype(np.float32)
         scores = model.scores(x)
         for threads in (0, 1, 3):
-            ids, values = kernels.top_k(
+            values, ids = kernels.top_k(
                 x, layer.weights.values, layer.bias.values, k, threads=threads, **layer.connections
             )
             np.testing.assert_array_equal(ids, best(scores, k))
@@ -451,7 +451,7 @@ def test_top_k_among_many_ties(instruction_set, kind):
 def test_top_k_puts_nan_last():
     x = np.ones((2, 1), np.float32)
     weights = np.array([[np.nan], [1], [-np.inf], [3], [np.inf]], np.float32)
-    ids, _ = kernels.top_k(x, weights, None, 5)
+    _, ids = kernels.top_k(x, weights, None, 5)
     np.testing.assert_array_equal(ids, [[4, 3, 1, 0, 2]] * 2)
 
 
@@ -560,6 +560,24 @@ class TestBadInput:
             with pytest.raises(ValueError, match="starts must ascend from 0 to the 6 connections"):
                 kernels.step(*arguments, *none, indices=indices, starts=np.array(starts, np.int32))
 
+    @pytest.mark.parametrize("name", ["features", "positive_rows", "positive_labels", "indices"])
+    def test_a_list_is_no_array(self, call, name):
+        """Its numbers would be in an array that is gone when they are read."""
+        given = call.arguments[name].tolist()
+        with pytest.raises(ValueError, match=f"{name} must be a NumPy array, got list"):
+            call(**{name: given})
+
+    @pytest.mark.parametrize("name", ["weights", "bias"])
+    def test_what_must_not_be_written_is_not(self, call, name):
+        fixed = copy.deepcopy(call.arguments[name])
+        fixed.m.flags.writeable = False
+        with pytest.raises(
+            ValueError, match=rf"{name}\.m is updated in place and must be writeable"
+        ):
+            call(**{name: fixed})
+        with pytest.raises(ValueError, match=f"{name} must be a Trained, got ndarray"):
+            call(**{name: fixed.values})
+
     def test_rows_of_another_tile(self):
         weights = trained(np.ones((3, 2)))
         rows = np.array([[0, 1], [2, 3], [0, 1]], np.uint16)
@@ -600,7 +618,7 @@ def test_top_k_of_many_labels_holds_no_scores():
     x = rng.standard_normal((1024, inputs), np.float32)
     process = psutil.Process()
     with MemoryPeak(process) as peak:
-        ids, values = kernels.top_k(x, weights, None, 5, indices=indices)
+        values, ids = kernels.top_k(x, weights, None, 5, indices=indices)
     assert peak.bytes < 64 << 20
     for b in (0, 1023):
         some = rng.integers(0, labels, 1000)

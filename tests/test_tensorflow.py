@@ -656,7 +656,7 @@ def test_top_k(setup, monkeypatch):
         np.testing.assert_array_equal(ids, expected)
     assert model.top_k(x[:0], 3).shape == (0, 3)
     for k in (0, 41):
-        with pytest.raises(ValueError, match=f"k must be 1 to 40 .*{k}"):
+        with pytest.raises(ValueError, match=rf"k must be in 1\.\.40 .*{k}"):
             model.top_k(x, k)
 
 

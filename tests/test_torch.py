@@ -213,6 +213,18 @@ class TestLayer:
         # One that has made no step has nothing to reset.
         assert module.rewire(0.2, torch.optim.Adam(module.parameters()), rng=3) == 98
 
+    def test_rewire_leaves_what_is_not_kept_for_each_weight(self):
+        """Adafactor has sums over rows and over columns."""
+        module = FixedFanInLinear(20, 70, 7)
+        optimizer = torch.optim.Adafactor(module.parameters())
+        module(torch.randn(4, 20)).square().sum().backward()
+        optimizer.step()
+        state = optimizer.state[module.weights]
+        before = {name: value.clone() for name, value in state.items()}
+        assert {value.ndim for value in before.values()} == {0, 2}
+        module.rewire(0.2, optimizer)
+        assert all(torch.equal(state[name], value) for name, value in before.items())
+
     def test_rewire_by_generator_or_seed(self):
         modules = [
             FixedFanInLinear(40, 70, 7, generator=torch.Generator().manual_seed(5)) for _ in "ab"
@@ -377,5 +389,5 @@ def test_scratch_memory_is_kept_by_the_thread_that_calls():
 def test_asking_for_a_gpu_that_is_not_there():
     if torch.cuda.is_available():
         return
-    with pytest.raises(RuntimeError, match="torch sees no GPU"):
+    with pytest.raises(RuntimeError, match="torch sees none here"):
         make_trainer("torch", SETUPS[0], initial_arrays(SETUPS[0], 0), device="cuda")

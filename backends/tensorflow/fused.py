@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
@@ -195,7 +196,8 @@ class FusedFanIn(keras.layers.Layer):
 
     The layer's variables are not trainable, so no optimizer takes hold of them, and all of them are
     saved with the model: `indices`, `kernel` [labels, fan_in] and `bias` [labels] with their
-    moments (`kernel_m`, ...), `steps` and `learning_rate`, which may be assigned to between steps.
+    moments (`kernel_m`, ...), `steps` and `learning_rate`; set that between steps as you like
+    (`layer.learning_rate = 1e-4`, as with an optimizer of Keras).
 
     loss: "squared_hinge" or "bce", the mean over labels, then over the batch. kernel_dtype,
     moments_dtype: "float32" or "bfloat16", the latter rounded stochastically. seed: of indices and
@@ -232,6 +234,7 @@ class FusedFanIn(keras.layers.Layer):
         self.seed = seed
         self.threads = int(threads)
         self.supports_jit = False
+        self._told = False  # that `fit` does not train it
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         inputs = known_inputs(input_shape, self.fan_in)
@@ -273,10 +276,29 @@ class FusedFanIn(keras.layers.Layer):
         rate = keras.initializers.Constant(self.initial_learning_rate)
         with _on_host():
             self.steps = add("steps", "int64", "zeros", ())
-            self.learning_rate = add("learning_rate", "float32", rate, ())
+            self._learning_rate = add("learning_rate", "float32", rate, ())
         super().build(input_shape)
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+    @property
+    def learning_rate(self) -> keras.Variable | float:
+        """A variable once the layer is built."""
+        return self._learning_rate if self.built else self.initial_learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        if self.built:
+            self._learning_rate.assign(value)
+        else:
+            self.initial_learning_rate = float(value)
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        if training and not self._told:
+            self._told = True
+            warnings.warn(
+                "FusedFanIn only gives scores when it is called, as `fit` does: nothing trains it "
+                "but its method `train`; for `fit` there is FixedFanIn",
+                stacklevel=2,
+            )
         kernel = tf.cast(self.kernel, tf.float32)
         features = tf.cast(inputs, tf.float32)
         scores = fan_in_linear(features, self.indices, kernel, self.bias, threads=self.threads)
@@ -320,7 +342,7 @@ class FusedFanIn(keras.layers.Layer):
                 rows,
                 labels,
                 self.loss,
-                self.learning_rate.value,
+                self._learning_rate.value,
                 step,
                 threads=self.threads,
             )

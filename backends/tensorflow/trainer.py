@@ -201,8 +201,7 @@ class TensorFlowTrainer:
 
     def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
         """Ids of the k highest scored labels, int64 [instances, k], best first."""
-        if not 1 <= k <= self.setup.labels:
-            raise ValueError(f"k must be 1 to {self.setup.labels} (the labels), got {k}")
+        self.setup.check_k(k)
         rows = max(1, _SCORES_BYTES // (4 * self.setup.labels))
         ids = np.empty((len(features), k), np.int64)
         for first in range(0, len(features), rows):
@@ -212,7 +211,7 @@ class TensorFlowTrainer:
 
     def _top_k(self, features: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
         with tf.device(self._device):
-            if self.setup.kind != "FFI" or self._device != "/CPU:0":
+            if self.setup.kind != "FFI":
                 return tf.math.top_k(self._scores(features), k).indices  # ties: the lower id first
             # fanin's own layer is asked without making its scores.
             connections = {"indices": self._connections}
@@ -223,9 +222,8 @@ class TensorFlowTrainer:
     # Arrays -------------------------------------------------------------------------------------
 
     def array(self, name: str) -> np.ndarray:
-        """A copy of one array of `LayerSetup.array_shapes`; KeyError for another name."""
-        if name not in self.setup.array_shapes():
-            raise KeyError(f"{name!r} is none of {', '.join(self.setup.array_shapes())}")
+        """A copy of one array of `LayerSetup.array_shapes`."""
+        self.setup.check_name(name)
         held = self._trained.get(name, self._connections)
         assert held is not None
         array: np.ndarray = held.numpy()  # a copy
@@ -251,8 +249,8 @@ class TensorFlowTrainer:
 
     def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
         """New sources for flat positions of `output.weights`; their moments become 0."""
-        if self._connections is None:
-            raise ValueError(f"{self.setup.kind} has no connections to rewire")
+        self.setup.check_rewired()
+        assert self._connections is not None
         # By way of the host: seldom done, and TensorFlow scatters integers on a CPU only.
         connections = self._connections.numpy()
         if self.setup.kind == "FFI":
@@ -268,6 +266,7 @@ class TensorFlowTrainer:
 
     def regrow(self, fraction: float, seed: int) -> int:
         """Rewire the connections of smallest |weight|; how many moved."""
+        self.setup.check_rewired()
         weights = self.array("output.weights")
         plan = plan_rewiring(weights, fraction, self.setup.sources, seed)
         self.rewire(plan.slots, plan.sources)

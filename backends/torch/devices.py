@@ -18,7 +18,10 @@ def prepare_device(device: str, threads: int) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("device cuda was asked for but torch sees no GPU")
+        raise RuntimeError(
+            "a GPU was asked for but torch sees none here: it needs an NVIDIA driver and a build "
+            "of torch for CUDA (https://pytorch.org/get-started)"
+        )
     return torch.device(device)
 
 

@@ -320,13 +320,15 @@ class FusedFanIn(nn.Module):
 
     The layer's arrays are buffers, not parameters, so no optimizer takes hold of them, and the
     state_dict has them all: `indices`, `weights` [labels, fan_in] and `bias` [labels] with their
-    moments (`weights_m`, ...), and `steps`. Change `learning_rate` between steps as you like. A
-    scaled loss (say, for mixed precision) scales what goes upstream only.
+    moments (`weights_m`, ...), `steps`, and `rate`, which is `learning_rate`: change that between
+    steps as you like. Under autocast the layer computes in float32; a scaled loss scales what goes
+    upstream only.
 
     loss: "squared_hinge" or "bce", the mean over labels, then over the batch. weights_dtype,
-    moments_dtype: torch.float32 or torch.bfloat16, the latter rounded stochastically. generator:
-    for the indices and initial weights. On a GPU nothing waits for the device (so what is wrong in
-    the data gives NaN, not an error) but `rewire`. Raises ValueError for what makes no layer.
+    moments_dtype: torch.float32 or torch.bfloat16, the latter rounded stochastically, by numbers
+    that `rounding_seed` starts; `.half()` and the like leave all types as they are. generator: for
+    the indices and initial weights. On a GPU nothing waits for the device (so what is wrong in the
+    data gives NaN, not an error) but `rewire`. Raises ValueError for what makes no layer.
     """
 
     indices: Tensor
@@ -337,6 +339,7 @@ class FusedFanIn(nn.Module):
     bias_m: Tensor
     bias_v: Tensor
     steps: Tensor
+    rate: Tensor
 
     def __init__(
         self,
@@ -348,7 +351,8 @@ class FusedFanIn(nn.Module):
         learning_rate: float = 1e-3,
         weights_dtype: torch.dtype = torch.float32,
         moments_dtype: torch.dtype = torch.float32,
-        seed: int = 0,
+        rounding_seed: int = 0,
+        device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -362,40 +366,54 @@ class FusedFanIn(nn.Module):
         self.labels = labels
         self.fan_in = fan_in
         self.loss: Loss = loss
-        self._rate = torch.tensor(learning_rate, dtype=torch.float64, device="cpu")
-        self.seed = seed
-        shape = (labels, fan_in)
-        self.register_buffer("indices", torch.empty(shape, dtype=index_type(in_features)))
-        self.register_buffer("weights", torch.empty(shape, dtype=weights_dtype))
+        self.rounding_seed = rounding_seed
+        shape, index = (labels, fan_in), index_type(in_features)
+        self.register_buffer("indices", torch.empty(shape, dtype=index, device=device))
+        self.register_buffer("weights", torch.empty(shape, dtype=weights_dtype, device=device))
         draw_connections(in_features, self.indices, self.weights, generator)
         for name in ("weights_m", "weights_v"):
-            self.register_buffer(name, torch.zeros(shape, dtype=moments_dtype))
+            self.register_buffer(name, torch.zeros(shape, dtype=moments_dtype, device=device))
         for name in _BIAS:
-            self.register_buffer(name, torch.zeros(labels))
+            self.register_buffer(name, torch.zeros(labels, device=device))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device="cpu"))
+        rate = torch.tensor(learning_rate, dtype=torch.float64, device="cpu")
+        self.register_buffer("rate", rate)
 
     @property
     def learning_rate(self) -> float:
-        return float(self._rate)
+        return float(self.rate)
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
-        self._rate.fill_(value)
+        self.rate.fill_(value)
 
     def _apply(self, fn: Any, recurse: bool = True) -> FusedFanIn:
-        super()._apply(fn, recurse)
-        self.steps = self.steps.cpu()  # read at every step, which would wait for a GPU
+        def moved(tensor: Tensor) -> Tensor:
+            # `model.half()` is not meant for moments; which types they have the layer was told.
+            there: Tensor = fn(tensor)
+            return there if there.dtype == tensor.dtype else tensor.to(there.device)
+
+        steps, rate = self.steps, self.rate
+        super()._apply(moved, recurse)
+        self.steps, self.rate = steps, rate  # read at every step, which would wait for a GPU
         return self
 
     def forward(self, features: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
         """The loss, a scalar. rows, labels: integers [positives], each a positive's instance within
         the batch and its label; each pair once."""
-        check_width(features, self.in_features)
+        features = self._known(features)
         rows, labels = _positives(rows, labels, features.shape[0], self.labels)
         if self.training and torch.is_grad_enabled():
-            return self._step(features.contiguous(), rows, labels)
+            return self._step(features, rows, labels)
         loss: Tensor = LOSSES[self.loss](self.scores(features), rows.long(), labels)
         return loss.masked_fill((rows < 0).any(), torch.nan)
+
+    def _known(self, features: Tensor) -> Tensor:
+        """Features as the ops read them: contiguous, and in float32 what autocast made smaller."""
+        check_width(features, self.in_features)
+        if features.dtype in (torch.float16, torch.bfloat16):
+            features = features.float()
+        return features.contiguous()
 
     def _step(self, features: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
         loss, grad = counted_step(
@@ -403,11 +421,11 @@ class FusedFanIn(nn.Module):
             self.indices,
             *(getattr(self, name) for name in (*_WEIGHTS, *_BIAS)),
             self.steps,
-            self._rate,
+            self.rate,
             rows,
             labels,
             self.loss,
-            self.seed,
+            self.rounding_seed,
             features.requires_grad,
         )
         if not features.requires_grad:
@@ -417,16 +435,14 @@ class FusedFanIn(nn.Module):
 
     def scores(self, features: Tensor) -> Tensor:
         """All scores, [batch, labels]; differentiable in the features."""
-        check_width(features, self.in_features)
-        return fan_in_linear(features.contiguous(), self.indices, self.weights.float(), self.bias)
+        return fan_in_linear(self._known(features), self.indices, self.weights.float(), self.bias)
 
     @torch.no_grad()
     def top_k(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Scores and ids of the k best labels, [batch, k] each, best first, ties to the lower id;
         all scores are never held."""
-        check_width(features, self.in_features)
         found: tuple[Tensor, Tensor] = top_k(
-            features.contiguous(), self.indices, None, None, self.weights, self.bias, k
+            self._known(features), self.indices, None, None, self.weights, self.bias, k
         )
         return found
 

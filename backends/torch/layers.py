@@ -91,7 +91,8 @@ class FixedFanInLinear(nn.Module):
                 "hand over the optimizer that does, or none"
             )
         state = optimizer.state.get(self.weights, {})  # nothing before its first step
-        return [v for v in state.values() if isinstance(v, Tensor) and v.ndim == 2]
+        shape = self.weights.shape  # others hold sums over rows or columns, say
+        return [v for v in state.values() if isinstance(v, Tensor) and v.shape == shape]
 
     def extra_repr(self) -> str:
         return (

@@ -151,8 +151,7 @@ class TorchTrainer:
 
     @torch.inference_mode()
     def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
-        if not 1 <= k <= self.setup.labels:
-            raise ValueError(f"k must be in 1..{self.setup.labels} (the labels), got {k}")
+        self.setup.check_k(k)
         size = max(1, _MAX_SCORES // self.setup.labels)
         ids = np.empty((len(features), k), np.int64)
         for start in range(0, len(features), size):
@@ -170,6 +169,7 @@ class TorchTrainer:
         return ids
 
     def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
+        self.setup.check_rewired()
         ffi = self._row_starts is None
         targets = self._arrays["output.indices" if ffi else "output.columns"]
         state = self._optimizer.state[self._arrays["output.weights"]]
@@ -177,6 +177,7 @@ class TorchTrainer:
         move_connections(targets, moments, slots, sources)
 
     def regrow(self, fraction: float, seed: int) -> int:
+        self.setup.check_rewired()
         sources = self._arrays["output.indices" if self._row_starts is None else "output.columns"]
         if sources.dtype == torch.int32:
             sources = sources.view(torch.uint32)
@@ -186,6 +187,7 @@ class TorchTrainer:
         return regrow(sources, weights.detach(), m, v, self.setup.sources, fraction, seed)
 
     def array(self, name: str) -> np.ndarray:
+        self.setup.check_name(name)
         return self._arrays[name].detach().cpu().numpy()
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
