@@ -33,8 +33,11 @@ def project_state() -> str:
     digest = hashlib.sha256(f"{sys.version} {TENSORFLOW}".encode())
     files = [ROOT / "pyproject.toml", ROOT / "constraints.txt"]
     for folder in ("kernels", "backends", "datasets", "benchmarks", "reports"):
-        files += (p for p in (ROOT / folder).rglob("*") if "__pycache__" not in p.parts)
+        files += (ROOT / folder).rglob("*")
+    ignored = {"__pycache__", "results"}
     for path in sorted(p for p in files if p.is_file()):
+        if ignored & {*path.relative_to(ROOT).parts}:
+            continue
         digest.update(f"{path.relative_to(ROOT)}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from fanin.backends import interface
 from fanin.backends.interface import BACKENDS, INSTALL
 from fanin.benchmarks import lockstep, measure
 from fanin.benchmarks import plan as planning
@@ -22,9 +23,9 @@ from fanin.benchmarks.files import remove_leftovers
 from fanin.benchmarks.lock import BusyError
 from fanin.benchmarks.progress import Terminal
 from fanin.benchmarks.results import (
-    FOLDERS,
     LockstepResult,
     LockstepStep,
+    Profile,
     ResultError,
     RunResult,
     check_folder,
@@ -34,6 +35,7 @@ from fanin.benchmarks.results import (
 from fanin.benchmarks.runner import Options, requests, run_all
 from fanin.benchmarks.task import (
     USUAL_TASKS,
+    EvaluationProtocol,
     Task,
     TaskError,
     files_of,
@@ -50,6 +52,7 @@ from fanin.datasets import (
     find_folder,
     load,
 )
+from fanin.datasets.memory import available_bytes
 from fanin.datasets.shapes import shape_twin
 from fanin.kernels import build_info
 from fanin.reports import ReportError, setups, shape_table, terminal_table, write_report
@@ -59,7 +62,6 @@ from fanin.reports.tables import Table as ReportTable
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 # Failures of a run that are the data's or the task's, by kind.
 _UNUSABLE = {DataError.__name__, TaskError.__name__}
-DEVICES = ("cpu", "cuda", "auto")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -81,10 +83,16 @@ def _finite(value: float | None) -> float | None:
     return value
 
 
-def _known_device(value: str) -> str:
-    if value not in DEVICES:
-        raise typer.BadParameter(f"unknown device {value!r}; there are {', '.join(DEVICES)}")
-    return value
+def _one_of(names: Sequence[str], help: str) -> Any:
+    """An option that takes one of these names; or, of a list, each of them."""
+
+    def known(value: Any) -> Any:
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if one is not None and one not in names:
+                raise typer.BadParameter(f"unknown {one!r}; there are {', '.join(names)}")
+        return value
+
+    return typer.Option(help=help, metavar="|".join(names), callback=known)
 
 
 Results = Annotated[Path, typer.Option(help="Folder of the result files.", file_okay=False)]
@@ -123,28 +131,28 @@ Setup = Annotated[
         "repeatable."
     ),
 ]
-Backend = Annotated[
-    list[str] | None, typer.Option(help="torch or tensorflow; repeatable; default both.")
-]
+Backend = Annotated[list[str] | None, _one_of(BACKENDS, "Repeatable; default both.")]
 Execution = Annotated[
     list[str] | None,
-    typer.Option(
-        help="autograd: the framework's own way; fused: score, loss, gradients and Adam in one "
-        "pass by fanin's kernels. Repeatable; by default what the task file says (autograd)."
+    _one_of(
+        get_args(interface.Execution),
+        "autograd: the framework's own way; fused: score, loss, gradients and Adam in one "
+        "pass by fanin's kernels. Repeatable; by default what the task file says (autograd).",
     ),
 ]
 WeightsDtype = Annotated[
-    str | None, typer.Option(help="float32 or, fused only, bfloat16 (stochastically rounded).")
+    str | None,
+    _one_of(get_args(interface.StoredType), "bfloat16: stochastically rounded, fused only."),
 ]
 MomentsDtype = Annotated[
-    str | None, typer.Option(help="Adam's moments: float32 or, fused only, bfloat16.")
+    str | None, _one_of(get_args(interface.StoredType), "Adam's moments; bfloat16: fused only.")
 ]
 Epochs = Annotated[int | None, typer.Option(min=1, help="At most this many epochs.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and dropout.")]
-Device = Annotated[
-    str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.", callback=_known_device)
+Device = Annotated[str, _one_of(("cpu", "cuda", "auto"), "auto: a GPU where there is one.")]
+Threads = Annotated[
+    int, typer.Option(min=0, help="CPU threads; 0 for OMP_NUM_THREADS, or all without it.")
 ]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 for all.")]
 
 
 def _friendly(command: Callable[..., None]) -> Callable[..., None]:
@@ -189,17 +197,19 @@ def reproduce(
     seed: Seed = None,
     protocol: Annotated[
         str | None,
-        typer.Option(
-            help="paper: validate on the test set, as published; holdout: on a tenth of "
-            "the training set."
+        _one_of(
+            get_args(EvaluationProtocol),
+            "paper: validate on the test set, as published; holdout: on a tenth of "
+            "the training set.",
         ),
     ] = None,
     profile: Annotated[
         str,
-        typer.Option(
-            help="train; or shapes: a few steps on random data of the published sizes, for memory "
+        _one_of(
+            get_args(Profile),
+            "shapes: a few steps on random data of the published sizes, for memory "
             "and extrapolated time, fused unless --execution says otherwise; without "
-            "--dataset all published tables."
+            "--dataset all published tables.",
         ),
     ] = "train",
     steps: Annotated[int, typer.Option(min=1, help="Steps of a shape profile.")] = 20,
@@ -243,8 +253,6 @@ def reproduce(
         "weights_dtype": weights_dtype,
         "moments_dtype": moments_dtype,
     }
-    if profile not in FOLDERS:
-        _stop(f"unknown profile {profile!r}; there are {', '.join(FOLDERS)}")
     shapes = profile == "shapes"
     usual = "fused" if shapes else None
     names: list[str | None] = [dataset]
@@ -300,7 +308,8 @@ def compare(
     tasks: Tasks = None,
     setup: Setup = None,
     execution: Annotated[
-        str | None, typer.Option(help="autograd or fused; default what the task file says.")
+        str | None,
+        _one_of(get_args(interface.Execution), "By default what the task file says (autograd)."),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps to compare.")] = 200,
     seed: Seed = None,
@@ -401,7 +410,7 @@ def plan(
     --dataset amazon-3m --memory 16`.
     """
     console = _console(as_json)
-    known = _known_backends(backend)
+    known = _each_once(backend)
     dtypes = {"weights_dtype": weights_dtype, "moments_dtype": moments_dtype}
     chosen = [
         task
@@ -411,7 +420,7 @@ def plan(
         )
     ]
     count = measure.threads(threads)
-    there = int(memory * planning.GIB) if memory else measure.available_bytes()
+    there = int(memory * planning.GIB) if memory else available_bytes()
     sizes = {key: _sizes(*key, data_dir) for key in {(t.dataset, t.features) for t in chosen}}
     speed = planning.Speed(
         1e9 * bandwidth if bandwidth else planning.measured_bandwidth(count),
@@ -538,18 +547,14 @@ def _stop(message: str) -> NoReturn:
     raise typer.Exit(USAGE)
 
 
-def _known_backends(names: list[str] | None) -> list[str]:
-    """The backends asked for, all without; wrong usage where one is not known."""
-    chosen = list(dict.fromkeys(names or BACKENDS))
-    for name in chosen:
-        if name not in BACKENDS:
-            _stop(f"unknown backend {name!r}; there are {', '.join(BACKENDS)}")
-    return chosen
+def _each_once(names: list[str] | None) -> list[str]:
+    """The backends asked for, all without."""
+    return list(dict.fromkeys(names or BACKENDS))
 
 
 def _backends(names: list[str] | None) -> list[str]:
     """The backends asked for, each really there."""
-    chosen = _known_backends(names)
+    chosen = _each_once(names)
     for name in chosen:
         if importlib.util.find_spec(name) is None:
             _stop(f"backend {name!r} was asked for but is not installed: {INSTALL[name]}")

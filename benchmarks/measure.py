@@ -136,7 +136,7 @@ class StepClock:
 
 
 def machine(trainer: Trainer, threads: int) -> Machine:
-    """Describe where this process runs."""
+    """Describe where this process runs; threads: CPU threads that it uses."""
     from fanin.benchmarks.results import Machine
 
     info = build_info()
@@ -152,7 +152,7 @@ def machine(trainer: Trainer, threads: int) -> Machine:
         framework=described["framework"],
         device=described["device"],
         kernels=f"fanin {info['version']} {info['instruction_set']}",
-        threads=threads or _cores(),
+        threads=threads,
         code=code_identity(),
     )
 
@@ -204,24 +204,10 @@ def runs_on_cpu(device: str) -> bool:
     return device == "cpu" or gpu_name() is None
 
 
-def available_bytes() -> int:
-    """Memory that a process may still take: the machine's, or what its control group leaves."""
-    free = int(psutil.virtual_memory().available)
-    limit, used = (_cgroup_bytes(name) for name in ("memory.max", "memory.current"))
-    return free if limit is None else min(free, limit - (used or 0))
-
-
-def _cgroup_bytes(name: str) -> int | None:
-    """A figure of this process's control group (version 2); None without one or without limit."""
-    try:
-        return int((Path("/sys/fs/cgroup") / name).read_text())
-    except (OSError, ValueError):
-        return None
-
-
 def threads(asked: int) -> int:
-    """CPU threads of a run that asks for so many, 0 for all."""
-    return asked or _cores()
+    """CPU threads of a run that asks for so many; 0 for OMP_NUM_THREADS, or all without it."""
+    setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return asked or (int(setting) if setting.isdecimal() else 0) or _cores()
 
 
 def _cores() -> int:

@@ -57,7 +57,7 @@ class Terminal:
                 self._progress.update(self._bar, facts=event["name"])
                 return
             case "note":
-                self._say(f"{self._title}: {event['text']}", "dim")
+                self._say(f"{self._title}: {event['text']}", "yellow")
             case "resumed":
                 self._say(f"{self._title}: goes on after epoch {event['epoch']}", "dim")
             case "step":

@@ -144,7 +144,7 @@ def trainer_of(request: Request, setup: LayerSetup, seed: int) -> Trainer:
         execution=request.task.execution,
         storage=request.task.storage,
         device=request.device,
-        threads=request.threads,
+        threads=measure.threads(request.threads),
     )
 
 
@@ -161,10 +161,9 @@ def begun(request: Request) -> RunResult:
     )
 
 
-def failed(request: Request, started: datetime, kind: str, message: str, output: str) -> RunResult:
-    """The result of a run that ended in an error."""
-    result = begun(request)
-    result.status, result.started = "failed", started
+def failed(result: RunResult, kind: str, message: str, output: str) -> RunResult:
+    """The result of a run that began so and ended in an error."""
+    result.status, result.finished = "failed", datetime.now(UTC)
     result.failure = Failure(kind=kind, message=message, traceback=output)
     return result
 
@@ -187,7 +186,7 @@ def warm_up(request: Request) -> Machine:
     if setup.is_rewired:
         trainer.regrow(0.5, 0)
     evaluate(trainer, x, y)
-    return measure.machine(trainer, request.threads)
+    return measure.machine(trainer, measure.threads(request.threads))
 
 
 def identity(request: Request, data: Dataset) -> dict[str, str]:
@@ -200,14 +199,13 @@ def identity(request: Request, data: Dataset) -> dict[str, str]:
         "code": measure.code_identity(),
         "package version": json.dumps(measure.packages()),
         "device": request.device,
-        "number of threads": str(request.threads),
+        "number of threads": str(measure.threads(request.threads)),
     }
 
 
-def run(request: Request, events: Events) -> RunResult:
-    """Train and measure. Exceptions pass; `main` records them."""
+def run(request: Request, events: Events, result: RunResult) -> None:
+    """Train and measure, and fill the result in. Exceptions pass; `main` records them."""
     task = request.task
-    result = begun(request)
     events.send(event="phase", name="loading data")
     data = load_dataset(task.dataset, task.features, request.data_dir)
     result.dataset = dataset_info(data)
@@ -263,7 +261,6 @@ def run(request: Request, events: Events) -> RunResult:
     if request.weights:
         save_weights(trainer, request.weights)
     result.finished = datetime.now(UTC)
-    return result
 
 
 def save_weights(trainer: Trainer, path: Path) -> None:
@@ -289,7 +286,7 @@ def end_with(descriptor: int) -> None:
     threading.Thread(target=wait, name="fanin-lifeline", daemon=True).start()
 
 
-def main(channel: int, work: Callable[[Request, Events], RunResult] = run) -> int:
+def main(channel: int, work: Callable[[Request, Events, RunResult], None] = run) -> int:
     """Read the request, do the work and write its result or its failure; the exit code."""
     line = sys.stdin.readline()
     if not line.endswith("\n"):
@@ -297,15 +294,14 @@ def main(channel: int, work: Callable[[Request, Events], RunResult] = run) -> in
     end_with(sys.stdin.fileno())
     request = Request.model_validate_json(line)
     with os.fdopen(channel, "w", encoding="utf-8") as stream:
-        events = Events(stream)
-        started = datetime.now(UTC)
+        events, result = Events(stream), begun(request)
         try:
-            result = work(request, events)
+            work(request, events, result)
         except Exception as error:
             traceback.print_exc()
             # Where it was found that a model is too large tells nobody anything.
             trace = "" if isinstance(error, TooLargeError) else traceback.format_exc()
-            result = failed(request, started, type(error).__name__, str(error), trace)
+            failed(result, type(error).__name__, str(error), trace)
         write_result(request.path, result)
     if result.status == "failed":
         return 1

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -29,9 +28,10 @@ from fanin.benchmarks.results import (
     result_path,
     write_result,
 )
-from fanin.benchmarks.run import Request, failed
+from fanin.benchmarks.run import Request, begun, failed
 from fanin.benchmarks.task import Task
-from fanin.datasets import DataError
+from fanin.datasets import DataError, find_folder
+from fanin.datasets.folder import FILES_IN
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,25 @@ def finished(request: Request) -> RunResult | None:
     return result
 
 
+def doubts(request: Request, result: RunResult) -> list[str]:
+    """Why a finished result may not be what is asked for now. Whether data are still the same
+    cannot be said without reading them, so this only looks at their dates."""
+    found = []
+    if result.machine and request.device != "auto":
+        was = "cpu" if result.machine.device == "cpu" else "cuda"
+        if was != request.device:
+            found.append(f"it ran on {was}, and --device {request.device} is asked for")
+    folder = request.data_dir and find_folder(request.data_dir, request.task.dataset)
+    if folder and result.dataset:
+        source = result.dataset.source
+        if Path(source.removeprefix(FILES_IN)).resolve() != folder.resolve():
+            found.append(f"it read {source}, and {folder} is asked for")
+        changed = [p for p in folder.iterdir() if p.stat().st_mtime > result.started.timestamp()]
+        if changed:
+            found.append(f"{min(changed)} has changed since")
+    return found
+
+
 def data_of(request: Request) -> tuple[str, str]:
     """What a run loads: data set and features."""
     return request.task.dataset, request.task.features
@@ -132,6 +151,9 @@ def run_all(todo: list[Request], options: Options, display: Display) -> list[Run
                 done = None
                 again = "finished before without its weights, and runs again to save them"
                 display.event({"event": "note", "text": again})
+            for doubt in doubts(request, done) if done else ():
+                text = f"finished before, and is skipped; but {doubt}. --force repeats it"
+                display.event({"event": "note", "text": text})
             if done:  # killed between writing the result and this
                 remove_checkpoint(checkpoint_folder(request.path))
             elif data_of(request) in unusable:
@@ -185,7 +207,7 @@ def start_child(
 def run_one(request: Request, display: Display, lock: int) -> RunResult:
     """Run one request in a child process; a child that dies is a failed result. The child inherits
     the `lock` (a descriptor)."""
-    started = datetime.now(UTC)
+    result = begun(request)
     before = request.path.stat().st_mtime_ns if request.path.exists() else None
     log = log_path(request.path)
     child, events = start_child(MODULES[request.profile], log, (lock,))
@@ -208,6 +230,5 @@ def run_one(request: Request, display: Display, lock: int) -> RunResult:
     tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     message = f"the run's process ended with {how} and left no result; its output: {log}"
-    result = failed(request, started, "ProcessDied", message, tail)
-    write_result(request.path, result)
+    write_result(request.path, failed(result, "ProcessDied", message, tail))
     return result

@@ -19,8 +19,9 @@ from fanin.benchmarks.checkpoint import Checkpoint
 from fanin.benchmarks.fit import evaluation_block
 from fanin.benchmarks.plan import check_fits, estimate
 from fanin.benchmarks.results import DatasetInfo, Extrapolation, RunResult
-from fanin.benchmarks.run import Events, Request, begun, build, main, make_batches, warm_up
+from fanin.benchmarks.run import Events, Request, build, main, make_batches, warm_up
 from fanin.datasets import evaluation_blocks
+from fanin.datasets.memory import available_bytes
 from fanin.datasets.shapes import ShapeTwin, shape_twin
 
 # The first steps touch memory for the first time, and so does the first block.
@@ -43,7 +44,7 @@ def twin_info(twin: ShapeTwin, seed: int) -> DatasetInfo:
     )
 
 
-def profile(request: Request, events: Events) -> RunResult:
+def profile(request: Request, events: Events, result: RunResult) -> None:
     """Build, train, rewire, predict and keep weights as a run does, a few steps of each.
 
     Raises `plan.TooLargeError` before anything is built where this machine has too little memory.
@@ -51,18 +52,17 @@ def profile(request: Request, events: Events) -> RunResult:
     task = request.task
     twin = shape_twin(task.dataset, task.features)
     sizes = twin.published
+    result.dataset = twin_info(twin, task.seed)
     setup = task.setup(twin.inputs, sizes.labels)
     expected = estimate(task, setup, request.backend, measure.threads(request.threads))
+    events.send(event="phase", name="importing the backend")
+    result.machine = warm_up(request)
     if measure.runs_on_cpu(request.device):
-        check_fits(expected, measure.available_bytes())
-    result = begun(request)
-    result.dataset = twin_info(twin, task.seed)
+        check_fits(expected, available_bytes())
     x, y = twin.sample((request.steps + _WARM_STEPS) * task.batch_size, task.seed)
     batches = make_batches(task, (x, y), task.seed)
     block = evaluation_block(setup)
     asked, _ = twin.sample(_BLOCKS * block, task.seed + 1)
-    events.send(event="phase", name="importing the backend")
-    result.machine = warm_up(request)
     with measure.MemoryWatch() as memory:
         events.send(event="phase", name="building the model")
         trainer = build(request, setup)
@@ -108,7 +108,6 @@ def profile(request: Request, events: Events) -> RunResult:
         expected_peak_bytes=expected.peak_bytes,
     )
     result.finished = datetime.now(UTC)
-    return result
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fanin.backends.interface import Architecture, Execution, LayerSetup, Storage, StoredType
+from fanin.backends.interface import Architecture, Execution, LayerSetup, Loss, Storage, StoredType
 from fanin.datasets import canonical_name
+
+EvaluationProtocol = Literal["paper", "holdout"]
 
 # Both become folder names below the results folder.
 _FILE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
@@ -51,11 +53,11 @@ class Task(BaseModel):
         default=1000, ge=-1, description="steps; -1 once per epoch, 0 never"
     )
     rewire_fraction: float = Field(default=0.1, ge=0, lt=1)
-    loss_fn: Literal["squared_hinge", "bce"] = "squared_hinge"
+    loss_fn: Loss = "squared_hinge"
     batch_size: int = Field(default=32, ge=1)
     epochs: int = Field(default=100, ge=1, description="at most; early stopping may end sooner")
     seed: int = Field(default=0, ge=0)
-    protocol: Literal["paper", "holdout"] = "paper"
+    protocol: EvaluationProtocol = "paper"
     execution: Execution = "autograd"
     weights_dtype: StoredType = "float32"
     moments_dtype: StoredType = "float32"

@@ -19,16 +19,17 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 from scipy import sparse
 
 from . import cache, formats, svd
 from .catalogue import FEATURES, PUBLISHED, canonical_name, spellings
 from .dataset import DataError, Dataset, check_some
+from .memory import available_bytes
 
 log = logging.getLogger(__name__)
 
 BOW, BOW_SVD512 = "bow", "bow-svd512"
+FILES_IN = "files in "  # a folder: the source of its data set
 
 CACHED_FROM = 1 << 20  # bytes of a label file; a smaller one is parsed in a moment
 CACHE_VERSION = 1  # to be raised when the label parsers or the cached arrays change
@@ -167,7 +168,7 @@ def load_folder(folder: Path | str, name: str, features: str | None = None) -> D
         test_x=test_x,
         test_y=labels[1][1],
         synthetic=False,
-        source=f"files in {folder}",
+        source=f"{FILES_IN}{folder}",
     )
     _compare_with_published(data)
     return data
@@ -231,7 +232,7 @@ def _reduced(folder: Path, name: str, labels: Sequence[Labels]) -> tuple[Feature
 
 def memory_limit() -> int:
     """Bytes that sparse features may take once they are dense: half of what is available."""
-    return int(psutil.virtual_memory().available) // 2
+    return available_bytes() // 2
 
 
 X = TypeVar("X", "Features | sparse.csr_array", sparse.csr_array)

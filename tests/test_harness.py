@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,13 +23,14 @@ from typer.testing import CliRunner
 
 from fanin.backends.arrays import copied, initial_arrays, plan_rewiring
 from fanin.backends.interface import LayerSetup, make_trainer
-from fanin.benchmarks import cli, fit, lockstep, run, runner
+from fanin.benchmarks import cli, fit, lockstep, measure, run, runner
 from fanin.benchmarks.checkpoint import Checkpoint
 from fanin.benchmarks.cli import _tasks as chosen_tasks
 from fanin.benchmarks.cli import app
 from fanin.benchmarks.metrics import precision, precision_at
 from fanin.benchmarks.results import (
     Epoch,
+    Machine,
     Precision,
     ResultError,
     check_folder,
@@ -717,7 +719,7 @@ class TestRunAll:
                 kind = (failures or {}).get(request.task.dataset)
                 result = begun(request)
                 if kind:
-                    result = failed(request, result.started, kind, "so it is", "")
+                    failed(result, kind, "so it is", "")
                 write_result(request.path, result)
                 return result
 
@@ -752,6 +754,31 @@ class TestRunAll:
         for expected in ("finished", "skipped"):
             assert run_all([task()], save_weights=True, profile="shapes") == [expected]
 
+    def test_what_may_be_out_of_date_is_skipped_with_a_word(self, run_all, tmp_path, monkeypatch):
+        data = write_dataset(tmp_path / "data")
+        of_tiny = task(dataset="tiny", features="f")
+        result = begun(Request(task=of_tiny, backend="torch", repeat=0, path=Path("x")))
+        info = run.dataset_info(load("tiny", None, data))
+        device = {"system": "s", "processor": "p", "cores": 2, "memory_bytes": 1, "gpu": None}
+        device |= {"python": "3", "packages": {}, "framework": "torch", "device": "cpu"}
+        result.dataset = info
+        result.machine = Machine(**device, kernels="k", threads=2, code=None)
+        result.started = datetime.now(UTC)
+        write_result(result_path(tmp_path, of_tiny, "torch", 0), result)
+
+        def told(**options):
+            *said, last = run_all([of_tiny], **options)
+            assert last == "skipped" and all(line.endswith("--force repeats it") for line in said)
+            return " ".join(said)
+
+        assert told() == told(data_dir=data) == told(data_dir=data, device="cpu") == ""
+        assert "it ran on cpu, and --device cuda is asked for" in told(device="cuda")
+        moved = data.rename(tmp_path / "moved")
+        assert f"it read {info.source}, and {moved / 'tiny'} is asked for" in told(data_dir=moved)
+        labels = moved / "tiny" / "train-labels.txt"
+        os.utime(labels, (time.time() + 5, time.time() + 5))
+        assert f"{labels} has changed since" in told(data_dir=moved)
+
 
 @pytest.mark.parametrize(
     ("rate", "then"), [(1e-3, 5e-4), (1.5e-4, 1e-4), (1e-4, 1e-4), (1e-6, 1e-6)]
@@ -766,6 +793,18 @@ def test_the_schedule_never_raises_the_learning_rate(rate, then):
     for _ in range(3):
         schedule.observe(epoch)
     assert schedule.rate == then
+
+
+@pytest.mark.parametrize(
+    ("asked", "setting", "expected"),
+    [(3, "1", 3), (0, "1", 1), (0, " 5,2", 5), (0, None, None), (0, "many", None), (0, "0", None)],
+)
+def test_threads_are_what_was_asked_for_or_the_setting(asked, setting, expected, monkeypatch):
+    if setting is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    assert measure.threads(asked) == (expected or len(os.sched_getaffinity(0)))
 
 
 @pytest.mark.parametrize(("instances", "kept"), [(1, None), (2, 1), (40, 36)])
@@ -808,8 +847,8 @@ class TestUsage:
             (("plan", "--memory", "inf"), "inf is not a number below"),
             (("plan", "--bandwidth", "1e300"), "1e.300 is not a number below"),
             (("plan", "--gflops", "inf"), "inf is not a number below"),
-            (("reproduce", "--device", "gpu"), "unknown device 'gpu'; there are cpu, cuda, auto"),
-            (("compare", "--device", "gpu"), "unknown device 'gpu'"),
+            (("reproduce", "--device", "gpu"), "unknown 'gpu'; there are cpu, cuda, auto"),
+            (("compare", "--device", "gpu"), "unknown 'gpu'"),
             (("plan", "--data-dir", "nowhere"), "'nowhere' does not exist"),
             (("reproduce", "--data-dir", "."), "--data-dir . needs --dataset too, or --tasks"),
             (("reproduce", "--data-dir", ".", "--profile", "shapes"), "needs --dataset too"),
@@ -877,8 +916,7 @@ class TestUsage:
         def run_all(todo, options, display):
             made = []
             for request, kind in zip(todo, kinds, strict=False):
-                now = datetime.now(UTC)
-                made.append(failed(request, now, kind, "so it is", ""))
+                made.append(failed(begun(request), kind, "so it is", ""))
                 write_result(request.path, made[-1])
             return made
 
@@ -957,7 +995,8 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            (("--backend", "jax"), "unknown backend 'jax'; there are torch, tensorflow"),
+            (("--backend", "jax"), "unknown 'jax'; there are torch, tensorflow"),
+            (("--execution", "fuse"), "unknown 'fuse'; there are autograd, fused"),
             (("--setup", "ffi-33"), "no setup 'ffi-33' .* there are bottleneck-64, dense"),
             (("--dataset", "nowhere"), "no tasks are known for data set 'nowhere'"),
             (("--tasks", "/nowhere.json"), "/nowhere.json: no such task file"),

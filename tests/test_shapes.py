@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fanin.benchmarks import measure, plan, shapes
 from fanin.benchmarks.cli import app
 from fanin.benchmarks.results import RunResult, read_results, result_path, write_result
-from fanin.benchmarks.run import Events, Request
+from fanin.benchmarks.run import Events, Request, begun
 from fanin.benchmarks.task import Task
 from fanin.datasets import PUBLISHED, DataError
 from fanin.datasets.catalogue import Published
@@ -64,6 +64,12 @@ def test_no_twin_of_what_is_not_published():
         shape_twin("amazon-3m", "slice")
 
 
+def profiled(request):
+    result = begun(request)
+    shapes.profile(request, Events(io.StringIO()), result)
+    return result
+
+
 @pytest.mark.parametrize(
     ("values", "rewires"),
     [
@@ -74,7 +80,7 @@ def test_no_twin_of_what_is_not_published():
 )
 def test_a_profile_measures_steps_and_memory_and_no_precision(tmp_path, tiny, values, rewires):
     request = request_of(tmp_path, **values)
-    result = shapes.profile(request, Events(io.StringIO()))
+    result = profiled(request)
     assert result.status == "finished"
     assert result.test is None and result.train is None and result.history == []
     assert result.dataset is not None and result.dataset.synthetic
@@ -91,17 +97,21 @@ def test_a_profile_measures_steps_and_memory_and_no_precision(tmp_path, tiny, va
 
 
 def test_what_does_not_fit_is_said_before_it_is_built(tmp_path, tiny, monkeypatch):
-    monkeypatch.setattr(measure, "available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(shapes, "available_bytes", lambda: 1 << 20)
+    request = request_of(tmp_path, architecture="dense")
+    result = begun(request)
     with pytest.raises(plan.TooLargeError, match=r"needs about 0\.\d GiB, and 0\.0 GiB are"):
-        shapes.profile(request_of(tmp_path, architecture="dense"), Events(io.StringIO()))
+        shapes.profile(request, Events(io.StringIO()), result)
+    # What is said of a machine says of which.
+    assert result.machine is not None and result.dataset is not None and result.memory is None
 
 
 def test_a_gpu_runs_what_the_memory_of_the_host_would_not_hold(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(measure, "gpu_name", lambda: "a GPU")
     assert not measure.runs_on_cpu("auto") and measure.runs_on_cpu("cpu")
-    monkeypatch.setattr(measure, "available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(shapes, "available_bytes", lambda: 1 << 20)
     # Not refused: what fits a GPU is for the GPU to say.
-    result = shapes.profile(request_of(tmp_path, architecture="bottleneck"), Events(io.StringIO()))
+    result = profiled(request_of(tmp_path, architecture="bottleneck"))
     assert result.status == "finished"
 
 
@@ -181,7 +191,7 @@ class TestPlan:
 
     def test_wrong_usage_is_said(self):
         done = planned("amazon-670k", "--backend jax")
-        assert done.exit_code == 2 and "unknown backend 'jax'" in done.output
+        assert done.exit_code == 2 and "unknown 'jax'; there are torch" in done.output
         assert planned("amazon-670k", "--memory 0").exit_code == 2
 
     def test_measures_what_is_not_given_and_nothing_else(self, monkeypatch):
