@@ -30,6 +30,13 @@ ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-7
 
 
+def kind_of(architecture: Architecture) -> str:
+    """The name used in the paper's tables; one of `SETUP_KINDS`."""
+    if architecture in ("dense", "bottleneck"):
+        return architecture.capitalize()
+    return "Unstructured" if "sparse" in architecture else "FFI"
+
+
 @dataclass(frozen=True)
 class LayerSetup:
     """One model: `features -> [Dense(intermediate, relu)] -> output layer over the labels`.
@@ -77,11 +84,7 @@ class LayerSetup:
 
     @property
     def kind(self) -> str:
-        """The name used in the paper's tables; one of `SETUP_KINDS`."""
-        return {"dense": "Dense", "bottleneck": "Bottleneck"}.get(
-            self.architecture,
-            "Unstructured" if "sparse" in self.architecture else "FFI",
-        )
+        return kind_of(self.architecture)
 
     @property
     def is_rewired(self) -> bool:

@@ -17,7 +17,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fanin.backends.interface import Architecture, Execution, LayerSetup, Loss, Storage, StoredType
+from fanin.backends.interface import (
+    Architecture,
+    Execution,
+    LayerSetup,
+    Loss,
+    Storage,
+    StoredType,
+    kind_of,
+)
 from fanin.datasets import canonical_name
 
 EvaluationProtocol = Literal["paper", "holdout"]
@@ -119,28 +127,22 @@ class Task(BaseModel):
         )
 
     @property
-    def slug(self) -> str:
-        """A readable name, unique among tasks: `ffi-32-16384`, then what departs from defaults."""
-        kind = {"dense": "dense", "bottleneck": "bottleneck"}.get(
-            self.architecture, "unstructured" if "sparse" in self.architecture else "ffi"
-        )
-        parts = [kind, *(str(n) for n in (self.connectivity, self.intermediate) if n)]
+    def departures(self) -> tuple[str, ...]:
+        """Hyper-parameters that differ from the defaults, each as `dropout=0.2`, by name."""
         named = {"dataset", "features", "architecture", "connectivity", "intermediate", "repeat"}
-        usual = type(self).model_validate(
-            {
-                "dataset": self.dataset,
-                "features": self.features,
-                "architecture": self.architecture,
-                "connectivity": self.connectivity,
-                "intermediate": self.intermediate,
-            }
-        )
-        changed = [
+        own = self.model_dump(include=named - {"repeat"})
+        usual = type(self).model_validate(own)
+        return tuple(
             f"{key}={getattr(self, key)}"
             for key in sorted(type(self).model_fields)
             if key not in named and getattr(self, key) != getattr(usual, key)
-        ]
-        return "_".join(["-".join(parts), *changed])
+        )
+
+    @property
+    def slug(self) -> str:
+        """A readable name, unique among tasks: `ffi-32-16384`, then what departs from defaults."""
+        sizes = (str(n) for n in (self.connectivity, self.intermediate) if n)
+        return "_".join(["-".join([kind_of(self.architecture).lower(), *sizes]), *self.departures])
 
 
 def task_files() -> dict[str, Path]:

@@ -132,7 +132,7 @@ def published_rows(dataset: str, features: str) -> tuple[PublishedRow, ...]:
         task = as_published(tasks[key])
         values = {column: float(row[column]) for column in _COLUMNS}
         # What the whole table has in common (the dropout of Wiki-500K) is no variant here.
-        setup = replace(Setup.of(task, FEATURES[features]), variant="")
+        setup = replace(Setup.of(task, FEATURES[features]), variant=())
         made.append(PublishedRow(task, setup, values))
     return tuple(made)
 

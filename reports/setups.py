@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from fanin.backends.interface import BACKENDS, SETUP_KINDS
+from fanin.backends.interface import BACKENDS, SETUP_KINDS, kind_of
 from fanin.benchmarks.task import Task
 
 # Okabe & Ito (2008): told apart with every common form of colour blindness. The two members of a
@@ -24,27 +23,24 @@ BACKEND_NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 # The paper's abbreviations of the intermediate sizes; 100k is exact, the others are powers of two.
 _ABBREVIATED = {16384: "16k", 32768: "32k", 65536: "65k", 100_000: "100k", 131_072: "131k"}
 
-_DEPARTURE = re.compile(rf"_(?=(?:{'|'.join(Task.model_fields)})=)")
-
 
 @dataclass(frozen=True)
 class Setup:
     """One row's model as the paper prints it.
 
     connectivity: inputs of a label; of a dense layer all of them, None where a failed run never
-    learnt the width of its data. variant: hyper-parameters that depart from the defaults, as
-    `dropout=0.2, loss_fn=bce`.
+    learnt the width of its data. variant: hyper-parameters that depart from the defaults, such as
+    `dropout=0.2` and `fused`.
     """
 
     kind: str
     connectivity: int | None
     intermediate: int | None
-    variant: str
+    variant: tuple[str, ...]
 
     @classmethod
     def of(cls, task: Task, inputs: int | None) -> Setup:
-        # The largest possible width: a failed run's task may not fit its data.
-        kind = task.setup(inputs=2**31, labels=1).kind
+        kind = kind_of(task.architecture)
         connectivity = {"Dense": inputs, "Bottleneck": task.intermediate}.get(
             kind, task.connectivity
         )
@@ -69,10 +65,10 @@ class Setup:
         }.get(self.kind, f" {self.connectivity}")
         if self.intermediate and self.kind != "Bottleneck":
             sizes += f"-{intermediate_label(self.intermediate)}"
-        return f"{self.kind}{sizes}{', ' + self.variant if self.variant else ''}"
+        return ", ".join([f"{self.kind}{sizes}", *self.variant])
 
     @property
-    def order(self) -> tuple[int, bool, int, int, str]:
+    def order(self) -> tuple[int, bool, int, int, tuple[str, ...]]:
         """Dense, Unstructured, FFI, Bottleneck; without intermediate first; then by size."""
         return (
             SETUP_KINDS.index(self.kind),
@@ -83,10 +79,9 @@ class Setup:
         )
 
 
-def variant(task: Task) -> str:
-    """What departs from the defaults, read from the task's slug; empty when nothing does."""
-    _, *departures = _DEPARTURE.split(task.slug)
-    return ", ".join("fused" if d == "execution=fused" else d for d in departures)
+def variant(task: Task) -> tuple[str, ...]:
+    """What departs from the defaults, as a report says it."""
+    return tuple("fused" if d == "execution=fused" else d for d in task.departures)
 
 
 def intermediate_label(units: int) -> str:

@@ -211,7 +211,7 @@ def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
             "intermediate": (
                 intermediate_label(row.setup.intermediate) if row.setup.intermediate else None
             ),
-            "variant": row.setup.variant or None,
+            "variant": ", ".join(row.setup.variant) or None,
             **row.values,
             "memory_kind": row.memory_kind,
             "machine": row.machine,

@@ -138,7 +138,7 @@ def time_decimals(seconds: Iterable[float | None]) -> int:
 
 def shared_departures(setups: Sequence[Setup]) -> list[str]:
     """Departures from the defaults that every setup has; said once instead of in every row."""
-    each = [setup.variant.split(", ") if setup.variant else [] for setup in setups]
+    each = [setup.variant for setup in setups]
     return [part for part in each[0] if all(part in other for other in each)] if each else []
 
 
@@ -148,14 +148,13 @@ def shared_variant(rows: Iterable[Row]) -> list[str]:
 
 def without(setup: Setup, shared: Sequence[str]) -> Setup:
     """The setup with only those departures in its variant that are not said elsewhere."""
-    own = ", ".join(part for part in setup.variant.split(", ") if part not in shared)
-    return replace(setup, variant=own)
+    return replace(setup, variant=tuple(part for part in setup.variant if part not in shared))
 
 
 def comparison(rows: Sequence[Row]) -> Table:
     """The published columns of one data set and its features, every backend."""
     shared = shared_variant(rows)
-    variants = [without(row.setup, shared).variant for row in rows]
+    variants = [", ".join(without(row.setup, shared).variant) for row in rows]
     several_machines = len({row.machine for row in rows} - {None}) > 1
     best = _best(rows)
 
@@ -290,8 +289,9 @@ def comparison_markdown(runs: Iterable[RunResult]) -> str:
 
 def _protocol_names(rows: Iterable[Row]) -> list[str]:
     """Protocols of the rows; "paper" is the default, so only another one is in the variant."""
-    variants = [row.setup.variant.split(", ") for row in rows]
-    return sorted({"holdout" if "protocol=holdout" in parts else "paper" for parts in variants})
+    return sorted(
+        {"holdout" if "protocol=holdout" in row.setup.variant else "paper" for row in rows}
+    )
 
 
 def protocols(rows: Iterable[Row]) -> tuple[str, ...]:

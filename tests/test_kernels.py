@@ -205,7 +205,8 @@ def good(**changes):
         ({"bias": np.zeros((5, 1), np.float32)}, r"bias must be \[labels\]"),
         ({"out": np.zeros((3, 4), np.float32)}, "labels is 4 here but 5 in indices"),
         ({"out": np.zeros((3, 5), np.float64)}, "scores is float64 but features is float32"),
-        ({"threads": -1}, "threads must be 0"),
+        ({"threads": -1}, r"threads must be 0 \(all\) or 1 to 1024, got -1"),
+        ({"threads": 1025}, r"threads must be 0 \(all\) or 1 to 1024, got 1025"),
         (
             {
                 "indices": np.zeros((0, 2), np.uint16),

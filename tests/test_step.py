@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from fanin import kernels
 from fanin.backends.arrays import index_dtype, initial_arrays, new_sources, plan_rewiring
 from fanin.backends.interface import LayerSetup
+from fanin.kernels import library
 
 INSTRUCTION_SETS = kernels.build_info()["instruction_sets"]
 KINDS = ("dense", "stratified", "sorted", "sparse")
@@ -530,7 +531,8 @@ class TestBadInput:
             ({"adam": kernels.Adam(1, np.nan)}, "learning_rate must be finite"),
             ({"features": np.ones((0, 20), np.float32)}, "the batch is empty"),
             ({"features": np.ones((8, 20))}, "features must be float32, got float64"),
-            ({"threads": -1}, "threads must be 0"),
+            ({"threads": -1}, r"threads must be 0 \(all\) or 1 to 1024, got -1"),
+            ({"threads": 1025}, r"threads must be 0 \(all\) or 1 to 1024, got 1025"),
             ({"indices": None}, r"weights \[50, 4\] must be \[labels, inputs\]"),
             ({"starts": np.array([0, 4], np.int32)}, "indices must be .connections."),
         ],
@@ -577,6 +579,17 @@ class TestBadInput:
             call(**{name: fixed})
         with pytest.raises(ValueError, match=f"{name} must be a Trained, got ndarray"):
             call(**{name: fixed.values})
+
+    def test_a_size_that_is_not_known(self, call, monkeypatch):
+        """Frameworks describe those while they trace; a call with them must not be made."""
+        describe = library.describe
+
+        def without_batch(pointer, dtype, shape, *rest):
+            return describe(pointer, dtype, [-1 if size == 8 else size for size in shape], *rest)
+
+        monkeypatch.setattr(library, "describe", without_batch)
+        with pytest.raises(ValueError, match="a size is not known at the time of the call"):
+            call()
 
     def test_rows_of_another_tile(self):
         weights = trained(np.ones((3, 2)))

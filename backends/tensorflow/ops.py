@@ -35,25 +35,26 @@ def _describe(tensor: tf.Tensor) -> library.Tensor:
 
 
 def fan_in_linear(
-    x: Any, indices: Any, weights: Any, bias: Any = None, *, threads: int = 0
+    features: Any, indices: Any, weights: Any, bias: Any = None, *, threads: int = 0
 ) -> tf.Tensor:
-    """scores[b, l] = bias[l] + sum_k weights[l, k] * x[b, indices[l, k]].
+    """scores[b, l] = bias[l] + sum_k weights[l, k] * features[b, indices[l, k]].
 
-    x [batch, inputs] float32 or float64, finite; indices [labels, fan_in] uint16 or uint32, each
-    below inputs; weights [labels, fan_in] and bias [labels] (or None) like x; tensors, variables or
-    what tf.convert_to_tensor takes. threads: CPU threads, 0 for all. Returns [batch, labels].
-    Works eagerly and in a tf.function; differentiable in x, weights and bias.
+    features [batch, inputs] float32 or float64, finite; indices [labels, fan_in] uint16 or uint32,
+    each below inputs; weights [labels, fan_in] and bias [labels] (or None) like features; tensors,
+    variables or what tf.convert_to_tensor takes. threads: CPU threads, 0 for all. Returns
+    [batch, labels]. Works eagerly and in a tf.function; differentiable in features, weights and
+    bias.
 
     Raises ValueError for a wrong type or shape, at the call or while tracing. An index out of range
     and, on a CPU, a feature that is not finite raise tf.errors.InvalidArgumentError when the op
     runs; on a GPU, where nothing may wait, the scores concerned are NaN.
     """
-    x, indices, weights = (tf.convert_to_tensor(tensor) for tensor in (x, indices, weights))
+    features, indices, weights = map(tf.convert_to_tensor, (features, indices, weights))
     biases = [] if bias is None else [tf.convert_to_tensor(bias)]
-    if all(tensor.shape.rank is not None for tensor in (x, indices, weights, *biases)):
+    if all(tensor.shape.rank is not None for tensor in (features, indices, weights, *biases)):
         library.check(
             library.ForwardParams(
-                features=_describe(x),
+                features=_describe(features),
                 indices=_describe(indices),
                 weights=_describe(weights),
                 bias=_describe(biases[0]) if biases else library.absent(),
@@ -62,7 +63,7 @@ def fan_in_linear(
             )
         )
     scores: tf.Tensor = ops().fanin_fan_in_linear(
-        features=x, indices=indices, weights=weights, bias=biases, threads=threads
+        features=features, indices=indices, weights=weights, bias=biases, threads=threads
     )
     return scores
 

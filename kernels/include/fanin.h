@@ -51,8 +51,8 @@ typedef enum { FANIN_DEVICE_OTHER = 0, FANIN_CPU = 1, FANIN_CUDA = 2 } fanin_dev
 #define FANIN_MAX_RANK 4
 
 /* A tensor as a framework holds it. Strides count elements. A tensor that is absent has rank -1;
- * a size that is not known yet (while tracing) is -1, and then only fanin_linear_check may be
- * called. */
+ * a size that is not known yet (while tracing) is -1, and then only fanin_linear_forward_check may
+ * be called. */
 typedef struct {
   void *data;
   int32_t dtype;  /* fanin_dtype */
@@ -237,7 +237,8 @@ FANIN_API const char *fanin_version(void);
 
 /* What was built and what is used here, as one line of JSON:
  * {"cuda": [..architectures], "openmp": true,
- *  "instruction_sets": [..usable here, best first], "instruction_set": ".."}. */
+ *  "instruction_sets": [..usable here, best first], "instruction_set": ".."}; the last one is null
+ * where FANIN_INSTRUCTION_SET names none of them. */
 FANIN_API const char *fanin_build_info(void);
 
 /* Labels in a tile of sorted connections (see fanin_connections) of a layer with so many of both. */

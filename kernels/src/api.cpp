@@ -30,14 +30,15 @@ int32_t prepare(const fanin_linear_forward_params *p, ForwardCall *call, Message
   check.values("bias", p->bias, true);
   check.values("scores", p->scores, true);
   check.sizes(inputs, labels, fan_in);
-  if (p->threads < 0) check.wrong("threads must be 0 (all) or more, got %d", p->threads);
+  check.threads(p->threads);
+  if (call) check.known();
   if (check.status() != FANIN_OK) return check.status();
   if (call)
     *call = {batch.size, inputs.size, labels.size, fan_in.size,
              p->features.dtype == FANIN_FLOAT64, p->indices.dtype == FANIN_UINT32,
              p->features.data, p->indices.data, p->weights.data,
-             p->bias.rank < 0 ? nullptr : p->bias.data, p->scores.data,
-             p->workspace ? aligned(p->workspace) : nullptr, p->stream, threads_for(p->threads, labels.size)};
+             data_of(p->bias), data_of(p->scores),
+             workspace_of(p->workspace), p->stream, threads_for(p->threads, labels.size)};
   return FANIN_OK;
 }
 
@@ -61,14 +62,15 @@ int32_t prepare(const fanin_linear_backward_params *p, BackwardCall *call, Messa
   check.values("grad_weights", p->grad_weights, true);
   check.values("grad_bias", p->grad_bias, true);
   check.sizes(inputs, labels, fan_in);
-  if (p->threads < 0) check.wrong("threads must be 0 (all) or more, got %d", p->threads);
+  check.threads(p->threads);
+  if (call) check.known();
   if (check.status() != FANIN_OK) return check.status();
   if (call)
     *call = {batch.size, inputs.size, labels.size, fan_in.size,
              p->features.dtype == FANIN_FLOAT64, p->indices.dtype == FANIN_UINT32,
              p->grad_scores.data, p->features.data, p->indices.data, p->weights.data,
              data_of(p->grad_features), data_of(p->grad_weights), data_of(p->grad_bias),
-             p->workspace ? aligned(p->workspace) : nullptr, p->stream, threads_for(p->threads, labels.size)};
+             workspace_of(p->workspace), p->stream, threads_for(p->threads, labels.size)};
   return FANIN_OK;
 }
 
@@ -206,8 +208,6 @@ int32_t fanin_linear_forward(const fanin_linear_forward_params *params, char *te
   int32_t status = prepare(params, &call, message);
   if (status) return status;
   if (params->scores.rank < 0) return message.say(FANIN_INVALID, "scores is missing");
-  status = require_known({call.batch, call.inputs, call.labels, call.fan_in}, message);
-  if (status) return status;
   if (call.batch == 0) return FANIN_OK;
   status = require_workspace(params->workspace_bytes, params->workspace, forward_workspace(call),
                              message);
@@ -225,8 +225,6 @@ int32_t fanin_linear_backward(const fanin_linear_backward_params *params, char *
   const Message message{text, text_bytes};
   BackwardCall call;
   int32_t status = prepare(params, &call, message);
-  if (status) return status;
-  status = require_known({call.batch, call.inputs, call.labels, call.fan_in}, message);
   if (status) return status;
   const bool cpu = params->features.device == FANIN_CPU;
   if (call.batch == 0) {

@@ -94,12 +94,7 @@ void check_connections(Check &check, const fanin_connections &c, Dimension &inpu
   check.sizes(inputs, labels, fan_in);
 }
 
-void check_threads(Check &check, int32_t threads) {
-  if (check.status() == FANIN_OK && threads < 0)
-    check.wrong("threads must be 0 (all) or more, got %d", threads);
-}
-
-bool is_half(const fanin_tensor &t) { return t.dtype == FANIN_BFLOAT16; }
+bool is_bf16(const fanin_tensor &t) { return t.dtype == FANIN_BFLOAT16; }
 
 template <class T>
 T *data_as(const fanin_tensor &t) {
@@ -115,10 +110,6 @@ int64_t connection_count(const fanin_connections &c) {
 // CPU threads; 1 on a GPU, which keeps one set of sums for all.
 int cpu_threads(const fanin_tensor &where, int32_t wanted, int64_t labels) {
   return where.device == FANIN_CPU ? threads_for(wanted, labels) : 1;
-}
-
-void *workspace_of(const void *workspace) {
-  return workspace ? aligned(const_cast<void *>(workspace)) : nullptr;
 }
 
 int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
@@ -140,7 +131,8 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   check.tensor("grad_features", p->grad_features, {&batch, &inputs}, true);
   check.type("grad_features", p->grad_features, {FANIN_FLOAT32}, true);
   check_adam(check, p->adam);
-  check_threads(check, p->threads);
+  check.threads(p->threads);
+  check.known();
   if (check.status() == FANIN_OK && p->loss_kind != FANIN_SQUARED_HINGE &&
       p->loss_kind != FANIN_BINARY_CROSS_ENTROPY)
     check.wrong("loss_kind %d is unknown", p->loss_kind);
@@ -149,8 +141,8 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   if (check.status() != FANIN_OK) return check.status();
   *call = {batch.size, inputs.size, labels.size, fan_in.size,
            connection_count(p->connections), positives.size,
-           p->connections.indices.dtype == FANIN_UINT32, is_half(p->weights.values),
-           is_half(p->weights.m),
+           p->connections.indices.dtype == FANIN_UINT32, is_bf16(p->weights.values),
+           is_bf16(p->weights.m),
            data_as<float>(p->features), data_of(p->connections.indices),
            data_as<int32_t>(p->connections.starts), data_as<uint16_t>(p->connections.rows),
            p->weights.values.data, p->weights.m.data, p->weights.v.data,
@@ -175,9 +167,10 @@ int32_t prepare(const fanin_dense_forward_params *p, DenseForwardCall *call, Mes
   check.tensor("outputs", p->outputs, {&batch, &units});
   check.type("outputs", p->outputs, {FANIN_FLOAT32});
   check.sizes(inputs, units, inputs);
-  check_threads(check, p->threads);
+  check.threads(p->threads);
+  check.known();
   if (check.status() != FANIN_OK) return check.status();
-  *call = {batch.size, inputs.size, units.size, is_half(p->weights), p->relu != 0,
+  *call = {batch.size, inputs.size, units.size, is_bf16(p->weights), p->relu != 0,
            data_as<float>(p->features), p->weights.data, data_as<float>(p->bias),
            data_as<float>(p->outputs), workspace_of(p->workspace), p->stream,
            cpu_threads(p->features, p->threads, units.size)};
@@ -200,9 +193,10 @@ int32_t prepare(const fanin_dense_update_params *p, DenseUpdateCall *call, Messa
   check.type("grad_features", p->grad_features, {FANIN_FLOAT32}, true);
   check.sizes(inputs, units, inputs);
   check_adam(check, p->adam);
-  check_threads(check, p->threads);
+  check.threads(p->threads);
+  check.known();
   if (check.status() != FANIN_OK) return check.status();
-  *call = {batch.size, inputs.size, units.size, is_half(p->weights.values), is_half(p->weights.m),
+  *call = {batch.size, inputs.size, units.size, is_bf16(p->weights.values), is_bf16(p->weights.m),
            data_as<float>(p->grad_outputs), data_as<float>(p->outputs),
            data_as<float>(p->features),
            p->weights.values.data, p->weights.m.data, p->weights.v.data,
@@ -229,13 +223,14 @@ int32_t prepare(const fanin_top_k_params *p, TopKCall *call, Message message) {
   check.type("ids", p->ids, {FANIN_INT64});
   check.tensor("scores", p->scores, {&batch, &k}, true);
   check.type("scores", p->scores, {FANIN_FLOAT32}, true);
-  check_threads(check, p->threads);
+  check.threads(p->threads);
+  check.known();
   if (check.status() == FANIN_OK && (k.size < 1 || k.size > labels.size))
     check.wrong("k must be in 1..%" PRId64 " (the labels), got %" PRId64, labels.size, k.size);
   if (check.status() != FANIN_OK) return check.status();
   const bool on_gpu = p->features.device == FANIN_CUDA;
   *call = {batch.size, inputs.size, labels.size, fan_in.size, connection_count(p->connections),
-           k.size, p->connections.indices.dtype == FANIN_UINT32, is_half(p->weights), on_gpu,
+           k.size, p->connections.indices.dtype == FANIN_UINT32, is_bf16(p->weights), on_gpu,
            data_as<float>(p->features), data_of(p->connections.indices),
            data_as<int32_t>(p->connections.starts), data_as<uint16_t>(p->connections.rows),
            p->weights.data, data_as<float>(p->bias), data_as<int64_t>(p->ids),
@@ -253,7 +248,8 @@ int32_t prepare(const fanin_rewire_params *p, RewireCall *call, Message message)
   check.tensor("indices", p->indices, dims);
   check.indices(p->indices);
   check_trained(check, "weights", p->weights, dims);
-  check_threads(check, p->threads);
+  check.threads(p->threads);
+  check.known();
   if (check.status() == FANIN_OK && !(p->fraction >= 0 && p->fraction < 1))
     check.wrong("fraction must be at least 0 and below 1, got %g", p->fraction);
   if (check.status() == FANIN_OK &&
@@ -263,7 +259,7 @@ int32_t prepare(const fanin_rewire_params *p, RewireCall *call, Message message)
                 name_of(p->indices.dtype));
   if (check.status() != FANIN_OK) return check.status();
   *call = {rows.size * (p->indices.rank == 1 ? 1 : columns.size), p->inputs, p->fraction, p->seed,
-           p->indices.dtype == FANIN_UINT32, is_half(p->weights.values), is_half(p->weights.m),
+           p->indices.dtype == FANIN_UINT32, is_bf16(p->weights.values), is_bf16(p->weights.m),
            p->indices.device == FANIN_CUDA, p->indices.data, p->weights.values.data, p->weights.m.data, p->weights.v.data,
            workspace_of(p->workspace), p->stream,
            cpu_threads(p->indices, p->threads, INT32_MAX)};
@@ -282,12 +278,13 @@ int32_t prepare(const fanin_sort_params *p, SortCall *call, Message message) {
   check.type("slots", p->slots, {fan_in.size <= 256 ? FANIN_UINT8 : FANIN_UINT32});
   check_trained(check, "weights", p->weights, {&labels, &fan_in});
   check.sizes(inputs, labels, fan_in);
-  check_threads(check, p->threads);
+  check.threads(p->threads);
+  check.known();
   if (check.status() == FANIN_OK && fan_in.size > UINT32_MAX / sorted_labels(inputs.size, labels.size))
     check.wrong("fan_in %" PRId64 " is too large for sorted connections", fan_in.size);
   if (check.status() != FANIN_OK) return check.status();
   *call = {labels.size, fan_in.size, inputs.size,
-           p->indices.dtype == FANIN_UINT32, is_half(p->weights.values), is_half(p->weights.m),
+           p->indices.dtype == FANIN_UINT32, is_bf16(p->weights.values), is_bf16(p->weights.m),
            p->undo != 0, p->indices.data, p->slots.data,
            p->weights.values.data, p->weights.m.data, p->weights.v.data,
            data_as<uint16_t>(p->rows), workspace_of(p->workspace),

@@ -48,7 +48,7 @@ struct AdamCall {
 // Weights [labels, fan_in] (or flat, with starts) and their moments; bias [labels] or null.
 struct StepCall {
   int64_t batch, inputs, labels, fan_in, connections, positives;
-  bool wide_indices, half_weights, half_moments;
+  bool wide_indices, bf16_weights, bf16_moments;
   const float *features;
   const void *indices;  // null for a dense layer
   const int32_t *starts;  // [labels + 1] or null
@@ -69,7 +69,7 @@ struct StepCall {
 // A dense layer's outputs, [batch, labels].
 struct DenseForwardCall {
   int64_t batch, inputs, labels;
-  bool half_weights, relu;
+  bool bf16_weights, relu;
   const float *features;
   const void *weights;
   const float *bias;
@@ -81,7 +81,7 @@ struct DenseForwardCall {
 
 struct DenseUpdateCall {
   int64_t batch, inputs, labels;
-  bool half_weights, half_moments;
+  bool bf16_weights, bf16_moments;
   const float *grad_scores;
   const float *scores;  // or null: the outputs of a relu, where 0 lets no gradient through
   const float *features;
@@ -96,7 +96,7 @@ struct DenseUpdateCall {
 
 struct TopKCall {
   int64_t batch, inputs, labels, fan_in, connections, k;
-  bool wide_indices, half_weights, on_gpu;
+  bool wide_indices, bf16_weights, on_gpu;
   const float *features;
   const void *indices;
   const int32_t *starts;

@@ -80,7 +80,10 @@ class Check {
     int i = 0;
     for (Dimension *d : dims) {
       const int64_t size = t.shape[i++];
-      if (size < 0) continue;
+      if (size < 0) {
+        unknown_ = true;
+        continue;
+      }
       if (d->size < 0) {
         d->size = size;
         d->said_by = name;
@@ -156,6 +159,18 @@ class Check {
       return (void)wrong("inputs must be below 2^31, got %" PRId64, inputs.size);
   }
 
+  void threads(int32_t wanted) {
+    // Many more than cores are of no use, and the OpenMP runtime ends a process that cannot have them.
+    constexpr int32_t most = 1024;
+    if (status_ == FANIN_OK && (wanted < 0 || wanted > most))
+      wrong("threads must be 0 (all) or 1 to %d, got %d", most, wanted);
+  }
+
+  // For a call that is going to be made.
+  void known() {
+    if (status_ == FANIN_OK && unknown_) wrong("a size is not known at the time of the call");
+  }
+
   __attribute__((format(printf, 2, 3))) void wrong(const char *format, ...) {
     char text[512];
     va_list arguments;
@@ -174,6 +189,7 @@ class Check {
   const char *first_name_ = nullptr;
   const char *value_name_ = nullptr;
   int32_t value_type_ = 0;
+  bool unknown_ = false;
 };
 
 inline int threads_for(int32_t wanted, int64_t labels) {
@@ -184,12 +200,6 @@ inline int threads_for(int32_t wanted, int64_t labels) {
 #endif
   const int64_t tiles = (labels + 31) / 32;
   return int(threads < tiles ? threads : tiles);
-}
-
-inline int32_t require_known(std::initializer_list<int64_t> sizes, Message message) {
-  for (const int64_t size : sizes)
-    if (size < 0) return message.say(FANIN_INVALID, "a size is not known at the time of the call");
-  return FANIN_OK;
 }
 
 inline int32_t require_workspace(uint64_t has, const void *workspace, uint64_t needs, Message message) {
@@ -263,6 +273,10 @@ int32_t report(const Finding &found, const Call &call, Message message) {
     default:
       return report_device(found, message);
   }
+}
+
+inline void *workspace_of(const void *workspace) {
+  return workspace ? aligned(const_cast<void *>(workspace)) : nullptr;
 }
 
 inline void *data_of(const fanin_tensor &t) { return t.rank < 0 ? nullptr : t.data; }

@@ -274,25 +274,25 @@ Finding run_top_k(const TopKCall &c) {
 }  // namespace
 
 Finding step(const StepCall &c) {
-  return with_types(c.wide_indices, c.half_weights, c.half_moments,
+  return with_types(c.wide_indices, c.bf16_weights, c.bf16_moments,
                     [&](auto index, auto weight, auto moment) {
                       return run_step<decltype(index), decltype(weight), decltype(moment)>(c);
                     });
 }
 
 Finding dense_forward(const DenseForwardCall &c) {
-  return c.half_weights ? run_dense_forward<Bf16>(c) : run_dense_forward<float>(c);
+  return c.bf16_weights ? run_dense_forward<Bf16>(c) : run_dense_forward<float>(c);
 }
 
 Finding dense_update(const DenseUpdateCall &c) {
-  return with_types(false, c.half_weights, c.half_moments,
+  return with_types(false, c.bf16_weights, c.bf16_moments,
                     [&](auto, auto weight, auto moment) {
                       return run_dense_update<decltype(weight), decltype(moment)>(c);
                     });
 }
 
 Finding top_k(const TopKCall &c) {
-  return with_types(c.wide_indices, c.half_weights, false, [&](auto index, auto weight, auto) {
+  return with_types(c.wide_indices, c.bf16_weights, false, [&](auto index, auto weight, auto) {
     return run_top_k<decltype(index), decltype(weight)>(c);
   });
 }

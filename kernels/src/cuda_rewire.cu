@@ -93,11 +93,11 @@ Finding run(const RewireCall &c, Search *found) {
 
 template <class I, class W>
 Finding run_of(const RewireCall &c, Search *found) {
-  return c.half_moments ? run<I, W, uint16_t>(c, found) : run<I, W, float>(c, found);
+  return c.bf16_moments ? run<I, W, uint16_t>(c, found) : run<I, W, float>(c, found);
 }
 template <class I>
 Finding run_of(const RewireCall &c, Search *found) {
-  return c.half_weights ? run_of<I, uint16_t>(c, found) : run_of<I, float>(c, found);
+  return c.bf16_weights ? run_of<I, uint16_t>(c, found) : run_of<I, float>(c, found);
 }
 
 }  // namespace

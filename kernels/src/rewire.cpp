@@ -62,11 +62,11 @@ Rewired run(const RewireCall &c) {
 
 template <class I, class W>
 Rewired with_moments(const RewireCall &c) {
-  return c.half_moments ? run<I, W, uint16_t>(c) : run<I, W, float>(c);
+  return c.bf16_moments ? run<I, W, uint16_t>(c) : run<I, W, float>(c);
 }
 template <class I>
 Rewired with_weights(const RewireCall &c) {
-  return c.half_weights ? with_moments<I, uint16_t>(c) : with_moments<I, float>(c);
+  return c.bf16_weights ? with_moments<I, uint16_t>(c) : with_moments<I, float>(c);
 }
 
 }  // namespace

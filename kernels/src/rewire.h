@@ -14,7 +14,7 @@ struct RewireCall {
   int64_t count, inputs;
   double fraction;
   uint64_t seed;
-  bool wide_indices, half_weights, half_moments, on_gpu;
+  bool wide_indices, bf16_weights, bf16_moments, on_gpu;
   void *indices, *weights, *m, *v;
   void *workspace;
   void *stream;
@@ -28,7 +28,7 @@ struct Rewired {
 
 struct SortCall {
   int64_t labels, fan_in, inputs;
-  bool wide_indices, half_weights, half_moments, undo;
+  bool wide_indices, bf16_weights, bf16_moments, undo;
   void *indices, *slots, *weights, *m, *v;
   uint16_t *rows;
   void *workspace;

@@ -118,9 +118,9 @@ int64_t sort(const SortCall &c) {
         continue;
       }
       reorder_values(c.indices, !c.wide_indices, begin, count, c.undo, scratch);
-      reorder_values(c.weights, c.half_weights, begin, count, c.undo, scratch);
-      reorder_values(c.m, c.half_moments, begin, count, c.undo, scratch);
-      reorder_values(c.v, c.half_moments, begin, count, c.undo, scratch);
+      reorder_values(c.weights, c.bf16_weights, begin, count, c.undo, scratch);
+      reorder_values(c.m, c.bf16_moments, begin, count, c.undo, scratch);
+      reorder_values(c.v, c.bf16_moments, begin, count, c.undo, scratch);
     }
   }
   return bad;

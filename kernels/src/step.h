@@ -50,10 +50,10 @@ FANIN_FN void adam(const Adam &a, W *weights, M *m, M *v, int64_t at, int count,
 
 // f(a value of the index type, of the type of weights, of the type of moments)
 template <class F>
-Finding with_types(bool wide_indices, bool half_weights, bool half_moments, const F &f) {
+Finding with_types(bool wide_indices, bool bf16_weights, bool bf16_moments, const F &f) {
   const auto with_index = [&](auto index) {
-    if (half_weights) return half_moments ? f(index, Bf16(), Bf16()) : f(index, Bf16(), float());
-    return half_moments ? f(index, float(), Bf16()) : f(index, float(), float());
+    if (bf16_weights) return bf16_moments ? f(index, Bf16(), Bf16()) : f(index, Bf16(), float());
+    return bf16_moments ? f(index, float(), Bf16()) : f(index, float(), float());
   };
   return wide_indices ? with_index(uint32_t()) : with_index(uint16_t());
 }
