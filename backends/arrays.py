@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fanin.backends import checks
 from fanin.backends.interface import LayerSetup
 
 
@@ -134,8 +135,12 @@ def new_sources(slots: np.ndarray, sources: int, seed: int) -> np.ndarray:
 
 def drawn_seed(rng: np.random.Generator | int | None) -> int:
     """A seed for the functions here, drawn from a generator; or from one of that seed, or a fresh
-    one."""
-    return int(np.random.default_rng(rng).integers(2**64, dtype=np.uint64))
+    one. ValueError for anything else."""
+    try:
+        generator = np.random.default_rng(rng)
+    except (TypeError, ValueError):
+        raise ValueError(f"rng must be a NumPy generator or a seed, got {rng!r}") from None
+    return int(generator.integers(2**64, dtype=np.uint64))
 
 
 def plan_rewiring(weights: np.ndarray, fraction: float, sources: int, seed: int) -> Rewiring:
@@ -145,8 +150,7 @@ def plan_rewiring(weights: np.ndarray, fraction: float, sources: int, seed: int)
     are taken (fewer than the fraction where values are equal), and each gets a uniformly random
     new source, which may repeat one that its label has. seed: 0..2^64 - 1.
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"fraction must be at least 0 and below 1, got {fraction}")
+    fraction = checks.fraction(fraction)
     magnitude = np.abs(weights.reshape(-1))
     count = int(fraction * magnitude.size)
     threshold = np.partition(magnitude, count)[count]

@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol, SupportsFloat
 
 import numpy as np
 
+from fanin.backends import checks
+
 Architecture = Literal[
     "dense", "sparse", "dense-sparse", "stratified", "dense-stratified", "bottleneck"
 ]
@@ -97,8 +99,7 @@ class LayerSetup:
 
     def check_k(self, k: int) -> None:
         """ValueError where there are no k best labels."""
-        if not 1 <= k <= self.labels:
-            raise ValueError(f"k must be in 1..{self.labels} (the labels), got {k}")
+        checks.best(k, self.labels)
 
     def check_name(self, name: str) -> None:
         """KeyError for an array that is none of `array_shapes`."""

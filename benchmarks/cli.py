@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fanin.backends import interface
+from fanin.backends.checks import MOST_THREADS
 from fanin.backends.interface import BACKENDS, INSTALL
 from fanin.benchmarks import lockstep, measure
 from fanin.benchmarks import plan as planning
@@ -151,7 +152,10 @@ Epochs = Annotated[int | None, typer.Option(min=1, help="At most this many epoch
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and dropout.")]
 Device = Annotated[str, _one_of(("cpu", "cuda", "auto"), "auto: a GPU where there is one.")]
 Threads = Annotated[
-    int, typer.Option(min=0, help="CPU threads; 0 for OMP_NUM_THREADS, or all without it.")
+    int,
+    typer.Option(
+        min=0, max=MOST_THREADS, help="CPU threads; 0 for OMP_NUM_THREADS, or all without it."
+    ),
 ]
 
 
@@ -192,7 +196,9 @@ def reproduce(
     execution: Execution = None,
     weights_dtype: WeightsDtype = None,
     moments_dtype: MomentsDtype = None,
-    repeat: Annotated[int | None, typer.Option(min=1, help="Runs per task, each its seed.")] = None,
+    repeat: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Runs per task, each its seed.")
+    ] = None,
     epochs: Epochs = None,
     seed: Seed = None,
     protocol: Annotated[

@@ -54,7 +54,9 @@ class Task(BaseModel):
     architecture: Architecture
     connectivity: int | None = Field(default=None, ge=1)
     intermediate: int | None = Field(default=None, ge=1)
-    repeat: int = Field(default=1, ge=1, description="how many runs, each with its own seed")
+    repeat: int = Field(
+        default=1, ge=1, le=10_000, description="how many runs, each with its own seed"
+    )
     dropout: float = Field(default=0.1, ge=0, lt=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     rewire_interval: int = Field(
@@ -189,6 +191,8 @@ def read_tasks(path: Path, overrides: dict[str, Any] | None = None) -> list[Task
 
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except TaskError:
+        raise
     except FileNotFoundError as error:
         raise TaskError(f"{path}: no such task file") from error
     except OSError as error:
@@ -197,6 +201,8 @@ def read_tasks(path: Path, overrides: dict[str, Any] | None = None) -> list[Task
         raise TaskError(f"{path}: not UTF-8 text: {error}") from error
     except json.JSONDecodeError as error:
         raise TaskError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    except (RecursionError, ValueError) as error:  # too deep; a number of thousands of digits
+        raise TaskError(f"{path}: not usable as JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
         raise TaskError(f'{path}: expected {{"defaults": {{...}}, "tasks": [...]}}')
     defaults = content.get("defaults", {})

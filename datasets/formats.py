@@ -23,7 +23,6 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +31,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from .cache import DAMAGED
 from .dataset import DataError, check_finite
 
 log = logging.getLogger(__name__)
@@ -154,7 +152,9 @@ def read_features(path: Path | str) -> npt.NDArray[np.float32]:
     path = Path(path)
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged header makes NumPy stumble over
         raise DataError(
             f"{path}: not a readable .npy file ({error}): write it anew with numpy.save"
         ) from error
@@ -374,7 +374,7 @@ def _read_matrix(path: Path) -> sparse.csr_array:
     """A `.npz` file as a checked float32 matrix with sorted indices."""
     try:
         stored = sparse.load_npz(path)
-    except (*DAMAGED, zlib.error, TypeError) as error:
+    except Exception as error:  # whatever damaged bytes make NumPy and SciPy stumble over
         raise DataError(
             f"{path}: not a readable sparse .npz file ({error}): write it anew with "
             "scipy.sparse.save_npz"

@@ -56,7 +56,15 @@ def _tensors(*names: str) -> Iterator[tuple[str, type[ctypes.Structure]]]:
     return ((name, Tensor) for name in names)
 
 
-class ForwardParams(ctypes.Structure):
+class _Params(ctypes.Structure):
+    def __init__(self, **values: Any) -> None:
+        threads = values.get("threads", 0)
+        if not -(2**31) <= threads < 2**31:  # of which ctypes would leave the upper bits out
+            raise ValueError(f"threads must be 0 (all) or 1 to 1024, got {threads}")
+        super().__init__(**values)
+
+
+class ForwardParams(_Params):
     """`fanin_linear_forward_params`."""
 
     _fields_ = (
@@ -66,7 +74,7 @@ class ForwardParams(ctypes.Structure):
     )
 
 
-class BackwardParams(ctypes.Structure):
+class BackwardParams(_Params):
     """`fanin_linear_backward_params`."""
 
     _fields_ = (
@@ -102,7 +110,7 @@ class Connections(ctypes.Structure):
 LOSSES = {"squared_hinge": 1, "bce": 2}
 
 
-class StepParams(ctypes.Structure):
+class StepParams(_Params):
     """`fanin_step_params`."""
 
     _fields_ = (
@@ -118,7 +126,7 @@ class StepParams(ctypes.Structure):
     )
 
 
-class DenseForwardParams(ctypes.Structure):
+class DenseForwardParams(_Params):
     """`fanin_dense_forward_params`."""
 
     _fields_ = (
@@ -129,7 +137,7 @@ class DenseForwardParams(ctypes.Structure):
     )
 
 
-class DenseUpdateParams(ctypes.Structure):
+class DenseUpdateParams(_Params):
     """`fanin_dense_update_params`."""
 
     _fields_ = (
@@ -143,7 +151,7 @@ class DenseUpdateParams(ctypes.Structure):
     )
 
 
-class TopKParams(ctypes.Structure):
+class TopKParams(_Params):
     """`fanin_top_k_params`."""
 
     _fields_ = (
@@ -155,7 +163,7 @@ class TopKParams(ctypes.Structure):
     )
 
 
-class RewireParams(ctypes.Structure):
+class RewireParams(_Params):
     """`fanin_rewire_params`; `threshold` and `moved` are results."""
 
     _fields_ = (
@@ -171,7 +179,7 @@ class RewireParams(ctypes.Structure):
     )
 
 
-class SortParams(ctypes.Structure):
+class SortParams(_Params):
     """`fanin_sort_params`."""
 
     _fields_ = (

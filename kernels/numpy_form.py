@@ -19,11 +19,19 @@ def _describe(array: np.ndarray | None, name: str, *, written: bool = False) -> 
         return library.absent()
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{name} must be a NumPy array, got {type(array).__name__}")
+    if not (array.dtype.isnative and array.flags.aligned):
+        raise ValueError(f"{name} must be aligned and in this machine's byte order; copy it so")
     if written and not array.flags.writeable:
         raise ValueError(f"{name} is updated in place and must be writeable, got a read-only array")
     size = array.dtype.itemsize or 1
-    strides = [s // size for s in array.strides]
+    # In elements; -1, which never fits, where one does not begin where another ends (a record).
+    strides = [s // size if s % size == 0 else -1 for s in array.strides]
     return library.describe(array.ctypes.data, array.dtype.name, array.shape, strides, _DEVICE)
+
+
+def _rows(array: Any) -> int:
+    """How long an array is that has not been looked at yet; what is none is named later."""
+    return int(np.shape(array)[0]) if np.ndim(array) else 0
 
 
 def _allocate(size: int) -> tuple[int, Any]:
@@ -76,11 +84,10 @@ def fan_in_linear_backward(
     Returns those of features [batch, inputs], weights [labels, fan_in] and bias [labels]. Where a
     row names a source twice, each of the two weights gets its own (equal) gradient.
     """
-    labels = np.shape(indices)[0] if np.ndim(indices) else 0
     grads = (
         np.empty(np.shape(features), np.asarray(features).dtype),
         np.empty(np.shape(weights), np.asarray(weights).dtype),
-        np.empty(labels, np.asarray(weights).dtype),
+        np.empty(_rows(indices), np.asarray(weights).dtype),
     )
     params = library.BackwardParams(
         grad_scores=_describe(grad_scores, "grad_scores"),
@@ -215,7 +222,7 @@ def dense_forward(
     features [batch, inputs] float32, finite; weights [units, inputs] float32 or bfloat16; bias
     [units] float32. Returns [batch, units].
     """
-    outputs = np.empty((np.shape(features)[0], np.shape(weights)[0]), np.float32)
+    outputs = np.empty((_rows(features), _rows(weights)), np.float32)
     params = library.DenseForwardParams(
         features=_describe(features, "features"),
         weights=_describe(weights, "weights"),
@@ -275,7 +282,11 @@ def top_k(
 
     Returns scores, float32 [batch, k], and ids, int64 [batch, k].
     """
-    shape = (np.shape(features)[0], k)
+    known = starts if starts is not None else weights
+    labels = _rows(known) - (starts is not None)
+    if not 1 <= k <= labels:  # the library says so too, but by then there is memory for so many
+        raise ValueError(f"k must be in 1..{labels} (the labels), got {k}")
+    shape = (_rows(features), k)
     ids, scores = np.empty(shape, np.int64), np.empty(shape, np.float32)
     params = library.TopKParams(
         features=_describe(features, "features"),

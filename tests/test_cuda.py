@@ -251,6 +251,11 @@ def test_nan_ranks_last():
     weights[1, 1] = np.nan
     _, ids = kernels.top_k(x, weights, None, 4)
     assert ids.tolist() == [[3, 2, 0, 1]]
+    weights[[0, 3], [0, 3]] = np.nan, -np.inf
+    x[:] = 1
+    scores, ids = kernels.top_k(x, weights, None, 4)
+    assert ids.tolist() == [[2, 3, 0, 1]]
+    np.testing.assert_array_equal(scores, [[1, -np.inf, np.nan, np.nan]])
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -416,6 +416,27 @@ def test_pair_file_must_be_whole(tmp_path: Path, text: str, said: str) -> None:
             read(path)
 
 
+def npy(header: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04junk",
+        npy(b"{'descr': '<f4', 'fortran_order': \n"),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999, 4)}\n"),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (True, 4)}\n"),
+    ],
+)
+def test_damaged_features_are_named(tmp_path: Path, content: bytes) -> None:
+    for name, read in (("x.npy", formats.read_features), ("x.npz", formats.read_feature_matrix)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name}: not a readable .*write it anew with"):
+            read(tmp_path / name)
+
+
 def test_values_of_labels(tmp_path: Path) -> None:
     path = tmp_path / "labels.txt"
     path.write_text("3 5\n1:1.0 0:0\n4:0.0\n3:2 2:0.5\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import sys
 
@@ -463,6 +464,66 @@ class TestTorchLayer:
         with pytest.raises(RuntimeError, match="once_differentiable"):
             grad.sum().backward()
 
+    def test_values_that_make_no_layer(self):
+        for sizes, options, message in (
+            ((40.0, 300, 7), {}, "in_features must be a whole number, got 40.0"),
+            ((40, "5", 7), {}, "labels must be a whole number, got '5'"),
+            ((40, 300, 41), {}, "fan_in 41 is larger than the 40 inputs"),
+            ((2**31, 300, 7), {}, r"in_features must be in 1\.\.2147483647, got 2147483648"),
+            ((40, 300, 7), {"learning_rate": -1}, "learning_rate must be finite and at least 0"),
+            ((40, 300, 7), {"rounding_seed": 2**63}, "rounding_seed must be in 0"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                FusedFanIn(*sizes, **options)
+        layer, x = self.layer(), torch.randn(20, 40)
+        for k in (0, 301, 2**62, 1.5, -1, None):
+            with pytest.raises(ValueError, match=rf"k must be in 1\.\.300 \(the labels\), got {k}"):
+                layer.top_k(x, k)
+        for rate in (-1, np.inf, "fast"):
+            with pytest.raises(ValueError, match="learning_rate must be finite and at least 0"):
+                layer.learning_rate = rate
+        with pytest.raises(ValueError, match="fraction must be at least 0 and below 1, got None"):
+            layer.rewire(None)
+        with pytest.raises(ValueError, match="rng must be a NumPy generator or a seed, got 'x'"):
+            layer.rewire(0.1, "x")
+
+    def test_positives_of_any_kind(self):
+        """Tensors, arrays, lists: the same step."""
+        rows, labels = self.positives()
+        losses = []
+        for kind in (lambda t: t, torch.Tensor.numpy, torch.Tensor.tolist):
+            layer, x = self.layer(), torch.ones(20, 40)
+            losses.append([layer(x, kind(rows), kind(labels)).item() for _ in range(2)])
+        assert losses[0] == losses[1] == losses[2]
+
+    @pytest.mark.parametrize("kind", [FusedFanIn, FixedFanInLinear])
+    @pytest.mark.parametrize("inputs", [300, 70_000])
+    def test_is_pickled(self, kind, inputs):
+        """Which torch does not do for unsigned integers."""
+        layer = kind(inputs, 90, 7)
+        for other in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+            assert other.indices.dtype == layer.indices.dtype
+            assert other.indices.data_ptr() != layer.indices.data_ptr()
+            for name, array in layer.state_dict().items():
+                assert torch.equal(other.state_dict()[name].double(), array.double()), name
+
+    @pytest.mark.parametrize("kind", [FusedFanIn, FixedFanInLinear])
+    def test_indices_of_a_wider_layer_are_not_loaded(self, kind):
+        """torch would make uint16 of them, and others."""
+        wide, layer = kind(70_000, 90, 7), kind(300, 90, 7)
+        model = torch.nn.Sequential(layer)
+        before = {name: array.clone() for name, array in layer.state_dict().items()}
+        state = {f"0.{name}": array for name, array in wide.state_dict().items()}
+        message = r"0\.indices\[\d+, \d+\] is \d+, out of range for 300 inputs"
+        with pytest.raises(RuntimeError, match=message):
+            model.load_state_dict(state)
+        state["0.indices"] = torch.full((90, 7), 1.5)
+        with pytest.raises(RuntimeError, match=r"0\.indices must be integers, got float32"):
+            model.load_state_dict(state)
+        for name, array in layer.state_dict().items():
+            assert torch.equal(array.double(), before[name].double())
+        model.load_state_dict({f"0.{name}": array for name, array in before.items()})
+
     def test_learning_rate(self):
         """It is read at every step, and a copy has its own."""
         layer, x, positives = self.layer(learning_rate=0.0), torch.randn(20, 40), self.positives()
@@ -635,7 +696,7 @@ class TestKerasLayer:
         before = layer.kernel.numpy()
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"features\[0, 0\] is NaN"):
             layer.train(x * np.nan, rows, labels)
-        with pytest.raises(tf.errors.InvalidArgumentError, match=r"positive_labels\[\d+\] is"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"labels\[\d+\] is"):
             layer.train(x, rows, labels + 300)
         for x_wide in (np.ones((20, 50), np.float32), np.ones((20, 30), np.float32)):
             named = rf"inputs must be \[batch, 40\], got \(20, {x_wide.shape[1]}\)"
@@ -659,10 +720,10 @@ class TestKerasLayer:
             (np.array([0.0, 1]), [2, 3], ValueError, "rows must be integers, got float64"),
             ([0, 1], [2, 3, 4], ValueError, r"vectors of one length, got \(2,\) and \(3,\)"),
             ([[0, 1]], [[2, 3]], ValueError, r"vectors of one length, got \(1, 2\)"),
-            ([0, 2**32], [2, 3], tf.errors.InvalidArgumentError, r"2147483647"),
-            ([0, -(2**32)], [2, 3], tf.errors.InvalidArgumentError, r"-1"),
-            ([0, 20], [2, 3], tf.errors.InvalidArgumentError, r"20"),
-            ([0, 1], [2, -3], tf.errors.InvalidArgumentError, r"-3"),
+            ([0, 2**32], [2, 3], tf.errors.InvalidArgumentError, r"rows\[1\] is 4294967296, out"),
+            ([0, -(2**32)], [2, 3], tf.errors.InvalidArgumentError, r"rows\[1\] is -4294967296"),
+            ([0, 20], [2, 3], tf.errors.InvalidArgumentError, r"rows\[1\] is 20.* batch of 20"),
+            ([0, 1], [2, -3], tf.errors.InvalidArgumentError, r"labels\[1\] is -3.* 300 labels"),
         ],
     )
     def test_bad_positives_are_named(self, method, rows, labels, error, message):
@@ -670,6 +731,56 @@ class TestKerasLayer:
         layer.build((None, 40))
         with pytest.raises(error, match=message):
             getattr(layer, method)(x, rows, labels)
+
+    @pytest.mark.parametrize("method", ["train", "evaluate_loss"])
+    @pytest.mark.parametrize("rows, labels", [([0, 2**32], [2, 3]), ([0, 1], [2, 300])])
+    def test_bad_positives_are_found_while_a_graph_runs(self, method, rows, labels):
+        layer, x = KerasFusedFanIn(300, 7, seed=0), np.ones((20, 40), np.float32)
+        layer.build((None, 40))
+        run = tf.function(lambda *positives: getattr(layer, method)(x, *positives))
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            run(tf.constant(rows, tf.int64), tf.constant(labels, tf.int64))
+
+    def test_values_that_make_no_layer(self):
+        for (labels, fan_in), options, message in (
+            ((10.7, 2), {}, "labels must be a whole number, got 10.7"),
+            ((10, "2"), {}, "fan_in must be a whole number, got '2'"),
+            ((0, 2), {}, "labels must be at least 1, got 0"),
+            ((10, 2), {"threads": 1.5}, "threads must be a whole number, got 1.5"),
+            ((10, 2), {"threads": 2000}, r"threads must be in 0\.\.1024, got 2000"),
+            ((10, 2), {"learning_rate": np.nan}, "learning_rate must be finite"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                KerasFusedFanIn(labels, fan_in, **options)
+        layer, x = KerasFusedFanIn(np.int64(300), 7), np.ones((20, 40), np.float32)
+        for k in (0, 301, 2**62, 1.5, -1, None):
+            with pytest.raises(ValueError, match=rf"k must be in 1\.\.300 \(the labels\), got {k}"):
+                layer.top_k(x, k)
+        best = tf.function(lambda k: layer.top_k(x, k))
+        assert best(tf.constant(3))[1].shape == (20, 3)
+        for k in (0, 301, 2**62):  # which would be memory for so many
+            with pytest.raises(tf.errors.InvalidArgumentError, match=rf"k must be in .* got {k}"):
+                best(tf.constant(k, tf.int64))
+        for rate in (-1, np.inf, "fast"):
+            with pytest.raises(ValueError, match="learning_rate must be finite and at least 0"):
+                layer.learning_rate = rate
+        with pytest.raises(ValueError, match="rng must be a NumPy generator or a seed, got 'x'"):
+            layer.rewire(0.1, "x")
+
+    def test_indices_of_a_wider_layer_are_not_loaded(self, tmp_path):
+        """Keras would make uint16 of them, and others."""
+        models = {}
+        for inputs in (70_000, 300):
+            models[inputs] = keras.Sequential([keras.Input((inputs,)), KerasFusedFanIn(90, 7)])
+        models[70_000].layers[-1].set_weights(models[70_000].layers[-1].get_weights())
+        models[70_000].save_weights(tmp_path / "wide.weights.h5")
+        before = models[300].get_weights()
+        with pytest.raises(ValueError, match=r"indices\[\d+, \d+\] is \d+, out of range for 300"):
+            models[300].load_weights(tmp_path / "wide.weights.h5")
+        with pytest.raises(ValueError, match=r"indices\[\d+, \d+\] is \d+, out of range for 300"):
+            models[300].layers[-1].set_weights(models[70_000].get_weights())
+        for there, then in zip(models[300].get_weights(), before, strict=True):
+            np.testing.assert_array_equal(there, then)
 
     def test_no_positives(self):
         layer, x = KerasFusedFanIn(300, 7, seed=0), np.ones((20, 40), np.float32)

@@ -148,6 +148,8 @@ class TestTasks:
         ("content", "message"),
         [
             ("{", r"t\.json:1: not JSON"),
+            ("[" * 200_000, r"t\.json: not usable as JSON: maximum recursion depth"),
+            ('{"tasks": [' + "1" * 5000 + "]}", r"t\.json: not usable as JSON: Exceeds the limit"),
             (b"\xff\xfe", "not UTF-8"),
             (None, "cannot be read: Is a directory"),
             ('{"tasks": [{"epochs": 3, "epochs": 4}]}', "key 'epochs' stands twice"),

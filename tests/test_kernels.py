@@ -142,6 +142,24 @@ def test_scores_do_not_depend_on_threads():
     assert np.array_equal(one, kernels.fan_in_linear(x, indices, weights, bias, threads=4))
 
 
+def test_works_in_a_forked_child():
+    """Where OpenMP's threads are gone."""
+    program = """
+import os, signal, sys
+import numpy as np
+from fanin import kernels
+x, w = np.ones((4, 8), np.float32), np.ones((300, 2), np.float32)
+i = np.zeros((300, 2), np.uint16)
+assert (kernels.fan_in_linear(x, i, w, threads=2) == 2).all()
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    os._exit(not (kernels.fan_in_linear(x, i, w, threads=2) == 2).all())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-P", "-c", program], check=False).returncode == 0
+
+
 def test_instruction_sets_agree():
     rng = np.random.default_rng(2)
     x, indices, weights, bias = layer(rng, 45, 500, 3000, 33)

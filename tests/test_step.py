@@ -451,9 +451,19 @@ def test_top_k_among_many_ties(instruction_set, kind):
 
 def test_top_k_puts_nan_last():
     x = np.ones((2, 1), np.float32)
-    weights = np.array([[np.nan], [1], [-np.inf], [3], [np.inf]], np.float32)
-    _, ids = kernels.top_k(x, weights, None, 5)
-    np.testing.assert_array_equal(ids, [[4, 3, 1, 0, 2]] * 2)
+    nan, inf = np.nan, np.inf
+    for column, expected in (
+        ([nan, 1, -inf, 3, inf], [4, 3, 1, 2, 0]),
+        ([nan, nan, -inf, nan], [2, 0, 1, 3]),
+        ([-inf, nan, -inf, 0.0], [3, 0, 2, 1]),
+        # In several threads' lists, and beyond what the first ones had room for.
+        ([nan] * 100 + [-inf] * 3 + [5, -inf], [103, 100, 101, 102, 104]),
+    ):
+        weights = np.array(column, np.float32)[:, None]
+        for threads in (1, 2, 3):
+            scores, ids = kernels.top_k(x, weights, None, min(5, len(weights)), threads=threads)
+            np.testing.assert_array_equal(ids, [expected] * 2)
+            np.testing.assert_array_equal(scores, weights[ids, 0])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
@@ -477,6 +487,32 @@ def test_rewiring_follows_the_plan(dtype, fraction):
     for moment in (weights.m, weights.v):
         assert not moment.reshape(-1)[plan.slots].any()
         assert np.count_nonzero(moment) == moment.size - len(plan.slots)
+
+
+def test_nothing_is_below_a_threshold_that_is_nan():
+    values = np.array([[1, np.nan, 2, np.nan, 3, np.nan]], np.float32)
+    for fraction, moved in ((0.6, 0), (0.4, 2)):
+        weights, indices = trained(values.copy()), np.full((1, 6), 9, np.uint16)
+        assert len(plan_rewiring(values, fraction, 10, 5).slots) == moved
+        assert kernels.rewire(indices, weights, 10, fraction, 5)[0] == moved
+        assert np.count_nonzero(indices == 9) == 6 - moved
+
+
+def test_seeds_round_independently():
+    """Also neighbouring ones, at neighbouring steps."""
+
+    def rounded_up(seed, step):
+        weights = trained(np.full((1000, 4), 0.5), ml_dtypes.bfloat16)
+        none = (np.empty(0, np.int32), np.empty(0, np.int64))
+        adam = kernels.Adam(step, 1e-4, seed=seed)
+        indices = np.random.default_rng(0).integers(0, 64, (1000, 4)).astype(np.uint16)
+        kernels.step(np.ones((8, 64), np.float32), weights, None, *none, adam, indices=indices)
+        return weights.values.ravel().astype(np.float32) == 0.5
+
+    streams = [rounded_up(seed, step) for seed in (0, 1, 2) for step in (1, 2, 3)]
+    assert all(0.1 < stream.mean() < 0.99 for stream in streams)
+    correlation = np.corrcoef(streams) - np.eye(len(streams))
+    assert abs(correlation).max() < 0.1
 
 
 def test_new_sources_are_uniform():
@@ -533,6 +569,7 @@ class TestBadInput:
             ({"features": np.ones((8, 20))}, "features must be float32, got float64"),
             ({"threads": -1}, r"threads must be 0 \(all\) or 1 to 1024, got -1"),
             ({"threads": 1025}, r"threads must be 0 \(all\) or 1 to 1024, got 1025"),
+            ({"threads": 2**32 + 1}, r"threads must be 0 \(all\) or 1 to 1024, got 4294967297"),
             ({"indices": None}, r"weights \[50, 4\] must be \[labels, inputs\]"),
             ({"starts": np.array([0, 4], np.int32)}, "indices must be .connections."),
         ],
@@ -561,6 +598,17 @@ class TestBadInput:
         for starts in ([0, 4, 3, 6], [0, 2, 3, 5], [1, 2, 3, 6]):
             with pytest.raises(ValueError, match="starts must ascend from 0 to the 6 connections"):
                 kernels.step(*arguments, *none, indices=indices, starts=np.array(starts, np.int32))
+
+    @pytest.mark.parametrize("name", ["features", "positive_rows", "positive_labels", "indices"])
+    def test_an_array_of_another_machine_is_named(self, call, name):
+        array = call.arguments[name]
+        swapped = array.astype(array.dtype.newbyteorder("S"))
+        with pytest.raises(ValueError, match=f"{name} must be aligned and in this machine's byte"):
+            call(**{name: swapped})
+        record = np.zeros(array.shape, [("a", array.dtype), ("b", np.uint8)])
+        record["a"] = array
+        with pytest.raises(ValueError, match=f"{name} (must be aligned|.* is not contiguous)"):
+            call(**{name: record["a"]})
 
     @pytest.mark.parametrize("name", ["features", "positive_rows", "positive_labels", "indices"])
     def test_a_list_is_no_array(self, call, name):
@@ -607,7 +655,7 @@ class TestBadInput:
                 rows=rows,
             )
 
-    @pytest.mark.parametrize("k", [0, 51])
+    @pytest.mark.parametrize("k", [0, 51, -1, 2**62])
     def test_k(self, call, k):
         a = call.arguments
         with pytest.raises(ValueError, match=rf"k must be in 1..50 \(the labels\), got {k}"):

@@ -213,6 +213,12 @@ class TestLayer:
         # One that has made no step has nothing to reset.
         assert module.rewire(0.2, torch.optim.Adam(module.parameters()), rng=3) == 98
 
+    def test_rewire_of_any_type_and_by_an_optimizer_only(self):
+        module = FixedFanInLinear(20, 70, 7, dtype=torch.bfloat16)
+        assert 50 < module.rewire(0.2, rng=3) <= 98  # in bfloat16 some are equal
+        with pytest.raises(ValueError, match=r"optimizer must be one of torch\.optim, got 'adam'"):
+            module.rewire(0.2, "adam")
+
     def test_rewire_leaves_what_is_not_kept_for_each_weight(self):
         """Adafactor has sums over rows and over columns."""
         module = FixedFanInLinear(20, 70, 7)
@@ -384,6 +390,25 @@ def test_scratch_memory_is_kept_by_the_thread_that_calls():
         assert threads.submit(ops._scratch, 1000, where).result() is not larger
     huge = ops._scratch(ops._HELD_BYTES + 1, where)
     assert huge.numel() > ops._HELD_BYTES and ops._scratch(1000, where) is larger
+
+
+def test_no_forward_derivative_rather_than_a_wrong_one():
+    layer, x = FixedFanInLinear(20, 70, 7), torch.randn(4, 20)
+    for ask in (
+        lambda: torch.func.jvp(layer, (x,), (x,)),
+        lambda: torch.func.jacfwd(layer)(x),
+        lambda: torch.func.jvp(
+            lambda w: fan_in_linear(x, layer.indices, w), (layer.weights,), (layer.weights,)
+        ),
+    ):
+        with pytest.raises(NotImplementedError, match="has a backward derivative only"):
+            ask()
+
+
+def test_sparse_features_are_refused():
+    layer = FixedFanInLinear(20, 70, 7)
+    with pytest.raises(ValueError, match=r"a tensor of \[4, 20\] is torch\.sparse_coo"):
+        fan_in_linear(torch.randn(4, 20).to_sparse(), layer.indices, layer.weights)
 
 
 def test_asking_for_a_gpu_that_is_not_there():

@@ -17,11 +17,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fanin.backends import fused
+from fanin.backends import checks, fused
 from fanin.backends.arrays import drawn_seed, index_dtype
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
 from fanin.backends.tensorflow import devices
-from fanin.backends.tensorflow.layers import check_options, known_inputs
+from fanin.backends.tensorflow.layers import Connected, checked_options, known_inputs
 from fanin.backends.tensorflow.losses import LOSSES
 from fanin.backends.tensorflow.ops import fan_in_linear, ops
 from fanin.kernels import library
@@ -151,9 +151,12 @@ def regrow(
     return int(moved)
 
 
-def _positives(rows: Any, labels: Any) -> tuple[tf.Tensor, tf.Tensor]:
+def _positives(
+    rows: Any, labels: Any, batch: int | None, label_count: int
+) -> tuple[tf.Tensor, tf.Tensor]:
     """rows int32 and labels int64; ValueError for types and shapes that name no positives. What is
-    out of range is found by the op that reads them."""
+    out of range is an InvalidArgumentError here, where the numbers are at hand, or found by the op
+    that reads them."""
     rows, labels = tf.convert_to_tensor(rows), tf.convert_to_tensor(labels)
     for name, values in (("rows", rows), ("labels", labels)):
         # An empty list is float32.
@@ -164,6 +167,17 @@ def _positives(rows: Any, labels: Any) -> tuple[tf.Tensor, tf.Tensor]:
             f"rows and labels must be two vectors of one length, got {rows.shape} and "
             f"{labels.shape}"
         )
+    for name, values, limit, of in (
+        ("rows", rows, batch, f"a batch of {batch}"),
+        ("labels", labels, label_count, f"{label_count} labels"),
+    ):
+        at_hand = not tf.is_symbolic_tensor(values) and "CPU" in values.device
+        if at_hand and limit is not None:
+            numbers = values.numpy()
+            bad = np.flatnonzero((numbers < 0) | (numbers >= limit))
+            if bad.size:
+                message = f"{name}[{bad[0]}] is {numbers[bad[0]]}, out of range for {of}"
+                raise tf.errors.InvalidArgumentError(None, None, message)
     if rows.dtype != tf.int32:  # in which larger ones would wrap around
         largest = tf.constant(tf.int32.max, tf.int64)
         rows = tf.cast(tf.clip_by_value(tf.cast(rows, tf.int64), -1, largest), tf.int32)
@@ -185,7 +199,7 @@ def _once_differentiable(x: tf.Tensor, grad: tf.Tensor, grad_loss: tf.Tensor) ->
 
 
 @keras.saving.register_keras_serializable(package="fanin")
-class FusedFanIn(keras.layers.Layer):
+class FusedFanIn(Connected):
     """A fixed fan-in output layer that trains itself: score, loss, gradients and Adam in one pass.
 
     Called like any layer, it gives the scores [batch, labels] of inputs [batch, inputs]. Training
@@ -218,21 +232,21 @@ class FusedFanIn(keras.layers.Layer):
         threads: int = 0,
         **kwargs: Any,
     ) -> None:
-        check_options(labels, fan_in, threads)
+        labels, fan_in, threads = checked_options(labels, fan_in, threads)
         super().__init__(**kwargs)
         if loss not in library.LOSSES:
             raise ValueError(f"unknown loss {loss!r}; there are {', '.join(library.LOSSES)}")
         for name, dtype in (("kernel_dtype", kernel_dtype), ("moments_dtype", moments_dtype)):
             if dtype not in ("float32", "bfloat16"):
                 raise ValueError(f"{name} must be float32 or bfloat16, got {dtype!r}")
-        self.labels = int(labels)
-        self.fan_in = int(fan_in)
+        self.labels = labels
+        self.fan_in = fan_in
         self.loss = loss
-        self.initial_learning_rate = float(learning_rate)
+        self.initial_learning_rate = checks.learning_rate(learning_rate)
         self.kernel_dtype = kernel_dtype
         self.moments_dtype = moments_dtype
         self.seed = seed
-        self.threads = int(threads)
+        self.threads = threads
         self.supports_jit = False
         self._told = False  # that `fit` does not train it
 
@@ -287,9 +301,11 @@ class FusedFanIn(keras.layers.Layer):
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         if self.built:
-            self._learning_rate.assign(value)
+            # In a tf.function it may be a tensor, of which nothing is known.
+            known = value if tf.is_symbolic_tensor(value) else checks.learning_rate(value)
+            self._learning_rate.assign(known)
         else:
-            self.initial_learning_rate = float(value)
+            self.initial_learning_rate = checks.learning_rate(value)
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         if training and not self._told:
@@ -327,7 +343,7 @@ class FusedFanIn(keras.layers.Layer):
         instance within the batch and its label, each pair once. Eagerly or in a tf.function.
         """
         features = self._features(inputs)
-        rows, labels = _positives(rows, labels)
+        rows, labels = _positives(rows, labels, features.shape[0], self.labels)
         bias = [array.value for array in (self.bias, self.bias_m, self.bias_v)]
         with _on_host():
             step = self.steps.value + 1
@@ -355,8 +371,9 @@ class FusedFanIn(keras.layers.Layer):
 
     def evaluate_loss(self, inputs: Any, rows: Any, labels: Any) -> tf.Tensor:
         """The loss without a step; arguments as in `train`."""
-        rows, labels = _positives(rows, labels)
-        scores = tf.cast(self(inputs), tf.float32)
+        features = self._features(inputs)
+        rows, labels = _positives(rows, labels, features.shape[0], self.labels)
+        scores = tf.cast(self(features), tf.float32)
         loss: tf.Tensor = LOSSES[self.loss](scores, rows, labels)[0]
         # A GPU reads 0 where there is nothing; a CPU has raised an error by now.
         batch = tf.shape(scores)[0]
@@ -365,13 +382,13 @@ class FusedFanIn(keras.layers.Layer):
 
     def top_k(self, inputs: Any, k: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Scores and ids of the k best labels, [batch, k] each, best first, ties to the lower id;
-        all scores are never held."""
+        all scores are never held. k: a number, or in a tf.function a tensor."""
         return top_k(
             self._features(inputs),
             {"indices": self.indices.value},
             self.kernel.value,
             self.bias.value,
-            k,
+            k if tf.is_tensor(k) else checks.best(k, self.labels),
             threads=self.threads,
         )
 
@@ -381,13 +398,11 @@ class FusedFanIn(keras.layers.Layer):
         See `fanin.backends.arrays.plan_rewiring`."""
         if not self.built:
             raise ValueError("the layer is not built yet, so there is nothing to rewire")
-        if not 0 <= fraction < 1:
-            raise ValueError(f"fraction must be at least 0 and below 1, got {fraction}")
         return regrow(
             self.indices.value,
             self._weights(),
             self.input_spec.axes[-1],
-            fraction,
+            checks.fraction(fraction),
             drawn_seed(rng),
             threads=self.threads,
         )

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed, index_dtype, plan_rewiring
 from fanin.backends.tensorflow.ops import fan_in_linear
 
 
-def check_options(labels: int, fan_in: int, threads: int) -> None:
-    """What makes no layer: ValueError; another Keras backend than TensorFlow: RuntimeError."""
+def checked_options(labels: int, fan_in: int, threads: int) -> tuple[int, int, int]:
+    """The three. What makes no layer: ValueError; another Keras backend than TensorFlow:
+    RuntimeError."""
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
             "this layer needs Keras' TensorFlow backend, and Keras is set to "
             f"{keras.backend.backend()!r}; set KERAS_BACKEND=tensorflow before importing keras"
         )
-    for name, value in (("labels", labels), ("fan_in", fan_in)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if threads < 0:
-        raise ValueError(f"threads must be 0 (all) or more, got {threads}")
+    return (
+        checks.whole("labels", labels, 1),
+        checks.whole("fan_in", fan_in, 1),
+        checks.whole("threads", threads, 0, checks.MOST_THREADS),
+    )
 
 
 def known_inputs(input_shape: tuple[int | None, ...], fan_in: int) -> int:
@@ -32,13 +35,31 @@ def known_inputs(input_shape: tuple[int | None, ...], fan_in: int) -> int:
     inputs = input_shape[-1]
     if inputs is None:
         raise ValueError("the size of the last input axis must be known, got None")
-    if fan_in > inputs:
-        raise ValueError(f"fan_in {fan_in} is larger than the {inputs} inputs")
-    return inputs
+    checks.fitting_fan_in(fan_in, inputs)
+    return checks.whole("inputs", inputs, 1, checks.MOST_INPUTS)
+
+
+class Connected(keras.layers.Layer):
+    """What the layers with a variable `indices` [labels, fan_in] have in common."""
+
+    def _check_indices(self, count: int, value: Callable[[int], Any]) -> None:
+        """value(i): of the i-th of `count` weights. Other numbers of them Keras refuses."""
+        if count and count == len(self.weights):
+            at = next(i for i, v in enumerate(self.weights) if v is self.indices)
+            checks.loaded_indices(value(at), self.input_spec.axes[-1])
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        self._check_indices(len(weights), weights.__getitem__)
+        super().set_weights(weights)
+
+    def load_own_variables(self, store: Any) -> None:
+        # Keras names them by their number.
+        self._check_indices(len(store.keys()), lambda i: store[str(i)])
+        super().load_own_variables(store)
 
 
 @keras.saving.register_keras_serializable(package="fanin")
-class FixedFanIn(keras.layers.Layer):
+class FixedFanIn(Connected):
     """A linear layer in which every label (output) reads exactly `fan_in` of the inputs.
 
     outputs[..., l] = bias[l] + sum_k kernel[l, k] * inputs[..., indices[l, k]]
@@ -71,16 +92,16 @@ class FixedFanIn(keras.layers.Layer):
         threads: int = 0,
         **kwargs: Any,
     ) -> None:
-        check_options(labels, fan_in, threads)
+        labels, fan_in, threads = checked_options(labels, fan_in, threads)
         super().__init__(**kwargs)
-        self.labels = int(labels)
-        self.fan_in = int(fan_in)
+        self.labels = labels
+        self.fan_in = fan_in
         self.use_bias = use_bias
         self.seed = seed
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.threads = int(threads)
+        self.threads = threads
         self.supports_jit = False  # else compile() would pick XLA on a GPU
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -169,8 +190,7 @@ class FixedFanIn(keras.layers.Layer):
         """
         if not self.built:
             raise ValueError("the layer is not built yet, so there is nothing to rewire")
-        if not 0 <= fraction < 1:
-            raise ValueError(f"fraction must be at least 0 and below 1, got {fraction}")
+        fraction = checks.fraction(fraction)
         moments = [] if optimizer is None else self._moments(optimizer)
         inputs = self.input_spec.axes[-1]
         plan = plan_rewiring(self.kernel.numpy(), fraction, inputs, drawn_seed(rng))

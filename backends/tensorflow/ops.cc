@@ -599,17 +599,24 @@ class TopK : public FusedKernel<device> {
     const Tensor &features = ctx->input(0);
     const int64_t k = this->template scalar<int64_t>(ctx, "k");
     if (!ctx->status().ok()) return;
-    OP_REQUIRES(ctx, k >= 1, absl::InvalidArgumentError("k must be at least 1"));
     OP_REQUIRES(ctx, features.dims() == 2,
                 absl::InvalidArgumentError("features must be a matrix"));
-    Tensor scratch;
-    const TensorShape shape({features.dim_size(0), k});
-    Tensor *const scores = this->output(ctx, 0, shape), *const ids = this->output(ctx, 1, shape);
-    if (!ctx->status().ok()) return;
     fanin_top_k_params params{};
     params.features = this->named(ctx, "features");
     params.connections = this->connections(ctx);
     params.weights = this->named(ctx, "weights");
+    // The library checks it, too, but by then there is memory for so many.
+    const fanin_tensor &starts = params.connections.starts, &weights = params.weights;
+    const int64_t labels = starts.rank == 1   ? starts.shape[0] - 1
+                           : weights.rank > 0 ? weights.shape[0]
+                                              : 0;
+    OP_REQUIRES(ctx, k >= 1 && k <= labels,
+                absl::InvalidArgumentError(
+                    absl::StrCat("k must be in 1..", labels, " (the labels), got ", k)));
+    Tensor scratch;
+    const TensorShape shape({features.dim_size(0), k});
+    Tensor *const scores = this->output(ctx, 0, shape), *const ids = this->output(ctx, 1, shape);
+    if (!ctx->status().ok()) return;
     params.bias = this->named(ctx, "bias");
     params.ids = describe(*ids, device);
     params.scores = describe(*scores, device);

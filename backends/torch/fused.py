@@ -12,14 +12,20 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fanin.backends import fused
+from fanin.backends import checks, fused
 from fanin.backends.arrays import drawn_seed
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, Loss, TrainingBatch
 from fanin.backends.torch import devices
-from fanin.backends.torch.layers import check_sizes, check_width, draw_connections, index_type
+from fanin.backends.torch.layers import (
+    Connected,
+    check_sizes,
+    check_width,
+    draw_connections,
+    index_type,
+)
 from fanin.backends.torch.losses import LOSSES
 from fanin.backends.torch.ops import call, described, fan_in_linear
 from fanin.kernels import library
@@ -309,7 +315,7 @@ class _WithGradient(torch.autograd.Function):
         return grad_loss * grad, None, None
 
 
-class FusedFanIn(nn.Module):
+class FusedFanIn(Connected):
     """A fixed fan-in output layer that trains itself: score, loss, gradients and Adam in one pass.
 
     In training mode `loss = layer(features, rows, labels)` takes features [batch, in_features] and
@@ -322,7 +328,8 @@ class FusedFanIn(nn.Module):
     state_dict has them all: `indices`, `weights` [labels, fan_in] and `bias` [labels] with their
     moments (`weights_m`, ...), `steps`, and `rate`, which is `learning_rate`: change that between
     steps as you like. Under autocast the layer computes in float32; a scaled loss scales what goes
-    upstream only.
+    upstream only. What calls it twice trains it twice, as torch.utils.checkpoint does with
+    `use_reentrant=False`.
 
     loss: "squared_hinge" or "bce", the mean over labels, then over the batch. weights_dtype,
     moments_dtype: torch.float32 or torch.bfloat16, the latter rounded stochastically, by numbers
@@ -331,7 +338,6 @@ class FusedFanIn(nn.Module):
     data gives NaN, not an error) but `rewire`. Raises ValueError for what makes no layer.
     """
 
-    indices: Tensor
     weights: Tensor
     weights_m: Tensor
     weights_v: Tensor
@@ -366,7 +372,7 @@ class FusedFanIn(nn.Module):
         self.labels = labels
         self.fan_in = fan_in
         self.loss: Loss = loss
-        self.rounding_seed = rounding_seed
+        self.rounding_seed = checks.whole("rounding_seed", rounding_seed, 0, 2**63 - 1)
         shape, index = (labels, fan_in), index_type(in_features)
         self.register_buffer("indices", torch.empty(shape, dtype=index, device=device))
         self.register_buffer("weights", torch.empty(shape, dtype=weights_dtype, device=device))
@@ -376,8 +382,8 @@ class FusedFanIn(nn.Module):
         for name in _BIAS:
             self.register_buffer(name, torch.zeros(labels, device=device))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device="cpu"))
-        rate = torch.tensor(learning_rate, dtype=torch.float64, device="cpu")
-        self.register_buffer("rate", rate)
+        rate = checks.learning_rate(learning_rate)
+        self.register_buffer("rate", torch.tensor(rate, dtype=torch.float64, device="cpu"))
 
     @property
     def learning_rate(self) -> float:
@@ -385,7 +391,7 @@ class FusedFanIn(nn.Module):
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
-        self.rate.fill_(value)
+        self.rate.fill_(checks.learning_rate(value))
 
     def _apply(self, fn: Any, recurse: bool = True) -> FusedFanIn:
         def moved(tensor: Tensor) -> Tensor:
@@ -398,10 +404,13 @@ class FusedFanIn(nn.Module):
         self.steps, self.rate = steps, rate  # read at every step, which would wait for a GPU
         return self
 
-    def forward(self, features: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-        """The loss, a scalar. rows, labels: integers [positives], each a positive's instance within
-        the batch and its label; each pair once."""
+    def forward(
+        self, features: Tensor, rows: Tensor | Sequence[int], labels: Tensor | Sequence[int]
+    ) -> Tensor:
+        """The loss, a scalar. rows, labels: integers [positives] (tensors, NumPy arrays, lists),
+        each a positive's instance within the batch and its label; each pair once."""
         features = self._known(features)
+        rows, labels = torch.as_tensor(rows), torch.as_tensor(labels)
         rows, labels = _positives(rows, labels, features.shape[0], self.labels)
         if self.training and torch.is_grad_enabled():
             return self._step(features, rows, labels)
@@ -442,7 +451,9 @@ class FusedFanIn(nn.Module):
         """Scores and ids of the k best labels, [batch, k] each, best first, ties to the lower id;
         all scores are never held."""
         found: tuple[Tensor, Tensor] = top_k(
-            self._known(features), self.indices, None, None, self.weights, self.bias, k
+            self._known(features),
+            *(self.indices, None, None, self.weights, self.bias),
+            checks.best(k, self.labels),
         )
         return found
 
@@ -457,7 +468,7 @@ class FusedFanIn(nn.Module):
             self.weights_m,
             self.weights_v,
             self.in_features,
-            fraction,
+            checks.fraction(fraction),
             drawn_seed(rng),
         )
 

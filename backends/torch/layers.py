@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed, index_dtype, plan_rewiring
 from fanin.backends.torch.ops import fan_in_linear
 
+# torch has little arithmetic for unsigned integers; a view as signed ones has the same bits.
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}
 
-class FixedFanInLinear(nn.Module):
+
+class Connected(nn.Module):
+    """What the layers with a buffer `indices` [labels, fan_in] have in common."""
+
+    indices: Tensor
+    in_features: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What plain pickle makes of an unsigned tensor cannot be read again (torch 2.13).
+        buffers = {**self._buffers, "indices": self.indices.view(_SIGNED[self.indices.dtype])}
+        return {**self.__dict__, "_buffers": buffers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.indices = self.indices.view(index_type(self.in_features))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        loaded = state_dict.get(f"{prefix}indices")
+        if isinstance(loaded, Tensor) and not loaded.is_meta:
+            try:
+                checks.loaded_indices(loaded.cpu().numpy(), self.in_features)
+            except ValueError as error:
+                error_messages: list[str] = others[-1]
+                error_messages.append(f"{prefix}{error}")
+                return
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+class FixedFanInLinear(Connected):
     """A linear layer in which every label is connected to exactly `fan_in` inputs.
 
     Takes [..., in_features] and gives [..., labels]. Parameters `weights` [labels, fan_in] and
@@ -23,8 +55,6 @@ class FixedFanInLinear(nn.Module):
     generator: for the indices and the initial weights. Raises ValueError where fan_in is larger
     than in_features.
     """
-
-    indices: Tensor
 
     def __init__(
         self,
@@ -77,13 +107,15 @@ class FixedFanInLinear(nn.Module):
         for an optimizer that does not train this layer's weights.
         """
         moments = [] if optimizer is None else self._moments(optimizer)
-        plan = plan_rewiring(
-            self.weights.detach().cpu().numpy(), fraction, self.in_features, drawn_seed(rng)
-        )
+        known = torch.promote_types(self.weights.dtype, torch.float32)  # NumPy has no bfloat16
+        weights = self.weights.detach().to(known).cpu().numpy()
+        plan = plan_rewiring(weights, fraction, self.in_features, drawn_seed(rng))
         move_connections(self.indices, moments, plan.slots, plan.sources)
         return len(plan.slots)
 
     def _moments(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(f"optimizer must be one of torch.optim, got {optimizer!r}")
         trained = (p for group in optimizer.param_groups for p in group["params"])
         if not any(parameter is self.weights for parameter in trained):
             raise ValueError(
@@ -103,13 +135,10 @@ class FixedFanInLinear(nn.Module):
 
 def check_sizes(in_features: int, labels: int, fan_in: int) -> None:
     """ValueError for sizes that make no fixed fan-in layer."""
-    if in_features < 1 or labels < 1 or fan_in < 1:
-        raise ValueError(
-            "in_features, labels and fan_in must be at least 1, got "
-            f"{in_features}, {labels}, {fan_in}"
-        )
-    if fan_in > in_features:
-        raise ValueError(f"fan_in {fan_in} is larger than the {in_features} inputs")
+    checks.whole("in_features", in_features, 1, checks.MOST_INPUTS)
+    checks.whole("labels", labels, 1)
+    checks.whole("fan_in", fan_in, 1)
+    checks.fitting_fan_in(fan_in, in_features)
 
 
 def check_width(features: Tensor, in_features: int) -> None:
@@ -141,8 +170,7 @@ def move_connections(
 ) -> None:
     """Set targets.flat[slots] = sources and zero the moments there, all in place."""
     where = torch.from_numpy(slots).to(targets.device)
-    # torch has no index assignment for uint16 and uint32; a view as signed has the same bits.
-    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32}.get(targets.dtype)
+    signed = _SIGNED.get(targets.dtype)
     flat = targets.view(-1) if signed is None else targets.view(-1).view(signed)
     values = torch.from_numpy(sources.astype(str(targets.dtype).removeprefix("torch.")))
     if signed is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fanin.kernels import library
 
@@ -19,6 +20,10 @@ def described(tensor: Tensor | None) -> library.Tensor:
     """A tensor as the C interface has it; None for one that is absent."""
     if tensor is None:
         return library.absent()
+    if tensor.layout != torch.strided:
+        raise ValueError(
+            f"a tensor of {list(tensor.shape)} is {tensor.layout}; make it dense first"
+        )
     return library.describe(
         tensor.data_ptr(),
         str(tensor.dtype).removeprefix("torch."),
@@ -188,8 +193,13 @@ def fan_in_linear(
     features [batch, inputs] float32 or float64, finite; indices [labels, fan_in] torch.uint16 or
     torch.uint32, each below inputs; weights [labels, fan_in] and bias [labels] like features; all
     contiguous and on one device. threads: CPU threads, 0 for as many as torch uses. Returns
-    [batch, labels]. Differentiable once, in features, weights and bias; works under autocast (in
-    float32) and torch.compile. Raises ValueError naming the argument that is wrong.
+    [batch, labels]. Differentiable once and backward, in features, weights and bias; works under
+    autocast (in float32) and torch.compile. Raises ValueError naming the argument that is wrong.
     """
+    if not torch.compiler.is_compiling():
+        for tensor in (features, weights, bias):
+            # torch.func takes a forward derivative that an op does not have for 0 (torch 2.13).
+            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+                raise NotImplementedError("fan_in_linear has a backward derivative only")
     scores: Tensor = torch.ops.fanin.fan_in_linear(features, indices, weights, bias, threads)
     return scores

@@ -175,7 +175,8 @@ typedef struct {
 } fanin_dense_update_params;
 
 /* The k highest scored labels of each instance, best first, equal scores in order of their label;
- * no more than k scores an instance are ever held. A NaN ranks last. */
+ * no more than k scores an instance are ever held. A NaN ranks last, after -inf, and comes out as
+ * one. */
 typedef struct {
   fanin_tensor features; /* [batch, inputs] float32 */
   fanin_connections connections;

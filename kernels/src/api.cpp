@@ -7,6 +7,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 
 #include "check.h"
 
@@ -134,6 +137,15 @@ int32_t choose(const char *name, Message message) {
 }
 
 }  // namespace
+
+bool is_forked() {
+  static std::atomic<bool> forked{false};
+#if defined(__unix__) || defined(__APPLE__)
+  static const int watched = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+  (void)watched;
+#endif
+  return forked;
+}
 
 // The documented setting FANIN_INSTRUCTION_SET is read at the first use.
 int32_t current(const CpuTarget **target, Message message) {

@@ -45,9 +45,11 @@ AdamCall adam_call(const fanin_adam &a) {
   const double t = double(a.step);
   const double rate =
       a.learning_rate * std::sqrt(1 - std::pow(a.beta2, t)) / (1 - std::pow(a.beta1, t));
-  uint64_t seed = a.seed + uint64_t(a.step);
+  // Neighbouring seeds must not be one stream a step apart, so the step is added to a mixed one.
+  uint64_t seed = a.seed;
+  uint64_t of_step = split_mix(seed) + uint64_t(a.step);
   return {float(rate), float(1 - a.beta1), float(1 - a.beta2), float(a.epsilon),
-          uint32_t(split_mix(seed) >> 32)};
+          uint32_t(split_mix(of_step) >> 32)};
 }
 
 // Checks connections and what is shaped like them; fan_in is 0 for unstructured ones.

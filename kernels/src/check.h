@@ -192,9 +192,13 @@ class Check {
   bool unknown_ = false;
 };
 
+// Whether this process was forked from one that has used the library. OpenMP's threads are not there
+// in such a child, and to wait for them would be for ever, so it works with one.
+bool is_forked();
+
 inline int threads_for(int32_t wanted, int64_t labels) {
 #if defined(_OPENMP)
-  int64_t threads = wanted > 0 ? wanted : omp_get_max_threads();
+  int64_t threads = is_forked() ? 1 : wanted > 0 ? wanted : omp_get_max_threads();
 #else
   int64_t threads = 1;
 #endif

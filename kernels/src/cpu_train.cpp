@@ -256,7 +256,7 @@ Finding run_top_k(const TopKCall &c) {
         for (int t = 0; t < threads; ++t) {
           const Best list(memory.best + (t * groups + b / kLanes) * memory.best_size, c.k);
           const int64_t at = used[t] * kLanes + b % kLanes;
-          if (used[t] < memory.counts[t] && (from < 0 || list.scores[at] > value)) {
+          if (used[t] < memory.counts[t] && (from < 0 || ranks_before(list.scores[at], value))) {
             from = t;
             id = list.ids[at];
             value = list.scores[at];

@@ -159,7 +159,7 @@ __global__ void merge_kernel(char *lists, int64_t list_size, const int64_t *coun
     for (int l = thread_id(); l < list_count; l += kLanes) {
       if (used[l] >= counts[l]) continue;
       const float head = Best(lists + l * list_size, k).scores[used[l] * kLanes + lane];
-      if (from < 0 || head > value) {
+      if (from < 0 || ranks_before(head, value)) {
         from = l;
         value = head;
       }
@@ -167,7 +167,8 @@ __global__ void merge_kernel(char *lists, int64_t list_size, const int64_t *coun
     for (int d = kLanes / 2; d; d /= 2) {
       const int other = __shfl_xor_sync(kAll, from, d);
       const float score = __shfl_xor_sync(kAll, value, d);
-      if (other >= 0 && (from < 0 || score > value || (score == value && other < from))) {
+      const bool equal = !ranks_before(score, value) && !ranks_before(value, score);
+      if (other >= 0 && (from < 0 || ranks_before(score, value) || (equal && other < from))) {
         from = other;
         value = score;
       }

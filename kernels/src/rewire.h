@@ -74,10 +74,12 @@ inline float weight_of(uint32_t magnitude) {
 inline uint64_t threshold_rank(const RewireCall &c) { return uint64_t(c.fraction * double(c.count)); }
 
 // Gives the connection at flat position i a new source where its |weight| is below the threshold;
-// whether it did. See fanin_rewire_params.
+// whether it did. Nothing is below NaN. See fanin_rewire_params.
 template <class I, class W, class M>
 FANIN_ANYWHERE bool regrow(const RewireCall &c, int64_t i, uint32_t threshold) {
-  if (magnitude(static_cast<const W *>(c.weights)[i]) >= threshold) return false;
+  constexpr uint32_t infinity = 0x7f800000u;
+  if (threshold > infinity || magnitude(static_cast<const W *>(c.weights)[i]) >= threshold)
+    return false;
   uint64_t state = c.seed + uint64_t(i) * 0x9e3779b97f4a7c15u;
   static_cast<I *>(c.indices)[i] = I((split_mix(state) >> 32) * uint64_t(c.inputs) >> 32);
   static_cast<M *>(c.m)[i] = static_cast<M *>(c.v)[i] = M(0);

@@ -7,6 +7,9 @@
 namespace fanin {
 namespace FANIN_TARGET {
 
+// Whether score a ranks before b, which has the lower label: NaN comes last, after -inf too.
+FANIN_ANYWHERE inline bool ranks_before(float a, float b) { return a > b || (b != b && a == a); }
+
 // The best so far of the 32 instances of one group, best first; scores[k][lane], ids[k][lane].
 // Labels have to come in ascending order: of equal scores the earlier one stays.
 struct Best {
@@ -32,21 +35,19 @@ struct Best {
 
   FANIN_FN void offer(int64_t label, const Lanes<float> &values, int lanes) {
     if (count == k) {
-      // Most labels are below all thresholds. NaN is not above anything.
+      // Most labels are below all thresholds. Where one of the two is NaN it is looked at below.
       const Lanes<float> above = map([](auto s, auto t) FANIN_INLINE {
-        return s > t ? decltype(s){} + 1.0f : decltype(s){}; }, values, load(thresholds));
+        return s <= t ? decltype(s){} : decltype(s){} + 1.0f; }, values, load(thresholds));
       if (!any(above)) return;
     }
     each_lane(values, lanes, [&](int lane, float score) {
-      // A NaN ranks last; whoever trains hears of it by the loss.
-      const float value = score == score ? score : -__builtin_inff();
-      if (count == k && !(value > thresholds[lane])) return;
+      if (count == k && !ranks_before(score, thresholds[lane])) return;
       int64_t at = count < k ? count : k - 1;
-      for (; at > 0 && scores[(at - 1) * kLanes + lane] < value; --at) {
+      for (; at > 0 && ranks_before(score, scores[(at - 1) * kLanes + lane]); --at) {
         scores[at * kLanes + lane] = scores[(at - 1) * kLanes + lane];
         ids[at * kLanes + lane] = ids[(at - 1) * kLanes + lane];
       }
-      scores[at * kLanes + lane] = value;
+      scores[at * kLanes + lane] = score;
       ids[at * kLanes + lane] = label;
       if (count >= k - 1) thresholds[lane] = scores[(k - 1) * kLanes + lane];
     });

@@ -1,0 +1,80 @@
+"""What the layers of both frameworks ask of their arguments, worded once. Each raises ValueError
+that names the argument, its value and what it has to be."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+
+MOST_INPUTS = 2**31 - 1
+MOST_THREADS = 1024
+
+
+def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """The integer that `value` is (NumPy's count, 2.0 does not)."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+    if number < least or (most is not None and number > most):
+        limit = f"at least {least}" if most is None else f"in {least}..{most}"
+        raise ValueError(f"{name} must be {limit}, got {number}")
+    return number
+
+
+def fitting_fan_in(fan_in: int, inputs: int) -> None:
+    """A label cannot have more connections than there are inputs."""
+    if fan_in > inputs:
+        raise ValueError(f"fan_in {fan_in} is larger than the {inputs} inputs")
+
+
+def best(k: Any, labels: int) -> int:
+    """How many of the best labels."""
+    try:
+        number = operator.index(k)
+    except TypeError:
+        number = 0
+    if not 1 <= number <= labels:
+        raise ValueError(f"k must be in 1..{labels} (the labels), got {k}")
+    return number
+
+
+def learning_rate(value: Any) -> float:
+    """Finite and not negative."""
+    try:
+        rate = float(value)
+    except (TypeError, ValueError):
+        rate = math.nan
+    if not (rate >= 0 and math.isfinite(rate)):
+        raise ValueError(f"learning_rate must be finite and at least 0, got {value!r}")
+    return rate
+
+
+def fraction(value: Any) -> float:
+    """Of the connections that are rewired."""
+    try:
+        part = float(value)
+    except (TypeError, ValueError):
+        part = math.nan
+    if not 0 <= part < 1:
+        raise ValueError(f"fraction must be at least 0 and below 1, got {value!r}")
+    return part
+
+
+def loaded_indices(indices: Any, inputs: int) -> None:
+    """Indices that come from a file or another layer. A framework converts them to the type of the
+    layer's own without a word, and one that is out of range becomes another."""
+    found = np.asarray(indices)
+    if not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(f"indices must be integers, got {found.dtype}")
+    if not found.size:
+        return
+    bad = (found < 0) | (found >= inputs)
+    if bad.any():
+        at = tuple(map(int, np.argwhere(bad)[0]))
+        raise ValueError(
+            f"indices[{', '.join(map(str, at))}] is {found[at]}, out of range for {inputs} inputs"
+        )
