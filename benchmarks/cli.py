@@ -271,12 +271,12 @@ def reproduce(
     ]
     options = Options(
         results,
-        data_dir,
-        device,
-        threads,
-        force,
-        save_weights,
-        checkpoint_minutes,
+        data_dir=data_dir,
+        device=device,
+        threads=threads,
+        force=force,
+        save_weights=save_weights,
+        checkpoint_minutes=checkpoint_minutes,
         profile="shapes" if shapes else "train",
         steps=steps,
     )
@@ -285,8 +285,9 @@ def reproduce(
     with Terminal(console) as display:
         done = run_all(todo, options, display)
     page = write_report(results)
-    # What is too large for this machine is an answer, not a failure.
-    failed = [r for r in done if r.failure and r.failure.kind != planning.TooLargeError.__name__]
+    # That something is too large for this machine is what a shape profile is asked.
+    answers = {planning.TooLargeError.__name__} if shapes else set()
+    failed = [r for r in done if r.failure and r.failure.kind not in answers]
     if as_json:
         _print_json(
             {
@@ -333,7 +334,7 @@ def compare(
     _backends(None)
     overrides = {"seed": seed, "execution": execution}
     chosen = _tasks([dataset], features, data_dir, tasks, setup, overrides)
-    options = Options(results, data_dir, device, threads)
+    options = Options(results, data_dir=data_dir, device=device, threads=threads)
     check_folder(results, {lockstep_path(results, task) for task in chosen})
     done = []
     failures = 0

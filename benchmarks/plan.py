@@ -206,6 +206,17 @@ def check_fits(expected: Estimate, available: int) -> None:
         )
 
 
+def check_counted(expected: Estimate, available_bytes: int) -> None:
+    """TooLargeError where the arrays of model and optimiser alone, which are counted and not
+    estimated, are more than the available bytes: the system would kill who tries."""
+    counted = expected.parameter_bytes + expected.optimizer_bytes
+    if counted > available_bytes:
+        raise TooLargeError(
+            f"model and optimiser state alone are {counted / GIB:.1f} GiB, and "
+            f"{available_bytes / GIB:.1f} GiB are available here; `fanin plan` says what fits"
+        )
+
+
 def estimate(task: Task, setup: LayerSetup, backend: str, threads: int) -> Estimate:
     """What training `setup` as the task says needs in this backend on a CPU."""
     make = _fused if task.execution == "fused" else _autograd

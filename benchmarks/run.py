@@ -29,7 +29,7 @@ from fanin.benchmarks import measure
 from fanin.benchmarks.checkpoint import Checkpoint, checkpoint_folder, remove_checkpoint
 from fanin.benchmarks.fit import evaluate, fit, predict
 from fanin.benchmarks.metrics import precision, ranking
-from fanin.benchmarks.plan import TooLargeError
+from fanin.benchmarks.plan import TooLargeError, check_counted, estimate
 from fanin.benchmarks.results import (
     DatasetInfo,
     Epoch,
@@ -43,6 +43,7 @@ from fanin.benchmarks.results import (
 from fanin.benchmarks.task import Task
 from fanin.datasets import Batches, DataError, Dataset, propensity
 from fanin.datasets import load as load_dataset
+from fanin.datasets.memory import available_bytes
 
 _EVENT_SECONDS = 0.2
 # Of the training instances, in protocol "holdout".
@@ -210,6 +211,10 @@ def run(request: Request, events: Events, result: RunResult) -> None:
     data = load_dataset(task.dataset, task.features, request.data_dir)
     result.dataset = dataset_info(data)
     seed = task.seed + request.repeat
+    setup = task.setup(data.inputs, data.labels)
+    if measure.runs_on_cpu(request.device):
+        threads = measure.threads(request.threads)
+        check_counted(estimate(task, setup, request.backend, threads), available_bytes())
     train, validation = split(data, task)
     batches = make_batches(task, train, seed)
     events.send(event="phase", name="importing the backend")
@@ -228,7 +233,7 @@ def run(request: Request, events: Events, result: RunResult) -> None:
     before = len(checkpoint.history) * len(batches)
     with measure.MemoryWatch() as memory:
         events.send(event="phase", name="building the model")
-        trainer = build(request, task.setup(data.inputs, data.labels))
+        trainer = build(request, setup)
         clock = measure.StepClock(trainer)
         events.send(event="phase", name="training")
 

@@ -28,6 +28,7 @@ from fanin.benchmarks.checkpoint import Checkpoint
 from fanin.benchmarks.cli import _tasks as chosen_tasks
 from fanin.benchmarks.cli import app
 from fanin.benchmarks.metrics import precision, precision_at
+from fanin.benchmarks.plan import TooLargeError
 from fanin.benchmarks.results import (
     Epoch,
     Machine,
@@ -39,7 +40,7 @@ from fanin.benchmarks.results import (
     result_path,
     write_result,
 )
-from fanin.benchmarks.run import Request, begun, failed
+from fanin.benchmarks.run import Events, Request, begun, failed
 from fanin.benchmarks.runner import Options
 from fanin.benchmarks.task import Task, TaskError, files_of, read_tasks, task_files
 from fanin.datasets import Batches, DataError, load
@@ -809,6 +810,25 @@ def test_threads_are_what_was_asked_for_or_the_setting(asked, setting, expected,
     assert measure.threads(asked) == (expected or len(os.sched_getaffinity(0)))
 
 
+def test_a_model_that_cannot_be_held_is_not_begun(tmp_path, monkeypatch):
+    """Else the system would kill the process, or others."""
+    monkeypatch.setattr(run, "available_bytes", lambda: 1000)
+    of = task(dataset="tiny", features="dense40")
+    request = Request(
+        task=of,
+        backend="torch",
+        repeat=0,
+        path=tmp_path / "x.json",
+        data_dir=write_dataset(tmp_path),
+    )
+    result = begun(request)
+    with pytest.raises(
+        TooLargeError, match=r"state alone are 0\.0 GiB, and 0\.0 GiB are available"
+    ):
+        run.run(request, Events(io.StringIO()), result)
+    assert result.dataset.labels == 50 and result.memory is None
+
+
 @pytest.mark.parametrize(("instances", "kept"), [(1, None), (2, 1), (40, 36)])
 def test_holdout_leaves_some_to_train_on(tmp_path, instances, kept):
     data = load("tiny", None, write_dataset(tmp_path, instances=instances))
@@ -906,15 +926,16 @@ class TestUsage:
         assert done.exit_code == 0, done.output
 
     @pytest.mark.parametrize(
-        ("kinds", "code"),
+        ("kinds", "more", "code"),
         [
-            (["DataError"], 2),
-            (["TaskError", "ProcessDied"], 2),
-            (["ProcessDied"], 1),
-            (["TooLargeError"], 0),
+            (["DataError"], (), 2),
+            (["TaskError", "ProcessDied"], (), 2),
+            (["ProcessDied"], (), 1),
+            (["TooLargeError"], (), 1),
+            (["TooLargeError"], ("--profile", "shapes", "--dataset", "amazon-3m"), 0),
         ],
     )
-    def test_exit_code(self, tmp_path, monkeypatch, kinds, code):
+    def test_exit_code(self, tmp_path, monkeypatch, kinds, more, code):
         def run_all(todo, options, display):
             made = []
             for request, kind in zip(todo, kinds, strict=False):
@@ -923,9 +944,9 @@ class TestUsage:
             return made
 
         monkeypatch.setattr(cli, "run_all", run_all)
-        done = in_process("reproduce", "--results", tmp_path, "--json")
+        done = in_process("reproduce", "--results", tmp_path, "--json", *more)
         assert done.exit_code == code
-        assert f"{12 - len(kinds)} more runs on unusable data were not tried" in done.output
+        assert re.search(r"\d+ more runs on unusable data were not tried", done.output)
 
     def test_a_results_folder_that_is_no_folder_of_files(self, tmp_path):
         path = result_path(tmp_path, task(), "torch", 0)
