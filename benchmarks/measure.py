@@ -144,7 +144,7 @@ def machine(trainer: Trainer, threads: int) -> Machine:
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         processor=processor(),
-        cores=_cores(),
+        cores=cores(),
         memory_bytes=psutil.virtual_memory().total,
         gpu=gpu_name(),
         python=platform.python_version(),
@@ -207,10 +207,10 @@ def runs_on_cpu(device: str) -> bool:
 def threads(asked: int) -> int:
     """CPU threads of a run that asks for so many; 0 for OMP_NUM_THREADS, or all without it."""
     setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return asked or (int(setting) if setting.isdecimal() else 0) or _cores()
+    return asked or (int(setting) if setting.isdecimal() else 0) or cores()
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -5,11 +5,11 @@ embedded ones, `folder.load_folder` for one's own files) returns a `Dataset`, an
 its training half into the batches that every backend sees. Nothing here knows a framework.
 """
 
-from .batches import Batch, Batches, evaluation_blocks
-from .catalogue import PUBLISHED, canonical_name, propensity, spellings
-from .dataset import DataError, Dataset
-from .folder import feature_kinds, find_folder
-from .registry import available, load
+from fanin.datasets.batches import Batch, Batches, evaluation_blocks
+from fanin.datasets.catalogue import PUBLISHED, canonical_name, propensity, spellings
+from fanin.datasets.dataset import DataError, Dataset
+from fanin.datasets.folder import feature_kinds, find_folder
+from fanin.datasets.registry import available, load
 
 __all__ = [
     "PUBLISHED",

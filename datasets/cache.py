@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -50,7 +50,7 @@ def load(path: Path, unpack: Callable[[Arrays], T]) -> T | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except DAMAGED as error:
-        log.warning("%s is damaged (%s): making it anew", path, error)
+        _LOG.warning("%s is damaged (%s): making it anew", path, error)
         return None
 
 
@@ -66,4 +66,4 @@ def store(path: Path, **arrays: npt.NDArray[Any]) -> None:
             file.close()
             os.unlink(file.name)
             raise
-    log.info("cached %s", path)
+    _LOG.info("cached %s", path)

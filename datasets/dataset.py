@@ -87,18 +87,6 @@ class Dataset:
                 digest.update(block.tobytes())
         return digest.hexdigest()
 
-    def describe(self) -> dict[str, int | float]:
-        """Counts for reports; the two averages are over the training instances."""
-        positives = int(self.train_y.nnz)
-        return {
-            "train_instances": self.train_instances,
-            "test_instances": self.test_instances,
-            "inputs": self.inputs,
-            "labels": self.labels,
-            "labels_per_instance": positives / self.train_instances,
-            "instances_per_label": positives / self.labels,
-        }
-
     def validate(self) -> None:
         """Check that the parts fit: shapes, types, sorted labels in range, finite features; and
         that there is something to train and to test on.

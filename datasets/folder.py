@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from . import cache, formats, svd
-from .catalogue import FEATURES, PUBLISHED, canonical_name, spellings
-from .dataset import DataError, Dataset, check_some
-from .memory import available_bytes
+from fanin.datasets import cache, formats, svd
+from fanin.datasets.catalogue import FEATURES, PUBLISHED, canonical_name, spellings
+from fanin.datasets.dataset import DataError, Dataset, check_some
+from fanin.datasets.memory import available_bytes
 
-log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 BOW, BOW_SVD512 = "bow", "bow-svd512"
 FILES_IN = "files in "  # a folder: the source of its data set
@@ -62,7 +62,7 @@ def cached(read: SparseReader) -> SparseReader:
         try:
             cache.store(kept, indices=labels.indices, indptr=labels.indptr, shape=shape)
         except OSError as error:
-            log.warning(
+            _LOG.warning(
                 "%s: cannot be written (%s), so labels are parsed at every start: set FANIN_CACHE "
                 "to a folder that can be",
                 *(kept, error),
@@ -216,7 +216,7 @@ def _reduced(folder: Path, name: str, labels: Sequence[Labels]) -> tuple[Feature
                 f"{files[0][0]}: {train.shape[0]} instances and {train.shape[1]} inputs are too "
                 f"few for {svd.SVD['n_components']} SVD components: use --features {BOW}"
             )
-        log.info("making %s of %d instances", BOW_SVD512, train.shape[0])
+        _LOG.info("making %s of %d instances", BOW_SVD512, train.shape[0])
         return svd.reduce(train, test)
 
     digest = svd.content_hash()
@@ -347,6 +347,6 @@ def _compare_with_published(data: Dataset) -> None:
         if have != published
     ]
     if other:
-        log.warning(
+        _LOG.warning(
             "%s: these are not the published %s: %s", data.source, entry.name, "; ".join(other)
         )

@@ -31,9 +31,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from .dataset import DataError, check_finite
+from fanin.datasets.dataset import DataError, check_finite
 
-log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 BLOCK_BYTES = 8 << 20
 MAX_DIGITS = 9  # of a number: no data set comes near, and line * columns + id fits 64 bits
@@ -166,7 +166,7 @@ def read_features(path: Path | str) -> npt.NDArray[np.float32]:
         raise DataError(f"{path}: features are {stored.dtype}: store one of {usable}")
     if stored.dtype == np.float32 and stored.flags.c_contiguous:
         return stored
-    log.info("%s is %s: converting in memory; a float32 file is mapped", path, stored.dtype)
+    _LOG.info("%s is %s: converting in memory; a float32 file is mapped", path, stored.dtype)
     with np.errstate(over="ignore"):  # becomes infinite, which the check reports
         converted = np.ascontiguousarray(stored, np.float32)
     check_finite(converted, f"{path} (as float32)")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from . import wordnet
-from .catalogue import PUBLISHED, canonical_name
-from .dataset import DataError, Dataset
-from .folder import find_folder, layout, load_folder
+from fanin.datasets import wordnet
+from fanin.datasets.catalogue import PUBLISHED, canonical_name
+from fanin.datasets.dataset import DataError, Dataset
+from fanin.datasets.folder import find_folder, layout, load_folder
 
 EMBEDDED: dict[str, Callable[[str | None], Dataset]] = {
     "wordnet": wordnet.load_wordnet,

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from .catalogue import FEATURES, PUBLISHED, Published, canonical_name
-from .dataset import DataError
+from fanin.datasets.catalogue import FEATURES, PUBLISHED, Published, canonical_name
+from fanin.datasets.dataset import DataError
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 from sklearn.preprocessing import normalize
 
-from . import cache
-from .dataset import DataError
+from fanin.datasets import cache
+from fanin.datasets.dataset import DataError
 
-log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 SVD: dict[str, Any] = {"n_components": 512, "n_iter": 3, "random_state": 0}
 
@@ -38,7 +38,7 @@ def reduce(train: sparse.csr_array, test: sparse.csr_array) -> tuple[Features, F
     svd = TruncatedSVD(**SVD)
     start = time.perf_counter()
     reduced = normalize(svd.fit_transform(train)), normalize(svd.transform(test))
-    log.info("SVD of %d instances in %.0f s", train.shape[0], time.perf_counter() - start)
+    _LOG.info("SVD of %d instances in %.0f s", train.shape[0], time.perf_counter() - start)
     first, second = (np.ascontiguousarray(x, np.float32) for x in reduced)
     return first, second
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from . import svd
-from .svd import Features
+from fanin.datasets import svd
+from fanin.datasets.svd import Features
 
-log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 TFIDF_SVD512 = "tfidf-svd512"
 TFIDF: dict[str, Any] = {"sublinear_tf": True, "min_df": 2, "ngram_range": (1, 1)}
@@ -39,7 +39,7 @@ def load_text_features(
 
 def tfidf_svd(train_texts: Sequence[str], test_texts: Sequence[str]) -> tuple[Features, Features]:
     """TF-IDF of words, truncated SVD, rows of length one; fitted on the training texts only."""
-    log.info("making %s of %d texts, at most a minute or two", TFIDF_SVD512, len(train_texts))
+    _LOG.info("making %s of %d texts, at most a minute or two", TFIDF_SVD512, len(train_texts))
     vectorizer = TfidfVectorizer(dtype=np.float32, **TFIDF)
     train = vectorizer.fit_transform(train_texts)
     return svd.reduce(train, vectorizer.transform(test_texts))

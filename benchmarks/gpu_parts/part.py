@@ -96,7 +96,7 @@ def machine(device: torch.device) -> Machine:
         nvcc=_nvcc(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         processor=measure.processor(),
-        cores=measure.threads(0),
+        cores=measure.cores(),
         python=platform.python_version(),
         torch=torch.__version__,
         library=f"fanin {library['version']}",

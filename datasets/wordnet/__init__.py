@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from ..dataset import DataError, Dataset
-from ..text_features import TFIDF_SVD512, load_text_features
+from fanin.datasets.dataset import DataError, Dataset
+from fanin.datasets.text_features import TFIDF_SVD512, load_text_features
 
 MIN_POSITIVES = 2
 
