@@ -61,8 +61,6 @@ from fanin.reports.tables import Cell, Column
 from fanin.reports.tables import Table as ReportTable
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
-# Failures of a run that are the data's or the task's, by kind.
-_UNUSABLE = {DataError.__name__, TaskError.__name__}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -286,8 +284,8 @@ def reproduce(
         done = run_all(todo, options, display)
     page = write_report(results)
     # That something is too large for this machine is what a shape profile is asked.
-    answers = {planning.TooLargeError.__name__} if shapes else set()
-    failed = [r for r in done if r.failure and r.failure.kind not in answers]
+    failures = [r.failure for r in done if r.failure]
+    failed = [each for each in failures if not (shapes and each.is_too_large)]
     if as_json:
         _print_json(
             {
@@ -302,8 +300,7 @@ def reproduce(
     if len(done) < len(todo):
         console.print(f"{len(todo) - len(done)} more runs on unusable data were not tried")
     if failed:
-        unusable = any(r.failure and r.failure.kind in _UNUSABLE for r in failed)
-        raise typer.Exit(USAGE if unusable else FAILED)
+        raise typer.Exit(USAGE if any(each.is_of_input for each in failed) else FAILED)
 
 
 @app.command()

@@ -138,9 +138,24 @@ class Machine(_Model):
 
 
 class Failure(_Model):
-    kind: str
+    kind: str = Field(description="name of the exception, or ProcessDied")
     message: str
     traceback: str
+
+    @property
+    def is_of_data(self) -> bool:
+        """Another run on the same data would end so, too."""
+        return self.kind == "DataError"
+
+    @property
+    def is_of_input(self) -> bool:
+        """What was given cannot be used: data, or a task that does not fit them."""
+        return self.is_of_data or self.kind == "TaskError"
+
+    @property
+    def is_too_large(self) -> bool:
+        """The model needs more memory than the machine, or its GPU, has."""
+        return self.kind in ("TooLargeError", "OutOfMemoryError")
 
 
 class RunResult(_Model):

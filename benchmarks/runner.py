@@ -30,7 +30,7 @@ from fanin.benchmarks.results import (
 )
 from fanin.benchmarks.run import Request, begun, failed
 from fanin.benchmarks.task import Task
-from fanin.datasets import DataError, find_folder
+from fanin.datasets import find_folder
 from fanin.datasets.folder import FILES_IN
 
 
@@ -163,7 +163,7 @@ def run_all(todo: list[Request], options: Options, display: Display) -> list[Run
                 write_result(request.path, before)  # which was good, but for its weights
         display.end(result, skipped=done is not None)
         results.append(result)
-        if result.failure and result.failure.kind == DataError.__name__:
+        if result.failure and result.failure.is_of_data:
             unusable.add(data_of(request))
     return results
 

@@ -25,8 +25,6 @@ from fanin.reports.tables import (
 )
 
 SYNTHETIC, EXTRAPOLATED = "synthetic", "extrapolated"
-# As `fanin.benchmarks.plan.TooLargeError` is recorded.
-_TOO_LARGE = "TooLargeError"
 
 
 def shape_values(run: RunResult) -> dict[str, float | None]:
@@ -57,7 +55,7 @@ def evaluation_seconds(of: Extrapolation) -> float:
 def remark(run: RunResult) -> str:
     """What a reader has to know of a profile beside its figures."""
     if run.failure:
-        what = "does not fit" if run.failure.kind == _TOO_LARGE else f"failed ({run.failure.kind})"
+        what = "does not fit" if run.failure.is_too_large else f"failed ({run.failure.kind})"
         return f"{what}: {run.failure.message}"
     steps = len(run.extrapolation.step_seconds) if run.extrapolation else 0
     return f"{SYNTHETIC}; time {EXTRAPOLATED} from {steps} steps"

@@ -31,6 +31,7 @@ from fanin.benchmarks.metrics import precision, precision_at
 from fanin.benchmarks.plan import TooLargeError
 from fanin.benchmarks.results import (
     Epoch,
+    Failure,
     Machine,
     Precision,
     ResultError,
@@ -924,6 +925,17 @@ class TestUsage:
         again = ("--setup", "unstructured-8", "--backend", "torch", "--force")
         done = in_process("reproduce", *arguments(spoiled, "all"), *again)
         assert done.exit_code == 0, done.output
+
+    def test_failures_are_known_by_the_names_of_exceptions(self):
+        for error, asked in (
+            (DataError, "is_of_data"),
+            (DataError, "is_of_input"),
+            (TaskError, "is_of_input"),
+            (TooLargeError, "is_too_large"),
+        ):
+            assert getattr(Failure(kind=error.__name__, message="", traceback=""), asked)
+        other = Failure(kind="ValueError", message="", traceback="")
+        assert not (other.is_of_data or other.is_of_input or other.is_too_large)
 
     @pytest.mark.parametrize(
         ("kinds", "more", "code"),

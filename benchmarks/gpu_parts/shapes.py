@@ -16,7 +16,6 @@ import torch
 
 from fanin.benchmarks.gpu_parts import part
 from fanin.benchmarks.gpu_parts.results import Row, ShapeRow
-from fanin.benchmarks.plan import TooLargeError
 from fanin.benchmarks.results import RunResult, result_path
 from fanin.benchmarks.run import Request
 from fanin.benchmarks.runner import Options, requests, run_all
@@ -32,8 +31,6 @@ TABLES = (
 EXECUTIONS = ("fused", "autograd")
 STEPS, DRY_STEPS = 20, 2
 DRY_SETUP = "ffi-32"
-# What is too large for this device is an answer, not a failure.
-_TOO_LARGE = (TooLargeError.__name__, "OutOfMemoryError")
 
 
 def tasks(dry_run: bool) -> list[Task]:
@@ -79,7 +76,7 @@ def jobs(given: part.Options) -> list[part.Job]:
             (result,) = run_all(requests([task], ["torch"], options), options, Silent())
             if result.failure:
                 row.reason = f"{result.failure.kind}: {result.failure.message}"
-                if result.failure.kind in _TOO_LARGE:
+                if result.failure.is_too_large:  # an answer
                     row.state = "gap"
                 else:
                     row.failure = row.reason
