@@ -9,7 +9,7 @@ says.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, SupportsFloat
@@ -17,7 +17,14 @@ from typing import Any, Protocol, SupportsFloat
 import numpy as np
 
 from fanin.backends.arrays import check_arrays, checked, copied, index_dtype
-from fanin.backends.interface import LayerSetup, OnStep, Storage, TrainingBatch, check_losses
+from fanin.backends.interface import (
+    Device,
+    LayerSetup,
+    OnStep,
+    Storage,
+    TrainingBatch,
+    check_losses,
+)
 
 # Features and their gradients, [sources, 32] float32 each, fill 768 KiB of a second-level cache of
 # 1 MiB. On two cores with such a cache and 300,000 labels, sorting was slower at 2048 sources and
@@ -52,6 +59,9 @@ class Engine(Protocol):
     """A framework's part of the fused execution."""
 
     sorts_connections: bool  # on a CPU, for its caches
+
+    @property
+    def device(self) -> Device: ...
 
     def features(self, array: np.ndarray) -> Held:
         """Features of a batch as the methods below take them, on the device."""
@@ -99,16 +109,6 @@ class Engine(Protocol):
     def regrow(self, layer: Layer, sources: int, fraction: float, seed: int) -> int:
         """Rewire the connections of smallest |weight|; how many moved."""
 
-    def synchronize(self) -> None: ...
-
-    def mark(self) -> Any: ...
-
-    def seconds(self, marks: Sequence[Any]) -> list[float]: ...
-
-    def description(self) -> dict[str, str]: ...
-
-    def device_memory(self) -> dict[str, int | None]: ...
-
 
 class FusedTrainer:
     """A model of one `LayerSetup`; see `fanin.backends.interface.Trainer`."""
@@ -121,6 +121,7 @@ class FusedTrainer:
         storage: Storage,
     ) -> None:
         self.setup = setup
+        self.device = engine.device
         self._engine = engine
         self._storage = storage
         self._steps = 0
@@ -316,18 +317,3 @@ class FusedTrainer:
         self.setup.check_rewired()
         with self._in_label_order():
             return self._engine.regrow(self._output, self.setup.sources, fraction, seed)
-
-    def synchronize(self) -> None:
-        self._engine.synchronize()
-
-    def mark(self) -> Any:
-        return self._engine.mark()
-
-    def seconds(self, marks: Sequence[Any]) -> list[float]:
-        return self._engine.seconds(marks)
-
-    def description(self) -> dict[str, str]:
-        return self._engine.description()
-
-    def device_memory(self) -> dict[str, int | None]:
-        return self._engine.device_memory()

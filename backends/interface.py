@@ -159,10 +159,34 @@ class TrainingBatch(Protocol):
     def labels(self) -> np.ndarray: ...  # int64 [positives]
 
 
+class Device(Protocol):
+    """Where a trainer works, as far as measuring asks."""
+
+    def synchronize(self) -> None:
+        """Wait until it has finished; a no-op on a CPU."""
+
+    def mark(self) -> Any:
+        """A mark in its order of work, without waiting for it (a CUDA event; the time, on a CPU).
+        None where the framework has no such thing."""
+
+    def seconds(self, marks: Sequence[Any]) -> list[float]:
+        """Seconds from each mark to the next; waits for the last one."""
+
+    def description(self) -> dict[str, str]:
+        """`framework` with its version and `device`, for the result file."""
+
+    def memory(self) -> dict[str, int | None]:
+        """`allocator_peak_bytes` and `allocator_reserved_bytes` of the framework's allocator; None
+        where not measurable."""
+
+
 class Trainer(Protocol):
     """A model in one framework, its optimiser state and the ways to train and ask it."""
 
     setup: LayerSetup
+
+    @property
+    def device(self) -> Device: ...
 
     def train(
         self, batches: Iterable[TrainingBatch], learning_rate: float, on_step: OnStep | None = None
@@ -208,22 +232,6 @@ class Trainer(Protocol):
 
     def state_bytes(self) -> tuple[int, int]:
         """Bytes of the parameters (indices included) and of the optimiser state, counted."""
-
-    def synchronize(self) -> None:
-        """Wait until the device has finished; a no-op on a CPU."""
-
-    def mark(self) -> Any:
-        """A mark in the device's order of work, without waiting for it (a CUDA event; the time, on
-        a CPU). None where the framework has no such thing."""
-
-    def seconds(self, marks: Sequence[Any]) -> list[float]:
-        """Seconds from each mark to the next; waits for the last one."""
-
-    def description(self) -> dict[str, str]:
-        """Framework, version and device, for the result file."""
-
-    def device_memory(self) -> dict[str, int | None]:
-        """`allocator_peak_bytes` and `allocator_reserved_bytes`; None where not measurable."""
 
 
 BACKENDS = ("torch", "tensorflow")

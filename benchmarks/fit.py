@@ -147,13 +147,13 @@ def fit(
         schedule.observe(epoch)
     while len(history) < task.epochs and not schedule.is_over:
         number, rate = len(history) + 1, schedule.rate
-        trainer.synchronize()
+        trainer.device.synchronize()
         start = time.perf_counter()
         losses, rewired = train_epoch(trainer, batches, number, task, seed, rate, on_step)
-        trainer.synchronize()
+        trainer.device.synchronize()
         trained = time.perf_counter()
         validated = evaluate(trainer, *validation)
-        trainer.synchronize()
+        trainer.device.synchronize()
         epoch = Epoch(
             epoch=number,
             steps=len(losses),

@@ -82,7 +82,7 @@ class MemoryWatch:
             host_baseline_rss_bytes=self._baseline,
             parameter_bytes=parameters,
             optimizer_state_bytes=optimizer,
-            **trainer.device_memory(),
+            **trainer.device.memory(),
         )
 
 
@@ -114,13 +114,13 @@ class StepClock:
 
     def __call__(self, loss: SupportsFloat) -> None:
         self.steps += 1
-        mark = self._trainer.mark()
+        mark = self._trainer.device.mark()
         if mark is not None:
             self._marks.append(mark)
 
     def pause(self) -> None:
         """Something else than training follows; the time until the next step does not count."""
-        self._seconds += self._trainer.seconds(self._marks)
+        self._seconds += self._trainer.device.seconds(self._marks)
         self._marks = []
 
     def seconds(self) -> list[float]:
@@ -140,7 +140,7 @@ def machine(trainer: Trainer, threads: int) -> Machine:
     from fanin.benchmarks.results import Machine
 
     info = build_info()
-    described = trainer.description()
+    described = trainer.device.description()
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         processor=processor(),

@@ -68,10 +68,10 @@ def profile(request: Request, events: Events, result: RunResult) -> None:
         trainer = build(request, setup)
 
         def timed(work: Callable[..., object], *arguments: object) -> float:
-            trainer.synchronize()
+            trainer.device.synchronize()
             start = time.perf_counter()
             work(*arguments)
-            trainer.synchronize()
+            trainer.device.synchronize()
             return time.perf_counter() - start
 
         rewire_seconds = None

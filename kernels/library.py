@@ -57,11 +57,11 @@ def _tensors(*names: str) -> Iterator[tuple[str, type[ctypes.Structure]]]:
 
 
 class _Params(ctypes.Structure):
-    def __init__(self, **values: Any) -> None:
-        threads = values.get("threads", 0)
+    def __init__(self, *values: Any, **named: Any) -> None:
+        threads = named.get("threads", 0)
         if not -(2**31) <= threads < 2**31:  # of which ctypes would leave the upper bits out
             raise ValueError(f"threads must be 0 (all) or 1 to 1024, got {threads}")
-        super().__init__(**values)
+        super().__init__(*values, **named)
 
 
 class ForwardParams(_Params):

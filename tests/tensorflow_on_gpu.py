@@ -101,7 +101,7 @@ def training(setup, storage):
         (block,) = batches(setup, 1, 20)
         np.testing.assert_array_equal(gpu.top_k(block.features, 5), cpu.top_k(block.features, 5))
     gpu.load_optimizer_arrays(copied(cpu.optimizer_arrays()))
-    gpu.synchronize()
+    gpu.device.synchronize()
 
 
 def layer_of_its_own(device, traced):

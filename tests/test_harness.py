@@ -12,6 +12,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -324,6 +325,7 @@ class FakeTrainer:
         self.epoch = 0
         self.rates = []
         self.loaded = None
+        self.device = SimpleNamespace(synchronize=lambda: None)
 
     def train(self, batches, learning_rate, on_step=None):
         self.epoch += 1
@@ -335,9 +337,6 @@ class FakeTrainer:
 
     def load_weights(self, arrays):
         self.loaded = {k: int(v[0]) for k, v in arrays.items()}
-
-    def synchronize(self):
-        pass
 
 
 @pytest.fixture

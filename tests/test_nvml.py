@@ -372,7 +372,7 @@ WATCH = f"""if True:
     from fanin.benchmarks import measure
     trainer = types.SimpleNamespace(
         state_bytes=lambda: (1, 2),
-        device_memory=lambda: {NO_ALLOCATOR},
+        device=types.SimpleNamespace(memory=lambda: {NO_ALLOCATOR}),
     )
     me = psutil.Process()
     with measure.MemoryWatch() as watch:
@@ -410,7 +410,8 @@ class TestMemoryWatch:
     def test_the_resident_set_where_the_kernel_keeps_no_peak(self, monkeypatch):
         monkeypatch.setattr(measure, "gpu_name", lambda: None)
         monkeypatch.setattr(measure, "_reset_peak", lambda: False)
-        trainer = SimpleNamespace(state_bytes=lambda: (1, 2), device_memory=lambda: NO_ALLOCATOR)
+        device = SimpleNamespace(memory=lambda: NO_ALLOCATOR)
+        trainer = SimpleNamespace(state_bytes=lambda: (1, 2), device=device)
         with measure.MemoryWatch() as watch:
             held = np.ones(64 * MIB, np.uint8)
             resident = psutil.Process().memory_info().rss

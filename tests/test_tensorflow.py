@@ -748,12 +748,12 @@ def test_state_bytes_are_counted():
 
 def test_description_and_device():
     trainer, arrays = start(SETUPS[0])
-    trainer.synchronize()
-    assert trainer.description() == {
+    trainer.device.synchronize()
+    assert trainer.device.description() == {
         "framework": f"tensorflow {tf.__version__}",
         "device": "cpu",
     }
-    assert set(trainer.device_memory().values()) == {None}
+    assert set(trainer.device.memory().values()) == {None}
     with pytest.raises(ValueError, match="device must be"):
         make_trainer("tensorflow", SETUPS[0], arrays, device="tpu")
     if not tf.config.list_physical_devices("GPU"):

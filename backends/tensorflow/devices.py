@@ -1,4 +1,4 @@
-"""What both executions ask TensorFlow about the device; it is named "/CPU:0" or "/GPU:0"."""
+"""The device as both executions in TensorFlow, and measuring, see it."""
 
 from __future__ import annotations
 
@@ -6,75 +6,76 @@ import logging
 import time
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import tensorflow as tf
 
 _LOG = logging.getLogger(__name__)
 
 
-def prepare_device(device: str, threads: int) -> str:
-    """Settle the process-wide settings; returns "/CPU:0" or "/GPU:0"."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f'device must be "auto", "cpu" or "cuda", got {device!r}')
-    gpus = tf.config.list_physical_devices("GPU")
-    if device == "cuda" and not gpus:
-        raise RuntimeError(
-            "a GPU was asked for but TensorFlow sees none here: it needs an NVIDIA driver and "
-            "TensorFlow's CUDA build (pip install 'tensorflow[and-cuda]')"
-        )
-    for gpu in gpus:
-        # Without it TensorFlow takes the whole device, and its use would say nothing.
-        if not tf.config.experimental.get_memory_growth(gpu):
-            tf.config.experimental.set_memory_growth(gpu, True)
-    if threads > 0 and tf.config.threading.get_intra_op_parallelism_threads() != threads:
-        try:
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
-        except RuntimeError:
-            _LOG.warning(
-                "TensorFlow has started already: its own operations do not change to %d threads",
-                threads,
+class TensorFlowDevice:
+    """See `fanin.backends.interface.Device`."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        """name: "cpu", "cuda", or "auto" for a GPU where TensorFlow sees one. Settles what holds
+        for the whole process: memory growth, and CPU threads, 0 for all."""
+        if name not in ("auto", "cpu", "cuda"):
+            raise ValueError(f'device must be "auto", "cpu" or "cuda", got {name!r}')
+        gpus = tf.config.list_physical_devices("GPU")
+        if name == "cuda" and not gpus:
+            raise RuntimeError(
+                "a GPU was asked for but TensorFlow sees none here: it needs an NVIDIA driver and "
+                "TensorFlow's CUDA build (pip install 'tensorflow[and-cuda]')"
             )
-    return "/GPU:0" if gpus and device != "cpu" else "/CPU:0"
+        for gpu in gpus:
+            # Without it TensorFlow takes the whole device, and its use would say nothing.
+            if not tf.config.experimental.get_memory_growth(gpu):
+                tf.config.experimental.set_memory_growth(gpu, True)
+        if threads > 0 and tf.config.threading.get_intra_op_parallelism_threads() != threads:
+            try:
+                tf.config.threading.set_intra_op_parallelism_threads(threads)
+            except RuntimeError:
+                _LOG.warning(
+                    "TensorFlow has started already: its own operations do not change to %d "
+                    "threads",
+                    threads,
+                )
+        self.is_cpu = not gpus or name == "cpu"
+        self.name = "/CPU:0" if self.is_cpu else "/GPU:0"
 
+    def scope(self) -> Any:
+        """Within it, ops and variables are made here."""
+        return tf.device(self.name)
 
-def synchronize(device: str) -> None:
-    """Wait until the device has finished."""
-    if device != "/CPU:0":
-        tf.test.experimental.sync_devices()
+    def number(self, loss: tf.Tensor) -> SupportsFloat:
+        """A loss as a number, but on a GPU, where that would wait, as it is.
 
+        Small tensors that are kept, step after step, between large ones that are freed also keep
+        the C library from using their memory again.
+        """
+        return float(loss) if self.is_cpu else loss
 
-def mark(device: str) -> float | None:
-    """See `fanin.backends.interface.Trainer`; TensorFlow has no events for a GPU."""
-    return time.perf_counter() if device == "/CPU:0" else None
+    def synchronize(self) -> None:
+        if not self.is_cpu:
+            tf.test.experimental.sync_devices()
 
+    def mark(self) -> float | None:
+        """TensorFlow has no events for a GPU."""
+        return time.perf_counter() if self.is_cpu else None
 
-def seconds(marks: Sequence[float]) -> list[float]:
-    """See `fanin.backends.interface.Trainer`."""
-    return [after - before for before, after in pairwise(marks)]
+    def seconds(self, marks: Sequence[float]) -> list[float]:
+        return [after - before for before, after in pairwise(marks)]
 
+    def description(self) -> dict[str, str]:
+        name = "cpu"
+        if not self.is_cpu:
+            gpu = tf.config.list_physical_devices("GPU")[0]
+            name = tf.config.experimental.get_device_details(gpu).get("device_name", "cuda")
+        return {"framework": f"tensorflow {tf.__version__}", "device": name}
 
-def loss_number(loss: tf.Tensor, device: str) -> SupportsFloat:
-    """A loss as a number, but on a GPU, where that would wait, as it is.
-
-    Small tensors that are kept, step after step, between large ones that are freed also keep the C
-    library from using their memory again.
-    """
-    return float(loss) if device == "/CPU:0" else loss
-
-
-def description(device: str) -> dict[str, str]:
-    """Framework with its version, and device."""
-    name = "cpu"
-    if device != "/CPU:0":
-        gpu = tf.config.list_physical_devices("GPU")[0]
-        name = tf.config.experimental.get_device_details(gpu).get("device_name", "cuda")
-    return {"framework": f"tensorflow {tf.__version__}", "device": name}
-
-
-def device_memory(device: str) -> dict[str, int | None]:
-    """Bytes that TensorFlow's allocator held at most; it does not tell what it reserved."""
-    peak = None
-    if device != "/CPU:0":
-        peak = int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
-    return {"allocator_peak_bytes": peak, "allocator_reserved_bytes": None}
+    def memory(self) -> dict[str, int | None]:
+        """TensorFlow does not tell what its allocator reserved."""
+        peak = None
+        if not self.is_cpu:
+            peak = int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+        return {"allocator_peak_bytes": peak, "allocator_reserved_bytes": None}

@@ -20,7 +20,7 @@ import tensorflow as tf
 from fanin.backends import checks, fused
 from fanin.backends.arrays import drawn_seed, index_dtype
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
-from fanin.backends.tensorflow import devices
+from fanin.backends.tensorflow.devices import TensorFlowDevice
 from fanin.backends.tensorflow.layers import Connected, checked_options, known_inputs
 from fanin.backends.tensorflow.losses import LOSSES
 from fanin.backends.tensorflow.ops import fan_in_linear, ops
@@ -429,22 +429,21 @@ class TensorFlowEngine:
     is to be int32 is therefore held as uint32.
     """
 
-    def __init__(self, device: str, threads: int) -> None:
-        self._device = device
+    def __init__(self, device: TensorFlowDevice, threads: int) -> None:
+        self.device = device
         self._threads = threads
-        # Sorting is for the caches of a CPU.
-        self.sorts_connections = device == "/CPU:0"
+        self.sorts_connections = device.is_cpu
 
     def features(self, array: np.ndarray) -> tf.Tensor:
-        with tf.device(self._device):
+        with self.device.scope():
             return tf.convert_to_tensor(array)
 
     def hold(self, array: np.ndarray, dtype: str) -> tf.Variable:
-        with tf.device(self._device):
+        with self.device.scope():
             return tf.Variable(_converted(array, _held_type(dtype)), trainable=False)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> tf.Variable:
-        with tf.device(self._device):  # not by way of NumPy, whose array would be there beside it
+        with self.device.scope():  # not by way of NumPy, whose array would be there beside it
             return tf.Variable(tf.zeros(shape, _held_type(dtype)), trainable=False)
 
     def read(self, held: tf.Variable) -> np.ndarray:
@@ -463,7 +462,7 @@ class TensorFlowEngine:
         return held.shape.num_elements() * held.dtype.size
 
     def forward(self, features: tf.Tensor, layer: fused.Layer) -> tf.Tensor:
-        with tf.device(self._device):
+        with self.device.scope():
             outputs: tf.Tensor = ops().fanin_dense_relu(
                 features=features,
                 weights=layer.weights.values,
@@ -481,7 +480,7 @@ class TensorFlowEngine:
         rate: float,
         step: int,
     ) -> None:
-        with tf.device(self._device):
+        with self.device.scope():
             ops().fanin_dense_relu_update(
                 grad_outputs=grad,
                 outputs=outputs,
@@ -503,7 +502,7 @@ class TensorFlowEngine:
         step: int,
         want_grad: bool,
     ) -> tuple[SupportsFloat, tf.Tensor]:
-        with tf.device(self._device):
+        with self.device.scope():
             value, grad = fused_step(
                 features,
                 layer.connections,
@@ -516,10 +515,10 @@ class TensorFlowEngine:
                 want_grad=want_grad,
                 threads=self._threads,
             )
-        return devices.loss_number(value, self._device), grad
+        return self.device.number(value), grad
 
     def top_k(self, features: tf.Tensor, layer: fused.Layer, k: int) -> np.ndarray:
-        with tf.device(self._device):
+        with self.device.scope():
             _, ids = top_k(
                 features,
                 layer.connections,
@@ -548,21 +547,6 @@ class TensorFlowEngine:
     def regrow(self, layer: fused.Layer, sources: int, fraction: float, seed: int) -> int:
         indices, weights = layer.connections["indices"], self._state(layer)[0]
         return regrow(indices, weights, sources, fraction, seed, threads=self._threads)
-
-    def synchronize(self) -> None:
-        devices.synchronize(self._device)
-
-    def mark(self) -> float | None:
-        return devices.mark(self._device)
-
-    def seconds(self, marks: Sequence[float]) -> list[float]:
-        return devices.seconds(marks)
-
-    def description(self) -> dict[str, str]:
-        return devices.description(self._device)
-
-    def device_memory(self) -> dict[str, int | None]:
-        return devices.device_memory(self._device)
 
     @staticmethod
     def _state(layer: fused.Layer) -> tuple[Variables, Variables]:

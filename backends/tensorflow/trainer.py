@@ -7,7 +7,7 @@ the baselines, so how TensorFlow does them is the result and nothing about them 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -23,7 +23,7 @@ from fanin.backends.interface import (
     TrainingBatch,
     check_losses,
 )
-from fanin.backends.tensorflow import devices
+from fanin.backends.tensorflow.devices import TensorFlowDevice
 from fanin.backends.tensorflow.fused import TensorFlowEngine, top_k
 from fanin.backends.tensorflow.losses import LOSSES
 from fanin.backends.tensorflow.ops import fan_in_linear
@@ -49,7 +49,7 @@ def make(
     no GPU and "cuda" was asked for. threads: CPU threads of an operation, 0 for all; TensorFlow
     takes the number only before its first operation in a process.
     """
-    return TensorFlowTrainer(setup, arrays, devices.prepare_device(device, threads), threads)
+    return TensorFlowTrainer(setup, arrays, TensorFlowDevice(device, threads), threads)
 
 
 def make_fused(
@@ -61,7 +61,7 @@ def make_fused(
     threads: int = 0,
 ) -> FusedTrainer:
     """See `make`, and `fanin.backends.interface.make_trainer`."""
-    engine = TensorFlowEngine(devices.prepare_device(device, threads), threads)
+    engine = TensorFlowEngine(TensorFlowDevice(device, threads), threads)
     return FusedTrainer(setup, arrays, engine, storage)
 
 
@@ -69,14 +69,18 @@ class TensorFlowTrainer:
     """See `fanin.backends.interface.Trainer`."""
 
     def __init__(
-        self, setup: LayerSetup, arrays: Mapping[str, np.ndarray], device: str, threads: int
+        self,
+        setup: LayerSetup,
+        arrays: Mapping[str, np.ndarray],
+        device: TensorFlowDevice,
+        threads: int,
     ) -> None:
         self.setup = setup
-        self._device = device
+        self.device = device
         self._threads = threads
         self._steps = 0
         self._loss = LOSSES[setup.loss]
-        with tf.device(device):
+        with device.scope():
             self._trained: dict[str, tf.Variable] = {}
             connections: dict[str, np.ndarray] = {}
             for name, array in checked(setup, arrays):
@@ -119,7 +123,7 @@ class TensorFlowTrainer:
         """One step per batch, in order; the losses, float64 [steps]."""
         losses: list[float] = []
         unseen: list[tf.Tensor] = []
-        between_looks = 1 if self._device == "/CPU:0" else _STEPS_BETWEEN_LOOKS
+        between_looks = 1 if self.device.is_cpu else _STEPS_BETWEEN_LOOKS
         for batch in batches:
             step_size = self._step_size(learning_rate, self._steps + 1)
             loss = self._step_function(batch.features, batch.rows, batch.labels, step_size)
@@ -146,7 +150,7 @@ class TensorFlowTrainer:
     def _step(
         self, features: tf.Tensor, rows: tf.Tensor, labels: tf.Tensor, step_size: tf.Tensor
     ) -> tf.Tensor:
-        with tf.device(self._device):
+        with self.device.scope():
             with tf.GradientTape() as tape:
                 scores = self._scores(features)
             loss, scores_gradient = self._loss(scores, rows, labels)
@@ -210,7 +214,7 @@ class TensorFlowTrainer:
         return ids
 
     def _top_k(self, features: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
-        with tf.device(self._device):
+        with self.device.scope():
             if self.setup.kind != "FFI":
                 return tf.math.top_k(self._scores(features), k).indices  # ties: the lower id first
             # fanin's own layer is asked without making its scores.
@@ -258,7 +262,7 @@ class TensorFlowTrainer:
         else:
             connections[slots, 1] = sources
         self._connections.assign(connections)
-        with tf.device(self._device):
+        with self.device.scope():
             shape = self._trained["output.weights"].shape
             positions = np.stack(np.unravel_index(slots, shape), axis=1)
             for moment in self._moments["output.weights"]:
@@ -307,21 +311,3 @@ class TensorFlowTrainer:
         connections = [] if self._connections is None else [self._connections]
         moments = self._named_moments().values()
         return size([*self._trained.values(), *connections]), size(moments)
-
-    def synchronize(self) -> None:
-        """Wait until the device has finished."""
-        devices.synchronize(self._device)
-
-    def mark(self) -> float | None:
-        return devices.mark(self._device)
-
-    def seconds(self, marks: Sequence[float]) -> list[float]:
-        return devices.seconds(marks)
-
-    def description(self) -> dict[str, str]:
-        """Framework with its version, and device."""
-        return devices.description(self._device)
-
-    def device_memory(self) -> dict[str, int | None]:
-        """Bytes that TensorFlow's allocator held at most; it does not tell what it reserved."""
-        return devices.device_memory(self._device)

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from fanin.backends import checks, fused
 from fanin.backends.arrays import drawn_seed
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, Loss, TrainingBatch
-from fanin.backends.torch import devices
+from fanin.backends.torch.devices import TorchDevice
 from fanin.backends.torch.layers import (
     Connected,
     check_sizes,
@@ -482,12 +482,12 @@ class FusedFanIn(Connected):
 class TorchEngine:
     """See `fanin.backends.fused.Engine`."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: TorchDevice) -> None:
         self.device = device
-        self.sorts_connections = device.type == "cpu"
+        self.sorts_connections = device.is_cpu
 
     def features(self, array: np.ndarray) -> Tensor:
-        return devices.to_device(array, self.device)
+        return self.device.tensor(array)
 
     def hold(self, array: np.ndarray, dtype: str) -> Tensor:
         tensor = self.zeros(array.shape, dtype)
@@ -495,7 +495,7 @@ class TorchEngine:
         return tensor
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Tensor:
-        return torch.zeros(shape, dtype=getattr(torch, dtype), device=self.device)
+        return torch.zeros(shape, dtype=getattr(torch, dtype), device=self.device.torch)
 
     def read(self, held: Tensor) -> np.ndarray:
         return (held.float() if held.dtype == torch.bfloat16 else held).cpu().numpy()
@@ -537,15 +537,15 @@ class TorchEngine:
             features,
             *self._connections(layer),
             *self._state(layer),
-            devices.to_device(batch.rows, self.device),
-            devices.to_device(batch.labels, self.device),
+            self.device.tensor(batch.rows),
+            self.device.tensor(batch.labels),
             loss,
             rate,
             step,
             0,
             want_grad,
         )
-        return devices.loss_number(value), grad
+        return self.device.number(value), grad
 
     def top_k(self, features: Tensor, layer: fused.Layer, k: int) -> np.ndarray:
         values = (layer.weights.values, layer.bias.values)
@@ -569,21 +569,6 @@ class TorchEngine:
         weights = layer.weights
         state = (weights.values, weights.m, weights.v)
         return regrow(layer.connections["indices"], *state, sources, fraction, seed)
-
-    def synchronize(self) -> None:
-        devices.synchronize(self.device)
-
-    def mark(self) -> Any:
-        return devices.mark(self.device)
-
-    def seconds(self, marks: Sequence[Any]) -> list[float]:
-        return devices.seconds(marks)
-
-    def description(self) -> dict[str, str]:
-        return devices.description(self.device)
-
-    def device_memory(self) -> dict[str, int | None]:
-        return devices.device_memory(self.device)
 
     @staticmethod
     def _connections(layer: fused.Layer) -> tuple[Tensor | None, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,7 @@ from fanin.backends.interface import (
     TrainingBatch,
     check_losses,
 )
-from fanin.backends.torch.devices import (
-    description,
-    device_memory,
-    loss_number,
-    mark,
-    prepare_device,
-    seconds,
-    synchronize,
-    to_device,
-)
+from fanin.backends.torch.devices import TorchDevice
 from fanin.backends.torch.fused import TorchEngine, regrow, top_k
 from fanin.backends.torch.layers import move_connections
 from fanin.backends.torch.losses import LOSSES
@@ -80,7 +71,7 @@ class TorchTrainer:
     """A model of one `LayerSetup`; see `fanin.backends.interface.Trainer`."""
 
     def __init__(
-        self, setup: LayerSetup, arrays: Mapping[str, np.ndarray], device: torch.device
+        self, setup: LayerSetup, arrays: Mapping[str, np.ndarray], device: TorchDevice
     ) -> None:
         self.setup = setup
         self.device = device
@@ -97,7 +88,7 @@ class TorchTrainer:
         # As torch would at the first step; made here so that it can be loaded before that.
         for tensor in self._parameters.values():
             self._optimizer.state[tensor] = {
-                "step": torch.zeros((), device=device),
+                "step": torch.zeros((), device=device.torch),
                 "exp_avg": torch.zeros_like(tensor, requires_grad=False),
                 "exp_avg_sq": torch.zeros_like(tensor, requires_grad=False),
             }
@@ -132,22 +123,19 @@ class TorchTrainer:
         for batch in batches:
             # torch adds epsilon after the bias correction of v, Keras (and the paper) before it.
             group["eps"] = ADAM_EPSILON / (1 - ADAM_BETAS[1] ** (self._steps + 1)) ** 0.5
-            scores = self._scores(self._to_device(batch.features))
+            scores = self._scores(self.device.tensor(batch.features))
             loss = self._loss(
-                scores, self._to_device(batch.rows).long(), self._to_device(batch.labels)
+                scores, self.device.tensor(batch.rows).long(), self.device.tensor(batch.labels)
             )
             del scores
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self._optimizer.step()
             self._steps += 1  # a step that was refused does not count
-            losses.append(loss_number(loss))
+            losses.append(self.device.number(loss))
             if on_step:
                 on_step(losses[-1])
         return check_losses(losses, first)
-
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        return to_device(array, self.device)
 
     @torch.inference_mode()
     def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
@@ -156,7 +144,7 @@ class TorchTrainer:
         ids = np.empty((len(features), k), np.int64)
         for start in range(0, len(features), size):
             some = slice(start, start + size)
-            ids[some] = self._top_k(self._to_device(features[some]), k).cpu().numpy()
+            ids[some] = self._top_k(self.device.tensor(features[some]), k).cpu().numpy()
         return ids
 
     def _top_k(self, features: Tensor, k: int) -> Tensor:
@@ -201,7 +189,7 @@ class TorchTrainer:
         if self._arrays:  # all is checked before any of them is overwritten
             check_arrays(self.setup, arrays)
         for name, array in checked(self.setup, arrays):
-            tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+            tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device.torch)
             if name in self._arrays:
                 self._arrays[name].copy_(tensor)
             else:
@@ -235,21 +223,6 @@ class TorchTrainer:
         moments = sum(tensor.nbytes for tensor in self._moments().values())
         return sum(tensor.nbytes for tensor in held), moments
 
-    def synchronize(self) -> None:
-        synchronize(self.device)
-
-    def mark(self) -> Any:
-        return mark(self.device)
-
-    def seconds(self, marks: Sequence[Any]) -> list[float]:
-        return seconds(marks)
-
-    def description(self) -> dict[str, str]:
-        return description(self.device)
-
-    def device_memory(self) -> dict[str, int | None]:
-        return device_memory(self.device)
-
 
 def csr_starts(rows: Tensor, labels: int) -> Tensor:
     """Where each label's connections begin: int32 [labels + 1], from ascending int32 rows."""
@@ -277,7 +250,7 @@ def make(
     setup: LayerSetup, arrays: Mapping[str, np.ndarray], *, device: str, threads: int
 ) -> TorchTrainer:
     """See `fanin.backends.interface.make_trainer`."""
-    return TorchTrainer(setup, arrays, prepare_device(device, threads))
+    return TorchTrainer(setup, arrays, TorchDevice(device, threads))
 
 
 def make_fused(
@@ -289,5 +262,5 @@ def make_fused(
     threads: int,
 ) -> FusedTrainer:
     """See `fanin.backends.interface.make_trainer`."""
-    engine = TorchEngine(prepare_device(device, threads))
+    engine = TorchEngine(TorchDevice(device, threads))
     return FusedTrainer(setup, arrays, engine, storage)

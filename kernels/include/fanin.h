@@ -72,7 +72,8 @@ typedef struct {
   void *workspace;
   uint64_t workspace_bytes;
   void *stream;    /* cudaStream_t; unused on a CPU */
-  int32_t threads; /* CPU threads; 0 for all that OpenMP offers */
+  int32_t threads; /* CPU threads, at most 1024; 0 for all that OpenMP offers. A process forked from
+                    * one that has used the library works with one: the others are not there. */
 } fanin_linear_forward_params;
 
 typedef struct {
