@@ -57,7 +57,7 @@ from fanin.datasets.memory import available_bytes
 from fanin.datasets.shapes import shape_twin
 from fanin.kernels import build_info
 from fanin.reports import ReportError, setups, shape_table, terminal_table, write_report
-from fanin.reports.tables import Cell, Column
+from fanin.reports.tables import Cell, Column, lockstep_sides
 from fanin.reports.tables import Table as ReportTable
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -638,29 +638,16 @@ def _shapes_table(done: list[RunResult]) -> str:
     return "\n".join(parts)
 
 
-def _table(title: str, heads: list[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for head in heads:
-        named = head in ("setup", "backend")
-        table.add_column(head, justify="left" if named else "right", no_wrap=named)
-    return table
-
-
 def _show_comparisons(console: Console, done: list[LockstepResult]) -> None:
-    apart = _table(
-        "Largest differences over all steps",
-        ["setup", "steps", "loss rel.", "weights abs.", "weights rel.", "excused", "agree"],
-    )
-    ends = _table(
-        "Each backend after the last step, both on the same batches",
-        ["setup", "backend", "P@1", "P@3", "P@5", "ms/step", "memory MiB"],
-    )
+    apart = Table(title="Largest differences over all steps", title_justify="left")
+    apart.add_column("setup", no_wrap=True)
+    for head in ("steps", "loss rel.", "weights abs.", "weights rel.", "excused", "agree"):
+        apart.add_column(head, justify="right")
     for result in done:
         weights = [d for step in result.steps for d in step.arrays.values()]
         last = result.steps[-1]
-        setup = result.task.slug.partition("_")[0]
         apart.add_row(
-            setup,
+            setups.Setup.of(result.task, None).label.partition(",")[0],
             str(len(result.steps)),
             f"{max(step.loss.relative for step in result.steps):.1e}",
             f"{max(d.absolute for d in weights):.1e}",
@@ -668,25 +655,15 @@ def _show_comparisons(console: Console, done: list[LockstepResult]) -> None:
             str(last.excused + last.kinks),
             "yes" if result.agreed else "NO",
         )
-        for backend, side in result.sides.items():
-            at, memory = side.test, side.memory
-            known = memory.host_peak_rss_bytes and memory.host_baseline_rss_bytes
-            used = (memory.host_peak_rss_bytes or 0) - (memory.host_baseline_rss_bytes or 0)
-            ends.add_row(
-                setup,
-                backend,
-                *(f"{100 * value:.2f}" for value in (at.at_1, at.at_3, at.at_5)),
-                f"{1e3 * side.median_step_seconds:.1f}",
-                f"{used / 2**20:.0f}" if known else "—",
-            )
     console.print(apart)
-    console.print(ends)
+    ends = lockstep_sides(done)
+    text = f"{ends.caption}\n{ends.markdown()}"
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"tolerated: loss {lockstep.LOSS_TOLERANCE:g}, weights {lockstep.WEIGHT_TOLERANCE:g}, both "
         "relative: largest |a - b| over largest |a|\n"
         "excused: rewired connections and ReLU units that lay within rounding of their threshold, "
-        "where the second backend follows the first\n"
-        "memory: peak resident set above its baseline",
+        "where the second backend follows the first",
         style="dim",
         highlight=False,
     )
