@@ -210,6 +210,23 @@ def absent() -> Tensor:
     return Tensor(rank=-1)
 
 
+@functools.lru_cache(maxsize=1024)
+def _described(
+    dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], device: str, device_index: int
+) -> bytes:
+    known = min(len(shape), _MAX_RANK)
+    return bytes(
+        Tensor(
+            dtype=_DTYPES.get(dtype, 0),
+            device=_DEVICES.get(device, 0),
+            rank=len(shape),
+            device_index=device_index,
+            shape=_Sizes(*shape[:known]),
+            strides=_Sizes(*strides[:known]),
+        )
+    )
+
+
 def describe(
     pointer: int | None,
     dtype: str,
@@ -220,17 +237,12 @@ def describe(
 ) -> Tensor:
     """Describe a tensor. dtype: its NumPy name; shape and strides in elements; -1 where a size is
     not known yet. What the library does not take is passed on for it to name in its message."""
-    rank = len(shape)
-    known = min(rank, _MAX_RANK)
-    return Tensor(
-        data=pointer,
-        dtype=_DTYPES.get(dtype, 0),
-        device=_DEVICES.get(device, 0),
-        rank=rank,
-        device_index=device_index,
-        shape=_Sizes(*shape[:known]),
-        strides=_Sizes(*strides[:known]),
+    # Step after step they look the same, and to make the struct anew takes longer than a small op.
+    tensor = Tensor.from_buffer_copy(
+        _described(dtype, tuple(shape), tuple(strides), device, device_index)
     )
+    tensor.data = pointer
+    return tensor
 
 
 def library_path() -> Path:
@@ -284,9 +296,12 @@ def load() -> ctypes.CDLL:
     return open_library(library_path(), ctypes.RTLD_GLOBAL)
 
 
+_Message = ctypes.c_char * 512
+
+
 def _call(function: Callable[..., int], *arguments: Any) -> None:
     """Call a C function that ends in (message, bytes); raise what it reports."""
-    message = ctypes.create_string_buffer(512)
+    message = _Message()
     if status := function(*arguments, message, len(message)):
         raise _STATUS_ERRORS.get(status, RuntimeError)(message.value.decode())
 

@@ -6,6 +6,7 @@ compiled against torch and any supported version works.
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import Any
 
@@ -14,6 +15,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fanin.kernels import library
+
+
+@functools.cache
+def _name_of(dtype: torch.dtype) -> str:
+    """As NumPy has it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def described(tensor: Tensor | None) -> library.Tensor:
@@ -26,7 +33,7 @@ def described(tensor: Tensor | None) -> library.Tensor:
         )
     return library.describe(
         tensor.data_ptr(),
-        str(tensor.dtype).removeprefix("torch."),
+        _name_of(tensor.dtype),
         tensor.shape,
         tensor.stride(),
         tensor.device.type,
@@ -66,6 +73,8 @@ def call(params: Any, where: Tensor) -> None:
         memory = _scratch(size, where)
         return memory.data_ptr(), memory
 
+    if not where.is_cuda:
+        return library.call(params, allocate)
     params.stream = stream(where)
     with torch.cuda.device_of(where):
         library.call(params, allocate)
