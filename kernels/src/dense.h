@@ -81,13 +81,23 @@ FANIN_FN void spread_block(const W *weights, int64_t inputs, int labels, const L
 
 // Gradients of weights, and Adam with them. features: [batch, inputs] as the caller has them, so
 // that a vector holds neighbouring inputs and nothing has to be summed across it.
-// grads: [groups][kBlock][32], which other lanes have written.
+// grads: [groups][kBlock][32], which other lanes have written. end: of the arrays, beside `at`.
 template <int Vectors, class W, class M>
-FANIN_FN void update_columns(const Adam &a, W *weights, M *m, M *v, int64_t at, int64_t inputs,
-                             int labels, const float *features, int64_t batch, const float *grads,
-                             int count) {
+FANIN_FN void update_columns(const Adam &a, W *weights, M *m, M *v, int64_t at, int64_t end,
+                             int64_t inputs, int labels, const float *features, int64_t batch,
+                             const float *grads, int count) {
   constexpr int chunk = Chunk<float>::size;
   typedef decltype(Chunk<float>::v) Columns;
+  // Those of the next block arrive while this one is worked on.
+  const int64_t next = at + kBlock * inputs;
+  if (next + (kBlock - 1) * inputs + Vectors * chunk <= end) {
+    FANIN_UNROLL
+    for (int j = 0; j < kBlock; ++j) {
+      fetch(weights + next + j * inputs, Vectors * chunk);
+      fetch(m + next + j * inputs, Vectors * chunk);
+      fetch(v + next + j * inputs, Vectors * chunk);
+    }
+  }
   Columns total[kBlock][Vectors] = {};
   FANIN_UNROLL_FEW
   for (int64_t b = 0; b < batch; ++b) {
@@ -120,17 +130,18 @@ FANIN_FN void update_columns(const Adam &a, W *weights, M *m, M *v, int64_t at, 
 }
 
 template <class W, class M>
-FANIN_FN void update_block(const Adam &a, W *weights, M *m, M *v, int64_t at, int64_t inputs,
-                           int labels, const float *features, int64_t batch, const float *grads) {
+FANIN_FN void update_block(const Adam &a, W *weights, M *m, M *v, int64_t at, int64_t end,
+                           int64_t inputs, int labels, const float *features, int64_t batch,
+                           const float *grads) {
   constexpr int chunk = Chunk<float>::size, wide = kInputVectors * chunk;
   int64_t i = 0;
   FANIN_ROLLED
   for (; i + wide <= inputs; i += wide)
-    update_columns<kInputVectors>(a, weights, m, v, at + i, inputs, labels, features + i, batch,
-                                  grads, chunk);
+    update_columns<kInputVectors>(a, weights, m, v, at + i, end, inputs, labels, features + i,
+                                  batch, grads, chunk);
   FANIN_ROLLED
   for (; i < inputs; i += chunk)
-    update_columns<1>(a, weights, m, v, at + i, inputs, labels, features + i, batch, grads,
+    update_columns<1>(a, weights, m, v, at + i, end, inputs, labels, features + i, batch, grads,
                       int(smaller<int64_t>(chunk, inputs - i)));
 }
 
@@ -164,8 +175,8 @@ FANIN_FN void step_block(const TrainedLayer<uint16_t, W, M> &layer, const float 
                    team);
   }
   team.sync();
-  update_block(layer.adam, layer.weights, layer.m, layer.v, first * inputs, inputs, labels, rows,
-               layer.batch, grads);
+  update_block(layer.adam, layer.weights, layer.m, layer.v, first * inputs, layer.labels * inputs,
+               inputs, labels, rows, layer.batch, grads);
   FANIN_UNROLL
   for (int j = 0; j < kBlock; ++j) staged[j] = of_bias[j];
   team.sync();
@@ -262,8 +273,8 @@ FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const fl
       spread_block(layer.weights + at, inputs, here, block, staged,
                    grad_features + group * inputs * kLanes, team);
     }
-    update_block(layer.adam, layer.weights, layer.m, layer.v, at, inputs, here, rows, layer.batch,
-                 rows_of(0, j));
+    update_block(layer.adam, layer.weights, layer.m, layer.v, at, layer.units * inputs, inputs, here,
+                 rows, layer.batch, rows_of(0, j));
     if (layer.bias) {
       float of_bias[kBlock] = {};
       for (int64_t group = 0; group < groups; ++group) {

@@ -40,6 +40,15 @@ Finding with_op_types(const Call &c, const F &f) {
   return c.wide_indices ? f(float(), uint32_t()) : f(float(), uint16_t());
 }
 
+// While the connections of one label are at work, those of a later one are on their way: `count` values
+// of each array, kFetched behind those that begin at `begin`. end: of the arrays.
+constexpr int64_t kFetched = 256;
+template <class... T>
+FANIN_FN void fetch_later(int64_t begin, int64_t count, int64_t end, const T *...arrays) {
+  const int64_t later = begin + kFetched;
+  if (later + count <= end) (fetch(arrays + later, count), ...);
+}
+
 // One label's score for each lane: bias + sum_k weights[k] * features[indices[k]].
 template <class T, class I, class W>
 FANIN_FN Lanes<T> score(const I *indices, const W *weights, int64_t fan_in, const T *features,
@@ -63,6 +72,7 @@ FANIN_FN bool forward_tile(const Layer<T, I> &layer, const T *features, int64_t 
   const int lanes = int(smaller<int64_t>(kLanes, layer.batch - group * kLanes));
   for (int j = 0; j < labels; ++j) {
     const int64_t label = first_label + j, begin = label * layer.fan_in;
+    fetch_later(begin, layer.fan_in, layer.labels * layer.fan_in, layer.indices, layer.weights);
     if (!team.admits(layer.indices + begin, layer.fan_in, layer.inputs)) return false;
     store(tile + j * kTilePitch, score(layer.indices + begin, layer.weights + begin, layer.fan_in,
                                        features, layer.bias ? layer.bias[label] : T(0)));
@@ -94,6 +104,7 @@ FANIN_FN bool backward_tile(const Layer<T, I> &layer, const T *features, int64_t
   team.sync();
   for (int j = 0; j < labels; ++j) {
     const int64_t label = first_label + j;
+    fetch_later(label * fan_in, fan_in, layer.labels * fan_in, layer.indices, layer.weights);
     if (!team.admits(layer.indices + label * fan_in, fan_in, layer.inputs)) return false;
     const Lanes<T> grad = load(tile + j * kTilePitch);
     if (another_follows) team.read_some(rows + kTile, layer.labels, lanes, j);

@@ -12,6 +12,7 @@
 //   Gathered<T>, row_sums, spread   the three ways of values along connections: from the rows of
 //                       their sources to the lanes of a label, to a weight each, and back to the rows;
 //                       row_sums_and_spread is the latter two at once
+//   announce, fetch     array elements that are read next, or a good while later
 //   Team<T>             who works on a tile of 32 labels: a CUDA warp, or one CPU thread
 //
 // lanes_cuda.h and lanes_cpu.h have them.

@@ -327,9 +327,16 @@ template <class T>
 FANIN_FN void write_one(T *out, T value, bool add) {
   *out = add ? *out + value : value;
 }
-// What is going to be read; a CPU fetches ahead by itself.
+// What is read next; a CPU is on its way to it by itself.
 template <class T>
 FANIN_FN void announce(const T *, int64_t) {}
+// What is read a good while later. By itself a CPU fetches no further than to the end of a page, and
+// an AMD (Zen 5) at times not at all: the same step took 42 to 86 ms, depending on where in memory
+// the code happened to lie, and takes 45 to 48 with this.
+template <class T>
+FANIN_FN void fetch(const T *p, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i);
+}
 // Values that all lanes read later, each of them for itself.
 FANIN_FN void stage(float *values, const Chunk<float> &a) { store_vector(values, a.v); }
 

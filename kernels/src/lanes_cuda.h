@@ -243,11 +243,14 @@ FANIN_FN constexpr bool adds_wide() {
 #endif
 }
 
-// What is going to be read: count values from p on, by this warp.
+// What is read next: count values from p on, by this warp.
 template <class T>
 FANIN_FN void announce(const T *p, int64_t count) {
   for (int64_t i = thread_id(); i < count; i += kLanes) prefetch(p + i);
 }
+// What is read a good while later; other warps have work until then.
+template <class T>
+FANIN_FN void fetch(const T *, int64_t) {}
 
 // Rows that all warps add to are in device memory, or ...
 // ... in a block's shared memory, where one row at a time is free of bank conflicts.

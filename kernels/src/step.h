@@ -167,6 +167,7 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
   const int64_t stride = layer.inputs * kLanes, first_group = range.first;
   const int64_t end_group = one_group ? first_group + 1 : range.end;
   const bool last = !range.before || end_group == layer.groups();
+  const int64_t all = layer.begin(layer.labels);
   constexpr int chunk = Chunk<float>::size;
   for (int j = 0; j < labels; ++j) {
     const int64_t label = first_label + j;
@@ -178,6 +179,7 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
       announce(layer.indices + next, ahead);
       announce(layer.weights + next, ahead);
     }
+    fetch_later(begin, fan_in, all, layer.indices, layer.weights, layer.m, layer.v);
     bool needed = false;
     float of_bias = 0;
     for (int64_t group = first_group; group < end_group; ++group) {

@@ -91,10 +91,12 @@ FANIN_FN void offer_labels(const ScoredLayer<I, W> &layer, int64_t first, int64_
     }
     return;
   }
+  const int64_t all = layer.begin(layer.labels);
   for (int64_t label = first; label < end; ++label) {
-    const int64_t at = layer.begin(label);
+    const int64_t at = layer.begin(label), fan_in = layer.begin(label + 1) - at;
+    fetch_later(at, fan_in, all, layer.indices, layer.weights);
     best.offer(label,
-               score(layer.indices + at, layer.weights + at, layer.begin(label + 1) - at, features,
+               score(layer.indices + at, layer.weights + at, fan_in, features,
                      layer.bias ? layer.bias[label] : 0.0f),
                lanes);
   }
