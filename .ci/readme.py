@@ -47,7 +47,7 @@ def shapes_section() -> str:
     runs = list(read_results(RESULTS, "shapes"))
     machine = next(run.machine for run in runs if run.machine)
     rows = paper_rows("amazon-670k", "cascade", profiled(runs))
-    lines = "\n".join(_shape_line(row) for row in rows)
+    lines = "\n".join(_shape_line(row, machine.processor) for row in rows)
     return (
         f"Amazon-670K's sizes with 768 inputs, random data (synthetic), {machine.framework} fused, "
         f"{machine.processor},\n{machine.cores} cores; time extrapolated from a few steps, "
@@ -58,23 +58,23 @@ def shapes_section() -> str:
     )
 
 
-def _shape_line(row: PaperRow) -> str:
+def _shape_line(row: PaperRow, cpu: str) -> str:
     def of(key: str, digits: int) -> str:
         return number(row.ours.value(key) if row.ours else None, digits)
 
     published = row.published.values
-    expected = number(_expected_gib(row), 2)
+    expected = number(_expected_gib(row, cpu), 2)
     return (
         f"| {row.published.setup.label} | {published['memory_gib']:.2f} | {of('memory_gib', 2)} | "
         f"{expected} | {published['seconds_per_epoch']:.0f} | {of('seconds_per_epoch', 0)} |"
     )
 
 
-def _expected_gib(row: PaperRow) -> float:
-    """What `fanin plan` says of the row, fused in torch on two threads."""
+def _expected_gib(row: PaperRow, cpu: str) -> float:
+    """What `fanin plan` says of the row on such a CPU, fused in torch on two threads."""
     task = row.published.task.model_copy(update={"execution": "fused"})
     setup = task.setup(FEATURES[task.features], PUBLISHED[task.dataset].labels)
-    return estimate(task, setup, "torch", threads=2).peak_bytes / GIB
+    return estimate(task, setup, "torch", 2, cpu).peak_bytes / GIB
 
 
 SECTIONS = {

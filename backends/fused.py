@@ -25,11 +25,7 @@ from fanin.backends.interface import (
     TrainingBatch,
     check_losses,
 )
-
-# Features and their gradients, [sources, 32] float32 each, fill 768 KiB of a second-level cache of
-# 1 MiB. On two cores with such a cache and 300,000 labels, sorting was slower at 2048 sources and
-# faster from 4096 on.
-SORTED_SOURCES = 3072
+from fanin.kernels import sorting_pays
 
 # An array as the engine's framework holds it.
 Held = Any
@@ -126,7 +122,7 @@ class FusedTrainer:
         self._storage = storage
         self._steps = 0
         self._is_sorted = (
-            engine.sorts_connections and setup.kind == "FFI" and setup.sources > SORTED_SOURCES
+            engine.sorts_connections and setup.kind == "FFI" and sorting_pays(setup.sources)
         )
         values: dict[str, Held] = {}
         connections: dict[str, Held] = {}

@@ -12,7 +12,6 @@ import importlib.util
 import os
 import platform
 import statistics
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
@@ -21,7 +20,7 @@ import psutil
 
 from fanin.backends.interface import Trainer
 from fanin.benchmarks import nvml
-from fanin.kernels import build_info
+from fanin.kernels import build_info, processor
 from fanin.kernels.library import library_path
 
 # Imported where they are made: the GPU parts use this file on machines without pydantic.
@@ -215,12 +214,3 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def processor() -> str:
-    """Name of the CPU as the system has it."""
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"

@@ -18,11 +18,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from fanin.backends.arrays import index_dtype
-from fanin.backends.fused import SORTED_SOURCES
 from fanin.backends.interface import LayerSetup
 from fanin.benchmarks.fit import evaluation_block
 from fanin.benchmarks.task import Task
-from fanin.kernels import sorted_labels
+from fanin.kernels import sorted_labels, sorting_pays
 
 GIB = 2**30
 LANES = 32
@@ -217,10 +216,14 @@ def check_counted(expected: Estimate, available_bytes: int) -> None:
         )
 
 
-def estimate(task: Task, setup: LayerSetup, backend: str, threads: int) -> Estimate:
-    """What training `setup` as the task says needs in this backend on a CPU."""
-    make = _fused if task.execution == "fused" else _autograd
-    return make(task, setup, backend, threads)
+def estimate(
+    task: Task, setup: LayerSetup, backend: str, threads: int, cpu: str | None = None
+) -> Estimate:
+    """What training `setup` as the task says needs in this backend on a CPU: the one of that name,
+    or this machine's."""
+    if task.execution == "fused":
+        return _fused(task, setup, backend, threads, cpu)
+    return _autograd(task, setup, backend, threads)
 
 
 def _overhead(backend: str, of: int) -> int:
@@ -232,11 +235,13 @@ def _count(setup: LayerSetup, name: str) -> int:
     return math.prod(setup.array_shapes().get(name, (0,)))
 
 
-def _fused(task: Task, setup: LayerSetup, backend: str, threads: int) -> Estimate:
+def _fused(
+    task: Task, setup: LayerSetup, backend: str, threads: int, cpu: str | None
+) -> Estimate:
     weight, moment = _BYTES[task.weights_dtype], _BYTES[task.moments_dtype]
     hidden, connections = _count(setup, "intermediate.weights"), _count(setup, "output.weights")
     biases = setup.labels + (setup.intermediate or 0)
-    is_sorted = setup.kind == "FFI" and setup.sources > SORTED_SOURCES
+    is_sorted = setup.kind == "FFI" and sorting_pays(setup.sources, cpu)
     index = index_dtype(setup.sources)().itemsize if setup.connectivity else 0
     place = (2 + (1 if (setup.connectivity or 0) <= 256 else 4)) if is_sorted else 0
     starts = 4 * (setup.labels + 1) if setup.kind == "Unstructured" else 0

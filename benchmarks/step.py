@@ -26,7 +26,6 @@ from pydantic import BaseModel
 
 from fanin import kernels
 from fanin.backends.arrays import InitialArrays
-from fanin.backends.fused import SORTED_SOURCES
 from fanin.backends.interface import BACKENDS, Execution, LayerSetup, Storage, Trainer, make_trainer
 from fanin.benchmarks import measure
 from fanin.benchmarks.files import write_atomically
@@ -165,16 +164,22 @@ def beside_csr(trainer: Trainer, batch: Batch, contender: Contender) -> dict[str
 
 
 def output_step(trainer: Trainer, batch: Batch, contender: Contender) -> Callable[[], Any]:
-    """The fused step of the trainer's output layer alone, on random inputs of it."""
+    """The fused step of the trainer's output layer alone, on random inputs of it. Arrays lie in
+    torch's memory, as in training: it begins at whole cache lines, NumPy's does not."""
+    import torch
+
     arrays, setup = trainer.weights(), trainer.setup
 
-    def trained(values: np.ndarray, kind: Any) -> kernels.Trained:
-        return kernels.Trained(values.astype(kind), *(np.zeros(values.shape, kind) for _ in "mv"))
+    def held(name: str) -> np.ndarray:
+        array: np.ndarray = torch.from_numpy(arrays[name]).clone().numpy()
+        return array
 
-    weights = trained(arrays["output.weights"], np.float32)
-    bias = trained(arrays["output.bias"], np.float32)
-    indices, rows = arrays["output.indices"], None
-    if setup.sources > SORTED_SOURCES:
+    def trained(values: np.ndarray) -> kernels.Trained:
+        return kernels.Trained(values, *(torch.zeros(values.shape).numpy() for _ in "mv"))
+
+    weights, bias = trained(held("output.weights")), trained(held("output.bias"))
+    indices, rows = held("output.indices"), None
+    if kernels.sorting_pays(setup.sources):
         rows = np.empty(indices.shape, np.uint16)
         slots = np.empty(indices.shape, np.uint8 if contender.fan_in <= 256 else np.uint32)
         kernels.sort_connections(indices, rows, slots, weights, setup.sources)

@@ -6,7 +6,13 @@ the built library, and the functions here are its NumPy form. The environment va
 FANIN_INSTRUCTION_SET (avx512, avx2, baseline, auto) chooses the CPU code.
 """
 
-from fanin.kernels.library import build_info, set_instruction_set, sorted_labels
+from fanin.kernels.library import (
+    build_info,
+    processor,
+    set_instruction_set,
+    sorted_labels,
+    sorting_pays,
+)
 from fanin.kernels.numpy_form import (
     Adam,
     Trained,
@@ -28,10 +34,12 @@ __all__ = [
     "dense_update",
     "fan_in_linear",
     "fan_in_linear_backward",
+    "processor",
     "rewire",
     "set_instruction_set",
     "sort_connections",
     "sorted_labels",
+    "sorting_pays",
     "step",
     "top_k",
 ]

@@ -125,7 +125,8 @@ def committed():
 def test_the_plan_is_within_15_percent_of_the_measured_peak(run: RunResult):
     assert run.dataset is not None and run.machine is not None and run.memory is not None
     setup = run.task.setup(run.dataset.inputs, run.dataset.labels)
-    expected = plan.estimate(run.task, setup, run.backend, run.machine.threads)
+    machine = run.machine
+    expected = plan.estimate(run.task, setup, run.backend, machine.threads, machine.processor)
     measured = shape_values(run)["memory_gib"]
     assert measured is not None
     assert expected.peak_bytes / plan.GIB == pytest.approx(measured, rel=0.15)
@@ -213,7 +214,9 @@ class TestPlan:
         assert plan.measured_bandwidth(threads) > 0
         assert sum(taken) / (1 << 20) / 5 == pytest.approx(1, rel=1e-3)  # five times
 
-    def test_json_counts_what_the_arrays_hold(self):
+    @pytest.mark.parametrize("place", [0, 2 + 1])
+    def test_json_counts_what_the_arrays_hold(self, monkeypatch, place):
+        monkeypatch.setattr(plan, "sorting_pays", lambda sources, cpu: place > 0)
         options = "--features cascade --setup ffi-32-32768 --json --bandwidth 10 --gflops 100"
         done = planned("amazon-670k", options)
         (found,) = json.loads(done.output)["plans"]
@@ -221,15 +224,20 @@ class TestPlan:
         biases = labels + 32_768
         assert found["parameters"] == hidden + 32 * labels + biases
         # Weights, 16-bit sources, and 2 + 1 bytes for the place of each sorted connection.
-        assert found["parameter_bytes"] == 4 * (hidden + biases) + 32 * labels * (4 + 2 + 3)
+        assert found["parameter_bytes"] == 4 * (hidden + biases) + 32 * labels * (4 + 2 + place)
         assert found["optimizer_bytes"] == 2 * 4 * (hidden + 32 * labels + biases)
         assert found["hours"] == pytest.approx(500 * found["hours_per_epoch"])
 
+    @pytest.mark.parametrize("pays", [False, True])
     @pytest.mark.parametrize("backend", ["torch", "tensorflow"])
-    def test_counted_bytes_are_those_of_a_trainer(self, tiny, backend):
+    def test_counted_bytes_are_those_of_a_trainer(self, tiny, monkeypatch, backend, pays):
+        from fanin.backends import fused
         from fanin.backends.arrays import InitialArrays
         from fanin.backends.interface import make_trainer
 
+        # Whatever CPU this is.
+        monkeypatch.setattr(fused, "sorting_pays", lambda sources: pays)
+        monkeypatch.setattr(plan, "sorting_pays", lambda sources, cpu: pays)
         for execution in ("autograd", "fused"):
             for kind in ("dense", "bottleneck", "stratified", "sparse", "dense-stratified"):
                 values = {"dataset": "tiny", "features": "slice", "execution": execution}

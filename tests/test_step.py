@@ -308,6 +308,13 @@ def test_what_is_wrong_with_sorted_connections_from_many_inputs_is_named():
     check("rows from flat position 0 on are not those of a tile", x, indices=indices, rows=rows)
 
 
+def test_where_sorting_pays():
+    intel, amd = "Intel(R) Xeon(R) Processor @ 2.50GHz", "AMD EPYC"
+    assert [kernels.sorting_pays(inputs, intel) for inputs in (768, 3072, 3073)] == [0, 0, 1]
+    assert not kernels.sorting_pays(100_000, amd)
+    assert kernels.sorting_pays(100_000) is kernels.sorting_pays(100_000, kernels.processor())
+
+
 @pytest.mark.parametrize("inputs", [4000, MANY_INPUTS])
 def test_sorting_and_back(inputs):
     rng = np.random.default_rng(3)

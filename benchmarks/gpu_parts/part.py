@@ -32,7 +32,7 @@ from fanin.benchmarks.gpu_parts.results import (
     write,
 )
 from fanin.benchmarks.gpu_parts.tables import text
-from fanin.kernels import build_info
+from fanin.kernels import build_info, processor
 
 ROOT = Path(__file__).resolve().parents[2]
 # Exit code of a part in which something failed.
@@ -95,7 +95,7 @@ def machine(device: torch.device) -> Machine:
         cuda=torch.version.cuda,
         nvcc=_nvcc(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        processor=measure.processor(),
+        processor=processor(),
         cores=measure.cores(),
         python=platform.python_version(),
         torch=torch.__version__,
