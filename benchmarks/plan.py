@@ -235,9 +235,7 @@ def _count(setup: LayerSetup, name: str) -> int:
     return math.prod(setup.array_shapes().get(name, (0,)))
 
 
-def _fused(
-    task: Task, setup: LayerSetup, backend: str, threads: int, cpu: str | None
-) -> Estimate:
+def _fused(task: Task, setup: LayerSetup, backend: str, threads: int, cpu: str | None) -> Estimate:
     weight, moment = _BYTES[task.weights_dtype], _BYTES[task.moments_dtype]
     hidden, connections = _count(setup, "intermediate.weights"), _count(setup, "output.weights")
     biases = setup.labels + (setup.intermediate or 0)
