@@ -179,7 +179,6 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
       announce(layer.indices + next, ahead);
       announce(layer.weights + next, ahead);
     }
-    fetch_later(begin, fan_in, all, layer.indices, layer.weights, layer.m, layer.v);
     bool needed = false;
     float of_bias = 0;
     for (int64_t group = first_group; group < end_group; ++group) {
@@ -202,6 +201,7 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
       // The squared hinge leaves labels alone that all instances have well behind them.
       for (int64_t group = first_group; needed && group < end_group; ++group) {
         const Lanes<float> grad = load(mine + (group - first_group) * kLanes);
+        if (grad_features) fetch_later(at, count, all, layer.m, layer.v);
         const float *const rows = features + group * stride;
         total.v += (grad_features ? row_sums_and_spread(connections, count, grad, rows,
                                                         grad_features + group * stride)
