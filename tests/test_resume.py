@@ -29,7 +29,7 @@ from fanin.datasets import Batches
 from fanin.datasets.formats import write_labels
 
 # More by hand: FANIN_KILLS=20 pytest tests/test_resume.py -k killed
-KILLS = int(os.environ.get("FANIN_KILLS", "3"))
+KILLS = int(os.environ.get("FANIN_KILLS", "2"))
 IDENTITY = {"task": "t", "code": "c"}
 
 
