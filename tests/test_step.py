@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reference
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fanin import kernels
@@ -124,6 +124,15 @@ def near(a, b, room, usual=1e-30):
     assert difference <= room * largest, (difference, largest)
 
 
+def adam_rounding(model, name, step, rate):
+    """What the rounding of gradients may do to each value in this step. Adam divides a gradient by
+    its own size: the step of one that is nearly nothing beside the others, and so mostly their
+    rounding, is no more exact than that."""
+    size = np.sqrt(model.v[name] / (1 - 0.999**step))
+    share = np.divide(2e-7 * size.max(initial=0), size, out=np.zeros(size.shape), where=size > 0)
+    return rate * np.minimum(share, 1)
+
+
 def grad_of_features(model, batch):
     _, scores = model.forward(batch.features.astype(np.float64))
     _, g = reference.loss(model.setup.loss, scores, batch.rows, batch.labels)
@@ -131,19 +140,20 @@ def grad_of_features(model, batch):
 
 
 def check_steps(rng, kind, batch_size, inputs, labels, fan_in, loss, steps=3, threads=0):
-    setup = make_setup(kind, inputs, labels, fan_in, loss)
+    setup, rate = make_setup(kind, inputs, labels, fan_in, loss), 0.01
     model, layer = make_layer(rng, setup, kind)
+    rounded = {"output.weights": 0.0, "output.bias": 0.0}
     for step in range(1, steps + 1):
         batch = make_batch(rng, batch_size, inputs, labels)
         expected_grad = grad_of_features(model, batch)
-        expected = model.step(batch, 0.01)
+        expected = model.step(batch, rate)
         value, grad = kernels.step(
             batch.features,
             layer.weights,
             layer.bias,
             batch.rows,
             batch.labels,
-            kernels.Adam(step, learning_rate=0.01),
+            kernels.Adam(step, learning_rate=rate),
             loss=loss,
             threads=threads,
             **layer.connections,
@@ -158,8 +168,14 @@ def check_steps(rng, kind, batch_size, inputs, labels, fan_in, loss, steps=3, th
         near(layer.original(layer.weights.m), model.m[name], 2e-5, 0.1 * usual)
         near(layer.original(layer.weights.v), model.v[name], 4e-5, 0.001 * usual**2)
         near(layer.bias.m, model.m["output.bias"], 2e-5, 0.1 * usual)
-        near(layer.original(layer.weights.values), model.arrays[name], 2e-5)
-        near(layer.bias.values, model.arrays["output.bias"], 2e-5)
+        for name, values in (
+            ("output.weights", layer.original(layer.weights.values)),
+            ("output.bias", layer.bias.values),
+        ):
+            rounded[name] = rounded[name] + adam_rounding(model, name, step, rate)
+            right = model.arrays[name]
+            off = np.abs(values.astype(np.float64) - right)
+            assert (off <= 2e-5 * np.abs(right).max() + rounded[name]).all(), (name, off.max())
 
 
 @pytest.mark.parametrize("loss", ["squared_hinge", "bce"])
@@ -186,6 +202,7 @@ def test_step_follows_the_reference(instruction_set, kind, loss):
     loss=st.sampled_from(["squared_hinge", "bce"]),
     threads=st.integers(0, 3),
 )
+@example(14115823, "dense", 35, 153, 30, 1, "squared_hinge", 0)  # a gradient of 2e-6 of the others
 def test_step_of_any_shape(seed, kind, batch, inputs, labels, fan_in, loss, threads):
     rng = np.random.default_rng(seed)
     check_steps(rng, kind, batch, inputs, labels, min(fan_in, inputs), loss, 2, threads)
