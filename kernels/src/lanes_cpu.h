@@ -333,7 +333,7 @@ FANIN_FN void announce(const T *, int64_t) {}
 // What is read a good while later. By itself a CPU fetches no further than to the end of a page, and
 // an AMD (Zen 5) at times not at all beside sums that are spread over much memory: a step from 32,768
 // inputs took 42 to 86 ms, depending on where in memory its code happened to lie, and takes 44 to 56
-// with moments fetched so. Weights and indices, which are read twice, were faster without.
+// with moments fetched so (with weights and indices as well it was slower again).
 template <class T>
 FANIN_FN void fetch(const T *p, int64_t count) {
   for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i);
