@@ -77,7 +77,7 @@ def checked(
     setup: LayerSetup, arrays: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The arrays of a model of `setup`, one after the other; ValueError where they do not make one
-    up: names, shapes, index range."""
+    up: names, shapes, indices and their order."""
     shapes = setup.array_shapes()
     if set(arrays) != set(shapes):
         missing, extra = sorted(set(shapes) - set(arrays)), sorted(set(arrays) - set(shapes))
@@ -91,12 +91,16 @@ def checked(
         array = arrays[name]
         if array.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(array.shape)}")
+        if name in bounds and not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"{name} must be integers, got {array.dtype}")
         if name in bounds and array.size:
             low, high = int(array.min()), int(array.max())
             if low < 0 or high >= bounds[name]:
                 raise ValueError(
                     f"{name} has values {low} to {high}; they must be in 0..{bounds[name] - 1}"
                 )
+        if name == "output.rows" and (array[1:] < array[:-1]).any():
+            raise ValueError(f"{name} must ascend: the connections of a label stand together")
         yield name, array
 
 

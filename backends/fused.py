@@ -20,10 +20,10 @@ from fanin.backends.arrays import check_arrays, checked, copied, index_dtype
 from fanin.backends.interface import (
     Device,
     LayerSetup,
+    Losses,
     OnStep,
     Storage,
     TrainingBatch,
-    check_losses,
 )
 from fanin.kernels import sorting_pays
 
@@ -273,8 +273,7 @@ class FusedTrainer:
     def train(
         self, batches: Iterable[TrainingBatch], learning_rate: float, on_step: OnStep | None = None
     ) -> np.ndarray:
-        engine, first = self._engine, self._steps + 1
-        losses = []
+        engine, losses = self._engine, Losses(self.device, self._steps + 1)
         for batch in batches:
             adam = (learning_rate, self._steps + 1)
             features = hidden = engine.features(batch.features)
@@ -285,10 +284,10 @@ class FusedTrainer:
             if self._hidden:
                 engine.update(grad, hidden, features, self._hidden, *adam)
             self._steps += 1  # a step that was refused does not count
-            losses.append(loss)
+            losses.add(loss)
             if on_step:
                 on_step(loss)
-        return check_losses(losses, first)
+        return losses.all()
 
     def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
         self.setup.check_k(k)

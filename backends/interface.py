@@ -162,6 +162,8 @@ class TrainingBatch(Protocol):
 class Device(Protocol):
     """Where a trainer works, as far as measuring asks."""
 
+    is_cpu: bool
+
     def synchronize(self) -> None:
         """Wait until it has finished; a no-op on a CPU."""
 
@@ -236,6 +238,8 @@ class Trainer(Protocol):
 
 BACKENDS = ("torch", "tensorflow")
 
+_STEPS_BETWEEN_LOOKS = 100
+
 INSTALL = {
     "torch": "pip install 'fanin[torch]'",
     "tensorflow": "pip install 'fanin[tensorflow]' (or 'fanin[tensorflow-cpu]')",
@@ -279,14 +283,38 @@ def make_trainer(
     return trainer
 
 
-def check_losses(losses: Sequence[SupportsFloat], first_step: int) -> np.ndarray:
-    """The losses of consecutive steps, float64; FloatingPointError names the first that is not
-    finite."""
-    values = np.array([float(loss) for loss in losses], np.float64)
-    for step, value in enumerate(values, first_step):
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss of step {step} is {value}; lower the learning rate or look at the "
-                "features"
-            )
-    return values
+class Losses:
+    """The losses of consecutive steps, from `first_step` on; FloatingPointError names the first
+    that is not finite.
+
+    On a CPU, where a loss is there at once, each is looked at as it comes: the next step would
+    find what this one made of the weights, and complain of that. On a GPU, where a look waits for
+    the device, every so many are.
+    """
+
+    def __init__(self, device: Device, first_step: int) -> None:
+        self._between_looks = 1 if device.is_cpu else _STEPS_BETWEEN_LOOKS
+        self._first_step = first_step
+        self._seen: list[float] = []
+        self._unseen: list[SupportsFloat] = []
+
+    def add(self, loss: SupportsFloat) -> None:
+        self._unseen.append(loss)
+        if len(self._unseen) == self._between_looks:
+            self._look()
+
+    def all(self) -> np.ndarray:
+        """All that were added, float64 [steps]."""
+        self._look()
+        return np.array(self._seen, np.float64)
+
+    def _look(self) -> None:
+        for loss in self._unseen:
+            value = float(loss)
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss of step {self._first_step + len(self._seen)} is {value}; lower the "
+                    "learning rate or look at the features"
+                )
+            self._seen.append(value)
+        self._unseen = []

@@ -371,6 +371,13 @@ def test_load_weights_checks_what_it_gets():
         trainer.load_weights({**arrays, "output.bias": np.zeros(3, np.float32)})
     with pytest.raises(ValueError, match=r"output.indices has values .* must be in 0\.\.19"):
         trainer.load_weights({**arrays, "output.indices": arrays["output.indices"] + np.uint16(20)})
+    with pytest.raises(ValueError, match=r"output.indices must be integers, got float64"):
+        trainer.load_weights({**arrays, "output.indices": arrays["output.indices"] + 0.5})
+    setup = SETUPS[1]
+    arrays = initial_arrays(setup, 0)
+    trainer = make_trainer("torch", setup, arrays, device="cpu")
+    with pytest.raises(ValueError, match=r"output.rows must ascend"):
+        trainer.load_weights({**arrays, "output.rows": arrays["output.rows"][::-1].copy()})
 
 
 def test_counted_bytes():

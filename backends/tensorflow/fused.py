@@ -340,7 +340,8 @@ class FusedFanIn(Connected):
         """One step; returns the loss before it, a scalar, differentiable in the inputs.
 
         inputs [batch, inputs] float; rows and labels integers [positives], each a positive's
-        instance within the batch and its label, each pair once. Eagerly or in a tf.function.
+        instance within the batch and its label; a pair that stands twice counts once. Eagerly or in
+        a tf.function.
         """
         features = self._features(inputs)
         rows, labels = _positives(rows, labels, features.shape[0], self.labels)
@@ -372,6 +373,9 @@ class FusedFanIn(Connected):
     def evaluate_loss(self, inputs: Any, rows: Any, labels: Any) -> tf.Tensor:
         """The loss without a step; arguments as in `train`."""
         features = self._features(inputs)
+        if features.shape[0] == 0:
+            message = "a loss needs at least one instance; the batch is empty"
+            raise tf.errors.InvalidArgumentError(None, None, message)
         rows, labels = _positives(rows, labels, features.shape[0], self.labels)
         scores = tf.cast(self(features), tf.float32)
         loss: tf.Tensor = LOSSES[self.loss](scores, rows, labels)[0]

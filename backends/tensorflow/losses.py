@@ -15,16 +15,13 @@ def squared_hinge(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean over labels, then over the batch, of max(0, 1 - y s)^2; y = +1 for positives, else -1.
 
-    scores [batch, labels]; rows int32 and labels int64 [positives], each pair once, name the
-    positives. Returns the loss, a scalar, and its gradient [batch, labels].
+    scores [batch, labels]; rows int32 and labels int64 [positives] name the positives: a pair that
+    stands twice counts once. Returns the loss, a scalar, and its gradient [batch, labels].
     """
     positives = _pairs(rows, labels)
-    positive_scores = tf.gather_nd(scores, positives)
     negative = tf.nn.relu(1 + scores)
-    positive = tf.nn.relu(1 - positive_scores)
-    loss = _mean(
-        tf.square(negative), tf.square(positive) - tf.square(tf.nn.relu(1 + positive_scores))
-    )
+    positive = tf.nn.relu(1 - tf.gather_nd(scores, positives))
+    loss = _mean(tf.tensor_scatter_nd_update(tf.square(negative), positives, tf.square(positive)))
     scale = 2 * _per_pair(scores)
     return loss, tf.tensor_scatter_nd_update(scale * negative, positives, -scale * positive)
 
@@ -36,7 +33,11 @@ def binary_cross_entropy(
     results as in `squared_hinge`."""
     positives = _pairs(rows, labels)
     positive_scores = tf.gather_nd(scores, positives)
-    loss = _mean(tf.nn.softplus(scores), -positive_scores)
+    loss = _mean(
+        tf.tensor_scatter_nd_update(
+            tf.nn.softplus(scores), positives, tf.nn.softplus(-positive_scores)
+        )
+    )
     scale = _per_pair(scores)
     return loss, tf.tensor_scatter_nd_update(
         scale * tf.sigmoid(scores), positives, -scale * tf.sigmoid(-positive_scores)
@@ -51,10 +52,9 @@ def _per_pair(scores: tf.Tensor) -> tf.Tensor:
     return 1 / tf.cast(tf.size(scores, out_type=tf.int64), scores.dtype)
 
 
-def _mean(of_pairs: tf.Tensor, corrections: tf.Tensor) -> tf.Tensor:
-    # float64 from the instances on: the corrections cancel what their pairs gave as negatives.
-    instances = tf.cast(tf.reduce_sum(of_pairs, axis=1), tf.float64)
-    total = tf.reduce_sum(instances) + tf.reduce_sum(tf.cast(corrections, tf.float64))
+def _mean(of_pairs: tf.Tensor) -> tf.Tensor:
+    # float64 from the instances on.
+    total = tf.reduce_sum(tf.cast(tf.reduce_sum(of_pairs, axis=1), tf.float64))
     mean = total / tf.cast(tf.size(of_pairs, out_type=tf.int64), tf.float64)
     return tf.cast(mean, of_pairs.dtype)
 

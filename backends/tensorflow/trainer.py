@@ -18,10 +18,10 @@ from fanin.backends.interface import (
     ADAM_BETAS,
     ADAM_EPSILON,
     LayerSetup,
+    Losses,
     OnStep,
     Storage,
     TrainingBatch,
-    check_losses,
 )
 from fanin.backends.tensorflow.devices import TensorFlowDevice
 from fanin.backends.tensorflow.fused import TensorFlowEngine, top_k
@@ -30,8 +30,6 @@ from fanin.backends.tensorflow.ops import fan_in_linear
 
 # Scores of one evaluation block at most; larger blocks are split.
 _SCORES_BYTES = 256 << 20
-# On a GPU, looking at a loss waits for the device, so it is done once in so many steps.
-_STEPS_BETWEEN_LOOKS = 100
 
 _TRAINED = ("intermediate.weights", "intermediate.bias", "output.weights", "output.bias")
 
@@ -121,24 +119,15 @@ class TensorFlowTrainer:
         self, batches: Iterable[TrainingBatch], learning_rate: float, on_step: OnStep | None = None
     ) -> np.ndarray:
         """One step per batch, in order; the losses, float64 [steps]."""
-        losses: list[float] = []
-        unseen: list[tf.Tensor] = []
-        between_looks = 1 if self.device.is_cpu else _STEPS_BETWEEN_LOOKS
+        losses = Losses(self.device, self._steps + 1)
         for batch in batches:
             step_size = self._step_size(learning_rate, self._steps + 1)
             loss = self._step_function(batch.features, batch.rows, batch.labels, step_size)
             self._steps += 1  # a step that was refused does not count
-            unseen.append(loss)
-            if len(unseen) == between_looks:
-                losses += self._look(unseen)
-                unseen = []
+            losses.add(loss)
             if on_step is not None:
                 on_step(loss)
-        losses += self._look(unseen)
-        return np.array(losses, np.float64)
-
-    def _look(self, losses: list[tf.Tensor]) -> list[float]:
-        return check_losses(losses, self._steps - len(losses) + 1).tolist()
+        return losses.all()
 
     def _step_size(self, learning_rate: float, step: int) -> tf.Tensor:
         """Adam's learning rate with its bias correction, which needs more digits than float32 has,

@@ -408,8 +408,11 @@ class FusedFanIn(Connected):
         self, features: Tensor, rows: Tensor | Sequence[int], labels: Tensor | Sequence[int]
     ) -> Tensor:
         """The loss, a scalar. rows, labels: integers [positives] (tensors, NumPy arrays, lists),
-        each a positive's instance within the batch and its label; each pair once."""
+        each a positive's instance within the batch and its label; a pair that stands twice counts
+        once. ValueError for an empty batch."""
         features = self._known(features)
+        if not features.shape[0]:
+            raise ValueError("a loss needs at least one instance; the batch is empty")
         rows, labels = torch.as_tensor(rows), torch.as_tensor(labels)
         rows, labels = _positives(rows, labels, features.shape[0], self.labels)
         if self.training and torch.is_grad_enabled():

@@ -16,12 +16,12 @@ from torch.nn.functional import softplus
 class _SquaredHinge(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-        negative = (scores + 1).clamp_(min=0)
         positive = (1 - scores[rows, labels]).clamp_(min=0)
-        total = negative.square().sum(1, dtype=torch.float64).sum()
-        total += (positive.square() - negative[rows, labels].square()).sum(dtype=torch.float64)
+        margins = (scores + 1).clamp_(min=0)
+        margins[rows, labels] = positive
+        total = margins.square().sum(1, dtype=torch.float64).sum()
         scale = 2 / scores.numel()
-        grad = negative.mul_(scale)
+        grad = margins.mul_(scale)
         grad[rows, labels] = positive.mul_(-scale)
         ctx.save_for_backward(grad)
         return (total / scores.numel()).to(scores.dtype)
@@ -35,11 +35,13 @@ class _SquaredHinge(torch.autograd.Function):
 class _BinaryCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-        total = softplus(scores).sum(1, dtype=torch.float64).sum()
-        total -= scores[rows, labels].sum(dtype=torch.float64)
+        positive = -scores[rows, labels]
+        parts = softplus(scores)
+        parts[rows, labels] = softplus(positive)
+        total = parts.sum(1, dtype=torch.float64).sum()
+        del parts
         grad = torch.sigmoid(scores)
-        # (row, label) pairs are unique, so this subtracts 1 once at each positive.
-        grad[rows, labels] -= 1
+        grad[rows, labels] = -torch.sigmoid(positive)
         ctx.save_for_backward(grad.div_(scores.numel()))
         return (total / scores.numel()).to(scores.dtype)
 
@@ -52,7 +54,8 @@ class _BinaryCrossEntropy(torch.autograd.Function):
 def squared_hinge(scores: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
     """mean over labels, then over the batch, of max(0, 1 - y s)^2 with y = +1 for positives.
 
-    scores [batch, labels]; (rows, labels) [positives] int64, each pair once, name the positives.
+    scores [batch, labels]; (rows, labels) [positives] int64 name the positives: a pair that stands
+    twice counts once.
     """
     loss: Tensor = _SquaredHinge.apply(scores, rows, labels)
     return loss

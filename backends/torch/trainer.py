@@ -16,10 +16,10 @@ from fanin.backends.interface import (
     ADAM_BETAS,
     ADAM_EPSILON,
     LayerSetup,
+    Losses,
     OnStep,
     Storage,
     TrainingBatch,
-    check_losses,
 )
 from fanin.backends.torch.devices import TorchDevice
 from fanin.backends.torch.fused import TorchEngine, regrow, top_k
@@ -118,8 +118,7 @@ class TorchTrainer:
     ) -> np.ndarray:
         (group,) = self._optimizer.param_groups
         group["lr"] = learning_rate
-        first = self._steps + 1
-        losses = []
+        losses = Losses(self.device, self._steps + 1)
         for batch in batches:
             # torch adds epsilon after the bias correction of v, Keras (and the paper) before it.
             group["eps"] = ADAM_EPSILON / (1 - ADAM_BETAS[1] ** (self._steps + 1)) ** 0.5
@@ -132,10 +131,11 @@ class TorchTrainer:
             loss.backward()
             self._optimizer.step()
             self._steps += 1  # a step that was refused does not count
-            losses.append(self.device.number(loss))
+            number = self.device.number(loss)
+            losses.add(number)
             if on_step:
-                on_step(losses[-1])
-        return check_losses(losses, first)
+                on_step(number)
+        return losses.all()
 
     @torch.inference_mode()
     def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
