@@ -14,7 +14,6 @@ time: the peak memory of a run is measured, and a checkpoint must not raise it.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +23,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from fanin.backends.interface import Trainer
-from fanin.benchmarks.files import write_atomically
+from fanin.benchmarks.files import flush, write_atomically
 from fanin.benchmarks.results import Epoch
 
 
@@ -35,6 +34,7 @@ class State(BaseModel):
     resumed: int
     history: list[Epoch]
     best_epoch: int
+    files: dict[str, int]  # the arrays' files, with their bytes
 
     @property
     def folders(self) -> set[str]:
@@ -88,7 +88,7 @@ class Checkpoint:
         self._seconds = seconds
         self._saved = time.monotonic()
         self.note = ""
-        self._state = State(identity=identity, resumed=0, history=[], best_epoch=0)
+        self._state = State(identity=identity, resumed=0, history=[], best_epoch=0, files={})
         self._best_epoch = 0
         if found := self._find():
             self._state = found.model_copy(update={"resumed": found.resumed + 1})
@@ -104,7 +104,7 @@ class Checkpoint:
             state = State.model_validate_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except ValidationError:
+        except (ValidationError, UnicodeDecodeError):
             self.note = f"{path} cannot be read; starting anew"
             return None
         keys = sorted(self._identity | state.identity)
@@ -112,7 +112,12 @@ class Checkpoint:
         if other:
             self.note = f"{self._folder} is of another {', '.join(other)}; starting anew"
             return None
-        return state if all((self._folder / name).is_dir() for name in state.folders) else None
+        for name, size in state.files.items():
+            file = self._folder / name
+            if not file.is_file() or file.stat().st_size != size:
+                self.note = f"{file} is damaged; starting anew"
+                return None
+        return state
 
     @property
     def history(self) -> list[Epoch]:
@@ -149,8 +154,12 @@ class Checkpoint:
         self._state = self._state.model_copy(
             update={"history": list(history), "best_epoch": self._best_epoch}
         )
-        for name in self._state.folders:
-            _flush((self._folder / name).iterdir())
+        # On the disk before the state that needs them: it is to survive a power cut as well.
+        folders = [self._folder / name for name in self._state.folders]
+        files = [file for folder in folders for file in folder.iterdir()]
+        for path in (*files, *folders, self._folder):
+            flush(path)
+        self._state.files = {f"{f.parent.name}/{f.name}": f.stat().st_size for f in files}
         self._write_state()
         self._remove_leftovers()
         self._saved = time.monotonic()
@@ -172,10 +181,3 @@ class Checkpoint:
         for path in self._folder.glob("*"):
             if path.name not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _flush(paths: Iterable[Path]) -> None:
-    """Have the files on the disk: a state is to survive a power cut as well as a kill."""
-    for path in paths:
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import scipy.sparse as sp
 
+from fanin.backends import fused
 from fanin.backends.arrays import InitialArrays, copied
 from fanin.backends.interface import BACKENDS, LayerSetup, Storage, make_trainer
 from fanin.benchmarks import lock
@@ -102,7 +103,9 @@ class Training:
     ids=["ffi", "unstructured", "ffi-fused", "ffi-bfloat16", "ffi-fused-sorted", "dense-fused"],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_going_on_changes_no_bit(backend, values, intermediate, tmp_path):
+def test_going_on_changes_no_bit(backend, values, intermediate, tmp_path, monkeypatch):
+    # Whatever CPU this is.
+    monkeypatch.setattr(fused, "sorting_pays", lambda sources: sources >= 4096)
     undisturbed = Training(backend, tmp_path / "undisturbed", intermediate, values)
     expected, history, best, _ = undisturbed(seconds=1e9)
     training = Training(backend, tmp_path / "killed", intermediate, values)
@@ -169,8 +172,21 @@ class TestCheckpoint:
     def test_a_broken_state_starts_anew(self, training):
         with pytest.raises(KilledError):
             training(killed_in=4)
-        (training.folder / "state.json").write_text("{")
-        assert "cannot be read; starting anew" in Checkpoint(training.folder, IDENTITY, 0).note
+        for state in (b"{", b"\xff"):
+            training.folder.mkdir(exist_ok=True)
+            (training.folder / "state.json").write_bytes(state)
+            assert "cannot be read; starting anew" in Checkpoint(training.folder, IDENTITY, 0).note
+
+    @pytest.mark.parametrize("array", ["weights-3/output.bias", "moments-3/output.weights.v"])
+    @pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 100)])
+    def test_damaged_arrays_start_anew(self, training, array, damage):
+        expected = training(seconds=1e9)[1]
+        with pytest.raises(KilledError):
+            training(killed_in=4)
+        damage(training.folder / f"{array}.npy")
+        _, history, _, checkpoint = training()
+        assert f"{array}.npy is damaged; starting anew" in checkpoint.note
+        assert (history, checkpoint.resumed) == (expected, 0)
 
     def test_none_before_its_time(self, training):
         with pytest.raises(KilledError):
