@@ -44,6 +44,7 @@ from fanin.benchmarks.task import Task
 from fanin.datasets import Batches, DataError, Dataset, propensity
 from fanin.datasets import load as load_dataset
 from fanin.datasets.memory import available_bytes
+from fanin.kernels import build_info, processor
 
 _EVENT_SECONDS = 0.2
 # Of the training instances, in protocol "holdout".
@@ -111,8 +112,8 @@ Split = tuple[np.ndarray, sp.csr_array]
 
 def split(data: Dataset, task: Task) -> tuple[Split, Split]:
     """Training and validation instances. Protocol "paper" validates on the test set, as the
-    original did; "holdout" takes a tenth of the training instances out, the same for all runs.
-    Raises DataError where it would leave none to train on."""
+    original did; "holdout" takes a tenth of the training instances out, the same for all repeats
+    of a task. Raises DataError where it would leave none to train on."""
     train = (data.train_x, data.train_y)
     if task.protocol == "paper":
         return train, (data.test_x, data.test_y)
@@ -201,6 +202,8 @@ def identity(request: Request, data: Dataset) -> dict[str, str]:
         "package version": json.dumps(measure.packages()),
         "device": request.device,
         "number of threads": str(measure.threads(request.threads)),
+        "processor": processor(),
+        "instruction set": build_info()["instruction_set"],
     }
 
 

@@ -32,6 +32,7 @@ from fanin.benchmarks.run import Request, begun, failed
 from fanin.benchmarks.task import Task
 from fanin.datasets import find_folder
 from fanin.datasets.folder import FILES_IN
+from fanin.kernels import build_info
 
 
 @dataclass(frozen=True)
@@ -115,16 +116,22 @@ def doubts(request: Request, result: RunResult) -> list[str]:
     """Why a finished result may not be what is asked for now. Whether data are still the same
     cannot be said without reading them, so this only looks at their dates."""
     found = []
-    if result.machine and request.device != "auto":
+    if result.machine:
         was = "cpu" if result.machine.device == "cpu" else "cuda"
-        if was != request.device:
+        if request.device not in ("auto", was):
             found.append(f"it ran on {was}, and --device {request.device} is asked for")
+        then, now = result.machine.kernels, build_info()["instruction_set"]
+        if was == "cpu" and then.split()[-1] != now:
+            found.append(f"it ran with {then}, and {now} is what would run now")
     folder = request.data_dir and find_folder(request.data_dir, request.task.dataset)
-    if folder and result.dataset:
-        source = result.dataset.source
+    source = result.dataset.source if result.dataset else ""
+    if source.startswith(FILES_IN) and not folder:
+        found.append(f"it read {source}, and no --data-dir is given")
+    if folder and source:
         if Path(source.removeprefix(FILES_IN)).resolve() != folder.resolve():
             found.append(f"it read {source}, and {folder} is asked for")
-        changed = [p for p in folder.iterdir() if p.stat().st_mtime > result.started.timestamp()]
+        files = [path for path in folder.iterdir() if path.is_file()]
+        changed = [p for p in files if p.stat().st_mtime > result.started.timestamp()]
         if changed:
             found.append(f"{min(changed)} has changed since")
     return found

@@ -765,7 +765,8 @@ class TestRunAll:
         device = {"system": "s", "processor": "p", "cores": 2, "memory_bytes": 1, "gpu": None}
         device |= {"python": "3", "packages": {}, "framework": "torch", "device": "cpu"}
         result.dataset = info
-        result.machine = Machine(**device, kernels="k", threads=2, code=None)
+        kernels = f"fanin 0.1.0 {library.build_info()['instruction_set']}"
+        result.machine = Machine(**device, kernels=kernels, threads=2, code=None)
         result.started = datetime.now(UTC)
         write_result(result_path(tmp_path, of_tiny, "torch", 0), result)
 
@@ -774,8 +775,14 @@ class TestRunAll:
             assert last == "skipped" and all(line.endswith("--force repeats it") for line in said)
             return " ".join(said)
 
-        assert told() == told(data_dir=data) == told(data_dir=data, device="cpu") == ""
+        assert told(data_dir=data) == told(data_dir=data, device="cpu") == ""
+        assert f"it read {info.source}, and no --data-dir is given" in told()
         assert "it ran on cpu, and --device cuda is asked for" in told(device="cuda")
+        other = {"instruction_set": "other"}
+        monkeypatch.setattr(runner, "build_info", lambda: other)
+        assert f"it ran with {kernels}, and other is what would run now" in told(data_dir=data)
+        other["instruction_set"] = kernels.split()[-1]
+        (data / "tiny" / "a-link").symlink_to("nowhere")
         moved = data.rename(tmp_path / "moved")
         assert f"it read {info.source}, and {moved / 'tiny'} is asked for" in told(data_dir=moved)
         labels = moved / "tiny" / "train-labels.txt"
