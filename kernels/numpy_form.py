@@ -52,8 +52,9 @@ def fan_in_linear(
 
     features [batch, inputs] float32 or float64, finite; indices [labels, fan_in] uint16 or
     uint32, each below inputs; weights [labels, fan_in] and bias [labels] like features; out
-    [batch, labels], overwritten; all C-contiguous. threads: CPU threads, 0 for all. Returns the
-    scores [batch, labels]. Raises ValueError naming the argument that is wrong.
+    [batch, labels], overwritten (errors call it scores); all C-contiguous. threads: CPU threads, 0
+    for all. Returns the scores [batch, labels]. Raises ValueError naming the argument that is
+    wrong.
     """
     params = library.ForwardParams(
         features=_describe(features, "features"),
@@ -146,11 +147,15 @@ def _trained(array: Trained | None, name: str) -> library.Trained:
         return library.Trained(library.absent(), library.absent(), library.absent())
     if not isinstance(array, Trained):
         raise ValueError(f"{name} must be a Trained, got {type(array).__name__}")
-    return library.Trained(
+    described = library.Trained(
         _describe(array.values, name, written=True),
         _describe(array.m, f"{name}.m", written=True),
         _describe(array.v, f"{name}.v", written=True),
     )
+    for a, b in (("values", "m"), ("values", "v"), ("m", "v")):
+        if np.may_share_memory(getattr(array, a), getattr(array, b)):
+            raise ValueError(f"{name}: {a} and {b} share memory; each needs its own")
+    return described
 
 
 def _connections(
@@ -182,8 +187,9 @@ def step(
     uint32 with weights alike; or, with `starts` [labels + 1] int32, `indices` and weights
     [connections] label after label; or none of them for a dense layer, weights [labels, inputs].
     `rows` with indices: sorted connections, see fanin.h. bias [labels] float32.
-    positive_rows [positives] int32 and positive_labels int64 name the positives; all else is
-    negative. loss: "squared_hinge" or "bce", the mean over labels, then over the batch.
+    positive_rows [positives] int32 and positive_labels int64 name the positives (a pair that stands
+    twice counts once); all else is negative. loss: "squared_hinge" or "bce", the mean over labels,
+    then over the batch.
 
     Returns the loss before the update and, where wanted, its gradient by the features
     [batch, inputs]. weights and bias are updated in place. Raises ValueError naming what is wrong.

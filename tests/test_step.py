@@ -6,6 +6,7 @@ Held against `reference.Model`, float64 NumPy, on every instruction set that thi
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 from dataclasses import dataclass
 
@@ -651,6 +652,25 @@ class TestBadInput:
             call(**{name: fixed})
         with pytest.raises(ValueError, match=f"{name} must be a Trained, got ndarray"):
             call(**{name: fixed.values})
+
+    @pytest.mark.parametrize("part", ["values", "m"])
+    def test_moments_have_memory_of_their_own(self, call, part):
+        shared = copy.deepcopy(call.arguments["weights"])
+        shared = dataclasses.replace(shared, v=getattr(shared, part))
+        with pytest.raises(ValueError, match=f"weights: {part} and v share memory"):
+            call(weights=shared)
+
+    @pytest.mark.parametrize("number", range(3))
+    def test_an_array_without_data(self, call, monkeypatch, number):
+        describe, described = library.describe, []
+
+        def without_data(pointer, *rest):
+            described.append(pointer)
+            return describe(None if len(described) == number + 1 else pointer, *rest)
+
+        monkeypatch.setattr(library, "describe", without_data)
+        with pytest.raises(ValueError, match="has elements but no data"):
+            call()
 
     def test_a_size_that_is_not_known(self, call, monkeypatch):
         """Frameworks describe those while they trace; a call with them must not be made."""

@@ -265,12 +265,12 @@ FANIN_API int32_t fanin_linear_forward(const fanin_linear_forward_params *params
 FANIN_API int32_t fanin_linear_backward(const fanin_linear_backward_params *params, char *message,
                                         size_t message_bytes);
 
-/* As above. Where a step finds an index out of range, part of the labels has been updated; where it
- * finds anything else wrong, nothing has. On a GPU the loss is NaN where connections cannot be
- * followed or a positive names no instance or label (and is left out), labels of such connections
- * rank last in top-k, and only fanin_rewire waits for the stream, for its two results. All others
- * can be captured in a CUDA graph; a replayed step goes on with the step number, rate and seed it
- * was captured with. */
+/* As above. Where a step finds an index or a sorted connection's row out of range, part of the labels
+ * has been updated; where it finds anything else wrong, nothing has. On a GPU the loss is NaN where
+ * connections cannot be followed or a positive names no instance or label (and is left out), labels
+ * of such connections rank last in top-k, and only fanin_rewire waits for the stream, for its two
+ * results. All others can be captured in a CUDA graph; a replayed step goes on with the step number,
+ * rate and seed it was captured with. */
 FANIN_API uint64_t fanin_step_workspace(const fanin_step_params *params);
 FANIN_API int32_t fanin_step(const fanin_step_params *params, char *message, size_t message_bytes);
 FANIN_API uint64_t fanin_dense_forward_workspace(const fanin_dense_forward_params *params);

@@ -116,6 +116,7 @@ class Check {
       }
       expected_stride *= t.shape[d];
     }
+    if (!t.data && !without_data_) without_data_ = name;
   }
 
   void values(const char *name, const fanin_tensor &t, bool optional = false) {
@@ -169,6 +170,7 @@ class Check {
   // For a call that is going to be made.
   void known() {
     if (status_ == FANIN_OK && unknown_) wrong("a size is not known at the time of the call");
+    if (status_ == FANIN_OK && without_data_) wrong("%s has elements but no data", without_data_);
   }
 
   __attribute__((format(printf, 2, 3))) void wrong(const char *format, ...) {
@@ -189,6 +191,7 @@ class Check {
   const char *first_name_ = nullptr;
   const char *value_name_ = nullptr;
   int32_t value_type_ = 0;
+  const char *without_data_ = nullptr;
   bool unknown_ = false;
 };
 
