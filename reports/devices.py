@@ -199,22 +199,29 @@ def step_introduction(results: Sequence[StepResult]) -> str:
     return (
         f"Random (synthetic) data, {machine.processor}, {machine.cores} cores: medians of "
         f"{len(results[0].step_seconds)} steps (with the quartiles); memory is the peak resident\n"
-        "set above that before the model was made, and what arrays and moments add up to; the last "
-        "column is\nthe output layer's step alone, with the gradient of its inputs, over torch's "
-        "CSR product of it (forward\nonly; int64 / int32 indices), turn by turn in one process."
+        "set above that before the model was made, and what arrays and moments add up to; of "
+        "autograd: time\nand memory above the baseline over those of the same backend's autograd; "
+        "the last column is the output\nlayer's step alone, with the gradient of its inputs, over "
+        "torch's CSR product of it (forward only;\nint64 / int32 indices), turn by turn in one "
+        "process."
     )
 
 
-def step_table(results: Iterable[StepResult]) -> str:
+def step_table(results: Sequence[StepResult]) -> str:
     """One row per process, as Markdown."""
     header = (
         "| inputs of the layer | execution | ms a step | GiB above baseline | GiB counted | "
-        "output step / CSR product |"
+        "of autograd: ms / GiB | output step / CSR product |"
     )
-    return "\n".join([header, "|---|---|---:|---:|---:|---:|", *_step_rows(results)])
+    return "\n".join([header, "|---|---|---:|---:|---:|---:|---:|", *_step_rows(results)])
 
 
-def _step_rows(results: Iterable[StepResult]) -> Iterator[str]:
+def _step_rows(results: Sequence[StepResult]) -> Iterator[str]:
+    autograd = {
+        (r.contender.backend, r.contender.setup()): r
+        for r in results
+        if r.contender.execution == "autograd"
+    }
     for result in results:
         contender, memory = result.contender, result.memory
         inputs = f"{contender.intermediate or contender.inputs:,}"
@@ -222,9 +229,13 @@ def _step_rows(results: Iterable[StepResult]) -> Iterator[str]:
             inputs += f" (intermediate, of {contender.inputs})"
         low, middle, high = (1e3 * q for q in statistics.quantiles(result.step_seconds, n=4))
         counted = (memory.parameter_bytes + memory.optimizer_state_bytes) / GIB
-        above = None
-        if memory.host_peak_rss_bytes is not None and memory.host_baseline_rss_bytes is not None:
-            above = (memory.host_peak_rss_bytes - memory.host_baseline_rss_bytes) / GIB
+        above, of_autograd = _above_baseline(result), ""
+        other = autograd.get((contender.backend, contender.setup()))
+        if other and other is not result:
+            slower = statistics.median(other.step_seconds)
+            more = _above_baseline(other)
+            of_memory = above / more if above is not None and more else None
+            of_autograd = f"{middle / 1e3 / slower:.2f} / {number(of_memory, 2)}"
         csr = ""
         if result.csr_seconds:
             fused = result.csr_seconds["fused step"]
@@ -234,5 +245,11 @@ def _step_rows(results: Iterable[StepResult]) -> Iterator[str]:
             )
         yield (
             f"| {inputs} | {contender.name} | {middle:.0f} ({low:.0f}–{high:.0f}) | "
-            f"{number(above, 2)} | {counted:.2f} | {csr} |"
+            f"{number(above, 2)} | {counted:.2f} | {of_autograd} | {csr} |"
         )
+
+
+def _above_baseline(result: StepResult) -> float | None:
+    """Peak resident set above the baseline, in GiB."""
+    peak, baseline = result.memory.host_peak_rss_bytes, result.memory.host_baseline_rss_bytes
+    return None if peak is None or baseline is None else (peak - baseline) / GIB

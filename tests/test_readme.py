@@ -105,12 +105,3 @@ def test_what_is_said_of_the_executions_on_all_labels_follows_from_their_result_
     first, second, third = found["autograd"]
     assert found["fused"] == found["autograd"]
     assert f"P@1 {first}, {second} and {third} in either" in " ".join(README.split())
-
-
-def test_what_is_said_of_predictions_memory_follows_from_the_result_files():
-    said = {"whole": "The {:.2f} GiB are hidden", "whole-one-epoch": "peaks at {:.2f} GiB"}
-    for folder, words in said.items():
-        runs = read_results(ROOT / "benchmarks" / "results" / folder)
-        (memory,) = (run.memory for run in runs if run.task.intermediate)
-        above = memory.host_peak_rss_bytes - memory.host_baseline_rss_bytes
-        assert words.format(above / 2**30) in " ".join(README.split())
