@@ -92,6 +92,29 @@ def test_large_shapes(shape):
     check(rng, *layer(rng, *shape, index=index))
 
 
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("dtype, labels", [(np.float32, 40_011), (np.float64, 20_033)])
+@pytest.mark.parametrize("offset", [0, 1, 6])
+def test_large_scores_wherever_their_rows_begin(instruction_set, dtype, labels, offset):
+    """Those are stored past the caches, line by line, and rows begin anywhere within a line. All
+    elements are written, and nothing beside them."""
+    kernels.set_instruction_set(instruction_set)
+    rng = np.random.default_rng(offset)
+    x, indices, weights, bias = layer(rng, 97, 50, labels, 2, dtype)
+    size, line = 97 * labels, 64 // np.dtype(dtype).itemsize
+    assert size * np.dtype(dtype).itemsize > 12 << 20
+    memory = np.full(size + 4 * line, np.nan, dtype)
+    begin = line - memory.ctypes.data % 64 // memory.itemsize + line + offset
+    out = memory[begin : begin + size].reshape(97, labels)
+    for threads in (1, 3):
+        memory.fill(np.nan)
+        kernels.fan_in_linear(x, indices, weights, bias, out=out, threads=threads)
+        difference = np.abs(out - reference.scores(x, indices, weights, bias))
+        assert difference.max() <= 80 * ROUNDING[np.dtype(dtype)]
+        assert np.isnan(memory[:begin]).all()
+        assert np.isnan(memory[begin + size :]).all()
+
+
 def test_largest_index_of_each_type():
     x = np.zeros((2, 70_000), np.float32)
     x[:, 65_535], x[:, 69_999] = 2, 3

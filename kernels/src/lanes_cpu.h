@@ -14,7 +14,6 @@ constexpr size_t kVectorBytes = 16;
 #endif
 constexpr int kTilePitch = kLanes;
 
-
 template <class T>
 struct VectorOf {
   static constexpr int width = int(kVectorBytes / sizeof(T));
@@ -27,6 +26,8 @@ using Vector = typename VectorOf<T>::type;
 #if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
 #define FANIN_GCC_AVX512  // whose builtins do what GCC makes several instructions of otherwise
 typedef int32_t SignedBits __attribute__((vector_size(kVectorBytes)));
+typedef int16_t SignedWords __attribute__((vector_size(kVectorBytes)));
+constexpr int kGreater = 6;  // of a comparison that gives a bit per element
 #endif
 
 // Integers beside the elements of a Vector<float>.
@@ -511,15 +512,22 @@ FANIN_FN Chunk<T> row_sums_and_spread(const Connections<T, I, W> &connections, i
 // A tile's 32 rows lie far apart in memory; touching all of them at once waits for each. So a
 // finished tile is kept, transposed, and a row of it stored beside each label of the next tile; and
 // a row of the tile to come is fetched beside each label of the present one.
+//
+// Only whole cache lines are worth storing past the caches, and with any number of labels but a
+// multiple of 16 rows begin somewhere within one. So what a tile leaves of its last line is kept with
+// the row, for the next tile to complete.
 template <class T>
 struct Team {
-  alignas(64) T kept[kLanes * kTile];
+  static constexpr int kLine = int(64 / sizeof(T));
+  static constexpr int kKept = kLine + kTile;  // the end of the tile before, then the tile
+  alignas(64) T kept[kLanes * kKept];
   alignas(64) T ahead[kLanes * kTile];
   T *target = nullptr;
   const T *ahead_of = nullptr;  // where the tile in `ahead` comes from
   int64_t target_pitch = 0;
   int next_row = 0, rows_kept = 0, rows_ahead = 0;
-  bool streaming;  // the output is large: store past the caches
+  bool streaming;        // the output is large: store past the caches
+  bool follows = false;  // the kept tile follows the one before: the beginnings of its lines are kept
 
   explicit Team(bool s = false) : streaming(s) {}
 
@@ -533,11 +541,26 @@ struct Team {
     constexpr int64_t some = kVectorBytes / sizeof(I);
     if (bound > int64_t(I(-1))) return true;
     const I last = I(bound - 1);
-    Bits above{};
+    const Some most = Some{} + last;
     int64_t i = 0;
+#if defined(FANIN_GCC_AVX512)
+    uint32_t above = 0;
+    for (; i + some <= count; i += some) {
+      const Some some_values = *reinterpret_cast<const Unaligned *>(values + i);
+      if constexpr (sizeof(I) == 2)
+        above |= uint32_t(__builtin_ia32_ucmpw512_mask((SignedWords)some_values, (SignedWords)most,
+                                                       kGreater, uint32_t(-1)));
+      else
+        above |= uint16_t(__builtin_ia32_ucmpd512_mask((SignedBits)some_values, (SignedBits)most,
+                                                       kGreater, uint16_t(-1)));
+    }
+    bool good = !above;
+#else
+    Bits above{};
     for (; i + some <= count; i += some)
-      above |= (Bits)((Some) * reinterpret_cast<const Unaligned *>(values + i) > last);
+      above |= (Bits)((Some) * reinterpret_cast<const Unaligned *>(values + i) > most);
     bool good = !any_bit(above);
+#endif
     for (; i < count; ++i) good &= values[i] <= last;
     return good;
   }
@@ -547,35 +570,60 @@ struct Team {
   FANIN_FN bool admits(const I *indices, int64_t fan_in, int64_t inputs) const {
     return all_below(indices, fan_in, inputs);
   }
+  // Elements of a line that lie before `row`.
+  static FANIN_FN int into_line(const T *row) {
+    return int(reinterpret_cast<uintptr_t>(row) % 64 / sizeof(T));
+  }
   FANIN_FN void write_some() {
     if (next_row == rows_kept) return;
-    T *row = target + next_row * target_pitch;
-    if (streaming)
-      stream(row, load(kept + next_row * kTile));
-    else
-      store(row, load(kept + next_row * kTile));
+    T *const row = target + next_row * target_pitch, *const values = kept + next_row * kKept + kLine;
     ++next_row;
+    if (!streaming) return store(row, load(values));
+    const int before = into_line(row);
+    if (!before) return stream(row, load(values));
+    int done = -before;
+    if (!follows)
+      for (done = 0; done < kLine - before; ++done) row[done] = values[done];
+    for (; done + kLine <= kTile; done += kLine) {
+      FANIN_UNROLL
+      for (int i = 0; i < kLine; i += VectorOf<T>::width)
+        stream_vector(row + done + i, load_vector(values + done + i));
+    }
+    FANIN_UNROLL
+    for (int i = 0; i < kLine; i += VectorOf<T>::width)
+      store_vector(values - kLine + i, load_vector(values + kTile - kLine + i));
+  }
+  // The rows of the kept tile, and what they leave of their last lines where no tile follows.
+  FANIN_FN void write_rest(bool another_follows) {
+    while (next_row < rows_kept) write_some();
+    if (streaming && !another_follows)
+      for (int b = 0; b < rows_kept; ++b) {
+        T *const end = target + b * target_pitch + kTile;
+        for (int i = -into_line(end); i < 0; ++i) end[i] = kept[b * kKept + kLine + kTile + i];
+      }
+    follows = another_follows;
+    next_row = rows_kept = 0;
   }
   FANIN_FN void finish() {
-    while (next_row < rows_kept) write_some();
+    write_rest(false);
     if (streaming) end_stream();
   }
   // Fetch row `row` of the whole tile at `in`, in order from row 0; rows beyond `lanes` are not
   // there.
   FANIN_FN void read_some(const T *in, int64_t pitch, int lanes, int row) {
-    constexpr int distance = 4;
+    constexpr int distance = 4;  // and the ends of lines: the tile before has had the first one
     if (row == 0) rows_ahead = 0;
     if (row != rows_ahead || lanes < kLanes) return;
     if (row + distance < kLanes)
-      for (size_t i = 0; i < kTile; i += 64 / sizeof(T))
-        __builtin_prefetch(in + (row + distance) * pitch + i);
+      for (int i = 0; i < kTile; i += kLine)
+        __builtin_prefetch(in + (row + distance) * pitch + i + kLine - 1);
     store(ahead + row * kTile, load(in + row * pitch));
     ahead_of = in;
     ++rows_ahead;
   }
   FANIN_FN void write_tile(const T *tile, T *out, int64_t pitch, int lanes, int labels) {
     constexpr int width = VectorOf<T>::width;
-    while (next_row < rows_kept) write_some();
+    write_rest(labels == kTile && rows_kept == lanes && out == target + kTile);
     if (labels < kTile) {
       for (int b = 0; b < lanes; ++b)
         for (int l = 0; l < labels; ++l) out[b * pitch + l] = tile[l * kTilePitch + b];
@@ -588,11 +636,10 @@ struct Team {
         for (int i = 0; i < width; ++i) rows[i] = load_vector(tile + (l + i) * kTilePitch + b);
         transpose<T>(rows);
         FANIN_UNROLL
-        for (int i = 0; i < width; ++i) store_vector(kept + (b + i) * kTile + l, rows[i]);
+        for (int i = 0; i < width; ++i) store_vector(kept + (b + i) * kKept + kLine + l, rows[i]);
       }
     target = out;
     target_pitch = pitch;
-    next_row = 0;
     rows_kept = lanes;
   }
   FANIN_FN void read_tile(T *tile, const T *in, int64_t pitch, int lanes, int labels) const {
