@@ -329,11 +329,14 @@ def sorted_labels(inputs: int, labels: int) -> int:
 
 
 def processor() -> str:
-    """Name of this machine's CPU as the system has it."""
+    """Name of this machine's CPU as the system has it, with family and model: a virtual machine's
+    name, such as "AMD EPYC", may be that of generations one of which is twice as fast."""
     with contextlib.suppress(OSError):  # there is no such file elsewhere, nor in some sandboxes
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        pairs = (line.partition(":") for line in first.splitlines())
+        of = {key.strip(): value.strip() for key, _, value in pairs}
+        if "model name" in of and "cpu family" in of:
+            return f"{of['model name']} (family {of['cpu family']}, model {of['model']})"
     return platform.processor() or "unknown"
 
 

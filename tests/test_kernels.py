@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -302,3 +303,12 @@ def test_a_missing_library_says_how_to_build_it():
     )
     assert done.returncode == 1
     assert "/nowhere/libfanin.so" in done.stderr
+
+
+def test_the_processor_is_named_with_its_generation(monkeypatch):
+    one = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\n"
+    monkeypatch.setattr(Path, "read_text", lambda self: one + one.replace("17", "18"))
+    assert kernels.processor() == "AMD EPYC (family 25, model 17)"
+    monkeypatch.setattr(Path, "read_text", lambda self: "nothing of this kind\n")
+    monkeypatch.setattr("platform.processor", lambda: "x86")
+    assert kernels.processor() == "x86"
