@@ -27,8 +27,10 @@ from fanin.datasets import Batches, evaluation_blocks
 RATE_FACTOR, RATE_RISE, RATE_PATIENCE, RATE_FLOOR = 0.5, 1e-3, 2, 1e-4
 STOP_RISE, STOP_PATIENCE = 5e-5, 4
 
-# Instances predicted together: many, but their inputs to the output layer fill at most 16 MiB.
-_EVALUATION_BLOCK, _EVALUATION_FLOATS = 512, 4 << 20
+# Instances predicted together: many, but their inputs to the output layer fill at most 8 MiB, since
+# malloc may take up to ten such blocks from the system before it uses one of them again: that would
+# be in the run's peak memory.
+_EVALUATION_BLOCK, _EVALUATION_FLOATS = 512, 2 << 20
 
 
 class Plateau:
