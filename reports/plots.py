@@ -1,9 +1,9 @@
 """The plots: rows and runs of one data set in, pictures with their descriptions out.
 
 Each function draws one picture or returns None when nothing of it was measured. Colour is the
-setup (`setups.COLOURS`), marker shape or panel is the backend; lines and points carry their names
-where they stand, so that a picture reads without its text. Drawn on Figure objects rather than
-through pyplot: no display, no global state.
+setup (`setups.COLOURS`), marker shape or panel is the backend, hollow or dashed is the fused of two
+executions; lines and points carry their names where they stand, so that a picture reads without its
+text. Drawn on Figure objects rather than through pyplot: no display, no global state.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import matplotlib
@@ -28,7 +28,7 @@ from matplotlib.transforms import Bbox
 from fanin.backends.interface import BACKENDS
 from fanin.benchmarks.results import LockstepResult, RunResult
 from fanin.reports.metrics import METRICS
-from fanin.reports.setups import BACKEND_NAMES, Setup, backend_order
+from fanin.reports.setups import BACKEND_NAMES, FUSED, Setup, backend_order
 from fanin.reports.summary import Row, is_finished
 from fanin.reports.tables import (
     by_setup,
@@ -186,7 +186,8 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], inche
 def _label_points(
     axes: Axes, named: Sequence[tuple[str, str, Sequence[tuple[float, float]]]]
 ) -> None:
-    """Names (text, colour, the points it may stand at), moved until none covers another or a point.
+    """Names (text, colour, the points it may stand at), moved until none covers another, a point or
+    the line that joins its points.
 
     Call when limits and layout are final: places are sought in pixels.
     """
@@ -200,6 +201,14 @@ def _label_points(
         for _, _, points in named
         for x, y in axes.transData.transform(points)
     ]
+    for _, _, points in named:
+        pixels = axes.transData.transform(points)
+        for start, end in pairwise(pixels):
+            pieces = 2 + int(np.hypot(*(end - start)) / (4 * unit))
+            taken += [
+                Bbox.from_bounds(x - unit, y - unit, 2 * unit, 2 * unit)
+                for x, y in np.linspace(start, end, pieces)
+            ]
     # Right of the point reads best, then left, above, below, and the slanted directions.
     angles = np.deg2rad([0, 180, 90, 270, 35, 325, 145, 215, 60, 300, 120, 240])
     for text, colour, points in named:
@@ -259,18 +268,33 @@ def _beside(
     return Bbox.from_bounds(left, py + dy - size.height / 2, size.width, size.height)
 
 
-def _backend_legend(axes: Axes, backends: Iterable[str]) -> None:
+def _is_fused(setup: Setup, shared: Sequence[str]) -> bool:
+    """Whether a setup is to be told from the same one in the framework's own execution."""
+    return FUSED in without(setup, shared).variant
+
+
+def _marker(backend: str, colour: str, hollow: bool) -> dict[str, Any]:
+    """How a point looks: shape by backend, hollow for the fused of two executions."""
+    face, edge, width = ("white", colour, 1.8) if hollow else (colour, "white", 0.7)
+    return {
+        "linestyle": "",
+        "marker": MARKERS.get(backend, "D"),
+        "markerfacecolor": face,
+        "markeredgecolor": edge,
+        "markeredgewidth": width,
+    }
+
+
+def _legend(axes: Axes, rows: Iterable[Row], shared: Sequence[str]) -> None:
+    """The backends of these rows, and the executions where there are two."""
+    rows = list(rows)
+    backends = sorted({row.backend for row in rows}, key=backend_order)
+    looks = [(backend_name(backend), backend, False) for backend in backends]
+    if any(_is_fused(row.setup, shared) for row in rows):
+        looks += [("autograd: filled", backends[0], False), ("fused: hollow", backends[0], True)]
     handles = [
-        Line2D(
-            [],
-            [],
-            linestyle="",
-            marker=MARKERS.get(backend, "D"),
-            color=GREY,
-            markersize=7,
-            label=backend_name(backend),
-        )
-        for backend in sorted(set(backends), key=backend_order)
+        Line2D([], [], markersize=7, label=name, **_marker(backend, GREY, hollow))
+        for name, backend, hollow in looks
     ]
     axes.legend(handles=handles, loc="lower right")
 
@@ -339,19 +363,11 @@ def _memory_panel(axes: Axes, rows: Sequence[Row], kind: str, shared: Sequence[s
     by_setup: dict[tuple[Setup, int | None], list[tuple[float, float]]] = {}
     for x, y, row in points:
         by_setup.setdefault((row.setup, row.machine), []).append((x, y))
-        axes.plot(
-            x,
-            y,
-            linestyle="",
-            marker=MARKERS.get(row.backend, "D"),
-            markersize=7.5,
-            color=row.setup.colour,
-            markeredgecolor="white",
-            markeredgewidth=0.7,
-            zorder=3,
-        )
+        look = _marker(row.backend, row.setup.colour, _is_fused(row.setup, shared))
+        axes.plot(x, y, markersize=7.5, zorder=3, **look)
     for (setup, _), ends in by_setup.items():
-        axes.plot(*zip(*ends, strict=True), color=setup.colour, linewidth=1, alpha=0.5, zorder=2)
+        style = "--" if _is_fused(setup, shared) else "-"
+        axes.plot(*zip(*ends, strict=True), style, color=setup.colour, lw=1, alpha=0.5, zorder=2)
     memories = [x for x, _, _ in points]
     if min(memories) > 0 and max(memories) / min(memories) > 4:
         _log_x(axes, min(memories) / 1.35, max(memories) * 1.6)
@@ -360,7 +376,7 @@ def _memory_panel(axes: Axes, rows: Sequence[Row], kind: str, shared: Sequence[s
     axes.set_ylim(*_padded([y for _, y, _ in points]))
     axes.set_xlabel(f"memory: {kind} ({unit})")
     axes.set_ylabel(METRICS["test_p1"].head())
-    _backend_legend(axes, (row.backend for _, _, row in points))
+    _legend(axes, (row for _, _, row in points), shared)
 
 
 def _name_setups(axes: Axes, rows: Sequence[Row], shared: Sequence[str]) -> None:
@@ -468,6 +484,7 @@ def learning_curves(runs: Sequence[RunResult], title: str, shared: Sequence[str]
     if not first:
         return None
     backends = sorted({backend for backend, _ in first}, key=backend_order)
+    dashed = any(_is_fused(Setup.of(run.task, None), shared) for run in first.values())
     inches = 2.5
     with matplotlib.rc_context(_STYLE):
         figure = _figure(0.5 + 3 * (inches + 0.55))
@@ -499,6 +516,7 @@ def learning_curves(runs: Sequence[RunResult], title: str, shared: Sequence[str]
                     axes.plot(
                         x,
                         y,
+                        "--" if _is_fused(setup, shared) else "-",
                         color=setup.colour,
                         linewidth=1.6,
                         marker=MARKERS.get(backend, "D"),
@@ -526,7 +544,7 @@ def learning_curves(runs: Sequence[RunResult], title: str, shared: Sequence[str]
             for axes in panels[2]:
                 axes.set_yscale("log")
         figure.suptitle(
-            f"{title}: learning curves (first repeat)",
+            f"{title}: learning curves (first repeat{', fused dashed' if dashed else ''})",
             fontweight="bold",
             fontsize=10.5,
             x=0.01,

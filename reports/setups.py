@@ -18,6 +18,9 @@ COLOURS = {
     "Bottleneck": "#CC79A7",
 }
 
+# How a variant says that the execution is that one.
+FUSED = "fused"
+
 BACKEND_NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 
 # The paper's abbreviations of the intermediate sizes; 100k is exact, the others are powers of two.
@@ -81,7 +84,7 @@ class Setup:
 
 def variant(task: Task) -> tuple[str, ...]:
     """What departs from the defaults, as a report says it."""
-    return tuple("fused" if d == "execution=fused" else d for d in task.departures)
+    return tuple(FUSED if d == "execution=fused" else d for d in task.departures)
 
 
 def intermediate_label(units: int) -> str:

@@ -46,6 +46,13 @@ class Row:
     spreads: dict[str, float | None]
     n: int
 
+    @property
+    def is_unresolved(self) -> bool:
+        """Whether the measured peak is below the bytes of the arrays alone: the process found room
+        in what its baseline already held, so the peak says less than the model needs."""
+        peak, counted = self.values["memory_gib"], self.values["counted_gib"]
+        return peak is not None and counted is not None and peak < counted
+
 
 def on_gpu(machine: Machine) -> bool:
     """Whether the run's own device was a GPU; a machine can have one that a run left alone."""

@@ -37,13 +37,20 @@ MEMORY_NOTE = (
     "RSS: peak resident set of the process above its baseline; allocator: peak of the framework's "
     "GPU allocator"
 )
+# Behind a peak that cannot be compared with others, and what it means.
+UNRESOLVED = "†"
+UNRESOLVED_NOTE = (
+    f"{UNRESOLVED} less than the arrays alone hold, for the process had room left from before: too "
+    "small to be measured so"
+)
 BRIEF_KINDS: dict[str | None, str] = {ALLOCATOR_PEAK: "allocator", RSS_ABOVE_BASELINE: "RSS"}
 
 PROTOCOLS = {
     "paper": "validation set = test set, as in the paper (protocol “paper”): learning rate, early "
-    "stopping and best weights are chosen on the test set, so test precision is optimistic",
-    "holdout": "validation set split off the training set (protocol “holdout”): the test set is "
-    "not used during training",
+    "stopping and best weights are chosen by P@3 on the test set, so test precision is optimistic",
+    "holdout": "validation set split off the training set (protocol “holdout”): learning rate, "
+    "early stopping and best weights are chosen by P@3 on it, and the test set is not used during "
+    "training",
 }
 # The same for a terminal's line.
 _BRIEF_PROTOCOLS = {
@@ -204,6 +211,8 @@ def comparison(rows: Sequence[Row]) -> Table:
         line.append(Cell(str(row.n)))
         lines.append(tuple(line))
     caption = "One row per backend and setup: means over n finished repeats, ± standard deviation"
+    if any(row.is_unresolved for row in rows):
+        caption += f". {UNRESOLVED_NOTE}"
     return Table(caption, tuple(columns), tuple(lines))
 
 
@@ -246,11 +255,12 @@ def _printer(
             return Cell()
         text = number(value * factor, decimals)
         top = best.get((key, _peers(key, row)))
+        unresolved = key == "memory_gib" and row.is_unresolved
         return Cell(
-            text=text,
+            text=text + UNRESOLVED * unresolved,
             spread="" if spread is None else f"±{number(spread * factor, decimals)}",
             # Compared as printed: what looks equal is equally good.
-            best=top is not None and text == number(top * factor, decimals),
+            best=top is not None and text == number(top * factor, decimals) and not unresolved,
         )
 
     return cell
@@ -266,7 +276,7 @@ def _best(rows: Iterable[Row]) -> dict[tuple[str, str | None], float]:
     for row in rows:
         for key in HIGHLIGHTED:
             value = row.values[key]
-            if value is None:
+            if value is None or (key == "memory_gib" and row.is_unresolved):
                 continue
             peers = (key, _peers(key, row))
             choose = max if METRICS[key].better == "higher" else min
@@ -324,7 +334,10 @@ class Pair:
     second: Row | None
 
     def ratio(self, key: str) -> float | None:
-        """second / first of a metric; None when either is missing."""
+        """second / first of a metric; None when either is missing, or an unresolved peak."""
+        rows = (self.first, self.second)
+        if key == "memory_gib" and any(row.is_unresolved for row in rows if row):
+            return None
         return _quotient(*self.both(key))
 
     def both(self, key: str) -> tuple[float | None, float | None]:
@@ -435,7 +448,10 @@ def savings(rows: Sequence[Row]) -> Table | None:
             continue
         setup = without(row.setup, shared)
         ratios = (
-            _quotient(row.values[key], base.values[key]) for key in ("memory_gib", "counted_gib")
+            None
+            if row.is_unresolved
+            else _quotient(row.values["memory_gib"], base.values["memory_gib"]),
+            _quotient(row.values["counted_gib"], base.values["counted_gib"]),
         )
         lines.append(
             (
@@ -684,7 +700,7 @@ def terminal_table(runs: Iterable[RunResult]) -> str:
                     Cell(row.backend),
                     Cell(without(row.setup, shared).label),
                     *(
-                        Cell(number(None if (v := row.values[key]) is None else v * by, digits))
+                        replace(_printer(key, by, digits, {})(row), spread="")
                         for _, key, by, digits in printed
                     ),
                     Cell(str(row.n)),
@@ -698,5 +714,7 @@ def terminal_table(runs: Iterable[RunResult]) -> str:
             f"Test P@k in percent; {validated}\n"
             f"memory: {', '.join(kinds) or 'not measured'}; train: s/epoch without validation"
         )
+        if any(row.is_unresolved for row in rows):
+            note += f"\n{UNRESOLVED_NOTE}"
         parts.append(f"{title}\n{note}\n{table.markdown()}\n")
     return "\n".join(parts)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fanin.benchmarks.results import (
@@ -372,6 +373,29 @@ def test_best_values_are_marked_and_gaps_never_are() -> None:
     assert ("Dense", "memory (GiB)") not in best
 
 
+def test_a_peak_below_what_the_arrays_hold_is_marked_and_never_best() -> None:
+    """The process had room left from before; 0.5 GiB are counted, 0.25 above the baseline."""
+    small = memory(host_peak_rss_bytes=GIB + GIB // 4, parameter_bytes=GIB // 2)
+    runs = [run(memory=small), run(of=task(architecture="dense")), run("tensorflow")]
+    rows = summarise(runs)
+    table = tables.comparison(rows)
+    at = [column.head for column in table.columns].index("memory (GiB)")
+    cells = {row[1].text + row[0].text: row[at] for row in table.rows}
+    assert (cells["FFItorch"].text, cells["FFItorch"].best) == ("0.25†", False)
+    assert cells["Densetorch"].best
+    assert "† less than the arrays alone hold" in table.caption
+    assert "0.25†" in terminal_table(runs)
+    assert "† less" in terminal_table(runs)
+    savings = tables.savings(rows)
+    assert savings is not None
+    assert [cell.text for cell in savings.rows[0][2:]] == ["—", "0.8 x"]
+    against = tables.against(rows)
+    heads = [column.head for column in against.columns]
+    last = {row[0].text: row[len(heads) - 1].text for row in against.rows}
+    assert last["FFI 32"] == "—"
+    assert "†" not in tables.comparison(summarise([run()])).markdown() + terminal_table([run()])
+
+
 # ---- failures, synthetic data, both backends
 
 
@@ -437,10 +461,12 @@ def test_different_kinds_of_memory_are_not_compared() -> None:
 
 
 def test_memory_saving_is_stated_measured_and_counted() -> None:
-    little = memory(host_peak_rss_bytes=GIB + GIB // 4, parameter_bytes=0)
+    little = memory(
+        host_peak_rss_bytes=GIB + GIB // 4, parameter_bytes=0, optimizer_state_bytes=GIB // 8
+    )
     table = tables.savings(summarise([run(memory=little), run(of=task(architecture="dense"))]))
     assert table is not None
-    assert [cell.text for cell in table.rows[0]] == ["torch", "FFI 32", "8.0 x", "1.5 x"]
+    assert [cell.text for cell in table.rows[0]] == ["torch", "FFI 32", "8.0 x", "6.0 x"]
     assert tables.savings(summarise([run()])) is None
 
 
@@ -593,6 +619,36 @@ def test_plots_are_in_the_page_and_beside_it_and_not_blank(report: Path, page: _
     # No memory was measured there, so there is nothing to draw.
     assert not (report.parent / "twin" / "lsa" / "memory.png").exists()
     assert (report.parent / "twin" / "lsa" / "time.png").exists()
+
+
+def test_fused_is_told_from_autograd_where_both_are_shown(monkeypatch) -> None:
+    """Colour is the setup and shape the backend, so it is the filling, or the line's dashes."""
+    figures = []
+
+    def finish(figure: Figure, *_: Any) -> Any:
+        figures.append(figure)
+
+    monkeypatch.setattr(plots, "_finish", finish)
+    fused = task(execution="fused")
+    both = [run(), run(of=fused), run("tensorflow"), run("tensorflow", of=fused)]
+    shared = tables.shared_variant(summarise([run(of=fused)]))
+    plots.memory_against_precision(summarise(both), "words")
+    plots.memory_against_precision(summarise([run(of=fused)]), "words")
+    plots.learning_curves(both, "words", [])
+    plots.learning_curves([run(of=fused)], "words", shared)
+    faces = []
+    for figure in figures[:2]:
+        (axes,) = figure.axes
+        points = [line for line in axes.lines if line.get_marker() in ("o", "s")]
+        faces.append(sorted(str(point.get_markerfacecolor()) for point in points))
+    assert faces == [[COLOURS["FFI"]] * 2 + ["white"] * 2, [COLOURS["FFI"]]]
+    legend = figures[0].axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()][2:] == [
+        "autograd: filled",
+        "fused: hollow",
+    ]
+    dashes = [[line.get_linestyle() for line in figure.axes[0].lines] for figure in figures[2:]]
+    assert dashes == [["-", "--"], ["-"]]
 
 
 def _rgb(colour: str) -> tuple[int, ...]:
