@@ -282,14 +282,28 @@ def _find(folder: Path, split: str, forms: Mapping[str, R]) -> tuple[Path, R] | 
     return None
 
 
+def _unusable(folder: Path, names: Sequence[str]) -> str:
+    """A remark on what is there in place of a missing file."""
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            return f"; {path} is a folder"
+        if path.is_symlink():
+            return f"; {path} is a link to nothing"
+        packed = path.with_name(f"{path.name}.gz")
+        if packed.is_file():
+            return f"; {packed} is compressed: unpack it with gunzip"
+    return ""
+
+
 def _label_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
     found = _find(folder, split, LABELS)
     if found is None:
+        names = _names(LABELS, split)
         raise DataError(
-            f"{folder / f'{split}-labels.txt'}: missing; it is to hold the {split} labels: a "
-            "header line `N D L` (instances, inputs, labels), then one line `l1,l2,...` per "
-            f"instance. Any of {', '.join(_names(LABELS, split))} will do; labels of the "
-            f"published data sets come from {REPOSITORY}"
+            f"{folder / f'{split}-labels.txt'}: missing{_unusable(folder, names)}; it is to hold "
+            f"the {split} labels: a header line `N D L` (instances, inputs, labels), then one line "
+            f"`l1,l2,...` per instance. Any of {', '.join(names)} will do; labels of the published "
+            f"data sets come from {REPOSITORY}"
         )
     return found
 
@@ -301,10 +315,11 @@ def _feature_file(folder: Path, split: str, features: str) -> tuple[Path, Featur
     if found is None:
         have = ", ".join(feature_kinds(folder)) or "none"
         origin = f"; they are {ORIGINS[features]}" if features in ORIGINS else ""
+        unusable = _unusable(folder, _names(feature_files(features), split))
         raise DataError(
-            f"{folder / f'{split}-{features}.npy'}: missing; it is to hold the {split} features, a "
-            f"float array [instances, inputs] written by numpy.save{origin}. Train features here: "
-            f"{have}"
+            f"{folder / f'{split}-{features}.npy'}: missing{unusable}; it is to hold the {split} "
+            f"features, a float array [instances, inputs] written by numpy.save{origin}. Train "
+            f"features here: {have}"
         )
     return found
 
@@ -314,9 +329,9 @@ def _sparse_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
     if found is None:
         names = _names(SPARSE_FEATURES, split)
         raise DataError(
-            f"{folder / names[2]}: missing; it is to hold the {split} features, sparse: a header "
-            "line `rows columns` (instances, inputs), then one line `input:value ...` per "
-            f"instance. Any of {', '.join(names)} will do; sparse features of the published data "
+            f"{folder / names[2]}: missing{_unusable(folder, names)}; it is to hold the {split} "
+            "features, sparse: a header line `rows columns` (instances, inputs), then one line "
+            f"`input:value ...` per instance. Any of {', '.join(names)} will do; sparse features of the published data "
             f"sets come from {REPOSITORY}"
         )
     return found

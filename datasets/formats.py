@@ -36,6 +36,14 @@ from fanin.datasets.dataset import DataError, check_finite
 _LOG = logging.getLogger(__name__)
 
 BLOCK_BYTES = 8 << 20
+# How a file begins that holds text in another way than it is read here.
+_NOT_PLAIN = {
+    b"\x1f\x8b": "compressed by gzip: unpack it with gunzip",
+    b"BZh": "compressed by bzip2: unpack it with bunzip2",
+    b"PK\x03\x04": "a zip archive: unpack it",
+    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+}
 MAX_DIGITS = 9  # of a number: no data set comes near, and line * columns + id fits 64 bits
 FEATURE_TYPES = ("float16", "float32", "float64")
 
@@ -84,7 +92,8 @@ def read_labels(path: Path | str) -> sparse.csr_array:
 def read_label_pairs(path: Path | str) -> sparse.csr_array:
     """Read `label:value` lines into a bool matrix [instances, labels] with sorted indices.
 
-    Raises DataError as `read_labels` does, and for a value that is negative or not finite.
+    Any value above 0 makes a positive. Raises DataError as `read_labels` does, and for a value that
+    is negative or not finite.
     """
     path = Path(path)
     matrix = _read_text(path, LABEL_PAIRS_HEADER, "columns", _Parser(_fast_pairs, _slow_pairs))
@@ -94,8 +103,9 @@ def read_label_pairs(path: Path | str) -> sparse.csr_array:
 def read_label_matrix(path: Path | str) -> sparse.csr_array:
     """Read a `.npz` matrix [instances, labels] into a bool one with sorted indices.
 
-    Raises DataError for an unreadable file, another format than CSR, an id that is out of range or
-    stands twice in a row, and for a value that is negative or not finite.
+    Any value above 0 makes a positive. Raises DataError for an unreadable file, another format than
+    CSR, an id that is out of range or stands twice in a row, and for a value that is negative or
+    not finite.
     """
     return _positives(_read_matrix(Path(path)), lambda row: f"{path}: row {row} (counted from 0)")
 
@@ -156,7 +166,7 @@ def read_features(path: Path | str) -> npt.NDArray[np.float32]:
         raise
     except Exception as error:  # whatever a damaged header makes NumPy stumble over
         raise DataError(
-            f"{path}: not a readable .npy file ({error}): write it anew with numpy.save"
+            f"{path}: not a readable .npy file ({_reason(error)}): write it anew with numpy.save"
         ) from error
     if not isinstance(stored, np.ndarray) or stored.ndim != 2:
         shape = getattr(stored, "shape", "an .npz archive")
@@ -211,8 +221,16 @@ def _read_text(
 
 def _read_header(path: Path, line: bytes, names: dict[str, str]) -> dict[str, int]:
     """The integers of the header line, by name."""
+    for start, what in _NOT_PLAIN.items():
+        if line.startswith(start):
+            raise DataError(f"{path}: {what}")
     fields = line.split()
-    if len(fields) != len(names) or not all(f.isdigit() and len(f) <= MAX_DIGITS for f in fields):
+    huge = [field for field in fields if field.isdigit() and len(field) > MAX_DIGITS]
+    if huge:
+        raise DataError(
+            f"{path}:1: {_show(huge[0])} in the header is too large: at most {10**MAX_DIGITS - 1}"
+        )
+    if len(fields) != len(names) or not all(field.isdigit() for field in fields):
         count = {2: "two", 3: "three"}[len(names)]
         raise DataError(
             f"{path}:1: header {_show(line)}: expected {count} integers `{' '.join(names)}` "
@@ -367,6 +385,12 @@ def _show(value: bytes) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
+def _reason(error: Exception) -> str:
+    """What NumPy found wrong with a file. Anything that is no array it takes for a pickle, and
+    advises what would run a stranger's code."""
+    return "it does not begin as one" if "pickle" in str(error) else str(error)
+
+
 # --- sparse matrices ----------------------------------------------------------------------------
 
 
@@ -376,7 +400,7 @@ def _read_matrix(path: Path) -> sparse.csr_array:
         stored = sparse.load_npz(path)
     except Exception as error:  # whatever damaged bytes make NumPy and SciPy stumble over
         raise DataError(
-            f"{path}: not a readable sparse .npz file ({error}): write it anew with "
+            f"{path}: not a readable sparse .npz file ({_reason(error)}): write it anew with "
             "scipy.sparse.save_npz"
         ) from error
     if stored.format != "csr" or stored.ndim != 2 or stored.dtype.kind not in "biuf":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import functools
+import gzip
 import logging
 import os
 import subprocess
@@ -131,14 +133,35 @@ def test_bad_line_in_a_later_block(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert same(formats.read_labels(path), csr([[1, 2]] * 7 + [[3]], 4))
 
 
-@pytest.mark.parametrize(
-    "header", ["", "4 10", "4 10 x", "4 10 4 1", "-4 10 4", "4 10 " + "9" * 5000]
-)
+@pytest.mark.parametrize("header", ["", "4 10", "4 10 x", "4 10 4 1", "-4 10 4"])
 def test_bad_header(tmp_path: Path, header: str) -> None:
     path = tmp_path / "labels.txt"
     path.write_text("\n".join([header, *GOOD]) + "\n")
     with pytest.raises(DataError, match=r"labels\.txt:1: header .*expected three integers `N D L`"):
         formats.read_labels(path)
+
+
+@pytest.mark.parametrize("number", ["12345678901", "9" * 5000])
+def test_header_with_too_large_a_number(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("\n".join([f"4 10 {number}", *GOOD]) + "\n")
+    said = rf":1: '{number[:57]}.*' in the header is too large: at most 999999999$"
+    with pytest.raises(DataError, match=said):
+        formats.read_labels(path)
+
+
+def test_text_that_is_not_plain(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    text = "\n".join(["4 10 4", *GOOD]) + "\n"
+    for content, said in (
+        (gzip.compress(text.encode()), "compressed by gzip: unpack it with gunzip"),
+        (bz2.compress(text.encode()), "compressed by bzip2: unpack it with bunzip2"),
+        (text.encode("utf-16"), "UTF-16 text: save it as UTF-8"),
+        (b"\xfe\xff" + text.encode("utf-16-be"), "UTF-16 text: save it as UTF-8"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"labels\.txt: {said}"):
+            formats.read_labels(path)
 
 
 def test_too_few_and_too_many_lines(tmp_path: Path) -> None:
@@ -235,8 +258,9 @@ def test_broken_npy(tmp_path: Path) -> None:
     path = tmp_path / "mine" / "train-slice.npy"
     for content in (path.read_bytes()[:-8], b"not an array", b""):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"train-slice\.npy: not a readable \.npy file"):
+        with pytest.raises(DataError, match=r"train-slice\.npy: not a readable \.npy") as caught:
             load("mine", data_dir=tmp_path)
+        assert "pickle" not in str(caught.value)
 
 
 def test_label_counts_must_agree(tmp_path: Path) -> None:
@@ -282,6 +306,22 @@ def test_missing_file_says_what_it_holds(tmp_path: Path, file: str) -> None:
     (tmp_path / "mine" / file).unlink()
     with pytest.raises(DataError, match=f"{file}: missing; it is to hold the {file.split('-')[0]}"):
         load("mine", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("file", ["train-labels.txt", "test-slice.npy"])
+def test_missing_file_says_what_is_there_in_its_place(tmp_path: Path, file: str) -> None:
+    write_folder(tmp_path / "mine")
+    path = tmp_path / "mine" / file
+    path.rename(tmp_path / "mine" / f"{file}.gz")
+    with pytest.raises(DataError, match=rf"missing; \S+{file}\.gz is compressed: unpack it"):
+        load("mine", features="slice", data_dir=tmp_path)
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=rf"missing; \S+{file} is a link to nothing; it is to"):
+        load("mine", features="slice", data_dir=tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=rf"missing; \S+{file} is a folder; it is to hold"):
+        load("mine", features="slice", data_dir=tmp_path)
 
 
 def test_features_must_be_named_if_several(tmp_path: Path) -> None:
