@@ -7,7 +7,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args
 
@@ -20,6 +20,7 @@ from fanin.backends.checks import MOST_THREADS
 from fanin.backends.interface import BACKENDS, INSTALL
 from fanin.benchmarks import lockstep, measure
 from fanin.benchmarks import plan as planning
+from fanin.benchmarks.__main__ import INTERRUPTED
 from fanin.benchmarks.files import remove_leftovers
 from fanin.benchmarks.lock import BusyError
 from fanin.benchmarks.progress import Terminal
@@ -52,6 +53,7 @@ from fanin.datasets import (
     feature_kinds,
     find_folder,
     load,
+    unknown,
 )
 from fanin.datasets.memory import available_bytes
 from fanin.datasets.shapes import shape_twin
@@ -60,7 +62,7 @@ from fanin.reports import ReportError, setups, shape_table, terminal_table, writ
 from fanin.reports.tables import Cell, Column, lockstep_sides
 from fanin.reports.tables import Table as ReportTable
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE = 1, 2
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -174,7 +176,7 @@ def _friendly(command: Callable[..., None]) -> Callable[..., None]:
             _stop(str(error))
         except KeyboardInterrupt:
             typer.echo(
-                "fanin: stopped; finished runs and checkpoints are kept, start again to go on",
+                "fanin: stopped; what has finished is kept, the same command goes on from there",
                 err=True,
             )
             raise typer.Exit(INTERRUPTED) from None
@@ -258,15 +260,11 @@ def reproduce(
         "moments_dtype": moments_dtype,
     }
     shapes = profile == "shapes"
-    usual = "fused" if shapes else None
+    ways = execution or (["fused"] if shapes else None)
     names: list[str | None] = [dataset]
     if shapes and dataset is None and tasks is None and data_dir is None:
         names = [e.name for e in PUBLISHED.values() if e.features]
-    chosen = [
-        task
-        for way in execution or (usual,)
-        for task in _tasks(names, features, data_dir, tasks, setup, {**overrides, "execution": way})
-    ]
+    chosen = _tasks(names, features, data_dir, tasks, setup, overrides, ways)
     options = Options(
         results,
         data_dir=data_dir,
@@ -311,10 +309,7 @@ def compare(
     data_dir: DataDir = None,
     tasks: Tasks = None,
     setup: Setup = None,
-    execution: Annotated[
-        str | None,
-        _one_of(get_args(interface.Execution), "By default what the task file says (autograd)."),
-    ] = None,
+    execution: Execution = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps to compare.")] = 200,
     seed: Seed = None,
     results: Results = Path("results"),
@@ -329,14 +324,14 @@ def compare(
     """
     console = _console(as_json)
     _backends(None)
-    overrides = {"seed": seed, "execution": execution}
-    chosen = _tasks([dataset], features, data_dir, tasks, setup, overrides)
+    overrides = {"seed": seed}
+    chosen = _tasks([dataset], features, data_dir, tasks, setup, overrides, execution)
     options = Options(results, data_dir=data_dir, device=device, threads=threads)
     check_folder(results, {lockstep_path(results, task) for task in chosen})
     done = []
     failures = 0
     for number, task in enumerate(chosen, 1):
-        title = f"[{number}/{len(chosen)}] {task.dataset} {task.slug.partition('_')[0]}"
+        title = f"[{number}/{len(chosen)}] {task.title}"
         with console.status(title) as status:
 
             def show(step: LockstepStep, status: Any = status, title: str = title) -> None:
@@ -416,13 +411,7 @@ def plan(
     console = _console(as_json)
     known = _each_once(backend)
     dtypes = {"weights_dtype": weights_dtype, "moments_dtype": moments_dtype}
-    chosen = [
-        task
-        for way in execution or (None,)
-        for task in _tasks(
-            [dataset], features, data_dir, tasks, setup, {**dtypes, "execution": way}
-        )
-    ]
+    chosen = _tasks([dataset], features, data_dir, tasks, setup, dtypes, execution)
     count = measure.threads(threads)
     there = int(memory * planning.GIB) if memory else available_bytes()
     sizes = {key: _sizes(*key, data_dir) for key in {(t.dataset, t.features) for t in chosen}}
@@ -572,33 +561,42 @@ def _tasks(
     file: Path | None,
     setups: list[str] | None,
     overrides: dict[str, Any],
+    executions: Sequence[str] | None = None,
 ) -> list[Task]:
-    """Tasks of the data sets: from `file`, their own files, or for other data the usual setups."""
+    """Tasks of the data sets: from `file`, their own files, or for other data the usual setups;
+    in each of the executions, or as the files say."""
     if data_dir and file is None and None in datasets:
         _stop(f"--data-dir {data_dir} needs --dataset too, or --tasks: which data to take from it")
     overrides = {key: value for key, value in overrides.items() if value is not None}
+    ways: list[dict[str, Any]] = [{"execution": way} for way in dict.fromkeys(executions or ())]
     chosen: list[Task] = []
-    for dataset in datasets:
+    for way, dataset in product(ways or [{}], datasets):
         named = {"dataset": dataset, "features": features}
         if file is not None:
             files = [find_tasks(file)]
         else:
-            named["dataset"] = dataset = canonical_name(dataset or "wordnet-small")
+            named["dataset"] = dataset = canonical_name(
+                "wordnet-small" if dataset is None else dataset
+            )
             there = _kinds(dataset, data_dir)
             files = files_of(dataset, features)
             if len(files) > 1 and there:
                 files = [path for kind in there for path in files_of(dataset, kind)]
             if not files:
+                own = data_dir and find_folder(data_dir, dataset)
+                if not own and dataset not in available():
+                    raise unknown(dataset, data_dir)
                 named["features"] = features or _only(there, dataset)
                 files = [USUAL_TASKS]
         given = {key: value for key, value in named.items() if value is not None}
-        chosen += [task for path in files for task in read_tasks(path, {**overrides, **given})]
+        given |= overrides | way
+        chosen += [task for path in files for task in read_tasks(path, given)]
     if setups:
         asked = {_plain(name): name for name in setups}
         names = [_setup_names(task) for task in chosen]
         for plain, name in asked.items():
             if plain not in set().union(*names):
-                there = sorted({task.slug.partition("_")[0] for task in chosen})
+                there = sorted({task.setup_name for task in chosen})
                 _stop(f"no setup {name!r} in these tasks; there are {', '.join(there)}")
         chosen = [task for task, known in zip(chosen, names, strict=True) if known & set(asked)]
     return chosen
@@ -608,7 +606,7 @@ def _setup_names(task: Task) -> set[str]:
     """What `--setup` may call it: as its folder or the table does, with what departs from the
     defaults or without, which names every task of that setup."""
     label = setups.Setup.of(task, None).label
-    names = (task.slug, task.slug.partition("_")[0], label, label.partition(",")[0])
+    names = (task.slug, task.setup_name, label, label.partition(",")[0])
     return set(map(_plain, names))
 
 
@@ -667,12 +665,3 @@ def _show_comparisons(console: Console, done: list[LockstepResult]) -> None:
         style="dim",
         highlight=False,
     )
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

@@ -45,8 +45,7 @@ class Terminal:
     def begin(self, request: Request, number: int, count: int) -> None:
         task = request.task
         repeat = f" repeat {request.repeat + 1}/{task.repeat}" if task.repeat > 1 else ""
-        setup = task.slug.partition("_")[0]
-        self._title = f"[{number}/{count}] {task.dataset} {setup} {request.backend}{repeat}"
+        self._title = f"[{number}/{count}] {task.title} {request.backend}{repeat}"
         self._started = time.monotonic()
         self._loss = self._precision = ""
         self._progress.reset(self._bar, total=None, description=self._title, facts="")

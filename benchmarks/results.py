@@ -263,14 +263,14 @@ def _read(path: Path, schema: type[_Result]) -> _Result:
         raise ResultError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ResultError(
-            f"{path}: not UTF-8 text; delete it or run its task again with --force"
+            f"{path}: not UTF-8 text; delete it or move it elsewhere, and run its task again"
         ) from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ResultError(
             f"{path}: not a result file of schema {SCHEMA_VERSION}: {key or 'file'}: "
-            f"{first['msg']}; delete it or run its task again with --force"
+            f"{first['msg']}; delete it or move it elsewhere, and run its task again"
         ) from error
 
 

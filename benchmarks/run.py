@@ -231,6 +231,7 @@ def run(request: Request, events: Events, result: RunResult) -> None:
     result.resumed = checkpoint.resumed
     if checkpoint.note:
         print(checkpoint.note, flush=True)
+        events.send(event="note", text=checkpoint.note)
     if checkpoint.history:
         events.send(event="resumed", epoch=len(checkpoint.history))
     before = len(checkpoint.history) * len(batches)

@@ -113,7 +113,7 @@ class Task(BaseModel):
         try:
             return self._layer(inputs, labels)
         except ValueError as error:
-            name = self.slug.partition("_")[0]
+            name = self.setup_name
             raise TaskError(
                 f"{self.dataset}, {self.features} features, setup {name}: {error}"
             ) from error
@@ -143,8 +143,18 @@ class Task(BaseModel):
     @property
     def slug(self) -> str:
         """A readable name, unique among tasks: `ffi-32-16384`, then what departs from defaults."""
+        return "_".join([self.setup_name, *self.departures])
+
+    @property
+    def setup_name(self) -> str:
+        """What a command calls its setup, whatever else departs from the defaults."""
         sizes = (str(n) for n in (self.connectivity, self.intermediate) if n)
-        return "_".join(["-".join([kind_of(self.architecture).lower(), *sizes]), *self.departures])
+        return "-".join([kind_of(self.architecture).lower(), *sizes])
+
+    @property
+    def title(self) -> str:
+        """Data set and setup, as a line of progress begins: `wordnet ffi-32-16384 fused`."""
+        return f"{self.dataset} {self.setup_name}{' fused' * (self.execution == 'fused')}"
 
 
 def task_files() -> dict[str, Path]:
@@ -235,7 +245,9 @@ def _tasks(
         try:
             yield Task.model_validate(values)
         except ValidationError as error:
-            raise TaskError(f"{where}: {_explain(error)}") from error
+            given = ", ".join(f"{key}={value}" for key, value in overrides.items())
+            asked = f" with {given}" if given else ""
+            raise TaskError(f"{where}{asked}: {_explain(error)}") from error
 
 
 def _explain(error: ValidationError) -> str:
@@ -245,5 +257,6 @@ def _explain(error: ValidationError) -> str:
         key = ".".join(str(part) for part in item["loc"])
         value = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
         hint = f"; known keys: {known}" if item["type"] == "extra_forbidden" else ""
-        lines.append(f"{key + ': ' if key else ''}{item['msg']}{value}{hint}")
+        said = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{key + ': ' if key else ''}{said}{value}{hint}")
     return "; ".join(lines)

@@ -9,7 +9,7 @@ from fanin.datasets.batches import Batch, Batches, evaluation_blocks
 from fanin.datasets.catalogue import PUBLISHED, canonical_name, propensity, spellings
 from fanin.datasets.dataset import DataError, Dataset
 from fanin.datasets.folder import feature_kinds, find_folder
-from fanin.datasets.registry import available, load
+from fanin.datasets.registry import available, load, unknown
 
 __all__ = [
     "PUBLISHED",
@@ -25,4 +25,5 @@ __all__ = [
     "load",
     "propensity",
     "spellings",
+    "unknown",
 ]

@@ -331,8 +331,8 @@ def _sparse_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
         raise DataError(
             f"{folder / names[2]}: missing{_unusable(folder, names)}; it is to hold the {split} "
             "features, sparse: a header line `rows columns` (instances, inputs), then one line "
-            f"`input:value ...` per instance. Any of {', '.join(names)} will do; sparse features of the published data "
-            f"sets come from {REPOSITORY}"
+            f"`input:value ...` per instance. Any of {', '.join(names)} will do; sparse features "
+            f"of the published data sets come from {REPOSITORY}"
         )
     return found
 

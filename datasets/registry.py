@@ -37,13 +37,18 @@ def load(name: str, features: str | None = None, data_dir: Path | str | None = N
         return load_folder(folder, name, features)
     if name in EMBEDDED:
         return EMBEDDED[name](features)
+    raise unknown(name, data_dir)
+
+
+def unknown(name: str, data_dir: Path | str | None) -> DataError:
+    """The error about a data set that neither lies in `data_dir` nor comes with fanin."""
     looked = f", and there is no folder {Path(data_dir) / name}" if data_dir is not None else ""
     if canonical_name(name) in PUBLISHED:
-        raise DataError(
+        return DataError(
             f"{name} does not come with fanin{looked}: {layout(name)}. What comes with fanin: "
             f"{', '.join(available())}"
         )
-    raise DataError(
+    return DataError(
         f"no data set named {name!r}{looked}; fanin comes with {', '.join(available())}. For your "
         f"own, name a data folder with {name}/train-labels.txt, {name}/train-<features>.npy and "
         "the same two for test: labels as text with a header `N D L` and a line `l1,l2,...` per "

@@ -421,7 +421,7 @@ def place(tmp_path_factory):
 
 def command(*arguments, **options):
     return subprocess.run(
-        [sys.executable, "-P", "-m", "fanin.benchmarks.cli", *map(str, arguments)],
+        [sys.executable, "-P", "-m", "fanin.benchmarks", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -521,7 +521,7 @@ class TestReproduce:
         results = place / "stopped"
         process = subprocess.Popen(
             [
-                *(sys.executable, "-P", "-m", "fanin.benchmarks.cli", "reproduce", "--epochs"),
+                *(sys.executable, "-P", "-m", "fanin.benchmarks", "reproduce", "--epochs"),
                 *("90", "--dataset", "tiny", "--features", "dense40", "--data-dir", str(data)),
                 *("--tasks", str(place / "tasks.json"), "--results", str(results)),
             ],
@@ -538,9 +538,26 @@ class TestReproduce:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 130, errors
-        assert "finished runs and checkpoints are kept" in errors
+        assert "fanin: stopped; what has finished is kept" in errors
         assert not list(results.rglob("*.json"))
         assert not child.is_running()
+
+    def test_ctrl_c_before_anything_is_loaded(self, tmp_path):
+        """Whenever in the first seconds it comes, there is no traceback."""
+        for seconds in (0.1, 0.3, 0.6, 1.0):
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "fanin.benchmarks", "report", "--results", tmp_path],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+            time.sleep(seconds)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+            # -2: in Python's own start, before any of its code could say something.
+            assert process.returncode in (130, -signal.SIGINT, 2), errors
+            assert "Traceback" not in errors
 
     def test_holdout_never_sees_the_test_set(self, place):
         done = command(
@@ -585,6 +602,18 @@ class TestCompare:
             assert set(result.sides) == {"torch", "tensorflow"}
             apart = [d.absolute for s in result.steps for d in s.arrays.values()]
             assert 0 < max(apart) < 1e-5
+
+    def test_both_executions_beside_each_other(self, place):
+        ways = ("--execution", "fused", "--execution", "autograd", "--execution", "fused")
+        done = command(
+            "compare",
+            *arguments(place, "both-ways", "--steps", "2", "--setup", "ffi-8-64", *ways),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        executions = {r.task.execution for r in read_lockstep(place / "both-ways")}
+        assert executions == {"autograd", "fused"}
+        assert "[1/2] tiny ffi-8-64 fused: agree" in done.stdout
+        assert "[2/2] tiny ffi-8-64: agree" in done.stdout
 
     def test_drift_fails(self, place, monkeypatch):
         """With no room for rounding at all, two frameworks cannot agree."""
@@ -1040,7 +1069,13 @@ class TestCommandLine:
             (("--backend", "jax"), "unknown 'jax'; there are torch, tensorflow"),
             (("--execution", "fuse"), "unknown 'fuse'; there are autograd, fused"),
             (("--setup", "ffi-33"), "no setup 'ffi-33' .* there are bottleneck-64, dense"),
-            (("--dataset", "nowhere"), "no tasks are known for data set 'nowhere'"),
+            (("--dataset", "nowhere"), "no data set named 'nowhere'; fanin comes with wordnet"),
+            (("--dataset", "nowhere", "--features", "bow"), "no data set named 'nowhere'"),
+            (("--dataset", ""), "no data set named ''"),
+            (
+                ("--weights-dtype", "bfloat16"),
+                r"tasks\[0\] with .*weights_dtype=bfloat16.*: weights_dtype and .* need execution",
+            ),
             (("--tasks", "/nowhere.json"), "/nowhere.json: no such task file"),
             (("--tasks", "amazon-670k"), "no such task file; fanin's own are .*amazon-670k/slice"),
         ],
@@ -1079,11 +1114,11 @@ class TestCommandLine:
         def named(dataset, features=None):
             return chosen_tasks([dataset], features, tmp_path, None, None, {})
 
+        (tmp_path / "mine").mkdir()
         usual = [t.slug for t in read_tasks(task_files()["wordnet/tfidf-svd512"])]
         assert [t.slug for t in named("mine", "bert")] == usual
         assert {(t.dataset, t.features) for t in named("wordnet", "bert")} == {("wordnet", "bert")}
         # The only features that are there need not be named.
-        (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "train-bert.npy").touch()
         assert {(t.dataset, t.features) for t in named("mine")} == {("mine", "bert")}
         (tmp_path / "mine" / "train-lsa.npy").touch()

@@ -81,7 +81,7 @@ def test_what_is_said_of_the_executions_follows_from_their_result_files():
     for run in read_results(ROOT / "benchmarks" / "results" / "executions"):
         assert run.test is not None
         task = run.task
-        key = (run.backend, task.slug.partition("_")[0], task.execution, task.weights_dtype)
+        key = (run.backend, task.setup_name, task.execution, task.weights_dtype)
         found.setdefault(key, {})[task.seed + run.repeat] = 100 * run.test.at_1
     for backend in ("torch", "tensorflow"):
         for setup in ("dense", "ffi-32", "ffi-32-2048"):
@@ -99,7 +99,7 @@ def test_what_is_said_of_the_executions_on_all_labels_follows_from_their_result_
     found: dict[str, list[str]] = {"autograd": [], "fused": []}
     for run in read_results(ROOT / "benchmarks" / "results" / "whole-executions"):
         assert run.test is not None
-        assert (run.task.dataset, run.task.slug.partition("_")[0]) == ("wordnet", "ffi-32")
+        assert (run.task.dataset, run.task.setup_name) == ("wordnet", "ffi-32")
         assert run.task.epochs == len(run.history) == 5
         found[run.task.execution].append(f"{100 * run.test.at_1:.2f}")
     first, second, third = found["autograd"]

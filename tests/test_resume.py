@@ -276,7 +276,7 @@ def place(tmp_path_factory):
 def start(place: Path, results: str, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
-            *(sys.executable, "-P", "-m", "fanin.benchmarks.cli", "reproduce"),
+            *(sys.executable, "-P", "-m", "fanin.benchmarks", "reproduce"),
             *("--dataset", "tiny", "--features", "dense40", "--data-dir", str(place / "data")),
             *("--tasks", str(place / "tasks.json"), "--results", str(place / results)),
             *("--backend", "torch", "--threads", "1", "--checkpoint-minutes", "0", *more),
@@ -359,6 +359,18 @@ class TestKilled:
     def results(self, place, name):
         tasks = read_tasks(place / "tasks.json")
         return [read_result(result_path(place / name, task, "torch", 0)) for task in tasks]
+
+    def test_a_checkpoint_that_is_of_no_use_is_said(self, place):
+        process = start(place, "useless")
+        assert process.stdout is not None
+        assert "epoch 1" in process.stdout.readline()
+        assert "epoch 2" in process.stdout.readline()  # the first one's checkpoint is written
+        process.kill()
+        process.communicate(timeout=60)
+        again = start(place, "useless", "--threads", "2")
+        assert "of another number of threads; starting anew" in again.stdout.readline()
+        again.kill()
+        again.communicate(timeout=60)
 
     @pytest.mark.parametrize("stopped", [False, True])
     def test_an_orphan_ends_and_writes_nothing(self, place, stopped):

@@ -43,7 +43,7 @@ def tasks(dry_run: bool) -> list[Task]:
         for task in read_tasks(path, {"execution": execution})
     ]
     if dry_run:
-        found = [t for t in found if t.slug.partition("_")[0] == DRY_SETUP]
+        found = [t for t in found if t.setup_name == DRY_SETUP]
         return [t for t in found if (t.dataset, t.features) == TABLES[0]]
     return found
 

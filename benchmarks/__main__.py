@@ -1,0 +1,26 @@
+"""Entry point of the command `fanin`, and of `python -m fanin.benchmarks`.
+
+Only what every Python has is imported first: the rest takes seconds, in which Ctrl-C is to end as
+quietly as it does later.
+"""
+
+from __future__ import annotations
+
+import sys
+
+INTERRUPTED = 130  # as a shell counts it
+
+
+def main() -> None:
+    """Run the command and exit with its code; see `cli`."""
+    try:
+        from fanin.benchmarks.cli import app
+
+        app()
+    except KeyboardInterrupt:
+        print("fanin: stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()
