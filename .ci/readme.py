@@ -12,7 +12,15 @@ from fanin.benchmarks.plan import GIB, estimate
 from fanin.benchmarks.results import read_results
 from fanin.datasets.catalogue import FEATURES, PUBLISHED
 from fanin.reports import terminal_table, write_report
-from fanin.reports.devices import devices_page, step_introduction, step_results, step_table
+from fanin.reports.devices import (
+    devices_page,
+    op_introduction,
+    op_results,
+    op_table,
+    step_introduction,
+    step_results,
+    step_table,
+)
 from fanin.reports.paper import PaperRow, paper_rows, profiled
 from fanin.reports.tables import number
 
@@ -23,6 +31,7 @@ WHOLE = DEVICES.parent / "whole"
 SECTION = re.compile(r"(<!-- results: .*? -->\n).*?(<!-- results end -->)", re.DOTALL)
 WHOLE_SECTION = re.compile(r"(<!-- whole: .*? -->\n).*?(<!-- whole end -->)", re.DOTALL)
 SHAPES_SECTION = re.compile(r"(<!-- shapes: .*? -->\n).*?(<!-- shapes end -->)", re.DOTALL)
+OP_SECTION = re.compile(r"(<!-- op: .*? -->\n).*?(<!-- op end -->)", re.DOTALL)
 STEP_SECTION = re.compile(r"(<!-- step: .*? -->\n).*?(<!-- step end -->)", re.DOTALL)
 
 
@@ -34,6 +43,12 @@ def section(results: Path, data: str) -> str:
         f"{data} (real data), {machine.processor}, {machine.cores} cores, "
         f"{machine.gpu or 'no GPU'}:\n\n{terminal_table(runs).strip()}\n"
     )
+
+
+def op_section() -> str:
+    """The op's times beside those of torch's own layers."""
+    results = op_results(RESULTS)
+    return f"{op_introduction(results)}\n\n{op_table(results)}\n"
 
 
 def step_section() -> str:
@@ -80,6 +95,7 @@ def _expected_gib(row: PaperRow, cpu: str) -> float:
 SECTIONS = {
     SECTION: lambda: section(RESULTS, "Small cut of WordNet"),
     WHOLE_SECTION: lambda: section(WHOLE, "The whole of WordNet"),
+    OP_SECTION: op_section,
     STEP_SECTION: step_section,
     SHAPES_SECTION: shapes_section,
 }

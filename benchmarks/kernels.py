@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,15 +109,35 @@ def main(
     fan_in: int = 32,
     batch: int = 32,
     count: Annotated[int, typer.Option(help="Rounds.")] = 15,
-    out: Annotated[Path | None, typer.Option("--json", help="Write the seconds here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--json", help="Write machine and seconds here.")
+    ] = None,
 ) -> None:
     """Time the op against torch's sparse and dense layers and print medians and ratios."""
-    everything = {}
+    # Not at the top: the GPU parts use this file on machines without pydantic.
+    from fanin.backends.torch.devices import TorchDevice
+    from fanin.benchmarks import measure
+    from fanin.benchmarks.files import write_atomically
+    from fanin.benchmarks.results import OpTimes
+
+    results = []
     print(f"{labels} labels, fan-in {fan_in}, batch {batch}, float32; medians of {count} rounds")
     print(f"{'inputs':>7}  {'work':18}  {'layer':11}  {'ms':>8}  {'min':>8}  {'x fanin':>8}")
     for number in inputs or (768, 32768):
+        started = datetime.now(UTC)
         timed = time_layers(number, labels, fan_in, batch, count)
-        everything[number] = timed
+        machine = measure.machine(TorchDevice("cpu", 0), measure.threads(0))
+        results.append(
+            OpTimes(
+                started=started,
+                machine=machine,
+                inputs=number,
+                labels=labels,
+                fan_in=fan_in,
+                batch=batch,
+                seconds=timed,
+            )
+        )
         for work, seconds in timed.items():
             for name, values in seconds.items():
                 print(
@@ -124,7 +145,8 @@ def main(
                     f"{1e3 * min(values):8.2f}  {ratio(values, seconds['fanin']):8.2f}"
                 )
     if out:
-        out.write_text(json.dumps(everything, indent=1) + "\n")
+        dumped = [result.model_dump(mode="json") for result in results]
+        write_atomically(out, json.dumps(dumped, indent=1) + "\n")
 
 
 if __name__ == "__main__":

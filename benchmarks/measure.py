@@ -5,6 +5,7 @@ Every figure stands for one question and is None where this machine cannot answe
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import importlib.metadata
@@ -13,12 +14,13 @@ import os
 import platform
 import statistics
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import psutil
 
-from fanin.backends.interface import Trainer
+from fanin.backends.interface import Device, Trainer
 from fanin.benchmarks import nvml
 from fanin.kernels import build_info, processor
 from fanin.kernels.library import library_path
@@ -42,6 +44,7 @@ class MemoryWatch:
     def __init__(self) -> None:
         self._nvml = nvml.Sampler() if gpu_name() is not None else None
         self._process = psutil.Process()
+        _give_back()
         self._baseline = self._process.memory_info().rss
         self._sampled_peak = self._baseline
         self._exact = _reset_peak()
@@ -83,6 +86,13 @@ class MemoryWatch:
             optimizer_state_bytes=optimizer,
             **trainer.device.memory(),
         )
+
+
+def _give_back() -> None:
+    """Hand what malloc kept of freed memory (from reading the data, say) back to the system: a
+    model that fits into it would seem to need no memory at all. Only glibc can be asked to."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_peak() -> bool:
@@ -134,12 +144,12 @@ class StepClock:
         return statistics.median(steady) if steady else None
 
 
-def machine(trainer: Trainer, threads: int) -> Machine:
-    """Describe where this process runs; threads: CPU threads that it uses."""
+def machine(device: Device, threads: int) -> Machine:
+    """Describe where this process runs; device: of its framework; threads: CPU threads in use."""
     from fanin.benchmarks.results import Machine
 
     info = build_info()
-    described = trainer.device.description()
+    described = device.description()
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         processor=processor(),

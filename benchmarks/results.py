@@ -210,6 +210,20 @@ class LockstepStep(_Model):
     )
 
 
+class OpTimes(_Model):
+    """Seconds of fanin's op and of torch's layers on random data, as `kernels` measures them."""
+
+    started: datetime
+    machine: Machine
+    inputs: int
+    labels: int
+    fan_in: int
+    batch: int
+    seconds: dict[str, dict[str, list[float]]] = Field(
+        description="work -> layer -> seconds of each round"
+    )
+
+
 class LockstepSide(_Model):
     """One backend's half of a lockstep comparison."""
 

@@ -188,7 +188,7 @@ def warm_up(request: Request) -> Machine:
     if setup.is_rewired:
         trainer.regrow(0.5, 0)
     evaluate(trainer, x, y)
-    return measure.machine(trainer, measure.threads(request.threads))
+    return measure.machine(trainer.device, measure.threads(request.threads))
 
 
 def identity(request: Request, data: Dataset) -> dict[str, str]:

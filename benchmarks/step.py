@@ -129,7 +129,7 @@ def measure_step(contender: Contender) -> StepResult:
     return StepResult(
         contender=contender,
         started=started,
-        machine=measure.machine(trainer, 0),
+        machine=measure.machine(trainer.device, 0),
         memory=memory,
         step_seconds=seconds[2:],
         rewire_seconds=rewired,

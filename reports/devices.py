@@ -1,8 +1,8 @@
 """The page of all devices, `benchmarks/results/README.md`: what ran where, and what came out beside
 the paper, torch's own ways and the floor. Gaps stay visible.
 
-A device is a folder with any of `runs`, `shapes`, `step` and `gpu` in it; `notes.md` there, a line
-for each tuning trial, is written by hand and only linked to.
+A device is a folder with any of `runs`, `shapes`, `op`, `step` and `gpu` in it; `notes.md` there, a
+line for each tuning trial, is written by hand and only linked to.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from fanin.benchmarks.gpu_parts import tables as parts
 from fanin.benchmarks.gpu_parts.results import PARTS, PartFile, PartName, read_all
 from fanin.benchmarks.kernels import ratio
-from fanin.benchmarks.results import RunResult, read_results
+from fanin.benchmarks.results import OpTimes, RunResult, read_results
 from fanin.benchmarks.step import StepResult
 from fanin.reports.paper import PaperRow, measured, paper_rows, profiled, published_tables
 from fanin.reports.summary import GIB
@@ -50,22 +50,25 @@ def devices_page(results: Path) -> str:
     return "\n".join([_INTRODUCTION, *pages])
 
 
-_KINDS = ("runs", "shapes", "step", "gpu")
+_KINDS = ("runs", "shapes", "op", "step", "gpu")
 
 
 def _device(folder: Path) -> str:
     runs, shapes = list(read_results(folder)), list(read_results(folder, "shapes"))
-    steps, found = step_results(folder), read_all(folder)
-    parts_of_page = [f"## {folder.name}", _described(runs + shapes, steps, found)]
+    ops, steps, found = op_results(folder), step_results(folder), read_all(folder)
+    parts_of_page = [f"## {folder.name}", _described(runs + shapes, [*ops, *steps], found)]
     if (folder / "notes.md").exists():
         parts_of_page.append(f"Tuning, a line for each trial: [notes.md]({folder.name}/notes.md).")
-    parts_of_page.append(_what_ran(runs, shapes, steps))
+    parts_of_page.append(_what_ran(runs, shapes, ops, steps))
     if found or (folder / "gpu").is_dir():
         parts_of_page.append(_parts_table(found, NOT_RUN))
     ours = [*measured(runs), *profiled(shapes)]
     if ours:
         for table in published_tables():
             parts_of_page.append(_beside_paper(table, paper_rows(*table, ours)))
+    if ops:
+        parts_of_page.append(f"### The op alone\n\n{op_introduction(ops)}")
+        parts_of_page.append(op_table(ops))
     if steps:
         parts_of_page.append(f"### Training steps\n\n{step_introduction(steps)}")
         parts_of_page.append(step_table(steps))
@@ -76,7 +79,9 @@ def _device(folder: Path) -> str:
 
 
 def _described(
-    runs: Sequence[RunResult], steps: Sequence[StepResult], found: dict[PartName, PartFile]
+    runs: Sequence[RunResult],
+    others: Sequence[OpTimes | StepResult],
+    found: dict[PartName, PartFile],
 ) -> str:
     """The device in words, from whatever file there is."""
     for result in found.values():
@@ -88,13 +93,16 @@ def _described(
             f"{of.device}{driver}, torch {of.torch}, {of.library}{commit}{changed}; "
             f"{of.processor}, {of.cores} cores."
         )
-    for machine in [run.machine for run in runs if run.machine] + [s.machine for s in steps]:
+    for machine in [run.machine for run in runs if run.machine] + [o.machine for o in others]:
         return f"{machine.gpu or 'No GPU'}; {machine.processor}, {machine.cores} cores."
     return "Unknown machine."
 
 
 def _what_ran(
-    runs: Sequence[RunResult], shapes: Sequence[RunResult], steps: Sequence[StepResult]
+    runs: Sequence[RunResult],
+    shapes: Sequence[RunResult],
+    ops: Sequence[OpTimes],
+    steps: Sequence[StepResult],
 ) -> str:
     rows = []
     for name, of in (("whole runs", runs), ("shape profiles", shapes)):
@@ -102,6 +110,8 @@ def _what_ran(
         count = ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or NOT_RUN
         frameworks = sorted({run.backend for run in of})
         rows.append((name, count, ", ".join(frameworks) or GAP, _days(r.started for r in of)))
+    count = f"{len(ops)} shapes" if ops else NOT_RUN
+    rows.append(("op alone", count, "torch" if ops else GAP, _days(o.started for o in ops)))
     which = ", ".join(sorted({s.contender.backend for s in steps})) or GAP
     count = f"{len(steps)} processes" if steps else NOT_RUN
     rows.append(("training steps", count, which, _days(s.started for s in steps)))
@@ -183,6 +193,47 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     ]
     columns = tuple(Column(head, is_number) for head, is_number in zip(heads, numeric, strict=True))
     return Table("", columns, tuple(tuple(map(Cell, row)) for row in lines)).markdown()
+
+
+# ---- the op alone --------------------------------------------------------------------------------
+
+
+def op_results(folder: Path) -> list[OpTimes]:
+    """What `python -m fanin.benchmarks.kernels` wrote below a device's folder."""
+    files = sorted((folder / "op").glob("*.json"))
+    return [OpTimes.model_validate(r) for f in files for r in json.loads(f.read_text())]
+
+
+def op_introduction(results: Sequence[OpTimes]) -> str:
+    first = results[0]
+    count = len(first.seconds["forward"]["fanin"])
+    return (
+        f"Random (synthetic) data, {first.machine.processor}, {first.machine.cores} cores, torch, "
+        f"float32, {first.labels:,} labels,\nfan-in {first.fan_in}, batch {first.batch}: medians "
+        f"of {count} rounds (with the quartiles) in which all took turns; behind\ntorch's times: "
+        "how many times fanin's, the median over the rounds."
+    )
+
+
+def op_table(results: Sequence[OpTimes]) -> str:
+    """One row per shape and work, as Markdown."""
+    others = ("CSR int64", "CSR int32", "torch dense")
+    heads = ("inputs", "work", "fanin, ms", *(f"{name}, ms" for name in others))
+    rows = []
+    for result in results:
+        for work, seconds in result.seconds.items():
+            cells = [f"{result.inputs:,}", work, _milliseconds(seconds["fanin"])]
+            for name in others:
+                times = ratio(seconds[name], seconds["fanin"]) if name in seconds else None
+                cell = f"{_milliseconds(seconds[name])} {times:.1f} x" if times else GAP
+                cells.append(cell)
+            rows.append(cells)
+    return _table(heads, rows)
+
+
+def _milliseconds(seconds: Sequence[float]) -> str:
+    low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
+    return f"{middle:.1f} ({low:.1f}–{high:.1f})"
 
 
 # ---- training steps ------------------------------------------------------------------------------

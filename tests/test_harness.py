@@ -43,7 +43,7 @@ from fanin.benchmarks.results import (
     write_result,
 )
 from fanin.benchmarks.run import Events, Request, begun, failed
-from fanin.benchmarks.runner import Options
+from fanin.benchmarks.runner import Options, child_environment
 from fanin.benchmarks.task import Task, TaskError, files_of, read_tasks, task_files
 from fanin.datasets import Batches, DataError, load
 from fanin.datasets.formats import write_labels
@@ -584,6 +584,17 @@ class TestReproduce:
         trainer = make_trainer("torch", setup, initial_arrays(setup, 9), device="cpu")
         trainer.load_weights(arrays)
         assert np.array_equal(trainer.array("output.indices"), arrays["output.indices"])
+
+
+def test_threads_wait_shortly_unless_it_is_said_how(monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert child_environment()["GOMP_SPINCOUNT"] == "5000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert child_environment()["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert "GOMP_SPINCOUNT" not in child_environment()
 
 
 @pytest.mark.slow

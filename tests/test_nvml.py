@@ -11,6 +11,7 @@ import ctypes
 import json
 import mmap
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -395,6 +396,28 @@ def watched() -> dict:
 
 
 class TestMemoryWatch:
+    @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+    def test_what_malloc_kept_is_not_in_the_baseline(self):
+        """Arrays that lie freed between others: malloc would use their 37 MiB for the model, which
+        then seemed to need nothing."""
+        program = (
+            "import numpy as np\n"
+            "from fanin.backends.arrays import InitialArrays\n"
+            "from fanin.backends.interface import LayerSetup, make_trainer\n"
+            "from fanin.benchmarks import measure, results\n"
+            "setup = LayerSetup('stratified', 8, 8, 4)\n"
+            "trainer = make_trainer('torch', setup, InitialArrays(setup, 0))\n"
+            "kept = [np.ones(10_000) for _ in range(500)][::25]\n"
+            "with measure.MemoryWatch() as watch:\n"
+            "    model = [np.ones(10_000) for _ in range(400)]\n"
+            "memory = watch.result(trainer)\n"
+            "print(memory.host_peak_rss_bytes - memory.host_baseline_rss_bytes)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True
+        )
+        assert int(done.stdout) > 28 << 20  # of 30.5 MiB
+
     def test_figures_of_the_sampler(self, state, monkeypatch):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
         state.growth = MIB
