@@ -2,7 +2,9 @@
 fanin.benchmarks.kernels`.
 
 Times on shared machines drift, so all contestants take turns, one call each per round, and what is
-stated is the median over rounds and the median of the per-round ratios.
+stated is the median over rounds and the median of the per-round ratios. With `--keep-memory` scores
+and gradients come from memory that the process has kept (see `measure.keep_memory`), which shows
+the op alone; without, malloc decides, as it does in anybody's program.
 """
 
 from __future__ import annotations
@@ -109,6 +111,9 @@ def main(
     fan_in: int = 32,
     batch: int = 32,
     count: Annotated[int, typer.Option(help="Rounds.")] = 15,
+    keep_memory: Annotated[
+        bool, typer.Option("--keep-memory", help="Take no new memory from the system.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--json", help="Write machine and seconds here.")
     ] = None,
@@ -120,6 +125,8 @@ def main(
     from fanin.benchmarks.files import write_atomically
     from fanin.benchmarks.results import OpTimes
 
+    if keep_memory:
+        measure.keep_memory()
     results = []
     print(f"{labels} labels, fan-in {fan_in}, batch {batch}, float32; medians of {count} rounds")
     print(f"{'inputs':>7}  {'work':18}  {'layer':11}  {'ms':>8}  {'min':>8}  {'x fanin':>8}")
@@ -135,6 +142,7 @@ def main(
                 labels=labels,
                 fan_in=fan_in,
                 batch=batch,
+                keeps_memory=keep_memory,
                 seconds=timed,
             )
         )

@@ -95,6 +95,17 @@ def _give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def keep_memory() -> None:
+    """Let malloc keep whatever is freed in this process. Else it may hand large arrays back to the
+    system and take new ones from it, page by page: milliseconds for each, which depend on what lies
+    where and say nothing of an op. Only glibc can be asked to; this cannot be undone."""
+    most_mapped, trim_threshold = -4, -1  # of malloc.h
+    with suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(most_mapped, 0)
+        libc.mallopt(trim_threshold, -1)
+
+
 def _reset_peak() -> bool:
     """Start the kernel's peak resident set anew; False where there is no such thing."""
     try:

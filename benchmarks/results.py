@@ -219,6 +219,7 @@ class OpTimes(_Model):
     labels: int
     fan_in: int
     batch: int
+    keeps_memory: bool = Field(description="whether malloc kept what was freed")
     seconds: dict[str, dict[str, list[float]]] = Field(
         description="work -> layer -> seconds of each round"
     )

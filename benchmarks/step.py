@@ -5,6 +5,10 @@ features and labels (synthetic: nothing here tells anything about precision), an
 steps and its memory. Where torch is fused, the same process then lets the output layer's fused
 step, with the gradient of its inputs, and torch's CSR product of the same layer take turns: the
 forward pass alone, as a measure of the machine.
+
+A framework's own way makes scores and gradients anew in each step. From torch they go back to the
+system each time, which takes longer than the step itself; "memory kept" is the same without that,
+and with more memory (`measure.keep_memory`).
 """
 
 from __future__ import annotations
@@ -36,18 +40,28 @@ from fanin.datasets import Batch
 POSITIVES = 5.45  # labels an instance, as Amazon-670K has them
 
 
+# What `--execution` may be here.
+WAYS: dict[str, dict[str, Any]] = {
+    "autograd": {"execution": "autograd"},
+    "kept": {"execution": "autograd", "keeps_memory": True},
+    "fused": {"execution": "fused"},
+    "bfloat16": {"execution": "fused", "dtype": "bfloat16"},
+}
+
+
 class Contender(BaseModel):
     """What one process measures."""
 
     backend: str
     execution: Execution
-    dtype: str
+    dtype: str = "float32"
     labels: int
     inputs: int
     intermediate: int | None
     fan_in: int
     batch: int
     steps: int
+    keeps_memory: bool = False
 
     def setup(self) -> LayerSetup:
         return LayerSetup(
@@ -61,7 +75,7 @@ class Contender(BaseModel):
     @property
     def name(self) -> str:
         dtype = "" if self.dtype == "float32" else f", {self.dtype}"
-        return f"{self.backend} {self.execution}{dtype}"
+        return f"{self.backend} {self.execution}{dtype}{', memory kept' * self.keeps_memory}"
 
 
 class StepResult(BaseModel):
@@ -104,6 +118,8 @@ def build(contender: Contender, setup: LayerSetup) -> Trainer:
 def measure_step(contender: Contender) -> StepResult:
     """Train, rewire once, measure; in the process that this is called in."""
     setup, started = contender.setup(), datetime.now(UTC)
+    if contender.keeps_memory:
+        measure.keep_memory()
     # What the framework loads at first use belongs to the baseline.
     tiny = LayerSetup(setup.architecture, 8, 8, 2, 8 if setup.intermediate else None)
     warm = build(contender, tiny)
@@ -253,7 +269,10 @@ def main(
     backend: Annotated[list[str] | None, typer.Option(help="Repeatable; default both.")] = None,
     execution: Annotated[
         list[str] | None,
-        typer.Option(help="autograd, fused, bfloat16 (fused); repeatable; default all."),
+        typer.Option(
+            help="autograd, kept (autograd from memory that is kept), fused, bfloat16 (fused); "
+            "repeatable; default all."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
     child: Annotated[str | None, typer.Option(hidden=True)] = None,
@@ -265,12 +284,11 @@ def main(
         return
     results = []
     for name in backend or BACKENDS:
-        for way in execution or ("autograd", "fused", "bfloat16"):
+        for way in execution or WAYS:
             contender = Contender.model_validate(
                 {
                     "backend": name,
-                    "execution": "fused" if way == "bfloat16" else way,
-                    "dtype": "bfloat16" if way == "bfloat16" else "float32",
+                    **WAYS.get(way, {"execution": way}),
                     "labels": labels,
                     "inputs": inputs,
                     "intermediate": intermediate,

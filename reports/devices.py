@@ -211,18 +211,20 @@ def op_introduction(results: Sequence[OpTimes]) -> str:
         f"Random (synthetic) data, {first.machine.processor}, {first.machine.cores} cores, torch, "
         f"float32, {first.labels:,} labels,\nfan-in {first.fan_in}, batch {first.batch}: medians "
         f"of {count} rounds (with the quartiles) in which all took turns; behind\ntorch's times: "
-        "how many times fanin's, the median over the rounds."
+        "how many times fanin's, the median over the rounds. Memory: malloc may give what was "
+        "freed back\nto the system and take it anew page by page, as it usually does, or keeps it."
     )
 
 
 def op_table(results: Sequence[OpTimes]) -> str:
     """One row per shape and work, as Markdown."""
     others = ("CSR int64", "CSR int32", "torch dense")
-    heads = ("inputs", "work", "fanin, ms", *(f"{name}, ms" for name in others))
+    heads = ("inputs", "work", "memory", "fanin, ms", *(f"{name}, ms" for name in others))
     rows = []
     for result in results:
         for work, seconds in result.seconds.items():
-            cells = [f"{result.inputs:,}", work, _milliseconds(seconds["fanin"])]
+            memory = "kept" if result.keeps_memory else "as usual"
+            cells = [f"{result.inputs:,}", work, memory, _milliseconds(seconds["fanin"])]
             for name in others:
                 times = ratio(seconds[name], seconds["fanin"]) if name in seconds else None
                 cell = f"{_milliseconds(seconds[name])} {times:.1f} x" if times else GAP
@@ -271,7 +273,7 @@ def _step_rows(results: Sequence[StepResult]) -> Iterator[str]:
     autograd = {
         (r.contender.backend, r.contender.setup()): r
         for r in results
-        if r.contender.execution == "autograd"
+        if r.contender.execution == "autograd" and not r.contender.keeps_memory
     }
     for result in results:
         contender, memory = result.contender, result.memory
