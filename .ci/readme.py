@@ -7,9 +7,10 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TypeVar
 
 from fanin.benchmarks.plan import GIB, estimate
-from fanin.benchmarks.results import read_results
+from fanin.benchmarks.results import Machine, read_results
 from fanin.datasets.catalogue import FEATURES, PUBLISHED
 from fanin.reports import terminal_table, write_report
 from fanin.reports.devices import (
@@ -24,6 +25,7 @@ from fanin.reports.devices import (
 from fanin.reports.paper import PaperRow, paper_rows, profiled
 from fanin.reports.tables import number
 
+T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 DEVICES = ROOT / "benchmarks" / "results" / "README.md"
 RESULTS = DEVICES.parent / "cpu"
@@ -47,14 +49,22 @@ def section(results: Path, data: str) -> str:
 
 def op_section() -> str:
     """The op's times beside those of torch's own layers."""
-    results = op_results(RESULTS)
+    results = _some(op_results(RESULTS), "op", "kernels")
     return f"{op_introduction(results)}\n\n{op_table(results)}\n"
 
 
 def step_section() -> str:
     """The measurements of a training step: one row per process."""
-    results = step_results(RESULTS)
+    results = _some(step_results(RESULTS), "step", "step")
     return f"{step_introduction(results)}\n\n{step_table(results)}\n"
+
+
+def _some(results: list[T], folder: str, module: str) -> list[T]:
+    if not results:
+        raise SystemExit(
+            f"no results in {RESULTS / folder}: python -m fanin.benchmarks.{module} --json FILE"
+        )
+    return results
 
 
 def shapes_section() -> str:
@@ -62,7 +72,7 @@ def shapes_section() -> str:
     runs = list(read_results(RESULTS, "shapes"))
     machine = next(run.machine for run in runs if run.machine)
     rows = paper_rows("amazon-670k", "cascade", profiled(runs))
-    lines = "\n".join(_shape_line(row, machine.processor) for row in rows)
+    lines = "\n".join(_shape_line(row, machine) for row in rows)
     return (
         f"Amazon-670K's sizes with 768 inputs, random data (synthetic), {machine.framework} fused, "
         f"{machine.processor},\n{machine.cores} cores; time extrapolated from a few steps, "
@@ -73,23 +83,23 @@ def shapes_section() -> str:
     )
 
 
-def _shape_line(row: PaperRow, cpu: str) -> str:
+def _shape_line(row: PaperRow, machine: Machine) -> str:
     def of(key: str, digits: int) -> str:
         return number(row.ours.value(key) if row.ours else None, digits)
 
     published = row.published.values
-    expected = number(_expected_gib(row, cpu), 2)
+    expected = number(_expected_gib(row, machine), 2)
     return (
         f"| {row.published.setup.label} | {published['memory_gib']:.2f} | {of('memory_gib', 2)} | "
         f"{expected} | {published['seconds_per_epoch']:.0f} | {of('seconds_per_epoch', 0)} |"
     )
 
 
-def _expected_gib(row: PaperRow, cpu: str) -> float:
-    """What `fanin plan` says of the row on such a CPU, fused in torch on two threads."""
+def _expected_gib(row: PaperRow, machine: Machine) -> float:
+    """What `fanin plan` says of the row on such a machine, fused in torch."""
     task = row.published.task.model_copy(update={"execution": "fused"})
     setup = task.setup(FEATURES[task.features], PUBLISHED[task.dataset].labels)
-    return estimate(task, setup, "torch", 2, cpu).peak_bytes / GIB
+    return estimate(task, setup, "torch", machine.threads, machine.processor).peak_bytes / GIB
 
 
 SECTIONS = {

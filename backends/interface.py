@@ -237,6 +237,7 @@ class Trainer(Protocol):
 
 
 BACKENDS = ("torch", "tensorflow")
+DEVICES = ("cpu", "cuda", "auto")
 
 _STEPS_BETWEEN_LOOKS = 100
 
@@ -244,6 +245,12 @@ INSTALL = {
     "torch": "pip install 'fanin[torch]'",
     "tensorflow": "pip install 'fanin[tensorflow]' (or 'fanin[tensorflow-cpu]')",
 }
+
+
+def check_device(name: str) -> None:
+    """ValueError for a device of another name."""
+    if name not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {name!r}")
 
 
 def make_trainer(

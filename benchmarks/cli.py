@@ -17,12 +17,13 @@ from rich.table import Table
 
 from fanin.backends import interface
 from fanin.backends.checks import MOST_THREADS
-from fanin.backends.interface import BACKENDS, INSTALL
+from fanin.backends.interface import BACKENDS, DEVICES, INSTALL
 from fanin.benchmarks import lockstep, measure
 from fanin.benchmarks import plan as planning
 from fanin.benchmarks.__main__ import INTERRUPTED
 from fanin.benchmarks.files import remove_leftovers
 from fanin.benchmarks.lock import BusyError
+from fanin.benchmarks.options import one_of
 from fanin.benchmarks.progress import Terminal
 from fanin.benchmarks.results import (
     LockstepResult,
@@ -84,18 +85,6 @@ def _finite(value: float | None) -> float | None:
     return value
 
 
-def _one_of(names: Sequence[str], help: str) -> Any:
-    """An option that takes one of these names; or, of a list, each of them."""
-
-    def known(value: Any) -> Any:
-        for one in value if isinstance(value, list | tuple) else (value,):
-            if one is not None and one not in names:
-                raise typer.BadParameter(f"unknown {one!r}; there are {', '.join(names)}")
-        return value
-
-    return typer.Option(help=help, metavar="|".join(names), callback=known)
-
-
 Results = Annotated[Path, typer.Option(help="Folder of the result files.", file_okay=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Dataset = Annotated[
@@ -132,10 +121,10 @@ Setup = Annotated[
         "repeatable."
     ),
 ]
-Backend = Annotated[list[str] | None, _one_of(BACKENDS, "Repeatable; default both.")]
+Backend = Annotated[list[str] | None, one_of(BACKENDS, "Repeatable; default both.")]
 Execution = Annotated[
     list[str] | None,
-    _one_of(
+    one_of(
         get_args(interface.Execution),
         "autograd: the framework's own way; fused: score, loss, gradients and Adam in one "
         "pass by fanin's kernels. Repeatable; by default what the task file says (autograd).",
@@ -143,14 +132,14 @@ Execution = Annotated[
 ]
 WeightsDtype = Annotated[
     str | None,
-    _one_of(get_args(interface.StoredType), "bfloat16: stochastically rounded, fused only."),
+    one_of(get_args(interface.StoredType), "bfloat16: stochastically rounded, fused only."),
 ]
 MomentsDtype = Annotated[
-    str | None, _one_of(get_args(interface.StoredType), "Adam's moments; bfloat16: fused only.")
+    str | None, one_of(get_args(interface.StoredType), "Adam's moments; bfloat16: fused only.")
 ]
 Epochs = Annotated[int | None, typer.Option(min=1, help="At most this many epochs.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and dropout.")]
-Device = Annotated[str, _one_of(("cpu", "cuda", "auto"), "auto: a GPU where there is one.")]
+Device = Annotated[str, one_of(DEVICES, "auto: a GPU where there is one.")]
 Threads = Annotated[
     int,
     typer.Option(
@@ -203,7 +192,7 @@ def reproduce(
     seed: Seed = None,
     protocol: Annotated[
         str | None,
-        _one_of(
+        one_of(
             get_args(EvaluationProtocol),
             "paper: validate on the test set, as published; holdout: on a tenth of "
             "the training set.",
@@ -211,7 +200,7 @@ def reproduce(
     ] = None,
     profile: Annotated[
         str,
-        _one_of(
+        one_of(
             get_args(Profile),
             "shapes: a few steps on random data of the published sizes, for memory "
             "and extrapolated time, fused unless --execution says otherwise; without "
@@ -417,7 +406,7 @@ def plan(
     sizes = {key: _sizes(*key, data_dir) for key in {(t.dataset, t.features) for t in chosen}}
     speed = planning.Speed(
         1e9 * bandwidth if bandwidth else planning.measured_bandwidth(count),
-        1e9 * gflops if gflops else planning.measured_flops(),
+        1e9 * gflops if gflops else planning.measured_flops(count),
     )
     plans = [
         planning.Plan.of(task, name, sizes[task.dataset, task.features], speed, there, count)

@@ -118,6 +118,7 @@ class CompileReport:
         newest = max(p.stat().st_mtime for p in sources)
         if not self.path.exists() or self.path.stat().st_mtime < newest:
             folder.mkdir(parents=True, exist_ok=True)
+            self.path.unlink(missing_ok=True)  # an older one, which a failure would leave there
             script = [sys.executable, str(ROOT / "kernels" / "compile_report.py")]
             self._process = subprocess.Popen(
                 [*script, "--architectures", architecture, "--json", str(self.path)],

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,6 +46,14 @@ def rounds(
 def ratio(slow: list[float], fast: list[float]) -> float:
     """Median over rounds of slow / fast."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
+    """Of a few rounds or steps; all three the same for one."""
+    if len(seconds) < 2:
+        return seconds[0], seconds[0], seconds[0]
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return low, middle, high
 
 
 def time_layers(
@@ -110,7 +118,7 @@ def main(
     labels: int = 131_072,
     fan_in: int = 32,
     batch: int = 32,
-    count: Annotated[int, typer.Option(help="Rounds.")] = 15,
+    count: Annotated[int, typer.Option(min=1, help="Rounds.")] = 15,
     keep_memory: Annotated[
         bool, typer.Option("--keep-memory", help="Take no new memory from the system.")
     ] = False,

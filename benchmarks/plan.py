@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from fanin.backends.arrays import index_dtype
 from fanin.backends.interface import LayerSetup
@@ -99,10 +100,11 @@ def measured_bandwidth(threads: int) -> float:
     return 2 * 4 * size * threads / _fastest(copy)
 
 
-def measured_flops() -> float:
+def measured_flops(threads: int) -> float:
     """Operations per second of a dense product here, in about half a second."""
     square = np.ones((1536, 1536), np.float32)
-    return 2 * len(square) ** 3 / _fastest(lambda: square @ square)
+    with threadpool_limits(threads, "blas"):
+        return 2 * len(square) ** 3 / _fastest(lambda: square @ square)
 
 
 def _fastest(work: Callable[[], object]) -> float:

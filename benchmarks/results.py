@@ -16,8 +16,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from fanin.backends.interface import Execution, LayerSetup
 from fanin.benchmarks.files import write_atomically
 from fanin.benchmarks.task import Task
 
@@ -155,7 +156,7 @@ class Failure(_Model):
     @property
     def is_too_large(self) -> bool:
         """The model needs more memory than the machine, or its GPU, has."""
-        return self.kind in ("TooLargeError", "OutOfMemoryError")
+        return self.kind in ("TooLargeError", "OutOfMemoryError", "ResourceExhaustedError")
 
 
 class RunResult(_Model):
@@ -225,6 +226,49 @@ class OpTimes(_Model):
     )
 
 
+class Contender(_Model):
+    """A training step on random data, as `step` measures it in a process of its own."""
+
+    backend: str
+    execution: Execution
+    dtype: str = "float32"
+    labels: int
+    inputs: int
+    intermediate: int | None
+    fan_in: int
+    batch: int
+    steps: int
+    keeps_memory: bool = False
+
+    def setup(self) -> LayerSetup:
+        return LayerSetup(
+            "dense-stratified" if self.intermediate else "stratified",
+            self.inputs,
+            self.labels,
+            self.fan_in,
+            self.intermediate,
+        )
+
+    @property
+    def name(self) -> str:
+        dtype = "" if self.dtype == "float32" else f", {self.dtype}"
+        return f"{self.backend} {self.execution}{dtype}{', memory kept' * self.keeps_memory}"
+
+
+class StepResult(_Model):
+    """Seconds of each step after the first two; csr: seconds of the CSR product and of the fused
+    step beside it, turn by turn."""
+
+    contender: Contender
+    synthetic: bool = True
+    started: datetime
+    machine: Machine
+    memory: Memory
+    step_seconds: list[float]
+    rewire_seconds: float
+    csr_seconds: dict[str, list[float]] | None = None
+
+
 class LockstepSide(_Model):
     """One backend's half of a lockstep comparison."""
 
@@ -249,7 +293,7 @@ class LockstepResult(_Model):
     sides: dict[str, LockstepSide]
 
 
-_Result = TypeVar("_Result", RunResult, LockstepResult)
+_T = TypeVar("_T")
 
 
 class ResultError(ValueError):
@@ -271,9 +315,9 @@ def write_result(path: Path, result: RunResult | LockstepResult) -> None:
     write_atomically(path, result.model_dump_json(indent=1) + "\n")
 
 
-def _read(path: Path, schema: type[_Result]) -> _Result:
+def _read(path: Path, schema: type[_T]) -> _T:
     try:
-        return schema.model_validate_json(path.read_text(encoding="utf-8"))
+        return TypeAdapter(schema).validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ResultError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -287,6 +331,16 @@ def _read(path: Path, schema: type[_Result]) -> _Result:
             f"{path}: not a result file of schema {SCHEMA_VERSION}: {key or 'file'}: "
             f"{first['msg']}; delete it or move it elsewhere, and run its task again"
         ) from error
+
+
+def read_op_times(path: Path) -> list[OpTimes]:
+    """What `kernels` wrote."""
+    return _read(path, list[OpTimes])
+
+
+def read_steps(path: Path) -> list[StepResult]:
+    """What `step` wrote."""
+    return _read(path, list[StepResult])
 
 
 def read_result(path: Path) -> RunResult:

@@ -58,7 +58,7 @@ MODULES: dict[Profile, str] = {
 
 
 class Display(Protocol):
-    """Shows progress; see `cli` for the terminal's."""
+    """Shows progress; see `progress` for the terminal's."""
 
     def begin(self, request: Request, number: int, count: int) -> None: ...
     def event(self, event: dict[str, Any]) -> None: ...

@@ -14,7 +14,6 @@ and with more memory (`measure.keep_memory`).
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -26,15 +25,16 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from pydantic import BaseModel
 
 from fanin import kernels
 from fanin.backends.arrays import InitialArrays
-from fanin.backends.interface import BACKENDS, Execution, LayerSetup, Storage, Trainer, make_trainer
+from fanin.backends.interface import BACKENDS, LayerSetup, Storage, Trainer, make_trainer
 from fanin.benchmarks import measure
 from fanin.benchmarks.files import write_atomically
 from fanin.benchmarks.kernels import ratio, rounds
-from fanin.benchmarks.results import Machine, Memory
+from fanin.benchmarks.options import one_of
+from fanin.benchmarks.results import Contender, StepResult
+from fanin.benchmarks.runner import child_environment
 from fanin.datasets import Batch
 
 POSITIVES = 5.45  # labels an instance, as Amazon-670K has them
@@ -47,49 +47,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "fused": {"execution": "fused"},
     "bfloat16": {"execution": "fused", "dtype": "bfloat16"},
 }
-
-
-class Contender(BaseModel):
-    """What one process measures."""
-
-    backend: str
-    execution: Execution
-    dtype: str = "float32"
-    labels: int
-    inputs: int
-    intermediate: int | None
-    fan_in: int
-    batch: int
-    steps: int
-    keeps_memory: bool = False
-
-    def setup(self) -> LayerSetup:
-        return LayerSetup(
-            "dense-stratified" if self.intermediate else "stratified",
-            self.inputs,
-            self.labels,
-            self.fan_in,
-            self.intermediate,
-        )
-
-    @property
-    def name(self) -> str:
-        dtype = "" if self.dtype == "float32" else f", {self.dtype}"
-        return f"{self.backend} {self.execution}{dtype}{', memory kept' * self.keeps_memory}"
-
-
-class StepResult(BaseModel):
-    """Seconds of each step after the first two; csr: seconds of the CSR product and of the fused
-    step beside it, turn by turn."""
-
-    contender: Contender
-    synthetic: bool = True
-    started: datetime
-    machine: Machine
-    memory: Memory
-    step_seconds: list[float]
-    rewire_seconds: float
-    csr_seconds: dict[str, list[float]] | None = None
 
 
 def batches(setup: LayerSetup, size: int, count: int) -> Iterator[Batch]:
@@ -112,6 +69,7 @@ def build(contender: Contender, setup: LayerSetup) -> Trainer:
         execution=contender.execution,
         storage=Storage(dtype, dtype),
         device="cpu",
+        threads=measure.threads(0),
     )
 
 
@@ -145,7 +103,7 @@ def measure_step(contender: Contender) -> StepResult:
     return StepResult(
         contender=contender,
         started=started,
-        machine=measure.machine(trainer.device, 0),
+        machine=measure.machine(trainer.device, measure.threads(0)),
         memory=memory,
         step_seconds=seconds[2:],
         rewire_seconds=rewired,
@@ -217,7 +175,7 @@ def in_a_process(contender: Contender) -> StepResult:
     command = [sys.executable, "-P", "-m", "fanin.benchmarks.step", "--child"]
     done = subprocess.run(
         [*command, contender.model_dump_json()],
-        env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
+        env=child_environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -260,18 +218,20 @@ def lines(results: list[StepResult]) -> Iterator[str]:
 
 
 def main(
-    labels: int = 670_091,
-    inputs: int = 768,
-    intermediate: Annotated[int | None, typer.Option(help="Units of a hidden layer.")] = None,
-    fan_in: int = 32,
-    batch: int = 32,
-    steps: int = 15,
-    backend: Annotated[list[str] | None, typer.Option(help="Repeatable; default both.")] = None,
+    labels: Annotated[int, typer.Option(min=1)] = 670_091,
+    inputs: Annotated[int, typer.Option(min=1)] = 768,
+    intermediate: Annotated[
+        int | None, typer.Option(min=1, help="Units of a hidden layer.")
+    ] = None,
+    fan_in: Annotated[int, typer.Option(min=1)] = 32,
+    batch: Annotated[int, typer.Option(min=1)] = 32,
+    steps: Annotated[int, typer.Option(min=1)] = 15,
+    backend: Annotated[list[str] | None, one_of(BACKENDS, "Repeatable; default both.")] = None,
     execution: Annotated[
         list[str] | None,
-        typer.Option(
-            help="autograd, kept (autograd from memory that is kept), fused, bfloat16 (fused); "
-            "repeatable; default all."
+        one_of(
+            tuple(WAYS),
+            "kept: autograd from memory that is kept; bfloat16: fused. Repeatable; default all.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
@@ -288,7 +248,7 @@ def main(
             contender = Contender.model_validate(
                 {
                     "backend": name,
-                    **WAYS.get(way, {"execution": way}),
+                    **WAYS[way],
                     "labels": labels,
                     "inputs": inputs,
                     "intermediate": intermediate,

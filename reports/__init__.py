@@ -1,7 +1,8 @@
 """Reports: result files in, tables, plots and one HTML page out.
 
-Everything here reads the files that `fanin.benchmarks.results` describes and nothing else; no
-framework is imported, so a report can be made on a machine that could not have trained anything.
+Everything here reads the files that `fanin.benchmarks.results` describes, and `devices` those of
+`fanin.benchmarks.gpu_parts.results` beside them, and nothing else; no framework is imported, so a
+report can be made on a machine that could not have trained anything.
 The way is one direction: `summary` (runs -> rows: means and spreads over repeats), then `tables`
 and `plots` (rows -> what a reader sees), then `page` (all of it in one file). `metrics` and
 `setups` say once how a figure and a setup are called, ordered and coloured.

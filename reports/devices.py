@@ -7,7 +7,6 @@ line for each tuning trial, is written by hand and only linked to.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,9 +15,15 @@ from pathlib import Path
 
 from fanin.benchmarks.gpu_parts import tables as parts
 from fanin.benchmarks.gpu_parts.results import PARTS, PartFile, PartName, read_all
-from fanin.benchmarks.kernels import ratio
-from fanin.benchmarks.results import OpTimes, RunResult, read_results
-from fanin.benchmarks.step import StepResult
+from fanin.benchmarks.kernels import quartiles, ratio
+from fanin.benchmarks.results import (
+    OpTimes,
+    RunResult,
+    StepResult,
+    read_op_times,
+    read_results,
+    read_steps,
+)
 from fanin.reports.paper import PaperRow, measured, paper_rows, profiled, published_tables
 from fanin.reports.summary import GIB
 from fanin.reports.tables import GAP, Cell, Column, Table, number
@@ -35,6 +40,9 @@ _INTRODUCTION = """# Results by device
 
 Written by `nox -s readme` from the files in these folders; nothing here was typed by hand, and what
 was not measured is a gap. `nox -s gpu` (or `python benchmarks/gpu.py`) makes a GPU's folder.
+
+A folder is a device, or runs of some kind on one: `whole` has the README's table of all of WordNet;
+`executions` and `whole-executions` have autograd and fused beside each other, for several seeds.
 
 Beside the paper: its memory is the peak of TensorFlow's allocator on a V100, ours that of torch's
 on a GPU, and on a CPU the resident set above the baseline. Ratios are ours / the paper's.
@@ -200,8 +208,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def op_results(folder: Path) -> list[OpTimes]:
     """What `python -m fanin.benchmarks.kernels` wrote below a device's folder."""
-    files = sorted((folder / "op").glob("*.json"))
-    return [OpTimes.model_validate(r) for f in files for r in json.loads(f.read_text())]
+    return [each for file in _files(folder / "op") for each in read_op_times(file)]
 
 
 def op_introduction(results: Sequence[OpTimes]) -> str:
@@ -234,7 +241,7 @@ def op_table(results: Sequence[OpTimes]) -> str:
 
 
 def _milliseconds(seconds: Sequence[float]) -> str:
-    low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
+    low, middle, high = (1e3 * q for q in quartiles(seconds))
     return f"{middle:.1f} ({low:.1f}–{high:.1f})"
 
 
@@ -243,8 +250,11 @@ def _milliseconds(seconds: Sequence[float]) -> str:
 
 def step_results(folder: Path) -> list[StepResult]:
     """What `python -m fanin.benchmarks.step` wrote below a device's folder."""
-    files = sorted((folder / "step").glob("*.json"))
-    return [StepResult.model_validate(r) for f in files for r in json.loads(f.read_text())]
+    return [each for file in _files(folder / "step") for each in read_steps(file)]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[!.]*.json"))
 
 
 def step_introduction(results: Sequence[StepResult]) -> str:
@@ -280,7 +290,7 @@ def _step_rows(results: Sequence[StepResult]) -> Iterator[str]:
         inputs = f"{contender.intermediate or contender.inputs:,}"
         if contender.intermediate:
             inputs += f" (intermediate, of {contender.inputs})"
-        low, middle, high = (1e3 * q for q in statistics.quantiles(result.step_seconds, n=4))
+        low, middle, high = (1e3 * q for q in quartiles(result.step_seconds))
         counted = (memory.parameter_bytes + memory.optimizer_state_bytes) / GIB
         above, of_autograd = _above_baseline(result), ""
         other = autograd.get((contender.backend, contender.setup()))

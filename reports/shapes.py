@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
+from fanin.benchmarks.kernels import quartiles
 from fanin.benchmarks.results import Extrapolation, RunResult
 from fanin.reports.setups import Setup, backend_order
 from fanin.reports.summary import GIB, memory_gib, memory_kind
@@ -119,7 +120,5 @@ def _line(run: RunResult, shared: Sequence[str]) -> tuple[Cell, ...]:
 
 
 def _quartile_range(seconds: Sequence[float]) -> float:
-    if len(seconds) < 2:
-        return 0.0
-    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    low, _, high = quartiles(seconds)
     return high - low

@@ -560,14 +560,19 @@ class TestReproduce:
             assert "Traceback" not in errors
 
     def test_holdout_never_sees_the_test_set(self, place):
+        write_dataset(place / "holdout", instances=66)
         done = command(
             "reproduce",
-            *arguments(place, "holdout", "--setup", "dense", "--backend", "torch"),
-            *("--protocol", "holdout", "--json"),
+            *("--dataset", "tiny", "--features", "dense40", "--data-dir", place / "holdout"),
+            *("--tasks", place / "tasks.json", "--results", place / "held"),
+            *("--setup", "dense", "--backend", "torch", "--protocol", "holdout", "--json"),
         )
         assert done.returncode == 0, done.stderr
         (result,) = json.loads(done.stdout)["results"]
-        assert result["history"][0]["steps"] == 2  # 54 of 60 instances
+        for epoch in result["history"]:
+            assert epoch["steps"] == 2  # 60 of 66 instances, which would be 3
+            sixths = 6 * epoch["validation"]["at_1"]
+            assert sixths == pytest.approx(round(sixths))
 
     def test_saved_weights_load_in_the_other_backend(self, place):
         from safetensors.numpy import load_file
@@ -1062,7 +1067,7 @@ class TestUsage:
 
 @pytest.mark.slow
 class TestCommandLine:
-    @pytest.mark.parametrize("name", ["reproduce", "compare", "report", "info"])
+    @pytest.mark.parametrize("name", ["reproduce", "compare", "report", "plan", "info"])
     def test_help(self, name):
         done = command(name, "--help")
         assert done.returncode == 0

@@ -199,7 +199,7 @@ class TestPlan:
 
     def test_measures_what_is_not_given_and_nothing_else(self, monkeypatch):
         monkeypatch.setattr(plan, "measured_bandwidth", lambda threads: 7e9)
-        monkeypatch.setattr(plan, "measured_flops", lambda: 8e9)
+        monkeypatch.setattr(plan, "measured_flops", lambda threads: 8e9)
         for options, found in (
             ("--bandwidth 10", (1e10, 8e9)),
             ("--gflops 100", (7e9, 1e11)),

@@ -14,7 +14,7 @@ from fanin.benchmarks.step import Contender, in_a_process
 
 
 @pytest.mark.slow
-def test_faster_than_torch_sparse_and_dense():
+def test_op_beside_torch_sparse_and_dense():
     timed = time_layers(768, count=9)
     forward, both = timed["forward"], timed["forward + backward"]
     assert ratio(forward["CSR int32"], forward["fanin"]) > 0.75

@@ -624,6 +624,39 @@ class TestBadInput:
             with pytest.raises(ValueError, match="starts must ascend from 0 to the 6 connections"):
                 kernels.step(*arguments, *none, indices=indices, starts=np.array(starts, np.int32))
 
+    def test_starts_without_data(self, monkeypatch):
+        describe = library.describe
+
+        def without_data(pointer, *rest):
+            return describe(None if rest[0] == "int32" and rest[1] == (4,) else pointer, *rest)
+
+        monkeypatch.setattr(library, "describe", without_data)
+        none = (np.empty(0, np.int32), np.empty(0, np.int64), kernels.Adam(1))
+        layer = {"indices": np.zeros(6, np.uint16), "starts": np.array([0, 2, 4, 6], np.int32)}
+        with pytest.raises(ValueError, match="starts has elements but no data"):
+            kernels.step(np.ones((2, 5), np.float32), trained(np.ones(6)), None, *none, **layer)
+        with pytest.raises(ValueError, match="starts has elements but no data"):
+            kernels.top_k(np.ones((2, 5), np.float32), np.ones(6, np.float32), None, 1, **layer)
+
+    @pytest.mark.parametrize("inputs", [-5, -1, 0, 2**31])
+    def test_no_such_inputs_to_sort_by(self, inputs):
+        indices, weights = np.zeros((3, 2), np.uint32), trained(np.ones((3, 2)))
+        rows, slots = np.empty((3, 2), np.uint16), np.empty((3, 2), np.uint8)
+        with pytest.raises(ValueError, match=r"inputs must be (at least 1|below 2)"):
+            kernels.sort_connections(indices, rows, slots, weights, inputs)
+
+    def test_an_update_of_nothing(self):
+        weights = trained(np.ones((4, 5)))
+        with pytest.raises(ValueError, match="the batch is empty"):
+            kernels.dense_update(
+                np.empty((0, 4), np.float32),
+                None,
+                np.empty((0, 5), np.float32),
+                weights,
+                None,
+                kernels.Adam(1),
+            )
+
     @pytest.mark.parametrize("name", ["features", "positive_rows", "positive_labels", "indices"])
     def test_an_array_of_another_machine_is_named(self, call, name):
         array = call.arguments[name]

@@ -418,8 +418,13 @@ def test_sparse_features_are_refused():
         fan_in_linear(torch.randn(4, 20).to_sparse(), layer.indices, layer.weights)
 
 
+def test_asking_for_another_device():
+    with pytest.raises(ValueError, match="device must be one of cpu, cuda, auto, got 'tpu'"):
+        make_trainer("torch", SETUPS[0], initial_arrays(SETUPS[0], 0), device="tpu")
+
+
 def test_asking_for_a_gpu_that_is_not_there():
     if torch.cuda.is_available():
-        return
+        pytest.skip("there is a GPU")
     with pytest.raises(RuntimeError, match="torch sees none here"):
         make_trainer("torch", SETUPS[0], initial_arrays(SETUPS[0], 0), device="cuda")

@@ -10,6 +10,8 @@ from typing import Any, SupportsFloat
 
 import tensorflow as tf
 
+from fanin.backends.interface import check_device
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -19,8 +21,7 @@ class TensorFlowDevice:
     def __init__(self, name: str, threads: int) -> None:
         """name: "cpu", "cuda", or "auto" for a GPU where TensorFlow sees one. Settles what holds
         for the whole process: memory growth, and CPU threads, 0 for all."""
-        if name not in ("auto", "cpu", "cuda"):
-            raise ValueError(f'device must be "auto", "cpu" or "cuda", got {name!r}')
+        check_device(name)
         gpus = tf.config.list_physical_devices("GPU")
         if name == "cuda" and not gpus:
             raise RuntimeError(

@@ -10,6 +10,8 @@ from typing import Any, SupportsFloat
 import numpy as np
 import torch
 
+from fanin.backends.interface import check_device
+
 
 class TorchDevice:
     """See `fanin.backends.interface.Device`."""
@@ -17,6 +19,7 @@ class TorchDevice:
     def __init__(self, name: str, threads: int) -> None:
         """name: "cpu", "cuda", or "auto" for a GPU where torch sees one. Sets the CPU threads of
         the process, 0 for all."""
+        check_device(name)
         if threads:
             torch.set_num_threads(threads)
         if name == "auto":

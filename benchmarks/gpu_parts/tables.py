@@ -16,7 +16,7 @@ from fanin.benchmarks.gpu_parts.results import (
     PartFile,
     Row,
 )
-from fanin.benchmarks.kernels import ratio
+from fanin.benchmarks.kernels import quartiles, ratio
 
 GAP = "—"
 OURS, COPY = "fanin", "copy"
@@ -129,7 +129,7 @@ def _kernel_line(row: KernelRow, peers: Sequence[str]) -> tuple[str, ...]:
     if ours is None or ours.seconds is None:
         why = next((one.reason for one in row.contestants if one.name == OURS), row.reason)
         return (*cells, why or row.state, *[GAP] * (2 + len(peers)))
-    low, middle, high = _quartiles(ours.seconds)
+    low, middle, high = quartiles(ours.seconds)
     cells.append(f"{1e3 * middle:.3f} ({1e3 * low:.3f}–{1e3 * high:.3f})")
     cells.append(GAP if floor is None else f"{1e3 * floor:.3f}")
     cells.append(GAP if floor is None else f"{100 * floor / middle:.0f} %")
@@ -140,13 +140,6 @@ def _kernel_line(row: KernelRow, peers: Sequence[str]) -> tuple[str, ...]:
             continue
         cells.append(f"{ratio(peer.seconds, ours.seconds):.2f}")
     return tuple(cells)
-
-
-def _quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
-    if len(seconds) < 2:
-        return seconds[0], seconds[0], seconds[0]
-    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
-    return low, middle, high
 
 
 def text(result: PartFile) -> str:

@@ -75,13 +75,6 @@ void check_connections(Check &check, const fanin_connections &c, Dimension &inpu
     labels.size = bounds.size - 1;
     labels.said_by = "starts";
     like({&connections});
-    if (check.status() == FANIN_OK && c.starts.device == FANIN_CPU) {
-      const int32_t *const starts = static_cast<const int32_t *>(c.starts.data);
-      bool good = starts[0] == 0 && starts[labels.size] == connections.size;
-      for (int64_t l = 0; l < labels.size; ++l) good &= starts[l] <= starts[l + 1];
-      if (!good)
-        check.wrong("starts must ascend from 0 to the %" PRId64 " connections", connections.size);
-    }
     fan_in.size = 0;
     return;
   } else {
@@ -197,6 +190,8 @@ int32_t prepare(const fanin_dense_update_params *p, DenseUpdateCall *call, Messa
   check_adam(check, p->adam);
   check.threads(p->threads);
   check.known();
+  if (check.status() == FANIN_OK && batch.size == 0)
+    check.wrong("an update needs at least one instance; the batch is empty");
   if (check.status() != FANIN_OK) return check.status();
   *call = {batch.size, inputs.size, units.size, is_bf16(p->weights.values), is_bf16(p->weights.m),
            data_as<float>(p->grad_outputs), data_as<float>(p->outputs),
@@ -271,7 +266,8 @@ int32_t prepare(const fanin_rewire_params *p, RewireCall *call, Message message)
 int32_t prepare(const fanin_sort_params *p, SortCall *call, Message message) {
   if (!p) return message.say(FANIN_INVALID, "params is null");
   Check check(message);
-  Dimension labels{"labels", -1, ""}, fan_in{"fan_in", -1, ""}, inputs{"inputs", p->inputs, "inputs"};
+  Dimension labels{"labels", -1, ""}, fan_in{"fan_in", -1, ""},
+      inputs{"inputs", p->inputs, "the call"};
   check.tensor("indices", p->indices, {&labels, &fan_in});
   check.indices(p->indices);
   check.tensor("rows", p->rows, {&labels, &fan_in});
@@ -279,6 +275,8 @@ int32_t prepare(const fanin_sort_params *p, SortCall *call, Message message) {
   check.tensor("slots", p->slots, {&labels, &fan_in});
   check.type("slots", p->slots, {fan_in.size <= 256 ? FANIN_UINT8 : FANIN_UINT32});
   check_trained(check, "weights", p->weights, {&labels, &fan_in});
+  if (check.status() == FANIN_OK && p->inputs < 0)
+    check.wrong("inputs must be at least 1, got %" PRId64, p->inputs);
   check.sizes(inputs, labels, fan_in);
   check.threads(p->threads);
   check.known();
@@ -336,6 +334,18 @@ Finding unless_empty(Finding (*run)(const Call &), const Call &call) {
   return call.batch ? run(call) : Finding{Finding::nothing, 0, nullptr};
 }
 
+// On a CPU, of unstructured connections: that they are divided among the labels, all of them.
+template <class Call>
+int32_t check_starts(const Call &c, Message message) {
+  if (!c.starts) return FANIN_OK;
+  bool good = c.starts[0] == 0 && c.starts[c.labels] == c.connections;
+  for (int64_t l = 0; l < c.labels; ++l) good &= c.starts[l] <= c.starts[l + 1];
+  return good ? FANIN_OK
+              : message.say(FANIN_INVALID,
+                            "starts must ascend from 0 to the %" PRId64 " connections",
+                            c.connections);
+}
+
 int32_t check_positives(const StepCall &c, Message message) {
   for (int64_t i = 0; i < c.positives; ++i) {
     if (c.positive_rows[i] < 0 || c.positive_rows[i] >= c.batch)
@@ -367,6 +377,7 @@ int32_t fanin_step(const fanin_step_params *params, char *text, size_t bytes) {
   return dispatch<StepCall>(
       params, params->features, message,
       [&](const StepCall &call, const CpuTarget &target) {
+        if (const int32_t status = check_starts(call, message)) return status;
         if (const int32_t status = check_positives(call, message)) return status;
         return report(target.step(call), call, message);
       },
@@ -410,6 +421,7 @@ int32_t fanin_top_k(const fanin_top_k_params *params, char *text, size_t bytes) 
   return dispatch<TopKCall>(
       params, params->features, message,
       [&](const TopKCall &call, const CpuTarget &target) {
+        if (const int32_t status = check_starts(call, message)) return status;
         return report(unless_empty(target.top_k, call), call, message);
       },
       [](const TopKCall &call) { return unless_empty(cuda::top_k, call); });

@@ -1,5 +1,7 @@
-// What passes between the C interface (api.cpp, which checks everything) and the launchers (which
-// then trust it): one struct per op, and the launchers' signatures.
+// What passes between the C interface (api.cpp and api_train.cpp, which check everything) and the
+// launchers (which then trust it): one struct per op, and the launchers' signatures.
+//
+// Functions here belong to the file that includes them (static): see lanes.h for why.
 #pragma once
 
 #include <stddef.h>
@@ -110,7 +112,7 @@ struct TopKCall {
   int threads;  // on a GPU the number of lists, see gpu_lists
 };
 
-FANIN_ANYWHERE inline int64_t groups_of(int64_t batch) { return (batch + kGroup - 1) / kGroup; }
+FANIN_ANYWHERE static inline int64_t groups_of(int64_t batch) { return (batch + kGroup - 1) / kGroup; }
 
 // What a launcher found in the data itself; `at` is a flat position in the array concerned.
 struct Finding {
@@ -136,15 +138,15 @@ namespace avx512 { extern const CpuTarget target; }
 
 // Bytes of scratch memory. The CPU's backward pass holds one accumulator per thread.
 constexpr uint64_t kCacheLine = 64;  // rows of 32 lanes must not straddle more lines than they fill
-inline uint64_t forward_workspace(const ForwardCall &c) {
+static inline uint64_t forward_workspace(const ForwardCall &c) {
   return kCacheLine +
          uint64_t(groups_of(c.batch) * c.inputs * kGroup) * (c.wide_values ? 8 : 4);
 }
-inline uint64_t backward_workspace(const BackwardCall &c, int accumulators) {
+static inline uint64_t backward_workspace(const BackwardCall &c, int accumulators) {
   return kCacheLine +
          uint64_t((groups_of(c.batch) + accumulators) * c.inputs * kGroup) * (c.wide_values ? 8 : 4);
 }
-inline void *aligned(void *workspace) {
+static inline void *aligned(void *workspace) {
   return reinterpret_cast<void *>((reinterpret_cast<uintptr_t>(workspace) + kCacheLine - 1) &
                                   ~uintptr_t(kCacheLine - 1));
 }
@@ -154,7 +156,7 @@ struct Memory {
   char *start;
   uint64_t bytes = 0;
   template <class T>
-  T *take(int64_t count) {
+  __attribute__((always_inline)) T *take(int64_t count) {
     T *piece = start ? reinterpret_cast<T *>(start + bytes) : nullptr;
     bytes += (uint64_t(count) * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
     return piece;
@@ -164,10 +166,10 @@ struct Memory {
 // Scores of a sorted tile that are worked on together: those of all lanes, or, with many inputs, of
 // half the lanes and twice the labels, where threads then still find enough tiles. See sorted.h.
 constexpr int64_t kSortedScores = 65536, kHalf = kGroup / 2;
-constexpr bool in_halves(int64_t inputs, int64_t labels) {
+static constexpr bool in_halves(int64_t inputs, int64_t labels) {
   return inputs > 24576 && labels >= 16 * (kSortedScores / kHalf);
 }
-constexpr int64_t sorted_labels(int64_t inputs, int64_t labels) {
+static constexpr int64_t sorted_labels(int64_t inputs, int64_t labels) {
   return kSortedScores / (in_halves(inputs, labels) ? kHalf : kGroup);
 }
 constexpr int64_t kMostBlock = 8;     // labels of a dense layer that are worked on together
@@ -177,7 +179,7 @@ constexpr int64_t kStepLabels = 256;  // and of a fixed fan-in, where groups tak
 constexpr int64_t kCacheBytes = 768 << 10;
 
 // Groups of the batch that the step works on at a time: as many as fit the cache.
-inline int64_t groups_at_a_time(const StepCall &c) {
+static inline int64_t groups_at_a_time(const StepCall &c) {
   const int64_t all = groups_of(c.batch);
   const int64_t fit = kCacheBytes / (2 * kGroup * int64_t(sizeof(float)) * c.inputs);
   if (!c.indices || c.rows || c.starts || all <= fit) return all;
@@ -193,13 +195,13 @@ struct StepMemory {
 };
 
 // Connections of a sorted tile whose sums are held from one part of the batch to the next.
-inline int64_t sorted_sums(const StepCall &c) {
+static inline int64_t sorted_sums(const StepCall &c) {
   const int64_t tile = sorted_labels(c.inputs, c.labels);
   const bool one_part = c.batch <= (in_halves(c.inputs, c.labels) ? kHalf : kGroup);
   return one_part ? 0 : (c.labels < tile ? c.labels : tile) * c.fan_in;
 }
 
-inline StepMemory step_memory(const StepCall &c, void *workspace) {
+static inline StepMemory step_memory(const StepCall &c, void *workspace) {
   Memory memory{static_cast<char *>(workspace)};
   StepMemory m;
   const int64_t groups = groups_of(c.batch);
@@ -225,7 +227,7 @@ struct DenseMemory {
   int64_t features_size, scratch_size;
   uint64_t bytes;
 };
-inline DenseMemory dense_memory(int64_t batch, int64_t inputs, int threads, bool forward,
+static inline DenseMemory dense_memory(int64_t batch, int64_t inputs, int threads, bool forward,
                                 bool grad_features, void *workspace) {
   Memory memory{static_cast<char *>(workspace)};
   DenseMemory m;
@@ -240,7 +242,7 @@ inline DenseMemory dense_memory(int64_t batch, int64_t inputs, int threads, bool
 }
 
 // A GPU's warps keep a list each, of one group at a time: fewer where lists are long.
-inline int gpu_lists(int64_t labels, int64_t k) {
+static inline int gpu_lists(int64_t labels, int64_t k) {
   const int64_t tiles = (labels + kGroup - 1) / kGroup, few = 32, most = 2048, wanted = 65536 / k;
   const int64_t lists = wanted < few ? few : wanted > most ? most : wanted;
   return int(lists < tiles ? lists : tiles);
@@ -254,7 +256,7 @@ struct TopKMemory {
   int64_t scratch_size, best_size;
   uint64_t bytes;
 };
-inline TopKMemory top_k_memory(const TopKCall &c, void *workspace) {
+static inline TopKMemory top_k_memory(const TopKCall &c, void *workspace) {
   Memory memory{static_cast<char *>(workspace)};
   TopKMemory m;
   const int64_t groups = groups_of(c.batch);

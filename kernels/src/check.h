@@ -150,9 +150,9 @@ class Check {
 
   void sizes(const Dimension &inputs, const Dimension &labels, const Dimension &fan_in) {
     if (status_ != FANIN_OK) return;
-    if (inputs.size == 0) return (void)wrong("inputs must be at least 1, features have 0 columns");
-    if (labels.size == 0) return (void)wrong("labels must be at least 1, indices have 0 rows");
-    if (fan_in.size == 0) return (void)wrong("fan_in must be at least 1, indices have 0 columns");
+    for (const Dimension *d : {&inputs, &labels, &fan_in})
+      if (d->size == 0)
+        return (void)wrong("%s must be at least 1, but %s is 0 in %s", d->name, d->name, d->said_by);
     if (inputs.size > 0 && fan_in.size > inputs.size)
       return (void)wrong("fan_in %" PRId64 " is larger than the %" PRId64 " inputs", fan_in.size,
                          inputs.size);

@@ -35,7 +35,7 @@ Finding run_forward(const ForwardCall &c) {
     for (int64_t begin = 0; begin < tiles; begin += block) {
       const int64_t end = smaller(begin + block, tiles);
       for (int64_t group = 0; group < groups; ++group)
-        for (int64_t tile = begin; tile < end && bad_feature < 0 && bad_index < 0; ++tile) {
+        for (int64_t tile = begin; tile < end && bad_feature < 0; ++tile) {
           const int64_t first = tile * kTile, labels = smaller<int64_t>(kTile, c.labels - first);
           if (!forward_tile(layer, features + group * c.inputs * kLanes, group, first,
                             static_cast<T *>(c.scores), scratch, team))

@@ -178,16 +178,19 @@ inline bool keeps(int64_t rows, int64_t row_bytes, int64_t uses, int warps, size
          uses >= 8 * rows * here.multiprocessors;
 }
 
+FANIN_ANYWHERE inline int64_t column_tiles(int64_t inputs) { return (inputs + kTile - 1) / kTile; }
+
 // in [rows, columns] -> out [columns, 32] for the group's up to 32 rows, zeros beyond; or, with
-// `back`, the other way around. blockIdx: x over 32 columns, y over groups. One warp.
+// `back`, the other way around. A warp of each 32 columns of each of the groups.
 template <class T, bool back>
 __global__ void transpose_kernel(const T *in, T *out, int64_t batch, int64_t inputs,
                                  int64_t first_group) {
   __shared__ T tile[kTile * kTilePitch];
-  const int64_t group = first_group + blockIdx.y, first = int64_t(blockIdx.x) * kTile;
+  const int64_t across = column_tiles(inputs), nth = blockIdx.x / across;
+  const int64_t group = first_group + nth, first = (blockIdx.x - nth * across) * kTile;
   const int lanes = int(smaller<int64_t>(kLanes, batch - group * kLanes));
   const int columns = int(smaller<int64_t>(kTile, inputs - first));
-  const int64_t row = (int64_t(blockIdx.y) * inputs + first) * kLanes;
+  const int64_t row = (nth * inputs + first) * kLanes;
   Team<T> team;
   if (back) {
     for (int j = 0; j < columns; ++j) store(tile + j * kTilePitch, load(in + row + j * kLanes));
@@ -200,20 +203,17 @@ __global__ void transpose_kernel(const T *in, T *out, int64_t batch, int64_t inp
   }
 }
 
-inline dim3 columns_and_groups(int64_t inputs, int64_t groups) {
-  return dim3(unsigned((inputs + kTile - 1) / kTile), unsigned(groups));
-}
 // features [batch, inputs] -> [groups][inputs][32].
 template <class T>
 void to_lanes(const void *features, T *out, int64_t batch, int64_t inputs, void *stream) {
-  launch(transpose_kernel<T, false>, columns_and_groups(inputs, groups_of(batch)), kLanes, 0,
+  launch(transpose_kernel<T, false>, dim3(unsigned(column_tiles(inputs) * groups_of(batch))), kLanes, 0,
          stream, static_cast<const T *>(features), out, batch, inputs, int64_t(0));
 }
 // `groups` groups from first_group on, back into their rows of out [batch, inputs].
 template <class T>
 void from_lanes(const T *in, void *out, int64_t batch, int64_t inputs, int64_t first_group,
                 int64_t groups, void *stream) {
-  launch(transpose_kernel<T, true>, columns_and_groups(inputs, groups), kLanes, 0, stream, in,
+  launch(transpose_kernel<T, true>, dim3(unsigned(column_tiles(inputs) * groups)), kLanes, 0, stream, in,
          static_cast<T *>(out), batch, inputs, first_group);
 }
 
