@@ -41,7 +41,8 @@ _INTRODUCTION = """# Results by device
 Written by `nox -s readme` from the files in these folders; nothing here was typed by hand, and what
 was not measured is a gap. `nox -s gpu` (or `python benchmarks/gpu.py`) makes a GPU's folder.
 
-A folder is a device, or runs of some kind on one: `whole` has the README's table of all of WordNet;
+A folder is a device, or runs of some kind on one: `cpu` is the README's, and newer than the others;
+`whole` has the README's table of all of WordNet;
 `executions` and `whole-executions` have autograd and fused beside each other, for several seeds.
 
 Beside the paper: its memory is the peak of TensorFlow's allocator on a V100, ours that of torch's

@@ -327,9 +327,13 @@ def test_what_is_wrong_with_sorted_connections_from_many_inputs_is_named():
 
 
 def test_where_sorting_pays():
-    intel, amd = "Intel(R) Xeon(R) Processor @ 2.50GHz", "AMD EPYC"
+    intel = "Intel(R) Xeon(R) Processor @ 2.50GHz (family 6, model 85)"
+    zen_4, zen_5 = "AMD EPYC (family 25, model 17)", "AMD EPYC (family 26, model 2)"
     assert [kernels.sorting_pays(inputs, intel) for inputs in (768, 3072, 3073)] == [0, 0, 1]
-    assert not kernels.sorting_pays(100_000, amd)
+    assert [kernels.sorting_pays(inputs, zen_4) for inputs in (3073, 32_768, 32_769)] == [0, 0, 1]
+    assert not kernels.sorting_pays(100_000, zen_5)
+    windows = "AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD"
+    assert not kernels.sorting_pays(100_000, windows)
     assert kernels.sorting_pays(100_000) is kernels.sorting_pays(100_000, kernels.processor())
 
 
