@@ -348,9 +348,10 @@ def sorting_pays(inputs: int, cpu: str | None = None) -> bool:
     Measured on two cores with 1 MiB of second-level cache each, fan-in 32, batch 32. Intel, Cascade
     Lake: slower with 2,048 inputs, faster from 4,096 on (features and their gradients, 256 bytes an
     input, fill three quarters of the cache with 3,072). AMD has a near third-level cache. Zen 4
-    (family 25): as fast with 16,384 and 32,768 inputs, where unsorted connections take less memory,
-    and 0.3 to 0.8 times the time with 65,536. Zen 5 (family 26): 1.8 times as slow with 768 inputs, 1.4 times with 32,768,
-    never faster up to 131,072.
+    (family 25): as fast with 16,384 and 32,768 inputs, where unsorted connections take less memory;
+    with 65,536 to 131,072 between 0.3 and 1.0 times the time, in the median of layers 0.6. Zen 5
+    (family 26): 1.8 times as slow with 768 inputs, 1.4 times with 32,768, never faster up to
+    131,072.
     """
     name = processor() if cpu is None else cpu
     if not name.startswith("AMD"):
