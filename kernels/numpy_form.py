@@ -34,6 +34,21 @@ def _rows(array: Any) -> int:
     return int(np.shape(array)[0]) if np.ndim(array) else 0
 
 
+def _refuse_shared(written: dict[str, np.ndarray], read: dict[str, np.ndarray | None]) -> None:
+    """ValueError where an array that is written shares memory with another."""
+    for name, array in written.items():
+        for other_name, other in (written | read).items():
+            if other_name != name and other is not None and np.may_share_memory(array, other):
+                raise ValueError(f"{name} and {other_name} share memory; each needs its own")
+
+
+def _parts(array: Trained | None, name: str) -> dict[str, np.ndarray]:
+    """The arrays that are trained, by name."""
+    if array is None:
+        return {}
+    return {name: array.values, f"{name}.m": array.m, f"{name}.v": array.v}
+
+
 def _allocate(size: int) -> tuple[int, Any]:
     memory = np.empty(size, np.uint8)
     return memory.ctypes.data, memory
@@ -68,6 +83,9 @@ def fan_in_linear(
     if out is None:
         out = np.empty((features.shape[0], indices.shape[0]), features.dtype)
         params.scores = _describe(out, "out", written=True)
+    else:
+        read = {"features": features, "indices": indices, "weights": weights, "bias": bias}
+        _refuse_shared({"out": out}, read)
     library.call(params, _allocate)
     return out
 
@@ -131,7 +149,9 @@ class Adam:
     seed: int = 0
 
     def params(self) -> library.Adam:
-        """As the C interface has it."""
+        """As the C interface has it. ValueError for a step that it has no room for."""
+        if not 1 <= self.step < 2**63:
+            raise ValueError(f"step counts from 1, below 2^63, got {self.step}")
         return library.Adam(
             learning_rate=self.learning_rate,
             beta1=self.beta1,
@@ -152,9 +172,7 @@ def _trained(array: Trained | None, name: str) -> library.Trained:
         _describe(array.m, f"{name}.m", written=True),
         _describe(array.v, f"{name}.v", written=True),
     )
-    for a, b in (("values", "m"), ("values", "v"), ("m", "v")):
-        if np.may_share_memory(getattr(array, a), getattr(array, b)):
-            raise ValueError(f"{name}: {a} and {b} share memory; each needs its own")
+    _refuse_shared(_parts(array, name), {})
     return described
 
 
@@ -211,6 +229,8 @@ def step(
         loss_kind=library.LOSSES[loss],
         threads=threads,
     )
+    read = {"features": features, "indices": indices, "starts": starts, "rows": rows}
+    _refuse_shared(_parts(weights, "weights") | _parts(bias, "bias"), read)
     library.call(params, _allocate)
     return float(value[0]), grad
 
@@ -268,6 +288,8 @@ def dense_update(
         adam=adam.params(),
         threads=threads,
     )
+    read = {"grad_outputs": grad_outputs, "outputs": outputs, "features": features}
+    _refuse_shared(_parts(weights, "weights") | _parts(bias, "bias"), read)
     library.call(params, _allocate)
     return grad
 
@@ -331,6 +353,7 @@ def rewire(
         seed=seed % 2**64,
         threads=threads,
     )
+    _refuse_shared({"indices": indices, **_parts(weights, "weights")}, {})
     library.call(params, _allocate)
     return params.moved, params.threshold
 
@@ -362,4 +385,6 @@ def sort_connections(
         undo=undo,
         threads=threads,
     )
+    written = {"indices": indices, "rows": rows, "slots": slots, **_parts(weights, "weights")}
+    _refuse_shared(written, {})
     library.call(params, _allocate)

@@ -250,6 +250,22 @@ class TestTorchLayer:
         )
         return torch.from_numpy(pairs[0].copy()), torch.from_numpy(pairs[1].copy())
 
+    def test_a_layer_without_memory_is_refused(self):
+        """torch would take the shapes of the fakes for results."""
+        rows, labels = self.positives()
+        empty, x = FusedFanIn(40, 300, 7, device="meta"), torch.randn(20, 40)
+        for ask in (
+            lambda: empty(x, rows, labels),
+            lambda: empty.top_k(x, 2),
+            lambda: self.layer()(x, rows.to("meta"), labels),
+            lambda: self.layer().top_k(x.to("meta"), 2),
+        ):
+            with pytest.raises(ValueError, match=r"is on (meta|cpu) but .* is on (cpu|meta)"):
+                ask()
+        ids = empty.top_k(x.to("meta"), 2)[1]
+        assert ids.is_meta and ids.shape == (20, 2)
+        assert empty(x.to("meta"), rows.to("meta"), labels.to("meta")).is_meta
+
     @pytest.mark.parametrize("loss", ["squared_hinge", "bce"])
     def test_trains_itself_and_what_lies_below(self, loss):
         """Beside the ordinary layer and torch's Adam, with the same numbers."""

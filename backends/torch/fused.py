@@ -27,7 +27,7 @@ from fanin.backends.torch.layers import (
     index_type,
 )
 from fanin.backends.torch.losses import LOSSES
-from fanin.backends.torch.ops import call, described, fan_in_linear
+from fanin.backends.torch.ops import call, described, fan_in_linear, refuse_half_meta
 from fanin.kernels import library
 
 _WEIGHTS = ("weights", "weights_m", "weights_v")
@@ -130,6 +130,7 @@ def counted_step(
 @fused_step.register_fake
 @counted_step.register_fake
 def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    refuse_half_meta(features, others)
     want_grad = others[-1]
     return features.new_empty(()), features.new_empty(features.shape if want_grad else (0,))
 
@@ -152,6 +153,7 @@ def dense_relu(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor
 
 @dense_relu.register_fake
 def _(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+    refuse_half_meta(features, (weights, bias))
     return features.new_empty((features.shape[0], weights.shape[0]))
 
 
@@ -189,6 +191,7 @@ def dense_relu_update(
 
 @dense_relu_update.register_fake
 def _(grad: Tensor, outputs: Tensor, features: Tensor, *others: Any) -> Tensor:
+    refuse_half_meta(features, (grad, outputs, *others))
     return features.new_empty(features.shape if others[-1] else (0,))
 
 
@@ -221,6 +224,7 @@ def top_k(
 
 @top_k.register_fake
 def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    refuse_half_meta(features, others)
     shape = (features.shape[0], others[-1])
     return features.new_empty(shape), features.new_empty(shape, dtype=torch.int64)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,6 +16,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fanin.kernels import library
+
+
+def refuse_half_meta(features: Tensor, others: Iterable[Any]) -> None:
+    """For fakes, which torch also asks when some tensors have no memory and some have: ValueError,
+    since the answer would be memory that nobody has written. Scalars may stay on the CPU."""
+    for other in others:
+        if isinstance(other, Tensor) and other.dim() and other.is_meta != features.is_meta:
+            raise ValueError(
+                f"a tensor of {list(other.shape)} is on {other.device} but features is on "
+                f"{features.device}; move them to one device"
+            )
 
 
 @functools.cache
@@ -149,6 +161,7 @@ def _(
     wanted: list[bool],
     threads: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    refuse_half_meta(features, (grad_scores, indices, weights))
     return _empty_grads(features, indices, weights, wanted)
 
 

@@ -31,12 +31,14 @@ void check_trained(Check &check, const char *name, const fanin_trained &t,
 
 void check_adam(Check &check, const fanin_adam &adam) {
   if (check.status() != FANIN_OK) return;
-  if (!(adam.learning_rate >= 0) || std::isinf(adam.learning_rate))
+  // As the kernels have them, in float32.
+  if (!(adam.learning_rate >= 0) || std::isinf(float(adam.learning_rate)))
     check.wrong("learning_rate must be finite and at least 0, got %g", adam.learning_rate);
   else if (!(adam.beta1 >= 0 && adam.beta1 < 1 && adam.beta2 >= 0 && adam.beta2 < 1))
     check.wrong("beta1 and beta2 must be in [0, 1), got %g and %g", adam.beta1, adam.beta2);
-  else if (!(adam.epsilon >= 0))
-    check.wrong("epsilon must be at least 0, got %g", adam.epsilon);
+  else if (!(float(adam.epsilon) > 0) || std::isinf(float(adam.epsilon)))
+    // With 0, a weight without gradients would become 0 / 0.
+    check.wrong("epsilon must be finite and above 0, got %g", adam.epsilon);
   else if (adam.step < 1)
     check.wrong("step counts from 1, got %" PRId64, adam.step);
 }
@@ -75,6 +77,7 @@ void check_connections(Check &check, const fanin_connections &c, Dimension &inpu
     labels.size = bounds.size - 1;
     labels.said_by = "starts";
     like({&connections});
+    check.sizes(inputs, labels, fan_in);
     fan_in.size = 0;
     return;
   } else {
@@ -457,9 +460,11 @@ int32_t fanin_sort(const fanin_sort_params *params, char *text, size_t bytes) {
       [&](const SortCall &call, const CpuTarget &) {
         const int64_t bad = sort(call);
         if (bad < 0) return int32_t(FANIN_OK);
+        if (!call.undo)
+          return report_index({Finding::bad_index, bad, nullptr}, call, message);
         return message.say(FANIN_INVALID,
-                           "the connection at flat position %" PRId64 " names %s", bad,
-                           call.undo ? "a place beyond its tile" : "an input out of range");
+                           "rows and slots at flat position %" PRId64
+                           " name a place beyond the tile, or one named before", bad);
       },
       [](const SortCall &) { return kCpuOnly; });
 }

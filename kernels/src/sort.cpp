@@ -58,9 +58,12 @@ int64_t find_order(const SortCall &c, int64_t begin, int64_t count, const Scratc
   uint16_t *const rows = c.rows + begin;
   S *const slots = static_cast<S *>(c.slots) + begin;
   if (c.undo) {
+    char *const taken = scratch.copy;  // not in use yet
+    memset(taken, 0, size_t(count));
     for (int64_t e = 0; e < count; ++e) {
       const int64_t place = rows[e] * c.fan_in + int64_t(slots[e]);
-      if (int64_t(slots[e]) >= c.fan_in || place >= count) return begin + e;
+      if (int64_t(slots[e]) >= c.fan_in || place >= count || taken[place]) return begin + e;
+      taken[place] = 1;
       scratch.order[e] = uint32_t(place);
     }
     return -1;
