@@ -214,6 +214,18 @@ def test_step_of_any_shape(seed, kind, batch, inputs, labels, fan_in, loss, thre
     check_steps(rng, kind, batch, inputs, labels, min(fan_in, inputs), loss, 2, threads)
 
 
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("score", [-20, -12, -1, 0, 1, 12, 20])
+def test_gradients_of_sure_scores_have_all_digits(instruction_set, score):
+    """sigmoid(s) - 1 in float32 would leave few of them to positives that are sure."""
+    kernels.set_instruction_set(instruction_set)
+    weights = trained(np.array([[score], [score]]))
+    one, labels = np.ones((1, 1), np.float32), np.array([1])
+    kernels.step(one, weights, None, np.zeros(1, np.int32), labels, kernels.Adam(1), loss="bce")
+    expected = np.array([1 / (1 + np.exp(-score)), -1 / (1 + np.exp(score))]) / 2
+    np.testing.assert_allclose(weights.m[:, 0], 0.1 * expected, rtol=2e-6)
+
+
 # Of so many inputs to so many labels, lanes are worked on by halves: kernels/src/sorted.h.
 MANY_INPUTS, MANY_LABELS = 30_000, 16 * 4096 + 37
 

@@ -86,8 +86,10 @@ FANIN_FN Lanes<float> loss_gradient(LossKind kind, const Lanes<float> &scores, u
          + q * (1.0f / 13 + q * (1.0f / 15))))))));
     return sum + c * ((s < decltype(s){} ? decltype(s){} : s) - t * s + log1p);
   }, loss, scores, e, target, scale);
+  // sigmoid(s), or of positives -sigmoid(-s), which is sigmoid(s) - 1 with all of its digits.
   return map([](auto s, auto x, auto t, auto c) FANIN_INLINE {
-    return c * ((s < decltype(s){} ? x : 0.0f * x + 1.0f) / (1.0f + x) - t);
+    const auto sign = 1.0f - 2.0f * t, of = sign * s;
+    return c * sign * (of < decltype(s){} ? x : 0.0f * x + 1.0f) / (1.0f + x);
   }, scores, e, target, scale);
 }
 
