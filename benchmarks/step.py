@@ -7,8 +7,8 @@ step, with the gradient of its inputs, and torch's CSR product of the same layer
 forward pass alone, as a measure of the machine.
 
 A framework's own way makes scores and gradients anew in each step. From torch they go back to the
-system each time, which takes longer than the step itself; "memory kept" is the same without that,
-and with more memory (`measure.keep_memory`).
+system each time, which takes much of the step; "memory kept" is the same without that, and with
+more memory (`measure.keep_memory`).
 """
 
 from __future__ import annotations

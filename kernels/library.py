@@ -64,8 +64,9 @@ class _Params(ctypes.Structure):
         threads = named.get("threads", 0)
         if not -(2**31) <= threads < 2**31:  # of which ctypes would leave the upper bits out
             raise ValueError(f"threads must be 0 (all) or 1 to 1024, got {threads}")
-        if not 0 <= named.get("inputs", 1) < 2**31:
-            raise ValueError(f"inputs must be at least 1 and below 2^31, got {named['inputs']}")
+        inputs = named.get("inputs", 1)
+        if not -(2**63) <= inputs < 2**63:
+            raise ValueError(f"inputs must be at least 1 and below 2^31, got {inputs}")
         super().__init__(*values, **named)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, combinations, product
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,12 +37,14 @@ def _rows(array: Any) -> int:
     return int(np.shape(array)[0]) if np.ndim(array) else 0
 
 
-def _refuse_shared(written: dict[str, np.ndarray], read: dict[str, np.ndarray | None]) -> None:
+def _refuse_shared(
+    written: dict[str, np.ndarray], read: Mapping[str, np.ndarray | None] = MappingProxyType({})
+) -> None:
     """ValueError where an array that is written shares memory with another."""
-    for name, array in written.items():
-        for other_name, other in (written | read).items():
-            if other_name != name and other is not None and np.may_share_memory(array, other):
-                raise ValueError(f"{name} and {other_name} share memory; each needs its own")
+    pairs = chain(combinations(written.items(), 2), product(written.items(), read.items()))
+    for (name, array), (other_name, other) in pairs:
+        if other is not None and np.may_share_memory(array, other):
+            raise ValueError(f"{name} and {other_name} share memory; each needs its own")
 
 
 def _parts(array: Trained | None, name: str) -> dict[str, np.ndarray]:
@@ -150,7 +155,7 @@ class Adam:
 
     def params(self) -> library.Adam:
         """As the C interface has it. ValueError for a step that it has no room for."""
-        if not 1 <= self.step < 2**63:
+        if not -(2**63) <= self.step < 2**63:
             raise ValueError(f"step counts from 1, below 2^63, got {self.step}")
         return library.Adam(
             learning_rate=self.learning_rate,
@@ -167,13 +172,9 @@ def _trained(array: Trained | None, name: str) -> library.Trained:
         return library.Trained(library.absent(), library.absent(), library.absent())
     if not isinstance(array, Trained):
         raise ValueError(f"{name} must be a Trained, got {type(array).__name__}")
-    described = library.Trained(
-        _describe(array.values, name, written=True),
-        _describe(array.m, f"{name}.m", written=True),
-        _describe(array.v, f"{name}.v", written=True),
+    return library.Trained(
+        *(_describe(part, each, written=True) for each, part in _parts(array, name).items())
     )
-    _refuse_shared(_parts(array, name), {})
-    return described
 
 
 def _connections(
@@ -353,7 +354,7 @@ def rewire(
         seed=seed % 2**64,
         threads=threads,
     )
-    _refuse_shared({"indices": indices, **_parts(weights, "weights")}, {})
+    _refuse_shared({"indices": indices, **_parts(weights, "weights")})
     library.call(params, _allocate)
     return params.moved, params.threshold
 
@@ -386,5 +387,5 @@ def sort_connections(
         threads=threads,
     )
     written = {"indices": indices, "rows": rows, "slots": slots, **_parts(weights, "weights")}
-    _refuse_shared(written, {})
+    _refuse_shared(written)
     library.call(params, _allocate)

@@ -42,8 +42,8 @@ Written by `nox -s readme` from the files in these folders; nothing here was typ
 was not measured is a gap. `nox -s gpu` (or `python benchmarks/gpu.py`) makes a GPU's folder.
 
 A folder is a device, or runs of some kind on one: `cpu` is the README's, and newer than the others;
-`whole` has the README's table of all of WordNet;
-`executions` and `whole-executions` have autograd and fused beside each other, for several seeds.
+`whole` has the README's table of all of WordNet; `executions` and `whole-executions` have autograd
+and fused beside each other, for several seeds.
 
 Beside the paper: its memory is the peak of TensorFlow's allocator on a V100, ours that of torch's
 on a GPU, and on a CPU the resident set above the baseline. Ratios are ours / the paper's.

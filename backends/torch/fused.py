@@ -27,11 +27,13 @@ from fanin.backends.torch.layers import (
     index_type,
 )
 from fanin.backends.torch.losses import LOSSES
-from fanin.backends.torch.ops import call, described, fan_in_linear, refuse_half_meta
+from fanin.backends.torch.ops import call, described, fan_in_linear, refuse_other_devices
 from fanin.kernels import library
 
+_CONNECTIONS = ("indices", "starts", "rows")
 _WEIGHTS = ("weights", "weights_m", "weights_v")
 _BIAS = ("bias", "bias_m", "bias_v")
+_POSITIVES = ("positive_rows", "positive_labels")
 
 
 def _trained(values: Tensor | None, m: Tensor | None, v: Tensor | None) -> library.Trained:
@@ -128,10 +130,21 @@ def counted_step(
 
 
 @fused_step.register_fake
+def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    names = (*_CONNECTIONS, *_WEIGHTS, *_BIAS, *_POSITIVES)
+    refuse_other_devices(features, **dict(zip(names, others, strict=False)))
+    return _empty_results(features, others[-1])
+
+
 @counted_step.register_fake
 def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    refuse_half_meta(features, others)
-    want_grad = others[-1]
+    # steps and learning_rate, on the CPU, stand between the layer and the positives.
+    names = ("indices", *_WEIGHTS, *_BIAS, *_POSITIVES)
+    refuse_other_devices(features, **dict(zip(names, others[:7] + others[9:11], strict=True)))
+    return _empty_results(features, others[-1])
+
+
+def _empty_results(features: Tensor, want_grad: bool) -> tuple[Tensor, Tensor]:
     return features.new_empty(()), features.new_empty(features.shape if want_grad else (0,))
 
 
@@ -153,7 +166,7 @@ def dense_relu(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor
 
 @dense_relu.register_fake
 def _(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
-    refuse_half_meta(features, (weights, bias))
+    refuse_other_devices(features, weights=weights, bias=bias)
     return features.new_empty((features.shape[0], weights.shape[0]))
 
 
@@ -191,7 +204,10 @@ def dense_relu_update(
 
 @dense_relu_update.register_fake
 def _(grad: Tensor, outputs: Tensor, features: Tensor, *others: Any) -> Tensor:
-    refuse_half_meta(features, (grad, outputs, *others))
+    names = (*_WEIGHTS, *_BIAS)
+    refuse_other_devices(
+        features, grad=grad, outputs=outputs, **dict(zip(names, others, strict=False))
+    )
     return features.new_empty(features.shape if others[-1] else (0,))
 
 
@@ -224,7 +240,8 @@ def top_k(
 
 @top_k.register_fake
 def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    refuse_half_meta(features, others)
+    names = (*_CONNECTIONS, "weights", "bias")
+    refuse_other_devices(features, **dict(zip(names, others, strict=False)))
     shape = (features.shape[0], others[-1])
     return features.new_empty(shape), features.new_empty(shape, dtype=torch.int64)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,14 +17,14 @@ from torch.autograd import forward_ad
 from fanin.kernels import library
 
 
-def refuse_half_meta(features: Tensor, others: Iterable[Any]) -> None:
-    """For fakes, which torch also asks when some tensors have no memory and some have: ValueError,
-    since the answer would be memory that nobody has written. Scalars may stay on the CPU."""
-    for other in others:
-        if isinstance(other, Tensor) and other.dim() and other.is_meta != features.is_meta:
+def refuse_other_devices(features: Tensor, **others: Tensor | None) -> None:
+    """For fakes, which torch also asks where some tensors are on the meta device and some are not:
+    ValueError, since the answer would be memory that nobody has written."""
+    for name, other in others.items():
+        if other is not None and other.device != features.device:
             raise ValueError(
-                f"a tensor of {list(other.shape)} is on {other.device} but features is on "
-                f"{features.device}; move them to one device"
+                f"{name} is on {other.device} but features is on {features.device}; "
+                "move them to one device"
             )
 
 
@@ -115,13 +114,7 @@ def _forward(
 def _(
     features: Tensor, indices: Tensor, weights: Tensor, bias: Tensor | None, threads: int
 ) -> Tensor:
-    others = [("indices", indices), ("weights", weights), ("bias", bias)]
-    for name, other in others:
-        if other is not None and other.device != features.device:
-            raise ValueError(
-                f"{name} is on {other.device} but features is on {features.device}; "
-                "move them to one device"
-            )
+    refuse_other_devices(features, indices=indices, weights=weights, bias=bias)
     return features.new_empty((features.shape[0], indices.shape[0]))
 
 
@@ -161,7 +154,7 @@ def _(
     wanted: list[bool],
     threads: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    refuse_half_meta(features, (grad_scores, indices, weights))
+    refuse_other_devices(features, grad_scores=grad_scores, indices=indices, weights=weights)
     return _empty_grads(features, indices, weights, wanted)
 
 

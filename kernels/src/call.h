@@ -112,7 +112,9 @@ struct TopKCall {
   int threads;  // on a GPU the number of lists, see gpu_lists
 };
 
-FANIN_ANYWHERE static inline int64_t groups_of(int64_t batch) { return (batch + kGroup - 1) / kGroup; }
+FANIN_ANYWHERE static inline int64_t groups_of(int64_t batch) {
+  return (batch + kGroup - 1) / kGroup;
+}
 
 // What a launcher found in the data itself; `at` is a flat position in the array concerned.
 struct Finding {

@@ -152,7 +152,8 @@ class Check {
     if (status_ != FANIN_OK) return;
     for (const Dimension *d : {&inputs, &labels, &fan_in})
       if (d->size == 0)
-        return (void)wrong("%s must be at least 1, but %s is 0 in %s", d->name, d->name, d->said_by);
+        return (void)wrong("%s must be at least 1, but %s is 0 in %s", d->name, d->name,
+                           d->said_by);
     if (inputs.size > 0 && fan_in.size > inputs.size)
       return (void)wrong("fan_in %" PRId64 " is larger than the %" PRId64 " inputs", fan_in.size,
                          inputs.size);

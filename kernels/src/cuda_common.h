@@ -206,15 +206,17 @@ __global__ void transpose_kernel(const T *in, T *out, int64_t batch, int64_t inp
 // features [batch, inputs] -> [groups][inputs][32].
 template <class T>
 void to_lanes(const void *features, T *out, int64_t batch, int64_t inputs, void *stream) {
-  launch(transpose_kernel<T, false>, dim3(unsigned(column_tiles(inputs) * groups_of(batch))), kLanes, 0,
-         stream, static_cast<const T *>(features), out, batch, inputs, int64_t(0));
+  const dim3 blocks(unsigned(column_tiles(inputs) * groups_of(batch)));
+  launch(transpose_kernel<T, false>, blocks, kLanes, 0, stream, static_cast<const T *>(features),
+         out, batch, inputs, int64_t(0));
 }
 // `groups` groups from first_group on, back into their rows of out [batch, inputs].
 template <class T>
 void from_lanes(const T *in, void *out, int64_t batch, int64_t inputs, int64_t first_group,
                 int64_t groups, void *stream) {
-  launch(transpose_kernel<T, true>, dim3(unsigned(column_tiles(inputs) * groups)), kLanes, 0, stream, in,
-         static_cast<T *>(out), batch, inputs, first_group);
+  const dim3 blocks(unsigned(column_tiles(inputs) * groups));
+  launch(transpose_kernel<T, true>, blocks, kLanes, 0, stream, in, static_cast<T *>(out), batch,
+         inputs, first_group);
 }
 
 template <class T>

@@ -88,8 +88,8 @@ FANIN_FN Lanes<float> loss_gradient(LossKind kind, const Lanes<float> &scores, u
   }, loss, scores, e, target, scale);
   // sigmoid(s), or of positives -sigmoid(-s), which is sigmoid(s) - 1 with all of its digits.
   return map([](auto s, auto x, auto t, auto c) FANIN_INLINE {
-    const auto sign = 1.0f - 2.0f * t, of = sign * s;
-    return c * sign * (of < decltype(s){} ? x : 0.0f * x + 1.0f) / (1.0f + x);
+    const auto sign = 1.0f - 2.0f * t, logit = sign * s;
+    return c * sign * (logit < decltype(s){} ? x : 0.0f * x + 1.0f) / (1.0f + x);
   }, scores, e, target, scale);
 }
 
