@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import TypeVar
 
-from fanin.benchmarks.plan import GIB, estimate
-from fanin.benchmarks.results import Machine, read_results
+from fanin.benchmarks.harness.plan import GIB, estimate
+from fanin.benchmarks.records.results import Machine, read_results
 from fanin.datasets.catalogue import FEATURES, PUBLISHED
 from fanin.reports import terminal_table, write_report
 from fanin.reports.devices import (

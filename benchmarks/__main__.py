@@ -14,7 +14,7 @@ INTERRUPTED = 130  # as a shell counts it
 def main() -> None:
     """Run the command and exit with its code; see `cli`."""
     try:
-        from fanin.benchmarks.cli import app
+        from fanin.benchmarks.cli.app import app
 
         app()
     except KeyboardInterrupt:

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from fanin.benchmarks.gpu_parts import tables as parts
 from fanin.benchmarks.gpu_parts.results import PARTS, PartFile, PartName, read_all
-from fanin.benchmarks.kernels import quartiles, ratio
-from fanin.benchmarks.results import (
+from fanin.benchmarks.records.results import (
     OpTimes,
     RunResult,
     StepResult,
@@ -24,6 +23,7 @@ from fanin.benchmarks.results import (
     read_results,
     read_steps,
 )
+from fanin.benchmarks.timing.op import quartiles, ratio
 from fanin.reports.paper import PaperRow, measured, paper_rows, profiled, published_tables
 from fanin.reports.summary import GIB
 from fanin.reports.tables import GAP, Cell, Column, Table, number
@@ -208,7 +208,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def op_results(folder: Path) -> list[OpTimes]:
-    """What `python -m fanin.benchmarks.kernels` wrote below a device's folder."""
+    """What `python -m fanin.benchmarks.timing.op` wrote below a device's folder."""
     return [each for file in _files(folder / "op") for each in read_op_times(file)]
 
 
@@ -250,7 +250,7 @@ def _milliseconds(seconds: Sequence[float]) -> str:
 
 
 def step_results(folder: Path) -> list[StepResult]:
-    """What `python -m fanin.benchmarks.step` wrote below a device's folder."""
+    """What `python -m fanin.benchmarks.timing.step` wrote below a device's folder."""
     return [each for file in _files(folder / "step") for each in read_steps(file)]
 
 

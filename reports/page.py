@@ -17,8 +17,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fanin.benchmarks.files import write_atomically
-from fanin.benchmarks.results import (
+from fanin.benchmarks.records.files import write_atomically
+from fanin.benchmarks.records.results import (
     LockstepResult,
     Machine,
     RunResult,
@@ -116,7 +116,7 @@ def write_report(results: Path, out: Path | None = None) -> Path:
     """Write the report of a results folder; returns the path of its `index.html`.
 
     out: the report's folder, `<results>/report` by default; files of an earlier report in it are
-    replaced. Raises ReportError when there is no result, `fanin.benchmarks.results.ResultError`
+    replaced. Raises ReportError when there is no result, `fanin.benchmarks.records.results.ResultError`
     when a file cannot be read.
     """
     runs = list(read_results(results))

@@ -17,8 +17,8 @@ from itertools import groupby
 
 import pandas as pd
 
-from fanin.benchmarks.results import DatasetInfo, Machine, RunResult
-from fanin.benchmarks.task import TASK_FOLDER, Task, read_tasks, task_files
+from fanin.benchmarks.records.results import DatasetInfo, Machine, RunResult
+from fanin.benchmarks.records.task import TASK_FOLDER, Task, read_tasks, task_files
 from fanin.datasets import PUBLISHED
 from fanin.datasets.catalogue import FEATURES
 from fanin.reports.metrics import METRICS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fanin.backends.interface import BACKENDS, SETUP_KINDS, kind_of
-from fanin.benchmarks.task import Task
+from fanin.benchmarks.records.task import Task
 
 # Okabe & Ito (2008): told apart with every common form of colour blindness. The two members of a
 # family (without and with an intermediate layer) are the light and the strong shade of one hue.

@@ -9,8 +9,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-from fanin.benchmarks.kernels import quartiles
-from fanin.benchmarks.results import Extrapolation, RunResult
+from fanin.benchmarks.records.results import Extrapolation, RunResult
+from fanin.benchmarks.timing.op import quartiles
 from fanin.reports.setups import Setup, backend_order
 from fanin.reports.summary import GIB, memory_gib, memory_kind
 from fanin.reports.tables import (

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from fanin.benchmarks.results import AtK, DatasetInfo, Machine, Memory, RunResult
+from fanin.benchmarks.records.results import AtK, DatasetInfo, Machine, Memory, RunResult
 from fanin.reports.metrics import FIGURES
 from fanin.reports.setups import Setup, backend_order, dataset_label, intermediate_label
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from fanin.backends.interface import BACKENDS
-from fanin.benchmarks.results import LockstepResult, RunResult
+from fanin.benchmarks.records.results import LockstepResult, RunResult
 from fanin.reports.metrics import HIGHLIGHTED, METRICS, RANKINGS
 from fanin.reports.setups import (
     BACKEND_NAMES,

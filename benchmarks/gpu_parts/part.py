@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 
-from fanin.benchmarks import measure
 from fanin.benchmarks.gpu_parts.results import (
     KernelReport,
     Machine,
@@ -32,6 +31,7 @@ from fanin.benchmarks.gpu_parts.results import (
     write,
 )
 from fanin.benchmarks.gpu_parts.tables import text
+from fanin.benchmarks.measuring import measure
 from fanin.kernels import build_info, processor
 
 ROOT = Path(__file__).resolve().parents[2]

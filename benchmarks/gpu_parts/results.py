@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fanin.benchmarks.files import write_atomically
+from fanin.benchmarks.records.files import write_atomically
 
 SCHEMA_VERSION = 1
 

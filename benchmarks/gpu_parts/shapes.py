@@ -16,10 +16,10 @@ import torch
 
 from fanin.benchmarks.gpu_parts import part
 from fanin.benchmarks.gpu_parts.results import Row, ShapeRow
-from fanin.benchmarks.results import RunResult, result_path
-from fanin.benchmarks.run import Request
-from fanin.benchmarks.runner import Options, requests, run_all
-from fanin.benchmarks.task import Task, files_of, read_tasks
+from fanin.benchmarks.harness.child import Request
+from fanin.benchmarks.harness.parent import Options, requests, run_all
+from fanin.benchmarks.records.results import RunResult, result_path
+from fanin.benchmarks.records.task import Task, files_of, read_tasks
 
 TABLES = (
     ("amazon-670k", "slice"),

@@ -1,0 +1,102 @@
+"""Shows runs while they go on: a live bar on a terminal, a line per epoch elsewhere."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fanin.benchmarks.harness.child import Request
+from fanin.benchmarks.records.results import RunResult
+
+
+class Terminal:
+    """A `runner.Display` on a rich console."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._title = ""
+        self._started = 0.0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._bar = self._progress.add_task("", total=None, facts="")
+        self._loss = ""
+        self._precision = ""
+
+    def __enter__(self) -> Terminal:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def begin(self, request: Request, number: int, count: int) -> None:
+        task = request.task
+        repeat = f" repeat {request.repeat + 1}/{task.repeat}" if task.repeat > 1 else ""
+        self._title = f"[{number}/{count}] {task.title} {request.backend}{repeat}"
+        self._started = time.monotonic()
+        self._loss = self._precision = ""
+        self._progress.reset(self._bar, total=None, description=self._title, facts="")
+
+    def event(self, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "phase":
+                self._progress.update(self._bar, facts=event["name"])
+                return
+            case "note":
+                self._say(f"{self._title}: {event['text']}", "yellow")
+            case "resumed":
+                self._say(f"{self._title}: goes on after epoch {event['epoch']}", "dim")
+            case "step":
+                self._loss = f"loss {event['loss']:.4g}"
+                self._progress.update(
+                    self._bar, completed=event["done"], total=event["total"], facts=self._facts()
+                )
+            case "epoch":
+                at = event["validation"]
+                self._precision = f"P@1 {100 * at['at_1']:.2f}  P@3 {100 * at['at_3']:.2f}"
+                self._progress.update(self._bar, facts=self._facts())
+                if not self._console.is_terminal:
+                    seconds = event["train_seconds"] + event["evaluate_seconds"]
+                    self._say(
+                        f"{self._title}: epoch {event['epoch']}  loss {event['loss']:.4g}  "
+                        f"{self._precision}  {seconds:.1f} s"
+                    )
+
+    def end(self, result: RunResult, skipped: bool) -> None:
+        seconds = time.monotonic() - self._started
+        if result.failure:
+            self._say(
+                f"{self._title}: failed: {result.failure.kind}: {result.failure.message}", "red"
+            )
+        elif skipped:
+            self._say(f"{self._title}: finished before, skipped (--force repeats it)", "dim")
+        elif result.test:
+            self._say(
+                f"{self._title}: test P@1 {100 * result.test.at_1:.2f}  "
+                f"P@3 {100 * result.test.at_3:.2f}  P@5 {100 * result.test.at_5:.2f}  "
+                f"{len(result.history)} epochs in {seconds:.0f} s",
+                "green",
+            )
+
+        elif result.extrapolation:
+            step = statistics.median(result.extrapolation.step_seconds)
+            self._say(f"{self._title}: {1e3 * step:.1f} ms a step, in {seconds:.0f} s", "green")
+
+    def _facts(self) -> str:
+        return "  ".join(part for part in (self._loss, self._precision) if part)
+
+    def _say(self, text: str, style: str = "") -> None:
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,114 @@
+"""One shape profile, in a process of its own: a few steps of a task on random data of its real
+sizes, for memory and for times from which an epoch is extrapolated. No precision.
+
+`runner` starts it as it starts `run`, with a request whose profile is "shapes".
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import SupportsFloat
+
+from fanin.benchmarks.harness.checkpoint import Checkpoint
+from fanin.benchmarks.harness.child import Events, Request, build, main, make_batches, warm_up
+from fanin.benchmarks.harness.fit import evaluation_block
+from fanin.benchmarks.harness.plan import check_fits, estimate
+from fanin.benchmarks.measuring import measure
+from fanin.benchmarks.records.results import DatasetInfo, Extrapolation, RunResult
+from fanin.datasets import evaluation_blocks
+from fanin.datasets.memory import available_bytes
+from fanin.datasets.shapes import ShapeTwin, shape_twin
+
+# The first steps touch memory for the first time, and so does the first block.
+_WARM_STEPS, _BLOCKS = 5, 3
+
+
+def twin_info(twin: ShapeTwin, seed: int) -> DatasetInfo:
+    sizes = twin.published
+    return DatasetInfo(
+        name=sizes.name,
+        features=twin.features,
+        source=twin.source,
+        synthetic=True,
+        identity=f"shape twin, seed {seed}",
+        inputs=twin.inputs,
+        labels=sizes.labels,
+        train_instances=sizes.train_instances,
+        test_instances=sizes.test_instances,
+        train_positives=round(sizes.train_instances * sizes.labels_per_instance),
+    )
+
+
+def profile(request: Request, events: Events, result: RunResult) -> None:
+    """Build, train, rewire, predict and keep weights as a run does, a few steps of each.
+
+    Raises `plan.TooLargeError` before anything is built where this machine has too little memory.
+    """
+    task = request.task
+    twin = shape_twin(task.dataset, task.features)
+    sizes = twin.published
+    result.dataset = twin_info(twin, task.seed)
+    setup = task.setup(twin.inputs, sizes.labels)
+    expected = estimate(task, setup, request.backend, measure.threads(request.threads))
+    events.send(event="phase", name="importing the backend")
+    result.machine = warm_up(request)
+    if measure.runs_on_cpu(request.device):
+        check_fits(expected, available_bytes())
+    x, y = twin.sample((request.steps + _WARM_STEPS) * task.batch_size, task.seed)
+    batches = make_batches(task, (x, y), task.seed)
+    block = evaluation_block(setup)
+    asked, _ = twin.sample(_BLOCKS * block, task.seed + 1)
+    with measure.MemoryWatch() as memory:
+        events.send(event="phase", name="building the model")
+        trainer = build(request, setup)
+
+        def timed(work: Callable[..., object], *arguments: object) -> float:
+            trainer.device.synchronize()
+            start = time.perf_counter()
+            work(*arguments)
+            trainer.device.synchronize()
+            return time.perf_counter() - start
+
+        rewire_seconds = None
+        if setup.is_rewired and task.rewire_interval:
+            rewire_seconds = timed(trainer.regrow, task.rewire_fraction, 0)
+        events.send(event="phase", name="training")
+        clock = measure.StepClock(trainer)
+
+        def on_step(loss: SupportsFloat) -> None:
+            clock(loss)
+            events.send(event="phase", name=f"training, step {clock.steps} of {len(batches)}")
+
+        trainer.train(batches.epoch(0), task.learning_rate, on_step)
+        steps = clock.seconds()[_WARM_STEPS - 1 :]
+        if not steps:  # the framework cannot tell without waiting
+            once_more = [timed(trainer.train, [b], task.learning_rate) for b in batches.epoch(1)]
+            steps = once_more[_WARM_STEPS:]
+        events.send(event="phase", name="predicting")
+        k = min(5, setup.labels)
+        blocks = [timed(trainer.top_k, part, k) for part in evaluation_blocks(asked, block)]
+        # A run keeps its best weights at the end of an epoch.
+        with tempfile.TemporaryDirectory(prefix="fanin-shapes-") as folder:
+            Checkpoint(Path(folder), {}, 0.0).keep_best(trainer, 1)
+        result.memory = memory.result(trainer)
+    per_epoch = -(-sizes.train_instances // task.batch_size)
+    interval = per_epoch if task.rewire_interval == -1 else task.rewire_interval
+    result.extrapolation = Extrapolation(
+        step_seconds=steps,
+        steps_per_epoch=per_epoch,
+        rewire_seconds=rewire_seconds,
+        rewires_per_epoch=per_epoch / interval if rewire_seconds is not None else 0.0,
+        block_seconds=blocks[1:],
+        evaluation_blocks=sizes.test_instances / block,
+        expected_peak_bytes=expected.peak_bytes,
+    )
+    result.finished = datetime.now(UTC)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), profile))

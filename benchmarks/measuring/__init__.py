@@ -1,0 +1,1 @@
+"""What is measured, and how: memory, NVML, clocks, the machine, ranking metrics."""

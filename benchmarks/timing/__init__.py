@@ -1,0 +1,1 @@
+"""Times of the op and of a training step on random data."""

@@ -1,0 +1,169 @@
+"""Times the fixed fan-in op against torch's own layers, in one run: `python -m
+fanin.benchmarks.timing.op`.
+
+Times on shared machines drift, so all contestants take turns, one call each per round, and what is
+stated is the median over rounds and the median of the per-round ratios. With `--keep-memory` scores
+and gradients come from memory that the process has kept (see `measure.keep_memory`), which shows
+the op alone; without, malloc decides, as it does in anybody's program.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def wall_seconds(call: Callable[[], Any]) -> float:
+    """Seconds of one call on a CPU."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def rounds(
+    contestants: dict[str, Callable[[], Any]],
+    count: int,
+    clock: Callable[[Callable[[], Any]], float] = wall_seconds,
+) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round, after two rounds of warming up. clock: how one call
+    is timed."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(count + 2):
+        for name, call in contestants.items():
+            spent = clock(call)
+            if number >= 2:
+                seconds[name].append(spent)
+    return seconds
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """Median over rounds of slow / fast."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
+    """Of a few rounds or steps; all three the same for one."""
+    if len(seconds) < 2:
+        return seconds[0], seconds[0], seconds[0]
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return low, middle, high
+
+
+def time_layers(
+    inputs: int, labels: int = 131_072, fan_in: int = 32, batch: int = 32, count: int = 15
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds per round of `forward` and `forward + backward` for fanin, torch's CSR product
+    (forward alone; with int32 indices, and with int64, torch's default) and, where it fits into
+    2 GiB, torch's dense layer. All float32."""
+    import torch
+
+    from fanin.backends.torch import FixedFanInLinear
+    from fanin.backends.torch.trainer import csr_starts
+
+    torch.manual_seed(0)
+    layer = FixedFanInLinear(inputs, labels, fan_in)
+    with torch.no_grad():
+        layer.weights.normal_()
+    features = torch.randn(batch, inputs)
+    grad = torch.randn(batch, labels)
+    rows = torch.arange(labels, dtype=torch.int32).repeat_interleave(fan_in)
+    starts, sources = csr_starts(rows, labels), layer.indices.reshape(-1)
+
+    def csr(integers: torch.dtype) -> torch.Tensor:
+        return torch.sparse_csr_tensor(
+            starts.to(integers),
+            sources.to(integers),
+            layer.weights.detach().reshape(-1),
+            (labels, inputs),
+            check_invariants=False,
+        )
+
+    narrow, wide = csr(torch.int32), csr(torch.int64)
+    columns = features.t().contiguous()
+    asking = features.clone().requires_grad_()
+
+    def backward(module: torch.nn.Module) -> None:
+        module.zero_grad(set_to_none=True)
+        asking.grad = None
+        module(asking).backward(grad)
+
+    @torch.inference_mode()
+    def forward(call: Callable[[], Any]) -> None:
+        call()
+
+    forwards: dict[str, Callable[[], Any]] = {
+        "fanin": lambda: forward(lambda: layer(features)),
+        "CSR int32": lambda: forward(lambda: torch.sparse.mm(narrow, columns)),
+        "CSR int64": lambda: forward(lambda: torch.sparse.mm(wide, columns)),
+    }
+    both: dict[str, Callable[[], Any]] = {"fanin": lambda: backward(layer)}
+    if labels * inputs * 4 <= 2**31:
+        dense = torch.nn.Linear(inputs, labels)
+        forwards["torch dense"] = lambda: forward(lambda: dense(features))
+        both["torch dense"] = lambda: backward(dense)
+    return {"forward": rounds(forwards, count), "forward + backward": rounds(both, count)}
+
+
+def main(
+    inputs: Annotated[
+        list[int] | None, typer.Option(help="Inputs of the layer; repeatable; 768 and 32768.")
+    ] = None,
+    labels: int = 131_072,
+    fan_in: int = 32,
+    batch: int = 32,
+    count: Annotated[int, typer.Option(min=1, help="Rounds.")] = 15,
+    keep_memory: Annotated[
+        bool, typer.Option("--keep-memory", help="Take no new memory from the system.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--json", help="Write machine and seconds here.")
+    ] = None,
+) -> None:
+    """Time the op against torch's sparse and dense layers and print medians and ratios."""
+    # Not at the top: the GPU parts use this file on machines without pydantic.
+    from fanin.backends.torch.devices import TorchDevice
+    from fanin.benchmarks.measuring import measure
+    from fanin.benchmarks.records.files import write_atomically
+    from fanin.benchmarks.records.results import OpTimes
+
+    if keep_memory:
+        measure.keep_memory()
+    results = []
+    print(f"{labels} labels, fan-in {fan_in}, batch {batch}, float32; medians of {count} rounds")
+    print(f"{'inputs':>7}  {'work':18}  {'layer':11}  {'ms':>8}  {'min':>8}  {'x fanin':>8}")
+    for number in inputs or (768, 32768):
+        started = datetime.now(UTC)
+        timed = time_layers(number, labels, fan_in, batch, count)
+        machine = measure.machine(TorchDevice("cpu", 0), measure.threads(0))
+        results.append(
+            OpTimes(
+                started=started,
+                machine=machine,
+                inputs=number,
+                labels=labels,
+                fan_in=fan_in,
+                batch=batch,
+                keeps_memory=keep_memory,
+                seconds=timed,
+            )
+        )
+        for work, seconds in timed.items():
+            for name, values in seconds.items():
+                print(
+                    f"{number:7}  {work:18}  {name:11}  {1e3 * statistics.median(values):8.2f}  "
+                    f"{1e3 * min(values):8.2f}  {ratio(values, seconds['fanin']):8.2f}"
+                )
+    if out:
+        dumped = [result.model_dump(mode="json") for result in results]
+        write_atomically(out, json.dumps(dumped, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
