@@ -1,6 +1,7 @@
 """One framework per process, for tests as for runs.
 
-A test that needs a framework in its own process carries the marker `torch` or `tensorflow`.
+A test that needs a framework in its own process carries the marker `torch` or `tensorflow`; with
+`@pytest.mark.parametrize("backend", EACH_BACKEND)` (`support/frameworks.py`) each case has its own.
 `--framework torch|tensorflow|none` keeps the tests with that marker (`none`: those without one). A
 test fails when it has loaded a framework that its process is not meant for. Without the option,
 pytest runs itself three times, one process after the other, and ends with the sum of all three.
@@ -24,12 +25,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from frameworks import FRAMEWORKS
 
 # As in fanin's runs, see `parent.child_environment`: it must be set before anything loads OpenMP.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-# The top-level modules that show which framework a process has loaded.
-FRAMEWORKS = {"torch": {"torch"}, "tensorflow": {"tensorflow", "keras"}}
 PROCESSES = ("none", *FRAMEWORKS)
 MODULE_MARK = re.compile(r"^pytestmark = .*\bpytest\.mark\.(torch|tensorflow)\b", re.MULTILINE)
 LOADED = pytest.StashKey[frozenset[str]]()
