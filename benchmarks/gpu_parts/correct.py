@@ -27,7 +27,7 @@ from fanin.backends.torch.ops import described, stream
 from fanin.benchmarks.gpu_parts import part, reference
 from fanin.benchmarks.gpu_parts.results import Check, CorrectRow, Row
 from fanin.datasets.catalogue import FEATURES, PUBLISHED
-from fanin.kernels import library
+from fanin.kernels import library, params
 
 TASKS = Path(__file__).resolve().parents[1] / "tasks"
 RAGGED = (1, 7, 31, 32, 33, 100, 128, 256)
@@ -238,10 +238,10 @@ def poisoned(case: Linear) -> Callable[[Bench], None]:
             memory = torch.full((size,), 255, dtype=torch.uint8, device=bench.device)
             return memory.data_ptr(), memory
 
-        forward = library.ForwardParams(
+        forward = params.ForwardParams(
             *(described(t) for t in (*arrays, got[0])), stream=stream(features)
         )
-        backward = library.BackwardParams(
+        backward = params.BackwardParams(
             *(described(t) for t in (grad, features, indices, weights, *got[1:])),
             stream=stream(features),
         )
