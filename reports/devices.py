@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from fanin.benchmarks.gpu_parts import tables as parts
-from fanin.benchmarks.gpu_parts.results import PARTS, PartFile, PartName, read_all
+from fanin.benchmarks.records.gpu import PARTS, PartFile, PartName, read_parts
 from fanin.benchmarks.records.published import published_tables
 from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.statistics import GIB, quartiles, ratio
@@ -59,7 +59,7 @@ _KINDS = ("runs", "shapes", "op", "step", "gpu")
 
 def _device(folder: Path) -> str:
     runs, shapes = list(read_results(folder)), list(read_results(folder, "shapes"))
-    ops, steps, found = op_results(folder), step_results(folder), read_all(folder)
+    ops, steps, found = op_results(folder), step_results(folder), read_parts(folder)
     parts_of_page = [f"## {folder.name}", _described(runs + shapes, [*ops, *steps], found)]
     if (folder / "notes.md").exists():
         parts_of_page.append(f"Tuning, a line for each trial: [notes.md]({folder.name}/notes.md).")
@@ -90,11 +90,12 @@ def _described(
     """The device in words, from whatever file there is."""
     for result in found.values():
         of = result.machine
-        driver = f", driver {of.driver}" if of.driver else ""
-        commit = f", commit {of.commit[:12]}" if of.commit else ""
-        changed = " (modified)" if of.modified else ""
+        driver = f", driver {result.cuda.driver}" if result.cuda.driver else ""
+        commit = f", commit {result.commit[:12]}" if result.commit else ""
+        changed = " (modified)" if result.modified else ""
+        library = of.kernels.rpartition(" ")[0]
         return (
-            f"{of.device}{driver}, torch {of.torch}, {of.library}{commit}{changed}; "
+            f"{result.device}{driver}, {of.framework}, {library}{commit}{changed}; "
             f"{of.processor}, {of.cores} cores."
         )
     for machine in [run.machine for run in runs if run.machine] + [o.machine for o in others]:
@@ -133,7 +134,7 @@ def _parts_table(found: dict[PartName, PartFile], gap: str) -> str:
         said, day = gap, GAP
         if part in found:
             said = parts.summary(found[part]) + (" (dry run)" if found[part].dry_run else "")
-            day = found[part].finished[:10]
+            day = found[part].finished.date().isoformat()
         rows.append((f"`{part}`", _MEANINGS[part], said, day))
     return _table(("GPU part", "what", "results", "when"), rows)
 

@@ -9,7 +9,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from fanin.benchmarks.gpu_parts.results import (
+from fanin.benchmarks.records.gpu import (
+    COPY,
+    OURS,
     Check,
     Contestant,
     KernelRow,
@@ -19,7 +21,6 @@ from fanin.benchmarks.gpu_parts.results import (
 from fanin.benchmarks.records.statistics import quartiles, ratio
 
 GAP = "—"
-OURS, COPY = "fanin", "copy"
 
 # Heads, then one list of cells a row.
 Lines = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -147,7 +148,7 @@ def text(result: PartFile) -> str:
     heads, rows = lines(result)
     table = [heads, *rows]
     widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
-    where = result.machine.device + (" (dry run)" if result.dry_run else "")
+    where = result.device + (" (dry run)" if result.dry_run else "")
     body = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in table

@@ -12,12 +12,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from fanin.benchmarks.gpu_parts import part
-from fanin.benchmarks.gpu_parts.results import Row, ShapeRow
 from fanin.benchmarks.harness.child import Request
 from fanin.benchmarks.harness.parent import Options, requests, run_all
+from fanin.benchmarks.records.gpu import Row, ShapeRow
 from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.store import result_path
 from fanin.benchmarks.records.task import Task, files_of, read_tasks
@@ -36,17 +34,20 @@ DRY_SETUP = "ffi-32"
 
 def tasks(dry_run: bool) -> list[Task]:
     """All published rows in each execution, in the order in which they are run."""
-    found = [
+    published = [
         task
         for execution in EXECUTIONS
         for table in TABLES
         for path in files_of(*table)
         for task in read_tasks(path, {"execution": execution})
     ]
-    if dry_run:
-        found = [t for t in found if t.setup_name == DRY_SETUP]
-        return [t for t in found if (t.dataset, t.features) == TABLES[0]]
-    return found
+    if not dry_run:
+        return published
+    return [
+        task
+        for task in published
+        if task.setup_name == DRY_SETUP and (task.dataset, task.features) == TABLES[0]
+    ]
 
 
 class Silent:
@@ -57,12 +58,12 @@ class Silent:
     def end(self, result: RunResult, skipped: bool) -> None: ...
 
 
-def jobs(given: part.Options) -> list[part.Job]:
-    folder = given.path.parent.parent
-    steps = DRY_STEPS if given.dry_run else STEPS
-    options = Options(folder, device=given.device, profile="shapes", steps=steps)
+def jobs(options: part.Options) -> list[part.Job]:
+    folder = options.path.parent.parent
+    steps = DRY_STEPS if options.dry_run else STEPS
+    how = Options(folder, device=options.device, profile="shapes", steps=steps)
     made = []
-    for task in tasks(given.dry_run):
+    for task in tasks(options.dry_run):
         path = result_path(folder, task, "torch", 0, "shapes")
         row = ShapeRow(
             key=f"{task.dataset} {task.features} {task.slug}",
@@ -74,7 +75,7 @@ def jobs(given: part.Options) -> list[part.Job]:
         )
 
         def run(row: ShapeRow = row, task: Task = task) -> None:
-            (result,) = run_all(requests([task], ["torch"], options), options, Silent())
+            (result,) = run_all(requests([task], ["torch"], how), how, Silent())
             if result.failure:
                 row.reason = f"{result.failure.kind}: {result.failure.message}"
                 if result.failure.is_too_large:  # an answer
@@ -91,8 +92,8 @@ def failed(row: Row) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = part.options(arguments)
-    return part.conduct("shapes", given, torch.device(given.device), jobs(given), failed)
+    options = part.read_options(arguments)
+    return part.conduct("shapes", options, jobs(options), failed)
 
 
 if __name__ == "__main__":
