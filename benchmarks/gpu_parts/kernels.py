@@ -27,7 +27,7 @@ from fanin.backends.torch.losses import squared_hinge
 from fanin.benchmarks.gpu_parts import part
 from fanin.benchmarks.gpu_parts.results import Contestant, KernelRow, Row
 from fanin.benchmarks.gpu_parts.tables import COPY, OURS
-from fanin.benchmarks.timing.op import rounds, wall_seconds
+from fanin.benchmarks.timing.rounds import rounds, wall_seconds
 from fanin.datasets.catalogue import FEATURES, PUBLISHED
 
 FAN_IN, BATCHES, K = 32, (32, 128), 5

@@ -31,7 +31,7 @@ from fanin.benchmarks.gpu_parts.results import (
     write,
 )
 from fanin.benchmarks.gpu_parts.tables import text
-from fanin.benchmarks.measuring import measure
+from fanin.benchmarks.measuring import machine as measure
 from fanin.kernels import build_info, processor
 
 ROOT = Path(__file__).resolve().parents[2]

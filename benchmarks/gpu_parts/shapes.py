@@ -16,8 +16,8 @@ import torch
 
 from fanin.benchmarks.gpu_parts import part
 from fanin.benchmarks.gpu_parts.results import Row, ShapeRow
-from fanin.benchmarks.harness.child import Request
-from fanin.benchmarks.harness.parent import Options, requests, run_all
+from fanin.benchmarks.harness.parent import run_all
+from fanin.benchmarks.harness.request import Options, Request, requests
 from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.store import result_path
 from fanin.benchmarks.records.task import Task, files_of, read_tasks
@@ -60,7 +60,7 @@ class Silent:
 def jobs(given: part.Options) -> list[part.Job]:
     folder = given.path.parent.parent
     steps = DRY_STEPS if given.dry_run else STEPS
-    options = Options(folder, device=given.device, profile="shapes", steps=steps)
+    options = Options(results=folder, device=given.device, profile="shapes", steps=steps)
     made = []
     for task in tasks(given.dry_run):
         path = result_path(folder, task, "torch", 0, "shapes")
