@@ -21,7 +21,7 @@ from fanin.benchmarks.gpu_parts import contestants, part
 from fanin.benchmarks.gpu_parts.contestants import METHODS, DoesNotFitError, InputSets, Workload
 from fanin.benchmarks.gpu_parts.contestants.inputs import cache_bytes
 from fanin.benchmarks.records.gpu import COPY, OURS, Contestant, KernelRow, Row
-from fanin.benchmarks.timing.op import rounds, wall_seconds
+from fanin.benchmarks.timing.rounds import rounds, wall_seconds
 from fanin.datasets.catalogue import FEATURES, PUBLISHED
 
 FAN_IN, BATCHES = 32, (32, 128)

@@ -19,7 +19,7 @@ import torch
 
 from fanin.backends.torch.devices import TorchDevice
 from fanin.benchmarks.gpu_parts.provenance import checkout, cuda, device_name
-from fanin.benchmarks.measuring import measure
+from fanin.benchmarks.measuring import machine
 from fanin.benchmarks.records.gpu import (
     FILES,
     KernelReport,
@@ -94,7 +94,9 @@ def begin(part: PartName, options: Options, jobs: Sequence[Job]) -> PartFile:
         finished=now(),
         minutes=options.minutes,
         device=device_name(options.torch_device),
-        machine=measure.machine(TorchDevice(options.device, 0), measure.threads(0)),
+        machine=machine.describe_machine(
+            TorchDevice(options.device, 0), machine.thread_count(0)
+        ),
         cuda=cuda(options.torch_device),
         commit=commit,
         modified=modified,

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fanin.benchmarks.gpu_parts import part
-from fanin.benchmarks.harness.child import Request
-from fanin.benchmarks.harness.parent import Options, requests, run_all
+from fanin.benchmarks.harness.parent import run_all
+from fanin.benchmarks.harness.request import Options, Request, requests
 from fanin.benchmarks.records.gpu import Row, ShapeRow
 from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.store import result_path

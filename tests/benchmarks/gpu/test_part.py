@@ -49,7 +49,7 @@ class TestBudget:
         assert call(seconds=0.1) == ["done", "done", "not reached"]
         # Other code: nothing of before counts.
         with monkeypatch.context() as patch:
-            patch.setattr(part.measure, "code_identity", lambda: "another")
+            patch.setattr(part.machine, "code_identity", lambda: "another")
             assert call(seconds=0.1) == ["done", "not reached", "not reached"]
         assert ran == ["a", "b", "a"]
         assert call() == ["done"] * 3
