@@ -10,10 +10,10 @@ import json
 import subprocess
 import sys
 
-# What each part imports beside torch, by the names of imports, and what brings it where pip knows
-# it by another name.
-ALL_PARTS = ("numpy", "platformdirs", "psutil", "pydantic", "pynvml", "scipy", "sklearn")
-HARNESS = ("safetensors", "threadpoolctl")
+# What every part imports beside torch, and what part `shapes` needs besides, by way of the harness.
+EACH_PART = ("numpy", "psutil", "pydantic", "pynvml", "scipy", "sklearn")
+HARNESS = ("platformdirs", "safetensors")
+# What pip knows by another name.
 DISTRIBUTIONS = {"pynvml": "nvidia-ml-py", "sklearn": "scikit-learn"}
 
 _PROBE = """
@@ -28,10 +28,14 @@ class GpuError(RuntimeError):
     """What keeps a part from being run; the message says what to do."""
 
 
+def needed_by(part: str) -> tuple[str, ...]:
+    """Names of the packages, torch aside, as they are imported."""
+    return (*EACH_PART, *HARNESS) if part == "shapes" else EACH_PART
+
+
 def check_packages(part: str) -> None:
     """GpuError naming the packages that the part lacks, and how to bring them."""
-    needed = (*ALL_PARTS, *HARNESS) if part == "shapes" else ALL_PARTS
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    missing = [name for name in needed_by(part) if importlib.util.find_spec(name) is None]
     if missing:
         names = " ".join(DISTRIBUTIONS.get(name, name) for name in missing)
         raise GpuError(

@@ -61,7 +61,7 @@ class Silent:
 def jobs(options: part.Options) -> list[part.Job]:
     folder = options.path.parent.parent
     steps = DRY_STEPS if options.dry_run else STEPS
-    how = Options(folder, device=options.device, profile="shapes", steps=steps)
+    how = Options(results=folder, device=options.device, profile="shapes", steps=steps)
     made = []
     for task in tasks(options.dry_run):
         path = result_path(folder, task, "torch", 0, "shapes")

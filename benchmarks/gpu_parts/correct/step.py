@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fanin.backends.setup import Dense, FixedFanIn, ConnectionKind, LayerSetup, Unstructured
+from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.backends.torch.fused import fused_step
 from fanin.benchmarks.gpu_parts import reference
 from fanin.benchmarks.gpu_parts.correct.bench import (

@@ -60,7 +60,13 @@ def without_code(op):
 @pytest.mark.parametrize(
     "module, op, wrong, chosen, named",
     [
-        (linear, "fan_in_linear", wrong_scores, "fan_in_linear 1003x97 fan-in 7 batch 33", "scores"),
+        (
+            linear,
+            "fan_in_linear",
+            wrong_scores,
+            "fan_in_linear 1003x97 fan-in 7 batch 33",
+            "scores",
+        ),
         (step, "fused_step", wrong_gradient, "FixedFanIn 1003x97 fan-in 7 batch 33", "grad_feat"),
         (step, "fused_step", wrong_moment, "Dense 1003x97 fan-in 97 batch 33", "weights_m"),
         (dense, "dense_relu", wrong_scores, "dense_relu 131x97", "dense_relu outputs"),
