@@ -1,4 +1,4 @@
-"""The result files of the GPU parts, `<results>/<device>/gpu/<part>.json`: schema, reading, writing.
+"""Result files of the GPU parts, `<results>/<device>/gpu/<part>.json`: schema, reading, writing.
 
 Only raw figures stand in them; the reports derive what can be derived. A figure that was not
 measured is null, and beside it stands the reason.
@@ -99,7 +99,7 @@ class CorrectRow(Row):
     """One case of part `correct`."""
 
     seed: int | None = Field(default=None, description="of this row's inputs")
-    checks: list[Check] = []
+    checks: list[Check] = Field(default=[])
 
 
 class Contestant(PartRecord):
@@ -127,7 +127,7 @@ class KernelRow(Row):
     rotated: int | None = Field(
         default=None, description="input sets that each contestant went through"
     )
-    contestants: list[Contestant] = []
+    contestants: list[Contestant] = Field(default=[])
 
 
 class SanitizeRow(Row):
