@@ -57,9 +57,9 @@ def run(options: argparse.Namespace) -> int:
     name, architecture = ("cpu", None) if options.dry_run else needs.find_gpu()
 
     from fanin.benchmarks.gpu_parts.build import prepare
-    from fanin.benchmarks.gpu_parts.tables import text
     from fanin.benchmarks.records.gpu import part_path, read_part
     from fanin.benchmarks.records.store import ResultError
+    from fanin.reports.tables.gpu import part_text
 
     path = part_path(options.results, name, options.part)
     written = path.stat().st_mtime_ns if path.exists() else None
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     code = subprocess.run(command, env=environment, check=False).returncode
     # A part that ended before it wrote anything has left the file of an earlier call, or none.
     if path.exists() and path.stat().st_mtime_ns != written:
-        print(f"\n{text(read_part(path))}\n{path}", flush=True)
+        print(f"\n{part_text(read_part(path))}\n{path}", flush=True)
     return code
 
 

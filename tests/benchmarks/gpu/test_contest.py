@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fanin.backends.setup import FixedFanIn, LayerSetup
-from fanin.benchmarks.gpu_parts import tables
 from fanin.benchmarks.gpu_parts.contestants import Csr, Dense, Fanin, Gather, InputSets, Workload
 from fanin.benchmarks.records.gpu import Contestant, KernelRow
+from fanin.reports.tables.gpu import floor_seconds, kernels_table
 
 pytestmark = pytest.mark.torch
 
@@ -35,9 +35,10 @@ def test_floor_and_ratios_follow_from_the_raw_figures():
             ),
         ],
     )  # fmt: skip
-    assert tables.floor_seconds(row) == pytest.approx(0.0015)
-    heads, (line,) = tables._kernels([row])
-    cells = dict(zip(heads, line, strict=True))
+    assert floor_seconds(row) == pytest.approx(0.0015)
+    table = kernels_table([row])
+    heads = [column.head for column in table.columns]
+    cells = dict(zip(heads, (cell.text for cell in table.rows[0]), strict=True))
     assert cells["ms"] == "4.000 (3.500–5.000)"
     assert (cells["floor ms"], cells["share"]) == ("1.500", "38 %")
     assert (cells["CSR / ours"], cells["dense fp32 / ours"]) == ("1.50", "—")

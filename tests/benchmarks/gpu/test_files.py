@@ -19,7 +19,7 @@ from fanin.benchmarks.records.gpu import (
     write_part,
 )
 from fanin.benchmarks.records.store import ResultError
-from fanin.reports.devices import devices_page
+from fanin.reports.pages.devices import devices_page
 
 MACHINE = Machine(
     system="Linux 6.1 x86_64",

@@ -6,8 +6,8 @@ import pytest
 from gpu_kit import conduct_correct, few_cases, part_options
 
 from fanin.benchmarks.gpu_parts import part, sanitize
-from fanin.benchmarks.gpu_parts.tables import text
 from fanin.benchmarks.records.gpu import Row, SanitizeRow, read_part
+from fanin.reports.tables.gpu import part_text
 
 pytestmark = pytest.mark.torch
 
@@ -20,7 +20,7 @@ class TestBudget:
         assert {(row.state, row.reason) for row in part_file.rows} == {
             ("not reached", "not reached within the budget of 1 minutes")
         }
-        assert f"0 of {len(cases)} rows, {len(cases)} not reached" in text(part_file)
+        assert f"0 of {len(cases)} rows, {len(cases)} not reached" in part_text(part_file)
         _, part_file = conduct_correct(tmp_path, cases)
         assert {row.state for row in part_file.rows} == {"done"}
 

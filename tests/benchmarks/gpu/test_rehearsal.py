@@ -14,9 +14,9 @@ from gpu_kit import environment, run
 from pydantic import BaseModel
 
 from fanin.benchmarks.gpu_parts import contestants, needs
-from fanin.benchmarks.gpu_parts.tables import text
 from fanin.benchmarks.records.gpu import FILES, PARTS, part_path, read_part
-from fanin.reports.devices import devices_page
+from fanin.reports.pages.devices import devices_page
+from fanin.reports.tables.gpu import part_text
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -63,7 +63,7 @@ def test_a_dry_run_walks_the_whole_path(rehearsal, name):
     # The table comes last, then where the file is.
     *_, where = done.stdout.rstrip().rpartition("\n")
     assert where == str(path)
-    assert text(part_file).splitlines()[-1] == done.stdout.rstrip().splitlines()[-2]
+    assert part_text(part_file).splitlines()[-1] == done.stdout.rstrip().splitlines()[-2]
     if name == "correct":
         checks = [check for row in part_file.rows for check in row.checks]
         assert {check.index for check in checks} >= {"uint16", "uint32"}
