@@ -128,13 +128,14 @@ def compare(
             losses = {side.backend: side.ask("step") for side in sides}
             if before:
                 kinks += excuse_kinks(sides, before, features)
+            arrays = compare_arrays(sides, names, step)
             loss = difference(*(np.array(value) for value in losses.values()))
             done.append(
                 LockstepStep(
                     step=step,
                     losses=losses,
                     loss=loss,
-                    arrays=compare_arrays(sides, names, step),
+                    arrays=arrays,
                     excused=excused,
                     kinks=kinks,
                 )
