@@ -1,4 +1,4 @@
-"""Shape twins: random data of the real sizes."""
+"""Shape twins: real sizes, a long tail of labels, and nothing that is not published."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fanin.datasets import DataError
-from fanin.datasets.shapes import shape_twin
+from fanin.datasets.shape_twins import shape_twin
 
 
 def test_a_twin_has_the_real_sizes_and_a_long_tail():
