@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fanin.backends.interface import BACKENDS, SETUP_KINDS, kind_of
+from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.records.task import Task
 
 # Okabe & Ito (2008): told apart with every common form of colour blindness. The two members of a
@@ -21,7 +21,13 @@ COLOURS = {
 # How a variant says that the execution is that one.
 FUSED = "fused"
 
-BACKEND_NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
+# The paper's words, in the order of its tables, for the names of models in slugs.
+KINDS = {
+    "dense": "Dense",
+    "unstructured": "Unstructured",
+    "ffi": "FFI",
+    "bottleneck": "Bottleneck",
+}
 
 # The paper's abbreviations of the intermediate sizes; 100k is exact, the others are powers of two.
 _ABBREVIATED = {16384: "16k", 32768: "32k", 65536: "65k", 100_000: "100k", 131_072: "131k"}
@@ -43,7 +49,7 @@ class Setup:
 
     @classmethod
     def of(cls, task: Task, inputs: int | None) -> Setup:
-        kind = kind_of(task.architecture)
+        kind = KINDS[task.model_name]
         connectivity = {"Dense": inputs, "Bottleneck": task.intermediate}.get(
             kind, task.connectivity
         )
@@ -74,7 +80,7 @@ class Setup:
     def order(self) -> tuple[int, bool, int, int, tuple[str, ...]]:
         """Dense, Unstructured, FFI, Bottleneck; without intermediate first; then by size."""
         return (
-            SETUP_KINDS.index(self.kind),
+            list(KINDS.values()).index(self.kind),
             self.intermediate is not None,
             self.connectivity or 0,
             self.intermediate or 0,
@@ -93,8 +99,18 @@ def intermediate_label(units: int) -> str:
 
 
 def backend_order(backend: str) -> tuple[int, str]:
-    known = BACKENDS.index(backend) if backend in BACKENDS else len(BACKENDS)
-    return known, backend
+    known = list(BACKENDS)
+    return known.index(backend) if backend in known else len(known), backend
+
+
+def backend_name(backend: str) -> str:
+    """As a plot writes it; of one that fanin does not know (any more), what it is called there."""
+    return BACKENDS[backend].display_name if backend in BACKENDS else backend
+
+
+def backend_marker(backend: str) -> str:
+    """Of its points in a plot, as Matplotlib has it."""
+    return BACKENDS[backend].marker if backend in BACKENDS else "D"
 
 
 def dataset_label(name: str, synthetic: bool) -> str:

@@ -18,7 +18,8 @@ from typing import Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from fanin.backends.interface import Execution, LayerSetup
+from fanin.backends.interface import Execution
+from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.benchmarks.records.files import write_atomically
 from fanin.benchmarks.records.task import Task
 
@@ -241,13 +242,8 @@ class Contender(_Model):
     keeps_memory: bool = False
 
     def setup(self) -> LayerSetup:
-        return LayerSetup(
-            "dense-stratified" if self.intermediate else "stratified",
-            self.inputs,
-            self.labels,
-            self.fan_in,
-            self.intermediate,
-        )
+        output = FixedFanIn(self.fan_in)
+        return LayerSetup(self.inputs, self.labels, output, self.intermediate)
 
     @property
     def name(self) -> str:
