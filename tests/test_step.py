@@ -36,8 +36,8 @@ def _restore():
 @dataclass
 class Batch:
     features: np.ndarray
-    rows: np.ndarray
-    labels: np.ndarray
+    positive_instances: np.ndarray
+    positive_labels: np.ndarray
 
 
 def make_batch(rng, batch, inputs, labels):
@@ -552,7 +552,7 @@ def test_nothing_is_below_a_threshold_that_is_nan():
     values = np.array([[1, np.nan, 2, np.nan, 3, np.nan]], np.float32)
     for fraction, moved in ((0.6, 0), (0.4, 2)):
         weights, indices = trained(values.copy()), np.full((1, 6), 9, np.uint16)
-        assert len(plan_rewiring(values, fraction, 10, 5).slots) == moved
+        assert len(plan_rewiring(values, fraction, 10, 5).positions) == moved
         assert kernels.rewire(indices, weights, 10, fraction, 5)[0] == moved
         assert np.count_nonzero(indices == 9) == 6 - moved
 
