@@ -25,11 +25,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from fanin.backends.interface import BACKENDS
+from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.records.compare import LockstepResult
 from fanin.benchmarks.records.run import RunResult
 from fanin.reports.metrics import METRICS
-from fanin.reports.setups import BACKEND_NAMES, FUSED, Setup, backend_order
+from fanin.reports.setups import FUSED, Setup, backend_marker, backend_name, backend_order
 from fanin.reports.summary import Row, is_finished
 from fanin.reports.tables import (
     by_setup,
@@ -46,7 +46,6 @@ from fanin.reports.tables import (
 
 WIDTH = 10.5  # inches; the page shows it at about 1000 pixels, so 9 points read like body text
 DPI = 150
-MARKERS = {"torch": "o", "tensorflow": "s"}
 GREY = "#666666"
 _STYLE: dict[Any, Any] = {
     "font.size": 9.0,
@@ -77,10 +76,6 @@ class Plot:
     title: str
     alt: str
     png: bytes
-
-
-def backend_name(backend: str) -> str:
-    return BACKEND_NAMES.get(backend, backend)
 
 
 def _figure(height: float) -> Figure:
@@ -279,7 +274,7 @@ def _marker(backend: str, colour: str, hollow: bool) -> dict[str, Any]:
     face, edge, width = ("white", colour, 1.8) if hollow else (colour, "white", 0.7)
     return {
         "linestyle": "",
-        "marker": MARKERS.get(backend, "D"),
+        "marker": backend_marker(backend),
         "markerfacecolor": face,
         "markeredgecolor": edge,
         "markeredgewidth": width,
@@ -520,7 +515,7 @@ def learning_curves(runs: Sequence[RunResult], title: str, shared: Sequence[str]
                         "--" if _is_fused(setup, shared) else "-",
                         color=setup.colour,
                         linewidth=1.6,
-                        marker=MARKERS.get(backend, "D"),
+                        marker=backend_marker(backend),
                         markersize=3 if len(x) <= 40 else 0,
                     )
                     ends.setdefault((line, column), []).append(
@@ -575,7 +570,7 @@ def backends_compared(rows: Sequence[Row], title: str) -> Plot | None:
     if not both:
         return None
     shared = shared_variant(rows)
-    first, second = (BACKEND_NAMES[backend] for backend in BACKENDS)
+    first, second = (backend_name(backend) for backend in BACKENDS)
     with matplotlib.rc_context(_STYLE):
         figure = _figure(max(4.6, 1.6 + 0.3 * len(couples)))
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.05))

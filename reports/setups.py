@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fanin.backends.interface import BACKENDS, SETUP_KINDS, kind_of
+from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.records.published import intermediate_label
 from fanin.benchmarks.records.task import Task
 
@@ -22,7 +22,13 @@ COLOURS = {
 # How a variant says that the execution is that one.
 FUSED = "fused"
 
-BACKEND_NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
+# The paper's words, in the order of its tables, for the names of models in slugs.
+KINDS = {
+    "dense": "Dense",
+    "unstructured": "Unstructured",
+    "ffi": "FFI",
+    "bottleneck": "Bottleneck",
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Setup:
 
     @classmethod
     def of(cls, task: Task, inputs: int | None) -> Setup:
-        kind = kind_of(task.architecture)
+        kind = KINDS[task.model_name]
         connectivity = {"Dense": inputs, "Bottleneck": task.intermediate}.get(
             kind, task.connectivity
         )
@@ -72,7 +78,7 @@ class Setup:
     def order(self) -> tuple[int, bool, int, int, tuple[str, ...]]:
         """Dense, Unstructured, FFI, Bottleneck; without intermediate first; then by size."""
         return (
-            SETUP_KINDS.index(self.kind),
+            list(KINDS.values()).index(self.kind),
             self.intermediate is not None,
             self.connectivity or 0,
             self.intermediate or 0,
@@ -86,8 +92,18 @@ def variant(task: Task) -> tuple[str, ...]:
 
 
 def backend_order(backend: str) -> tuple[int, str]:
-    known = BACKENDS.index(backend) if backend in BACKENDS else len(BACKENDS)
-    return known, backend
+    known = list(BACKENDS)
+    return known.index(backend) if backend in known else len(known), backend
+
+
+def backend_name(backend: str) -> str:
+    """As a plot writes it; of one that fanin does not know (any more), what it is called there."""
+    return BACKENDS[backend].display_name if backend in BACKENDS else backend
+
+
+def backend_marker(backend: str) -> str:
+    """Of its points in a plot, as Matplotlib has it."""
+    return BACKENDS[backend].marker if backend in BACKENDS else "D"
 
 
 def dataset_label(name: str, synthetic: bool) -> str:

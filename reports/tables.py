@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from fanin.backends.interface import BACKENDS
+from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.records.compare import LockstepResult
 from fanin.benchmarks.records.published import intermediate_label
 from fanin.benchmarks.records.run import RunResult
 from fanin.reports.metrics import HIGHLIGHTED, METRICS, RANKINGS
-from fanin.reports.setups import BACKEND_NAMES, Setup, backend_order, dataset_label
+from fanin.reports.setups import Setup, backend_name, backend_order, dataset_label
 from fanin.reports.summary import (
     ALLOCATOR_PEAK,
     RSS_ABOVE_BASELINE,
@@ -378,7 +378,7 @@ def against(rows: Sequence[Row]) -> Table:
     validation, memory."""
     shared = shared_variant(rows)
     couples = pairs(rows)
-    first, second = (BACKEND_NAMES[backend] for backend in BACKENDS)
+    first, second = (backend_name(backend) for backend in BACKENDS)
     kinds = {row.memory_kind for row in rows} - {None}
     several_machines = len({row.machine for row in rows} - {None}) > 1
 

@@ -16,7 +16,8 @@ import pytest
 from fakes import arguments, command, write_dataset
 
 from fanin.backends.arrays import initial_arrays
-from fanin.backends.interface import LayerSetup, make_trainer
+from fanin.backends.registry import make_trainer
+from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.benchmarks.records.store import read_result, result_path
 from fanin.benchmarks.records.task import read_tasks
 
@@ -171,7 +172,7 @@ class TestReproduce:
         assert done.returncode == 0, done.stdout
         (path,) = (place / "weights").rglob("*.safetensors")
         arrays = load_file(path)
-        setup = LayerSetup("dense-stratified", 40, 50, 8, 64)
+        setup = LayerSetup(40, 50, FixedFanIn(8), intermediate=64)
         trainer = make_trainer("torch", setup, initial_arrays(setup, 9), device="cpu")
         trainer.load_weights(arrays)
         assert np.array_equal(trainer.array("output.indices"), arrays["output.indices"])

@@ -10,7 +10,8 @@ import scipy.sparse as sp
 from fakes import arguments, command, make_task, write_dataset
 
 from fanin.backends.arrays import copied, initial_arrays
-from fanin.backends.interface import LayerSetup, make_trainer
+from fanin.backends.registry import make_trainer
+from fanin.backends.setup import Dense, LayerSetup
 from fanin.benchmarks.harness import compare as lockstep
 from fanin.benchmarks.harness import side
 from fanin.benchmarks.harness.request import Options, Request
@@ -89,7 +90,7 @@ class TestCompare:
 
     @pytest.mark.torch
     def test_a_unit_is_taken_over_with_its_moments(self, tmp_path):
-        setup = LayerSetup("bottleneck", 6, 9, intermediate=5)
+        setup = LayerSetup(6, 9, Dense(), intermediate=5)
         one, two = (
             make_trainer("torch", setup, initial_arrays(setup, seed), device="cpu")
             for seed in (1, 2)

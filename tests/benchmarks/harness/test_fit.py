@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 from fakes import make_task
 
-from fanin.backends.interface import LayerSetup
+from fanin.backends.setup import Dense, LayerSetup
 from fanin.benchmarks.harness import fit
 from fanin.benchmarks.harness.checkpoint import Checkpoint
 from fanin.benchmarks.records.base import Precision
@@ -21,7 +21,7 @@ class FakeTrainer:
     """Notes what the loop asks of it."""
 
     def __init__(self):
-        self.setup = LayerSetup("dense", 1, 5)
+        self.setup = LayerSetup(1, 5, Dense())
         self.epoch = 0
         self.rates = []
         self.loaded = None
