@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fanin.backends.interface import BACKENDS, INSTALL
+from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.cli.options import AsJson
 from fanin.benchmarks.cli.output import make_console, print_json, stop
 from fanin.benchmarks.measuring import machine
@@ -43,7 +43,7 @@ def info(as_json: AsJson = False) -> None:
             else "built without CUDA"
         ),
         **{
-            f"backend {name}": "installed" if is_installed else f"missing: {INSTALL[name]}"
+            f"backend {name}": "installed" if is_installed else f"missing: {BACKENDS[name].install}"
             for name, is_installed in facts["backends"].items()
         },
         "packages": ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),

@@ -10,7 +10,8 @@ import typer
 
 from fanin.backends import interface
 from fanin.backends.checks import MOST_THREADS
-from fanin.backends.interface import BACKENDS, DEVICES
+from fanin.backends.interface import DEVICES
+from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.harness.request import Options
 from fanin.benchmarks.timing.options import one_of
 

@@ -31,7 +31,7 @@ from fanin.benchmarks.measuring.machine import thread_count
 from fanin.benchmarks.records.statistics import GIB
 from fanin.datasets import PUBLISHED, find_folder, load
 from fanin.datasets.memory import available_bytes
-from fanin.datasets.shapes import shape_twin
+from fanin.datasets.shape_twins import shape_twin
 from fanin.reports import setups
 from fanin.reports.tables import Cell, Column, Table
 

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fanin.backends.interface import BACKENDS, INSTALL
+from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.cli.output import stop
 from fanin.benchmarks.records.task import (
     USUAL_TASKS,
@@ -31,7 +31,7 @@ def installed_backends(names: list[str] | None) -> list[str]:
     chosen = each_once(names)
     for name in chosen:
         if importlib.util.find_spec(name) is None:
-            stop(f"backend {name!r} was asked for but is not installed: {INSTALL[name]}")
+            stop(f"backend {name!r} was asked for but is not installed: {BACKENDS[name].install}")
     return chosen
 
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from fanin.backends.interface import Trainer
+from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.checkpoint import Checkpoint, checkpoint_folder, remove_checkpoint
 from fanin.benchmarks.harness.fit import fit, predict
 from fanin.benchmarks.harness.plan import TooLargeError, check_counted, estimate

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fanin.backends.interface import BACKENDS
+from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.harness.fit import rewire_due
 from fanin.benchmarks.harness.parent import log_path
 from fanin.benchmarks.harness.prepare import dataset_info, endless, make_batches, split
@@ -128,13 +128,14 @@ def compare(
             losses = {side.backend: side.ask("step") for side in sides}
             if before:
                 kinks += excuse_kinks(sides, before, features)
+            arrays = compare_arrays(sides, names, step)
             loss = difference(*(np.array(value) for value in losses.values()))
             done.append(
                 LockstepStep(
                     step=step,
                     losses=losses,
                     loss=loss,
-                    arrays=compare_arrays(sides, names, step),
+                    arrays=arrays,
                     excused=excused,
                     kinks=kinks,
                 )
@@ -198,9 +199,9 @@ def rewire_alike(sides: list[SideChild], step: int) -> int:
     either side of it. Those connections are excused, and counted; any other is an error.
     """
     thresholds = [side.ask("plan", step=step) for side in sides]
-    slots = [side.read("slots") for side in sides]
+    positions = [side.read("positions") for side in sides]
     weights = [side.read("planned").reshape(-1) for side in sides]
-    differing = np.setxor1d(slots[0], slots[1])
+    differing = np.setxor1d(positions[0], positions[1])
     allowed = WEIGHT_TOLERANCE * float(np.abs(weights[0]).max(initial=0.0))
     for values, threshold in zip(weights, thresholds, strict=True):
         distance = np.abs(np.abs(values[differing]) - threshold)
@@ -210,7 +211,7 @@ def rewire_alike(sides: list[SideChild], step: int) -> int:
                 f"{distance.max():.3g} away from the threshold, {allowed:.3g} allowed"
             )
     for side in sides:
-        side.ask("rewire", plan=str(sides[0].folder))
+        side.ask("rewire", plan=str(sides[0].folder), threshold=thresholds[0])
     return len(differing)
 
 

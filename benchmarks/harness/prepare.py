@@ -9,7 +9,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from fanin.backends.arrays import InitialArrays
-from fanin.backends.interface import LayerSetup, Trainer, make_trainer
+from fanin.backends.registry import make_trainer
+from fanin.backends.setup import LayerSetup
+from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.fit import evaluate
 from fanin.benchmarks.harness.request import Request
 from fanin.benchmarks.measuring.machine import describe_machine, thread_count
@@ -101,6 +103,6 @@ def warm_up(request: Request) -> Machine:
     y = sp.csr_array(np.eye(2, 8, dtype=bool))
     trainer.train(Batches(x, y).epoch(0), task.learning_rate)
     if setup.is_rewired:
-        trainer.regrow(0.5, 0)
+        trainer.rewire(0.5, 0)
     evaluate(trainer, x, y)
     return describe_machine(trainer.device, thread_count(request.options.threads))

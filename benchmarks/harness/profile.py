@@ -28,7 +28,7 @@ from fanin.benchmarks.records.base import DatasetInfo
 from fanin.benchmarks.records.run import Extrapolation, RunResult
 from fanin.datasets import evaluation_blocks
 from fanin.datasets.memory import available_bytes
-from fanin.datasets.shapes import ShapeTwin, shape_twin
+from fanin.datasets.shape_twins import ShapeTwin, shape_twin
 
 # The first steps touch memory for the first time, and so does the first block.
 _WARM_STEPS, _BLOCKS = 5, 3
@@ -82,7 +82,7 @@ def profile(request: Request, events: Events, result: RunResult) -> None:
 
         rewire_seconds = None
         if setup.is_rewired and task.rewire_interval:
-            rewire_seconds = timed(trainer.regrow, task.rewire_fraction, 0)
+            rewire_seconds = timed(trainer.rewire, task.rewire_fraction, 0)
         events.send(event="phase", name="training")
         clock = StepClock(trainer)
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from fanin.backends.arrays import copied, plan_rewiring
-from fanin.backends.interface import Trainer
+from fanin.backends.arrays import Rewiring, copied, plan_rewiring
+from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.fit import evaluate, rewiring_seed
 from fanin.benchmarks.harness.prepare import build, endless, make_batches, split, warm_up
 from fanin.benchmarks.harness.request import Request
@@ -66,16 +66,16 @@ class Side:
         task, setup = self.request.task, self.trainer.setup
         weights = self.trainer.array("output.weights")
         seed = rewiring_seed(self.request.seed, step)
-        plan = plan_rewiring(weights, task.rewire_fraction, setup.sources, seed)
-        np.save(folder / "slots.npy", plan.slots)
+        plan = plan_rewiring(weights, task.rewire_fraction, setup.output_inputs, seed)
+        np.save(folder / "positions.npy", plan.positions)
         np.save(folder / "sources.npy", plan.sources)
         np.save(folder / "planned.npy", weights)
         return plan.threshold
 
-    def rewire(self, folder: Path, plan: str) -> None:
+    def rewire(self, folder: Path, plan: str, threshold: float) -> None:
         """Move the connections that the plan in a side's folder names."""
-        slots, sources = (np.load(Path(plan) / f"{name}.npy") for name in ("slots", "sources"))
-        self.trainer.rewire(slots, sources)
+        positions, sources = (np.load(Path(plan) / f"{n}.npy") for n in ("positions", "sources"))
+        self.trainer.apply_rewiring(Rewiring(positions, sources, threshold))
 
     def give(self, folder: Path) -> None:
         """Write all that belongs to the intermediate units."""

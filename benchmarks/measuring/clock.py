@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any, SupportsFloat
 
-from fanin.backends.interface import Trainer
+from fanin.backends.trainer import Trainer
 
 _WARMUP_STEPS = 10
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from fanin.backends.interface import Trainer
+from fanin.backends.trainer import Trainer
 from fanin.benchmarks.measuring import machine, nvml
 from fanin.benchmarks.records.base import Memory
 

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fanin.backends.interface import BACKENDS
+from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.measuring.process import Child, EndedError
 from fanin.benchmarks.records.files import write_atomically
 from fanin.benchmarks.records.statistics import GIB, ratio

@@ -29,13 +29,13 @@ def instances_of(batch: Batch) -> list[int]:
 
 def naive_order(count: int, buffer: int, rng: np.random.Generator) -> list[int]:
     """The shuffle buffer as one would describe it, instance by instance."""
-    held = list(range(min(buffer, count)))
+    waiting = list(range(min(buffer, count)))
     out = []
-    draws = rng.integers(len(held), size=count - len(held)) if count > len(held) else []
-    for number, slot in enumerate(draws):
-        out.append(held[slot])
-        held[slot] = len(held) + number
-    return out + rng.permutation(held).tolist()
+    draws = rng.integers(len(waiting), size=count - len(waiting)) if count > len(waiting) else []
+    for number, position in enumerate(draws):
+        out.append(waiting[position])
+        waiting[position] = len(waiting) + number
+    return out + rng.permutation(waiting).tolist()
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,13 @@ def test_batch_is_that_part_of_the_data() -> None:
         chosen = instances_of(batch)
         assert np.array_equal(batch.features, x[chosen])
         expected_rows, expected_labels = np.nonzero(dense[chosen])
-        assert np.array_equal(batch.rows, expected_rows)
-        assert np.array_equal(batch.labels, expected_labels)
-        assert (batch.features.dtype, batch.rows.dtype, batch.labels.dtype) == (
+        assert np.array_equal(batch.positive_instances, expected_rows)
+        assert np.array_equal(batch.positive_labels, expected_labels)
+        assert (
+            batch.features.dtype,
+            batch.positive_instances.dtype,
+            batch.positive_labels.dtype,
+        ) == (
             np.float32,
             np.int32,
             np.int64,
@@ -109,8 +113,8 @@ def test_dropout_changes_neither_order_nor_labels() -> None:
     ):
         kept = dropped.features != 0
         assert np.array_equal(dropped.features[kept], 2 * plain.features[kept])
-        assert np.array_equal(plain.rows, dropped.rows)
-        assert np.array_equal(plain.labels, dropped.labels)
+        assert np.array_equal(plain.positive_instances, dropped.positive_instances)
+        assert np.array_equal(plain.positive_labels, dropped.positive_labels)
 
 
 def test_dropout_rate_scale_and_independence() -> None:
@@ -122,7 +126,7 @@ def test_dropout_rate_scale_and_independence() -> None:
         [0.0, 1 / 0.9], rel=1e-6
     )
     assert not np.array_equal(masks[0], masks[1])
-    assert len(epoch[0].rows) == len(epoch[0].labels) == 0
+    assert len(epoch[0].positive_instances) == len(epoch[0].positive_labels) == 0
     assert (x == 1).all()  # the data themselves are left alone
 
 
@@ -145,7 +149,7 @@ def test_memory_map(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),
@@ -154,9 +158,9 @@ def test_memory_map(tmp_path: Path) -> None:
         ({"shuffle_buffer": 0}, "shuffle_buffer must be at least 1, not 0"),
     ],
 )
-def test_arguments_that_make_no_sense(options: dict, said: str) -> None:
+def test_arguments_that_make_no_sense(options: dict, message: str) -> None:
     x, y = toy()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         Batches(x, y, **options)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fanin.benchmarks.measuring import metrics
+from fanin.benchmarks.measuring.metrics import precision, precision_at
 from fanin.datasets import propensity
 from fanin.datasets.catalogue import AMAZON, OTHER, WIKIPEDIA, Propensity
 
@@ -137,3 +138,46 @@ def test_bad_input():
         metrics.ndcg_at(LABELS, TOP, 0)
     with pytest.raises(ValueError, match="of no instances"):
         metrics.precision_at(LABELS[:0], TOP[:0], 1)
+
+
+class TestPrecision:
+    truth = sp.csr_array(
+        np.array([[1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1]], bool)
+    )
+
+    def test_worked_example(self):
+        top = np.array([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1], [1, 0, 2, 3, 4]])
+        # Hits: first 1, 2 of 3, 2 of 5; second none; third 1, 2 of 3, 4 of 5.
+        assert precision_at(self.truth, top, 1) == pytest.approx(2 / 3)
+        assert precision_at(self.truth, top, 3) == pytest.approx((2 + 2) / 9)
+        at = precision(self.truth, top)
+        assert at.at_5 == pytest.approx((2 + 4) / 15)
+
+    def test_fewer_labels_than_k(self):
+        labels = sp.csr_array(np.array([[1, 1, 0]], bool))
+        at = precision(labels, np.array([[2, 0, 1]]))
+        assert (at.at_1, at.at_3, at.at_5) == (0, 2 / 3, 2 / 5)
+
+    @pytest.mark.parametrize(
+        ("top", "message"),
+        [
+            (np.zeros((2, 5), int), r"top must be \[3, >= 1\], got \[2, 5\]"),
+            (np.full((3, 1), 6), r"label ids in top must be in 0\.\.5"),
+            (np.full((3, 1), -1), r"label ids in top must be in 0\.\.5"),
+        ],
+    )
+    def test_bad_input(self, top, message):
+        with pytest.raises(ValueError, match=message):
+            precision_at(self.truth, top, 1)
+
+    def test_a_label_named_twice_is_an_error(self):
+        with pytest.raises(ValueError, match="names a label twice"):
+            precision_at(self.truth, np.array([[0, 0, 2]] * 3), 3)
+
+    def test_against_counting_by_hand(self):
+        rng = np.random.default_rng(0)
+        dense = rng.random((40, 30)) < 0.1
+        top = np.stack([rng.permutation(30)[:5] for _ in range(40)])
+        for k in (1, 3, 5):
+            hits = sum(dense[i, label] for i in range(40) for label in top[i, :k])
+            assert precision_at(sp.csr_array(dense), top, k) == pytest.approx(hits / (40 * k))

@@ -1,8 +1,7 @@
 """Guards the speed of op and fused step against torch's own layers, as ratios within one run.
 
-The bounds are far below what an idle machine shows (`python -m
-fanin.benchmarks.timing.op` and `fanin.benchmarks.timing.step`), so that
-they fail for a slow kernel and not for a busy neighbour.
+The bounds are far below what an idle machine shows (`python -m fanin.benchmarks.timing.op` and
+`fanin.benchmarks.timing.step`), so that they fail for a slow kernel and not for a busy neighbour.
 """
 
 from __future__ import annotations
@@ -10,10 +9,12 @@ from __future__ import annotations
 import pytest
 
 from fanin.benchmarks.records.statistics import ratio
+from fanin.benchmarks.records.timing import Contender
 from fanin.benchmarks.timing.op import time_layers
-from fanin.benchmarks.timing.step import Contender, in_a_process
+from fanin.benchmarks.timing.step import in_a_process
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 def test_op_beside_torch_sparse_and_dense():
     timed = time_layers(768, count=9)
