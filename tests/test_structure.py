@@ -65,7 +65,16 @@ def test_who_may_import_whom(folder, forbidden):
 
 
 def test_the_interface_names_no_framework():
-    for name in ("__init__", "interface", "arrays", "checks", "fused"):
+    for name in (
+        "__init__",
+        "setup",
+        "interface",
+        "registry",
+        "trainer",
+        "arrays",
+        "checks",
+        "fused",
+    ):
         path = ROOT / "backends" / f"{name}.py"
         assert not {i.partition(".")[0] for i in imports(path)} & FRAMEWORKS
 
