@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -107,7 +108,7 @@ class Step:
                 *(*positives, setup.loss, LEARNING_RATE, step, bench.seed, True),
             )
             before = weights.double()
-            (loss, grad), spent = bench.timed(lambda arguments=arguments: fused_step(*arguments))
+            (loss, grad), spent = bench.timed(partial(fused_step, *arguments))
             seconds += spent
             expected = layer.step(features, *positives, setup.loss, LEARNING_RATE)
             room = step * tolerance(torch.float32, terms)
