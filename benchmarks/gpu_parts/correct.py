@@ -239,10 +239,21 @@ def poisoned(case: Linear) -> Callable[[Bench], None]:
             return memory.data_ptr(), memory
 
         forward = params.ForwardParams(
-            *(described(t) for t in (*arrays, got[0])), stream=stream(features)
+            features=described(features),
+            indices=described(indices),
+            weights=described(weights),
+            bias=described(bias),
+            scores=described(got[0]),
+            stream=stream(features),
         )
         backward = params.BackwardParams(
-            *(described(t) for t in (grad, features, indices, weights, *got[1:])),
+            grad_scores=described(grad),
+            features=described(features),
+            indices=described(indices),
+            weights=described(weights),
+            grad_features=described(got[1]),
+            grad_weights=described(got[2]),
+            grad_bias=described(got[3]),
             stream=stream(features),
         )
 
