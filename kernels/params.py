@@ -1,8 +1,8 @@
 """The structs of `include/fanin.h` as ctypes has them, field by field and in the same order.
 
-A parameter struct is made with keywords, `ForwardParams(features=..., threads=2)`, where `threads`
-goes into the struct's `resources`; an embedding framework sets `params.resources.stream`, and
-`library.call` adds scratch memory. `library.describe` makes a `Tensor`.
+A parameter struct is made with keywords, `ForwardParams(features=..., threads=2)`. Of these
+`threads` and `stream` go into the struct's `resources`, where `library.call` adds scratch memory.
+`library.describe` makes a `Tensor`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Params(ctypes.Structure):
     """The C function that takes the struct; `<FUNCTION>_workspace` tells its scratch memory."""
     resources: Resources
 
-    def __init__(self, *, threads: int = 0, **fields: Any) -> None:
+    def __init__(self, *, threads: int = 0, stream: int | None = None, **fields: Any) -> None:
         # ctypes would silently cut off the upper bits of a number that is too large.
         if not -(2**31) <= threads < 2**31:
             raise ValueError(f"threads must be 0 (all) or 1 to 1024, got {threads}")
@@ -90,6 +90,7 @@ class Params(ctypes.Structure):
             raise ValueError(f"inputs must be at least 1 and below 2^31, got {inputs}")
         super().__init__(**fields)
         self.resources.threads = threads
+        self.resources.stream = stream
 
 
 class ForwardParams(Params):
