@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fanin.backends.registry import BACKENDS
+from fanin.benchmarks.records.published import intermediate_label
 from fanin.benchmarks.records.task import Task
 
 # Okabe & Ito (2008): told apart with every common form of colour blindness. The two members of a
@@ -20,17 +21,6 @@ COLOURS = {
 
 # How a variant says that the execution is that one.
 FUSED = "fused"
-
-# The paper's words, in the order of its tables, for the names of models in slugs.
-KINDS = {
-    "dense": "Dense",
-    "unstructured": "Unstructured",
-    "ffi": "FFI",
-    "bottleneck": "Bottleneck",
-}
-
-# The paper's abbreviations of the intermediate sizes; 100k is exact, the others are powers of two.
-_ABBREVIATED = {16384: "16k", 32768: "32k", 65536: "65k", 100_000: "100k", 131_072: "131k"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ class Setup:
 
     @classmethod
     def of(cls, task: Task, inputs: int | None) -> Setup:
-        kind = KINDS[task.model_name]
+        kind = task.kind
         connectivity = {"Dense": inputs, "Bottleneck": task.intermediate}.get(
             kind, task.connectivity
         )
@@ -80,7 +70,7 @@ class Setup:
     def order(self) -> tuple[int, bool, int, int, tuple[str, ...]]:
         """Dense, Unstructured, FFI, Bottleneck; without intermediate first; then by size."""
         return (
-            list(KINDS.values()).index(self.kind),
+            list(COLOURS).index(self.kind),
             self.intermediate is not None,
             self.connectivity or 0,
             self.intermediate or 0,
@@ -91,11 +81,6 @@ class Setup:
 def variant(task: Task) -> tuple[str, ...]:
     """What departs from the defaults, as a report says it."""
     return tuple(FUSED if d == "execution=fused" else d for d in task.departures)
-
-
-def intermediate_label(units: int) -> str:
-    """`16k` for 16384 and so on as the paper writes them, else the plain number."""
-    return _ABBREVIATED.get(units, str(units))
 
 
 def backend_order(backend: str) -> tuple[int, str]:

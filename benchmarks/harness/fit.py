@@ -20,7 +20,8 @@ from fanin.backends.setup import LayerSetup
 from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.checkpoint import Checkpoint
 from fanin.benchmarks.measuring.metrics import precision
-from fanin.benchmarks.records.results import Epoch, Precision
+from fanin.benchmarks.records.base import Precision
+from fanin.benchmarks.records.run import Epoch
 from fanin.benchmarks.records.task import Task
 from fanin.datasets import Batches, evaluation_blocks
 
