@@ -3,9 +3,10 @@
 # ///
 """Everything one does with the project: `nox -s SESSION -- ARGUMENTS`.
 
-`reproduce`, `compare`, `report` and `tests` share one environment, `.nox/fanin`, since PyTorch and
-TensorFlow together take minutes to install. It is made at the first use and brought up to date
-whenever a file of the project changed. Arguments behind `--` go to the command as they are.
+All sessions but `kernels` work in one environment, `.nox/fanin`, since PyTorch and TensorFlow
+together take minutes to install. The session `fanin` makes it at the first use and brings it up to
+date whenever a file of the project changed; the others require it. Arguments behind `--` go to the
+command as they are.
 """
 
 from __future__ import annotations
@@ -13,26 +14,25 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2025.2"
-nox.options.sessions = ["tests", "lint"]
+nox.needs_version = ">=2025.2.9"
 
 ROOT = Path(__file__).parent
-ENVIRONMENT = ROOT / ".nox" / "fanin"
 PROJECT = nox.project.load_toml("pyproject.toml")
+FOLDERS = ("kernels", "backends", "datasets", "benchmarks", "reports")
 # TensorFlow without its GPU code is half the size.
 TENSORFLOW = "tensorflow-cuda" if shutil.which("nvidia-smi") else "tensorflow-cpu"
-GROUPS = ("test", "lint")
 
 
 def project_state() -> str:
     """Changes whenever something that is installed changes."""
     digest = hashlib.sha256(f"{sys.version} {TENSORFLOW}".encode())
     files = [ROOT / "pyproject.toml", ROOT / "constraints.txt"]
-    for folder in ("kernels", "backends", "datasets", "benchmarks", "reports"):
+    for folder in FOLDERS:
         files += (ROOT / folder).rglob("*")
     ignored = {"__pycache__", "results"}
     for path in sorted(p for p in files if p.is_file()):
@@ -43,33 +43,34 @@ def project_state() -> str:
     return digest.hexdigest()
 
 
-def environment(session: nox.Session) -> Path:
-    """The shared environment with fanin, both frameworks and the test tools; its bin folder."""
-    binaries = ENVIRONMENT / "bin"
-    stamp = ENVIRONMENT / "fanin-state"
+# With pip and not uv: pip may be told of an index with PyTorch's builds for CPUs, which uv does not
+# read. Its wheels for GPUs are several times the size.
+@nox.session(venv_backend="virtualenv", reuse_venv=True, default=False)
+def fanin(session: nox.Session) -> None:
+    """Bring the environment of the other sessions up to date: fanin, frameworks, test tools."""
+    stamp = Path(session.virtualenv.location) / "fanin-state"
     state = project_state()
-    if not stamp.exists() or stamp.read_text() != state:
-        if not (binaries / "python").exists():
-            session.run(sys.executable, "-m", "venv", str(ENVIRONMENT), external=True)
-        requirements = [f"{ROOT}[torch,{TENSORFLOW}]"]
-        requirements += nox.project.dependency_groups(PROJECT, *GROUPS)
-        session.log("installing into .nox/fanin: minutes the first time, seconds later")
-        session.run(
-            str(binaries / "python"),
-            *("-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
-            *("--constraint", "constraints.txt", *requirements),
-            external=True,
-        )
-        stamp.write_text(state)
-    return binaries
+    if stamp.exists() and stamp.read_text() == state:
+        return
+    session.log("installing into .nox/fanin: minutes the first time, seconds later")
+    groups = nox.project.dependency_groups(PROJECT, "test", "lint")
+    session.install("--constraint", "constraints.txt", f".[torch,{TENSORFLOW}]", *groups)
+    # In the environment's Python, so that `nox -R`, which installs nothing, notes nothing either.
+    note = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
+    session.run_install("python", "-c", note, str(stamp), state, silent=True)
 
 
-def fanin(session: nox.Session, *arguments: str) -> None:
-    """Run the console script; its exit code is the session's."""
-    session.run(str(environment(session) / "fanin"), *arguments, external=True)
+def run(session: nox.Session, program: str, *arguments: str) -> None:
+    """Run a program of the shared environment; its exit code is the session's."""
+    # nox gives each session an environment of its own name, all beside its cache.
+    binaries = session.cache_dir.parent / "fanin" / "bin"
+    session.run(str(binaries / program), *arguments, external=True)
 
 
-@nox.session(venv_backend="none")
+shared = partial(nox.session, venv_backend="none", requires=["fanin"])
+
+
+@shared(default=False)
 def reproduce(session: nox.Session) -> None:
     """Train all setups in both backends, by default on the small real data set, and report.
 
@@ -77,60 +78,56 @@ def reproduce(session: nox.Session) -> None:
     nox -s reproduce -- --dataset wordnet     the whole set, hours
     nox -s reproduce -- --help                all options
     """
-    fanin(session, "reproduce", *session.posargs)
+    run(session, "fanin", "reproduce", *session.posargs)
 
 
-@nox.session(venv_backend="none")
+@shared(default=False)
 def compare(session: nox.Session) -> None:
     """Compare PyTorch and TensorFlow after every training step; fail when they drift apart."""
-    fanin(session, "compare", *session.posargs)
+    run(session, "fanin", "compare", *session.posargs)
 
 
-@nox.session(venv_backend="none")
+@shared(default=False)
 def report(session: nox.Session) -> None:
     """Make tables, plots and the HTML page from the result files at hand."""
-    fanin(session, "report", *session.posargs)
+    run(session, "fanin", "report", *session.posargs)
 
 
-@nox.session(venv_backend="none")
+@shared
 def tests(session: nox.Session) -> None:
     """Run the tests; `-- --fast` leaves the slow ones out, other arguments go to pytest."""
     arguments = list(session.posargs)
     if "--fast" in arguments:
         arguments.remove("--fast")
         arguments += ["-m", "not slow"]
-    session.run(str(environment(session) / "pytest"), *arguments, external=True)
+    run(session, "pytest", *arguments)
 
 
-@nox.session(venv_backend="none")
+@shared
 def lint(session: nox.Session) -> None:
     """Check style with ruff and types with mypy."""
-    binaries = environment(session)
-    ruff = str(binaries / "ruff")
-    session.run(ruff, "check", external=True)
-    session.run(ruff, "format", "--check", external=True)
-    packages = ("kernels", "backends", "datasets", "benchmarks", "reports")
-    session.run(
-        str(binaries / "mypy"),
-        *(argument for package in packages for argument in ("-p", f"fanin.{package}")),
-        external=True,
-    )
+    run(session, "ruff", "check")
+    run(session, "ruff", "format", "--check")
+    run(session, "mypy", *(part for folder in FOLDERS for part in ("-p", f"fanin.{folder}")))
 
 
-@nox.session(venv_backend="none")
+@shared(default=False)
 def gpu(session: nox.Session) -> None:
     """One of the GPU parts: `-- --part correct|shapes|kernels|sanitize [--dry-run]`."""
-    python = str(environment(session) / "python")
-    session.run(python, "-P", "-m", "fanin.benchmarks.gpu", *session.posargs, external=True)
+    run(session, "python", "-P", "-m", "fanin.benchmarks.gpu", *session.posargs)
 
 
-@nox.session(venv_backend="none")
+@shared(default=False)
 def readme(session: nox.Session) -> None:
-    """Write the README's tables and plot and the page of all devices from benchmarks/results."""
-    session.run(str(environment(session) / "python"), ".ci/readme.py", external=True)
+    """Write the tables and the plot of all READMEs from the files in benchmarks/results."""
+    run(session, "python", "-P", "-m", "fanin.reports.pages.readme")
 
 
-@nox.session(venv_backend="none")
+@nox.session(venv_backend="none", default=False)
 def kernels(session: nox.Session) -> None:
     """Compile the CUDA kernels for sm_80, sm_90 and sm_100; fail on register spills. Needs nvcc."""
     session.run(sys.executable, "kernels/compile_report.py", *session.posargs, external=True)
+
+
+if __name__ == "__main__":
+    nox.main()

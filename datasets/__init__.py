@@ -1,8 +1,8 @@
 """Data sets: where they come from, how they are checked, and the stream of training batches.
 
-The way through the folder: `registry.load` names a data set, its factory (`wordnet/` for the
-embedded ones, `folder.load_folder` for one's own files) returns a `Dataset`, and `Batches` turns
-its training half into the batches that every backend sees. Nothing here knows a framework.
+The way through the folder: `registry.load` finds a data set by its name. A function (in `wordnet/`
+for the embedded ones, `folder.load_folder` for files of the user) returns a `Dataset`. `Batches`
+turns its training half into the batches that every backend sees. No framework is imported here.
 """
 
 from fanin.datasets.batches import Batch, Batches, evaluation_blocks

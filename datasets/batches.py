@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-# What a generator is for is part of its seed: without it, order (seed, epoch) and dropout
+# The purpose of a generator is part of its seed. Without it, order (seed, epoch) and dropout
 # (seed, epoch, 0) would be the same stream, since NumPy pads seeds with zeros.
 _ORDER, _DROPOUT = 1, 2
 
@@ -31,7 +31,7 @@ class Batch:
 
 
 class Batches:
-    """Batches of x [instances, inputs] and positives y [instances, labels], epoch by epoch.
+    """Batches of features x [instances, inputs] and positives y [instances, labels], by epoch.
 
     Instances are shuffled through a buffer of `shuffle_buffer` instances, as the published runs did
     (see `shuffled_order`); the last batch of an epoch may be smaller. `dropout` is the probability
@@ -102,25 +102,26 @@ class Batches:
 def shuffled_order(count: int, buffer: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """The order in which 0 .. count - 1 leave a shuffle buffer; int64 [count].
 
-    The buffer is filled with the first instances; each draw takes a uniformly random slot and puts
-    the next instance there; once none is left, the rest leaves in random order. Drawn in bulk: a
-    slot gives what its previous draw put there, so the draws only need to be grouped by slot.
+    The buffer is filled with the first instances. Each draw takes the instance at a random position
+    of the buffer and puts the next instance there; once none is left, the rest leaves in random
+    order. All draws are made in bulk: a draw takes what the previous draw of its position put
+    there, so the draws only need to be grouped by position.
     """
     buffer = min(buffer, count)
-    held = np.arange(buffer)  # what each slot holds
-    draws = rng.integers(buffer, size=count - buffer) if count > buffer else held[:0]
-    taken = draws.copy()  # first draw of a slot: the instance that filled it at the start
-    by_slot = np.argsort(draws, kind="stable")
-    again = draws[by_slot[1:]] == draws[by_slot[:-1]]
-    taken[by_slot[1:][again]] = buffer + by_slot[:-1][again]
-    held[draws] = buffer + np.arange(len(draws))  # the last assignment to a slot stays
-    return np.concatenate([taken, rng.permutation(held)])
+    waiting = np.arange(buffer)  # the instance at each position of the buffer
+    draws = rng.integers(buffer, size=count - buffer) if count > buffer else waiting[:0]
+    taken = draws.copy()  # the first draw of a position takes the instance that filled it
+    by_position = np.argsort(draws, kind="stable")
+    again = draws[by_position[1:]] == draws[by_position[:-1]]
+    taken[by_position[1:][again]] = buffer + by_position[:-1][again]
+    waiting[draws] = buffer + np.arange(len(draws))  # the last assignment to a position stays
+    return np.concatenate([taken, rng.permutation(waiting)])
 
 
 def evaluation_blocks(x: npt.NDArray[np.floating], size: int) -> Iterator[npt.NDArray[np.float32]]:
-    """The rows of x in order, `size` at a time, as fresh contiguous float32 arrays.
+    """The instances of x in order, `size` at a time, as new contiguous float32 arrays.
 
-    Copies, because a slice of a memory map is read-only and reads its file anew at every use.
+    They are copies, because a slice of a memory map is read-only and reads its file at every use.
     """
     if size < 1:
         raise ValueError(f"size must be at least 1, not {size}")

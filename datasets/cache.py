@@ -1,9 +1,9 @@
 """Files that save work: arrays made once from texts or data files, and read again later.
 
-The cache lies in $FANIN_CACHE, or where the system keeps caches of programs. Who caches puts all
-that the arrays depend on into the file's name, as a hash: other content is another file, and no
-file is ever out of date. Files are written beside their place and moved there: two processes that
-make the same one at once both succeed, and neither sees a half-written file.
+The cache lies in $FANIN_CACHE, or where the system keeps the caches of programs. The name of a file
+contains a hash of everything that its arrays depend on, so no file is ever out of date. A file is
+written under another name and then moved to its place: two processes that make the same file at
+once both succeed, and neither reads a half-written one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-# What reading a damaged `.npz` file raises: the system, NumPy, a missing array, zip's CRC.
+# What a damaged `.npz` file raises: errors of the system, of NumPy, a missing array, a wrong CRC.
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
@@ -33,16 +33,16 @@ def cache_folder() -> Path:
     chosen = os.environ.get("FANIN_CACHE")
     if chosen:
         return Path(chosen)
-    # Here, so that the catalogue can be read where nothing is cached and this is not installed.
+    # Imported here, so that the catalogue can be read on a machine without platformdirs.
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("fanin"))
 
 
 def load(path: Path, unpack: Callable[[Arrays], T]) -> T | None:
-    """What `unpack` makes of the arrays in `path`; None if there is no such file or it is damaged.
+    """Load a file: the result of `unpack` for its arrays; None if it does not exist or is damaged.
 
-    `unpack` raises ValueError for arrays that it did not expect.
+    `unpack` has to raise ValueError for arrays that it does not expect.
     """
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
@@ -55,7 +55,7 @@ def load(path: Path, unpack: Callable[[Arrays], T]) -> T | None:
 
 
 def store(path: Path, **arrays: npt.NDArray[Any]) -> None:
-    """Write arrays for `load`. Raises OSError where that is not possible."""
+    """Write arrays for `load`. Raises OSError if the file cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
         try:

@@ -1,8 +1,8 @@
 """The published data sets by name: their real sizes, other spellings, propensity constants.
 
 Sizes are those of the extreme-classification repository (http://manikvarma.org/downloads/XC/
-XMLRepository.html) and of the paper's feature files (Schultheis & Babbar, ECML-PKDD 2023). Nothing
-here holds data; `shapes` makes data of these sizes, `registry` finds the real files.
+XMLRepository.html) and of the paper's feature files (Schultheis & Babbar, ECML-PKDD 2023). There
+are no data here: `shape_twins` makes random data of these sizes, `registry` finds the real files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Propensity(NamedTuple):
 
 WIKIPEDIA, AMAZON, OTHER = Propensity(0.5, 0.4), Propensity(0.6, 2.6), Propensity(0.55, 1.5)
 
-# Inputs of the paper's two kinds of dense features.
+# How many inputs the paper's two kinds of dense features have.
 FEATURES = {"slice": 512, "cascade": 768}
 
 
@@ -28,8 +28,8 @@ FEATURES = {"slice": 512, "cascade": 768}
 class Published:
     """Real sizes of a published data set.
 
-    labels_per_instance: mean over the training instances. features: kinds the paper has results
-    for. aliases: how task files and folders elsewhere spell the name.
+    labels_per_instance: mean over the training instances. features: the kinds of features that the
+    paper has results for. aliases: how task files and folders elsewhere spell the name.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """What a data set is: dense features and sparse labels, for training and for testing.
 
-Every loader ends in a `Dataset`, and a `Dataset` that exists has passed `validate`: the code behind
-it (training, metrics) need not ask again whether rows agree or a feature is NaN.
+Every loader returns a `Dataset`, and every `Dataset` has passed `validate`. So training and metrics
+need not check again whether features and labels have the same instances or whether one is NaN.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-BLOCK_BYTES = 16 << 20  # features are checked and hashed in pieces: they may be a large memory map
+# Features are checked and hashed in blocks of this size: they may be a large memory map.
+BLOCK_BYTES = 16 << 20
 
 
 class DataError(ValueError):
@@ -42,101 +43,103 @@ class Dataset:
     test_y: sparse.csr_array
     """Positives [test instances, labels], as `train_y`."""
     synthetic: bool
-    """True if no real text or label stands behind it; reports then say so."""
+    """True if the data are made up, without real text or labels; reports then say so."""
     source: str
     """One line for reports: where the data come from."""
     label_names: Sequence[str] | None = None
-    """What each label means, in the order of the label ids; None where nobody knows."""
+    """What each label means, in the order of the label ids; None where that is unknown."""
 
     def __post_init__(self) -> None:
         self.validate()
 
     @property
     def inputs(self) -> int:
-        """Features per instance."""
+        """How many numbers an instance has."""
         return int(self.train_x.shape[1])
 
     @property
     def labels(self) -> int:
-        """Number of labels, with or without a positive."""
+        """How many labels there are, those without a positive included."""
         return int(self.train_y.shape[1])
 
     @property
     def train_instances(self) -> int:
-        """Instances to train on."""
+        """How many instances there are to train on."""
         return int(self.train_x.shape[0])
 
     @property
     def test_instances(self) -> int:
-        """Instances to test on."""
+        """How many instances there are to test on."""
         return int(self.test_x.shape[0])
 
     @cached_property
     def identity(self) -> str:
         """SHA-256 (hex) over the shapes, the labels and the features of both splits.
 
-        It reads all features once (about 2 s per GB), hence only when asked for. It is exact:
-        features that differ in a last bit, as a rebuilt SVD may on another machine, differ here.
+        It reads all features once (about 2 s per GB), so it is computed only at the first use. It
+        is exact: an SVD that is computed anew on another machine may differ in a last bit, and the
+        identity then differs too.
         """
         digest = hashlib.sha256()
         for x, y in ((self.train_x, self.train_y), (self.test_x, self.test_y)):
             digest.update(repr((x.shape, y.shape)).encode())
             digest.update(y.indptr.astype(np.int64).tobytes())
             digest.update(y.indices.astype(np.int64).tobytes())
-            for _, block in _row_blocks(x):
+            for _, block in _blocks(x):
                 digest.update(block.tobytes())
         return digest.hexdigest()
 
     def validate(self) -> None:
-        """Check that the parts fit: shapes, types, sorted labels in range, finite features; and
-        that there is something to train and to test on.
+        """Check that the parts fit: shapes, types, sorted labels in range, finite features.
+
+        There must also be something to train and to test on.
 
         Raises DataError naming the data set, the split, and the first thing that is wrong.
         """
-        here = f"{self.name} ({self.source})"
+        where = f"{self.name} ({self.source})"
         for split, x, y in (
             ("train", self.train_x, self.train_y),
             ("test", self.test_x, self.test_y),
         ):
             if x.ndim != 2:
                 raise DataError(
-                    f"{here}: {split} features must be [instances, inputs], not {x.shape}"
+                    f"{where}: {split} features must be [instances, inputs], not {x.shape}"
                 )
             if x.dtype != np.float32 or not x.flags.c_contiguous:
                 raise DataError(
-                    f"{here}: {split} features must be C-contiguous float32, not {x.dtype}: "
+                    f"{where}: {split} features must be C-contiguous float32, not {x.dtype}: "
                     "convert with numpy.ascontiguousarray(x, numpy.float32)"
                 )
             if x.shape[0] != y.shape[0]:
                 raise DataError(
-                    f"{here}: {split} has {x.shape[0]} rows of features but {y.shape[0]} rows of "
+                    f"{where}: {split} has {x.shape[0]} rows of features but {y.shape[0]} rows of "
                     "labels: both must hold the same instances in the same order"
                 )
-            _check_labels(y, f"{here}: {split} labels")
-            check_some(y, f"{here}: {split} labels", to_train=split == "train")
-            features = str(getattr(x, "filename", None) or f"{here}: {split} features")
+            _check_labels(y, f"{where}: {split} labels")
+            check_some(y, f"{where}: {split} labels", to_train=split == "train")
+            features = str(getattr(x, "filename", None) or f"{where}: {split} features")
             if not x.shape[1]:
                 raise DataError(f"{features}: 0 inputs: at least one is needed")
             check_finite(x, features)
         if self.train_x.shape[1] != self.test_x.shape[1]:
             raise DataError(
-                f"{here}: {self.train_x.shape[1]} inputs for training but {self.test_x.shape[1]} "
+                f"{where}: {self.train_x.shape[1]} inputs for training but {self.test_x.shape[1]} "
                 "for testing: make both with the same feature extractor"
             )
         if self.train_y.shape[1] != self.test_y.shape[1]:
             raise DataError(
-                f"{here}: {self.train_y.shape[1]} labels for training but {self.test_y.shape[1]} "
+                f"{where}: {self.train_y.shape[1]} labels for training but {self.test_y.shape[1]} "
                 "for testing: both must count all labels, also those without a positive there"
             )
         if self.label_names is not None and len(self.label_names) != self.labels:
             raise DataError(
-                f"{here}: {len(self.label_names)} label names for {self.labels} labels: "
+                f"{where}: {len(self.label_names)} label names for {self.labels} labels: "
                 "give one for each, or none"
             )
 
 
 def check_some(y: sparse.csr_array, where: str, to_train: bool) -> None:
-    """Raise DataError for no instances or labels, and where it is `to_train`, for no positive.
+    """Raise DataError without instances or labels and, if `to_train`, without any positive.
 
     `where` begins the message: the file, or the data set and split.
     """
@@ -152,7 +155,7 @@ def check_finite(x: npt.NDArray[np.floating], where: str) -> None:
 
     `where` begins the message: the file, or the data set and split.
     """
-    for first, block in _row_blocks(x):
+    for first, block in _blocks(x):
         finite = np.isfinite(block)
         if not finite.all():
             row, column = np.argwhere(~finite)[0]
@@ -174,8 +177,8 @@ def _check_labels(y: sparse.csr_array, where: str) -> None:
         raise DataError(f"{where}: must be bool or int8, all stored values 1: positives only")
 
 
-def _row_blocks(x: npt.NDArray[np.floating]) -> Iterator[tuple[int, npt.NDArray[np.floating]]]:
-    """(first row, rows) pieces of about BLOCK_BYTES."""
-    rows = max(1, BLOCK_BYTES // max(1, x.shape[1] * x.itemsize))
-    for first in range(0, x.shape[0], rows):
-        yield first, x[first : first + rows]
+def _blocks(x: npt.NDArray[np.floating]) -> Iterator[tuple[int, npt.NDArray[np.floating]]]:
+    """The instances in blocks of about BLOCK_BYTES: (number of the first one, features)."""
+    size = max(1, BLOCK_BYTES // max(1, x.shape[1] * x.itemsize))
+    for first in range(0, x.shape[0], size):
+        yield first, x[first : first + size]

@@ -1,12 +1,12 @@
-"""One's own data: which files a folder may hold, and the `Dataset` that they make.
+"""Data of the user: which files a folder may hold, and how they become a `Dataset`.
 
-A folder holds labels and features of both splits, in any of the forms below (`formats` reads them);
-labels of one form may stand beside features of another. Where several files hold the same thing,
-the first in these lists is taken: fanin's own names before those of the Extreme Classification
-Repository, and of equal names the form that is read fastest.
+A folder holds labels and features of both splits, in any of the forms below, which `formats` reads.
+Labels of one form may stand beside features of another. If several files hold the same thing, the
+first in these lists is taken: fanin's own names stand before those of the Extreme Classification
+Repository, and the form that is read fastest stands first among them.
 
-Dense `.npy` features are memory-mapped. Sparse ones are made dense: as they are (`bow`) where
-memory allows it, or by truncated SVD (`bow-svd512`), whose result is cached.
+Dense `.npy` features are memory-mapped. Sparse ones are made dense: as they are (`bow`) if memory
+suffices, or by truncated SVD (`bow-svd512`), whose result is cached.
 """
 
 from __future__ import annotations
@@ -21,55 +21,20 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from fanin.datasets import cache, formats, svd
+from fanin.datasets import formats, svd
 from fanin.datasets.catalogue import FEATURES, PUBLISHED, canonical_name, spellings
 from fanin.datasets.dataset import DataError, Dataset, check_some
+from fanin.datasets.label_cache import SparseReader, cached
 from fanin.datasets.memory import available_bytes
 
 _LOG = logging.getLogger(__name__)
 
 BOW, BOW_SVD512 = "bow", "bow-svd512"
-FILES_IN = "files in "  # a folder: the source of its data set
-
-CACHED_FROM = 1 << 20  # bytes of a label file; a smaller one is parsed in a moment
-CACHE_VERSION = 1  # to be raised when the label parsers or the cached arrays change
+FILES_IN = "files in "  # and the folder: what a data set names as its source
 
 Features = npt.NDArray[np.float32]
-SparseReader = Callable[[Path], sparse.csr_array]
 FeatureReader = Callable[[Path], "Features | sparse.csr_array"]
-Labels = tuple[Path, sparse.csr_array]  # of one split, and the file they come from
-
-
-def cached(read: SparseReader) -> SparseReader:
-    """A reader of labels that parses a large file once and keeps the result in the cache.
-
-    The cached file goes by the label file's path, size and time of change. A cache that cannot be
-    written costs time only: it is logged.
-    """
-
-    def read_cached(path: Path) -> sparse.csr_array:
-        stat = path.stat()
-        if stat.st_size < CACHED_FROM:
-            return read(path)
-        key = repr((CACHE_VERSION, str(path.absolute()), stat.st_size, stat.st_mtime_ns))
-        digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-        kept = cache.cache_folder() / f"{path.absolute().parent.name}-{path.stem}-{digest}.npz"
-        found = cache.load(kept, _unpack_labels)
-        if found is not None:
-            return found
-        labels = read(path)
-        shape = np.array(labels.shape, np.int64)
-        try:
-            cache.store(kept, indices=labels.indices, indptr=labels.indptr, shape=shape)
-        except OSError as error:
-            _LOG.warning(
-                "%s: cannot be written (%s), so labels are parsed at every start: set FANIN_CACHE "
-                "to a folder that can be",
-                *(kept, error),
-            )
-        return labels
-
-    return read_cached
+SplitLabels = tuple[Path, sparse.csr_array]  # the label file of a split, and its positives
 
 
 # File names and what reads them, best first; {split} is train or test, {short} is trn or tst.
@@ -136,9 +101,9 @@ def find_folder(data_dir: Path | str, name: str) -> Path | None:
         return data_dir / name
     if not data_dir.is_dir():
         return None
-    there = {path.name.lower(): path for path in sorted(data_dir.iterdir()) if path.is_dir()}
-    folders = (there.get(spelling.lower()) for spelling in spellings(name))
-    return next(filter(None, folders), None)
+    folders = {path.name.lower(): path for path in sorted(data_dir.iterdir()) if path.is_dir()}
+    matching = (folders.get(spelling.lower()) for spelling in spellings(name))
+    return next(filter(None, matching), None)
 
 
 def load_folder(folder: Path | str, name: str, features: str | None = None) -> Dataset:
@@ -152,10 +117,10 @@ def load_folder(folder: Path | str, name: str, features: str | None = None) -> D
     if features is None:
         kinds = feature_kinds(folder)
         if len(kinds) != 1:
-            have = ", ".join(kinds) or "none"
-            raise DataError(f"{folder}: say which features to load; train features here: {have}")
+            present = ", ".join(kinds) or "none"
+            raise DataError(f"{folder}: say which features to load; train features here: {present}")
         features = kinds[0]
-    labels: list[Labels] = []
+    labels: list[SplitLabels] = []
     for path, read in [_label_file(folder, split) for split in ("train", "test")]:
         labels.append((path, read(path)))
         check_some(labels[-1][1], str(path), to_train=len(labels) == 1)
@@ -175,13 +140,16 @@ def load_folder(folder: Path | str, name: str, features: str | None = None) -> D
 
 
 def _features(
-    folder: Path, name: str, features: str, labels: Sequence[Labels]
+    folder: Path, name: str, features: str, labels: Sequence[SplitLabels]
 ) -> tuple[Features, Features]:
-    """Dense features of both splits, with as many rows as the labels."""
+    """Dense features of both splits, with as many instances as the labels."""
     if features == BOW_SVD512 and BOW_SVD512 not in _stored_kinds(folder):
         return _reduced(folder, name, labels)
     files = [_feature_file(folder, split, features) for split in ("train", "test")]
-    parts = [_read_fitting(*file, *there) for file, there in zip(files, labels, strict=True)]
+    parts = [
+        _read_fitting(*file, *split_labels)
+        for file, split_labels in zip(files, labels, strict=True)
+    ]
     needed = sum(4 * x.shape[0] * x.shape[1] for x in parts if isinstance(x, sparse.csr_array))
     if needed > memory_limit():
         advice = (
@@ -198,13 +166,14 @@ def _features(
     return train, test
 
 
-def _reduced(folder: Path, name: str, labels: Sequence[Labels]) -> tuple[Features, Features]:
+def _reduced(folder: Path, name: str, labels: Sequence[SplitLabels]) -> tuple[Features, Features]:
     """The SVD of the sparse features; cached by the contents of their files."""
     files = [_sparse_file(folder, split) for split in ("train", "test")]
 
     def make() -> tuple[Features, Features]:
         train, test = (
-            _read_fitting(*file, *there) for file, there in zip(files, labels, strict=True)
+            _read_fitting(*file, *split_labels)
+            for file, split_labels in zip(files, labels, strict=True)
         )
         if train.shape[1] != test.shape[1]:
             raise DataError(
@@ -239,13 +208,13 @@ X = TypeVar("X", "Features | sparse.csr_array", sparse.csr_array)
 
 
 def _read_fitting(
-    path: Path, read: Callable[[Path], X], label_path: Path, labels: sparse.csr_array
+    path: Path, read: Callable[[Path], X], label_path: Path, positives: sparse.csr_array
 ) -> X:
-    """Features with as many rows as the labels, and some entry if they are sparse."""
+    """Features of as many instances as have labels; sparse ones must have an entry."""
     x = read(path)
-    if x.shape[0] != labels.shape[0]:
+    if x.shape[0] != positives.shape[0]:
         raise DataError(
-            f"{path}: {x.shape[0]} rows, but {label_path} has {labels.shape[0]} instances: "
+            f"{path}: {x.shape[0]} rows, but {label_path} has {positives.shape[0]} instances: "
             "both must hold the same instances in the same order"
         )
     if isinstance(x, sparse.csr_array) and x.shape[0] and not x.nnz:
@@ -261,7 +230,7 @@ def _stored_kinds(folder: Path) -> set[str]:
 
 def feature_kinds(folder: Path) -> list[str]:
     """Names of the features that can be loaded from the folder."""
-    from_sparse = {BOW, BOW_SVD512} if _find(folder, "train", SPARSE_FEATURES) else set()
+    from_sparse = {BOW, BOW_SVD512} if _first_file(folder, "train", SPARSE_FEATURES) else set()
     return sorted(_stored_kinds(folder) | from_sparse)
 
 
@@ -274,8 +243,8 @@ def _names(forms: Mapping[str, R], split: str) -> list[str]:
     return [name.replace("{split}", split).replace("{short}", short) for name in forms]
 
 
-def _find(folder: Path, split: str, forms: Mapping[str, R]) -> tuple[Path, R] | None:
-    """The first file that is there, and what reads it."""
+def _first_file(folder: Path, split: str, forms: Mapping[str, R]) -> tuple[Path, R] | None:
+    """The first file of the forms that exists, and what reads it."""
     for name, read in zip(_names(forms, split), forms.values(), strict=True):
         if (folder / name).is_file():
             return folder / name, read
@@ -283,7 +252,7 @@ def _find(folder: Path, split: str, forms: Mapping[str, R]) -> tuple[Path, R] | 
 
 
 def _unusable(folder: Path, names: Sequence[str]) -> str:
-    """A remark on what is there in place of a missing file."""
+    """A remark on what lies in place of a missing file: a folder, a dead link, a packed file."""
     for path in (folder / name for name in names):
         if path.is_dir():
             return f"; {path} is a folder"
@@ -296,8 +265,8 @@ def _unusable(folder: Path, names: Sequence[str]) -> str:
 
 
 def _label_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
-    found = _find(folder, split, LABELS)
-    if found is None:
+    file = _first_file(folder, split, LABELS)
+    if file is None:
         names = _names(LABELS, split)
         raise DataError(
             f"{folder / f'{split}-labels.txt'}: missing{_unusable(folder, names)}; it is to hold "
@@ -305,28 +274,28 @@ def _label_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
             f"`l1,l2,...` per instance. Any of {', '.join(names)} will do; labels of the published "
             f"data sets come from {REPOSITORY}"
         )
-    return found
+    return file
 
 
 def _feature_file(folder: Path, split: str, features: str) -> tuple[Path, FeatureReader]:
-    found = _find(folder, split, feature_files(features))
-    if found is None and features == BOW:
+    file = _first_file(folder, split, feature_files(features))
+    if file is None and features == BOW:
         return _sparse_file(folder, split)
-    if found is None:
-        have = ", ".join(feature_kinds(folder)) or "none"
+    if file is None:
+        present = ", ".join(feature_kinds(folder)) or "none"
         origin = f"; they are {ORIGINS[features]}" if features in ORIGINS else ""
         unusable = _unusable(folder, _names(feature_files(features), split))
         raise DataError(
             f"{folder / f'{split}-{features}.npy'}: missing{unusable}; it is to hold the {split} "
             f"features, a float array [instances, inputs] written by numpy.save{origin}. Train "
-            f"features here: {have}"
+            f"features here: {present}"
         )
-    return found
+    return file
 
 
 def _sparse_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
-    found = _find(folder, split, SPARSE_FEATURES)
-    if found is None:
+    file = _first_file(folder, split, SPARSE_FEATURES)
+    if file is None:
         names = _names(SPARSE_FEATURES, split)
         raise DataError(
             f"{folder / names[2]}: missing{_unusable(folder, names)}; it is to hold the {split} "
@@ -334,16 +303,7 @@ def _sparse_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
             f"`input:value ...` per instance. Any of {', '.join(names)} will do; sparse features "
             f"of the published data sets come from {REPOSITORY}"
         )
-    return found
-
-
-def _unpack_labels(arrays: cache.Arrays) -> sparse.csr_array:
-    indices, indptr = arrays["indices"], arrays["indptr"]
-    rows, columns = arrays["shape"].tolist()
-    ones = np.ones(len(indices), np.bool_)
-    labels = sparse.csr_array((ones, indices, indptr), shape=(rows, columns))
-    labels.check_format(full_check=True)
-    return labels
+    return file
 
 
 def _compare_with_published(data: Dataset) -> None:
@@ -351,17 +311,20 @@ def _compare_with_published(data: Dataset) -> None:
     if entry is None:
         return
     inputs = FEATURES.get(data.features, data.inputs)
-    other = [
-        f"{have:,} {what}, not {published:,}"
-        for what, have, published in (
+    differences = [
+        f"{loaded:,} {what}, not {published:,}"
+        for what, loaded, published in (
             ("labels", data.labels, entry.labels),
             ("training instances", data.train_instances, entry.train_instances),
             ("test instances", data.test_instances, entry.test_instances),
             ("inputs", data.inputs, inputs),
         )
-        if have != published
+        if loaded != published
     ]
-    if other:
+    if differences:
         _LOG.warning(
-            "%s: these are not the published %s: %s", data.source, entry.name, "; ".join(other)
+            "%s: these are not the published %s: %s",
+            data.source,
+            entry.name,
+            "; ".join(differences),
         )

@@ -1,5 +1,8 @@
-"""How much memory this process may still take: what the machine has free, or what its control
-groups (version 2) leave of their limits, as in a container."""
+"""How much memory this process may still take.
+
+That is what the machine has free, or less where the process's control groups (version 2) have
+limits, as in a container.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,13 @@ _OWN = Path("/proc/self/cgroup")
 
 
 def available_bytes() -> int:
-    """Bytes that can be taken without swapping, or being killed for it."""
-    free = int(psutil.virtual_memory().available)
-    left = [free]
-    for group in _own_groups():
-        if (of_group := _left(group)) is not None:
-            left.append(of_group)
-    return max(0, min(left))
+    """Bytes that this process can take without swapping and without being killed for it."""
+    bounds = [int(psutil.virtual_memory().available), *map(_left_by_limit, _own_groups())]
+    return max(0, min(bound for bound in bounds if bound is not None))
 
 
 def _own_groups() -> Iterator[Path]:
-    """This process's control group and those around it, each of which may have a limit."""
+    """This process's control group and those that contain it; each may have a limit."""
     try:
         lines = _OWN.read_text().splitlines()
     except OSError:
@@ -34,13 +33,13 @@ def _own_groups() -> Iterator[Path]:
             yield from (each for each in (group, *group.parents) if each.is_relative_to(_GROUPS))
 
 
-def _left(group: Path) -> int | None:
-    """What a group's limit leaves; None without one."""
+def _left_by_limit(group: Path) -> int | None:
+    """Bytes that a group may still take; None without a limit."""
     try:
         limit = int((group / "memory.max").read_text())  # "max" without a limit
         used = int((group / "memory.current").read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return None
-    # Files that were read and may be forgotten count as used, too.
+    # `used` contains cached files, which the system drops when memory is needed.
     return limit - used + int(stat.get("inactive_file", 0))

@@ -1,7 +1,7 @@
-"""Data sets by name: the embedded ones, and one's own folders.
+"""Data sets by name: those that come with fanin, and folders of the user.
 
-To embed another data set: write one file with a function `features name or None -> Dataset`, and
-add one line to EMBEDDED.
+To embed another data set, write one file with a function that takes the name of the features (or
+None) and returns a `Dataset`, and add one line to EMBEDDED.
 """
 
 from __future__ import annotations

@@ -31,9 +31,10 @@ Features = npt.NDArray[np.float32]
 
 
 def reduce(train: sparse.csr_array, test: sparse.csr_array) -> tuple[Features, Features]:
-    """Truncated SVD of [instances, inputs], rows of length one; fitted on the training split only.
+    """Truncated SVD of [instances, inputs], then each instance scaled to length one.
 
-    The random state is fixed, but the last bits of an SVD depend on the BLAS and its threads.
+    It is fitted on the training split only. The random state is fixed, but the last bits of an SVD
+    depend on the BLAS and its threads.
     """
     svd = TruncatedSVD(**SVD)
     start = time.perf_counter()
@@ -50,14 +51,14 @@ def content_hash(**recipe: Any) -> Any:
 
 
 def cached(
-    name: str, rows: tuple[int, int], make: Callable[[], tuple[Features, Features]]
+    name: str, instances: tuple[int, int], make: Callable[[], tuple[Features, Features]]
 ) -> tuple[Features, Features]:
-    """Features [rows, 512] of both splits, from the cache file `name` or made now and cached.
+    """Features [instances, 512] of both splits, from the cache file `name` or made now and cached.
 
     Raises DataError if the cache folder cannot be written.
     """
     path = cache.cache_folder() / f"{name}.npz"
-    shapes = tuple((count, SVD["n_components"]) for count in rows)
+    shapes = tuple((count, SVD["n_components"]) for count in instances)
 
     def unpack(arrays: cache.Arrays) -> tuple[Features, Features]:
         train, test = arrays["train"], arrays["test"]
@@ -65,9 +66,9 @@ def cached(
             raise ValueError(f"holds {train.dtype} {train.shape} and {test.dtype} {test.shape}")
         return train, test
 
-    found = cache.load(path, unpack)
-    if found is not None:
-        return found
+    loaded = cache.load(path, unpack)
+    if loaded is not None:
+        return loaded
     train, test = make()
     try:
         cache.store(path, train=train, test=test)

@@ -23,8 +23,8 @@ def load_text_features(
 ) -> tuple[Features, Features]:
     """Features [instances, 512] of both splits, from the cache or made now and cached.
 
-    `name` is the data set's and only makes the file recognisable. Raises DataError if the cache
-    folder cannot be written.
+    `name` is that of the data set and only makes the cached file recognisable. Raises DataError if
+    the cache folder cannot be written.
     """
     digest = svd.content_hash(tfidf=TFIDF)
     for texts in (train_texts, test_texts):
@@ -38,7 +38,7 @@ def load_text_features(
 
 
 def tfidf_svd(train_texts: Sequence[str], test_texts: Sequence[str]) -> tuple[Features, Features]:
-    """TF-IDF of words, truncated SVD, rows of length one; fitted on the training texts only."""
+    """TF-IDF of words, then `svd.reduce`; both are fitted on the training texts only."""
     _LOG.info("making %s of %d texts, at most a minute or two", TFIDF_SVD512, len(train_texts))
     vectorizer = TfidfVectorizer(dtype=np.float32, **TFIDF)
     train = vectorizer.fit_transform(train_texts)

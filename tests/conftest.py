@@ -1,12 +1,164 @@
-"""What holds for all tests: both frameworks in one process, which fanin itself never has."""
+"""One framework per process, for tests as for runs.
 
+A test that needs a framework in its own process carries the marker `torch` or `tensorflow`; with
+`@pytest.mark.parametrize("backend", EACH_BACKEND)` (`support/frameworks.py`) each case has its own.
+`--framework torch|tensorflow|none` keeps the tests with that marker (`none`: those without one). A
+test fails when it has loaded a framework that its process is not meant for. Without the option,
+pytest runs itself three times, one process after the other, and ends with the sum of all three.
+
+A test module that imports a framework at its top says so in one line, `pytestmark =
+pytest.mark.torch` or `pytestmark = [pytest.mark.torch, ...]`: the other processes must not import
+it, so this file reads that line instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
 import os
-from contextlib import suppress
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
 
-# As in fanin's runs, see `runner.child_environment`: before anything loads OpenMP.
+import pytest
+from frameworks import FRAMEWORKS
+
+# As in fanin's runs, see `parent.child_environment`: it must be set before anything loads OpenMP.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-# torch's builds for GPUs bring triton, which crashes the process where it is loaded after
-# TensorFlow: both have LLVM in them (github.com/tensorflow/tensorflow/issues/124205).
-with suppress(ImportError):
-    import triton  # noqa: F401
+PROCESSES = ("none", *FRAMEWORKS)
+MODULE_MARK = re.compile(r"^pytestmark = .*\bpytest\.mark\.(torch|tensorflow)\b", re.MULTILINE)
+LOADED = pytest.StashKey[frozenset[str]]()
+OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--framework",
+        choices=PROCESSES,
+        help="run only the tests with this marker, in this process (default: all, in three)",
+    )
+    parser.addoption("--outcomes-file", type=Path, help=argparse.SUPPRESS)
+
+
+def module_framework(path: Path) -> str | None:
+    """The framework that a whole test module needs, read from its text."""
+    found = MODULE_MARK.search(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found[1] if found else None
+
+
+# Without the option: a process for each framework.
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    if config.option.framework or config.option.help or config.option.version:
+        return None
+    started = time.monotonic()
+    outcomes: Counter[str] = Counter()
+    codes = []
+    with tempfile.TemporaryDirectory() as folder:
+        for framework in PROCESSES:
+            arguments = arguments_for(framework, config)
+            if arguments is None:
+                continue
+            print(f"\n--- framework in the process of the tests: {framework} ---", flush=True)
+            file = Path(folder) / f"{framework}.json"
+            options = ("--framework", framework, "--outcomes-file", str(file))
+            command = (sys.executable, "-m", "pytest", *arguments, *options)
+            codes.append(subprocess.run(command, cwd=config.invocation_params.dir).returncode)
+            if file.exists():
+                outcomes.update(json.loads(file.read_text()))
+            failed = codes[-1] not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+            if failed and (config.option.maxfail or codes[-1] == pytest.ExitCode.USAGE_ERROR):
+                break
+    if not config.option.collectonly:
+        numbers = [f"{outcomes[name]} {name}" for name in OUTCOMES[:2]]
+        numbers += [f"{outcomes[name]} {name}" for name in OUTCOMES[2:] if outcomes[name]]
+        print(f"\n{', '.join(numbers)} in {time.monotonic() - started:.2f}s", flush=True)
+    return exit_code(codes)
+
+
+def arguments_for(framework: str, config: pytest.Config) -> list[str] | None:
+    """pytest's arguments without the files of other frameworks; None when only those are named."""
+    of_others = {
+        argument
+        for argument in config.args
+        if module_framework(config.invocation_params.dir / argument.partition("::")[0])
+        not in (None, framework)
+    }
+    if of_others.issuperset(config.args):
+        return None
+    return [str(each) for each in config.invocation_params.args if each not in of_others]
+
+
+def exit_code(codes: list[int]) -> int:
+    """pytest's own codes: that no test was collected counts only where it holds everywhere."""
+    codes = [code for code in codes if code != pytest.ExitCode.NO_TESTS_COLLECTED] or codes
+    return next((code for code in codes if code), 0)
+
+
+# With the option: the tests of one framework.
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if collection_path.suffix != ".py":
+        return None
+    return module_framework(collection_path) not in (None, config.option.framework) or None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept, others = [], []
+    for item in items:
+        needed = [name for name in FRAMEWORKS if item.get_closest_marker(name)] or ["none"]
+        (kept if needed == [config.option.framework] else others).append(item)
+        if len(needed) > 1:
+            raise pytest.UsageError(f"{item.nodeid} needs two frameworks in one process")
+    items[:] = kept
+    config.hook.pytest_deselected(items=others)
+
+
+def newly_loaded(config: pytest.Config) -> str:
+    """Frameworks that this process is not meant for and has loaded since the last call."""
+    loaded = {
+        name
+        for name, modules in FRAMEWORKS.items()
+        if name != config.option.framework and modules & sys.modules.keys()
+    }
+    before = config.stash.get(LOADED, frozenset())
+    config.stash[LOADED] = frozenset(loaded)
+    return " and ".join(sorted(loaded - before))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector):
+    report = yield
+    if loaded := newly_loaded(collector.config):
+        report.outcome = "failed"
+        report.longrepr = (
+            f"it loads {loaded} in the process for {collector.config.option.framework}: write "
+            f"`pytestmark = pytest.mark.{loaded}` at its top, or import {loaded} within the tests"
+        )
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item):
+    yield
+    if loaded := newly_loaded(item.config):
+        pytest.fail(
+            f"it loads {loaded} in the process for {item.config.option.framework}: "
+            f"mark it with `pytest.mark.{loaded}`",
+            pytrace=False,
+        )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell the process that began this one how the tests went."""
+    file = terminalreporter.config.option.outcomes_file
+    if file is not None:
+        stats = terminalreporter.stats
+        file.write_text(json.dumps({name: len(stats.get(name, ())) for name in OUTCOMES}))

@@ -53,7 +53,7 @@ from fanin.datasets import (
     unknown,
 )
 from fanin.datasets.memory import available_bytes
-from fanin.datasets.shapes import shape_twin
+from fanin.datasets.shape_twins import shape_twin
 from fanin.kernels import build_info
 from fanin.reports import ReportError, setups, shape_table, terminal_table, write_report
 from fanin.reports.tables import Cell, Column, lockstep_sides

@@ -23,7 +23,7 @@ from fanin.benchmarks.records.base import DatasetInfo
 from fanin.benchmarks.records.run import Extrapolation, RunResult
 from fanin.datasets import evaluation_blocks
 from fanin.datasets.memory import available_bytes
-from fanin.datasets.shapes import ShapeTwin, shape_twin
+from fanin.datasets.shape_twins import ShapeTwin, shape_twin
 
 # The first steps touch memory for the first time, and so does the first block.
 _WARM_STEPS, _BLOCKS = 5, 3

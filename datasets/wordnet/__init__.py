@@ -47,11 +47,11 @@ class Synset(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Instances of one split: keys and texts [instances], labels bool [instances, labels]."""
+    """Instances of one split: keys and texts [instances], positives bool [instances, labels]."""
 
     keys: list[str]
     texts: list[str]
-    labels: sparse.csr_array
+    positives: sparse.csr_array
 
 
 def load_wordnet(features: str | None = None) -> Dataset:
@@ -73,9 +73,9 @@ def _load(name: str, cut: Collection[int] | None, features: str | None) -> Datas
         name=name,
         features=TFIDF_SVD512,
         train_x=train_x,
-        train_y=train.labels,
+        train_y=train.positives,
         test_x=test_x,
-        test_y=test.labels,
+        test_y=test.positives,
         synthetic=False,
         source=SOURCE,
         label_names=label_names,
@@ -93,32 +93,33 @@ def read_splits(cut: Collection[int] | None = None) -> tuple[Split, Split, list[
     by_split = {split: [s for s in chosen if s.split == split] for split in ("train", "test")}
 
     targets = np.fromiter(chain.from_iterable(s.targets for s in by_split["train"]), np.int64)
-    positives = np.bincount(targets, minlength=len(synsets))
-    kept = np.flatnonzero(positives >= MIN_POSITIVES)
-    label_of = {int(position): label for label, position in enumerate(kept)}
+    counts = np.bincount(targets, minlength=len(synsets))
+    label_positions = np.flatnonzero(counts >= MIN_POSITIVES)
+    label_ids = {int(position): label for label, position in enumerate(label_positions)}
 
-    train, test = (_to_split(by_split[split], label_of) for split in ("train", "test"))
-    names = [f"{synsets[p].lemmas.split(', ')[0]} ({synsets[p].key})" for p in label_of]
+    train, test = (_to_split(by_split[split], label_ids) for split in ("train", "test"))
+    names = [f"{synsets[p].lemmas.split(', ')[0]} ({synsets[p].key})" for p in label_ids]
     return train, test, names
 
 
-def _to_split(synsets: list[Synset], label_of: dict[int, int]) -> Split:
-    rows = [sorted(label_of[t] for t in s.targets if t in label_of) for s in synsets]
-    kept = [(s, row) for s, row in zip(synsets, rows, strict=True) if row]
-    indptr = np.cumsum([0, *(len(row) for _, row in kept)])
-    indices = np.fromiter(chain.from_iterable(row for _, row in kept), np.int64)
+def _to_split(synsets: list[Synset], label_ids: dict[int, int]) -> Split:
+    """The synsets that have a label; `label_ids` by the position of the label's synset."""
+    labels = [sorted(label_ids[t] for t in s.targets if t in label_ids) for s in synsets]
+    kept = [(synset, ids) for synset, ids in zip(synsets, labels, strict=True) if ids]
+    indptr = np.cumsum([0, *(len(ids) for _, ids in kept)])
+    indices = np.fromiter(chain.from_iterable(ids for _, ids in kept), np.int64)
     return Split(
-        keys=[s.key for s, _ in kept],
-        texts=[f"{s.lemmas}; {s.gloss}" for s, _ in kept],
-        labels=sparse.csr_array(
-            (np.ones(len(indices), np.bool_), indices, indptr), shape=(len(kept), len(label_of))
+        keys=[synset.key for synset, _ in kept],
+        texts=[f"{synset.lemmas}; {synset.gloss}" for synset, _ in kept],
+        positives=sparse.csr_array(
+            (np.ones(len(indices), np.bool_), indices, indptr), shape=(len(kept), len(label_ids))
         ),
     )
 
 
 @lru_cache(maxsize=1)
 def read_synsets() -> tuple[Synset, ...]:
-    """All lines of the committed file, in order (about a second, once per process)."""
+    """All lines of the committed file, in order. It takes about a second, once per process."""
     packed = resources.files(__package__).joinpath("wordnet.txt.xz").read_bytes()
     synsets = []
     for line in lzma.decompress(packed).decode("ascii").splitlines():

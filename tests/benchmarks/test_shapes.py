@@ -20,9 +20,8 @@ from fanin.benchmarks.records import published
 from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.store import read_results, result_path, write_result
 from fanin.benchmarks.records.task import Task
-from fanin.datasets import PUBLISHED, DataError
+from fanin.datasets import PUBLISHED
 from fanin.datasets.catalogue import Published
-from fanin.datasets.shapes import shape_twin
 from fanin.reports import paper, write_report
 from fanin.reports.shapes import shape_table, shape_values
 
@@ -40,32 +39,6 @@ def request_of(tmp_path, **values):
     task = Task.model_validate({**usual, **values})
     path = result_path(tmp_path, task, "torch", 0, "shapes")
     return Request(task=task, backend="torch", repeat=0, path=path, profile="shapes", steps=4)
-
-
-def test_a_twin_has_the_real_sizes_and_a_long_tail():
-    twin = shape_twin("Amazon670k", "cascade")
-    x, y = twin.sample(20_000, 7)
-    assert x.shape == (20_000, 768) and x.dtype == np.float32
-    assert y.shape == (20_000, 670_091)
-    counts = np.diff(y.indptr)
-    assert counts.min() >= 1
-    assert counts.mean() == pytest.approx(5.45, rel=0.02)
-    assert y.has_canonical_format
-    # A few labels are frequent, most are never seen.
-    seen = np.sort(np.bincount(y.indices, minlength=670_091))[::-1]
-    assert seen[0] > 20 * seen.mean() and seen[:67_009].sum() > 0.3 * seen.sum()
-
-
-def test_a_twin_depends_on_its_seed_alone():
-    twin = shape_twin("amazon-3m", "cascade")
-    (a, y), (b, z), (c, _) = (twin.sample(50, seed) for seed in (1, 1, 2))
-    assert (a == b).all() and (y != z).nnz == 0
-    assert (a != c).any()
-
-
-def test_no_twin_of_what_is_not_published():
-    with pytest.raises(DataError, match=r"'amazon-3m' with 'slice' features; known: wiki-500k"):
-        shape_twin("amazon-3m", "slice")
 
 
 def profiled(request):

@@ -29,13 +29,13 @@ def instances_of(batch: Batch) -> list[int]:
 
 def naive_order(count: int, buffer: int, rng: np.random.Generator) -> list[int]:
     """The shuffle buffer as one would describe it, instance by instance."""
-    held = list(range(min(buffer, count)))
+    waiting = list(range(min(buffer, count)))
     out = []
-    draws = rng.integers(len(held), size=count - len(held)) if count > len(held) else []
-    for number, slot in enumerate(draws):
-        out.append(held[slot])
-        held[slot] = len(held) + number
-    return out + rng.permutation(held).tolist()
+    draws = rng.integers(len(waiting), size=count - len(waiting)) if count > len(waiting) else []
+    for number, position in enumerate(draws):
+        out.append(waiting[position])
+        waiting[position] = len(waiting) + number
+    return out + rng.permutation(waiting).tolist()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_memory_map(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),
@@ -158,9 +158,9 @@ def test_memory_map(tmp_path: Path) -> None:
         ({"shuffle_buffer": 0}, "shuffle_buffer must be at least 1, not 0"),
     ],
 )
-def test_arguments_that_make_no_sense(options: dict, said: str) -> None:
+def test_arguments_that_make_no_sense(options: dict, message: str) -> None:
     x, y = toy()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         Batches(x, y, **options)
 
 

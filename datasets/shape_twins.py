@@ -1,8 +1,8 @@
 """Shape twins: random data with the real sizes of a published data set, and nothing more.
 
-A step's time and memory depend on sizes, not on what the data mean. So that they can be measured
-where the real files are not at hand, a twin has the real numbers of labels, inputs and instances;
-of the instances only those are made that somebody asks for. Everything about it is synthetic.
+The time and memory of a training step depend on sizes and not on what the data mean. With a twin
+they can be measured where the real files are missing. It has the real numbers of labels, inputs and
+instances, but makes only as many instances as its caller asks for. All its data are synthetic.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ShapeTwin:
 
     @property
     def inputs(self) -> int:
-        """Features per instance."""
+        """How many numbers an instance has."""
         return FEATURES[self.features]
 
     @property
@@ -38,22 +38,23 @@ class ShapeTwin:
     def sample(self, instances: int, seed: int) -> tuple[npt.NDArray[np.float32], sparse.csr_array]:
         """Random features [instances, inputs] and positives [instances, labels], bool, sorted.
 
-        Each instance has at least one label, on average `labels_per_instance`, and labels have a
-        long tail: the r-th most frequent one comes with a probability proportional to r^-1/2. A
+        Each instance has at least one label, and `labels_per_instance` on average. Labels have a
+        long tail: the r-th most frequent one is drawn with a probability proportional to r^-1/2. A
         label that is drawn twice for an instance counts once.
         """
         rng = np.random.default_rng(seed)
         labels = self.published.labels
         counts = 1 + rng.poisson(self.published.labels_per_instance - 1.0, instances)
-        # Inverse of the distribution function sqrt(rank / labels).
-        rank = (labels * rng.random(counts.sum()) ** 2).astype(np.int64)
-        # Frequent labels do not stand together in real data; a step coprime to their number
-        # scatters them without a table.
+        # The inverse of the distribution function sqrt(rank / labels).
+        ranks = (labels * rng.random(counts.sum()) ** 2).astype(np.int64)
+        # In real data the ids of frequent labels are scattered. A step that is coprime to the
+        # number of labels scatters them without a table.
         step = next(s for s in range(int(0.618 * labels), labels + 1) if gcd(s, labels) == 1)
-        ids = rank * step % labels
-        rows = np.repeat(np.arange(instances), counts)
-        ones = np.ones(len(ids), np.bool_)
-        y = sparse.csr_array((ones, (rows, ids)), shape=(instances, labels))
+        positive_labels = ranks * step % labels
+        positive_instances = np.repeat(np.arange(instances), counts)
+        ones = np.ones(len(positive_labels), np.bool_)
+        pairs = (positive_instances, positive_labels)
+        y = sparse.csr_array((ones, pairs), shape=(instances, labels))
         y.sum_duplicates()
         return rng.standard_normal((instances, self.inputs), np.float32), y
 

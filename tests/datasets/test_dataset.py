@@ -1,0 +1,79 @@
+"""What a `Dataset` checks of its parts, and its identity."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from dataset_files import csr
+from scipy import sparse
+
+from fanin.datasets import DataError, Dataset
+
+
+def parts() -> dict:
+    x, y = np.ones((3, 2), np.float32), csr([[0], [1, 3], []], 4)
+    return {
+        "name": "toy", "features": "ones", "train_x": x, "train_y": y, "test_x": x, "test_y": y,
+        "synthetic": True, "source": "this test",
+    }  # fmt: skip
+
+
+def unsorted() -> sparse.csr_array:
+    return sparse.csr_array((np.ones(2, bool), [3, 1], [0, 2, 2, 2]), (3, 4))
+
+
+def out_of_range() -> sparse.csr_array:
+    y = csr([[0], [1, 3], []], 4)
+    y.indices[2] = 4
+    return y
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"test_x": np.full((3, 2), np.nan, np.float32)},
+            "test features: row 0, column 0 .* is nan",
+        ),
+        ({"train_x": np.ones((3, 2))}, "train features must be C-contiguous float32, not float64"),
+        ({"train_x": np.ones((2, 3), np.float32).T}, "train features must be C-contiguous"),
+        ({"train_x": np.ones(3, np.float32)}, r"train features must be \[instances, inputs\]"),
+        (
+            {"test_x": np.ones((2, 2), np.float32)},
+            "test has 2 rows of features but 3 rows of labels",
+        ),
+        ({"test_x": np.ones((3, 5), np.float32)}, "2 inputs for training but 5 for testing"),
+        ({"test_y": csr([[0], [1], []], 5)}, "4 labels for training but 5 for testing"),
+        ({"train_y": unsorted()}, "train labels: indices must be sorted"),
+        ({"train_y": out_of_range()}, "train labels: label 4 is out of range: ids are 0 to 3"),
+        (
+            {"train_y": csr([[0], [1, 1], []], 4)},
+            "train labels: indices must be sorted, none twice",
+        ),
+        ({"train_y": csr([[0], [1], []], 4).astype(float)}, "train labels: must be bool or int8"),
+        ({"train_y": csr([[0], [1], []], 4).tocsc()}, "must be a scipy.sparse.csr_array"),
+        ({"label_names": ["a", "b"]}, "2 label names for 4 labels"),
+        (
+            {"test_x": np.ones((0, 2), np.float32), "test_y": csr([], 4)},
+            "test labels: 0 instances: at least one is needed",
+        ),
+        ({"train_x": np.ones((3, 0), np.float32)}, "train features: 0 inputs"),
+        ({"train_y": csr([[], [], []], 0)}, "train labels: 0 labels"),
+        ({"train_y": csr([[], [], []], 4)}, "train labels: no instance has a label"),
+    ],
+)
+def test_dataset_checks_its_parts(change: dict, message: str) -> None:
+    Dataset(**parts())
+    with pytest.raises(DataError, match=message) as caught:
+        Dataset(**(parts() | change))
+    assert "toy (this test)" in str(caught.value)
+
+
+def test_identity_depends_on_labels_and_features() -> None:
+    first = Dataset(**parts()).identity
+    assert first == Dataset(**parts()).identity
+    assert len(first) == 64
+    moved = csr([[0], [1, 2], []], 4)
+    nudged = np.nextafter(np.ones((3, 2), np.float32), np.float32(2))
+    changes = [{"train_y": moved}, {"test_y": moved}, {"train_x": nudged}, {"test_x": nudged}]
+    assert len({first, *(Dataset(**(parts() | change)).identity for change in changes)}) == 5
