@@ -9,8 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import TypeVar
 
-from fanin.benchmarks.harness.plan import GIB, estimate
-from fanin.benchmarks.records.results import Machine, read_results
+from fanin.benchmarks.harness.plan import estimate
+from fanin.benchmarks.records.base import Machine
+from fanin.benchmarks.records.statistics import GIB
+from fanin.benchmarks.records.store import read_results
 from fanin.datasets.catalogue import FEATURES, PUBLISHED
 from fanin.reports import terminal_table, write_report
 from fanin.reports.devices import (
@@ -22,7 +24,7 @@ from fanin.reports.devices import (
     step_results,
     step_table,
 )
-from fanin.reports.paper import PaperRow, paper_rows, profiled
+from fanin.reports.paper import PaperRow, paper_rows, profiled, setup_of
 from fanin.reports.tables import number
 
 T = TypeVar("T")
@@ -90,7 +92,8 @@ def _shape_line(row: PaperRow, machine: Machine) -> str:
     published = row.published.values
     expected = number(_expected_gib(row, machine), 2)
     return (
-        f"| {row.published.setup.label} | {published['memory_gib']:.2f} | {of('memory_gib', 2)} | "
+        f"| {setup_of(row.published).label} | {published['memory_gib']:.2f} | "
+        f"{of('memory_gib', 2)} | "
         f"{expected} | {published['seconds_per_epoch']:.0f} | {of('seconds_per_epoch', 0)} |"
     )
 

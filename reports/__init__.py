@@ -1,6 +1,6 @@
 """Reports: result files in, tables, plots and one HTML page out.
 
-Everything here reads the files that `fanin.benchmarks.records.results` describes, and `devices` those of
+Everything here reads the files that `fanin.benchmarks.records` describes, and `devices` those of
 `fanin.benchmarks.gpu_parts.results` beside them, and nothing else; no framework is imported, so a
 report can be made on a machine that could not have trained anything.
 The way is one direction: `summary` (runs -> rows: means and spreads over repeats), then `tables`

@@ -15,17 +15,12 @@ from pathlib import Path
 
 from fanin.benchmarks.gpu_parts import tables as parts
 from fanin.benchmarks.gpu_parts.results import PARTS, PartFile, PartName, read_all
-from fanin.benchmarks.records.results import (
-    OpTimes,
-    RunResult,
-    StepResult,
-    read_op_times,
-    read_results,
-    read_steps,
-)
-from fanin.benchmarks.timing.op import quartiles, ratio
-from fanin.reports.paper import PaperRow, measured, paper_rows, profiled, published_tables
-from fanin.reports.summary import GIB
+from fanin.benchmarks.records.published import published_tables
+from fanin.benchmarks.records.run import RunResult
+from fanin.benchmarks.records.statistics import GIB, quartiles, ratio
+from fanin.benchmarks.records.store import read_op_times, read_results, read_steps
+from fanin.benchmarks.records.timing import OpTimes, StepResult
+from fanin.reports.paper import PaperRow, measured, paper_rows, profiled, setup_of
 from fanin.reports.tables import GAP, Cell, Column, Table, number
 
 NOT_RUN = "not run"
@@ -153,7 +148,7 @@ def _beside_paper(table: tuple[str, str], rows: Sequence[PaperRow]) -> str:
 
 def _paper_line(row: PaperRow) -> tuple[str, ...]:
     ours = row.ours
-    cells = [row.published.setup.label, f"{ours.backend} {ours.execution}" if ours else NOT_RUN]
+    cells = [setup_of(row.published).label, f"{ours.backend} {ours.execution}" if ours else NOT_RUN]
     for key, digits in (("memory_gib", 2), ("seconds_per_epoch", 0)):
         cells.append(number(row.published.values[key], digits))
         cells.append(number(ours.value(key) if ours else None, digits))

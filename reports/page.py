@@ -17,31 +17,27 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from fanin.benchmarks.records.base import Machine
+from fanin.benchmarks.records.compare import LockstepResult
 from fanin.benchmarks.records.files import write_atomically
-from fanin.benchmarks.records.results import (
-    LockstepResult,
-    Machine,
-    RunResult,
-    read_lockstep,
-    read_results,
-)
+from fanin.benchmarks.records.published import is_published, published_tables
+from fanin.benchmarks.records.run import RunResult
+from fanin.benchmarks.records.statistics import GIB
+from fanin.benchmarks.records.store import read_lockstep, read_results
 from fanin.reports import plots
 from fanin.reports.paper import (
     Ours,
     PaperRow,
-    is_published,
     measured,
     paper_frame,
     paper_note,
     paper_rows,
     paper_table,
     profiled,
-    published_tables,
 )
 from fanin.reports.setups import COLOURS, dataset_label
 from fanin.reports.shapes import shape_table
 from fanin.reports.summary import (
-    GIB,
     Row,
     frame_of,
     hardware,
@@ -116,8 +112,8 @@ def write_report(results: Path, out: Path | None = None) -> Path:
     """Write the report of a results folder; returns the path of its `index.html`.
 
     out: the report's folder, `<results>/report` by default; files of an earlier report in it are
-    replaced. Raises ReportError when there is no result, `fanin.benchmarks.records.results.ResultError`
-    when a file cannot be read.
+    replaced. Raises ReportError when there is no result, and
+    `fanin.benchmarks.records.store.ResultError` when a file cannot be read.
     """
     runs = list(read_results(results))
     locksteps = list(read_lockstep(results))

@@ -12,21 +12,29 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from itertools import groupby
 
 import pandas as pd
 
-from fanin.benchmarks.records.results import DatasetInfo, Machine, RunResult
-from fanin.benchmarks.records.task import TASK_FOLDER, Task, read_tasks, task_files
+from fanin.benchmarks.records.base import DatasetInfo, Machine
+from fanin.benchmarks.records.published import (
+    PUBLISHED_MACHINE,
+    PublishedRow,
+    as_published,
+    intermediate_label,
+    is_published,
+    published_rows,
+)
+from fanin.benchmarks.records.run import RunResult
+from fanin.benchmarks.records.statistics import GIB
+from fanin.benchmarks.records.task import Task
 from fanin.datasets import PUBLISHED
 from fanin.datasets.catalogue import FEATURES
 from fanin.reports.metrics import METRICS
-from fanin.reports.setups import Setup, backend_order, intermediate_label
+from fanin.reports.setups import Setup, backend_order
 from fanin.reports.shapes import EXTRAPOLATED, SYNTHETIC, remark, shape_values
 from fanin.reports.summary import (
     ALLOCATOR_PEAK,
-    GIB,
     average,
     figures,
     hardware,
@@ -35,9 +43,6 @@ from fanin.reports.summary import (
     on_gpu,
 )
 from fanin.reports.tables import BRIEF_KINDS, GAP, Cell, Column, Table, number, time_decimals
-
-PUBLISHED_FILE = TASK_FOLDER.parent / "published" / "ecml23.csv"
-PUBLISHED_MACHINE = "NVIDIA V100"
 
 _PRECISIONS = tuple(f"{split}_p{k}" for split in ("train", "test") for k in (1, 3, 5))
 # Memory and time are compared as ratios, the others as differences.
@@ -52,15 +57,6 @@ _SYNTHETIC_TELLS = ("memory_gib", "seconds_per_epoch", "train_seconds_per_epoch"
 # published dense layer holds three temporaries of that size more.
 FUSED_ADAM = 4
 _WEIGHT_BYTES = 4
-
-
-@dataclass(frozen=True)
-class PublishedRow:
-    """One row of a published table. task: what reproduces it; values: metric key -> figure."""
-
-    task: Task
-    setup: Setup
-    values: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -110,53 +106,10 @@ class PaperRow:
         return own / paper if key in _RATIOS else own - paper
 
 
-@cache
-def published_rows(dataset: str, features: str) -> tuple[PublishedRow, ...]:
-    """The published rows of a data set with its features, in the paper's order; none where the
-    paper has no such table. Raises ValueError for a row that is not one task of its file."""
-    frame = _published()
-    rows = frame[(frame["dataset"] == dataset) & (frame["features"] == features)]
-    if rows.empty:
-        return ()
-    file = task_files()[f"{dataset}/{features}"]
-    tasks: dict[tuple[str, int | None, str], Task] = {}
-    for task in read_tasks(file):
-        setup = Setup.of(task, FEATURES[features])
-        inner = intermediate_label(setup.intermediate) if setup.intermediate else ""
-        tasks[setup.kind, setup.connectivity, inner] = task
-    made = []
-    for row in rows.to_dict("records"):
-        key = (row["setup"], row["connectivity"], row["intermediate"])
-        if key not in tasks:
-            raise ValueError(f"{file}: has no task for the row {key} of {PUBLISHED_FILE}")
-        task = as_published(tasks[key])
-        values = {column: float(row[column]) for column in _COLUMNS}
-        # What the whole table has in common (the dropout of Wiki-500K) is no variant here.
-        setup = replace(Setup.of(task, FEATURES[features]), variant=())
-        made.append(PublishedRow(task, setup, values))
-    return tuple(made)
-
-
-def published_tables() -> list[tuple[str, str]]:
-    """Data set and features of every published table, in the order of the file."""
-    frame = _published()
-    return list(dict.fromkeys(zip(frame["dataset"], frame["features"], strict=True)))
-
-
-@cache
-def _published() -> pd.DataFrame:
-    return pd.read_csv(PUBLISHED_FILE, dtype={"intermediate": "str"}, keep_default_na=False)
-
-
-def as_published(task: Task) -> Task:
-    """The task without what a published row says nothing of: repeats, seed and execution."""
-    return task.model_copy(update={"repeat": 1, "seed": 0, "execution": "autograd"})
-
-
-def is_published(task: Task) -> bool:
-    """Whether it is the task of a published row, no hyper-parameter changed."""
-    rows = published_rows(task.dataset, task.features)
-    return as_published(task) in {row.task for row in rows}
+def setup_of(row: PublishedRow) -> Setup:
+    """The setup of a published row. What the whole table has in common (the dropout of Wiki-500K)
+    is no variant here."""
+    return replace(Setup.of(row.task, FEATURES[row.task.features]), variant=())
 
 
 def dense_gib(dataset: str, features: str) -> float:
@@ -286,7 +239,7 @@ def saving(row: PaperRow, of: str, whose: str) -> float | None:
 
 def _published_dense(dataset: str, features: str) -> float:
     rows = published_rows(dataset, features)
-    return next(row.values["memory_gib"] for row in rows if row.setup.kind == "Dense")
+    return next(row.values["memory_gib"] for row in rows if setup_of(row).kind == "Dense")
 
 
 _SAVINGS = (
@@ -323,7 +276,7 @@ def paper_table(rows: Sequence[PaperRow]) -> Table:
 
 
 def _paper_line(row: PaperRow) -> tuple[Cell, ...]:
-    setup, values = row.published.setup, row.published.values
+    setup, values = setup_of(row.published), row.published.values
     cells = [Cell(setup.label, colour=setup.colour), Cell("paper"), Cell()]
     for key in _SHOWN:
         # The paper prints whole seconds.
@@ -337,7 +290,7 @@ def _paper_line(row: PaperRow) -> tuple[Cell, ...]:
 
 def _own_line(row: PaperRow, seconds: int) -> tuple[Cell, ...]:
     """seconds: decimals of times."""
-    setup, ours = row.published.setup, row.ours
+    setup, ours = setup_of(row.published), row.ours
     cells = [Cell(setup.label, colour=setup.colour)]
     cells += [Cell(ours.backend), Cell(ours.execution)] if ours else [Cell("not run"), Cell()]
     for key in _SHOWN:
@@ -410,7 +363,7 @@ _NUMBERS = ("_paper", "_ours", "_std", "_difference", "_ratio")
 
 
 def _record(row: PaperRow) -> dict[str, object]:
-    setup, task, ours = row.published.setup, row.published.task, row.ours
+    setup, task, ours = setup_of(row.published), row.published.task, row.ours
     record: dict[str, object] = {
         "dataset": task.dataset,
         "features": task.features,

@@ -26,7 +26,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import Bbox
 
 from fanin.backends.interface import BACKENDS
-from fanin.benchmarks.records.results import LockstepResult, RunResult
+from fanin.benchmarks.records.compare import LockstepResult
+from fanin.benchmarks.records.run import RunResult
 from fanin.reports.metrics import METRICS
 from fanin.reports.setups import BACKEND_NAMES, FUSED, Setup, backend_order
 from fanin.reports.summary import Row, is_finished

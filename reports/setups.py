@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fanin.backends.interface import BACKENDS, SETUP_KINDS, kind_of
+from fanin.benchmarks.records.published import intermediate_label
 from fanin.benchmarks.records.task import Task
 
 # Okabe & Ito (2008): told apart with every common form of colour blindness. The two members of a
@@ -22,9 +23,6 @@ COLOURS = {
 FUSED = "fused"
 
 BACKEND_NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
-
-# The paper's abbreviations of the intermediate sizes; 100k is exact, the others are powers of two.
-_ABBREVIATED = {16384: "16k", 32768: "32k", 65536: "65k", 100_000: "100k", 131_072: "131k"}
 
 
 @dataclass(frozen=True)
@@ -85,11 +83,6 @@ class Setup:
 def variant(task: Task) -> tuple[str, ...]:
     """What departs from the defaults, as a report says it."""
     return tuple(FUSED if d == "execution=fused" else d for d in task.departures)
-
-
-def intermediate_label(units: int) -> str:
-    """`16k` for 16384 and so on as the paper writes them, else the plain number."""
-    return _ABBREVIATED.get(units, str(units))
 
 
 def backend_order(backend: str) -> tuple[int, str]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-from fanin.benchmarks.records.results import Extrapolation, RunResult
-from fanin.benchmarks.timing.op import quartiles
+from fanin.benchmarks.records.run import Extrapolation, RunResult
+from fanin.benchmarks.records.statistics import GIB, quartiles
 from fanin.reports.setups import Setup, backend_order
-from fanin.reports.summary import GIB, memory_gib, memory_kind
+from fanin.reports.summary import memory_gib, memory_kind
 from fanin.reports.tables import (
     BRIEF_KINDS,
     GAP,

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from fanin.benchmarks.records.results import AtK, DatasetInfo, Machine, Memory, RunResult
+from fanin.benchmarks.records.base import AtK, DatasetInfo, Machine, Memory
+from fanin.benchmarks.records.published import intermediate_label
+from fanin.benchmarks.records.run import RunResult
+from fanin.benchmarks.records.statistics import GIB
 from fanin.reports.metrics import FIGURES
-from fanin.reports.setups import Setup, backend_order, dataset_label, intermediate_label
-
-GIB = 2**30
+from fanin.reports.setups import Setup, backend_order, dataset_label
 
 ALLOCATOR_PEAK = "allocator peak"
 RSS_ABOVE_BASELINE = "RSS above baseline"

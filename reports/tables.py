@@ -11,15 +11,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from fanin.backends.interface import BACKENDS
-from fanin.benchmarks.records.results import LockstepResult, RunResult
+from fanin.benchmarks.records.compare import LockstepResult
+from fanin.benchmarks.records.published import intermediate_label
+from fanin.benchmarks.records.run import RunResult
 from fanin.reports.metrics import HIGHLIGHTED, METRICS, RANKINGS
-from fanin.reports.setups import (
-    BACKEND_NAMES,
-    Setup,
-    backend_order,
-    dataset_label,
-    intermediate_label,
-)
+from fanin.reports.setups import BACKEND_NAMES, Setup, backend_order, dataset_label
 from fanin.reports.summary import (
     ALLOCATOR_PEAK,
     RSS_ABOVE_BASELINE,

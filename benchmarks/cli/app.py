@@ -26,17 +26,11 @@ from fanin.benchmarks.harness import plan as planning
 from fanin.benchmarks.harness.lock import BusyError
 from fanin.benchmarks.harness.parent import Options, requests, run_all
 from fanin.benchmarks.measuring import measure
+from fanin.benchmarks.records.compare import LockstepResult, LockstepStep
 from fanin.benchmarks.records.files import remove_leftovers
-from fanin.benchmarks.records.results import (
-    LockstepResult,
-    LockstepStep,
-    Profile,
-    ResultError,
-    RunResult,
-    check_folder,
-    lockstep_path,
-    write_result,
-)
+from fanin.benchmarks.records.run import Profile, RunResult
+from fanin.benchmarks.records.statistics import GIB
+from fanin.benchmarks.records.store import ResultError, check_folder, lockstep_path, write_result
 from fanin.benchmarks.records.task import (
     USUAL_TASKS,
     EvaluationProtocol,
@@ -403,7 +397,7 @@ def plan(
     dtypes = {"weights_dtype": weights_dtype, "moments_dtype": moments_dtype}
     chosen = _tasks([dataset], features, data_dir, tasks, setup, dtypes, execution)
     count = measure.threads(threads)
-    there = int(memory * planning.GIB) if memory else available_bytes()
+    there = int(memory * GIB) if memory else available_bytes()
     sizes = {key: _sizes(*key, data_dir) for key in {(t.dataset, t.features) for t in chosen}}
     speed = planning.Speed(
         1e9 * bandwidth if bandwidth else planning.measured_bandwidth(count),
@@ -431,7 +425,7 @@ def plan(
         text = f"{name}, {kind} features\n{table.markdown()}\n"
         console.print(text, soft_wrap=True, highlight=False, markup=False)
     console.print(
-        f"{there / planning.GIB:.1f} GiB of memory, {speed.bandwidth / 1e9:.0f} GB/s, "
+        f"{there / GIB:.1f} GiB of memory, {speed.bandwidth / 1e9:.0f} GB/s, "
         f"{speed.flops / 1e9:.0f} GFLOP/s, {count} threads\n"
         "GiB; peak: what the process needs above the frameworks and the data, temporaries "
         "included\nhours: from bytes moved and arithmetic, within a factor of about two; the total "

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fanin.benchmarks.harness.child import Request
-from fanin.benchmarks.records.results import RunResult
+from fanin.benchmarks.records.run import RunResult
 
 
 class Terminal:

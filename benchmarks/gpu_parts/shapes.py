@@ -18,7 +18,8 @@ from fanin.benchmarks.gpu_parts import part
 from fanin.benchmarks.gpu_parts.results import Row, ShapeRow
 from fanin.benchmarks.harness.child import Request
 from fanin.benchmarks.harness.parent import Options, requests, run_all
-from fanin.benchmarks.records.results import RunResult, result_path
+from fanin.benchmarks.records.run import RunResult
+from fanin.benchmarks.records.store import result_path
 from fanin.benchmarks.records.task import Task, files_of, read_tasks
 
 TABLES = (

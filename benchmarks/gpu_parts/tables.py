@@ -16,7 +16,7 @@ from fanin.benchmarks.gpu_parts.results import (
     PartFile,
     Row,
 )
-from fanin.benchmarks.timing.op import quartiles, ratio
+from fanin.benchmarks.records.statistics import quartiles, ratio
 
 GAP = "—"
 OURS, COPY = "fanin", "copy"

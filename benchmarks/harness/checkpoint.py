@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from fanin.backends.interface import Trainer
 from fanin.benchmarks.records.files import flush, write_atomically
-from fanin.benchmarks.records.results import Epoch
+from fanin.benchmarks.records.run import Epoch
 
 
 class State(BaseModel):

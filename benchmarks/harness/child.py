@@ -30,16 +30,9 @@ from fanin.benchmarks.harness.fit import evaluate, fit, predict
 from fanin.benchmarks.harness.plan import TooLargeError, check_counted, estimate
 from fanin.benchmarks.measuring import measure
 from fanin.benchmarks.measuring.metrics import precision, ranking
-from fanin.benchmarks.records.results import (
-    DatasetInfo,
-    Epoch,
-    Failure,
-    Machine,
-    Profile,
-    RunResult,
-    Timing,
-    write_result,
-)
+from fanin.benchmarks.records.base import DatasetInfo, Failure, Machine
+from fanin.benchmarks.records.run import Epoch, Profile, RunResult, Timing
+from fanin.benchmarks.records.store import write_result
 from fanin.benchmarks.records.task import Task
 from fanin.datasets import Batches, DataError, Dataset, propensity
 from fanin.datasets import load as load_dataset

@@ -36,13 +36,8 @@ from fanin.benchmarks.harness.child import (
 from fanin.benchmarks.harness.fit import evaluate, rewire_due, rewiring_seed
 from fanin.benchmarks.harness.parent import Options, log_path, start_child
 from fanin.benchmarks.measuring import measure
-from fanin.benchmarks.records.results import (
-    Difference,
-    LockstepResult,
-    LockstepSide,
-    LockstepStep,
-    lockstep_path,
-)
+from fanin.benchmarks.records.compare import Difference, LockstepResult, LockstepSide, LockstepStep
+from fanin.benchmarks.records.store import lockstep_path
 from fanin.benchmarks.records.task import Task
 from fanin.datasets import Batch, Batches, load
 

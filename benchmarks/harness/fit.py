@@ -18,7 +18,8 @@ from fanin.backends.arrays import drawn_seed
 from fanin.backends.interface import LayerSetup, OnStep, Trainer
 from fanin.benchmarks.harness.checkpoint import Checkpoint
 from fanin.benchmarks.measuring.metrics import precision
-from fanin.benchmarks.records.results import Epoch, Precision
+from fanin.benchmarks.records.base import Precision
+from fanin.benchmarks.records.run import Epoch
 from fanin.benchmarks.records.task import Task
 from fanin.datasets import Batches, evaluation_blocks
 

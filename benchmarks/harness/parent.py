@@ -21,14 +21,8 @@ from fanin.benchmarks.harness.checkpoint import checkpoint_folder, remove_checkp
 from fanin.benchmarks.harness.child import Request, begun, failed
 from fanin.benchmarks.harness.lock import locked
 from fanin.benchmarks.records.files import remove_leftovers
-from fanin.benchmarks.records.results import (
-    Profile,
-    ResultError,
-    RunResult,
-    read_result,
-    result_path,
-    write_result,
-)
+from fanin.benchmarks.records.run import Profile, RunResult
+from fanin.benchmarks.records.store import ResultError, read_result, result_path, write_result
 from fanin.benchmarks.records.task import Task
 from fanin.datasets import find_folder
 from fanin.datasets.folder import FILES_IN

@@ -21,10 +21,10 @@ from threadpoolctl import threadpool_limits
 from fanin.backends.arrays import index_dtype
 from fanin.backends.interface import LayerSetup
 from fanin.benchmarks.harness.fit import evaluation_block
+from fanin.benchmarks.records.statistics import GIB
 from fanin.benchmarks.records.task import Task
 from fanin.kernels import sorted_labels, sorting_pays
 
-GIB = 2**30
 LANES = 32
 
 # Bytes of all arrays that the bandwidth is measured with: far above any cache, and no load.

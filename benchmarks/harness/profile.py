@@ -19,7 +19,8 @@ from fanin.benchmarks.harness.child import Events, Request, build, main, make_ba
 from fanin.benchmarks.harness.fit import evaluation_block
 from fanin.benchmarks.harness.plan import check_fits, estimate
 from fanin.benchmarks.measuring import measure
-from fanin.benchmarks.records.results import DatasetInfo, Extrapolation, RunResult
+from fanin.benchmarks.records.base import DatasetInfo
+from fanin.benchmarks.records.run import Extrapolation, RunResult
 from fanin.datasets import evaluation_blocks
 from fanin.datasets.memory import available_bytes
 from fanin.datasets.shape_twins import ShapeTwin, shape_twin

@@ -27,7 +27,7 @@ from fanin.kernels.library import library_path
 
 # Imported where they are made: the GPU parts use this file on machines without pydantic.
 if TYPE_CHECKING:
-    from fanin.benchmarks.records.results import Machine, Memory
+    from fanin.benchmarks.records.base import Machine, Memory
 
 _SAMPLE_SECONDS = 0.05
 _WARMUP_STEPS = 10
@@ -71,7 +71,7 @@ class MemoryWatch:
         self._sampled_peak = max(self._sampled_peak, self._process.memory_info().rss)
 
     def result(self, trainer: Trainer) -> Memory:
-        from fanin.benchmarks.records.results import Memory
+        from fanin.benchmarks.records.base import Memory
 
         self._look()
         gpu = self._nvml.figures() if self._nvml else nvml.Figures(None, None, None)
@@ -157,7 +157,7 @@ class StepClock:
 
 def machine(device: Device, threads: int) -> Machine:
     """Describe where this process runs; device: of its framework; threads: CPU threads in use."""
-    from fanin.benchmarks.records.results import Machine
+    from fanin.benchmarks.records.base import Machine
 
     info = build_info()
     described = device.description()

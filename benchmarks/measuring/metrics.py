@@ -16,7 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sp
 
-from fanin.benchmarks.records.results import AtK, Precision, Ranking
+from fanin.benchmarks.records.base import AtK, Precision
+from fanin.benchmarks.records.run import Ranking
 from fanin.datasets.catalogue import Propensity
 
 # Instances worked on together: temporaries stay small beside the model whose memory is measured.

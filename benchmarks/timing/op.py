@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,19 +41,6 @@ def rounds(
             if number >= 2:
                 seconds[name].append(spent)
     return seconds
-
-
-def ratio(slow: list[float], fast: list[float]) -> float:
-    """Median over rounds of slow / fast."""
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
-
-
-def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
-    """Of a few rounds or steps; all three the same for one."""
-    if len(seconds) < 2:
-        return seconds[0], seconds[0], seconds[0]
-    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
-    return low, middle, high
 
 
 def time_layers(
@@ -131,7 +118,8 @@ def main(
     from fanin.backends.torch.devices import TorchDevice
     from fanin.benchmarks.measuring import measure
     from fanin.benchmarks.records.files import write_atomically
-    from fanin.benchmarks.records.results import OpTimes
+    from fanin.benchmarks.records.statistics import ratio
+    from fanin.benchmarks.records.timing import OpTimes
 
     if keep_memory:
         measure.keep_memory()

@@ -33,8 +33,9 @@ from fanin.benchmarks.cli.options import one_of
 from fanin.benchmarks.harness.parent import child_environment
 from fanin.benchmarks.measuring import measure
 from fanin.benchmarks.records.files import write_atomically
-from fanin.benchmarks.records.results import Contender, StepResult
-from fanin.benchmarks.timing.op import ratio, rounds
+from fanin.benchmarks.records.statistics import ratio
+from fanin.benchmarks.records.timing import Contender, StepResult
+from fanin.benchmarks.timing.op import rounds
 from fanin.datasets import Batch
 
 POSITIVES = 5.45  # labels an instance, as Amazon-670K has them

@@ -37,11 +37,9 @@ from fanin.benchmarks.harness.parent import Options, child_environment
 from fanin.benchmarks.harness.plan import TooLargeError
 from fanin.benchmarks.measuring import measure
 from fanin.benchmarks.measuring.metrics import precision, precision_at
-from fanin.benchmarks.records.results import (
-    Epoch,
-    Failure,
-    Machine,
-    Precision,
+from fanin.benchmarks.records.base import Failure, Machine, Precision
+from fanin.benchmarks.records.run import Epoch
+from fanin.benchmarks.records.store import (
     ResultError,
     check_folder,
     read_lockstep,

@@ -27,7 +27,7 @@ import scipy.sparse as sp
 
 from fanin.benchmarks.harness import parent as runner
 from fanin.benchmarks.measuring import measure, nvml
-from fanin.benchmarks.records.results import read_result
+from fanin.benchmarks.records.store import read_result
 from fanin.benchmarks.records.task import Task
 from fanin.datasets.formats import write_labels
 
@@ -405,7 +405,8 @@ class TestMemoryWatch:
             "import numpy as np\n"
             "from fanin.backends.arrays import InitialArrays\n"
             "from fanin.backends.interface import LayerSetup, make_trainer\n"
-            "from fanin.benchmarks import measure, results\n"
+            "from fanin.benchmarks.measuring import measure\n"
+            "from fanin.benchmarks.records import base\n"
             "setup = LayerSetup('stratified', 8, 8, 4)\n"
             "trainer = make_trainer('torch', setup, InitialArrays(setup, 0))\n"
             "kept = [np.ones(10_000) for _ in range(500)][::25]\n"

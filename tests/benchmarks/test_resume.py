@@ -24,7 +24,8 @@ from fanin.benchmarks.harness import lock
 from fanin.benchmarks.harness.checkpoint import Checkpoint
 from fanin.benchmarks.harness.fit import fit
 from fanin.benchmarks.records.files import remove_leftovers
-from fanin.benchmarks.records.results import RunResult, read_result, result_path
+from fanin.benchmarks.records.run import RunResult
+from fanin.benchmarks.records.store import read_result, result_path
 from fanin.benchmarks.records.task import Task, read_tasks
 from fanin.datasets import Batches
 from fanin.datasets.formats import write_labels

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import pytest
 
-from fanin.benchmarks.timing.op import ratio, time_layers
+from fanin.benchmarks.records.statistics import ratio
+from fanin.benchmarks.timing.op import time_layers
 from fanin.benchmarks.timing.step import Contender, in_a_process
 
 

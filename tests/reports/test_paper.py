@@ -12,18 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fanin.benchmarks.records.results import (
-    DatasetInfo,
-    Epoch,
-    Failure,
-    Machine,
-    Memory,
-    Precision,
-    RunResult,
-    Timing,
-    result_path,
-    write_result,
-)
+from fanin.benchmarks.records import published
+from fanin.benchmarks.records.base import DatasetInfo, Failure, Machine, Memory, Precision
+from fanin.benchmarks.records.run import Epoch, RunResult, Timing
+from fanin.benchmarks.records.store import result_path, write_result
 from fanin.benchmarks.records.task import TASK_FOLDER, Task, read_tasks, task_files
 from fanin.datasets import PUBLISHED, find_folder
 from fanin.datasets.catalogue import FEATURES
@@ -88,9 +80,9 @@ def test_ablations_are_no_published_rows() -> None:
         "wiki-500k/cascade-ablations": 3,
         "wiki-500k/slice-ablations": 6,
     }
-    published = {expected(row) for _, row in ROWS.iterrows()}
+    rows = {expected(row) for _, row in ROWS.iterrows()}
     for path in files.values():
-        assert not published & set(read_tasks(path))
+        assert not rows & set(read_tasks(path))
 
 
 def test_folders_may_spell_a_published_name_differently(tmp_path: Path) -> None:
@@ -177,20 +169,20 @@ def lines(table: Table, setup: str) -> list[dict[str, str]]:
 
 
 def test_every_published_row_is_the_result_of_one_task() -> None:
-    assert sorted(paper.published_tables()) == TABLES
+    assert sorted(published.published_tables()) == TABLES
     seen = set()
     for dataset, features in TABLES:
         rows = ROWS[(ROWS["dataset"] == dataset) & (ROWS["features"] == features)]
-        published = paper.published_rows(dataset, features)
-        assert [row.task for row in published] == [
-            paper.as_published(expected(row)) for _, row in rows.iterrows()
+        known = published.published_rows(dataset, features)
+        assert [row.task for row in known] == [
+            published.as_published(expected(row)) for _, row in rows.iterrows()
         ]
-        assert [row.values["seconds_per_epoch"] for row in published] == rows[
+        assert [row.values["seconds_per_epoch"] for row in known] == rows[
             "seconds_per_epoch"
         ].tolist()
-        seen |= {row.task for row in published}
+        seen |= {row.task for row in known}
     assert len(seen) == len(ROWS)
-    assert paper.published_rows("wordnet", "tfidf-svd512") == ()
+    assert published.published_rows("wordnet", "tfidf-svd512") == ()
 
 
 def test_ours_is_the_mean_beside_the_published_row() -> None:
@@ -226,7 +218,7 @@ def test_published_dense_layers_take_seven_times_their_weights(dataset: str, fea
 
 def test_what_was_not_run_is_a_gap_in_its_place() -> None:
     rows = compared(run(changed()), failed(changed("ffi-32")))
-    assert [row.published for row in rows] == list(paper.published_rows(DATASET, KIND))
+    assert [row.published for row in rows] == list(published.published_rows(DATASET, KIND))
     table = paper.paper_table(rows)
     for setup, name, remark in (("Dense", "not run", "—"), ("FFI 32", "torch", "failed")):
         theirs, ours = lines(table, setup)
@@ -289,7 +281,8 @@ def test_synthetic_data_never_shows_precision() -> None:
     assert own.isna().all(axis=None)
     # Nor does one from elsewhere, whatever it claims to have.
     claimed = paper.Ours(
-        paper.as_published(changed()), "torch", "fused", 1, {"test_p1": 99.0, "memory_gib": 1.0},
+        published.as_published(changed()), "torch", "fused", 1,
+        {"test_p1": 99.0, "memory_gib": 1.0},
         {"test_p1": 1.0}, marks=("extrapolated", "synthetic"),
     )  # fmt: skip
     table = paper.paper_table(paper.paper_rows(DATASET, KIND, [claimed]))

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from fanin.backends.arrays import initial_arrays
 from fanin.backends.interface import LayerSetup
-from fanin.benchmarks.records.results import read_results
+from fanin.benchmarks.records.store import read_results
 from fanin.reports.devices import devices_page
 
 ROOT = Path(__file__).parents[2]

@@ -22,22 +22,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fanin.benchmarks.records.results import (
-    AtK,
-    DatasetInfo,
-    Difference,
-    Epoch,
-    Failure,
-    LockstepResult,
-    LockstepSide,
-    LockstepStep,
-    Machine,
-    Memory,
-    Precision,
-    Ranking,
+from fanin.benchmarks.records.base import AtK, DatasetInfo, Failure, Machine, Memory, Precision
+from fanin.benchmarks.records.compare import Difference, LockstepResult, LockstepSide, LockstepStep
+from fanin.benchmarks.records.published import intermediate_label
+from fanin.benchmarks.records.run import Epoch, Ranking, RunResult, Timing
+from fanin.benchmarks.records.store import (
     ResultError,
-    RunResult,
-    Timing,
     lockstep_path,
     read_results,
     result_path,
@@ -53,7 +43,7 @@ from fanin.reports import (
     terminal_table,
     write_report,
 )
-from fanin.reports.setups import COLOURS, Setup, intermediate_label, variant
+from fanin.reports.setups import COLOURS, Setup, variant
 from fanin.reports.summary import summarise
 
 GIB = 2**30

@@ -1,0 +1,100 @@
+"""What several kinds of result files hold: precision, data set, machine, memory, failure.
+
+Only raw figures stand in a result file; the reports derive what can be derived. Bytes are bytes,
+times are wall-clock seconds, precisions are fractions, and a figure that could not be measured is
+null, never 0.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION: Final = 1
+
+
+class Record(BaseModel):
+    """Any part of a result file: a key that the schema does not know is an error."""
+
+    # JSON has no word for inf or nan: what is written with one could not be read back.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class AtK(Record):
+    """A ranking metric at 1, 3, 5, as fractions."""
+
+    at_1: float
+    at_3: float
+    at_5: float
+
+
+class Precision(AtK):
+    """Precision at 1, 3, 5 as fractions of k (P@k divides by k even for shorter label sets)."""
+
+
+class DatasetInfo(Record):
+    name: str
+    features: str
+    source: str
+    synthetic: bool
+    identity: str = Field(description="sha256 over labels and features")
+    inputs: int
+    labels: int
+    train_instances: int
+    test_instances: int
+    train_positives: int
+
+
+class Machine(Record):
+    """What the numbers were made on."""
+
+    system: str
+    processor: str
+    cores: int
+    memory_bytes: int
+    gpu: str | None
+    python: str
+    packages: dict[str, str] = Field(description="distribution -> version")
+    framework: str
+    device: str
+    kernels: str = Field(description="version and instruction set of the fanin library")
+    threads: int
+    code: str | None = Field(description="identity of the installed fanin code")
+
+
+class Memory(Record):
+    """Kept apart because they answer different questions; sizes in bytes."""
+
+    nvml_device_delta_bytes: int | None = Field(description="peak of the device above its start")
+    nvml_process_bytes: int | None = Field(description="peak of this process, as NVML sees it")
+    nvml_error: str | None = Field(
+        default=None, description="why a figure of NVML's is null on a machine that has NVML"
+    )
+    allocator_peak_bytes: int | None = Field(description="peak in use, the framework's allocator")
+    allocator_reserved_bytes: int | None = Field(description="peak held by that allocator")
+    host_peak_rss_bytes: int | None = Field(description="peak resident set of the process")
+    host_baseline_rss_bytes: int | None = Field(description="resident set after imports and data")
+    parameter_bytes: int = Field(description="counted from the arrays, indices included")
+    optimizer_state_bytes: int = Field(description="counted from the arrays")
+
+
+class Failure(Record):
+    kind: str = Field(description="name of the exception, or ProcessDied")
+    message: str
+    traceback: str
+
+    @property
+    def is_of_data(self) -> bool:
+        """Another run on the same data would end so, too."""
+        return self.kind == "DataError"
+
+    @property
+    def is_of_input(self) -> bool:
+        """What was given cannot be used: data, or a task that does not fit them."""
+        return self.is_of_data or self.kind == "TaskError"
+
+    @property
+    def is_too_large(self) -> bool:
+        """The model needs more memory than the machine, or its GPU, has."""
+        return self.kind in ("TooLargeError", "OutOfMemoryError", "ResourceExhaustedError")
