@@ -42,8 +42,9 @@ class Trained:
 
 @dataclass
 class Layer:
-    """weights and bias; connections: `indices`, and with them `starts` or `rows`, or nothing for a
-    dense layer; slots: with rows. Shapes as in `fanin.kernels.step` and `sort_connections`."""
+    """weights and bias; connections: `indices`, and with them `starts` or `tile_labels`, or nothing
+    for a dense layer; slots: with tile_labels. Shapes as in `fanin.kernels.step` and
+    `sort_connections`."""
 
     weights: Trained
     bias: Trained
@@ -147,7 +148,7 @@ class FusedTrainer:
             assert setup.connectivity is not None
             shape = (setup.labels, setup.connectivity)
             self._output.slots = engine.zeros(shape, "uint8" if shape[1] <= 256 else "uint32")
-            connections["rows"] = engine.zeros(shape, "uint16")
+            connections["tile_labels"] = engine.zeros(shape, "uint16")
             engine.sort(self._output, setup.sources, undo=False)
 
     # Arrays inside and outside -----------------------------------------------------------------

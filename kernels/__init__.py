@@ -1,19 +1,13 @@
 """The kernels of fixed fan-in layers, compiled from one source for CUDA and CPUs; no framework.
 
-`include/fanin.h` is the C interface; `src/fan_in_linear.h` (the op) and `src/step.h` (the fused
-training step) are the logic, written once over a 32-lane group (`src/lanes.h`); `library.py` loads
-the built library, and the functions here are its NumPy form. The environment variable
-FANIN_INSTRUCTION_SET (avx512, avx2, baseline, auto) chooses the CPU code.
+`include/fanin.h` is the C interface. `src/core/` holds the logic, written once over a group of 32
+lanes. `library.py` loads the built library and `params.py` has its structs; the functions here are
+its form for NumPy arrays. README.md tells how to read and extend the kernels.
 """
 
-from fanin.kernels.library import (
-    build_info,
-    processor,
-    set_instruction_set,
-    sorted_labels,
-    sorting_pays,
-)
-from fanin.kernels.numpy_form import (
+from fanin.kernels.cpu import processor, sorting_pays
+from fanin.kernels.library import build_info, set_instruction_set, sorted_labels
+from fanin.kernels.numpy_ops import (
     Adam,
     Trained,
     dense_forward,

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SOURCES = sorted((Path(__file__).parent / "src").glob("*.cu"))
+FOLDER = Path(__file__).parent
+SOURCES = sorted((FOLDER / "src" / "cuda").glob("*.cu"))
 ARCHITECTURES = ("80", "90", "100")
 # Kernels and their variants: float and double for the op, float32 and bfloat16 for weights and for
 # moments in training, both index types where indices are read; rows kept in shared memory or not.
@@ -57,7 +58,8 @@ def compile_for(nvcc: str, source: Path, architecture: str) -> str:
             f"-arch=sm_{architecture}",
             "-Xptxas=-v",
             '-DFANIN_CUDA_ARCHITECTURES=""',
-            f"-I{source.parent.parent / 'include'}",
+            f"-I{FOLDER / 'include'}",
+            f"-I{FOLDER / 'src'}",
             "-o",
             f"{folder}/kernels.cubin",
             str(source),

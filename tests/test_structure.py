@@ -90,7 +90,7 @@ def test_installed_packages_are_complete():
     for package, name in [
         ("kernels", "include/fanin.h"),
         ("backends", "py.typed"),
-        ("backends", "tensorflow/ops.cc"),
+        ("backends", "tensorflow/native/ops.cc"),
         ("datasets", "wordnet/wordnet.txt.xz"),
         ("datasets", "wordnet/LICENSE"),
         ("benchmarks", "tasks/wordnet/tfidf-svd512.json"),

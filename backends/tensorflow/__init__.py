@@ -1,7 +1,7 @@
 """fanin in TensorFlow: the op `fan_in_linear`, the Keras 3 layers `FixedFanIn` and `FusedFanIn`,
 and the trainer.
 
-`ops.cc` binds the kernels (compiled by `compile_ops` at first use), `ops` wraps it in Python,
+`native` binds the kernels in C++ (compiled at first use), `ops` wraps it in Python,
 `layers` has the layer for a user's own Keras model, `fused` the one that trains itself in one pass;
 `trainer`, with its `losses`, is what the harness runs.
 """

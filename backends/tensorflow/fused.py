@@ -24,7 +24,7 @@ from fanin.backends.tensorflow.devices import TensorFlowDevice
 from fanin.backends.tensorflow.layers import Connected, checked_options, known_inputs
 from fanin.backends.tensorflow.losses import LOSSES
 from fanin.backends.tensorflow.ops import fan_in_linear, ops
-from fanin.kernels import library
+from fanin.kernels import params
 
 Variables = Sequence[tf.Variable]
 
@@ -57,7 +57,7 @@ def _handles(weights: Variables, bias: Variables) -> dict[str, Any]:
 
 
 def _connections(connections: dict[str, Any]) -> dict[str, Any]:
-    names = ("indices", "starts", "rows")
+    names = ("indices", "starts", "tile_labels")
     return {name: [connections[name]] if name in connections else [] for name in names}
 
 
@@ -79,18 +79,18 @@ def fused_step(
     """One training step of an output layer; see `fanin.kernels.step`.
 
     weights, bias: each the variables of values, m and v, updated in place (bias may be empty).
-    connections: `indices`, `starts` (but uint32), `rows` as there. Returns the loss, a scalar, and
-    its gradient by the features, empty where not wanted. What is wrong raises
+    connections: `indices`, `starts` (but uint32), `tile_labels` as there. Returns the loss, a
+    scalar, and its gradient by the features, empty where not wanted. What is wrong raises
     tf.errors.InvalidArgumentError.
     """
     value, grad = ops().fanin_fused_step(
         features=features,
         **_connections(connections),
         **_handles(weights, bias),
-        positive_rows=rows,
+        positive_instances=rows,
         positive_labels=labels,
         **_adam(learning_rate, step),
-        loss_kind=library.LOSSES[loss],
+        loss_kind=params.LOSSES[loss],
         seed=seed,
         want_grad=want_grad,
         threads=threads,
@@ -234,8 +234,8 @@ class FusedFanIn(Connected):
     ) -> None:
         labels, fan_in, threads = checked_options(labels, fan_in, threads)
         super().__init__(**kwargs)
-        if loss not in library.LOSSES:
-            raise ValueError(f"unknown loss {loss!r}; there are {', '.join(library.LOSSES)}")
+        if loss not in params.LOSSES:
+            raise ValueError(f"unknown loss {loss!r}; there are {', '.join(params.LOSSES)}")
         for name, dtype in (("kernel_dtype", kernel_dtype), ("moments_dtype", moments_dtype)):
             if dtype not in ("float32", "bfloat16"):
                 raise ValueError(f"{name} must be float32 or bfloat16, got {dtype!r}")
@@ -538,7 +538,7 @@ class TensorFlowEngine:
         values, m, v = (array.handle for array in self._state(layer)[0])
         ops().fanin_sort_connections(
             indices=layer.connections["indices"].handle,
-            rows=layer.connections["rows"].handle,
+            tile_labels=layer.connections["tile_labels"].handle,
             slots=layer.slots.handle,
             weights=values,
             weights_m=m,

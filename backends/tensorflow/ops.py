@@ -13,8 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from fanin.backends.tensorflow.compile_ops import compiled_ops
-from fanin.kernels import library
+from fanin.backends.tensorflow.native.build import compiled_ops
+from fanin.kernels import library, params
 
 
 @functools.cache
@@ -24,7 +24,7 @@ def ops() -> Any:
     return tf.load_op_library(str(compiled_ops()))
 
 
-def _describe(tensor: tf.Tensor) -> library.Tensor:
+def _describe(tensor: tf.Tensor) -> params.Tensor:
     """Shape and type as known now; sizes not known while tracing are -1.
 
     The device is always given as one and the same: TensorFlow moves inputs to where it runs an op.
@@ -53,7 +53,7 @@ def fan_in_linear(
     biases = [] if bias is None else [tf.convert_to_tensor(bias)]
     if all(tensor.shape.rank is not None for tensor in (features, indices, weights, *biases)):
         library.check(
-            library.ForwardParams(
+            params.ForwardParams(
                 features=_describe(features),
                 indices=_describe(indices),
                 weights=_describe(weights),

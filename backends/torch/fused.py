@@ -28,21 +28,21 @@ from fanin.backends.torch.layers import (
 )
 from fanin.backends.torch.losses import LOSSES
 from fanin.backends.torch.ops import call, described, fan_in_linear, refuse_other_devices
-from fanin.kernels import library
+from fanin.kernels import params
 
-_CONNECTIONS = ("indices", "starts", "rows")
+_CONNECTIONS = ("indices", "starts", "tile_labels")
 _WEIGHTS = ("weights", "weights_m", "weights_v")
 _BIAS = ("bias", "bias_m", "bias_v")
-_POSITIVES = ("positive_rows", "positive_labels")
+_POSITIVES = ("positive_instances", "positive_labels")
 
 
-def _trained(values: Tensor | None, m: Tensor | None, v: Tensor | None) -> library.Trained:
-    return library.Trained(described(values), described(m), described(v))
+def _trained(values: Tensor | None, m: Tensor | None, v: Tensor | None) -> params.Trained:
+    return params.Trained(described(values), described(m), described(v))
 
 
-def _adam(learning_rate: float, step: int, seed: int) -> library.Adam:
+def _adam(learning_rate: float, step: int, seed: int) -> params.Adam:
     beta1, beta2 = ADAM_BETAS
-    return library.Adam(learning_rate, beta1, beta2, ADAM_EPSILON, step, seed)
+    return params.Adam(learning_rate, beta1, beta2, ADAM_EPSILON, step, seed)
 
 
 @torch.library.custom_op("fanin::fused_step", mutates_args=(*_WEIGHTS, *_BIAS))
@@ -50,14 +50,14 @@ def fused_step(
     features: Tensor,
     indices: Tensor | None,
     starts: Tensor | None,
-    rows: Tensor | None,
+    tile_labels: Tensor | None,
     weights: Tensor,
     weights_m: Tensor,
     weights_v: Tensor,
     bias: Tensor | None,
     bias_m: Tensor | None,
     bias_v: Tensor | None,
-    positive_rows: Tensor,
+    positive_instances: Tensor,
     positive_labels: Tensor,
     loss: str,
     learning_rate: float,
@@ -69,20 +69,20 @@ def fused_step(
     a scalar, and its gradient by the features, without elements where not wanted."""
     value = features.new_empty(1)
     grad = torch.empty_like(features) if want_grad else features.new_empty(0)
-    params = library.StepParams(
+    arguments = params.StepParams(
         features=described(features),
-        connections=library.Connections(described(indices), described(starts), described(rows)),
+        connections=params.Connections(*map(described, (indices, starts, tile_labels))),
         weights=_trained(weights, weights_m, weights_v),
         bias=_trained(bias, bias_m, bias_v),
-        positive_rows=described(positive_rows),
+        positive_instances=described(positive_instances),
         positive_labels=described(positive_labels),
         loss=described(value),
         grad_features=described(grad if want_grad else None),
         adam=_adam(learning_rate, step, seed),
-        loss_kind=library.LOSSES.get(loss, 0),
+        loss_kind=params.LOSSES.get(loss, 0),
         threads=torch.get_num_threads(),
     )
-    call(params, features)
+    call(arguments, features)
     return value.view(()), grad
 
 
@@ -98,7 +98,7 @@ def counted_step(
     bias_v: Tensor,
     steps: Tensor,
     learning_rate: Tensor,
-    positive_rows: Tensor,
+    positive_instances: Tensor,
     positive_labels: Tensor,
     loss: str,
     seed: int,
@@ -117,7 +117,7 @@ def counted_step(
         bias,
         bias_m,
         bias_v,
-        positive_rows,
+        positive_instances,
         positive_labels,
         loss,
         float(learning_rate),
@@ -152,7 +152,7 @@ def _empty_results(features: Tensor, want_grad: bool) -> tuple[Tensor, Tensor]:
 def dense_relu(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
     """relu(features weights^T + bias), [batch, units]; weights [units, inputs]."""
     outputs = features.new_empty((features.shape[0], weights.shape[0]))
-    params = library.DenseForwardParams(
+    arguments = params.DenseForwardParams(
         features=described(features),
         weights=described(weights),
         bias=described(bias),
@@ -160,7 +160,7 @@ def dense_relu(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor
         relu=True,
         threads=torch.get_num_threads(),
     )
-    call(params, features)
+    call(arguments, features)
     return outputs
 
 
@@ -188,7 +188,7 @@ def dense_relu_update(
 ) -> Tensor:
     """Backward pass of `dense_relu` with Adam; the gradient of features where it is wanted."""
     of_features = torch.empty_like(features) if want_grad else features.new_empty(0)
-    params = library.DenseUpdateParams(
+    arguments = params.DenseUpdateParams(
         grad_outputs=described(grad),
         outputs=described(outputs),
         features=described(features),
@@ -198,7 +198,7 @@ def dense_relu_update(
         adam=_adam(learning_rate, step, seed),
         threads=torch.get_num_threads(),
     )
-    call(params, features)
+    call(arguments, features)
     return of_features
 
 
@@ -216,7 +216,7 @@ def top_k(
     features: Tensor,
     indices: Tensor | None,
     starts: Tensor | None,
-    rows: Tensor | None,
+    tile_labels: Tensor | None,
     weights: Tensor,
     bias: Tensor | None,
     k: int,
@@ -225,16 +225,16 @@ def top_k(
     label; without ever holding all scores. Arguments as in `fanin.kernels.top_k`."""
     scores = features.new_empty((features.shape[0], k))
     ids = features.new_empty((features.shape[0], k), dtype=torch.int64)
-    params = library.TopKParams(
+    arguments = params.TopKParams(
         features=described(features),
-        connections=library.Connections(described(indices), described(starts), described(rows)),
+        connections=params.Connections(*map(described, (indices, starts, tile_labels))),
         weights=described(weights),
         bias=described(bias),
         ids=described(ids),
         scores=described(scores),
         threads=torch.get_num_threads(),
     )
-    call(params, features)
+    call(arguments, features)
     return scores, ids
 
 
@@ -250,7 +250,7 @@ def regrow(
     indices: Tensor, weights: Tensor, m: Tensor, v: Tensor, inputs: int, fraction: float, seed: int
 ) -> int:
     """Rewire in place, see `fanin.kernels.rewire`; how many connections moved."""
-    params = library.RewireParams(
+    arguments = params.RewireParams(
         indices=described(indices),
         weights=_trained(weights, m, v),
         inputs=inputs,
@@ -258,8 +258,8 @@ def regrow(
         seed=seed,
         threads=torch.get_num_threads(),
     )
-    call(params, indices)
-    return int(params.moved)
+    call(arguments, indices)
+    return int(arguments.moved)
 
 
 @torch.library.custom_op("fanin::checked_positives", mutates_args=())
@@ -384,8 +384,8 @@ class FusedFanIn(Connected):
     ) -> None:
         super().__init__()
         check_sizes(in_features, labels, fan_in)
-        if loss not in library.LOSSES:
-            raise ValueError(f"unknown loss {loss!r}; there are {', '.join(library.LOSSES)}")
+        if loss not in params.LOSSES:
+            raise ValueError(f"unknown loss {loss!r}; there are {', '.join(params.LOSSES)}")
         for name, dtype in (("weights_dtype", weights_dtype), ("moments_dtype", moments_dtype)):
             if dtype not in (torch.float32, torch.bfloat16):
                 raise ValueError(f"{name} must be torch.float32 or torch.bfloat16, got {dtype}")
@@ -578,16 +578,16 @@ class TorchEngine:
         return found
 
     def sort(self, layer: fused.Layer, sources: int, undo: bool) -> None:
-        params = library.SortParams(
+        arguments = params.SortParams(
             indices=described(layer.connections["indices"]),
-            rows=described(layer.connections["rows"]),
+            tile_labels=described(layer.connections["tile_labels"]),
             slots=described(layer.slots),
             weights=_trained(layer.weights.values, layer.weights.m, layer.weights.v),
             inputs=sources,
             undo=undo,
             threads=torch.get_num_threads(),
         )
-        call(params, layer.slots)
+        call(arguments, layer.slots)
 
     def regrow(self, layer: fused.Layer, sources: int, fraction: float, seed: int) -> int:
         weights = layer.weights
@@ -596,7 +596,7 @@ class TorchEngine:
 
     @staticmethod
     def _connections(layer: fused.Layer) -> tuple[Tensor | None, ...]:
-        return tuple(layer.connections.get(name) for name in ("indices", "starts", "rows"))
+        return tuple(layer.connections.get(name) for name in _CONNECTIONS)
 
     @staticmethod
     def _state(layer: fused.Layer) -> tuple[Tensor, ...]:

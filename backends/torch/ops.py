@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fanin.kernels import library
+from fanin.kernels import library, params
 
 
 def refuse_other_devices(features: Tensor, **others: Tensor | None) -> None:
@@ -34,7 +34,7 @@ def _name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def described(tensor: Tensor | None) -> library.Tensor:
+def described(tensor: Tensor | None) -> params.Tensor:
     """A tensor as the C interface has it; None for one that is absent."""
     if tensor is None:
         return library.absent()
@@ -76,7 +76,7 @@ def _scratch(size: int, where: Tensor) -> Tensor:
     return memory
 
 
-def call(params: Any, where: Tensor) -> None:
+def call(arguments: Any, where: Tensor) -> None:
     """`library.call` on the device of `where` and on torch's current stream there; scratch memory
     from torch's allocator, so that it is counted and reused like any tensor."""
 
@@ -85,17 +85,17 @@ def call(params: Any, where: Tensor) -> None:
         return memory.data_ptr(), memory
 
     if not where.is_cuda:
-        return library.call(params, allocate)
-    params.stream = stream(where)
+        return library.call(arguments, allocate)
+    arguments.resources.stream = stream(where)
     with torch.cuda.device_of(where):
-        library.call(params, allocate)
+        library.call(arguments, allocate)
 
 
 @torch.library.custom_op("fanin::fan_in_linear", mutates_args=())
 def _forward(
     features: Tensor, indices: Tensor, weights: Tensor, bias: Tensor | None, threads: int
 ) -> Tensor:
-    params = library.ForwardParams(
+    arguments = params.ForwardParams(
         features=described(features),
         indices=described(indices),
         weights=described(weights),
@@ -103,10 +103,10 @@ def _forward(
         scores=library.absent(),
         threads=threads or torch.get_num_threads(),
     )
-    library.check(params)
+    library.check(arguments)
     scores = features.new_empty((features.shape[0], indices.shape[0]))
-    params.scores = described(scores)
-    call(params, features)
+    arguments.scores = described(scores)
+    call(arguments, features)
     return scores
 
 
@@ -131,7 +131,7 @@ def _backward(
     of_features, of_weights, of_bias = (
         described(grad if want else None) for grad, want in zip(grads, wanted, strict=True)
     )
-    params = library.BackwardParams(
+    arguments = params.BackwardParams(
         grad_scores=described(grad_scores),
         features=described(features),
         indices=described(indices),
@@ -141,7 +141,7 @@ def _backward(
         grad_bias=of_bias,
         threads=threads or torch.get_num_threads(),
     )
-    call(params, features)
+    call(arguments, features)
     return grads
 
 

@@ -27,7 +27,7 @@ from fanin.backends.torch.ops import described, stream
 from fanin.benchmarks.gpu_parts import part, reference
 from fanin.benchmarks.gpu_parts.results import Check, CorrectRow, Row
 from fanin.datasets.catalogue import FEATURES, PUBLISHED
-from fanin.kernels import library
+from fanin.kernels import library, params
 
 TASKS = Path(__file__).resolve().parents[1] / "tasks"
 RAGGED = (1, 7, 31, 32, 33, 100, 128, 256)
@@ -238,11 +238,22 @@ def poisoned(case: Linear) -> Callable[[Bench], None]:
             memory = torch.full((size,), 255, dtype=torch.uint8, device=bench.device)
             return memory.data_ptr(), memory
 
-        forward = library.ForwardParams(
-            *(described(t) for t in (*arrays, got[0])), stream=stream(features)
+        forward = params.ForwardParams(
+            features=described(features),
+            indices=described(indices),
+            weights=described(weights),
+            bias=described(bias),
+            scores=described(got[0]),
+            stream=stream(features),
         )
-        backward = library.BackwardParams(
-            *(described(t) for t in (grad, features, indices, weights, *got[1:])),
+        backward = params.BackwardParams(
+            grad_scores=described(grad),
+            features=described(features),
+            indices=described(indices),
+            weights=described(weights),
+            grad_features=described(got[1]),
+            grad_weights=described(got[2]),
+            grad_bias=described(got[3]),
             stream=stream(features),
         )
 

@@ -1,6 +1,6 @@
 """What a task will need before it runs: bytes of the model, peak memory, hours.
 
-The fused execution's scratch memory is what `kernels/src/call.h` lays out. The frameworks' own
+The fused execution's scratch memory is what `kernels/src/core/call.h` lays out. The frameworks' own
 temporaries follow from what their trainers hold at once: so many arrays of the size of the scores
 or of the connections, found in the code and checked against measured peaks. Hours are a rough
 guide: the bytes that a step has to move over the machine's bandwidth, and its arithmetic over the

@@ -153,11 +153,11 @@ def output_step(trainer: Trainer, batch: Batch, contender: Contender) -> Callabl
         return kernels.Trained(values, *(torch.zeros(values.shape).numpy() for _ in "mv"))
 
     weights, bias = trained(held("output.weights")), trained(held("output.bias"))
-    indices, rows = held("output.indices"), None
+    indices, tile_labels = held("output.indices"), None
     if kernels.sorting_pays(setup.sources):
-        rows = np.empty(indices.shape, np.uint16)
+        tile_labels = np.empty(indices.shape, np.uint16)
         slots = np.empty(indices.shape, np.uint8 if contender.fan_in <= 256 else np.uint32)
-        kernels.sort_connections(indices, rows, slots, weights, setup.sources)
+        kernels.sort_connections(indices, tile_labels, slots, weights, setup.sources)
     x = np.random.default_rng(1).standard_normal((contender.batch, setup.sources), np.float32)
     return lambda: kernels.step(
         x,
@@ -167,7 +167,7 @@ def output_step(trainer: Trainer, batch: Batch, contender: Contender) -> Callabl
         batch.labels,
         kernels.Adam(1),
         indices=indices,
-        rows=rows,
+        tile_labels=tile_labels,
     )
 
 

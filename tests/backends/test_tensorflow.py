@@ -25,7 +25,8 @@ from tensorflow.python.framework import kernels as registered_kernels
 
 from fanin.backends.arrays import copied, initial_arrays, plan_rewiring
 from fanin.backends.interface import LayerSetup, make_trainer
-from fanin.backends.tensorflow import FixedFanIn, compile_ops, fan_in_linear, losses, trainer
+from fanin.backends.tensorflow import FixedFanIn, fan_in_linear, losses, trainer
+from fanin.backends.tensorflow.native import build
 from fanin.backends.tensorflow.ops import ops
 from fanin.kernels import library
 
@@ -266,7 +267,7 @@ def test_gpu_kernels_agree_with_those_of_the_cpu(tmp_path):
         include = importlib.resources.files("fanin.kernels") / "include"
         compile_command = [
             *("g++", "-shared", "-fPIC", *tf.sysconfig.get_compile_flags(), f"-I{include}"),
-            *(str(here / "gpu_stand_in.cpp"), "-o", stand_in),
+            *(str(here / "support" / "gpu_stand_in.cpp"), "-o", stand_in),
             *(f"-L{tmp_path}", "-Wl,--no-as-needed", "-lfanin", f"-Wl,-rpath,{tmp_path}", "-ldl"),
         ]
         subprocess.run(compile_command, check=True)
@@ -341,12 +342,12 @@ def test_what_the_data_tells_is_an_invalid_argument(traced, backward):
 
 
 def test_the_compiled_op_is_cached_and_a_missing_compiler_is_named(monkeypatch, tmp_path):
-    compiled = compile_ops.compiled_ops()
+    compiled = build.compiled_ops()
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert compile_ops.compiled_ops() == compiled
+    assert build.compiled_ops() == compiled
     monkeypatch.setenv("FANIN_CACHE", str(tmp_path / "empty"))
     with pytest.raises(ImportError, match=r"needs g\+\+.*apt install g\+\+"):
-        compile_ops.compiled_ops()
+        build.compiled_ops()
 
 
 def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path):
@@ -356,13 +357,13 @@ def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("FANIN_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ImportError, match="no such luck"):
-        compile_ops.compiled_ops()
+        build.compiled_ops()
     assert not list((tmp_path / "cache").iterdir())
 
 
 def test_two_that_compile_at_once_leave_one_whole_file(monkeypatch, tmp_path):
     """With a compiler that writes the known result slowly and in two steps."""
-    whole = compile_ops.compiled_ops()
+    whole = build.compiled_ops()
     compiler = tmp_path / "g++"
     compiler.write_text(
         '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\n'
@@ -373,7 +374,7 @@ def test_two_that_compile_at_once_leave_one_whole_file(monkeypatch, tmp_path):
     monkeypatch.setenv("FANIN_CACHE", str(tmp_path / "cache"))
     target = tmp_path / "cache" / whole.name
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        running = [pool.submit(compile_ops.compiled_ops) for _ in range(2)]
+        running = [pool.submit(build.compiled_ops) for _ in range(2)]
         while not all(future.done() for future in running):
             assert not target.exists() or target.stat().st_size == whole.stat().st_size
     assert [future.result() for future in running] == [target, target]

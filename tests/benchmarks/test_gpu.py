@@ -526,7 +526,10 @@ class TestStart:
     def test_builds_the_kernels_once(self, checkout, tmp_path):
         arguments = ("--dry-run", "--minutes", "0")
         # Emulated kernels are the quickest to compile.
-        shutil.copytree(ROOT / "tests" / "cuda_emulator", checkout / "tests" / "cuda_emulator")
+        shutil.copytree(
+            ROOT / "tests" / "kernels" / "cuda_emulator",
+            checkout / "tests" / "kernels" / "cuda_emulator",
+        )
         quick = {"FANIN_LIBRARY": "", "CMAKE_ARGS": "-DFANIN_CUDA=EMULATED"}
         done, path = self.start(checkout, tmp_path, *arguments, **quick)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -1,7 +1,7 @@
 """TensorFlow's ops on a GPU beside those on the CPU, as a program: `python tensorflow_on_gpu.py`.
 
-A test runs it, where there is no GPU on the stand-in of gpu_stand_in.cpp, which is the argument
-then: a device can only be added before TensorFlow has started. Fails by AssertionError.
+A test runs it, where there is no GPU on the stand-in of support/gpu_stand_in.cpp, which is the
+argument then: a device can only be added before TensorFlow has started. Fails by AssertionError.
 """
 
 from __future__ import annotations

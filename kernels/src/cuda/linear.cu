@@ -1,6 +1,6 @@
 // Launches the op on a GPU: forward and backward of the fixed fan-in layer.
-#include "cuda_common.h"
-#include "fan_in_linear.h"
+#include "cuda/common.h"
+#include "core/linear.h"
 
 namespace fanin {
 namespace cuda {

@@ -17,17 +17,17 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import test_kernels
+import test_linear
 import test_step
 from test_step import make_batch, make_layer, make_setup, near, trained
 
 from fanin import kernels
 from fanin.backends.arrays import new_sources
-from fanin.kernels import library, numpy_form
+from fanin.kernels import library, numpy_ops
 
 pytestmark = pytest.mark.slow  # the kernels are compiled first
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KINDS = ("dense", "stratified", "sparse")
 
 
@@ -52,7 +52,7 @@ def emulated() -> ctypes.CDLL:
 @pytest.fixture(autouse=True, params=[0, 1], ids=["first warps first", "last warps first"])
 def _on_the_gpu(emulated, monkeypatch, request):
     monkeypatch.setattr(library, "load", lambda: emulated)
-    monkeypatch.setattr(numpy_form, "_DEVICE", "cuda")
+    monkeypatch.setattr(numpy_ops, "_DEVICE", "cuda")
     monkeypatch.setenv("FANIN_EMULATOR_ORDER", str(request.param))
 
 
@@ -73,18 +73,18 @@ SHAPES = [
 def test_the_op_follows_the_reference(shape, index, dtype):
     rng = np.random.default_rng(sum(shape))
     batch, inputs, labels, fan_in = shape
-    arrays = test_kernels.layer(rng, batch, inputs, labels, fan_in, dtype, index)
-    test_kernels.check(rng, *arrays)
+    arrays = test_linear.layer(rng, batch, inputs, labels, fan_in, dtype, index)
+    test_linear.check(rng, *arrays)
 
 
 def test_features_that_fit_where_sums_beside_them_do_not():
     rng = np.random.default_rng(4)
-    test_kernels.check(rng, *test_kernels.layer(rng, 5, 700, 900, 33))
+    test_linear.check(rng, *test_linear.layer(rng, 5, 700, 900, 33))
 
 
 def test_indices_beyond_the_inputs_make_their_labels_nan():
     rng = np.random.default_rng(0)
-    x, indices, weights, bias = test_kernels.layer(rng, 33, 20, 70, 5)
+    x, indices, weights, bias = test_linear.layer(rng, 33, 20, 70, 5)
     indices[40, 2] = 20
     scores = kernels.fan_in_linear(x, indices, weights, bias)
     bad = np.isnan(scores).all(axis=0)
@@ -95,7 +95,7 @@ def test_indices_beyond_the_inputs_make_their_labels_nan():
 
 def test_a_feature_that_is_not_finite_reaches_only_what_it_is_connected_to():
     rng = np.random.default_rng(1)
-    x, indices, weights, bias = test_kernels.layer(rng, 3, 20, 70, 5)
+    x, indices, weights, bias = test_linear.layer(rng, 3, 20, 70, 5)
     indices[:] = rng.integers(1, 20, indices.shape)
     x[:, 0] = np.inf  # what connections that are not there would read
     indices[7, 3] = 0
@@ -106,7 +106,7 @@ def test_a_feature_that_is_not_finite_reaches_only_what_it_is_connected_to():
 
 def test_an_empty_batch():
     rng = np.random.default_rng(2)
-    x, indices, weights, bias = test_kernels.layer(rng, 0, 20, 70, 5)
+    x, indices, weights, bias = test_linear.layer(rng, 0, 20, 70, 5)
     assert kernels.fan_in_linear(x, indices, weights, bias).shape == (0, 70)
     grads = kernels.fan_in_linear_backward(np.empty((0, 70), np.float32), x, indices, weights)
     assert not grads[1].any() and not grads[2].any()

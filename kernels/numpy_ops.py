@@ -1,4 +1,4 @@
-"""The ops on NumPy arrays: for tests, tools and frameworks that have no adapter of their own."""
+"""The ops on NumPy arrays, for tests, tools and frameworks without an adapter of their own."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from fanin.kernels import library
+from fanin.kernels import library, params
 
 _DEVICE = "cpu"  # the tests say "cuda" to kernels that an emulated GPU runs
 
 
-def _describe(array: np.ndarray | None, name: str, *, written: bool = False) -> library.Tensor:
+def _describe(array: np.ndarray | None, name: str, *, written: bool = False) -> params.Tensor:
     """The array as the C interface has it. ValueError for what is no array, whose memory would be
     gone before it is read, and for one that is `written` to and must not be."""
     if array is None:
@@ -32,7 +32,7 @@ def _describe(array: np.ndarray | None, name: str, *, written: bool = False) -> 
     return library.describe(array.ctypes.data, array.dtype.name, array.shape, strides, _DEVICE)
 
 
-def _rows(array: Any) -> int:
+def _length(array: Any) -> int:
     """How long an array is that has not been looked at yet; what is none is named later."""
     return int(np.shape(array)[0]) if np.ndim(array) else 0
 
@@ -76,7 +76,7 @@ def fan_in_linear(
     for all. Returns the scores [batch, labels]. Raises ValueError naming the argument that is
     wrong.
     """
-    params = library.ForwardParams(
+    arguments = params.ForwardParams(
         features=_describe(features, "features"),
         indices=_describe(indices, "indices"),
         weights=_describe(weights, "weights"),
@@ -84,14 +84,14 @@ def fan_in_linear(
         scores=_describe(out, "out", written=True),
         threads=threads,
     )
-    library.check(params)
+    library.check(arguments)
     if out is None:
         out = np.empty((features.shape[0], indices.shape[0]), features.dtype)
-        params.scores = _describe(out, "out", written=True)
+        arguments.scores = _describe(out, "out", written=True)
     else:
         read = {"features": features, "indices": indices, "weights": weights, "bias": bias}
         _refuse_shared({"out": out}, read)
-    library.call(params, _allocate)
+    library.call(arguments, _allocate)
     return out
 
 
@@ -111,9 +111,9 @@ def fan_in_linear_backward(
     grads = (
         np.empty(np.shape(features), np.asarray(features).dtype),
         np.empty(np.shape(weights), np.asarray(weights).dtype),
-        np.empty(_rows(indices), np.asarray(weights).dtype),
+        np.empty(_length(indices), np.asarray(weights).dtype),
     )
-    params = library.BackwardParams(
+    arguments = params.BackwardParams(
         grad_scores=_describe(grad_scores, "grad_scores"),
         features=_describe(features, "features"),
         indices=_describe(indices, "indices"),
@@ -123,7 +123,7 @@ def fan_in_linear_backward(
         grad_bias=_describe(grads[2], "grad_bias"),
         threads=threads,
     )
-    library.call(params, _allocate)
+    library.call(arguments, _allocate)
     return grads
 
 
@@ -153,11 +153,11 @@ class Adam:
     epsilon: float = 1e-7
     seed: int = 0
 
-    def params(self) -> library.Adam:
+    def params(self) -> params.Adam:
         """As the C interface has it. ValueError for a step that it has no room for."""
         if not -(2**63) <= self.step < 2**63:
             raise ValueError(f"step counts from 1, below 2^63, got {self.step}")
-        return library.Adam(
+        return params.Adam(
             learning_rate=self.learning_rate,
             beta1=self.beta1,
             beta2=self.beta2,
@@ -167,21 +167,23 @@ class Adam:
         )
 
 
-def _trained(array: Trained | None, name: str) -> library.Trained:
+def _trained(array: Trained | None, name: str) -> params.Trained:
     if array is None:
-        return library.Trained(library.absent(), library.absent(), library.absent())
+        return params.Trained(library.absent(), library.absent(), library.absent())
     if not isinstance(array, Trained):
         raise ValueError(f"{name} must be a Trained, got {type(array).__name__}")
-    return library.Trained(
+    return params.Trained(
         *(_describe(part, each, written=True) for each, part in _parts(array, name).items())
     )
 
 
 def _connections(
-    indices: np.ndarray | None, starts: np.ndarray | None, rows: np.ndarray | None
-) -> library.Connections:
-    return library.Connections(
-        _describe(indices, "indices"), _describe(starts, "starts"), _describe(rows, "rows")
+    indices: np.ndarray | None, starts: np.ndarray | None, tile_labels: np.ndarray | None
+) -> params.Connections:
+    return params.Connections(
+        _describe(indices, "indices"),
+        _describe(starts, "starts"),
+        _describe(tile_labels, "tile_labels"),
     )
 
 
@@ -189,13 +191,13 @@ def step(
     features: np.ndarray,
     weights: Trained,
     bias: Trained | None,
-    positive_rows: np.ndarray,
+    positive_instances: np.ndarray,
     positive_labels: np.ndarray,
     adam: Adam,
     *,
     indices: np.ndarray | None = None,
     starts: np.ndarray | None = None,
-    rows: np.ndarray | None = None,
+    tile_labels: np.ndarray | None = None,
     loss: str = "squared_hinge",
     want_grad: bool = True,
     threads: int = 0,
@@ -205,34 +207,34 @@ def step(
     features [batch, inputs] float32, finite. Connections: `indices` [labels, fan_in] uint16 or
     uint32 with weights alike; or, with `starts` [labels + 1] int32, `indices` and weights
     [connections] label after label; or none of them for a dense layer, weights [labels, inputs].
-    `rows` with indices: sorted connections, see fanin.h. bias [labels] float32.
-    positive_rows [positives] int32 and positive_labels int64 name the positives (a pair that stands
-    twice counts once); all else is negative. loss: "squared_hinge" or "bce", the mean over labels,
-    then over the batch.
+    `tile_labels` with indices: sorted connections, see fanin.h. bias [labels] float32.
+    positive_instances [positives] int32 and positive_labels int64 name the positives (a pair that
+    stands twice counts once); all else is negative. loss: "squared_hinge" or "bce", the mean over
+    labels, then over the batch.
 
     Returns the loss before the update and, where wanted, its gradient by the features
     [batch, inputs]. weights and bias are updated in place. Raises ValueError naming what is wrong.
     """
-    if loss not in library.LOSSES:
-        raise ValueError(f"unknown loss {loss!r}; there are {', '.join(library.LOSSES)}")
+    if loss not in params.LOSSES:
+        raise ValueError(f"unknown loss {loss!r}; there are {', '.join(params.LOSSES)}")
     value = np.empty(1, np.float32)
     grad = np.empty(np.shape(features), np.float32) if want_grad else None
-    params = library.StepParams(
+    arguments = params.StepParams(
         features=_describe(features, "features"),
-        connections=_connections(indices, starts, rows),
+        connections=_connections(indices, starts, tile_labels),
         weights=_trained(weights, "weights"),
         bias=_trained(bias, "bias"),
-        positive_rows=_describe(positive_rows, "positive_rows"),
+        positive_instances=_describe(positive_instances, "positive_instances"),
         positive_labels=_describe(positive_labels, "positive_labels"),
         loss=_describe(value, "loss"),
         grad_features=_describe(grad, "grad_features"),
         adam=adam.params(),
-        loss_kind=library.LOSSES[loss],
+        loss_kind=params.LOSSES[loss],
         threads=threads,
     )
-    read = {"features": features, "indices": indices, "starts": starts, "rows": rows}
+    read = {"features": features, "indices": indices, "starts": starts, "tile_labels": tile_labels}
     _refuse_shared(_parts(weights, "weights") | _parts(bias, "bias"), read)
-    library.call(params, _allocate)
+    library.call(arguments, _allocate)
     return float(value[0]), grad
 
 
@@ -249,8 +251,8 @@ def dense_forward(
     features [batch, inputs] float32, finite; weights [units, inputs] float32 or bfloat16; bias
     [units] float32. Returns [batch, units].
     """
-    outputs = np.empty((_rows(features), _rows(weights)), np.float32)
-    params = library.DenseForwardParams(
+    outputs = np.empty((_length(features), _length(weights)), np.float32)
+    arguments = params.DenseForwardParams(
         features=_describe(features, "features"),
         weights=_describe(weights, "weights"),
         bias=_describe(bias, "bias"),
@@ -258,7 +260,7 @@ def dense_forward(
         relu=relu,
         threads=threads,
     )
-    library.call(params, _allocate)
+    library.call(arguments, _allocate)
     return outputs
 
 
@@ -279,7 +281,7 @@ def dense_update(
     there was no relu. Returns the gradient of features [batch, inputs] where it is wanted.
     """
     grad = np.empty(np.shape(features), np.float32) if want_grad else None
-    params = library.DenseUpdateParams(
+    arguments = params.DenseUpdateParams(
         grad_outputs=_describe(grad_outputs, "grad_outputs"),
         outputs=_describe(outputs, "outputs"),
         features=_describe(features, "features"),
@@ -291,7 +293,7 @@ def dense_update(
     )
     read = {"grad_outputs": grad_outputs, "outputs": outputs, "features": features}
     _refuse_shared(_parts(weights, "weights") | _parts(bias, "bias"), read)
-    library.call(params, _allocate)
+    library.call(arguments, _allocate)
     return grad
 
 
@@ -303,7 +305,7 @@ def top_k(
     *,
     indices: np.ndarray | None = None,
     starts: np.ndarray | None = None,
-    rows: np.ndarray | None = None,
+    tile_labels: np.ndarray | None = None,
     threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and ids of the k highest scored labels of each instance, best first; equal scores in
@@ -312,21 +314,21 @@ def top_k(
     Returns scores, float32 [batch, k], and ids, int64 [batch, k].
     """
     known = starts if starts is not None else weights
-    labels = _rows(known) - (starts is not None)
+    labels = _length(known) - (starts is not None)
     if not 1 <= k <= labels:  # the library says so too, but by then there is memory for so many
         raise ValueError(f"k must be in 1..{labels} (the labels), got {k}")
-    shape = (_rows(features), k)
+    shape = (_length(features), k)
     ids, scores = np.empty(shape, np.int64), np.empty(shape, np.float32)
-    params = library.TopKParams(
+    arguments = params.TopKParams(
         features=_describe(features, "features"),
-        connections=_connections(indices, starts, rows),
+        connections=_connections(indices, starts, tile_labels),
         weights=_describe(weights, "weights"),
         bias=_describe(bias, "bias"),
         ids=_describe(ids, "ids"),
         scores=_describe(scores, "scores"),
         threads=threads,
     )
-    library.call(params, _allocate)
+    library.call(arguments, _allocate)
     return scores, ids
 
 
@@ -346,7 +348,7 @@ def rewire(
     position and the seed alone (see fanin.h). Returns how many moved, and the threshold, below
     which (strictly) |weight| had to be.
     """
-    params = library.RewireParams(
+    arguments = params.RewireParams(
         indices=_describe(indices, "indices", written=True),
         weights=_trained(weights, "weights"),
         inputs=inputs,
@@ -355,13 +357,13 @@ def rewire(
         threads=threads,
     )
     _refuse_shared({"indices": indices, **_parts(weights, "weights")})
-    library.call(params, _allocate)
-    return params.moved, params.threshold
+    library.call(arguments, _allocate)
+    return arguments.moved, arguments.threshold
 
 
 def sort_connections(
     indices: np.ndarray,
-    rows: np.ndarray,
+    tile_labels: np.ndarray,
     slots: np.ndarray,
     weights: Trained,
     inputs: int,
@@ -372,20 +374,25 @@ def sort_connections(
     """Sort the connections of a fixed fan-in layer by source within tiles of labels, all in place;
     or bring them back into the order of their labels (undo).
 
-    indices [labels, fan_in] uint16 or uint32, weights alike; rows uint16 and slots uint8 (uint32
-    where fan_in > 256), of the same shape, are written when sorting and read when undoing. `rows`
-    is what `step` and `top_k` then take, with features of just `inputs` columns, on which the tiles
-    depend. For layers whose features exceed a core's cache.
+    indices [labels, fan_in] uint16 or uint32; weights have the same shape. tile_labels uint16 and
+    slots uint8 (uint32 where fan_in > 256), of that shape too, are written when sorting and read
+    when undoing. `step` and `top_k` then take `tile_labels`, with features of exactly `inputs`
+    columns, since the tiles depend on it. For layers whose features exceed a core's cache.
     """
-    params = library.SortParams(
+    arguments = params.SortParams(
         indices=_describe(indices, "indices", written=True),
-        rows=_describe(rows, "rows", written=not undo),
+        tile_labels=_describe(tile_labels, "tile_labels", written=not undo),
         slots=_describe(slots, "slots", written=not undo),
         weights=_trained(weights, "weights"),
         inputs=inputs,
         undo=undo,
         threads=threads,
     )
-    written = {"indices": indices, "rows": rows, "slots": slots, **_parts(weights, "weights")}
+    written = {
+        "indices": indices,
+        "tile_labels": tile_labels,
+        "slots": slots,
+        **_parts(weights, "weights"),
+    }
     _refuse_shared(written)
-    library.call(params, _allocate)
+    library.call(arguments, _allocate)

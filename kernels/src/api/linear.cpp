@@ -11,7 +11,7 @@
 #include <pthread.h>
 #endif
 
-#include "check.h"
+#include "api/check.h"
 
 namespace fanin {
 namespace {
@@ -33,7 +33,7 @@ int32_t prepare(const fanin_linear_forward_params *p, ForwardCall *call, Message
   check.values("bias", p->bias, true);
   check.values("scores", p->scores, true);
   check.sizes(inputs, labels, fan_in);
-  check.threads(p->threads);
+  check.threads(p->resources.threads);
   if (call) check.known();
   if (check.status() != FANIN_OK) return check.status();
   if (call)
@@ -41,7 +41,7 @@ int32_t prepare(const fanin_linear_forward_params *p, ForwardCall *call, Message
              p->features.dtype == FANIN_FLOAT64, p->indices.dtype == FANIN_UINT32,
              p->features.data, p->indices.data, p->weights.data,
              data_of(p->bias), data_of(p->scores),
-             workspace_of(p->workspace), p->stream, threads_for(p->threads, labels.size)};
+             workspace_of(p->resources.workspace), p->resources.stream, threads_for(p->resources.threads, labels.size)};
   return FANIN_OK;
 }
 
@@ -65,7 +65,7 @@ int32_t prepare(const fanin_linear_backward_params *p, BackwardCall *call, Messa
   check.values("grad_weights", p->grad_weights, true);
   check.values("grad_bias", p->grad_bias, true);
   check.sizes(inputs, labels, fan_in);
-  check.threads(p->threads);
+  check.threads(p->resources.threads);
   if (call) check.known();
   if (check.status() != FANIN_OK) return check.status();
   if (call)
@@ -73,7 +73,7 @@ int32_t prepare(const fanin_linear_backward_params *p, BackwardCall *call, Messa
              p->features.dtype == FANIN_FLOAT64, p->indices.dtype == FANIN_UINT32,
              p->grad_scores.data, p->features.data, p->indices.data, p->weights.data,
              data_of(p->grad_features), data_of(p->grad_weights), data_of(p->grad_bias),
-             workspace_of(p->workspace), p->stream, threads_for(p->threads, labels.size)};
+             workspace_of(p->resources.workspace), p->resources.stream, threads_for(p->resources.threads, labels.size)};
   return FANIN_OK;
 }
 
@@ -221,7 +221,7 @@ int32_t fanin_linear_forward(const fanin_linear_forward_params *params, char *te
   if (status) return status;
   if (params->scores.rank < 0) return message.say(FANIN_INVALID, "scores is missing");
   if (call.batch == 0) return FANIN_OK;
-  status = require_workspace(params->workspace_bytes, params->workspace, forward_workspace(call),
+  status = require_workspace(params->resources.workspace_bytes, params->resources.workspace, forward_workspace(call),
                              message);
   if (status) return status;
   if (params->features.device == FANIN_CUDA)
@@ -251,7 +251,7 @@ int32_t fanin_linear_backward(const fanin_linear_backward_params *params, char *
     return report_device(
         cuda::zero(call.grad_weights, weights, call.grad_bias, bias, call.stream), message);
   }
-  status = require_workspace(params->workspace_bytes, params->workspace,
+  status = require_workspace(params->resources.workspace_bytes, params->resources.workspace,
                              backward_workspace(call, cpu ? call.threads : 1), message);
   if (status) return status;
   if (!cpu) return report_device(cuda::backward(call), message);

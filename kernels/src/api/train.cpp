@@ -3,8 +3,8 @@
 #include <cmath>
 #include <functional>
 
-#include "check.h"
-#include "rewire.h"
+#include "api/check.h"
+#include "core/rewire.h"
 
 namespace fanin {
 namespace {
@@ -59,13 +59,13 @@ void check_connections(Check &check, const fanin_connections &c, Dimension &inpu
                        Dimension &labels, Dimension &fan_in,
                        const std::function<void(std::initializer_list<Dimension *>)> &like) {
   if (c.indices.rank < 0) {
-    if (c.starts.rank >= 0 || c.rows.rank >= 0)
-      return check.wrong("starts and rows have no meaning without indices");
+    if (c.starts.rank >= 0 || c.tile_labels.rank >= 0)
+      return check.wrong("starts and tile_labels have no meaning without indices");
     like({&labels, &inputs});
     fan_in.size = inputs.size;
     fan_in.said_by = "features";
   } else if (c.starts.rank >= 0) {
-    if (c.rows.rank >= 0) return check.wrong("connections are either unstructured or sorted");
+    if (c.tile_labels.rank >= 0) return check.wrong("connections are either unstructured or sorted");
     Dimension bounds{"labels + 1", -1, ""}, connections{"connections", -1, ""};
     check.tensor("starts", c.starts, {&bounds});
     check.type("starts", c.starts, {FANIN_INT32});
@@ -83,10 +83,10 @@ void check_connections(Check &check, const fanin_connections &c, Dimension &inpu
   } else {
     check.tensor("indices", c.indices, {&labels, &fan_in});
     check.indices(c.indices);
-    check.tensor("rows", c.rows, {&labels, &fan_in}, true);
-    check.type("rows", c.rows, {FANIN_UINT16}, true);
-    if (check.status() == FANIN_OK && c.rows.rank >= 0 && c.rows.device == FANIN_CUDA)
-      return check.wrong("sorted connections (rows) are for CPUs only");
+    check.tensor("tile_labels", c.tile_labels, {&labels, &fan_in}, true);
+    check.type("tile_labels", c.tile_labels, {FANIN_UINT16}, true);
+    if (check.status() == FANIN_OK && c.tile_labels.rank >= 0 && c.tile_labels.device == FANIN_CUDA)
+      return check.wrong("sorted connections (tile_labels) are for CPUs only");
     like({&labels, &fan_in});
   }
   check.sizes(inputs, labels, fan_in);
@@ -120,8 +120,8 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   check_connections(check, p->connections, inputs, labels, fan_in,
                     [&](auto dims) { check_trained(check, "weights", p->weights, dims); });
   check_trained(check, "bias", p->bias, {&labels}, true);
-  check.tensor("positive_rows", p->positive_rows, {&positives});
-  check.type("positive_rows", p->positive_rows, {FANIN_INT32});
+  check.tensor("positive_instances", p->positive_instances, {&positives});
+  check.type("positive_instances", p->positive_instances, {FANIN_INT32});
   check.tensor("positive_labels", p->positive_labels, {&positives});
   check.type("positive_labels", p->positive_labels, {FANIN_INT64});
   check.tensor("loss", p->loss, {&one});
@@ -129,7 +129,7 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   check.tensor("grad_features", p->grad_features, {&batch, &inputs}, true);
   check.type("grad_features", p->grad_features, {FANIN_FLOAT32}, true);
   check_adam(check, p->adam);
-  check.threads(p->threads);
+  check.threads(p->resources.threads);
   check.known();
   if (check.status() == FANIN_OK && p->loss_kind != FANIN_SQUARED_HINGE &&
       p->loss_kind != FANIN_BINARY_CROSS_ENTROPY)
@@ -142,13 +142,13 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
            p->connections.indices.dtype == FANIN_UINT32, is_bf16(p->weights.values),
            is_bf16(p->weights.m),
            data_as<float>(p->features), data_of(p->connections.indices),
-           data_as<int32_t>(p->connections.starts), data_as<uint16_t>(p->connections.rows),
+           data_as<int32_t>(p->connections.starts), data_as<uint16_t>(p->connections.tile_labels),
            p->weights.values.data, p->weights.m.data, p->weights.v.data,
            data_as<float>(p->bias.values), data_as<float>(p->bias.m), data_as<float>(p->bias.v),
-           data_as<int32_t>(p->positive_rows), data_as<int64_t>(p->positive_labels),
+           data_as<int32_t>(p->positive_instances), data_as<int64_t>(p->positive_labels),
            data_as<float>(p->grad_features), data_as<float>(p->loss),
-           p->loss_kind, adam_call(p->adam), workspace_of(p->workspace), p->stream,
-           cpu_threads(p->features, p->threads, labels.size)};
+           p->loss_kind, adam_call(p->adam), workspace_of(p->resources.workspace), p->resources.stream,
+           cpu_threads(p->features, p->resources.threads, labels.size)};
   return FANIN_OK;
 }
 
@@ -165,13 +165,13 @@ int32_t prepare(const fanin_dense_forward_params *p, DenseForwardCall *call, Mes
   check.tensor("outputs", p->outputs, {&batch, &units});
   check.type("outputs", p->outputs, {FANIN_FLOAT32});
   check.sizes(inputs, units, inputs);
-  check.threads(p->threads);
+  check.threads(p->resources.threads);
   check.known();
   if (check.status() != FANIN_OK) return check.status();
   *call = {batch.size, inputs.size, units.size, is_bf16(p->weights), p->relu != 0,
            data_as<float>(p->features), p->weights.data, data_as<float>(p->bias),
-           data_as<float>(p->outputs), workspace_of(p->workspace), p->stream,
-           cpu_threads(p->features, p->threads, units.size)};
+           data_as<float>(p->outputs), workspace_of(p->resources.workspace), p->resources.stream,
+           cpu_threads(p->features, p->resources.threads, units.size)};
   return FANIN_OK;
 }
 
@@ -191,7 +191,7 @@ int32_t prepare(const fanin_dense_update_params *p, DenseUpdateCall *call, Messa
   check.type("grad_features", p->grad_features, {FANIN_FLOAT32}, true);
   check.sizes(inputs, units, inputs);
   check_adam(check, p->adam);
-  check.threads(p->threads);
+  check.threads(p->resources.threads);
   check.known();
   if (check.status() == FANIN_OK && batch.size == 0)
     check.wrong("an update needs at least one instance; the batch is empty");
@@ -201,8 +201,8 @@ int32_t prepare(const fanin_dense_update_params *p, DenseUpdateCall *call, Messa
            data_as<float>(p->features),
            p->weights.values.data, p->weights.m.data, p->weights.v.data,
            data_as<float>(p->bias.values), data_as<float>(p->bias.m), data_as<float>(p->bias.v),
-           data_as<float>(p->grad_features), adam_call(p->adam), workspace_of(p->workspace), p->stream,
-           cpu_threads(p->features, p->threads, units.size)};
+           data_as<float>(p->grad_features), adam_call(p->adam), workspace_of(p->resources.workspace), p->resources.stream,
+           cpu_threads(p->features, p->resources.threads, units.size)};
   return FANIN_OK;
 }
 
@@ -223,7 +223,7 @@ int32_t prepare(const fanin_top_k_params *p, TopKCall *call, Message message) {
   check.type("ids", p->ids, {FANIN_INT64});
   check.tensor("scores", p->scores, {&batch, &k}, true);
   check.type("scores", p->scores, {FANIN_FLOAT32}, true);
-  check.threads(p->threads);
+  check.threads(p->resources.threads);
   check.known();
   if (check.status() == FANIN_OK && (k.size < 1 || k.size > labels.size))
     check.wrong("k must be in 1..%" PRId64 " (the labels), got %" PRId64, labels.size, k.size);
@@ -232,10 +232,10 @@ int32_t prepare(const fanin_top_k_params *p, TopKCall *call, Message message) {
   *call = {batch.size, inputs.size, labels.size, fan_in.size, connection_count(p->connections),
            k.size, p->connections.indices.dtype == FANIN_UINT32, is_bf16(p->weights), on_gpu,
            data_as<float>(p->features), data_of(p->connections.indices),
-           data_as<int32_t>(p->connections.starts), data_as<uint16_t>(p->connections.rows),
+           data_as<int32_t>(p->connections.starts), data_as<uint16_t>(p->connections.tile_labels),
            p->weights.data, data_as<float>(p->bias), data_as<int64_t>(p->ids),
-           data_as<float>(p->scores), workspace_of(p->workspace), p->stream,
-           on_gpu ? gpu_lists(labels.size, k.size) : threads_for(p->threads, labels.size)};
+           data_as<float>(p->scores), workspace_of(p->resources.workspace), p->resources.stream,
+           on_gpu ? gpu_lists(labels.size, k.size) : threads_for(p->resources.threads, labels.size)};
   return FANIN_OK;
 }
 
@@ -248,7 +248,7 @@ int32_t prepare(const fanin_rewire_params *p, RewireCall *call, Message message)
   check.tensor("indices", p->indices, dims);
   check.indices(p->indices);
   check_trained(check, "weights", p->weights, dims);
-  check.threads(p->threads);
+  check.threads(p->resources.threads);
   check.known();
   if (check.status() == FANIN_OK && !(p->fraction >= 0 && p->fraction < 1))
     check.wrong("fraction must be at least 0 and below 1, got %g", p->fraction);
@@ -261,8 +261,8 @@ int32_t prepare(const fanin_rewire_params *p, RewireCall *call, Message message)
   *call = {rows.size * (p->indices.rank == 1 ? 1 : columns.size), p->inputs, p->fraction, p->seed,
            p->indices.dtype == FANIN_UINT32, is_bf16(p->weights.values), is_bf16(p->weights.m),
            p->indices.device == FANIN_CUDA, p->indices.data, p->weights.values.data, p->weights.m.data, p->weights.v.data,
-           workspace_of(p->workspace), p->stream,
-           cpu_threads(p->indices, p->threads, INT32_MAX)};
+           workspace_of(p->resources.workspace), p->resources.stream,
+           cpu_threads(p->indices, p->resources.threads, INT32_MAX)};
   return FANIN_OK;
 }
 
@@ -273,15 +273,15 @@ int32_t prepare(const fanin_sort_params *p, SortCall *call, Message message) {
       inputs{"inputs", p->inputs, "the call"};
   check.tensor("indices", p->indices, {&labels, &fan_in});
   check.indices(p->indices);
-  check.tensor("rows", p->rows, {&labels, &fan_in});
-  check.type("rows", p->rows, {FANIN_UINT16});
+  check.tensor("tile_labels", p->tile_labels, {&labels, &fan_in});
+  check.type("tile_labels", p->tile_labels, {FANIN_UINT16});
   check.tensor("slots", p->slots, {&labels, &fan_in});
   check.type("slots", p->slots, {fan_in.size <= 256 ? FANIN_UINT8 : FANIN_UINT32});
   check_trained(check, "weights", p->weights, {&labels, &fan_in});
   if (check.status() == FANIN_OK && p->inputs < 0)
     check.wrong("inputs must be at least 1, got %" PRId64, p->inputs);
   check.sizes(inputs, labels, fan_in);
-  check.threads(p->threads);
+  check.threads(p->resources.threads);
   check.known();
   if (check.status() == FANIN_OK && fan_in.size > UINT32_MAX / sorted_labels(inputs.size, labels.size))
     check.wrong("fan_in %" PRId64 " is too large for sorted connections", fan_in.size);
@@ -290,8 +290,8 @@ int32_t prepare(const fanin_sort_params *p, SortCall *call, Message message) {
            p->indices.dtype == FANIN_UINT32, is_bf16(p->weights.values), is_bf16(p->weights.m),
            p->undo != 0, p->indices.data, p->slots.data,
            p->weights.values.data, p->weights.m.data, p->weights.v.data,
-           data_as<uint16_t>(p->rows), workspace_of(p->workspace),
-           threads_for(p->threads, labels.size)};
+           data_as<uint16_t>(p->tile_labels), workspace_of(p->resources.workspace),
+           threads_for(p->resources.threads, labels.size)};
   return FANIN_OK;
 }
 
@@ -322,7 +322,7 @@ int32_t dispatch(const Params *params, const fanin_tensor &where, Message messag
                  const OnCpu &on_cpu, const OnGpu &on_gpu) {
   Call call;
   if (const int32_t status = prepare(params, &call, message)) return status;
-  if (const int32_t status = require_workspace(params->workspace_bytes, params->workspace,
+  if (const int32_t status = require_workspace(params->resources.workspace_bytes, params->resources.workspace,
                                                workspace_bytes(call), message))
     return status;
   if (where.device == FANIN_CUDA) return report_device(on_gpu(call), message);
@@ -351,10 +351,10 @@ int32_t check_starts(const Call &c, Message message) {
 
 int32_t check_positives(const StepCall &c, Message message) {
   for (int64_t i = 0; i < c.positives; ++i) {
-    if (c.positive_rows[i] < 0 || c.positive_rows[i] >= c.batch)
+    if (c.positive_instances[i] < 0 || c.positive_instances[i] >= c.batch)
       return message.say(FANIN_INVALID,
-                         "positive_rows[%" PRId64 "] is %d, out of range for a batch of %" PRId64,
-                         i, c.positive_rows[i], c.batch);
+                         "positive_instances[%" PRId64 "] is %d, out of range for a batch of %" PRId64,
+                         i, c.positive_instances[i], c.batch);
     if (c.positive_labels[i] < 0 || c.positive_labels[i] >= c.labels)
       return message.say(FANIN_INVALID,
                          "positive_labels[%" PRId64 "] is %" PRId64
@@ -463,7 +463,7 @@ int32_t fanin_sort(const fanin_sort_params *params, char *text, size_t bytes) {
         if (!call.undo)
           return report_index({Finding::bad_index, bad, nullptr}, call, message);
         return message.say(FANIN_INVALID,
-                           "rows and slots at flat position %" PRId64
+                           "tile_labels and slots at flat position %" PRId64
                            " name a place beyond the tile, or one named before", bad);
       },
       [](const SortCall &) { return kCpuOnly; });

@@ -1,8 +1,8 @@
 // The k best labels of each instance, kept while scores pass by and are forgotten.
 #pragma once
 
-#include "call.h"
-#include "dense.h"
+#include "core/call.h"
+#include "core/dense.h"
 
 namespace fanin {
 namespace FANIN_TARGET {

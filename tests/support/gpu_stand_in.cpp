@@ -180,9 +180,9 @@ bool for_cpu(Params *params, size_t rest) {
     if (!is_device(tensor->data)) return false;
     tensor->data = content(tensor->data);
   }
-  if (!params->workspace) return true;
-  const bool is_given = is_device(params->workspace);
-  if (is_given) params->workspace = content(params->workspace);
+  if (!params->resources.workspace) return true;
+  const bool is_given = is_device(params->resources.workspace);
+  if (is_given) params->resources.workspace = content(params->resources.workspace);
   return is_given;
 }
 
@@ -211,18 +211,18 @@ int32_t call(const char *name, Params *params, size_t rest, char *message, size_
     return own<uint64_t(const function##_params *)>(#function "_workspace")(&copy);            \
   }
 
-STAND_IN(fanin_linear_forward, workspace)
-STAND_IN(fanin_linear_backward, workspace)
+STAND_IN(fanin_linear_forward, resources)
+STAND_IN(fanin_linear_backward, resources)
 STAND_IN(fanin_step, adam)
 STAND_IN(fanin_dense_forward, relu)
 STAND_IN(fanin_dense_update, adam)
-STAND_IN(fanin_top_k, threads)
+STAND_IN(fanin_top_k, resources)
 STAND_IN_WORKSPACE(fanin_rewire, inputs)
 
 extern "C" FANIN_API int32_t fanin_linear_forward_check(const fanin_linear_forward_params *params,
                                                         char *message, size_t bytes) {
   auto copy = *params;
-  return call("fanin_linear_forward_check", &copy, offsetof(fanin_linear_forward_params, workspace),
+  return call("fanin_linear_forward_check", &copy, offsetof(fanin_linear_forward_params, resources),
               message, bytes);
 }
 

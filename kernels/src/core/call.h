@@ -54,10 +54,10 @@ struct StepCall {
   const float *features;
   const void *indices;  // null for a dense layer
   const int32_t *starts;  // [labels + 1] or null
-  const uint16_t *rows;  // like indices, or null: sorted tiles, see sorted.h
+  const uint16_t *tile_labels;  // like indices, or null: sorted tiles, see sorted.h
   void *weights, *m, *v;
   float *bias, *bias_m, *bias_v;
-  const int32_t *positive_rows;
+  const int32_t *positive_instances;
   const int64_t *positive_labels;
   float *grad_features;  // or null
   float *loss;
@@ -102,7 +102,7 @@ struct TopKCall {
   const float *features;
   const void *indices;
   const int32_t *starts;
-  const uint16_t *rows;
+  const uint16_t *tile_labels;
   const void *weights;
   const float *bias;
   int64_t *ids;  // [batch, k]
@@ -118,7 +118,7 @@ FANIN_ANYWHERE static inline int64_t groups_of(int64_t batch) {
 
 // What a launcher found in the data itself; `at` is a flat position in the array concerned.
 struct Finding {
-  enum Kind { nothing, bad_index, bad_row, bad_tile, bad_feature, unavailable, device_error } kind;
+  enum Kind { nothing, bad_index, bad_tile_label, bad_tile, bad_feature, unavailable, device_error } kind;
   int64_t at;
   const char *text;  // of the last two
 };
@@ -184,7 +184,7 @@ constexpr int64_t kCacheBytes = 768 << 10;
 static inline int64_t groups_at_a_time(const StepCall &c) {
   const int64_t all = groups_of(c.batch);
   const int64_t fit = kCacheBytes / (2 * kGroup * int64_t(sizeof(float)) * c.inputs);
-  if (!c.indices || c.rows || c.starts || all <= fit) return all;
+  if (!c.indices || c.tile_labels || c.starts || all <= fit) return all;
   return fit < 1 ? 1 : fit;
 }
 
@@ -208,7 +208,7 @@ static inline StepMemory step_memory(const StepCall &c, void *workspace) {
   StepMemory m;
   const int64_t groups = groups_of(c.batch);
   m.features_size = groups * c.inputs * kGroup;
-  if (c.rows)
+  if (c.tile_labels)
     m.scratch_size = groups * kGroup * sorted_labels(c.inputs, c.labels) +
                      (sorted_sums(c) + kGroup - 1) / kGroup * kGroup;
   else if (groups_at_a_time(c) < groups)
@@ -262,7 +262,7 @@ static inline TopKMemory top_k_memory(const TopKCall &c, void *workspace) {
   Memory memory{static_cast<char *>(workspace)};
   TopKMemory m;
   const int64_t groups = groups_of(c.batch);
-  m.scratch_size = c.rows ? sorted_labels(c.inputs, c.labels) * kGroup : 0;
+  m.scratch_size = c.tile_labels ? sorted_labels(c.inputs, c.labels) * kGroup : 0;
   // ids and scores of 32 instances, and a threshold for each: see Best in top_k.h.
   m.best_size = (kGroup * (c.k * 12 + 4) + int64_t(kCacheLine) - 1) / int64_t(kCacheLine) *
                 int64_t(kCacheLine);

@@ -1,8 +1,8 @@
 // Rewiring on a GPU: see rewire.h. It waits for the stream, since how many connections moved is
 // something the caller wants to know; a training step never does.
-#include "rewire.h"
+#include "core/rewire.h"
 
-#include "cuda_common.h"
+#include "cuda/common.h"
 
 namespace fanin {
 namespace cuda {

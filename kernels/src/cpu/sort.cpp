@@ -6,8 +6,8 @@
 #include <omp.h>
 #endif
 
-#include "call.h"
-#include "rewire.h"
+#include "core/call.h"
+#include "core/rewire.h"
 
 namespace fanin {
 namespace {
@@ -51,17 +51,17 @@ void reorder_values(void *array, bool half, int64_t begin, int64_t count, bool u
        : reorder<uint32_t>(array, begin, count, undo, scratch);
 }
 
-// Fills `order`, and rows and slots where sorting; the first position that is wrong, or -1.
+// Fills `order`, and tile_labels and slots where sorting; the first position that is wrong, or -1.
 template <class I, class S>
 int64_t find_order(const SortCall &c, int64_t begin, int64_t count, const Scratch &scratch) {
   const I *const indices = static_cast<const I *>(c.indices) + begin;
-  uint16_t *const rows = c.rows + begin;
+  uint16_t *const tile_labels = c.tile_labels + begin;
   S *const slots = static_cast<S *>(c.slots) + begin;
   if (c.undo) {
     char *const taken = scratch.copy;  // not in use yet
     memset(taken, 0, size_t(count));
     for (int64_t e = 0; e < count; ++e) {
-      const int64_t place = rows[e] * c.fan_in + int64_t(slots[e]);
+      const int64_t place = tile_labels[e] * c.fan_in + int64_t(slots[e]);
       if (int64_t(slots[e]) >= c.fan_in || place >= count || taken[place]) return begin + e;
       taken[place] = 1;
       scratch.order[e] = uint32_t(place);
@@ -76,7 +76,7 @@ int64_t find_order(const SortCall &c, int64_t begin, int64_t count, const Scratc
   for (int64_t i = 0; i < c.inputs; ++i) scratch.starts[i + 1] += scratch.starts[i];
   for (int64_t e = 0; e < count; ++e) scratch.order[scratch.starts[indices[e]]++] = uint32_t(e);
   for (int64_t e = 0; e < count; ++e) {
-    rows[e] = uint16_t(scratch.order[e] / c.fan_in);
+    tile_labels[e] = uint16_t(scratch.order[e] / c.fan_in);
     slots[e] = S(scratch.order[e] % c.fan_in);
   }
   return -1;

@@ -4,7 +4,7 @@
 // sorted.h is a CPU's way around features that do not fit its cache.
 #pragma once
 
-#include "fan_in_linear.h"
+#include "core/linear.h"
 
 namespace fanin {
 namespace FANIN_TARGET {

@@ -1,10 +1,10 @@
 // Launches the kernels of training and prediction on a CPU: the fused step, dense layers, top-k.
 // Every thread takes one contiguous range of labels, so that results depend on the number of
 // threads and on nothing else.
-#include "cpu_common.h"
-#include "dense.h"
-#include "sorted.h"
-#include "top_k.h"
+#include "cpu/common.h"
+#include "core/dense.h"
+#include "core/sorted.h"
+#include "core/top_k.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
@@ -66,14 +66,14 @@ template <class I, class W, class M>
 Finding run_step(const StepCall &c) {
   const StepMemory memory = step_memory(c, c.workspace);
   const int64_t groups = groups_of(c.batch), at_a_time = groups_at_a_time(c);
-  const int64_t unit = c.rows               ? sorted_labels(c.inputs, c.labels)
+  const int64_t unit = c.tile_labels               ? sorted_labels(c.inputs, c.labels)
                        : at_a_time < groups ? kStepLabels
                        : c.indices          ? kTile
                                             : kBlock;
   const int64_t units = (c.labels + unit - 1) / unit;
-  const bool halves = c.rows && in_halves(c.inputs, c.labels);  // see sorted.h
+  const bool halves = c.tile_labels && in_halves(c.inputs, c.labels);  // see sorted.h
   int64_t bad_feature = -1, bad_index = -1;
-  BadRows bad_rows;
+  BadTiles bad_tiles;
 #pragma omp parallel num_threads(c.threads)
   {
     // The thread's own: then the compiler knows that nothing that is written changes it.
@@ -88,8 +88,8 @@ Finding run_step(const StepCall &c) {
 #pragma omp barrier
 #pragma omp single
     for (int64_t i = 0; i < c.positives; ++i)
-      memory.masks[c.positive_rows[i] / kLanes * c.labels + c.positive_labels[i]] |=
-          1u << c.positive_rows[i] % kLanes;
+      memory.masks[c.positive_instances[i] / kLanes * c.labels + c.positive_labels[i]] |=
+          1u << c.positive_instances[i] % kLanes;
     Team<float> team;
     float *const scratch = memory.scratch + thread_id() * memory.scratch_size;
     alignas(64) float staged[kStaged];
@@ -108,12 +108,12 @@ Finding run_step(const StepCall &c) {
           note_above(layer.indices, begin, count, c.inputs, &bad_index);
           break;
         }
-        if (c.rows && !rows_fit(team, c.rows, begin, count, end - first, &bad_rows)) break;
+        if (c.tile_labels && !tiles_fit(team, c.tile_labels, begin, count, end - first, &bad_tiles)) break;
         if (halves)
-          step_sorted<kHalf>(layer, c.rows, memory.features, first, end - first, memory.masks,
+          step_sorted<kHalf>(layer, c.tile_labels, memory.features, first, end - first, memory.masks,
                              scratch, targets, loss);
-        else if (c.rows)
-          step_sorted<kLanes>(layer, c.rows, memory.features, first, end - first, memory.masks,
+        else if (c.tile_labels)
+          step_sorted<kLanes>(layer, c.tile_labels, memory.features, first, end - first, memory.masks,
                               scratch, targets, loss);
         else
           step_labels(layer, memory.features, first, end, memory.masks, at_a_time, scratch, targets,
@@ -135,7 +135,7 @@ Finding run_step(const StepCall &c) {
       *c.loss = float(all);
     }
   }
-  return finding(bad_feature, bad_index, bad_rows);
+  return finding(bad_feature, bad_index, bad_tiles);
 }
 
 template <class W>
@@ -194,10 +194,10 @@ Finding run_top_k(const TopKCall &c) {
   const ScoredLayer<I, W> layer = scored_layer<I, W>(c);
   const I *const indices = layer.indices;
   const int64_t groups = groups_of(c.batch);
-  const int64_t unit = c.rows ? sorted_labels(c.inputs, c.labels) : kScoredLabels;
-  const bool halves = c.rows && in_halves(c.inputs, c.labels);  // see sorted.h
+  const int64_t unit = c.tile_labels ? sorted_labels(c.inputs, c.labels) : kScoredLabels;
+  const bool halves = c.tile_labels && in_halves(c.inputs, c.labels);  // see sorted.h
   int64_t bad_feature = -1, bad_index = -1;
-  BadRows bad_rows;
+  BadTiles bad_tiles;
   int threads = 1;
 #pragma omp parallel num_threads(c.threads)
   {
@@ -219,14 +219,14 @@ Finding run_top_k(const TopKCall &c) {
         note_above(indices, begin, count, c.inputs, &bad_index);
         break;
       }
-      if (c.rows && !rows_fit(team, c.rows, begin, count, end - first, &bad_rows)) break;
+      if (c.tile_labels && !tiles_fit(team, c.tile_labels, begin, count, end - first, &bad_tiles)) break;
       for (int64_t group = 0; group < groups; ++group) {
         const int lanes = lanes_of(c.batch, group);
         const float *const features = memory.features + group * c.inputs * kLanes;
         Best best(mine + group * memory.best_size, c.k, smaller(seen, c.k));
-        if (c.rows) {
+        if (c.tile_labels) {
           const auto offer_sorted = [&](auto scores) {
-            score_sorted(indices + begin, c.rows + begin, layer.weights + begin, count,
+            score_sorted(indices + begin, c.tile_labels + begin, layer.weights + begin, count,
                          c.bias ? c.bias + first : nullptr, end - first, features, c.inputs, lanes,
                          scores);
             for (int64_t l = 0; l < end - first; ++l) best.offer(first + l, scores.of(l), lanes);
@@ -245,7 +245,7 @@ Finding run_top_k(const TopKCall &c) {
 #pragma omp barrier
     // Threads hold ascending ranges of labels: of equal scores the earlier thread's is the lower.
     const Share instances(c.batch);
-    const bool good = bad_feature < 0 && bad_index < 0 && !bad_rows.any();
+    const bool good = bad_feature < 0 && bad_index < 0 && !bad_tiles.any();
     for (int64_t b = instances.begin; good && b < instances.end; ++b) {
       int64_t *const used = memory.used + thread_id() * c.threads;  // of each thread's list
       for (int t = 0; t < threads; ++t) used[t] = 0;
@@ -268,7 +268,7 @@ Finding run_top_k(const TopKCall &c) {
       }
     }
   }
-  return finding(bad_feature, bad_index, bad_rows);
+  return finding(bad_feature, bad_index, bad_tiles);
 }
 
 }  // namespace

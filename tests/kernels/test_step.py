@@ -85,8 +85,8 @@ class Layer:
                     for tile in [indices[first : first + labels]]
                 ]
             )
-            rows = self.order // fan_in % labels
-            self.connections["rows"] = rows.astype(np.uint16).reshape(indices.shape)
+            tile_labels = self.order // fan_in % labels
+            self.connections["tile_labels"] = tile_labels.astype(np.uint16).reshape(indices.shape)
             self.connections["indices"] = indices.reshape(-1)[self.order].reshape(indices.shape)
             weights = weights.reshape(-1)[self.order].reshape(weights.shape)
         self.weights = trained(weights, dtype, moments)
@@ -225,7 +225,7 @@ def test_gradients_of_saturated_scores_have_all_digits(instruction_set, score):
     np.testing.assert_allclose(weights.m[:, 0], 0.1 * expected, rtol=2e-6)
 
 
-# Of so many inputs to so many labels, lanes are worked on by halves: kernels/src/sorted.h.
+# Of so many inputs to so many labels, lanes are worked on by halves: kernels/src/core/sorted.h.
 MANY_INPUTS, MANY_LABELS = 30_000, 16 * 4096 + 37
 
 
@@ -241,10 +241,10 @@ def two_orders(rng, inputs=MANY_INPUTS, *, dtype=np.float32, with_bias=True, who
     weights = trained(values(labels, fan_in), dtype, dtype)
     bias = trained(values(labels)) if with_bias else None
     by_label = ({"indices": indices}, weights, bias)
-    other = {"indices": indices.copy(), "rows": np.empty(indices.shape, np.uint16)}
+    other = {"indices": indices.copy(), "tile_labels": np.empty(indices.shape, np.uint16)}
     is_sorted = (other, copy.deepcopy(weights), copy.deepcopy(bias))
     slots = np.empty(indices.shape, np.uint8)
-    kernels.sort_connections(other["indices"], other["rows"], slots, is_sorted[1], inputs)
+    kernels.sort_connections(other["indices"], other["tile_labels"], slots, is_sorted[1], inputs)
     return by_label, is_sorted, slots
 
 
@@ -286,7 +286,7 @@ def test_sorted_step_from_many_inputs_is_that_in_label_order(
         assert value == pytest.approx(loss_there, rel=0.1 * room)
         near(grad, grad_there, room)
     (by_label, weights, bias), (other, got, got_bias) = layers
-    kernels.sort_connections(other["indices"], other["rows"], slots, got, inputs, undo=True)
+    kernels.sort_connections(other["indices"], other["tile_labels"], slots, got, inputs, undo=True)
     np.testing.assert_array_equal(other["indices"], by_label["indices"])
     for name in ("values", "m", "v"):
         near(getattr(got, name), getattr(weights, name).astype(np.float64), room)
@@ -328,7 +328,7 @@ def test_what_is_wrong_with_sorted_connections_from_many_inputs_is_named():
     check(r"features\[17, 29999\] is NaN", bad, **connections)
     for name, value, message in (
         ("indices", MANY_INPUTS, r"indices\[7, 2\] is 30000, out of range"),
-        ("rows", 4096, "rows at flat position 23 names a label beyond its tile"),
+        ("tile_labels", 4096, "tile_labels at flat position 23 names a label beyond its tile"),
     ):
         wrong = {**connections, name: connections[name].copy()}
         wrong[name][7, 2] = value
@@ -336,10 +336,15 @@ def test_what_is_wrong_with_sorted_connections_from_many_inputs_is_named():
     # Sorted for other features: into tiles of another size.
     few = rng.standard_normal((20, 24_000)).astype(np.float32)
     indices = connections["indices"] % 24_000
-    rows, slots = np.empty(indices.shape, np.uint16), np.empty(indices.shape, np.uint8)
-    kernels.sort_connections(indices, rows, slots, weights, 24_000)
-    kernels.step(few, weights, None, *none, indices=indices, rows=rows)
-    check("rows from flat position 0 on are not those of a tile", x, indices=indices, rows=rows)
+    tile_labels, slots = np.empty(indices.shape, np.uint16), np.empty(indices.shape, np.uint8)
+    kernels.sort_connections(indices, tile_labels, slots, weights, 24_000)
+    kernels.step(few, weights, None, *none, indices=indices, tile_labels=tile_labels)
+    check(
+        "tile_labels from flat position 0 on are not those of a tile",
+        x,
+        indices=indices,
+        tile_labels=tile_labels,
+    )
 
 
 def test_where_sorting_pays():
@@ -364,20 +369,20 @@ def test_sorting_and_back(inputs):
     weights.m[:] = rng.standard_normal((labels, fan_in))
     weights.v[:] = weights.values * 3
     before = [a.copy() for a in (indices, weights.values, weights.m, weights.v)]
-    rows, slots = np.empty_like(indices), np.empty(indices.shape, np.uint8)
+    tile_labels, slots = np.empty_like(indices), np.empty(indices.shape, np.uint8)
 
-    kernels.sort_connections(indices, rows, slots, weights, inputs)
+    kernels.sort_connections(indices, tile_labels, slots, weights, inputs)
 
     np.testing.assert_array_equal(weights.v, weights.values * 3)
     for first in range(0, labels, tile_of):
         tile = slice(first, first + tile_of)
         assert (np.diff(indices[tile].reshape(-1).astype(int)) >= 0).all()
-        place = rows[tile].reshape(-1).astype(int) * fan_in + slots[tile].reshape(-1)
+        place = tile_labels[tile].reshape(-1).astype(int) * fan_in + slots[tile].reshape(-1)
         np.testing.assert_array_equal(
             before[1][tile].reshape(-1)[place], weights.values[tile].reshape(-1)
         )
 
-    kernels.sort_connections(indices, rows, slots, weights, inputs, undo=True)
+    kernels.sort_connections(indices, tile_labels, slots, weights, inputs, undo=True)
 
     for old, new in zip(before, (indices, weights.values, weights.m, weights.v), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -580,7 +585,7 @@ class TestBadInput:
             "features": batch.features,
             "weights": layer.weights,
             "bias": layer.bias,
-            "positive_rows": np.array([0, 7], np.int32),
+            "positive_instances": np.array([0, 7], np.int32),
             "positive_labels": np.array([1, 49], np.int64),
             "adam": kernels.Adam(1),
             **layer.connections,
@@ -601,12 +606,15 @@ class TestBadInput:
         "changes, message",
         [
             (
-                {"positive_rows": np.array([0, 8], np.int32)},
-                r"positive_rows\[1\] is 8, out of range",
+                {"positive_instances": np.array([0, 8], np.int32)},
+                r"positive_instances\[1\] is 8, out of range",
             ),
             ({"positive_labels": np.array([0, -1])}, r"positive_labels\[1\] is -1, out of range"),
-            ({"positive_labels": np.array([0])}, "positives is 1 here but 2 in positive_rows"),
-            ({"positive_rows": np.array([0, 1])}, "positive_rows must be int32, got int64"),
+            ({"positive_labels": np.array([0])}, "positives is 1 here but 2 in positive_instances"),
+            (
+                {"positive_instances": np.array([0, 1])},
+                "positive_instances must be int32, got int64",
+            ),
             ({"loss": "hinge"}, "unknown loss 'hinge'; there are squared_hinge, bce"),
             ({"adam": kernels.Adam(0)}, "step counts from 1, got 0"),
             ({"adam": kernels.Adam(2**64 + 1)}, r"step counts from 1, below 2\^63, got 184"),
@@ -661,7 +669,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="starts has elements but no data"):
             kernels.top_k(np.ones((2, 5), np.float32), np.ones(6, np.float32), None, 1, **layer)
 
-    @pytest.mark.parametrize("kind", ["out", "bias", "rows"])
+    @pytest.mark.parametrize("kind", ["out", "bias", "tile_labels"])
     def test_arrays_that_share_memory(self, call, kind):
         given = call.arguments
         x, weights, indices = given["features"], given["weights"], given["indices"]
@@ -677,14 +685,14 @@ class TestBadInput:
                 call(bias=inside)
         else:
             slots = np.empty(indices.shape, np.uint8)
-            with pytest.raises(ValueError, match="indices and rows share memory"):
+            with pytest.raises(ValueError, match="indices and tile_labels share memory"):
                 kernels.sort_connections(indices, indices, slots, weights, x.shape[1])
 
     def test_undoing_what_was_never_sorted(self):
         indices, weights = np.zeros((30, 6), np.uint16), trained(np.ones((30, 6)))
-        rows, slots = np.zeros((30, 6), np.uint16), np.zeros((30, 6), np.uint8)
+        tile_labels, slots = np.zeros((30, 6), np.uint16), np.zeros((30, 6), np.uint8)
         with pytest.raises(ValueError, match="position 1 name a place beyond the tile, or one"):
-            kernels.sort_connections(indices, rows, slots, weights, 40, undo=True)
+            kernels.sort_connections(indices, tile_labels, slots, weights, 40, undo=True)
 
     @pytest.mark.parametrize("layer", ["unstructured", "dense"])
     def test_features_without_columns(self, layer):
@@ -701,9 +709,9 @@ class TestBadInput:
     @pytest.mark.parametrize("inputs", [-5, -1, 0, 2**31, 2**64 + 5])
     def test_no_such_inputs_to_sort_by(self, inputs):
         indices, weights = np.zeros((3, 2), np.uint32), trained(np.ones((3, 2)))
-        rows, slots = np.empty((3, 2), np.uint16), np.empty((3, 2), np.uint8)
+        tile_labels, slots = np.empty((3, 2), np.uint16), np.empty((3, 2), np.uint8)
         with pytest.raises(ValueError, match=r"inputs must be (at least 1|below 2)"):
-            kernels.sort_connections(indices, rows, slots, weights, inputs)
+            kernels.sort_connections(indices, tile_labels, slots, weights, inputs)
 
     def test_an_update_of_nothing(self):
         weights = trained(np.ones((4, 5)))
@@ -717,7 +725,9 @@ class TestBadInput:
                 kernels.Adam(1),
             )
 
-    @pytest.mark.parametrize("name", ["features", "positive_rows", "positive_labels", "indices"])
+    @pytest.mark.parametrize(
+        "name", ["features", "positive_instances", "positive_labels", "indices"]
+    )
     def test_an_array_of_another_machine_is_named(self, call, name):
         array = call.arguments[name]
         swapped = array.astype(array.dtype.newbyteorder("S"))
@@ -728,7 +738,9 @@ class TestBadInput:
         with pytest.raises(ValueError, match=f"{name} (must be aligned|.* is not contiguous)"):
             call(**{name: record["a"]})
 
-    @pytest.mark.parametrize("name", ["features", "positive_rows", "positive_labels", "indices"])
+    @pytest.mark.parametrize(
+        "name", ["features", "positive_instances", "positive_labels", "indices"]
+    )
     def test_a_list_is_no_array(self, call, name):
         """Its numbers would be in an array that is gone when they are read."""
         given = call.arguments[name].tolist()
@@ -779,10 +791,10 @@ class TestBadInput:
 
     def test_rows_of_another_tile(self):
         weights = trained(np.ones((3, 2)))
-        rows = np.array([[0, 1], [2, 3], [0, 1]], np.uint16)
+        tile_labels = np.array([[0, 1], [2, 3], [0, 1]], np.uint16)
         none = (np.empty(0, np.int32), np.empty(0, np.int64), kernels.Adam(1))
         with pytest.raises(
-            ValueError, match="rows at flat position 3 names a label beyond its tile"
+            ValueError, match="tile_labels at flat position 3 names a label beyond its tile"
         ):
             kernels.step(
                 np.ones((2, 5), np.float32),
@@ -790,7 +802,7 @@ class TestBadInput:
                 None,
                 *none,
                 indices=np.zeros((3, 2), np.uint16),
-                rows=rows,
+                tile_labels=tile_labels,
             )
 
     @pytest.mark.parametrize("k", [0, 51, -1, 2**62])

@@ -3,7 +3,7 @@
 //
 // Each thread takes one contiguous range of labels, so results depend on the number of threads
 // (through the order in which gradients of features are added up) and on nothing else.
-#include "cpu_common.h"
+#include "cpu/common.h"
 
 namespace fanin {
 namespace FANIN_TARGET {

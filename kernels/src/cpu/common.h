@@ -5,8 +5,8 @@
 #include <omp.h>
 #endif
 
-#include "call.h"
-#include "fan_in_linear.h"
+#include "core/call.h"
+#include "core/linear.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
@@ -94,29 +94,29 @@ void note_above(const I *values, int64_t begin, int64_t count, int64_t bound, in
     if (int64_t(values[i]) >= bound) return note(first_bad, i);
 }
 
-// Where rows of sorted tiles are wrong: the first that names a label beyond its tile, and the
+// Where tile_labels are wrong: the first that names a label beyond its tile, and the
 // beginning of the first tile whose last label is nowhere.
-struct BadRows {
-  int64_t row = -1, tile = -1;
-  bool any() const { return row >= 0 || tile >= 0; }
+struct BadTiles {
+  int64_t label = -1, tile = -1;
+  bool any() const { return label >= 0 || tile >= 0; }
 };
 template <class T>
-bool rows_fit(const Team<T> &team, const uint16_t *rows, int64_t begin, int64_t count,
-              int64_t labels, BadRows *bad) {
-  if (!team.all_below(rows + begin, count, labels))
-    note_above(rows, begin, count, labels, &bad->row);
-  else if (labels > 1 && team.all_below(rows + begin, count, labels - 1))
+bool tiles_fit(const Team<T> &team, const uint16_t *tile_labels, int64_t begin, int64_t count,
+              int64_t labels, BadTiles *bad) {
+  if (!team.all_below(tile_labels + begin, count, labels))
+    note_above(tile_labels, begin, count, labels, &bad->label);
+  else if (labels > 1 && team.all_below(tile_labels + begin, count, labels - 1))
     note(&bad->tile, begin);
   else
     return true;
   return false;
 }
 
-inline Finding finding(int64_t bad_feature, int64_t bad_index = -1, const BadRows &rows = {}) {
+inline Finding finding(int64_t bad_feature, int64_t bad_index = -1, const BadTiles &tiles = {}) {
   if (bad_feature >= 0) return {Finding::bad_feature, bad_feature, nullptr};
   if (bad_index >= 0) return {Finding::bad_index, bad_index, nullptr};
-  if (rows.row >= 0) return {Finding::bad_row, rows.row, nullptr};
-  if (rows.tile >= 0) return {Finding::bad_tile, rows.tile, nullptr};
+  if (tiles.label >= 0) return {Finding::bad_tile_label, tiles.label, nullptr};
+  if (tiles.tile >= 0) return {Finding::bad_tile, tiles.tile, nullptr};
   return {Finding::nothing, 0, nullptr};
 }
 

@@ -1,7 +1,7 @@
 // The TensorFlow ops of a fixed fan-in linear layer and of its fused training: thin calls into fanin's C interface (fanin.h),
 // which checks the arguments, words the errors and does the work on a CPU or a GPU.
 //
-// compile_ops.py compiles this file against the installed TensorFlow. The fanin_* symbols are not
+// build.py compiles this file against the installed TensorFlow. The fanin_* symbols are not
 // linked; libfanin is in the process already. No CUDA headers are needed for the GPU kernels.
 #include <algorithm>
 #include <cstring>
@@ -101,12 +101,12 @@ REGISTER_OP("Fanin>FusedStep")
     .Input("features: float")
     .Input("indices: num_indices * Tindices")
     .Input("starts: num_starts * uint32")
-    .Input("rows: num_rows * uint16")
+    .Input("tile_labels: num_tile_labels * uint16")
     .Input("weights: resource")
     .Input("weights_m: resource")
     .Input("weights_v: resource")
     .Input("bias: num_bias * resource")
-    .Input("positive_rows: int32")
+    .Input("positive_instances: int32")
     .Input("positive_labels: int64")
     .Input("learning_rate: double")
     .Input("beta1: double")
@@ -118,7 +118,7 @@ REGISTER_OP("Fanin>FusedStep")
     .Attr("Tindices: {uint16, uint32} = DT_UINT16")
     .Attr("num_indices: int >= 0")
     .Attr("num_starts: int >= 0")
-    .Attr("num_rows: int >= 0")
+    .Attr("num_tile_labels: int >= 0")
     .Attr("num_bias: int >= 0")
     .Attr("loss_kind: int")
     .Attr("seed: int = 0")
@@ -179,7 +179,7 @@ REGISTER_OP("Fanin>TopK")
     .Input("features: float")
     .Input("indices: num_indices * Tindices")
     .Input("starts: num_starts * uint32")
-    .Input("rows: num_rows * uint16")
+    .Input("tile_labels: num_tile_labels * uint16")
     .Input("weights: Tweights")
     .Input("bias: num_bias * float")
     .Input("k: int64")
@@ -189,7 +189,7 @@ REGISTER_OP("Fanin>TopK")
     .Attr("Tweights: {float, bfloat16}")
     .Attr("num_indices: int >= 0")
     .Attr("num_starts: int >= 0")
-    .Attr("num_rows: int >= 0")
+    .Attr("num_tile_labels: int >= 0")
     .Attr("num_bias: int >= 0")
     .Attr("threads: int = 0")
     .SetShapeFn([](InferenceContext *c) -> absl::Status {
@@ -214,7 +214,7 @@ REGISTER_OP("Fanin>Rewire")
 
 REGISTER_OP("Fanin>SortConnections")
     .Input("indices: resource")
-    .Input("rows: resource")
+    .Input("tile_labels: resource")
     .Input("slots: resource")
     .Input("weights: resource")
     .Input("weights_m: resource")
@@ -294,11 +294,11 @@ class FaninKernel : public OpKernel {
     if (scratch_bytes) {
       OP_REQUIRES_OK(ctx, ctx->allocate_temp(tensorflow::DT_UINT8,
                                              TensorShape({int64_t(scratch_bytes)}), scratch));
-      params->workspace = scratch->data();
-      params->workspace_bytes = scratch_bytes;
+      params->resources.workspace = scratch->data();
+      params->resources.workspace_bytes = scratch_bytes;
     }
     if (device == FANIN_CUDA)
-      params->stream = ctx->op_device_context()->stream()->platform_specific_handle().stream;
+      params->resources.stream = ctx->op_device_context()->stream()->platform_specific_handle().stream;
     char message[512];
     const int32_t status = call(params, message, sizeof message);
     succeeded(ctx, status, message);
@@ -319,7 +319,7 @@ class FanInLinear : public FaninKernel<device> {
     params.weights = this->input(ctx, 2);
     params.bias = ctx->num_inputs() > 3 ? this->input(ctx, 3) : absent();
     params.scores = absent();
-    params.threads = this->threads_;
+    params.resources.threads = this->threads_;
     // Checked before the output is allocated, since its shape is read off the inputs.
     char message[512];
     const int32_t status = fanin_linear_forward_check(&params, message, sizeof message);
@@ -350,7 +350,7 @@ class FanInLinearGrad : public FaninKernel<device> {
     params.features = this->input(ctx, 1);
     params.indices = this->input(ctx, 2);
     params.weights = this->input(ctx, 3);
-    params.threads = this->threads_;
+    params.resources.threads = this->threads_;
     const TensorShape labels({indices.dims() ? indices.dim_size(0) : 0});
     Tensor scratch;
     if (!output(ctx, 0, want_features_, features.shape(), &params.grad_features) ||
@@ -474,7 +474,7 @@ class FusedKernel : public FaninKernel<device> {
   static fanin_connections connections(OpKernelContext *ctx) {
     fanin_tensor starts = named(ctx, "starts");
     if (starts.rank >= 0) starts.dtype = FANIN_INT32;
-    return {named(ctx, "indices"), starts, named(ctx, "rows")};
+    return {named(ctx, "indices"), starts, named(ctx, "tile_labels")};
   }
   static Tensor *output(OpKernelContext *ctx, int at, const TensorShape &shape) {
     Tensor *tensor = nullptr;
@@ -523,7 +523,7 @@ class FusedStep : public TrainingKernel<device> {
     params.connections = this->connections(ctx);
     params.weights = variables.trained_next();
     params.bias = variables.trained_next();
-    params.positive_rows = this->named(ctx, "positive_rows");
+    params.positive_instances = this->named(ctx, "positive_instances");
     params.positive_labels = this->named(ctx, "positive_labels");
     params.loss = describe(*loss, device);
     params.loss.rank = 1;
@@ -531,7 +531,7 @@ class FusedStep : public TrainingKernel<device> {
     params.grad_features = this->want_grad_ ? describe(*grad, device) : absent();
     params.adam = this->adam(ctx);
     params.loss_kind = loss_kind_;
-    params.threads = this->threads_;
+    params.resources.threads = this->threads_;
     if (!ctx->status().ok()) return;
     this->run(ctx, &params, &scratch, fanin_step_workspace(&params), fanin_step);
   }
@@ -559,7 +559,7 @@ class DenseRelu : public FusedKernel<device> {
     params.bias = this->named(ctx, "bias");
     params.outputs = describe(*outputs, device);
     params.relu = 1;
-    params.threads = this->threads_;
+    params.resources.threads = this->threads_;
     this->run(ctx, &params, &scratch, fanin_dense_forward_workspace(&params), fanin_dense_forward);
   }
 };
@@ -584,7 +584,7 @@ class DenseReluUpdate : public TrainingKernel<device> {
     params.bias = variables.trained_next();
     params.grad_features = this->want_grad_ ? describe(*grad, device) : absent();
     params.adam = this->adam(ctx);
-    params.threads = this->threads_;
+    params.resources.threads = this->threads_;
     if (!ctx->status().ok()) return;
     this->run(ctx, &params, &scratch, fanin_dense_update_workspace(&params), fanin_dense_update);
   }
@@ -620,7 +620,7 @@ class TopK : public FusedKernel<device> {
     params.bias = this->named(ctx, "bias");
     params.ids = describe(*ids, device);
     params.scores = describe(*scores, device);
-    params.threads = this->threads_;
+    params.resources.threads = this->threads_;
     this->run(ctx, &params, &scratch, fanin_top_k_workspace(&params), fanin_top_k);
   }
 };
@@ -645,7 +645,7 @@ class Rewire : public FusedKernel<device> {
     params.inputs = this->template scalar<int64_t>(ctx, "inputs");
     params.fraction = this->template scalar<double>(ctx, "fraction");
     params.seed = uint64_t(this->template scalar<int64_t>(ctx, "seed"));
-    params.threads = this->threads_;
+    params.resources.threads = this->threads_;
     if (!ctx->status().ok()) return;
     this->run(ctx, &params, &scratch, fanin_rewire_workspace(&params), rewire);
     moved->scalar<int64_t>()() = params.moved;
@@ -662,16 +662,16 @@ class SortConnections : public FusedKernel<FANIN_CPU> {
   void Compute(OpKernelContext *ctx) override {
     Tensor scratch;
     Variables<FANIN_CPU> variables;
-    OP_REQUIRES_OK(ctx, variables.open(ctx, {"indices", "rows", "slots", "weights", "weights_m",
+    OP_REQUIRES_OK(ctx, variables.open(ctx, {"indices", "tile_labels", "slots", "weights", "weights_m",
                                              "weights_v"}));
     fanin_sort_params params{};
     params.indices = variables.describe_next();
-    params.rows = variables.describe_next();
+    params.tile_labels = variables.describe_next();
     params.slots = variables.describe_next();
     params.weights = variables.trained_next();
     params.inputs = scalar<int64_t>(ctx, "inputs");
     params.undo = undo_;
-    params.threads = threads_;
+    params.resources.threads = threads_;
     if (!ctx->status().ok()) return;
     run(ctx, &params, &scratch, fanin_sort_workspace(&params), fanin_sort);
   }

@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "call.h"
+#include "core/call.h"
 
 namespace fanin {
 
@@ -30,7 +30,7 @@ struct SortCall {
   int64_t labels, fan_in, inputs;
   bool wide_indices, bf16_weights, bf16_moments, undo;
   void *indices, *slots, *weights, *m, *v;
-  uint16_t *rows;
+  uint16_t *tile_labels;
   void *workspace;
   int threads;
 };

@@ -1,7 +1,7 @@
 // Launches training and prediction on a GPU: the fused step, dense layers, top-k.
-#include "cuda_common.h"
-#include "dense.h"
-#include "top_k.h"
+#include "cuda/common.h"
+#include "core/dense.h"
+#include "core/top_k.h"
 
 namespace fanin {
 namespace cuda {
@@ -195,7 +195,7 @@ Finding run_step(const StepCall &c) {
   if (sums) clear(sums, memory.features_size, c.stream);
   if (c.positives)
     launch(mark_kernel, dim3(unsigned((c.positives + 255) / 256)), 256, 0, c.stream,
-           c.positive_rows, c.positive_labels, c.positives, c.batch, c.labels, memory.masks,
+           c.positive_instances, c.positive_labels, c.positives, c.batch, c.labels, memory.masks,
            memory.losses);
   Finding found = last_error();
   if (found.kind != Finding::nothing) return found;

@@ -78,7 +78,7 @@ FANIN_FN U mix(U x) {
 }  // namespace fanin
 
 #if defined(__CUDACC__)
-#include "lanes_cuda.h"
+#include "core/lanes_cuda.h"
 #else
-#include "lanes_cpu.h"
+#include "core/lanes_cpu.h"
 #endif

@@ -5,8 +5,8 @@
 // (cpu_linear.cpp, cuda_linear.cu) walk over tiles and groups and own all memory.
 #pragma once
 
-#include "call.h"
-#include "lanes.h"
+#include "core/call.h"
+#include "core/lanes.h"
 
 namespace fanin {
 namespace FANIN_TARGET {

@@ -4,7 +4,7 @@
 // Weights are [labels, inputs]: a label's row is contiguous, as in fixed fan-in layers.
 #pragma once
 
-#include "step.h"
+#include "core/step.h"
 
 namespace fanin {
 namespace FANIN_TARGET {

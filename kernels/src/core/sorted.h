@@ -4,7 +4,7 @@
 // Where features and their gradients do not fit a core's cache, label order makes every connection
 // wait for memory. In a sorted tile they pass once, in order, and what is accessed at random are the
 // tile's scores, which do fit. Each connection then carries the number of its label within the tile
-// (`rows`).
+// (`tile_labels`).
 //
 // The more labels share a pass over the features, the better, but their scores, kSortedScores at a
 // time, have to stay in the cache. With many inputs (in_halves, call.h) a group is therefore worked on
@@ -15,7 +15,7 @@
 // with 16,384 inputs, 1.05 times with 32,768 and 1.3 times with 65,536.
 #pragma once
 
-#include "step.h"
+#include "core/step.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
@@ -49,7 +49,7 @@ struct SortedScores {
 // Scores of a tile's labels for one group of `lanes` instances, whose features are [parts][inputs][N].
 // bias: of the tile's labels, or null; it is all that lanes of a part without instances get.
 template <int N, class I, class W>
-FANIN_FN void score_sorted(const I *indices, const uint16_t *rows, const W *weights, int64_t count,
+FANIN_FN void score_sorted(const I *indices, const uint16_t *tile_labels, const W *weights, int64_t count,
                            const float *bias, int64_t labels, const float *features, int64_t inputs,
                            int64_t lanes, const SortedScores<N> &scores) {
   for (int64_t l = 0; l < labels; ++l) scores.set(l, broadcast(bias ? bias[l] : 0.0f));
@@ -61,7 +61,7 @@ FANIN_FN void score_sorted(const I *indices, const uint16_t *rows, const W *weig
       const int here = int(smaller<int64_t>(chunk, count - e));
       const Connections<float, I, W> connections(indices + e, weights + e, here);
       const auto push = [&](int c) FANIN_INLINE {
-        add_to(targets + rows[e + c] * N, connections.weight(c),
+        add_to(targets + tile_labels[e + c] * N, connections.weight(c),
                load<N>(sources + connections.source(c) * N));
       };
       if (here == chunk) {
@@ -78,7 +78,7 @@ FANIN_FN void score_sorted(const I *indices, const uint16_t *rows, const W *weig
 // handed to finish(position, count, sums). Beside it weight * grad is added to the source's row of
 // `targets`, unless that is null. grads: [labels][N]; sources and targets: [inputs][N].
 template <int N, class I, class W, class F>
-FANIN_FN void spread_sorted(const I *indices, const uint16_t *rows, const W *weights, int64_t count,
+FANIN_FN void spread_sorted(const I *indices, const uint16_t *tile_labels, const W *weights, int64_t count,
                             const float *grads, const float *sources, float *targets,
                             const F &finish) {
   constexpr int chunk = Chunk<float>::size;
@@ -86,7 +86,7 @@ FANIN_FN void spread_sorted(const I *indices, const uint16_t *rows, const W *wei
     const int here = int(smaller<int64_t>(chunk, count - e));
     const Connections<float, I, W> connections(indices + e, weights + e, here);
     const auto of_connection = [&](int c) FANIN_INLINE {
-      const Lanes<float, N> grad = load<N>(grads + rows[e + c] * N);
+      const Lanes<float, N> grad = load<N>(grads + tile_labels[e + c] * N);
       const size_t source = connections.source(c) * N;
       if (targets) add_to(targets + source, connections.weight(c), grad);
       return product(grad, load<N>(sources + source));
@@ -100,11 +100,11 @@ FANIN_FN void spread_sorted(const I *indices, const uint16_t *rows, const W *wei
 }
 
 // The step of the sorted tile of `labels` labels from first_label on; arguments as in step_tile, but
-// features and grad_features [parts of the batch][inputs][N]. rows: of the whole layer. scratch:
+// features and grad_features [parts of the batch][inputs][N]. tile_labels: of the whole layer. scratch:
 // scores of all groups, then, where there is more than one part, a value for each of the tile's
 // connections.
 template <int N, class I, class W, class M>
-FANIN_FN void step_sorted(const TrainedLayer<I, W, M> &layer, const uint16_t *rows,
+FANIN_FN void step_sorted(const TrainedLayer<I, W, M> &layer, const uint16_t *tile_labels,
                           const float *features, int64_t first_label, int64_t labels,
                           const uint32_t *positives, float *scratch, float *grad_features,
                           Lanes<float> &loss) {
@@ -113,10 +113,10 @@ FANIN_FN void step_sorted(const TrainedLayer<I, W, M> &layer, const uint16_t *ro
   const int64_t of_group = kSortedScores * (kLanes / N), stride = layer.inputs * N;
   const I *const indices = layer.indices + begin;
   W *const weights = layer.weights + begin;
-  rows += begin;
+  tile_labels += begin;
   for (int64_t group = 0; group < groups; ++group) {
     const SortedScores<N> scores{scratch + group * of_group};
-    score_sorted(indices, rows, weights, count, layer.bias ? layer.bias + first_label : nullptr,
+    score_sorted(indices, tile_labels, weights, count, layer.bias ? layer.bias + first_label : nullptr,
                  labels, features + group * layer.inputs * kLanes, layer.inputs,
                  smaller<int64_t>(kLanes, layer.batch - group * kLanes), scores);
     const Lanes<float> scale = layer.scale_of(group);
@@ -135,7 +135,7 @@ FANIN_FN void step_sorted(const TrainedLayer<I, W, M> &layer, const uint16_t *ro
   float *const before = scratch + groups * of_group;  // sums over the parts that have been
   for (int64_t part = 0; part < parts; ++part) {
     const bool last = part == parts - 1;
-    spread_sorted<N>(indices, rows, weights, count, scratch + part * kSortedScores,
+    spread_sorted<N>(indices, tile_labels, weights, count, scratch + part * kSortedScores,
                      features + part * stride,
                      grad_features ? grad_features + part * stride : nullptr,
                      [&](int64_t e, int here, Chunk<float> total) FANIN_INLINE {

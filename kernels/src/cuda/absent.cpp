@@ -1,7 +1,7 @@
 // Stands in for the GPU launchers where no CUDA compiler was at hand: whoever hands over tensors on a
 // GPU is told so.
-#include "call.h"
-#include "rewire.h"
+#include "core/call.h"
+#include "core/rewire.h"
 
 namespace fanin {
 namespace cuda {

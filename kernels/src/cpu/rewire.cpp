@@ -1,6 +1,6 @@
 // Rewiring on a CPU: the threshold in two passes that count, with one table per thread, then one pass
 // that regrows.
-#include "rewire.h"
+#include "core/rewire.h"
 
 #if defined(_OPENMP)
 #include <omp.h>

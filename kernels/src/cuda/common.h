@@ -6,8 +6,8 @@
 
 #include <cuda_runtime.h>
 
-#include "call.h"
-#include "lanes.h"
+#include "core/call.h"
+#include "core/lanes.h"
 
 #if !defined(FANIN_EMULATED_CUDA)
 template <class T>

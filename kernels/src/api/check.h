@@ -12,7 +12,7 @@
 #include <omp.h>
 #endif
 
-#include "call.h"
+#include "core/call.h"
 #include "fanin.h"
 
 namespace fanin {
@@ -248,10 +248,10 @@ int32_t report_index(const Finding &found, const Call &call, Message message) {
   }
   if (found.kind == Finding::bad_tile)
     return message.say(FANIN_INVALID,
-                       "rows from flat position %" PRId64 " on are not those of a tile of this "
+                       "tile_labels from flat position %" PRId64 " on are not those of a tile of this "
                        "layer; sort the connections for the inputs that features has", found.at);
   return message.say(FANIN_INVALID,
-                     "rows at flat position %" PRId64 " names a label beyond its tile; sort the "
+                     "tile_labels at flat position %" PRId64 " names a label beyond its tile; sort the "
                      "connections again", found.at);
 }
 
@@ -267,7 +267,7 @@ int32_t report(const Finding &found, const Call &call, Message message) {
   const void *const features = call.features;
   switch (found.kind) {
     case Finding::bad_index:
-    case Finding::bad_row:
+    case Finding::bad_tile_label:
     case Finding::bad_tile:
       return report_index(found, call, message);
     case Finding::bad_feature: {

@@ -1,0 +1,199 @@
+"""The structs of `include/fanin.h` as ctypes has them, field by field and in the same order.
+
+A parameter struct is made with keywords, `ForwardParams(features=..., threads=2)`. Of these
+`threads` and `stream` go into the struct's `resources`, where `library.call` adds scratch memory.
+`library.describe` makes a `Tensor`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+MAX_RANK = 4
+Sizes = ctypes.c_int64 * MAX_RANK
+
+LOSSES = {"squared_hinge": 1, "bce": 2}  # fanin_loss
+
+
+class Tensor(ctypes.Structure):
+    """`fanin_tensor`: where a tensor lies and what it looks like."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        ("device", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("device_index", ctypes.c_int32),
+        ("shape", Sizes),
+        ("strides", Sizes),
+    )
+
+
+class Resources(ctypes.Structure):
+    """`fanin_resources`: scratch memory, stream and threads of a call."""
+
+    _fields_ = (
+        ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_uint64),
+        ("stream", ctypes.c_void_p),
+        ("threads", ctypes.c_int32),
+    )
+
+
+class Trained(ctypes.Structure):
+    """`fanin_trained`: an array with Adam's moments."""
+
+    _fields_ = (("values", Tensor), ("m", Tensor), ("v", Tensor))
+
+
+class Adam(ctypes.Structure):
+    """`fanin_adam`: step counts from 1; seed is that of stochastic rounding."""
+
+    _fields_ = (
+        ("learning_rate", ctypes.c_double),
+        ("beta1", ctypes.c_double),
+        ("beta2", ctypes.c_double),
+        ("epsilon", ctypes.c_double),
+        ("step", ctypes.c_int64),
+        ("seed", ctypes.c_uint64),
+    )
+
+
+class Connections(ctypes.Structure):
+    """`fanin_connections`: dense, fixed fan-in, sorted or unstructured."""
+
+    _fields_ = (("indices", Tensor), ("starts", Tensor), ("tile_labels", Tensor))
+
+
+def _tensors(*names: str) -> Iterator[tuple[str, type[ctypes.Structure]]]:
+    return ((name, Tensor) for name in names)
+
+
+_RESOURCES = ("resources", Resources)
+
+
+class Params(ctypes.Structure):
+    """What the parameter structs share: they are made with keywords, and end with `resources`."""
+
+    FUNCTION: ClassVar[str]
+    """The C function that takes the struct; `<FUNCTION>_workspace` tells its scratch memory."""
+    resources: Resources
+
+    def __init__(self, *, threads: int = 0, stream: int | None = None, **fields: Any) -> None:
+        # ctypes would silently cut off the upper bits of a number that is too large.
+        if not -(2**31) <= threads < 2**31:
+            raise ValueError(f"threads must be 0 (all) or 1 to 1024, got {threads}")
+        inputs = fields.get("inputs", 1)
+        if not -(2**63) <= inputs < 2**63:
+            raise ValueError(f"inputs must be at least 1 and below 2^31, got {inputs}")
+        super().__init__(**fields)
+        self.resources.threads = threads
+        self.resources.stream = stream
+
+
+class ForwardParams(Params):
+    """`fanin_linear_forward_params`."""
+
+    FUNCTION = "fanin_linear_forward"
+    _fields_ = (*_tensors("features", "indices", "weights", "bias", "scores"), _RESOURCES)
+
+
+class BackwardParams(Params):
+    """`fanin_linear_backward_params`."""
+
+    FUNCTION = "fanin_linear_backward"
+    _fields_ = (
+        *_tensors("grad_scores", "features", "indices", "weights"),
+        *_tensors("grad_features", "grad_weights", "grad_bias"),
+        _RESOURCES,
+    )
+
+
+class StepParams(Params):
+    """`fanin_step_params`."""
+
+    FUNCTION = "fanin_step"
+    _fields_ = (
+        *_tensors("features"),
+        ("connections", Connections),
+        ("weights", Trained),
+        ("bias", Trained),
+        *_tensors("positive_instances", "positive_labels", "loss", "grad_features"),
+        ("adam", Adam),
+        ("loss_kind", ctypes.c_int32),
+        _RESOURCES,
+    )
+
+
+class DenseForwardParams(Params):
+    """`fanin_dense_forward_params`."""
+
+    FUNCTION = "fanin_dense_forward"
+    _fields_ = (
+        *_tensors("features", "weights", "bias", "outputs"),
+        ("relu", ctypes.c_int32),
+        _RESOURCES,
+    )
+
+
+class DenseUpdateParams(Params):
+    """`fanin_dense_update_params`."""
+
+    FUNCTION = "fanin_dense_update"
+    _fields_ = (
+        *_tensors("grad_outputs", "outputs", "features"),
+        ("weights", Trained),
+        ("bias", Trained),
+        *_tensors("grad_features"),
+        ("adam", Adam),
+        _RESOURCES,
+    )
+
+
+class TopKParams(Params):
+    """`fanin_top_k_params`."""
+
+    FUNCTION = "fanin_top_k"
+    _fields_ = (
+        *_tensors("features"),
+        ("connections", Connections),
+        *_tensors("weights", "bias", "ids", "scores"),
+        _RESOURCES,
+    )
+
+
+class RewireParams(Params):
+    """`fanin_rewire_params`; `threshold` and `moved` are results."""
+
+    FUNCTION = "fanin_rewire"
+    _fields_ = (
+        *_tensors("indices"),
+        ("weights", Trained),
+        ("inputs", ctypes.c_int64),
+        ("fraction", ctypes.c_double),
+        ("seed", ctypes.c_uint64),
+        ("threshold", ctypes.c_double),
+        ("moved", ctypes.c_int64),
+        _RESOURCES,
+    )
+
+
+class SortParams(Params):
+    """`fanin_sort_params`."""
+
+    FUNCTION = "fanin_sort"
+    _fields_ = (
+        *_tensors("indices", "tile_labels", "slots"),
+        ("weights", Trained),
+        ("inputs", ctypes.c_int64),
+        ("undo", ctypes.c_int32),
+        _RESOURCES,
+    )
+
+
+PARAMS: tuple[type[Params], ...] = (
+    *(ForwardParams, BackwardParams, StepParams, DenseForwardParams, DenseUpdateParams),
+    *(TopKParams, RewireParams, SortParams),
+)
