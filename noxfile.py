@@ -43,8 +43,8 @@ def project_state() -> str:
     return digest.hexdigest()
 
 
-# pip installs and not uv: pip's settings may name an index with builds of PyTorch for CPUs, which uv
-# does not read. It would install those for GPUs, which are several times the size.
+# pip installs and not uv: pip's settings may name an index with builds of PyTorch for CPUs. uv does
+# not read them and would install the builds for GPUs, which are several times the size.
 @nox.session(venv_backend="virtualenv", reuse_venv=True, default=False)
 def fanin(session: nox.Session) -> None:
     """Bring the environment of the other sessions up to date: fanin, frameworks, test tools."""
