@@ -56,7 +56,7 @@ class Timing(Record):
 
 
 class Extrapolation(Record):
-    """Raw times of a shape profile (random data, see `fanin.datasets.shapes`), from which an epoch
+    """Raw times of a shape profile (random data, see `fanin.datasets.shape_twins`), from which an epoch
     is extrapolated: steps_per_epoch steps, rewires_per_epoch rewirings, and evaluation_blocks
     blocks of test instances."""
 
