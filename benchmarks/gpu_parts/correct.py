@@ -21,9 +21,9 @@ from torch import Tensor
 
 from fanin.backends.arrays import plan_rewiring
 from fanin.backends.torch import fan_in_linear
-from fanin.backends.torch.fused import dense_relu, dense_relu_update, fused_step, rewire, top_k
+from fanin.backends.torch.fused import dense_relu, dense_relu_update, fused_step
 from fanin.backends.torch.layers import index_type
-from fanin.backends.torch.ops import described, stream
+from fanin.backends.torch.ops import described, rewire, stream, top_k
 from fanin.benchmarks.gpu_parts import part, reference
 from fanin.benchmarks.gpu_parts.results import Check, CorrectRow, Row
 from fanin.datasets.catalogue import FEATURES, PUBLISHED

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON
 from fanin.backends.torch import fan_in_linear
-from fanin.backends.torch.fused import fused_step, top_k
+from fanin.backends.torch.fused import fused_step
 from fanin.backends.torch.layers import index_type
 from fanin.backends.torch.losses import squared_hinge
+from fanin.backends.torch.ops import top_k
 from fanin.benchmarks.gpu_parts import part
 from fanin.benchmarks.gpu_parts.results import Contestant, KernelRow, Row
 from fanin.benchmarks.gpu_parts.tables import COPY, OURS

@@ -52,7 +52,7 @@ def time_layers(
     import torch
 
     from fanin.backends.torch import FixedFanInLinear
-    from fanin.backends.torch.trainer import csr_starts
+    from fanin.backends.torch.autograd import csr_starts
 
     torch.manual_seed(0)
     layer = FixedFanInLinear(inputs, labels, fan_in)
@@ -115,7 +115,7 @@ def main(
 ) -> None:
     """Time the op against torch's sparse and dense layers and print medians and ratios."""
     # Not at the top: the GPU parts use this file on machines without pydantic.
-    from fanin.backends.torch.devices import TorchDevice
+    from fanin.backends.torch.device import TorchDevice
     from fanin.benchmarks.measuring import measure
     from fanin.benchmarks.records.files import write_atomically
     from fanin.benchmarks.records.statistics import ratio
