@@ -35,7 +35,7 @@ def project_state() -> str:
     for folder in FOLDERS:
         files += (ROOT / folder).rglob("*")
     ignored = {"__pycache__", "results"}
-    for path in sorted(p for p in files if p.is_file()):
+    for path in sorted(p for p in files if p.is_file() and p.suffix != ".md"):
         if ignored & {*path.relative_to(ROOT).parts}:
             continue
         digest.update(f"{path.relative_to(ROOT)}\0".encode())
@@ -43,8 +43,8 @@ def project_state() -> str:
     return digest.hexdigest()
 
 
-# With pip and not uv: pip may be told of an index with PyTorch's builds for CPUs, which uv does not
-# read. Its wheels for GPUs are several times the size.
+# pip installs and not uv: pip's settings may name an index with builds of PyTorch for CPUs. uv does
+# not read them and would install the builds for GPUs, which are several times the size.
 @nox.session(venv_backend="virtualenv", reuse_venv=True, default=False)
 def fanin(session: nox.Session) -> None:
     """Bring the environment of the other sessions up to date: fanin, frameworks, test tools."""

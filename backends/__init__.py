@@ -1,8 +1,6 @@
 """Framework adapters behind one interface.
 
-`interface` holds what the harness sees and names no framework; `arrays` makes everything random
-(initial weights, rewired sources) in NumPy so that both frameworks start and stay equal; `fused`
-is the trainer of the fused execution, but for what a framework adds to it; `torch` and `tensorflow`
-each hold ops, layers and the autograd trainer of one framework. Importing `fanin.backends` imports
-neither.
+`setup` says what a model is, `registry` which backends there are, `trainer` trains a model in any
+of them. `torch` and `tensorflow` each hold ops, layers and both executions of one framework.
+Importing `fanin.backends` imports neither. README.md has the map.
 """

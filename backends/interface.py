@@ -35,6 +35,9 @@ class Storage:
 
 FLOAT32 = Storage()
 
+# An array as a framework holds it on a device.
+Held = Any
+
 # Called after each step with its loss, which is only converted to a float where somebody looks:
 # on a GPU that would wait for the device.
 OnStep = Callable[[SupportsFloat], None]
@@ -52,9 +55,33 @@ class TrainingBatch(Protocol):
 
 
 class Device(Protocol):
-    """Where a trainer works, as far as measuring asks."""
+    """Where a trainer works: it holds the arrays of a model, and tells what measuring asks."""
 
     is_cpu: bool
+
+    def hold(self, array: np.ndarray, dtype: str) -> Held:
+        """A copy of an array, as `dtype`, in the framework's memory."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Held: ...
+
+    def read(self, held: Held) -> np.ndarray:
+        """The array in NumPy, bfloat16 as float32; may be a view."""
+
+    def write(self, held: Held, array: np.ndarray) -> None:
+        """Overwrite a held array."""
+
+    def bytes(self, held: Held) -> int:
+        """Its size in memory."""
+
+    def tensor(self, array: np.ndarray) -> Any:
+        """Numbers of a batch as the framework computes with them; may share the memory."""
+
+    def number(self, loss: Any) -> SupportsFloat:
+        """A loss as a number, but on a GPU, where that would wait, as it is.
+
+        A tensor of four bytes that is kept, step after step, between large ones that are freed also
+        keeps the C library from using their memory again: a run would grow without end.
+        """
 
     def synchronize(self) -> None:
         """Wait until it has finished; a no-op on a CPU."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
@@ -137,10 +138,12 @@ def make_trainer(
     """
     if execution == "autograd" and storage != FLOAT32:
         raise ValueError("bfloat16 weights or moments need execution 'fused'")
+    if execution not in get_args(Execution):
+        raise ValueError(f"execution must be autograd or fused, got {execution!r}")
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
     try:
-        module = importlib.import_module(f"fanin.backends.{backend}.trainer")
+        module = importlib.import_module(f"fanin.backends.{backend}.{execution}")
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] in BACKENDS:
             raise ImportError(
@@ -148,9 +151,5 @@ def make_trainer(
                 f"{BACKENDS[backend].install}"
             ) from error
         raise
-    trainer: Trainer
-    if execution == "fused":
-        trainer = module.make_fused(setup, arrays, storage, device=device, threads=threads)
-    else:
-        trainer = module.make(setup, arrays, device=device, threads=threads)
-    return trainer
+    executor = module.make_executor(setup, device=device, threads=threads)
+    return Trainer(setup, arrays, executor, storage)

@@ -28,6 +28,11 @@ def index_dtype(inputs: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint16 if inputs <= 65536 else np.uint32
 
 
+def slot_dtype(fan_in: int) -> Literal["uint8", "uint32"]:
+    """The narrower of the two types that can name the slots of a label."""
+    return "uint8" if fan_in <= 256 else "uint32"
+
+
 def glorot_uniform(
     rng: np.random.Generator, shape: tuple[int, ...], fans: int | None = None
 ) -> np.ndarray:
@@ -41,12 +46,19 @@ def glorot_uniform(
 
 
 @dataclass(frozen=True)
-class KernelForm:
-    """How the kernels read an array of connections (`fanin.kernels.step`): as `argument`, converted
-    by `ConnectionKind.to_kernel`, in `dtype`."""
+class IndexArray:
+    """An array of integers that says where connections are.
 
-    argument: Literal["indices", "starts"]
+    dtype: its type outside. limit: its values are at least 0 and below this. argument: how the
+    kernels call it (`fanin.kernels.step`), converted by `ConnectionKind.to_kernel`; kernel_dtype:
+    its type there. ascends: whether its values must ascend.
+    """
+
     dtype: str
+    limit: int
+    argument: Literal["indices", "starts"]
+    kernel_dtype: str
+    ascends: bool = False
 
 
 class ConnectionKind(ABC):
@@ -61,8 +73,6 @@ class ConnectionKind(ABC):
     # The array with the source of each connection, in the order of the flat weights; None where
     # connections cannot be rewired.
     source_array: ClassVar[str | None] = None
-    # Arrays whose values must ascend.
-    ascending: ClassVar[tuple[str, ...]] = ()
     # Whether the kernels may sort the connections within tiles of labels (`fanin.h` tells why).
     is_sortable: ClassVar[bool] = False
 
@@ -80,16 +90,12 @@ class ConnectionKind(ABC):
     ) -> np.ndarray:
         """The values that one of its arrays starts with."""
 
-    def limits(self, inputs: int, labels: int) -> dict[str, int]:
-        """Its arrays of integers: all values are at least 0 and below this."""
-        return {}
-
-    def kernel_forms(self, inputs: int) -> dict[str, KernelForm]:
-        """For each of its arrays of connections: how the kernels read it."""
+    def index_arrays(self, inputs: int, labels: int) -> dict[str, IndexArray]:
+        """Its arrays besides `output.weights`."""
         return {}
 
     def to_kernel(self, name: str, array: np.ndarray, labels: int) -> np.ndarray:
-        """One of its arrays as the kernels read it, in any integer type."""
+        """One of its index arrays as the kernels read it, but of any integer type."""
         return array
 
     def from_kernel(self, name: str, array: np.ndarray, labels: int) -> np.ndarray:
@@ -98,13 +104,23 @@ class ConnectionKind(ABC):
 
     def source_bytes(self, inputs: int, labels: int) -> int:
         """Bytes of the sources of all connections as the kernels read them."""
-        return 0
+        shapes = self.array_shapes(inputs, labels)
+        return sum(
+            math.prod(shapes[name]) * np.dtype(array.kernel_dtype).itemsize
+            for name, array in self.index_arrays(inputs, labels).items()
+            if array.argument == "indices"
+        )
 
-    def starts_bytes(self, labels: int) -> int:
+    def starts_bytes(self, inputs: int, labels: int) -> int:
         """Bytes of where each label's connections start, as the kernels read it."""
-        return 0
+        arrays = self.index_arrays(inputs, labels).values()
+        return sum(
+            (labels + 1) * np.dtype(array.kernel_dtype).itemsize
+            for array in arrays
+            if array.argument == "starts"
+        )
 
-    def sorting_bytes(self, inputs: int, labels: int) -> int:
+    def sorting_bytes(self, labels: int) -> int:
         """Bytes that sorted connections need besides."""
         return 0
 
@@ -159,23 +175,13 @@ class FixedFanIn(ConnectionKind):
             return rng.integers(0, inputs, shape, index_dtype(inputs))
         return glorot_uniform(rng, shape, fans=2 * labels * self.fan_in)
 
-    def limits(self, inputs: int, labels: int) -> dict[str, int]:
-        return {"output.indices": inputs}
+    def index_arrays(self, inputs: int, labels: int) -> dict[str, IndexArray]:
+        dtype = index_dtype(inputs).__name__
+        return {"output.indices": IndexArray(dtype, inputs, "indices", dtype)}
 
-    def kernel_forms(self, inputs: int) -> dict[str, KernelForm]:
-        return {"output.indices": KernelForm("indices", index_dtype(inputs).__name__)}
-
-    def source_bytes(self, inputs: int, labels: int) -> int:
-        return labels * self.fan_in * index_dtype(inputs)().itemsize
-
-    def sorting_bytes(self, inputs: int, labels: int) -> int:
+    def sorting_bytes(self, labels: int) -> int:
         # Each connection's label within its tile, and its slot.
-        return labels * self.fan_in * (2 + np.dtype(self.slot_dtype).itemsize)
-
-    @property
-    def slot_dtype(self) -> Literal["uint8", "uint32"]:
-        """What can name the slots of a label."""
-        return "uint8" if self.fan_in <= 256 else "uint32"
+        return labels * self.fan_in * (2 + np.dtype(slot_dtype(self.fan_in)).itemsize)
 
 
 @dataclass(frozen=True)
@@ -190,7 +196,6 @@ class Unstructured(ConnectionKind):
 
     operations = "sparse"
     source_array = "output.columns"
-    ascending = ("output.rows",)
 
     def check(self, inputs: int) -> None:
         checks.whole("connections", self.connections, 1)
@@ -211,13 +216,10 @@ class Unstructured(ConnectionKind):
             return rng.integers(0, inputs, shape, np.int32)
         return glorot_uniform(rng, shape, fans=2 * labels * self.connections)
 
-    def limits(self, inputs: int, labels: int) -> dict[str, int]:
-        return {"output.columns": inputs, "output.rows": labels}
-
-    def kernel_forms(self, inputs: int) -> dict[str, KernelForm]:
+    def index_arrays(self, inputs: int, labels: int) -> dict[str, IndexArray]:
         return {
-            "output.rows": KernelForm("starts", "int32"),
-            "output.columns": KernelForm("indices", index_dtype(inputs).__name__),
+            "output.rows": IndexArray("int32", labels, "starts", "int32", ascends=True),
+            "output.columns": IndexArray("int32", inputs, "indices", index_dtype(inputs).__name__),
         }
 
     def to_kernel(self, name: str, array: np.ndarray, labels: int) -> np.ndarray:
@@ -229,12 +231,6 @@ class Unstructured(ConnectionKind):
         if name == "output.rows":
             return np.repeat(np.arange(labels, dtype=np.int32), np.diff(array))
         return array.astype(np.int32)
-
-    def source_bytes(self, inputs: int, labels: int) -> int:
-        return labels * self.connections * index_dtype(inputs)().itemsize
-
-    def starts_bytes(self, labels: int) -> int:
-        return 4 * (labels + 1)
 
 
 @dataclass(frozen=True)
@@ -267,10 +263,11 @@ class LayerSetup:
     def is_rewired(self) -> bool:
         return self.output.source_array is not None
 
-    def check_rewired(self) -> None:
-        """ValueError where nothing can be rewired."""
-        if not self.is_rewired:
+    def check_rewired(self) -> str:
+        """The array of sources that are rewired; ValueError where nothing can be."""
+        if self.output.source_array is None:
             raise ValueError(f"{type(self.output).__name__} has no connections to rewire")
+        return self.output.source_array
 
     def check_k(self, k: int) -> None:
         """ValueError where there are no k best labels."""
@@ -295,6 +292,10 @@ class LayerSetup:
         shapes["output.bias"] = (self.labels,)
         return shapes
 
+    def index_arrays(self) -> dict[str, IndexArray]:
+        """The arrays of `array_shapes` that say where connections are; all others are trained."""
+        return self.output.index_arrays(self.output_inputs, self.labels)
+
     def initial_array(self, name: str, seed: int) -> np.ndarray:
         """The values that an array starts with. Biases are 0, intermediate weights Glorot-uniform;
         the kind of connection tells the others."""
@@ -313,17 +314,18 @@ class LayerSetup:
         shape = self.array_shapes()[name]
         if array.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(array.shape)}")
-        limit = self.output.limits(self.output_inputs, self.labels).get(name)
-        if limit is not None:
-            if not np.issubdtype(array.dtype, np.integer):
-                raise ValueError(f"{name} must be integers, got {array.dtype}")
-            if array.size:
-                low, high = int(array.min()), int(array.max())
-                if low < 0 or high >= limit:
-                    raise ValueError(
-                        f"{name} has values {low} to {high}; they must be in 0..{limit - 1}"
-                    )
-        if name in self.output.ascending and (array[1:] < array[:-1]).any():
+        index_array = self.index_arrays().get(name)
+        if index_array is None:
+            return
+        if not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"{name} must be integers, got {array.dtype}")
+        if array.size:
+            low, high, limit = int(array.min()), int(array.max()), index_array.limit
+            if low < 0 or high >= limit:
+                raise ValueError(
+                    f"{name} has values {low} to {high}; they must be in 0..{limit - 1}"
+                )
+        if index_array.ascends and (array[1:] < array[:-1]).any():
             raise ValueError(f"{name} must ascend: the connections of a label stand together")
 
     def count(self, name: str) -> int:

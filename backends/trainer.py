@@ -1,72 +1,256 @@
-"""The trainer: a model of one setup, its optimiser's state, and the ways to train and ask it."""
+"""The trainer: a model of one setup, its optimiser's state, and the ways to train and ask it.
+
+There is one, for all backends and both executions. It knows the arrays by their names, loads and
+gives them away, counts steps and rewires. A framework adds a device, which holds arrays, and for
+each execution an `Executor`, which computes with them.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol, SupportsFloat
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import SupportsFloat
 
 import numpy as np
 
-from fanin.backends.arrays import Rewiring
-from fanin.backends.interface import Device, OnStep, TrainingBatch
+from fanin.backends.arrays import Rewiring, check_arrays, checked, copied, plan_rewiring
+from fanin.backends.interface import Device, Held, OnStep, Storage, TrainingBatch
 from fanin.backends.setup import LayerSetup
 
 _STEPS_BETWEEN_LOOKS = 100
 
 
-class Trainer(Protocol):
-    """A model in one framework, its optimiser state and the ways to train and ask it."""
+@dataclass
+class Trained:
+    """An array with Adam's moments, as the device holds them."""
 
-    setup: LayerSetup
+    values: Held
+    m: Held
+    v: Held
 
-    @property
-    def device(self) -> Device: ...
+
+class Executor(ABC):
+    """How a framework computes in one execution.
+
+    It keeps the connections in whatever form it computes with; all other arrays the trainer makes
+    and hands over by `start`.
+    """
+
+    device: Device
+    # Whether the connections are sorted: outside `in_label_order`, in another order than outside.
+    is_sorted = False
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether it wants a trained array the other way round than `array_shapes` has it."""
+        return False
+
+    @abstractmethod
+    def set_connections(self, name: str, array: np.ndarray) -> None:
+        """Take over one of `LayerSetup.index_arrays`, at the start or later."""
+
+    @abstractmethod
+    def connections(self, name: str) -> np.ndarray:
+        """One of `LayerSetup.index_arrays` as it is now; may be a view."""
+
+    @abstractmethod
+    def connection_bytes(self) -> int:
+        """Bytes of all that says where the connections are."""
+
+    @abstractmethod
+    def start(self, trained: Mapping[str, Trained]) -> None:
+        """Train these from now on, by the names of `array_shapes`; called once, when all arrays of
+        the model are there."""
+
+    def in_label_order(self) -> AbstractContextManager[None]:
+        """Within it, connections stand in the order of their labels."""
+        return nullcontext()
+
+    @abstractmethod
+    def step(self, batch: TrainingBatch, learning_rate: float, step: int) -> SupportsFloat:
+        """One step of training, counted from 1; the loss before it."""
+
+    @abstractmethod
+    def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
+        """See `Trainer.top_k`."""
+
+    def rewire(self, fraction: float, seed: int) -> int | None:
+        """Rewire within the device's memory, see `Trainer.rewire`; None where it cannot."""
+        return None
+
+
+class Trainer:
+    """A model, its optimiser's state and the ways to train and ask it."""
+
+    def __init__(
+        self,
+        setup: LayerSetup,
+        arrays: Mapping[str, np.ndarray],
+        executor: Executor,
+        storage: Storage,
+    ) -> None:
+        """arrays: of `LayerSetup.array_shapes`; each is asked for once, and copied."""
+        self.setup = setup
+        self.device = executor.device
+        self._executor = executor
+        self._storage = storage
+        self._steps = 0
+        values: dict[str, Held] = {}
+        for name, array in checked(setup, arrays):
+            if name in setup.index_arrays():
+                executor.set_connections(name, array)
+            else:
+                values[name] = self.device.hold(self._inside(name, array), self._dtype(name))
+        # Moments last: what was needed on the way has been given back by then.
+        self._trained = {name: self._with_moments(name, held) for name, held in values.items()}
+        executor.start(self._trained)
+
+    # Arrays -------------------------------------------------------------------------------------
+
+    def _dtype(self, name: str, moments: bool = False) -> str:
+        if name.endswith("bias"):
+            return "float32"
+        return self._storage.moments if moments else self._storage.weights
+
+    def _with_moments(self, name: str, values: Held) -> Trained:
+        shape = self.setup.array_shapes()[name]
+        if self._executor.is_transposed(name):
+            shape = shape[::-1]
+        dtype = self._dtype(name, moments=True)
+        return Trained(values, self.device.zeros(shape, dtype), self.device.zeros(shape, dtype))
+
+    def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
+        return array.T if self._executor.is_transposed(name) else array
+
+    def _read(self, name: str, held: Held) -> np.ndarray:
+        return self._inside(name, self.device.read(held))
+
+    def _array(self, name: str) -> np.ndarray:
+        if name in self._trained:
+            return self._read(name, self._trained[name].values)
+        return self._executor.connections(name)
+
+    def array(self, name: str) -> np.ndarray:
+        """One array of `LayerSetup.array_shapes` as it is now; it may be a view that the next step
+        changes. KeyError for another name."""
+        self.setup.check_name(name)
+        in_tiles = name == "output.weights" or name in self.setup.index_arrays()
+        if not (self._executor.is_sorted and in_tiles):
+            return self._array(name)
+        with self._executor.in_label_order():
+            return self._array(name).copy()  # it will be sorted again
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """All arrays with their names in `LayerSetup.array_shapes`, one after the other, so that
+        they need not be in memory beside the model. Each may be a view and holds until the next
+        one is asked for; the model must not be used before the last one."""
+        with self._executor.in_label_order():
+            for name in self.setup.array_shapes():
+                yield name, self._array(name)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """A copy of all arrays under the names of `LayerSetup.array_shapes`."""
+        return copied(self.arrays())
+
+    def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over all arrays; ValueError names what is missing or does not fit, and nothing has
+        changed then."""
+        check_arrays(self.setup, arrays)
+        with self._executor.in_label_order():
+            for name in self.setup.array_shapes():
+                if name in self._trained:
+                    inside = self._inside(name, arrays[name])
+                    self.device.write(self._trained[name].values, inside)
+                else:
+                    self._executor.set_connections(name, arrays[name])
+
+    def _moments(self) -> Iterator[tuple[str, str, Held]]:
+        """Name of the array, name of its moment, the moment."""
+        for name, trained in self._trained.items():
+            yield name, f"{name}.m", trained.m
+            yield name, f"{name}.v", trained.v
+
+    def optimizer_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Adam's state: `<name>.m` and `<name>.v` for each trained array, and `steps`, an int64
+        scalar; as `arrays`, one after the other."""
+        with self._executor.in_label_order():
+            for name, key, held in self._moments():
+                yield key, self._read(name, held)
+        yield "steps", np.array(self._steps, np.int64)
+
+    def load_optimizer_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over what `optimizer_arrays` gave, in this or the other backend. Each array is
+        asked for once, when it is its turn."""
+        with self._executor.in_label_order():
+            for name, key, held in self._moments():
+                self.device.write(held, self._inside(name, arrays[key]))
+        self._steps = int(arrays["steps"])
+
+    def state_bytes(self) -> tuple[int, int]:
+        """Bytes of the parameters (indices included) and of the optimiser state, counted."""
+        size = self.device.bytes
+        values = sum(size(trained.values) for trained in self._trained.values())
+        moments = sum(size(held) for _, _, held in self._moments())
+        return values + self._executor.connection_bytes(), moments
+
+    # Training and prediction --------------------------------------------------------------------
 
     def train(
         self, batches: Iterable[TrainingBatch], learning_rate: float, on_step: OnStep | None = None
     ) -> np.ndarray:
         """One step per batch, in order; the losses, float64 [steps]. Raises FloatingPointError
         naming the step whose loss is not finite."""
+        losses = Losses(self.device, self._steps + 1)
+        for batch in batches:
+            loss = self._executor.step(batch, learning_rate, self._steps + 1)
+            self._steps += 1  # a step that was refused does not count
+            losses.add(loss)
+            if on_step:
+                on_step(loss)
+        return losses.all()
 
     def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
         """Ids of the k highest scored labels, int64 [instances, k], best first; no dropout.
         features: float32 [instances, inputs]. Ties go to the lower id. ValueError where k is not
         in 1..labels."""
+        self.setup.check_k(k)
+        return self._executor.top_k(features, k)
 
-    def array(self, name: str) -> np.ndarray:
-        """One array of `LayerSetup.array_shapes` as it is now; it may be a view that the next step
-        changes. KeyError for another name."""
+    # Rewiring -----------------------------------------------------------------------------------
 
     def rewire(self, fraction: float, seed: int) -> int:
         """Choose connections as `fanin.backends.arrays.plan_rewiring` does and give them new
         sources; how many they are. Weights keep their value; their Adam moments become 0.
         ValueError for a layer whose connections cannot be rewired, here and in `apply_rewiring`."""
+        self.setup.check_rewired()
+        with self._executor.in_label_order():
+            moved = self._executor.rewire(fraction, seed)
+        if moved is not None:
+            return moved
+        weights, inputs = self.array("output.weights"), self.setup.output_inputs
+        rewiring = plan_rewiring(weights, fraction, inputs, seed)
+        del weights  # a view of it would make the writing below copy the whole
+        self.apply_rewiring(rewiring)
+        return len(rewiring.positions)
 
     def apply_rewiring(self, rewiring: Rewiring) -> None:
-        """Move the connections that were chosen elsewhere."""
+        """Move the connections that were chosen, here or elsewhere."""
+        source_array, weights = self.setup.check_rewired(), self._trained["output.weights"]
+        with self._executor.in_label_order():
+            sources = _changed(self._executor.connections(source_array), rewiring, rewiring.sources)
+            self._executor.set_connections(source_array, sources)
+            for moment in (weights.m, weights.v):
+                self.device.write(moment, _changed(self.device.read(moment), rewiring, 0))
 
-    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """All arrays with their names in `LayerSetup.array_shapes`, one after the other, so that
-        they need not be in memory beside the model. Each may be a view and holds until the next
-        one is asked for; the model must not be used before the last one."""
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """A copy of all arrays under the names of `LayerSetup.array_shapes`."""
-
-    def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take over all arrays; ValueError names what is missing or does not fit."""
-
-    def optimizer_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Adam's state: `<name>.m` and `<name>.v` for each trained array, and `steps`, an int64
-        scalar; as `arrays`, one after the other."""
-
-    def load_optimizer_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take over what `optimizer_arrays` gave, in this or the other backend. Each array is
-        asked for once, when it is its turn."""
-
-    def state_bytes(self) -> tuple[int, int]:
-        """Bytes of the parameters (indices included) and of the optimiser state, counted."""
+def _changed(array: np.ndarray, rewiring: Rewiring, new: np.ndarray | int) -> np.ndarray:
+    """The array, or a copy where it cannot be written to, with new values at the positions."""
+    if not array.flags.writeable:
+        array = array.copy()
+    array.reshape(-1)[rewiring.positions] = new
+    return array
 
 
 class Losses:

@@ -1,12 +1,11 @@
-"""fanin in TensorFlow: the op `fan_in_linear`, the Keras 3 layers `FixedFanIn` and `FusedFanIn`,
-and the trainer.
+"""fanin in TensorFlow.
 
-`native` binds the kernels in C++ (compiled at first use), `ops` wraps it in Python,
-`layers` has the layer for a user's own Keras model, `fused` the one that trains itself in one pass;
-`trainer`, with its `losses`, is what the harness runs.
+For users: the op `fan_in_linear` and the Keras 3 layers `FixedFanIn` and `FusedFanIn`. For the
+trainer: a device, and an executor for each execution (`autograd`, `fused`). `native` binds the
+kernels in C++.
 """
 
-from fanin.backends.tensorflow.fused import FusedFanIn
+from fanin.backends.tensorflow.fused_layer import FusedFanIn
 from fanin.backends.tensorflow.layers import FixedFanIn
 from fanin.backends.tensorflow.ops import fan_in_linear
 

@@ -16,10 +16,14 @@ from fanin.backends.setup import index_dtype
 from fanin.backends.tensorflow.ops import fan_in_linear
 
 
+# Keras has others, whose tensors the op does not read.
+_KERAS_BACKEND = "tensorflow"
+
+
 def checked_options(labels: int, fan_in: int, threads: int) -> tuple[int, int, int]:
     """The three. What makes no layer: ValueError; another Keras backend than TensorFlow:
     RuntimeError."""
-    if keras.backend.backend() != "tensorflow":
+    if keras.backend.backend() != _KERAS_BACKEND:
         raise RuntimeError(
             "this layer needs Keras' TensorFlow backend, and Keras is set to "
             f"{keras.backend.backend()!r}; set KERAS_BACKEND=tensorflow before importing keras"

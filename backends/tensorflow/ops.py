@@ -1,20 +1,24 @@
-"""The op on TensorFlow tensors, `fan_in_linear`, with its gradients.
+"""The ops of both executions in TensorFlow: `fan_in_linear` with its gradients, `top_k`, `rewire`.
 
-What shapes and types tell is checked here, by the kernel library, so that an error has the same
-text as in every other binding and appears while tracing already. What only the data tells (an index
-out of range, features that are not finite) is found by the kernel.
+Shapes and types are checked here, by the kernel library, so that an error has the same text as in
+every other binding and appears while tracing already. An index out of range, or a feature that is
+not finite, is found by the kernel when the op runs.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from fanin.backends.tensorflow.native.build import compiled_ops
 from fanin.kernels import library, params
+
+Variables = Sequence[tf.Variable]
 
 
 @functools.cache
@@ -22,6 +26,12 @@ def ops() -> Any:
     """The op module, whose symbols come from libfanin: that one is loaded first."""
     library.load()
     return tf.load_op_library(str(compiled_ops()))
+
+
+def on_host() -> Any:
+    """Where an op's scalars are made: the host reads them, and to fetch them from a GPU it would
+    have to wait for it."""
+    return tf.device("/CPU:0")
 
 
 def _describe(tensor: tf.Tensor) -> params.Tensor:
@@ -129,3 +139,61 @@ def _second_gradient(op: tf.Operation, *grads: tf.Tensor) -> list[tf.Tensor | No
 
 tf.RegisterGradient("Fanin>FanInLinear")(_gradient)
 tf.RegisterGradient("Fanin>FanInLinearGrad")(_second_gradient)
+
+
+def connection_lists(connections: dict[str, Any]) -> dict[str, Any]:
+    names = ("indices", "starts", "tile_labels")
+    return {name: [connections[name]] if name in connections else [] for name in names}
+
+
+def top_k(
+    features: Any,
+    connections: dict[str, Any],
+    weights: Any,
+    bias: Any,
+    k: Any,
+    *,
+    threads: int = 0,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scores and ids [batch, k] of the best labels, best first, equal scores in order of their
+    label; all scores are never held. See `fanin.kernels.top_k`."""
+    with on_host():
+        k = tf.cast(k, tf.int64)
+    scores, ids = ops().fanin_top_k(
+        features=features,
+        **connection_lists(connections),
+        weights=weights,
+        bias=[] if bias is None else [bias],
+        k=k,
+        threads=threads,
+    )
+    return scores, ids
+
+
+def rewire(
+    indices: tf.Variable,
+    weights: Variables,
+    inputs: int,
+    fraction: float,
+    seed: int,
+    *,
+    threads: int = 0,
+) -> int:
+    """Rewire in place, see `fanin.kernels.rewire`; how many connections moved."""
+    signed = int(np.uint64(seed).astype(np.int64))
+    values, m, v = (array.handle for array in weights)
+    with on_host():
+        scalars = {
+            "inputs": tf.constant(inputs, tf.int64),
+            "fraction": tf.constant(fraction, tf.float64),
+            "seed": tf.constant(signed, tf.int64),
+        }
+    moved = ops().fanin_rewire(
+        indices=indices.handle,
+        weights=values,
+        weights_m=m,
+        weights_v=v,
+        **scalars,
+        threads=threads,
+    )
+    return int(moved)

@@ -1,7 +1,10 @@
-"""fanin for PyTorch: the op (`ops`), the layer (`layers`), the layer that trains itself in one pass
-(`fused`), and the harness' trainer (`trainer`)."""
+"""fanin in PyTorch.
 
-from fanin.backends.torch.fused import FusedFanIn
+For users: the op `fan_in_linear` and the layers `FixedFanInLinear` and `FusedFanIn`. For the
+trainer: a device, and an executor for each execution (`autograd`, `fused`).
+"""
+
+from fanin.backends.torch.fused_layer import FusedFanIn
 from fanin.backends.torch.layers import FixedFanInLinear
 from fanin.backends.torch.ops import fan_in_linear
 

@@ -1,7 +1,7 @@
-"""Losses over sparse positives: no dense [batch, labels] target is ever made.
+"""Losses over sparse positives, and checks of these: no dense [batch, labels] target is ever made.
 
-The gradient is written down rather than recorded, so that one [batch, labels] array is kept for
-the backward pass instead of one per operation.
+A loss's gradient is written down rather than recorded, so that one [batch, labels] array is kept
+for the backward pass instead of one per operation.
 """
 
 from __future__ import annotations
@@ -75,3 +75,69 @@ def binary_cross_entropy(
 
 
 LOSSES = {"squared_hinge": squared_hinge, "bce": binary_cross_entropy}
+
+
+@torch.library.custom_op("fanin::checked_positives", mutates_args=())
+def checked_positives(
+    positive_instances: Tensor, positive_labels: Tensor, batch: int, labels: int
+) -> tuple[Tensor, Tensor]:
+    """The positives' instances as int32 and their labels as int64; ValueError where one of them is
+    out of range.
+
+    That cannot be an error on a GPU, where nothing may wait: there such positives become (-1, 0),
+    for which the loss of `fused_step` is NaN, and which torch can index by.
+    """
+    may_wait = not positive_instances.is_cuda
+    return _in_range(positive_instances, positive_labels, batch, labels, may_wait=may_wait)
+
+
+@checked_positives.register_fake
+def _(
+    positive_instances: Tensor, positive_labels: Tensor, batch: int, labels: int
+) -> tuple[Tensor, Tensor]:
+    return (
+        positive_instances.new_empty(positive_instances.shape, dtype=torch.int32),
+        positive_labels.new_empty(positive_labels.shape, dtype=torch.int64),
+    )
+
+
+def _in_range(
+    positive_instances: Tensor, positive_labels: Tensor, batch: int, labels: int, may_wait: bool
+) -> tuple[Tensor, Tensor]:
+    # Before instances become int32, in which larger ones would wrap around. A copy of the labels,
+    # since an op must not return what it was given.
+    instances, label_ids = positive_instances.long(), positive_labels.to(torch.int64, copy=True)
+    bad_instances = (instances < 0) | (instances >= batch)
+    bad_labels = (label_ids < 0) | (label_ids >= labels)
+    if may_wait:
+        _refuse("positive_instances", instances, bad_instances, f"a batch of {batch}")
+        _refuse("positive_labels", label_ids, bad_labels, f"{labels} labels")
+    else:
+        bad = bad_instances | bad_labels
+        instances, label_ids = instances.masked_fill(bad, -1), label_ids.masked_fill(bad, 0)
+    return instances.int().contiguous(), label_ids.contiguous()
+
+
+def _refuse(name: str, values: Tensor, bad: Tensor, limit: str) -> None:
+    if bad.any():
+        at = int(bad.nonzero()[0])
+        raise ValueError(f"{name}[{at}] is {int(values[at])}, out of range for {limit}")
+
+
+def known_positives(
+    positive_instances: Tensor, positive_labels: Tensor, batch: int, labels: int
+) -> tuple[Tensor, Tensor]:
+    """See `checked_positives`; ValueError also for types and shapes that name no positives."""
+    named = {"positive_instances": positive_instances, "positive_labels": positive_labels}
+    for name, values in named.items():
+        dtype = values.dtype
+        integers = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+        if not integers and values.numel():  # an empty list makes a float tensor
+            raise ValueError(f"{name} must be integers, got {dtype}")
+    if positive_instances.ndim != 1 or positive_instances.shape != positive_labels.shape:
+        raise ValueError(
+            "positive_instances and positive_labels must be two vectors of one length, got "
+            f"{list(positive_instances.shape)} and {list(positive_labels.shape)}"
+        )
+    checked: tuple[Tensor, Tensor] = checked_positives(*named.values(), batch, labels)
+    return checked

@@ -1,7 +1,8 @@
-"""The torch op `fanin::fan_in_linear`: schema, fake, autograd and autocast in one place.
+"""The ops of both executions in torch: `fan_in_linear` (schema, fake, autograd and autocast in one
+place), `top_k` and `rewire`; and how an op calls the kernels.
 
-It calls the C interface through ctypes with data pointers and the current stream, so nothing is
-compiled against torch and any supported version works.
+The C interface is called through ctypes with data pointers and the current stream, so
+nothing is compiled against torch and any supported version works.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fanin.kernels import library, params
+
+CONNECTIONS = ("indices", "starts", "tile_labels")
 
 
 def refuse_other_devices(features: Tensor, **others: Tensor | None) -> None:
@@ -218,3 +221,58 @@ def fan_in_linear(
                 raise NotImplementedError("fan_in_linear has a backward derivative only")
     scores: Tensor = torch.ops.fanin.fan_in_linear(features, indices, weights, bias, threads)
     return scores
+
+
+@torch.library.custom_op("fanin::top_k", mutates_args=())
+def top_k(
+    features: Tensor,
+    indices: Tensor | None,
+    starts: Tensor | None,
+    tile_labels: Tensor | None,
+    weights: Tensor,
+    bias: Tensor | None,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """Scores and ids [batch, k] of the best labels, best first, equal scores in order of their
+    label; without ever holding all scores. Arguments as in `fanin.kernels.top_k`."""
+    scores = features.new_empty((features.shape[0], k))
+    ids = features.new_empty((features.shape[0], k), dtype=torch.int64)
+    arguments = params.TopKParams(
+        features=described(features),
+        connections=params.Connections(*map(described, (indices, starts, tile_labels))),
+        weights=described(weights),
+        bias=described(bias),
+        ids=described(ids),
+        scores=described(scores),
+        threads=torch.get_num_threads(),
+    )
+    call(arguments, features)
+    return scores, ids
+
+
+@top_k.register_fake
+def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    names = (*CONNECTIONS, "weights", "bias")
+    refuse_other_devices(features, **dict(zip(names, others, strict=False)))
+    shape = (features.shape[0], others[-1])
+    return features.new_empty(shape), features.new_empty(shape, dtype=torch.int64)
+
+
+def trained(values: Tensor | None, m: Tensor | None, v: Tensor | None) -> params.Trained:
+    return params.Trained(described(values), described(m), described(v))
+
+
+def rewire(
+    indices: Tensor, weights: Tensor, m: Tensor, v: Tensor, inputs: int, fraction: float, seed: int
+) -> int:
+    """Rewire in place, see `fanin.kernels.rewire`; how many connections moved."""
+    arguments = params.RewireParams(
+        indices=described(indices),
+        weights=trained(weights, m, v),
+        inputs=inputs,
+        fraction=fraction,
+        seed=seed,
+        threads=torch.get_num_threads(),
+    )
+    call(arguments, indices)
+    return int(arguments.moved)

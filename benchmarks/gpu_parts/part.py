@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from fanin.backends.torch.devices import TorchDevice
+from fanin.backends.torch.device import TorchDevice
 from fanin.benchmarks.gpu_parts.provenance import checkout, cuda, device_name
 from fanin.benchmarks.measuring import machine
 from fanin.benchmarks.records.gpu import (

@@ -197,7 +197,7 @@ def _fused(
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
     is_sorted = kind.is_sortable and sorting_pays(inputs, cpu)
     sources = kind.source_bytes(inputs, labels)
-    sorting = kind.sorting_bytes(inputs, labels) if is_sorted else 0
+    sorting = kind.sorting_bytes(labels) if is_sorted else 0
 
     groups = -(-task.batch_size // LANES)
     block = evaluation_block(setup)
@@ -232,7 +232,7 @@ def _fused(
         + biases * 4
         + sources
         + sorting
-        + kind.starts_bytes(labels),
+        + kind.starts_bytes(inputs, labels),
         optimizer_bytes=2 * (hidden + connections) * moment + 2 * biases * 4,
         gradient_bytes=0,
         # The allocators keep what a step took while others predict.

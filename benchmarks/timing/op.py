@@ -35,7 +35,7 @@ def time_layers(
     import torch
 
     from fanin.backends.torch import FixedFanInLinear
-    from fanin.backends.torch.trainer import csr_starts
+    from fanin.backends.torch.autograd import csr_starts
 
     torch.manual_seed(0)
     layer = FixedFanInLinear(inputs, labels, fan_in)
@@ -97,7 +97,7 @@ def main(
     ] = None,
 ) -> None:
     """Time the op against torch's sparse and dense layers and print medians and ratios."""
-    from fanin.backends.torch.devices import TorchDevice
+    from fanin.backends.torch.device import TorchDevice
 
     if keep_memory:
         memory.keep_memory()

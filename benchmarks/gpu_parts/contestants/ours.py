@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fanin.backends.torch import fan_in_linear
-from fanin.backends.torch.fused import fused_step, top_k
+from fanin.backends.torch.fused import fused_step
+from fanin.backends.torch.ops import top_k
 from fanin.benchmarks.gpu_parts.contestants.inputs import InputSets, K
 
 

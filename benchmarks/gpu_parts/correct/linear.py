@@ -114,6 +114,7 @@ def through_c(case: Linear) -> Callable[[Bench], None]:
             weights=described(weights),
             bias=described(bias),
             scores=scores,
+            stream=stream(features),
         )
         backward = params.BackwardParams(
             grad_scores=described(grad),
@@ -123,12 +124,12 @@ def through_c(case: Linear) -> Callable[[Bench], None]:
             grad_features=grad_features,
             grad_weights=grad_weights,
             grad_bias=grad_bias,
+            stream=stream(features),
         )
 
         def call() -> None:
-            for each in (forward, backward):
-                each.resources.stream = stream(features)
-                library.call(each, allocate)
+            library.call(forward, allocate)
+            library.call(backward, allocate)
 
         _, seconds = bench.timed(call)
         outputs = case.compare(arrays, grad, results)

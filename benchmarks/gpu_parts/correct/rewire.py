@@ -10,7 +10,7 @@ import torch
 
 from fanin.backends.arrays import plan_rewiring
 from fanin.backends.setup import LayerSetup
-from fanin.backends.torch.fused import rewire
+from fanin.backends.torch.ops import rewire
 from fanin.benchmarks.gpu_parts.correct.bench import (
     Bench,
     Case,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from fanin.backends.setup import Dense, LayerSetup
-from fanin.backends.torch.fused import top_k
+from fanin.backends.torch.ops import top_k
 from fanin.benchmarks.gpu_parts import reference
 from fanin.benchmarks.gpu_parts.correct.bench import Bench, Case, Outputs, shape_of, type_name
 from fanin.benchmarks.gpu_parts.correct.step import kind_name, kinds, random_layer

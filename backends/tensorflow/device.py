@@ -1,4 +1,4 @@
-"""The device as both executions in TensorFlow, and measuring, see it."""
+"""The device in TensorFlow: the arrays that it holds, and what measuring asks of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, SupportsFloat
 
+import numpy as np
 import tensorflow as tf
 
 from fanin.backends.interface import check_device
@@ -16,7 +17,12 @@ _LOG = logging.getLogger(__name__)
 
 
 class TensorFlowDevice:
-    """See `fanin.backends.interface.Device`."""
+    """See `fanin.backends.interface.Device`.
+
+    TensorFlow has variables of all types that the kernels read on a GPU too, uint16, uint32 and
+    bfloat16 included, but for int32, which it keeps in the host's memory whatever the device. What
+    is to be int32 is therefore held as uint32.
+    """
 
     def __init__(self, name: str, threads: int) -> None:
         """name: "cpu", "cuda", or "auto" for a GPU where TensorFlow sees one. Settles what holds
@@ -41,6 +47,7 @@ class TensorFlowDevice:
                     "threads",
                     threads,
                 )
+        self.threads = threads
         self.is_cpu = not gpus or name == "cpu"
         self.name = "/CPU:0" if self.is_cpu else "/GPU:0"
 
@@ -48,12 +55,34 @@ class TensorFlowDevice:
         """Within it, ops and variables are made here."""
         return tf.device(self.name)
 
-    def number(self, loss: tf.Tensor) -> SupportsFloat:
-        """A loss as a number, but on a GPU, where that would wait, as it is.
+    def hold(self, array: np.ndarray, dtype: str) -> tf.Variable:
+        with self.scope():
+            return tf.Variable(_converted(array, _held_type(dtype)), trainable=False)
 
-        Small tensors that are kept, step after step, between large ones that are freed also keep
-        the C library from using their memory again.
-        """
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> tf.Variable:
+        with self.scope():  # not by way of NumPy, whose array would be there beside it
+            return tf.Variable(tf.zeros(shape, _held_type(dtype)), trainable=False)
+
+    def read(self, held: tf.Variable) -> np.ndarray:
+        if held.dtype == tf.bfloat16:
+            rounded: np.ndarray = held.numpy().astype(np.float32)
+            return rounded
+        # A view, where `numpy()` would copy; who changes the variable while it lives copies first.
+        return np.asarray(memoryview(held.read_value()))
+
+    def write(self, held: tf.Variable, array: np.ndarray) -> None:
+        # The whole at once: TensorFlow copies a variable at every later reading once parts of it
+        # have been assigned.
+        held.assign(_converted(array, held.dtype))
+
+    def bytes(self, held: tf.Variable) -> int:
+        return held.shape.num_elements() * held.dtype.size
+
+    def tensor(self, array: np.ndarray) -> tf.Tensor:
+        with self.scope():
+            return tf.convert_to_tensor(array)
+
+    def number(self, loss: tf.Tensor) -> SupportsFloat:
         return float(loss) if self.is_cpu else loss
 
     def synchronize(self) -> None:
@@ -80,3 +109,11 @@ class TensorFlowDevice:
         if not self.is_cpu:
             peak = int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
         return {"allocator_peak_bytes": peak, "allocator_reserved_bytes": None}
+
+
+def _held_type(dtype: str) -> tf.DType:
+    return tf.as_dtype("uint32" if dtype == "int32" else dtype)
+
+
+def _converted(array: np.ndarray, dtype: tf.DType) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype.as_numpy_dtype)

@@ -1,4 +1,4 @@
-"""The device as both executions in torch, and measuring, see it."""
+"""The device in torch: the arrays that it holds, and what measuring asks of it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,27 @@ class TorchDevice:
         self.torch = torch.device(name)
         self.is_cpu = self.torch.type == "cpu"
 
+    def hold(self, array: np.ndarray, dtype: str) -> torch.Tensor:
+        held = self.zeros(array.shape, dtype)
+        self.write(held, array)
+        return held
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+        return torch.zeros(shape, dtype=getattr(torch, dtype), device=self.torch)
+
+    def read(self, held: torch.Tensor) -> np.ndarray:
+        held = held.detach()
+        return (held.float() if held.dtype == torch.bfloat16 else held).cpu().numpy()
+
+    @torch.no_grad()
+    def write(self, held: torch.Tensor, array: np.ndarray) -> None:
+        if held.dtype in (torch.uint16, torch.uint32):  # torch converts nothing to these
+            array = array.astype(str(held.dtype).removeprefix("torch."), copy=False)
+        held.copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
+
+    def bytes(self, held: torch.Tensor) -> int:
+        return held.nbytes
+
     def tensor(self, array: np.ndarray) -> torch.Tensor:
         """The array itself on a CPU; on a GPU a copy that nobody waits for: from memory that the
         driver has pinned, since from any other it would first wait for all that is queued."""
@@ -42,11 +63,6 @@ class TorchDevice:
         return tensor if self.is_cpu else tensor.pin_memory().to(self.torch, non_blocking=True)
 
     def number(self, loss: torch.Tensor) -> SupportsFloat:
-        """A loss as a number, but on a GPU, where that would wait, as it is.
-
-        A tensor of four bytes that is kept, step after step, between large ones that are freed also
-        keeps the C library from using their memory again: a run would grow without end.
-        """
         return loss.item() if self.is_cpu else loss.detach()
 
     def synchronize(self) -> None:

@@ -1,0 +1,110 @@
+"""The autograd execution: scores, loss, gradients and Adam, one after the other, by the framework's
+own operations; but for what a framework adds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fanin.backends.interface import Device, Held
+from fanin.backends.setup import ConnectionKind, LayerSetup
+from fanin.backends.trainer import Executor, Trained
+
+
+class Output(ABC):
+    """An output layer of one kind: its connections, and how a framework computes its scores.
+
+    held: its index arrays by their names, or in another form where the framework wants one.
+    """
+
+    def __init__(self, setup: LayerSetup, device: Any) -> None:
+        self.setup = setup
+        self.device = device
+        self.held: dict[str, Held] = {}
+
+    def set_connections(self, name: str, array: np.ndarray) -> None:
+        """See `Executor.set_connections`."""
+        if name in self.held:
+            self.device.write(self.held[name], array)
+        else:
+            self.held[name] = self.device.hold(array, self.setup.index_arrays()[name].dtype)
+
+    def connections(self, name: str) -> np.ndarray:
+        """See `Executor.connections`."""
+        array: np.ndarray = self.device.read(self.held[name])
+        return array
+
+    @abstractmethod
+    def scores(self, features: Any, weights: Any, bias: Any) -> Any:
+        """[batch, labels], from features [batch, inputs]."""
+
+    @abstractmethod
+    def best(self, features: Any, weights: Any, bias: Any, k: Any) -> Any:
+        """Ids of the best labels, [batch, k]."""
+
+    def sources(self) -> Held | None:
+        """The sources of all connections as `fanin.kernels.rewire` reads them; None where they are
+        held in another form."""
+        return None
+
+
+class AutogradExecutor(Executor):
+    """All that needs no framework."""
+
+    outputs: ClassVar[dict[type[ConnectionKind], type[Any]]]
+    """The framework's `Output` for each kind of connection."""
+    most_scores: ClassVar[int]
+    """Scores that a block of an evaluation makes at most: they are [instances, labels]."""
+
+    trained: Mapping[str, Trained]
+
+    def __init__(self, setup: LayerSetup, device: Device) -> None:
+        self.setup = setup
+        self.device = device
+        self.output: Output = self.outputs[type(setup.output)](setup, device)
+
+    def set_connections(self, name: str, array: np.ndarray) -> None:
+        self.output.set_connections(name, array)
+
+    def connections(self, name: str) -> np.ndarray:
+        return self.output.connections(name)
+
+    def connection_bytes(self) -> int:
+        return sum(map(self.device.bytes, self.output.held.values()))
+
+    def start(self, trained: Mapping[str, Trained]) -> None:
+        self.trained = trained
+
+    def values(self, layer: str) -> tuple[Held, Held]:
+        """Weights and bias of the "intermediate" or "output" layer."""
+        return self.trained[f"{layer}.weights"].values, self.trained[f"{layer}.bias"].values
+
+    def output_features(self, features: Any) -> Any:
+        """What the output layer reads: the features, or the intermediate layer's outputs."""
+        if not self.setup.intermediate:
+            return features
+        return self.forward(features, *self.values("intermediate"))
+
+    def scores(self, features: Any) -> Any:
+        """[batch, labels]."""
+        return self.output.scores(self.output_features(features), *self.values("output"))
+
+    def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
+        size = max(1, self.most_scores // self.setup.labels)
+        ids = np.empty((len(features), k), np.int64)
+        for start in range(0, len(features), size):
+            block = slice(start, start + size)
+            ids[block] = self.best(features[block], k)
+        return ids
+
+    @abstractmethod
+    def forward(self, features: Any, weights: Any, bias: Any) -> Any:
+        """Outputs [batch, units] of a dense layer with ReLU."""
+
+    @abstractmethod
+    def best(self, features: np.ndarray, k: int) -> np.ndarray:
+        """Ids of the best labels of a block of instances, [instances, k]."""

@@ -1,0 +1,178 @@
+"""The autograd execution in TensorFlow; a step is one tf.function.
+
+Everything here is TensorFlow's own except the fixed fan-in op. Dense and unstructured outputs are
+the baselines, so how TensorFlow does them is the result and nothing about them is improved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar, SupportsFloat
+
+import numpy as np
+import tensorflow as tf
+
+from fanin.backends.autograd import AutogradExecutor, Output
+from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.tensorflow.device import TensorFlowDevice
+from fanin.backends.tensorflow.losses import LOSSES
+from fanin.backends.tensorflow.ops import fan_in_linear, rewire, top_k
+from fanin.backends.trainer import Trained
+
+
+class TensorFlowOutput(Output):
+    """Takes the best labels from the scores of all."""
+
+    device: TensorFlowDevice
+
+    def best(
+        self, features: tf.Tensor, weights: tf.Variable, bias: tf.Variable, k: tf.Tensor
+    ) -> tf.Tensor:
+        scores = self.scores(features, weights, bias)
+        return tf.math.top_k(scores, k).indices  # ties: the lower id first
+
+
+class DenseOutput(TensorFlowOutput):
+    """TensorFlow's own matrix product."""
+
+    def scores(self, features: tf.Tensor, weights: tf.Variable, bias: tf.Variable) -> tf.Tensor:
+        return tf.matmul(features, weights) + bias
+
+
+class FanInOutput(TensorFlowOutput):
+    """fanin's own op, which is asked for the best labels without making its scores."""
+
+    def scores(self, features: tf.Tensor, weights: tf.Variable, bias: tf.Variable) -> tf.Tensor:
+        return fan_in_linear(features, self.sources(), weights, bias, threads=self.device.threads)
+
+    def best(
+        self, features: tf.Tensor, weights: tf.Variable, bias: tf.Variable, k: tf.Tensor
+    ) -> tf.Tensor:
+        connections = {"indices": self.sources()}
+        return top_k(features, connections, weights, bias, k, threads=self.device.threads)[1]
+
+    def sources(self) -> tf.Variable:
+        return self.held["output.indices"]
+
+
+class SparseOutput(TensorFlowOutput):
+    """TensorFlow's own sparse operations, whose tf.SparseTensor wants pairs (label, source)."""
+
+    _COLUMNS: ClassVar = {"output.rows": 0, "output.columns": 1}
+
+    def set_connections(self, name: str, array: np.ndarray) -> None:
+        if "pairs" not in self.held:
+            self.held["pairs"] = self.device.zeros((len(array), 2), "int64")
+        pairs = self.device.read(self.held["pairs"]).copy()
+        pairs[:, self._COLUMNS[name]] = array
+        self.device.write(self.held["pairs"], pairs)
+
+    def connections(self, name: str) -> np.ndarray:
+        pairs = self.device.read(self.held["pairs"])
+        return np.array(pairs[:, self._COLUMNS[name]], np.int32)
+
+    def scores(self, features: tf.Tensor, weights: tf.Variable, bias: tf.Variable) -> tf.Tensor:
+        shape = (self.setup.labels, self.setup.output_inputs)
+        matrix = tf.SparseTensor(self.held["pairs"], tf.convert_to_tensor(weights), shape)
+        product = tf.sparse.sparse_dense_matmul(matrix, features, adjoint_b=True)
+        return tf.transpose(product) + bias
+
+
+class TensorFlowAutograd(AutogradExecutor):
+    """See `fanin.backends.autograd.AutogradExecutor`."""
+
+    outputs: ClassVar = {Dense: DenseOutput, FixedFanIn: FanInOutput, Unstructured: SparseOutput}
+    most_scores = 1 << 26
+    device: TensorFlowDevice
+
+    def start(self, trained: Mapping[str, Trained]) -> None:
+        super().start(trained)
+        # Compiled once for all sizes: a smaller last batch does not trace anew.
+        features = tf.TensorSpec([None, self.setup.inputs], tf.float32)
+        self._step_function = tf.function(
+            self._step,
+            input_signature=[
+                features,
+                tf.TensorSpec([None], tf.int32),
+                tf.TensorSpec([None], tf.int64),
+                tf.TensorSpec([], tf.float32),
+            ],
+        )
+        self._top_k_function = tf.function(
+            self._top_k, input_signature=[features, tf.TensorSpec([], tf.int32)]
+        )
+
+    def step(self, batch: TrainingBatch, learning_rate: float, step: int) -> SupportsFloat:
+        positives = (batch.positive_instances, batch.positive_labels)
+        step_size = self._step_size(learning_rate, step)
+        return self.device.number(self._step_function(batch.features, *positives, step_size))
+
+    def _step_size(self, learning_rate: float, step: int) -> tf.Tensor:
+        """Adam's learning rate with its bias correction, which needs more digits than float32 has,
+        for the betas that the op sees: 1 - float32(0.999) is 1.3e-5 (relative) off 0.001."""
+        beta1, beta2 = (float(np.float32(beta)) for beta in ADAM_BETAS)
+        correction = math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        return tf.constant(learning_rate * correction, tf.float32)
+
+    def _step(
+        self,
+        features: tf.Tensor,
+        positive_instances: tf.Tensor,
+        positive_labels: tf.Tensor,
+        step_size: tf.Tensor,
+    ) -> tf.Tensor:
+        values = [each.values for each in self.trained.values()]
+        with self.device.scope():
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(values)
+                scores = self.scores(features)
+            loss, grad_scores = LOSSES[self.setup.loss](scores, positive_instances, positive_labels)
+            gradients = tape.gradient(scores, values, output_gradients=grad_scores)
+            # An update is in place only when nobody reads the array any more; TensorFlow would
+            # otherwise copy it. So all gradients first.
+            with tf.control_dependencies(gradients):
+                for each, gradient in zip(self.trained.values(), gradients, strict=True):
+                    _apply_adam(each, gradient, step_size)
+            return loss
+
+    def forward(self, features: tf.Tensor, weights: tf.Variable, bias: tf.Variable) -> tf.Tensor:
+        return tf.nn.relu(tf.matmul(features, weights) + bias)
+
+    def best(self, features: np.ndarray, k: int) -> np.ndarray:
+        ids: np.ndarray = self._top_k_function(features, k).numpy()
+        return ids
+
+    def _top_k(self, features: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
+        with self.device.scope():
+            return self.output.best(self.output_features(features), *self.values("output"), k)
+
+    def rewire(self, fraction: float, seed: int) -> int | None:
+        sources, weights = self.output.sources(), self.trained["output.weights"]
+        if sources is None:
+            return None
+        state, inputs = (weights.values, weights.m, weights.v), self.setup.output_inputs
+        return rewire(sources, state, inputs, fraction, seed, threads=self.device.threads)
+
+
+def _apply_adam(trained: Trained, gradient: tf.Tensor, step_size: tf.Tensor) -> None:
+    # In place: m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v);
+    # w -= lr sqrt(1 - beta2_power) / (1 - beta1_power) m / (sqrt(v) + epsilon).
+    tf.raw_ops.ResourceApplyAdam(
+        var=trained.values.handle,
+        m=trained.m.handle,
+        v=trained.v.handle,
+        beta1_power=0.0,  # the correction is in the step size already
+        beta2_power=0.0,
+        lr=step_size,
+        beta1=ADAM_BETAS[0],
+        beta2=ADAM_BETAS[1],
+        epsilon=ADAM_EPSILON,
+        grad=gradient,
+    )
+
+
+def make_executor(setup: LayerSetup, *, device: str, threads: int) -> TensorFlowAutograd:
+    """See `fanin.backends.registry.make_trainer`."""
+    return TensorFlowAutograd(setup, TensorFlowDevice(device, threads))

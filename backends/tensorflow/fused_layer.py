@@ -1,0 +1,270 @@
+"""`FusedFanIn`: the fixed fan-in output layer that trains itself, for a user's own Keras model."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fanin.backends import checks
+from fanin.backends.arrays import drawn_seed
+from fanin.backends.setup import index_dtype
+from fanin.backends.tensorflow.fused import fused_step
+from fanin.backends.tensorflow.layers import Connected, checked_options, known_inputs
+from fanin.backends.tensorflow.losses import LOSSES, known_positives
+from fanin.backends.tensorflow.ops import Variables, fan_in_linear, on_host, rewire, top_k
+from fanin.kernels import params
+
+
+def _once_differentiable(x: tf.Tensor, grad: tf.Tensor, grad_loss: tf.Tensor) -> tf.Tensor:
+    """grad_loss * grad. Its own derivative is an error: what grad owes to x is gone, and a gradient
+    without that part would be wrong."""
+
+    @tf.custom_gradient
+    def scaled(x: tf.Tensor, grad_loss: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def refuse(*_: Any) -> Any:
+            raise NotImplementedError("FusedFanIn.training_step has no second derivative")
+
+        return grad_loss * grad, refuse
+
+    return scaled(x, grad_loss)
+
+
+@keras.saving.register_keras_serializable(package="fanin")
+class FusedFanIn(Connected):
+    """A fixed fan-in output layer that trains itself: score, loss, gradients and Adam in one pass.
+
+    Called like any layer, it gives the scores [batch, labels] of inputs [batch, inputs]. Training
+    is `loss = layer.training_step(inputs, positive_instances, positive_labels)`: the last two name
+    the positives, and the layer has been updated when the loss is there; a GradientTape around it
+    hands the gradient of the inputs upstream, where any optimizer may train the rest. Neither
+    scores nor gradients of weights are ever held.
+
+    The layer's variables are not trainable, so no optimizer takes hold of them, and all of them are
+    saved with the model: `indices`, `kernel` [labels, fan_in] and `bias` [labels] with their
+    moments (`kernel_m`, ...), `steps` and `learning_rate`; set that between steps as you like
+    (`layer.learning_rate = 1e-4`, as with an optimizer of Keras).
+
+    loss: "squared_hinge" or "bce", the mean over labels, then over the batch. kernel_dtype,
+    moments_dtype: "float32" or "bfloat16", the latter rounded stochastically. seed: of indices and
+    initial kernel, None for Keras' global seed. On a GPU nothing waits for the device but `rewire`.
+    Raises ValueError for values that make no layer.
+    """
+
+    def __init__(
+        self,
+        labels: int,
+        fan_in: int,
+        *,
+        loss: str = "squared_hinge",
+        learning_rate: float = 1e-3,
+        kernel_dtype: str = "float32",
+        moments_dtype: str = "float32",
+        seed: int | None = None,
+        threads: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        labels, fan_in, threads = checked_options(labels, fan_in, threads)
+        super().__init__(**kwargs)
+        if loss not in params.LOSSES:
+            raise ValueError(f"unknown loss {loss!r}; there are {', '.join(params.LOSSES)}")
+        for name, dtype in (("kernel_dtype", kernel_dtype), ("moments_dtype", moments_dtype)):
+            if dtype not in ("float32", "bfloat16"):
+                raise ValueError(f"{name} must be float32 or bfloat16, got {dtype!r}")
+        self.labels = labels
+        self.fan_in = fan_in
+        self.loss = loss
+        self.initial_learning_rate = checks.learning_rate(learning_rate)
+        self.kernel_dtype = kernel_dtype
+        self.moments_dtype = moments_dtype
+        self.seed = seed
+        self.threads = threads
+        self.supports_jit = False
+        self._told = False  # that `fit` does not train it
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        inputs = known_inputs(input_shape, self.fan_in)
+        self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: inputs})
+        # Python's generator is what keras.utils.set_random_seed governs.
+        rng = np.random.default_rng(random.randrange(2**32) if self.seed is None else self.seed)
+        # Glorot's limit for one flat vector of all connections, as in the paper's code.
+        limit = np.sqrt(3 / (self.labels * self.fan_in))
+
+        def add(name: str, dtype: str, draw: Any, shape: tuple[int, ...]) -> Any:
+            return self.add_weight(
+                name=name,
+                shape=shape,
+                dtype=dtype,
+                initializer=draw,
+                trainable=False,
+                autocast=False,
+            )
+
+        connections, labels = (self.labels, self.fan_in), (self.labels,)
+        index = np.dtype(index_dtype(inputs)).name
+        self.indices = add(
+            "indices",
+            index,
+            lambda shape, dtype: rng.integers(0, inputs, shape, dtype),
+            connections,
+        )
+        self.kernel = add(
+            "kernel",
+            self.kernel_dtype,
+            lambda shape, dtype: tf.cast(rng.uniform(-limit, limit, shape), dtype),
+            connections,
+        )
+        self.kernel_m = add("kernel_m", self.moments_dtype, "zeros", connections)
+        self.kernel_v = add("kernel_v", self.moments_dtype, "zeros", connections)
+        self.bias = add("bias", "float32", "zeros", labels)
+        self.bias_m = add("bias_m", "float32", "zeros", labels)
+        self.bias_v = add("bias_v", "float32", "zeros", labels)
+        rate = keras.initializers.Constant(self.initial_learning_rate)
+        with on_host():
+            self.steps = add("steps", "int64", "zeros", ())
+            self._learning_rate = add("learning_rate", "float32", rate, ())
+        super().build(input_shape)
+
+    @property
+    def learning_rate(self) -> keras.Variable | float:
+        """A variable once the layer is built."""
+        return self._learning_rate if self.built else self.initial_learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        if self.built:
+            # In a tf.function it may be a tensor, of which nothing is known.
+            known = value if tf.is_symbolic_tensor(value) else checks.learning_rate(value)
+            self._learning_rate.assign(known)
+        else:
+            self.initial_learning_rate = checks.learning_rate(value)
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        if training and not self._told:
+            self._told = True
+            warnings.warn(
+                "FusedFanIn only gives scores when it is called, as `fit` does: nothing trains it "
+                "but its method `training_step`; for `fit` there is FixedFanIn",
+                stacklevel=2,
+            )
+        kernel = tf.cast(self.kernel, tf.float32)
+        features = tf.cast(inputs, tf.float32)
+        scores = fan_in_linear(features, self.indices, kernel, self.bias, threads=self.threads)
+        return tf.cast(scores, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (*input_shape[:-1], self.labels)
+
+    def _weights(self) -> Variables:
+        return [array.value for array in (self.kernel, self.kernel_m, self.kernel_v)]
+
+    def _features(self, inputs: Any) -> tf.Tensor:
+        """Inputs in float32, ValueError for another width than the layer's; builds the layer."""
+        features = tf.cast(inputs, tf.float32)
+        if not self.built:
+            self.build(features.shape)
+        expected = tf.TensorShape([None, self.input_spec.axes[-1]])
+        if not features.shape.is_compatible_with(expected):
+            raise ValueError(f"inputs must be [batch, {expected[1]}], got {features.shape}")
+        return tf.ensure_shape(features, expected)  # where it is not known while tracing
+
+    def training_step(
+        self, inputs: Any, positive_instances: Any, positive_labels: Any
+    ) -> tf.Tensor:
+        """Train the layer once; returns the loss before that, a scalar, differentiable once in the
+        inputs.
+
+        inputs [batch, inputs] float; positive_instances and positive_labels: integers [positives],
+        each a positive's instance within the batch and its label; a pair that stands twice counts
+        once. Eagerly or in a tf.function.
+        """
+        features = self._features(inputs)
+        positives = known_positives(
+            positive_instances, positive_labels, features.shape[0], self.labels
+        )
+        bias = [array.value for array in (self.bias, self.bias_m, self.bias_v)]
+        with on_host():
+            step = self.steps.value + 1
+
+        @tf.custom_gradient
+        def run(x: tf.Tensor) -> tuple[tf.Tensor, Any]:
+            loss, grad = fused_step(
+                x,
+                {"indices": self.indices.value},
+                self._weights(),
+                bias,
+                *positives,
+                self.loss,
+                self._learning_rate.value,
+                step,
+                threads=self.threads,
+            )
+            return loss, lambda grad_loss: _once_differentiable(x, grad, grad_loss)
+
+        loss: tf.Tensor = run(features)
+        with tf.control_dependencies([loss]), on_host():
+            self.steps.value.assign_add(1)  # a step that was refused does not count
+        return loss
+
+    def evaluate_loss(
+        self, inputs: Any, positive_instances: Any, positive_labels: Any
+    ) -> tf.Tensor:
+        """The loss without a step; arguments as in `training_step`. All scores are held."""
+        features = self._features(inputs)
+        if features.shape[0] == 0:
+            message = "a loss needs at least one instance; the batch is empty"
+            raise tf.errors.InvalidArgumentError(None, None, message)
+        instances, label_ids = known_positives(
+            positive_instances, positive_labels, features.shape[0], self.labels
+        )
+        scores = tf.cast(self(features), tf.float32)
+        loss: tf.Tensor = LOSSES[self.loss](scores, instances, label_ids)[0]
+        # A GPU reads 0 where there is nothing; a CPU has raised an error by now.
+        known = (instances >= 0) & (instances < tf.shape(scores)[0])
+        known &= (label_ids >= 0) & (label_ids < self.labels)
+        return tf.where(tf.reduce_all(known), loss, math.nan)
+
+    def top_k(self, inputs: Any, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Scores and ids of the k best labels, [batch, k] each, best first, ties to the lower id;
+        all scores are never held. k: a number, or in a tf.function a tensor."""
+        return top_k(
+            self._features(inputs),
+            {"indices": self.indices.value},
+            self.kernel.value,
+            self.bias.value,
+            k if tf.is_tensor(k) else checks.best(k, self.labels),
+            threads=self.threads,
+        )
+
+    def rewire(self, fraction: float, rng: np.random.Generator | int | None = None) -> int:
+        """Give the `fraction` of connections with the smallest |weight| new random inputs; their
+        weight stays and their moments become 0. rng: a generator or a seed. Returns how many moved.
+        See `fanin.backends.arrays.plan_rewiring`."""
+        if not self.built:
+            raise ValueError("the layer is not built yet, so there is nothing to rewire")
+        return rewire(
+            self.indices.value,
+            self._weights(),
+            self.input_spec.axes[-1],
+            checks.fraction(fraction),
+            drawn_seed(rng),
+            threads=self.threads,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "labels": self.labels,
+            "fan_in": self.fan_in,
+            "loss": self.loss,
+            "learning_rate": self.initial_learning_rate,
+            "kernel_dtype": self.kernel_dtype,
+            "moments_dtype": self.moments_dtype,
+            "seed": self.seed,
+            "threads": self.threads,
+        }

@@ -1,0 +1,192 @@
+"""The autograd execution in PyTorch.
+
+Everything here is torch's own except the fixed fan-in op. Dense and unstructured outputs are the
+baselines, so how torch does them is the result and nothing about them is improved.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar, SupportsFloat
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fanin.backends.autograd import AutogradExecutor, Output
+from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.torch.device import TorchDevice
+from fanin.backends.torch.losses import LOSSES
+from fanin.backends.torch.ops import fan_in_linear, rewire, top_k
+from fanin.backends.trainer import Trained
+
+# torch says so once per process of any CSR tensor; the baseline uses them knowingly.
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+
+
+class TorchOutput(Output):
+    """Takes the best labels from the scores of all."""
+
+    device: TorchDevice
+
+    def best(self, features: Tensor, weights: Tensor, bias: Tensor, k: int) -> Tensor:
+        return best_of(self.scores(features, weights, bias), k)
+
+
+class DenseOutput(TorchOutput):
+    """torch's own matrix product."""
+
+    def scores(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+        return torch.addmm(bias, features, weights)
+
+
+class FanInOutput(TorchOutput):
+    """fanin's own op, which is asked for the best labels without making its scores."""
+
+    def scores(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+        return fan_in_linear(features, self.sources(), weights, bias)
+
+    def best(self, features: Tensor, weights: Tensor, bias: Tensor, k: int) -> Tensor:
+        ids: Tensor = top_k(features, self.sources(), None, None, weights, bias, k)[1]
+        return ids
+
+    def sources(self) -> Tensor:
+        return self.held["output.indices"]
+
+
+class SparseOutput(TorchOutput):
+    """torch's own sparse operations."""
+
+    def set_connections(self, name: str, array: np.ndarray) -> None:
+        super().set_connections(name, array)
+        if name == "output.rows":
+            self.held["starts"] = csr_starts(self.held[name], self.setup.labels)
+
+    def scores(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+        starts, columns = self.held["starts"], self.held["output.columns"]
+        product = SparseProduct.apply(features, weights, starts, columns, self.setup.labels)
+        return product + bias
+
+    def sources(self) -> Tensor:
+        return self.held["output.columns"].view(torch.uint32)
+
+
+class SparseProduct(torch.autograd.Function):
+    """features [batch, inputs] times CSR weights [labels, inputs]: torch's own sparse operations.
+
+    torch's built-in gradient of this product makes the dense [labels, inputs] matrix first;
+    `sampled_addmm`, also torch's own, computes it at the connections only.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weights: Tensor, starts: Tensor, columns: Tensor, labels: int
+    ) -> Tensor:
+        matrix = torch.sparse_csr_tensor(
+            starts, columns, weights, (labels, features.shape[1]), check_invariants=False
+        )
+        ctx.save_for_backward(features, matrix)
+        product: Tensor = torch.sparse.mm(matrix, features.t())
+        return product.t()
+
+    @staticmethod
+    def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
+        features, matrix = ctx.saved_tensors
+        grad_features = grad_weights = None
+        if ctx.needs_input_grad[0]:
+            grad_features = torch.sparse.mm(matrix.t(), grad_scores.t()).t()
+        if ctx.needs_input_grad[1]:
+            grad_weights = torch.sparse.sampled_addmm(
+                matrix, grad_scores.t(), features, beta=0.0
+            ).values()
+        return grad_features, grad_weights, None, None, None
+
+
+class TorchAutograd(AutogradExecutor):
+    """See `fanin.backends.autograd.AutogradExecutor`."""
+
+    outputs: ClassVar = {Dense: DenseOutput, FixedFanIn: FanInOutput, Unstructured: SparseOutput}
+    most_scores = 1 << 25
+    device: TorchDevice
+
+    def start(self, trained: Mapping[str, Trained]) -> None:
+        super().start(trained)
+        parameters = [each.values.requires_grad_() for each in trained.values()]
+        self._adam = torch.optim.Adam(parameters, betas=ADAM_BETAS, fused=True)
+        self._adam_steps = 0
+        # As torch would at the first step; made here so that the moments are those of the trainer.
+        for each in trained.values():
+            self._adam.state[each.values] = {
+                "step": torch.zeros((), device=self.device.torch),
+                "exp_avg": each.m,
+                "exp_avg_sq": each.v,
+            }
+
+    def step(self, batch: TrainingBatch, learning_rate: float, step: int) -> SupportsFloat:
+        scores = self.scores(self.device.tensor(batch.features))
+        loss = LOSSES[self.setup.loss](
+            scores,
+            self.device.tensor(batch.positive_instances).long(),
+            self.device.tensor(batch.positive_labels),
+        )
+        del scores
+        self._adam.zero_grad(set_to_none=True)
+        loss.backward()
+        self._update(learning_rate, step)
+        return self.device.number(loss)
+
+    def _update(self, learning_rate: float, step: int) -> None:
+        (group,) = self._adam.param_groups
+        group["lr"] = learning_rate
+        # torch adds epsilon after the bias correction of v, Keras (and the paper) before it.
+        group["eps"] = ADAM_EPSILON / (1 - ADAM_BETAS[1] ** step) ** 0.5
+        if self._adam_steps != step - 1:  # torch counts by itself; a loaded state goes on elsewhere
+            for state in self._adam.state.values():
+                state["step"].fill_(step - 1)
+        self._adam.step()
+        self._adam_steps = step
+
+    def forward(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+        return torch.addmm(bias, features, weights).relu_()
+
+    @torch.inference_mode()
+    def best(self, features: np.ndarray, k: int) -> np.ndarray:
+        outputs = self.output_features(self.device.tensor(features))
+        ids: np.ndarray = self.output.best(outputs, *self.values("output"), k).cpu().numpy()
+        return ids
+
+    def rewire(self, fraction: float, seed: int) -> int | None:
+        sources, weights = self.output.sources(), self.trained["output.weights"]
+        if sources is None:
+            return None
+        state, inputs = (weights.values.detach(), weights.m, weights.v), self.setup.output_inputs
+        return rewire(sources, *state, inputs, fraction, seed)
+
+
+def csr_starts(rows: Tensor, labels: int) -> Tensor:
+    """Where each label's connections begin: int32 [labels + 1], from ascending int32 rows."""
+    bounds = torch.arange(labels + 1, dtype=torch.int32, device=rows.device)
+    return torch.searchsorted(rows, bounds, out_int32=True)
+
+
+def best_of(scores: Tensor, k: int) -> Tensor:
+    """Ids of the k highest scores of each instance, best first, ties to the lower id.
+
+    torch.topk leaves open which of equal scores it takes, so instances for which the k-th score
+    occurs beyond the k that it took are sorted whole; the others only need their k put in order.
+    """
+    values, ids = torch.topk(scores, k)
+    cut = (scores >= values[:, -1:]).sum(1) > k
+    if cut.any():
+        order = torch.sort(scores[cut], dim=1, descending=True, stable=True)
+        values[cut], ids[cut] = order.values[:, :k], order.indices[:, :k]
+    by_id = torch.argsort(ids, dim=1)
+    by_score = torch.argsort(values.gather(1, by_id), dim=1, descending=True, stable=True)
+    return ids.gather(1, by_id).gather(1, by_score)
+
+
+def make_executor(setup: LayerSetup, *, device: str, threads: int) -> TorchAutograd:
+    """See `fanin.backends.registry.make_trainer`."""
+    return TorchAutograd(setup, TorchDevice(device, threads))

@@ -1,0 +1,225 @@
+"""`FusedFanIn`: the fixed fan-in output layer that trains itself, as an nn.Module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fanin.backends import checks
+from fanin.backends.arrays import drawn_seed
+from fanin.backends.setup import Loss
+from fanin.backends.torch.fused import BIAS, WEIGHTS, counted_step
+from fanin.backends.torch.layers import (
+    Connected,
+    check_sizes,
+    check_width,
+    draw_connections,
+    index_type,
+)
+from fanin.backends.torch.losses import LOSSES, known_positives
+from fanin.backends.torch.ops import fan_in_linear, rewire, top_k
+from fanin.kernels import params
+
+
+class _WithGradient(torch.autograd.Function):
+    """A loss whose gradient by the features is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(grad)
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return grad_loss * grad, None, None
+
+
+class FusedFanIn(Connected):
+    """A fixed fan-in output layer that trains itself: score, loss, gradients and Adam in one pass.
+
+    Called like any layer, it gives the scores [batch, labels] of features [batch, in_features].
+    Training is `loss = layer.training_step(features, positive_instances, positive_labels)`: the
+    last two name the positives, and the layer has been updated when the loss is there;
+    `loss.backward()` then hands the gradient of the features upstream, where any optimizer may
+    train the rest. Neither scores nor gradients of weights are ever held.
+
+    The layer's arrays are buffers, not parameters, so no optimizer takes hold of them, and the
+    state_dict has them all: `indices`, `weights` [labels, fan_in] and `bias` [labels] with their
+    moments (`weights_m`, ...), `steps`, and `rate`, which is `learning_rate`: change that between
+    steps as you like. Under autocast the layer computes in float32; a scaled loss scales what goes
+    upstream only. What calls it twice trains it twice, as torch.utils.checkpoint does with
+    `use_reentrant=False`.
+
+    loss: "squared_hinge" or "bce", the mean over labels, then over the batch. weights_dtype,
+    moments_dtype: torch.float32 or torch.bfloat16, the latter rounded stochastically, by numbers
+    that `rounding_seed` starts; `.half()` and the like leave all types as they are. generator: for
+    the indices and initial weights. On a GPU nothing waits for the device (so what is wrong in the
+    data gives NaN, not an error) but `rewire`. Raises ValueError for what makes no layer.
+    """
+
+    weights: Tensor
+    weights_m: Tensor
+    weights_v: Tensor
+    bias: Tensor
+    bias_m: Tensor
+    bias_v: Tensor
+    steps: Tensor
+    rate: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        labels: int,
+        fan_in: int,
+        *,
+        loss: Loss = "squared_hinge",
+        learning_rate: float = 1e-3,
+        weights_dtype: torch.dtype = torch.float32,
+        moments_dtype: torch.dtype = torch.float32,
+        rounding_seed: int = 0,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(in_features, labels, fan_in)
+        if loss not in params.LOSSES:
+            raise ValueError(f"unknown loss {loss!r}; there are {', '.join(params.LOSSES)}")
+        for name, dtype in (("weights_dtype", weights_dtype), ("moments_dtype", moments_dtype)):
+            if dtype not in (torch.float32, torch.bfloat16):
+                raise ValueError(f"{name} must be torch.float32 or torch.bfloat16, got {dtype}")
+        self.in_features = in_features
+        self.labels = labels
+        self.fan_in = fan_in
+        self.loss: Loss = loss
+        self.rounding_seed = checks.whole("rounding_seed", rounding_seed, 0, 2**63 - 1)
+        shape, index = (labels, fan_in), index_type(in_features)
+        self.register_buffer("indices", torch.empty(shape, dtype=index, device=device))
+        self.register_buffer("weights", torch.empty(shape, dtype=weights_dtype, device=device))
+        draw_connections(in_features, self.indices, self.weights, generator)
+        for name in ("weights_m", "weights_v"):
+            self.register_buffer(name, torch.zeros(shape, dtype=moments_dtype, device=device))
+        for name in BIAS:
+            self.register_buffer(name, torch.zeros(labels, device=device))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device="cpu"))
+        rate = checks.learning_rate(learning_rate)
+        self.register_buffer("rate", torch.tensor(rate, dtype=torch.float64, device="cpu"))
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.rate)
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.rate.fill_(checks.learning_rate(value))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FusedFanIn:
+        def moved(tensor: Tensor) -> Tensor:
+            # `model.half()` is not meant for moments; which types they have the layer was told.
+            there: Tensor = fn(tensor)
+            return there if there.dtype == tensor.dtype else tensor.to(there.device)
+
+        steps, rate = self.steps, self.rate
+        super()._apply(moved, recurse)
+        self.steps, self.rate = steps, rate  # read at every step, which would wait for a GPU
+        return self
+
+    def forward(self, features: Tensor) -> Tensor:
+        """All scores, [batch, labels]; differentiable in the features."""
+        return fan_in_linear(self._known(features), self.indices, self.weights.float(), self.bias)
+
+    def training_step(
+        self,
+        features: Tensor,
+        positive_instances: Tensor | Sequence[int],
+        positive_labels: Tensor | Sequence[int],
+    ) -> Tensor:
+        """Train the layer once; returns the loss before that, a scalar, differentiable once in the
+        features.
+
+        features [batch, in_features]; positive_instances and positive_labels: integers [positives]
+        (tensors, NumPy arrays, lists), each a positive's instance within the batch and its label; a
+        pair that stands twice counts once. ValueError for what is wrong, an empty batch included.
+        """
+        features, positives = self._batch(features, positive_instances, positive_labels)
+        loss, grad = counted_step(
+            features.detach(),
+            self.indices,
+            *(getattr(self, name) for name in (*WEIGHTS, *BIAS)),
+            self.steps,
+            self.rate,
+            *positives,
+            self.loss,
+            self.rounding_seed,
+            features.requires_grad and torch.is_grad_enabled(),
+        )
+        if not (features.requires_grad and torch.is_grad_enabled()):
+            return loss
+        with_gradient: Tensor = _WithGradient.apply(features, loss, grad)
+        return with_gradient
+
+    def evaluate_loss(
+        self,
+        features: Tensor,
+        positive_instances: Tensor | Sequence[int],
+        positive_labels: Tensor | Sequence[int],
+    ) -> Tensor:
+        """The loss without a step; arguments as in `training_step`. All scores are held."""
+        features, positives = self._batch(features, positive_instances, positive_labels)
+        instances, label_ids = positives
+        loss: Tensor = LOSSES[self.loss](self(features), instances.long(), label_ids)
+        return loss.masked_fill((instances < 0).any(), torch.nan)
+
+    def _batch(
+        self, features: Tensor, positive_instances: Any, positive_labels: Any
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        features = self._known(features)
+        if not features.shape[0]:
+            raise ValueError("a loss needs at least one instance; the batch is empty")
+        given = (torch.as_tensor(positive_instances), torch.as_tensor(positive_labels))
+        return features, known_positives(*given, features.shape[0], self.labels)
+
+    def _known(self, features: Tensor) -> Tensor:
+        """Features as the ops read them: contiguous, and in float32 what autocast made smaller."""
+        check_width(features, self.in_features)
+        if features.dtype in (torch.float16, torch.bfloat16):
+            features = features.float()
+        return features.contiguous()
+
+    @torch.no_grad()
+    def top_k(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Scores and ids of the k best labels, [batch, k] each, best first, ties to the lower id;
+        all scores are never held."""
+        found: tuple[Tensor, Tensor] = top_k(
+            self._known(features),
+            *(self.indices, None, None, self.weights, self.bias),
+            checks.best(k, self.labels),
+        )
+        return found
+
+    @torch.no_grad()
+    def rewire(self, fraction: float, rng: np.random.Generator | int | None = None) -> int:
+        """Give the `fraction` of connections with the smallest |weight| new random inputs; their
+        weight stays and their moments become 0. rng: a generator or a seed. Returns how many moved.
+        See `fanin.backends.arrays.plan_rewiring`."""
+        return rewire(
+            self.indices,
+            self.weights,
+            self.weights_m,
+            self.weights_v,
+            self.in_features,
+            checks.fraction(fraction),
+            drawn_seed(rng),
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, labels={self.labels}, fan_in={self.fan_in}, "
+            f"loss={self.loss!r}, learning_rate={self.learning_rate}"
+        )
