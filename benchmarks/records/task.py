@@ -299,6 +299,6 @@ def _explain(error: ValidationError) -> str:
         key = ".".join(str(part) for part in item["loc"])
         value = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
         hint = f"; known keys: {known}" if item["type"] == "extra_forbidden" else ""
-        said = item["msg"].removeprefix("Value error, ")
-        lines.append(f"{key + ': ' if key else ''}{said}{value}{hint}")
+        message = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{key + ': ' if key else ''}{message}{value}{hint}")
     return "; ".join(lines)

@@ -89,7 +89,7 @@ def main(
     labels: Annotated[int, typer.Option(min=1)] = 670_091,
     inputs: Annotated[int, typer.Option(min=1)] = 768,
     intermediate: Annotated[
-        int | None, typer.Option(min=1, help="Units of a hidden layer.")
+        int | None, typer.Option(min=1, help="Units of an intermediate layer.")
     ] = None,
     fan_in: Annotated[int, typer.Option(min=1)] = 32,
     batch: Annotated[int, typer.Option(min=1)] = 32,

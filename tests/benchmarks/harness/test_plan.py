@@ -84,12 +84,12 @@ class TestPlan:
         options = "--features cascade --setup ffi-32-32768 --json --bandwidth 10 --gflops 100"
         done = planned("amazon-670k", options)
         (counted,) = json.loads(done.output)["plans"]
-        labels, hidden = 670_091, 768 * 32_768
+        labels, inner = 670_091, 768 * 32_768
         biases = labels + 32_768
-        assert counted["parameters"] == hidden + 32 * labels + biases
+        assert counted["parameters"] == inner + 32 * labels + biases
         # Weights, 16-bit sources, and 2 + 1 bytes for the place of each sorted connection.
-        assert counted["parameter_bytes"] == 4 * (hidden + biases) + 32 * labels * (4 + 2 + place)
-        assert counted["optimizer_bytes"] == 2 * 4 * (hidden + 32 * labels + biases)
+        assert counted["parameter_bytes"] == 4 * (inner + biases) + 32 * labels * (4 + 2 + place)
+        assert counted["optimizer_bytes"] == 2 * 4 * (inner + 32 * labels + biases)
         assert counted["hours"] == pytest.approx(500 * counted["hours_per_epoch"])
 
     @pytest.mark.parametrize("pays", [False, True])

@@ -101,13 +101,13 @@ def test_against_the_definitions(seed, instances, labels, density, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "_BLOCK", block)
         for k in (1, 3, 5):
-            found = (
+            measured = (
                 metrics.precision_at(y, top, k),
                 metrics.ndcg_at(y, top, k),
                 metrics.psp_at(y, top, k, inverse),
                 metrics.psndcg_at(y, top, k, inverse),
             )
-            assert found == pytest.approx(by_definition(dense, top, k, inverse), abs=1e-12)
+            assert measured == pytest.approx(by_definition(dense, top, k, inverse), abs=1e-12)
 
 
 def test_the_best_ranking_scores_one():
@@ -123,12 +123,12 @@ def test_the_best_ranking_scores_one():
 
 
 def test_ranking_holds_all_of_them_and_its_constants():
-    found = metrics.ranking(LABELS, TOP, LABELS, Propensity(0.5, 0.4))
+    ranked = metrics.ranking(LABELS, TOP, LABELS, Propensity(0.5, 0.4))
     inverse = metrics.inverse_propensity(LABELS, Propensity(0.5, 0.4))
-    assert found.ndcg.at_3 == metrics.ndcg_at(LABELS, TOP, 3)
-    assert found.psp.at_5 == metrics.psp_at(LABELS, TOP, 5, inverse)
-    assert found.psndcg.at_1 == metrics.psndcg_at(LABELS, TOP, 1, inverse)
-    assert (found.propensity_a, found.propensity_b) == (0.5, 0.4)
+    assert ranked.ndcg.at_3 == metrics.ndcg_at(LABELS, TOP, 3)
+    assert ranked.psp.at_5 == metrics.psp_at(LABELS, TOP, 5, inverse)
+    assert ranked.psndcg.at_1 == metrics.psndcg_at(LABELS, TOP, 1, inverse)
+    assert (ranked.propensity_a, ranked.propensity_b) == (0.5, 0.4)
 
 
 def test_bad_input():

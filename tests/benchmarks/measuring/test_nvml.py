@@ -214,7 +214,7 @@ class TestTheDevice:
         assert watching.figures() == expected
 
     @pytest.mark.parametrize(
-        ("hidden", "error"),
+        ("settings", "error"),
         [
             ({"CUDA_VISIBLE_DEVICES": ""}, "Not Found"),
             ({"CUDA_VISIBLE_DEVICES": "-1"}, "Not Found"),
@@ -224,9 +224,9 @@ class TestTheDevice:
         ],
         ids=str,
     )
-    def test_none(self, state, monkeypatch, sampler, hidden, error):
+    def test_none(self, state, monkeypatch, sampler, settings, error):
         """`machine.gpu_name` asks the same, and no sampler is started; here it is all the same."""
-        for variable, value in hidden.items():
+        for variable, value in settings.items():
             monkeypatch.setenv(variable, value)
         device, process, reason = sampler().figures()
         assert (device, process) == (None, None)

@@ -27,7 +27,7 @@ class TestTasks:
 
     def test_the_original_files_load_unchanged(self, tmp_path):
         """A file in the shape of the original's: 0 for none, its names, a task listed twice."""
-        hidden = {"connectivity": 32, "intermediate": 16384, "architecture": "dense-stratified"}
+        inner = {"connectivity": 32, "intermediate": 16384, "architecture": "dense-stratified"}
         plain = {"connectivity": 32, "intermediate": 0}
         content = {
             "defaults": {
@@ -36,10 +36,10 @@ class TestTasks:
                 "loss_fn": "squared_hinge",
             },
             "tasks": [
-                {**hidden, "dropout": 0.2},
-                {**hidden, "repeat": 3},
-                {**hidden, "dropout": 0.1},
-                hidden,
+                {**inner, "dropout": 0.2},
+                {**inner, "repeat": 3},
+                {**inner, "dropout": 0.1},
+                inner,
                 {"connectivity": 0, "intermediate": 0, "architecture": "dense", "repeat": 5},
                 {**plain, "architecture": "stratified"},
                 {**plain, "architecture": "sparse"},
