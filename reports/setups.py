@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from fanin.backends.interface import BACKENDS, SETUP_KINDS, kind_of
 from fanin.benchmarks.records.published import intermediate_label
@@ -23,6 +24,7 @@ COLOURS = {
 FUSED = "fused"
 
 BACKEND_NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
+_MARKERS = {"torch": "o", "tensorflow": "s"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Setup:
     variant: tuple[str, ...]
 
     @classmethod
-    def of(cls, task: Task, inputs: int | None) -> Setup:
+    def from_task(cls, task: Task, inputs: int | None) -> Setup:
+        """inputs: of the data set, where they are known."""
         kind = kind_of(task.architecture)
         connectivity = {"Dense": inputs, "Bottleneck": task.intermediate}.get(
             kind, task.connectivity
@@ -65,8 +68,14 @@ class Setup:
             "Bottleneck": f" {self.intermediate}",
         }.get(self.kind, f" {self.connectivity}")
         if self.intermediate and self.kind != "Bottleneck":
-            sizes += f"-{intermediate_label(self.intermediate)}"
+            sizes += f"-{self.intermediate_label}"
         return ", ".join([f"{self.kind}{sizes}", *self.variant])
+
+    @property
+    def intermediate_label(self) -> str | None:
+        """Units of the intermediate layer as the paper writes them, `16k` for 16384; None without
+        one."""
+        return intermediate_label(self.intermediate) if self.intermediate else None
 
     @property
     def order(self) -> tuple[int, bool, int, int, tuple[str, ...]]:
@@ -79,15 +88,47 @@ class Setup:
             self.variant,
         )
 
+    def without(self, shared: Sequence[str]) -> Setup:
+        """The setup with only those departures in its variant that do not stand elsewhere."""
+        return replace(self, variant=tuple(part for part in self.variant if part not in shared))
+
+    def is_fused_variant(self, shared: Sequence[str]) -> bool:
+        """Whether it is to be told from the same setup in the framework's own execution."""
+        return FUSED in self.without(shared).variant
+
 
 def variant(task: Task) -> tuple[str, ...]:
     """What departs from the defaults, as a report says it."""
     return tuple(FUSED if d == "execution=fused" else d for d in task.departures)
 
 
+def shared_departures(setups: Sequence[Setup]) -> list[str]:
+    """Departures from the defaults that every setup has; they stand once instead of in every
+    row."""
+    variants = [setup.variant for setup in setups]
+    if not variants:
+        return []
+    return [part for part in variants[0] if all(part in other for other in variants)]
+
+
+def with_departures(caption: str, shared: Sequence[str]) -> str:
+    """A caption, and what all rows below it have in common: `words (all: dropout=0.2)`."""
+    return f"{caption} (all: {', '.join(shared)})" if shared else caption
+
+
 def backend_order(backend: str) -> tuple[int, str]:
     known = BACKENDS.index(backend) if backend in BACKENDS else len(BACKENDS)
     return known, backend
+
+
+def backend_name(backend: str) -> str:
+    """`PyTorch` for torch and so on; the name itself for one that is not known."""
+    return BACKEND_NAMES.get(backend, backend)
+
+
+def backend_marker(backend: str) -> str:
+    """matplotlib's name for the shape of a backend's points."""
+    return _MARKERS.get(backend, "D")
 
 
 def dataset_label(name: str, synthetic: bool) -> str:

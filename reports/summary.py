@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-import pandas as pd
-
-from fanin.benchmarks.records.base import AtK, DatasetInfo, Machine, Memory
-from fanin.benchmarks.records.published import intermediate_label
+from fanin.benchmarks.records.base import AtK, DatasetInfo
+from fanin.benchmarks.records.compare import LockstepResult
 from fanin.benchmarks.records.run import RunResult
-from fanin.benchmarks.records.statistics import GIB
+from fanin.reports.machines import Hardware, hardware, number_hardware
+from fanin.reports.memory import counted_gib, memory_gib, memory_kind
 from fanin.reports.metrics import FIGURES
-from fanin.reports.setups import Setup, backend_order, dataset_label
+from fanin.reports.setups import (
+    Setup,
+    backend_order,
+    dataset_label,
+    shared_departures,
+)
 
-ALLOCATOR_PEAK = "allocator peak"
-RSS_ABOVE_BASELINE = "RSS above baseline"
-
-# What makes two runs comparable in time and memory: processor, cores, GPU, runs on the GPU.
-Hardware = tuple[str, int, str | None, bool]
+# Metric key -> figure; None where it was not measured.
+Figures = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -43,95 +45,73 @@ class Row:
     setup: Setup
     machine: int | None
     memory_kind: str | None
-    values: dict[str, float | None]
-    spreads: dict[str, float | None]
+    values: Figures
+    spreads: Figures
     n: int
 
     @property
     def is_unresolved(self) -> bool:
         """Whether the measured peak is below the bytes of the arrays alone: the process found room
-        in what its baseline already held, so the peak says less than the model needs."""
+        in what its baseline already had, so the peak says less than the model needs."""
         peak, counted = self.values["memory_gib"], self.values["counted_gib"]
         return peak is not None and counted is not None and peak < counted
 
 
-def on_gpu(machine: Machine) -> bool:
-    """Whether the run's own device was a GPU; a machine can have one that a run left alone."""
-    return "cpu" not in machine.device.lower()
-
-
-def hardware(machine: Machine) -> Hardware:
-    return machine.processor, machine.cores, machine.gpu, on_gpu(machine)
-
-
-def memory_kind(machine: Machine | None) -> str | None:
-    """Which memory figure of a run is the one to compare: the paper's on a GPU, RSS on a CPU."""
-    if machine is None:
-        return None
-    return ALLOCATOR_PEAK if on_gpu(machine) else RSS_ABOVE_BASELINE
-
-
-def memory_gib(memory: Memory | None, kind: str | None) -> float | None:
-    """The figure of `memory_kind`, in GiB; None when it was not measured."""
-    if memory is None or kind is None:
-        return None
-    if kind == ALLOCATOR_PEAK:
-        peak = memory.allocator_peak_bytes
-        return None if peak is None else peak / GIB
-    peak, baseline = memory.host_peak_rss_bytes, memory.host_baseline_rss_bytes
-    return None if peak is None or baseline is None else (peak - baseline) / GIB
-
-
-def counted_gib(memory: Memory | None) -> float | None:
-    if memory is None:
-        return None
-    return (memory.parameter_bytes + memory.optimizer_state_bytes) / GIB
-
-
-def figures(run: RunResult) -> dict[str, float | None]:
+def figures(run: RunResult) -> Figures:
     """Every metric of one finished run; None where the run did not measure it."""
-    found: dict[str, float | None] = dict.fromkeys(FIGURES)
+    values: Figures = dict.fromkeys(FIGURES)
     for split, precision in (("train", run.train), ("test", run.test)):
         if precision is not None:
-            found[f"{split}_p1"] = 100 * precision.at_1
-            found[f"{split}_p3"] = 100 * precision.at_3
-            found[f"{split}_p5"] = 100 * precision.at_5
+            values |= _percent_at_k(f"{split}_p", precision)
     if run.test_ranking is not None:
         for metric in ("ndcg", "psp", "psndcg"):
-            at: AtK = getattr(run.test_ranking, metric)
-            found[f"test_{metric}1"] = 100 * at.at_1
-            found[f"test_{metric}3"] = 100 * at.at_3
-            found[f"test_{metric}5"] = 100 * at.at_5
-    found["memory_gib"] = memory_gib(run.memory, memory_kind(run.machine))
-    found["counted_gib"] = counted_gib(run.memory)
+            values |= _percent_at_k(f"test_{metric}", getattr(run.test_ranking, metric))
+    values["memory_gib"] = memory_gib(run.memory, memory_kind(run.machine))
+    values["counted_gib"] = counted_gib(run.memory)
     epochs = len(run.history)
     if epochs:
-        found["epochs"] = float(epochs)
+        values["epochs"] = float(epochs)
     if epochs and run.timing is not None:
         train, evaluate = run.timing.train_seconds, run.timing.evaluate_seconds
         # The paper's time per epoch is that of Keras' fit, which includes the validation.
-        found["seconds_per_epoch"] = (train + evaluate) / epochs
-        found["train_seconds_per_epoch"] = train / epochs
-    return found
+        values["seconds_per_epoch"] = (train + evaluate) / epochs
+        values["train_seconds_per_epoch"] = train / epochs
+    return values
 
 
-def known_datasets(runs: Iterable[RunResult]) -> dict[tuple[str, str], DatasetInfo]:
-    """(data set, features) -> its description, from any run that got as far as loading it."""
-    known: dict[tuple[str, str], DatasetInfo] = {}
-    for run in runs:
-        if run.dataset is not None:
-            known.setdefault((run.task.dataset, run.task.features), run.dataset)
-    return known
+def _percent_at_k(key: str, metric: AtK) -> Figures:
+    return {
+        f"{key}1": 100 * metric.at_1,
+        f"{key}3": 100 * metric.at_3,
+        f"{key}5": 100 * metric.at_5,
+    }
 
 
-def number_hardware(machines: Iterable[Machine | None]) -> dict[Hardware, int]:
-    """Hardware -> its number from 1, in the order of appearance."""
-    seen = dict.fromkeys(hardware(machine) for machine in machines if machine is not None)
-    return {kind: number for number, kind in enumerate(seen, start=1)}
+def average(measured: Sequence[Figures]) -> tuple[Figures, Figures]:
+    """Means and sample standard deviations of the `figures` of repeats; gaps where none has one."""
+    values: Figures = {}
+    spreads: Figures = {}
+    for key in FIGURES:
+        known = [value for each in measured if (value := each[key]) is not None]
+        values[key] = statistics.fmean(known) if known else None
+        spreads[key] = statistics.stdev(known) if len(known) > 1 else None
+    return values, spreads
 
 
 def is_finished(run: RunResult) -> bool:
     return run.status == "finished"
+
+
+def known_datasets(
+    runs: Iterable[RunResult], locksteps: Iterable[LockstepResult] = ()
+) -> dict[tuple[str, str], DatasetInfo]:
+    """(data set, features) -> its description, from any result that got as far as loading it."""
+    known: dict[tuple[str, str], DatasetInfo] = {}
+    results: list[RunResult | LockstepResult] = [*runs, *locksteps]
+    for result in results:
+        if result.dataset is not None:
+            known.setdefault((result.task.dataset, result.task.features), result.dataset)
+    return known
 
 
 def summarise(runs: Sequence[RunResult]) -> list[Row]:
@@ -145,29 +125,9 @@ def summarise(runs: Sequence[RunResult]) -> list[Row]:
     groups: dict[tuple[str, str, str, str], list[RunResult]] = defaultdict(list)
     for run in runs:
         groups[run.task.dataset, run.task.features, run.backend, run.task.slug].append(run)
-
-    rows = []
-    for (name, features, backend, _), group in groups.items():
-        info = datasets.get((name, features))
-        alike: dict[int | None, list[RunResult]] = defaultdict(list)
-        for run in group:
-            if is_finished(run):
-                alike[numbers[hardware(run.machine)] if run.machine else None].append(run)
-        for machine, repeats in alike.items() or [(None, [])]:
-            values, spreads = average([figures(run) for run in repeats])
-            rows.append(
-                Row(
-                    dataset=dataset_label(name, info.synthetic if info else False),
-                    features=features,
-                    backend=backend,
-                    setup=Setup.of(group[0].task, info.inputs if info else None),
-                    machine=machine,
-                    memory_kind=memory_kind(repeats[0].machine) if repeats else None,
-                    values=values,
-                    spreads=spreads,
-                    n=len(repeats),
-                )
-            )
+    rows: list[Row] = []
+    for (name, features, _, _), group in groups.items():
+        rows += _rows_of_a_task(group, datasets.get((name, features)), numbers)
     return sorted(
         rows,
         key=lambda row: (
@@ -180,58 +140,40 @@ def summarise(runs: Sequence[RunResult]) -> list[Row]:
     )
 
 
-def average(
-    measured: list[dict[str, float | None]],
-) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """Means and sample standard deviations of the `figures` of repeats; gaps where none has one."""
-    values: dict[str, float | None] = {}
-    spreads: dict[str, float | None] = {}
-    for key in FIGURES:
-        there = [value for each in measured if (value := each[key]) is not None]
-        values[key] = statistics.fmean(there) if there else None
-        spreads[key] = statistics.stdev(there) if len(there) > 1 else None
-    return values, spreads
+def _rows_of_a_task(
+    runs: Sequence[RunResult], info: DatasetInfo | None, numbers: dict[Hardware, int]
+) -> Iterator[Row]:
+    """The rows of one task in one backend: one for each hardware, or one of gaps."""
+    task, backend = runs[0].task, runs[0].backend
+    alike: dict[int | None, list[RunResult]] = defaultdict(list)
+    for run in filter(is_finished, runs):
+        alike[numbers[hardware(run.machine)] if run.machine else None].append(run)
+    for machine, repeats in alike.items() or [(None, [])]:
+        values, spreads = average([figures(run) for run in repeats])
+        yield Row(
+            dataset=dataset_label(task.dataset, info.synthetic if info else False),
+            features=task.features,
+            backend=backend,
+            setup=Setup.from_task(task, info.inputs if info else None),
+            machine=machine,
+            memory_kind=memory_kind(repeats[0].machine) if repeats else None,
+            values=values,
+            spreads=spreads,
+            n=len(repeats),
+        )
 
 
-def comparison_table(runs: Iterable[RunResult]) -> pd.DataFrame:
-    """The published columns for every setup that was run, and what the paper leaves out.
-
-    Columns: dataset, features, backend, setup, connectivity, intermediate (`16k` for 16384),
-    variant (departures from the default hyper-parameters), the keys of `FIGURES` (percent, GiB,
-    seconds; means over the n finished repeats), memory_kind, machine, n, and `<metric>_std`, the
-    sample standard deviation over repeats. What was not measured or not run is missing (NaN),
-    never 0; failed setups have n = 0.
-    """
-    return frame_of(summarise(list(runs)))
+def by_dataset(rows: Iterable[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """The rows of each data set and its features, with their title."""
+    for (name, features), group in groupby(rows, key=lambda row: (row.dataset, row.features)):
+        yield f"{name}, {features} features", list(group)
 
 
-def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
-    """The rows as a pandas table; see `comparison_table` for its columns."""
-    plain = ("dataset", "features", "backend", "setup", "connectivity", "intermediate", "variant")
-    columns = (*plain, *FIGURES, "memory_kind", "machine", "n", *(f"{k}_std" for k in FIGURES))
-    records = [
-        {
-            "dataset": row.dataset,
-            "features": row.features,
-            "backend": row.backend,
-            "setup": row.setup.kind,
-            "connectivity": row.setup.connectivity,
-            "intermediate": (
-                intermediate_label(row.setup.intermediate) if row.setup.intermediate else None
-            ),
-            "variant": ", ".join(row.setup.variant) or None,
-            **row.values,
-            "memory_kind": row.memory_kind,
-            "machine": row.machine,
-            "n": row.n,
-            **{f"{key}_std": spread for key, spread in row.spreads.items()},
-        }
-        for row in rows
-    ]
-    frame = pd.DataFrame.from_records(records, columns=list(columns))
-    numbers = [*FIGURES, *(f"{key}_std" for key in FIGURES)]
-    frame[numbers] = frame[numbers].astype("float64")
-    # Whole numbers with gaps: pandas' own integer would turn them into 32.0.
-    for column in ("connectivity", "machine", "n"):
-        frame[column] = frame[column].astype("Int64")
-    return frame
+def shared_variant(rows: Iterable[Row]) -> list[str]:
+    """Departures from the default hyper-parameters that all rows have in common."""
+    return shared_departures([row.setup for row in rows])
+
+
+def several_machines(rows: Iterable[Row]) -> bool:
+    """Whether a table has to say on which machine a row was made."""
+    return len({row.machine for row in rows} - {None}) > 1

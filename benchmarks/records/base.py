@@ -52,14 +52,14 @@ class Machine(Record):
     system: str
     processor: str
     cores: int
-    memory_bytes: int
+    memory_bytes: int | None = Field(description="null in files of GPU parts of schema 1")
     gpu: str | None
     python: str
     packages: dict[str, str] = Field(description="distribution -> version")
     framework: str
     device: str
     kernels: str = Field(description="version and instruction set of the fanin library")
-    threads: int
+    threads: int | None = Field(description="null in files of GPU parts of schema 1")
     code: str | None = Field(description="identity of the installed fanin code")
 
 
