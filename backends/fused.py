@@ -16,15 +16,10 @@ from typing import Any, Protocol, SupportsFloat
 
 import numpy as np
 
-from fanin.backends.arrays import check_arrays, checked, copied, index_dtype
-from fanin.backends.interface import (
-    Device,
-    LayerSetup,
-    Losses,
-    OnStep,
-    Storage,
-    TrainingBatch,
-)
+from fanin.backends.arrays import Rewiring, check_arrays, checked, copied
+from fanin.backends.interface import Device, OnStep, Storage, TrainingBatch
+from fanin.backends.setup import Dense, LayerSetup
+from fanin.backends.trainer import Losses
 from fanin.kernels import sorting_pays
 
 # An array as the engine's framework holds it.
@@ -103,7 +98,7 @@ class Engine(Protocol):
     def sort(self, layer: Layer, sources: int, undo: bool) -> None:
         """Sort the layer's connections, or undo it."""
 
-    def regrow(self, layer: Layer, sources: int, fraction: float, seed: int) -> int:
+    def rewire(self, layer: Layer, sources: int, fraction: float, seed: int) -> int:
         """Rewire the connections of smallest |weight|; how many moved."""
 
 
@@ -122,8 +117,11 @@ class FusedTrainer:
         self._engine = engine
         self._storage = storage
         self._steps = 0
+        self._forms = setup.output.kernel_forms(setup.output_inputs)
         self._is_sorted = (
-            engine.sorts_connections and setup.kind == "FFI" and sorting_pays(setup.sources)
+            engine.sorts_connections
+            and setup.output.is_sortable
+            and sorting_pays(setup.output_inputs)
         )
         values: dict[str, Held] = {}
         connections: dict[str, Held] = {}
@@ -145,11 +143,10 @@ class FusedTrainer:
         self._output = layers["output"]
         self._output.connections = connections
         if self._is_sorted:
-            assert setup.connectivity is not None
-            shape = (setup.labels, setup.connectivity)
+            shape = setup.array_shapes()["output.weights"]
             self._output.slots = engine.zeros(shape, "uint8" if shape[1] <= 256 else "uint32")
             connections["tile_labels"] = engine.zeros(shape, "uint16")
-            engine.sort(self._output, setup.sources, undo=False)
+            engine.sort(self._output, setup.output_inputs, undo=False)
 
     # Arrays inside and outside -----------------------------------------------------------------
 
@@ -164,7 +161,7 @@ class FusedTrainer:
         return Trained(values, self._engine.zeros(shape, dtype), self._engine.zeros(shape, dtype))
 
     def _is_transposed(self, name: str) -> bool:
-        dense = name == "output.weights" and self.setup.connectivity is None
+        dense = name == "output.weights" and isinstance(self.setup.output, Dense)
         return dense or name == "intermediate.weights"
 
     def _inside_shape(self, name: str) -> tuple[int, ...]:
@@ -175,23 +172,20 @@ class FusedTrainer:
         return array.T if self._is_transposed(name) else array
 
     def _connect(self, connections: dict[str, Held], name: str, array: np.ndarray) -> None:
-        hold = self._engine.hold
-        if name == "output.rows":
-            starts = np.searchsorted(array, np.arange(self.setup.labels + 1))
-            connections["starts"] = hold(starts, "int32")
-        else:
-            connections["indices"] = hold(array, index_dtype(self.setup.sources).__name__)
+        form = self._forms[name]
+        array = self.setup.output.to_kernel(name, array, self.setup.labels)
+        connections[form.argument] = self._engine.hold(array, form.dtype)
 
     @contextmanager
     def _in_label_order(self) -> Iterator[None]:
         """Within it, connections stand in the order of their labels."""
         if self._is_sorted:
-            self._engine.sort(self._output, self.setup.sources, undo=True)
+            self._engine.sort(self._output, self.setup.output_inputs, undo=True)
         try:
             yield
         finally:
             if self._is_sorted:
-                self._engine.sort(self._output, self.setup.sources, undo=False)
+                self._engine.sort(self._output, self.setup.output_inputs, undo=False)
 
     def _read(self, name: str, held: Held) -> np.ndarray:
         array = self._engine.read(held)
@@ -217,11 +211,8 @@ class FusedTrainer:
         trained, connections = self._trained(), self._output.connections
         if name in trained:
             return self._read(name, trained[name].values)
-        if name == "output.rows":
-            starts = self._engine.read(connections["starts"])
-            return np.repeat(np.arange(self.setup.labels, dtype=np.int32), np.diff(starts))
-        array = self._read(name, connections["indices"])
-        return array.astype(np.int32) if name == "output.columns" else array
+        array = self._engine.read(connections[self._forms[name].argument])
+        return self.setup.output.from_kernel(name, array, self.setup.labels)
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         with self._in_label_order():
@@ -238,11 +229,9 @@ class FusedTrainer:
             for name, array in arrays.items():
                 if name in trained:
                     self._engine.write(trained[name].values, self._inside(name, array))
-                elif name == "output.rows":
-                    starts = np.searchsorted(array, np.arange(self.setup.labels + 1))
-                    self._engine.write(connections["starts"], starts)
                 else:
-                    self._engine.write(connections["indices"], array)
+                    array = self.setup.output.to_kernel(name, array, self.setup.labels)
+                    self._engine.write(connections[self._forms[name].argument], array)
 
     def _moments(self) -> Iterator[tuple[str, str, Held]]:
         for name, trained in self._trained().items():
@@ -297,19 +286,19 @@ class FusedTrainer:
             hidden = self._engine.forward(hidden, self._hidden)
         return self._engine.top_k(hidden, self._output, k)
 
-    def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
+    def apply_rewiring(self, rewiring: Rewiring) -> None:
         self.setup.check_rewired()
-        weights = self._output.weights
+        weights, sources = self._output.weights, rewiring.sources
         changes = ((self._output.connections["indices"], sources), (weights.m, 0), (weights.v, 0))
         with self._in_label_order():
             for held, new in changes:
                 array = self._engine.read(held)
                 if not array.flags.writeable:
                     array = array.copy()
-                array.reshape(-1)[slots] = new
+                array.reshape(-1)[rewiring.positions] = new
                 self._engine.write(held, array)
 
-    def regrow(self, fraction: float, seed: int) -> int:
+    def rewire(self, fraction: float, seed: int) -> int:
         self.setup.check_rewired()
         with self._in_label_order():
-            return self._engine.regrow(self._output, self.setup.sources, fraction, seed)
+            return self._engine.rewire(self._output, self.setup.output_inputs, fraction, seed)

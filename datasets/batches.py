@@ -24,10 +24,10 @@ class Batch:
 
     features: npt.NDArray[np.float32]
     """[batch, inputs], contiguous; dropout is applied, what is kept is scaled by 1 / (1 - p)."""
-    rows: npt.NDArray[np.int32]
+    positive_instances: npt.NDArray[np.int32]
     """[positives]: which instance of the batch."""
-    labels: npt.NDArray[np.int64]
-    """[positives]: which label; the pairs (row, label) are sorted."""
+    positive_labels: npt.NDArray[np.int64]
+    """[positives]: which label; the pairs (instance, label) are sorted."""
 
 
 class Batches:
@@ -94,8 +94,8 @@ class Batches:
         positions = np.arange(counts.sum()) + np.repeat(starts - before, counts)
         return Batch(
             features=features,
-            rows=np.repeat(np.arange(len(chosen), dtype=np.int32), counts),
-            labels=self.y.indices[positions].astype(np.int64),
+            positive_instances=np.repeat(np.arange(len(chosen), dtype=np.int32), counts),
+            positive_labels=self.y.indices[positions].astype(np.int64),
         )
 
 

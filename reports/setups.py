@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fanin.backends.interface import BACKENDS, SETUP_KINDS, kind_of
+from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.records.published import intermediate_label
 from fanin.benchmarks.records.task import Task
 
@@ -22,9 +22,6 @@ COLOURS = {
 
 # How a variant says that the execution is that one.
 FUSED = "fused"
-
-BACKEND_NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
-_MARKERS = {"torch": "o", "tensorflow": "s"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Setup:
     @classmethod
     def from_task(cls, task: Task, inputs: int | None) -> Setup:
         """inputs: of the data set, where they are known."""
-        kind = kind_of(task.architecture)
+        kind = task.kind
         connectivity = {"Dense": inputs, "Bottleneck": task.intermediate}.get(
             kind, task.connectivity
         )
@@ -81,7 +78,7 @@ class Setup:
     def order(self) -> tuple[int, bool, int, int, tuple[str, ...]]:
         """Dense, Unstructured, FFI, Bottleneck; without intermediate first; then by size."""
         return (
-            SETUP_KINDS.index(self.kind),
+            list(COLOURS).index(self.kind),
             self.intermediate is not None,
             self.connectivity or 0,
             self.intermediate or 0,
@@ -117,18 +114,18 @@ def with_departures(caption: str, shared: Sequence[str]) -> str:
 
 
 def backend_order(backend: str) -> tuple[int, str]:
-    known = BACKENDS.index(backend) if backend in BACKENDS else len(BACKENDS)
-    return known, backend
+    known = list(BACKENDS)
+    return known.index(backend) if backend in known else len(known), backend
 
 
 def backend_name(backend: str) -> str:
     """`PyTorch` for torch and so on; the name itself for one that is not known."""
-    return BACKEND_NAMES.get(backend, backend)
+    return BACKENDS[backend].display_name if backend in BACKENDS else backend
 
 
 def backend_marker(backend: str) -> str:
     """matplotlib's name for the shape of a backend's points."""
-    return _MARKERS.get(backend, "D")
+    return BACKENDS[backend].marker if backend in BACKENDS else "D"
 
 
 def dataset_label(name: str, synthetic: bool) -> str:

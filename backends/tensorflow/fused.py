@@ -18,8 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 from fanin.backends import checks, fused
-from fanin.backends.arrays import drawn_seed, index_dtype
+from fanin.backends.arrays import drawn_seed
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
+from fanin.backends.setup import index_dtype
 from fanin.backends.tensorflow.devices import TensorFlowDevice
 from fanin.backends.tensorflow.layers import Connected, checked_options, known_inputs
 from fanin.backends.tensorflow.losses import LOSSES
@@ -66,8 +67,8 @@ def fused_step(
     connections: dict[str, Any],
     weights: Variables,
     bias: Variables,
-    rows: Any,
-    labels: Any,
+    positive_instances: Any,
+    positive_labels: Any,
     loss: str,
     learning_rate: Any,
     step: Any,
@@ -87,8 +88,8 @@ def fused_step(
         features=features,
         **_connections(connections),
         **_handles(weights, bias),
-        positive_instances=rows,
-        positive_labels=labels,
+        positive_instances=positive_instances,
+        positive_labels=positive_labels,
         **_adam(learning_rate, step),
         loss_kind=params.LOSSES[loss],
         seed=seed,
@@ -122,7 +123,7 @@ def top_k(
     return scores, ids
 
 
-def regrow(
+def rewire(
     indices: tf.Variable,
     weights: Variables,
     inputs: int,
@@ -152,36 +153,38 @@ def regrow(
 
 
 def _positives(
-    rows: Any, labels: Any, batch: int | None, label_count: int
+    positive_instances: Any, positive_labels: Any, batch: int | None, labels: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """rows int32 and labels int64; ValueError for types and shapes that name no positives. What is
-    out of range is an InvalidArgumentError here, where the numbers are at hand, or found by the op
-    that reads them."""
-    rows, labels = tf.convert_to_tensor(rows), tf.convert_to_tensor(labels)
-    for name, values in (("rows", rows), ("labels", labels)):
+    """The positives' instances, int32, and labels, int64; ValueError for types and shapes that name
+    no positives. What is out of range is an InvalidArgumentError here, where the numbers are at
+    hand, or found by the op that reads them."""
+    instances = tf.convert_to_tensor(positive_instances)
+    label_ids = tf.convert_to_tensor(positive_labels)
+    named = (("positive_instances", instances), ("positive_labels", label_ids))
+    for name, values in named:
         # An empty list is float32.
         if not values.dtype.is_integer and values.shape.num_elements() != 0:
             raise ValueError(f"{name} must be integers, got {values.dtype.name}")
-    if not (rows.shape.is_compatible_with([None]) and labels.shape.is_compatible_with(rows.shape)):
+    vectors = instances.shape.is_compatible_with([None])
+    if not (vectors and label_ids.shape.is_compatible_with(instances.shape)):
         raise ValueError(
-            f"rows and labels must be two vectors of one length, got {rows.shape} and "
-            f"{labels.shape}"
+            "positive_instances and positive_labels must be two vectors of one length, got "
+            f"{instances.shape} and {label_ids.shape}"
         )
-    for name, values, limit, of in (
-        ("rows", rows, batch, f"a batch of {batch}"),
-        ("labels", labels, label_count, f"{label_count} labels"),
-    ):
+    limits = ((batch, f"a batch of {batch}"), (labels, f"{labels} labels"))
+    for (name, values), (limit, meaning) in zip(named, limits, strict=True):
         at_hand = not tf.is_symbolic_tensor(values) and "CPU" in values.device
         if at_hand and limit is not None:
             numbers = values.numpy()
             bad = np.flatnonzero((numbers < 0) | (numbers >= limit))
             if bad.size:
-                message = f"{name}[{bad[0]}] is {numbers[bad[0]]}, out of range for {of}"
+                message = f"{name}[{bad[0]}] is {numbers[bad[0]]}, out of range for {meaning}"
                 raise tf.errors.InvalidArgumentError(None, None, message)
-    if rows.dtype != tf.int32:  # in which larger ones would wrap around
+    if instances.dtype != tf.int32:  # in which larger ones would wrap around
         largest = tf.constant(tf.int32.max, tf.int64)
-        rows = tf.cast(tf.clip_by_value(tf.cast(rows, tf.int64), -1, largest), tf.int32)
-    return rows, tf.cast(labels, tf.int64)
+        clipped = tf.clip_by_value(tf.cast(instances, tf.int64), -1, largest)
+        instances = tf.cast(clipped, tf.int32)
+    return instances, tf.cast(label_ids, tf.int64)
 
 
 def _once_differentiable(x: tf.Tensor, grad: tf.Tensor, grad_loss: tf.Tensor) -> tf.Tensor:
@@ -191,7 +194,7 @@ def _once_differentiable(x: tf.Tensor, grad: tf.Tensor, grad_loss: tf.Tensor) ->
     @tf.custom_gradient
     def scaled(x: tf.Tensor, grad_loss: tf.Tensor) -> tuple[tf.Tensor, Any]:
         def refuse(*_: Any) -> Any:
-            raise NotImplementedError("FusedFanIn.train has no second derivative")
+            raise NotImplementedError("FusedFanIn.training_step has no second derivative")
 
         return grad_loss * grad, refuse
 
@@ -203,10 +206,10 @@ class FusedFanIn(Connected):
     """A fixed fan-in output layer that trains itself: score, loss, gradients and Adam in one pass.
 
     Called like any layer, it gives the scores [batch, labels] of inputs [batch, inputs]. Training
-    is `loss = layer.train(inputs, rows, labels)`: rows (instance) and labels name the positives,
-    and the layer has been updated when the loss is there; a GradientTape around it hands the
-    gradient of the inputs upstream, where any optimizer may train the rest. Neither scores nor
-    gradients of weights are ever held.
+    is `loss = layer.training_step(inputs, positive_instances, positive_labels)`: the last two name
+    the positives, and the layer has been updated when the loss is there; a GradientTape around it
+    hands the gradient of the inputs upstream, where any optimizer may train the rest. Neither
+    scores nor gradients of weights are ever held.
 
     The layer's variables are not trainable, so no optimizer takes hold of them, and all of them are
     saved with the model: `indices`, `kernel` [labels, fan_in] and `bias` [labels] with their
@@ -312,7 +315,7 @@ class FusedFanIn(Connected):
             self._told = True
             warnings.warn(
                 "FusedFanIn only gives scores when it is called, as `fit` does: nothing trains it "
-                "but its method `train`; for `fit` there is FixedFanIn",
+                "but its method `training_step`; for `fit` there is FixedFanIn",
                 stacklevel=2,
             )
         kernel = tf.cast(self.kernel, tf.float32)
@@ -336,15 +339,18 @@ class FusedFanIn(Connected):
             raise ValueError(f"inputs must be [batch, {expected[1]}], got {features.shape}")
         return tf.ensure_shape(features, expected)  # where it is not known while tracing
 
-    def train(self, inputs: Any, rows: Any, labels: Any) -> tf.Tensor:
-        """One step; returns the loss before it, a scalar, differentiable in the inputs.
+    def training_step(
+        self, inputs: Any, positive_instances: Any, positive_labels: Any
+    ) -> tf.Tensor:
+        """Train the layer once; returns the loss before that, a scalar, differentiable once in the
+        inputs.
 
-        inputs [batch, inputs] float; rows and labels integers [positives], each a positive's
-        instance within the batch and its label; a pair that stands twice counts once. Eagerly or in
-        a tf.function.
+        inputs [batch, inputs] float; positive_instances and positive_labels: integers [positives],
+        each a positive's instance within the batch and its label; a pair that stands twice counts
+        once. Eagerly or in a tf.function.
         """
         features = self._features(inputs)
-        rows, labels = _positives(rows, labels, features.shape[0], self.labels)
+        positives = _positives(positive_instances, positive_labels, features.shape[0], self.labels)
         bias = [array.value for array in (self.bias, self.bias_m, self.bias_v)]
         with _on_host():
             step = self.steps.value + 1
@@ -356,8 +362,7 @@ class FusedFanIn(Connected):
                 {"indices": self.indices.value},
                 self._weights(),
                 bias,
-                rows,
-                labels,
+                *positives,
                 self.loss,
                 self._learning_rate.value,
                 step,
@@ -370,18 +375,22 @@ class FusedFanIn(Connected):
             self.steps.value.assign_add(1)  # a step that was refused does not count
         return loss
 
-    def evaluate_loss(self, inputs: Any, rows: Any, labels: Any) -> tf.Tensor:
-        """The loss without a step; arguments as in `train`."""
+    def evaluate_loss(
+        self, inputs: Any, positive_instances: Any, positive_labels: Any
+    ) -> tf.Tensor:
+        """The loss without a step; arguments as in `training_step`. All scores are held."""
         features = self._features(inputs)
         if features.shape[0] == 0:
             message = "a loss needs at least one instance; the batch is empty"
             raise tf.errors.InvalidArgumentError(None, None, message)
-        rows, labels = _positives(rows, labels, features.shape[0], self.labels)
+        instances, label_ids = _positives(
+            positive_instances, positive_labels, features.shape[0], self.labels
+        )
         scores = tf.cast(self(features), tf.float32)
-        loss: tf.Tensor = LOSSES[self.loss](scores, rows, labels)[0]
+        loss: tf.Tensor = LOSSES[self.loss](scores, instances, label_ids)[0]
         # A GPU reads 0 where there is nothing; a CPU has raised an error by now.
-        batch = tf.shape(scores)[0]
-        known = (rows >= 0) & (rows < batch) & (labels >= 0) & (labels < self.labels)
+        known = (instances >= 0) & (instances < tf.shape(scores)[0])
+        known &= (label_ids >= 0) & (label_ids < self.labels)
         return tf.where(tf.reduce_all(known), loss, math.nan)
 
     def top_k(self, inputs: Any, k: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -402,7 +411,7 @@ class FusedFanIn(Connected):
         See `fanin.backends.arrays.plan_rewiring`."""
         if not self.built:
             raise ValueError("the layer is not built yet, so there is nothing to rewire")
-        return regrow(
+        return rewire(
             self.indices.value,
             self._weights(),
             self.input_spec.axes[-1],
@@ -511,8 +520,8 @@ class TensorFlowEngine:
                 features,
                 layer.connections,
                 *self._state(layer),
-                batch.rows,
-                batch.labels,
+                batch.positive_instances,
+                batch.positive_labels,
                 loss,
                 rate,
                 step,
@@ -548,9 +557,9 @@ class TensorFlowEngine:
             threads=self._threads,
         )
 
-    def regrow(self, layer: fused.Layer, sources: int, fraction: float, seed: int) -> int:
+    def rewire(self, layer: fused.Layer, sources: int, fraction: float, seed: int) -> int:
         indices, weights = layer.connections["indices"], self._state(layer)[0]
-        return regrow(indices, weights, sources, fraction, seed, threads=self._threads)
+        return rewire(indices, weights, sources, fraction, seed, threads=self._threads)
 
     @staticmethod
     def _state(layer: fused.Layer) -> tuple[Variables, Variables]:

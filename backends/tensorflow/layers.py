@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from fanin.backends import checks
-from fanin.backends.arrays import drawn_seed, index_dtype, plan_rewiring
+from fanin.backends.arrays import drawn_seed, plan_rewiring
+from fanin.backends.setup import index_dtype
 from fanin.backends.tensorflow.ops import fan_in_linear
 
 
@@ -195,13 +196,13 @@ class FixedFanIn(Connected):
         inputs = self.input_spec.axes[-1]
         plan = plan_rewiring(self.kernel.numpy(), fraction, inputs, drawn_seed(rng))
         indices = self.indices.numpy()
-        indices.reshape(-1)[plan.slots] = plan.sources
+        indices.reshape(-1)[plan.positions] = plan.sources
         self.indices.assign(indices)
         for moment in moments:
             values = moment.numpy()
-            values.reshape(-1)[plan.slots] = 0
+            values.reshape(-1)[plan.positions] = 0
             moment.assign(values)
-        return len(plan.slots)
+        return len(plan.positions)
 
     def _moments(self, optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
         # Keras names a moment after its variable: "sequential/fixed_fan_in/kernel" has the Adam

@@ -11,14 +11,14 @@ import tensorflow as tf
 
 
 def squared_hinge(
-    scores: tf.Tensor, rows: tf.Tensor, labels: tf.Tensor
+    scores: tf.Tensor, positive_instances: tf.Tensor, positive_labels: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean over labels, then over the batch, of max(0, 1 - y s)^2; y = +1 for positives, else -1.
 
-    scores [batch, labels]; rows int32 and labels int64 [positives] name the positives: a pair that
-    stands twice counts once. Returns the loss, a scalar, and its gradient [batch, labels].
+    scores [batch, labels]; positive_instances int32 and positive_labels int64 [positives]; a pair
+    that stands twice counts once. Returns the loss, a scalar, and its gradient [batch, labels].
     """
-    positives = _pairs(rows, labels)
+    positives = _pairs(positive_instances, positive_labels)
     negative = tf.nn.relu(1 + scores)
     positive = tf.nn.relu(1 - tf.gather_nd(scores, positives))
     loss = _mean(tf.tensor_scatter_nd_update(tf.square(negative), positives, tf.square(positive)))
@@ -27,11 +27,11 @@ def squared_hinge(
 
 
 def binary_cross_entropy(
-    scores: tf.Tensor, rows: tf.Tensor, labels: tf.Tensor
+    scores: tf.Tensor, positive_instances: tf.Tensor, positive_labels: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean over labels, then over the batch, of log(1 + exp(s)) - s [positive]; arguments and
     results as in `squared_hinge`."""
-    positives = _pairs(rows, labels)
+    positives = _pairs(positive_instances, positive_labels)
     positive_scores = tf.gather_nd(scores, positives)
     loss = _mean(
         tf.tensor_scatter_nd_update(
@@ -44,8 +44,8 @@ def binary_cross_entropy(
     )
 
 
-def _pairs(rows: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    return tf.stack([tf.cast(rows, tf.int64), labels], axis=1)
+def _pairs(positive_instances: tf.Tensor, positive_labels: tf.Tensor) -> tf.Tensor:
+    return tf.stack([tf.cast(positive_instances, tf.int64), positive_labels], axis=1)
 
 
 def _per_pair(scores: tf.Tensor) -> tf.Tensor:

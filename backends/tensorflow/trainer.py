@@ -12,21 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
-from fanin.backends.arrays import check_arrays, checked, copied, index_dtype, plan_rewiring
+from fanin.backends.arrays import Rewiring, check_arrays, checked, copied, plan_rewiring
 from fanin.backends.fused import FusedTrainer
-from fanin.backends.interface import (
-    ADAM_BETAS,
-    ADAM_EPSILON,
-    LayerSetup,
-    Losses,
-    OnStep,
-    Storage,
-    TrainingBatch,
-)
+from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, OnStep, Storage, TrainingBatch
+from fanin.backends.setup import FixedFanIn, LayerSetup, index_dtype
 from fanin.backends.tensorflow.devices import TensorFlowDevice
 from fanin.backends.tensorflow.fused import TensorFlowEngine, top_k
 from fanin.backends.tensorflow.losses import LOSSES
 from fanin.backends.tensorflow.ops import fan_in_linear
+from fanin.backends.trainer import Losses
 
 # Scores of one evaluation block at most; larger blocks are split.
 _SCORES_BYTES = 256 << 20
@@ -94,7 +88,7 @@ class TensorFlowTrainer:
             # Where the connections are: indices [labels, fan_in] of a fixed fan-in layer, or pairs
             # (row, column) as a tf.SparseTensor wants them.
             self._connections: tf.Variable | None = None
-            if setup.connectivity is not None:
+            if setup.is_rewired:
                 self._connections = tf.Variable(
                     self._connections_from(connections), trainable=False
                 )
@@ -122,7 +116,8 @@ class TensorFlowTrainer:
         losses = Losses(self.device, self._steps + 1)
         for batch in batches:
             step_size = self._step_size(learning_rate, self._steps + 1)
-            loss = self._step_function(batch.features, batch.rows, batch.labels, step_size)
+            positives = (batch.positive_instances, batch.positive_labels)
+            loss = self._step_function(batch.features, *positives, step_size)
             self._steps += 1  # a step that was refused does not count
             losses.add(loss)
             if on_step is not None:
@@ -183,9 +178,9 @@ class TensorFlowTrainer:
         weights, bias = self._trained["output.weights"], self._trained["output.bias"]
         if self._connections is None:
             return tf.matmul(x, weights) + bias
-        if self.setup.kind == "FFI":
+        if isinstance(self.setup.output, FixedFanIn):
             return fan_in_linear(x, self._connections, weights, bias, threads=self._threads)
-        shape = (self.setup.labels, self.setup.sources)
+        shape = (self.setup.labels, self.setup.output_inputs)
         matrix = tf.SparseTensor(self._connections, tf.convert_to_tensor(weights), shape)
         product = tf.sparse.sparse_dense_matmul(matrix, x, adjoint_b=True)
         return tf.transpose(product) + bias
@@ -204,7 +199,7 @@ class TensorFlowTrainer:
 
     def _top_k(self, features: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
         with self.device.scope():
-            if self.setup.kind != "FFI":
+            if not isinstance(self.setup.output, FixedFanIn):
                 return tf.math.top_k(self._scores(features), k).indices  # ties: the lower id first
             # fanin's own layer is asked without making its scores.
             connections = {"indices": self._connections}
@@ -240,34 +235,35 @@ class TensorFlowTrainer:
         if self._connections is not None:
             self._connections.assign(self._connections_from(arrays))
 
-    def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
-        """New sources for flat positions of `output.weights`; their moments become 0."""
+    def apply_rewiring(self, rewiring: Rewiring) -> None:
+        """Move connections; their moments become 0."""
+        positions, sources = rewiring.positions, rewiring.sources
         self.setup.check_rewired()
         assert self._connections is not None
         # By way of the host: seldom done, and TensorFlow scatters integers on a CPU only.
         connections = self._connections.numpy()
-        if self.setup.kind == "FFI":
-            connections.reshape(-1)[slots] = sources
+        if isinstance(self.setup.output, FixedFanIn):
+            connections.reshape(-1)[positions] = sources
         else:
-            connections[slots, 1] = sources
+            connections[positions, 1] = sources
         self._connections.assign(connections)
         with self.device.scope():
             shape = self._trained["output.weights"].shape
-            positions = np.stack(np.unravel_index(slots, shape), axis=1)
+            where = np.stack(np.unravel_index(positions, shape), axis=1)
             for moment in self._moments["output.weights"]:
-                moment.scatter_nd_update(positions, tf.zeros(len(slots)))
+                moment.scatter_nd_update(where, tf.zeros(len(positions)))
 
-    def regrow(self, fraction: float, seed: int) -> int:
+    def rewire(self, fraction: float, seed: int) -> int:
         """Rewire the connections of smallest |weight|; how many moved."""
         self.setup.check_rewired()
         weights = self.array("output.weights")
-        plan = plan_rewiring(weights, fraction, self.setup.sources, seed)
-        self.rewire(plan.slots, plan.sources)
-        return len(plan.slots)
+        plan = plan_rewiring(weights, fraction, self.setup.output_inputs, seed)
+        self.apply_rewiring(plan)
+        return len(plan.positions)
 
     def _connections_from(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        if self.setup.kind == "FFI":
-            return np.asarray(arrays["output.indices"], index_dtype(self.setup.sources))
+        if isinstance(self.setup.output, FixedFanIn):
+            return np.asarray(arrays["output.indices"], index_dtype(self.setup.output_inputs))
         return np.stack([arrays["output.rows"], arrays["output.columns"]], axis=1).astype(np.int64)
 
     def _named_moments(self) -> dict[str, tf.Variable]:

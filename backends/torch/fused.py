@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from fanin.backends import checks, fused
 from fanin.backends.arrays import drawn_seed
-from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, Loss, TrainingBatch
+from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
+from fanin.backends.setup import Loss
 from fanin.backends.torch.devices import TorchDevice
 from fanin.backends.torch.layers import (
     Connected,
@@ -246,7 +247,7 @@ def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return features.new_empty(shape), features.new_empty(shape, dtype=torch.int64)
 
 
-def regrow(
+def rewire(
     indices: Tensor, weights: Tensor, m: Tensor, v: Tensor, inputs: int, fraction: float, seed: int
 ) -> int:
     """Rewire in place, see `fanin.kernels.rewire`; how many connections moved."""
@@ -264,39 +265,43 @@ def regrow(
 
 @torch.library.custom_op("fanin::checked_positives", mutates_args=())
 def checked_positives(
-    rows: Tensor, labels: Tensor, batch: int, label_count: int
+    positive_instances: Tensor, positive_labels: Tensor, batch: int, labels: int
 ) -> tuple[Tensor, Tensor]:
-    """rows as int32 and labels as int64; ValueError where one of them is out of range.
+    """The positives' instances as int32 and their labels as int64; ValueError where one of them is
+    out of range.
 
     That cannot be an error on a GPU, where nothing may wait: there such positives become (-1, 0),
     for which the loss of `fused_step` is NaN, and which torch can index by.
     """
-    return _in_range(rows, labels, batch, label_count, may_wait=not rows.is_cuda)
+    may_wait = not positive_instances.is_cuda
+    return _in_range(positive_instances, positive_labels, batch, labels, may_wait=may_wait)
 
 
 @checked_positives.register_fake
-def _(rows: Tensor, labels: Tensor, batch: int, label_count: int) -> tuple[Tensor, Tensor]:
+def _(
+    positive_instances: Tensor, positive_labels: Tensor, batch: int, labels: int
+) -> tuple[Tensor, Tensor]:
     return (
-        rows.new_empty(rows.shape, dtype=torch.int32),
-        labels.new_empty(labels.shape, dtype=torch.int64),
+        positive_instances.new_empty(positive_instances.shape, dtype=torch.int32),
+        positive_labels.new_empty(positive_labels.shape, dtype=torch.int64),
     )
 
 
 def _in_range(
-    rows: Tensor, labels: Tensor, batch: int, label_count: int, may_wait: bool
+    positive_instances: Tensor, positive_labels: Tensor, batch: int, labels: int, may_wait: bool
 ) -> tuple[Tensor, Tensor]:
-    # Before rows become int32, in which larger ones would wrap around. A copy of the labels, since
-    # an op must not return what it was given.
-    rows, labels = rows.long(), labels.to(torch.int64, copy=True)
-    bad_rows = (rows < 0) | (rows >= batch)
-    bad_labels = (labels < 0) | (labels >= label_count)
+    # Before instances become int32, in which larger ones would wrap around. A copy of the labels,
+    # since an op must not return what it was given.
+    instances, label_ids = positive_instances.long(), positive_labels.to(torch.int64, copy=True)
+    bad_instances = (instances < 0) | (instances >= batch)
+    bad_labels = (label_ids < 0) | (label_ids >= labels)
     if may_wait:
-        _refuse("rows", rows, bad_rows, f"a batch of {batch}")
-        _refuse("labels", labels, bad_labels, f"{label_count} labels")
+        _refuse("positive_instances", instances, bad_instances, f"a batch of {batch}")
+        _refuse("positive_labels", label_ids, bad_labels, f"{labels} labels")
     else:
-        bad = bad_rows | bad_labels
-        rows, labels = rows.masked_fill(bad, -1), labels.masked_fill(bad, 0)
-    return rows.int().contiguous(), labels.contiguous()
+        bad = bad_instances | bad_labels
+        instances, label_ids = instances.masked_fill(bad, -1), label_ids.masked_fill(bad, 0)
+    return instances.int().contiguous(), label_ids.contiguous()
 
 
 def _refuse(name: str, values: Tensor, bad: Tensor, limit: str) -> None:
@@ -305,19 +310,22 @@ def _refuse(name: str, values: Tensor, bad: Tensor, limit: str) -> None:
         raise ValueError(f"{name}[{at}] is {int(values[at])}, out of range for {limit}")
 
 
-def _positives(rows: Tensor, labels: Tensor, batch: int, label_count: int) -> tuple[Tensor, Tensor]:
+def _positives(
+    positive_instances: Tensor, positive_labels: Tensor, batch: int, labels: int
+) -> tuple[Tensor, Tensor]:
     """See `checked_positives`; ValueError also for types and shapes that name no positives."""
-    for name, values in (("rows", rows), ("labels", labels)):
+    named = {"positive_instances": positive_instances, "positive_labels": positive_labels}
+    for name, values in named.items():
         dtype = values.dtype
         integers = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
         if not integers and values.numel():  # an empty list makes a float tensor
             raise ValueError(f"{name} must be integers, got {dtype}")
-    if rows.ndim != 1 or rows.shape != labels.shape:
+    if positive_instances.ndim != 1 or positive_instances.shape != positive_labels.shape:
         raise ValueError(
-            "rows and labels must be two vectors of one length, got "
-            f"{list(rows.shape)} and {list(labels.shape)}"
+            "positive_instances and positive_labels must be two vectors of one length, got "
+            f"{list(positive_instances.shape)} and {list(positive_labels.shape)}"
         )
-    checked: tuple[Tensor, Tensor] = checked_positives(rows, labels, batch, label_count)
+    checked: tuple[Tensor, Tensor] = checked_positives(*named.values(), batch, labels)
     return checked
 
 
@@ -339,11 +347,11 @@ class _WithGradient(torch.autograd.Function):
 class FusedFanIn(Connected):
     """A fixed fan-in output layer that trains itself: score, loss, gradients and Adam in one pass.
 
-    In training mode `loss = layer(features, rows, labels)` takes features [batch, in_features] and
-    the positives, row (instance) and label of each, and has updated the layer when it returns;
+    Called like any layer, it gives the scores [batch, labels] of features [batch, in_features].
+    Training is `loss = layer.training_step(features, positive_instances, positive_labels)`: the
+    last two name the positives, and the layer has been updated when the loss is there;
     `loss.backward()` then hands the gradient of the features upstream, where any optimizer may
-    train the rest. Neither scores nor gradients of weights are ever held. In evaluation mode, or
-    without gradients (`torch.no_grad()`), the same call only returns the loss.
+    train the rest. Neither scores nor gradients of weights are ever held.
 
     The layer's arrays are buffers, not parameters, so no optimizer takes hold of them, and the
     state_dict has them all: `indices`, `weights` [labels, fan_in] and `bias` [labels] with their
@@ -425,21 +433,60 @@ class FusedFanIn(Connected):
         self.steps, self.rate = steps, rate  # read at every step, which would wait for a GPU
         return self
 
-    def forward(
-        self, features: Tensor, rows: Tensor | Sequence[int], labels: Tensor | Sequence[int]
+    def forward(self, features: Tensor) -> Tensor:
+        """All scores, [batch, labels]; differentiable in the features."""
+        return fan_in_linear(self._known(features), self.indices, self.weights.float(), self.bias)
+
+    def training_step(
+        self,
+        features: Tensor,
+        positive_instances: Tensor | Sequence[int],
+        positive_labels: Tensor | Sequence[int],
     ) -> Tensor:
-        """The loss, a scalar. rows, labels: integers [positives] (tensors, NumPy arrays, lists),
-        each a positive's instance within the batch and its label; a pair that stands twice counts
-        once. ValueError for an empty batch."""
+        """Train the layer once; returns the loss before that, a scalar, differentiable once in the
+        features.
+
+        features [batch, in_features]; positive_instances and positive_labels: integers [positives]
+        (tensors, NumPy arrays, lists), each a positive's instance within the batch and its label; a
+        pair that stands twice counts once. ValueError for what is wrong, an empty batch included.
+        """
+        features, positives = self._batch(features, positive_instances, positive_labels)
+        loss, grad = counted_step(
+            features.detach(),
+            self.indices,
+            *(getattr(self, name) for name in (*_WEIGHTS, *_BIAS)),
+            self.steps,
+            self.rate,
+            *positives,
+            self.loss,
+            self.rounding_seed,
+            features.requires_grad and torch.is_grad_enabled(),
+        )
+        if not (features.requires_grad and torch.is_grad_enabled()):
+            return loss
+        with_gradient: Tensor = _WithGradient.apply(features, loss, grad)
+        return with_gradient
+
+    def evaluate_loss(
+        self,
+        features: Tensor,
+        positive_instances: Tensor | Sequence[int],
+        positive_labels: Tensor | Sequence[int],
+    ) -> Tensor:
+        """The loss without a step; arguments as in `training_step`. All scores are held."""
+        features, positives = self._batch(features, positive_instances, positive_labels)
+        instances, label_ids = positives
+        loss: Tensor = LOSSES[self.loss](self(features), instances.long(), label_ids)
+        return loss.masked_fill((instances < 0).any(), torch.nan)
+
+    def _batch(
+        self, features: Tensor, positive_instances: Any, positive_labels: Any
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         features = self._known(features)
         if not features.shape[0]:
             raise ValueError("a loss needs at least one instance; the batch is empty")
-        rows, labels = torch.as_tensor(rows), torch.as_tensor(labels)
-        rows, labels = _positives(rows, labels, features.shape[0], self.labels)
-        if self.training and torch.is_grad_enabled():
-            return self._step(features, rows, labels)
-        loss: Tensor = LOSSES[self.loss](self.scores(features), rows.long(), labels)
-        return loss.masked_fill((rows < 0).any(), torch.nan)
+        given = (torch.as_tensor(positive_instances), torch.as_tensor(positive_labels))
+        return features, _positives(*given, features.shape[0], self.labels)
 
     def _known(self, features: Tensor) -> Tensor:
         """Features as the ops read them: contiguous, and in float32 what autocast made smaller."""
@@ -447,28 +494,6 @@ class FusedFanIn(Connected):
         if features.dtype in (torch.float16, torch.bfloat16):
             features = features.float()
         return features.contiguous()
-
-    def _step(self, features: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-        loss, grad = counted_step(
-            features.detach(),
-            self.indices,
-            *(getattr(self, name) for name in (*_WEIGHTS, *_BIAS)),
-            self.steps,
-            self.rate,
-            rows,
-            labels,
-            self.loss,
-            self.rounding_seed,
-            features.requires_grad,
-        )
-        if not features.requires_grad:
-            return loss
-        with_gradient: Tensor = _WithGradient.apply(features, loss, grad)
-        return with_gradient
-
-    def scores(self, features: Tensor) -> Tensor:
-        """All scores, [batch, labels]; differentiable in the features."""
-        return fan_in_linear(self._known(features), self.indices, self.weights.float(), self.bias)
 
     @torch.no_grad()
     def top_k(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -486,7 +511,7 @@ class FusedFanIn(Connected):
         """Give the `fraction` of connections with the smallest |weight| new random inputs; their
         weight stays and their moments become 0. rng: a generator or a seed. Returns how many moved.
         See `fanin.backends.arrays.plan_rewiring`."""
-        return regrow(
+        return rewire(
             self.indices,
             self.weights,
             self.weights_m,
@@ -561,8 +586,8 @@ class TorchEngine:
             features,
             *self._connections(layer),
             *self._state(layer),
-            self.device.tensor(batch.rows),
-            self.device.tensor(batch.labels),
+            self.device.tensor(batch.positive_instances),
+            self.device.tensor(batch.positive_labels),
             loss,
             rate,
             step,
@@ -589,10 +614,10 @@ class TorchEngine:
         )
         call(arguments, layer.slots)
 
-    def regrow(self, layer: fused.Layer, sources: int, fraction: float, seed: int) -> int:
+    def rewire(self, layer: fused.Layer, sources: int, fraction: float, seed: int) -> int:
         weights = layer.weights
         state = (weights.values, weights.m, weights.v)
-        return regrow(layer.connections["indices"], *state, sources, fraction, seed)
+        return rewire(layer.connections["indices"], *state, sources, fraction, seed)
 
     @staticmethod
     def _connections(layer: fused.Layer) -> tuple[Tensor | None, ...]:

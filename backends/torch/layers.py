@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fanin.backends import checks
-from fanin.backends.arrays import drawn_seed, index_dtype, plan_rewiring
+from fanin.backends.arrays import Rewiring, drawn_seed, plan_rewiring
+from fanin.backends.setup import index_dtype
 from fanin.backends.torch.ops import fan_in_linear
 
 # torch has little arithmetic for unsigned integers; a view as signed ones has the same bits.
@@ -110,8 +111,8 @@ class FixedFanInLinear(Connected):
         known = torch.promote_types(self.weights.dtype, torch.float32)  # NumPy has no bfloat16
         weights = self.weights.detach().to(known).cpu().numpy()
         plan = plan_rewiring(weights, fraction, self.in_features, drawn_seed(rng))
-        move_connections(self.indices, moments, plan.slots, plan.sources)
-        return len(plan.slots)
+        move_connections(self.indices, moments, plan)
+        return len(plan.positions)
 
     def _moments(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -165,14 +166,12 @@ def draw_connections(
     weights.copy_(values.uniform_(-limit, limit, generator=generator))
 
 
-def move_connections(
-    targets: Tensor, moments: list[Tensor], slots: np.ndarray, sources: np.ndarray
-) -> None:
-    """Set targets.flat[slots] = sources and zero the moments there, all in place."""
-    where = torch.from_numpy(slots).to(targets.device)
+def move_connections(targets: Tensor, moments: list[Tensor], rewiring: Rewiring) -> None:
+    """Give the connections their new sources and zero the moments there, all in place."""
+    where = torch.from_numpy(rewiring.positions).to(targets.device)
     signed = _SIGNED.get(targets.dtype)
     flat = targets.view(-1) if signed is None else targets.view(-1).view(signed)
-    values = torch.from_numpy(sources.astype(str(targets.dtype).removeprefix("torch.")))
+    values = torch.from_numpy(rewiring.sources.astype(str(targets.dtype).removeprefix("torch.")))
     if signed is not None:
         values = values.view(signed)
     flat[where] = values.to(targets.device)

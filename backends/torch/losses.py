@@ -15,14 +15,16 @@ from torch.nn.functional import softplus
 
 class _SquaredHinge(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-        positive = (1 - scores[rows, labels]).clamp_(min=0)
+    def forward(
+        ctx: Any, scores: Tensor, positive_instances: Tensor, positive_labels: Tensor
+    ) -> Tensor:
+        positive = (1 - scores[positive_instances, positive_labels]).clamp_(min=0)
         margins = (scores + 1).clamp_(min=0)
-        margins[rows, labels] = positive
+        margins[positive_instances, positive_labels] = positive
         total = margins.square().sum(1, dtype=torch.float64).sum()
         scale = 2 / scores.numel()
         grad = margins.mul_(scale)
-        grad[rows, labels] = positive.mul_(-scale)
+        grad[positive_instances, positive_labels] = positive.mul_(-scale)
         ctx.save_for_backward(grad)
         return (total / scores.numel()).to(scores.dtype)
 
@@ -34,14 +36,16 @@ class _SquaredHinge(torch.autograd.Function):
 
 class _BinaryCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-        positive = -scores[rows, labels]
+    def forward(
+        ctx: Any, scores: Tensor, positive_instances: Tensor, positive_labels: Tensor
+    ) -> Tensor:
+        positive = -scores[positive_instances, positive_labels]
         parts = softplus(scores)
-        parts[rows, labels] = softplus(positive)
+        parts[positive_instances, positive_labels] = softplus(positive)
         total = parts.sum(1, dtype=torch.float64).sum()
         del parts
         grad = torch.sigmoid(scores)
-        grad[rows, labels] = -torch.sigmoid(positive)
+        grad[positive_instances, positive_labels] = -torch.sigmoid(positive)
         ctx.save_for_backward(grad.div_(scores.numel()))
         return (total / scores.numel()).to(scores.dtype)
 
@@ -51,20 +55,22 @@ class _BinaryCrossEntropy(torch.autograd.Function):
         return grad * grad_loss, None, None
 
 
-def squared_hinge(scores: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+def squared_hinge(scores: Tensor, positive_instances: Tensor, positive_labels: Tensor) -> Tensor:
     """mean over labels, then over the batch, of max(0, 1 - y s)^2 with y = +1 for positives.
 
-    scores [batch, labels]; (rows, labels) [positives] int64 name the positives: a pair that stands
-    twice counts once.
+    scores [batch, labels]; positive_instances and positive_labels int64 [positives]; a pair that
+    stands twice counts once.
     """
-    loss: Tensor = _SquaredHinge.apply(scores, rows, labels)
+    loss: Tensor = _SquaredHinge.apply(scores, positive_instances, positive_labels)
     return loss
 
 
-def binary_cross_entropy(scores: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+def binary_cross_entropy(
+    scores: Tensor, positive_instances: Tensor, positive_labels: Tensor
+) -> Tensor:
     """mean over labels, then over the batch, of log(1 + exp(s)) - s [positive]; arguments as in
     `squared_hinge`."""
-    loss: Tensor = _BinaryCrossEntropy.apply(scores, rows, labels)
+    loss: Tensor = _BinaryCrossEntropy.apply(scores, positive_instances, positive_labels)
     return loss
 
 

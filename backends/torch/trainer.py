@@ -10,22 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fanin.backends.arrays import check_arrays, checked, copied
+from fanin.backends.arrays import Rewiring, check_arrays, checked, copied
 from fanin.backends.fused import FusedTrainer
-from fanin.backends.interface import (
-    ADAM_BETAS,
-    ADAM_EPSILON,
-    LayerSetup,
-    Losses,
-    OnStep,
-    Storage,
-    TrainingBatch,
-)
+from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, OnStep, Storage, TrainingBatch
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup
 from fanin.backends.torch.devices import TorchDevice
-from fanin.backends.torch.fused import TorchEngine, regrow, top_k
+from fanin.backends.torch.fused import TorchEngine, rewire, top_k
 from fanin.backends.torch.layers import move_connections
 from fanin.backends.torch.losses import LOSSES
 from fanin.backends.torch.ops import fan_in_linear
+from fanin.backends.trainer import Losses
 
 # Said once per process by torch about every CSR tensor; the baseline uses them knowingly.
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
@@ -104,7 +98,7 @@ class TorchTrainer:
     def _scores(self, features: Tensor) -> Tensor:
         features, arrays = self._sources(features), self._arrays
         weights, bias = arrays["output.weights"], arrays["output.bias"]
-        if self.setup.connectivity is None:
+        if isinstance(self.setup.output, Dense):
             return torch.addmm(bias, features, weights)
         if self._row_starts is None:
             return fan_in_linear(features, arrays["output.indices"], weights, bias)
@@ -124,7 +118,9 @@ class TorchTrainer:
             group["eps"] = ADAM_EPSILON / (1 - ADAM_BETAS[1] ** (self._steps + 1)) ** 0.5
             scores = self._scores(self.device.tensor(batch.features))
             loss = self._loss(
-                scores, self.device.tensor(batch.rows).long(), self.device.tensor(batch.labels)
+                scores,
+                self.device.tensor(batch.positive_instances).long(),
+                self.device.tensor(batch.positive_labels),
             )
             del scores
             self._optimizer.zero_grad(set_to_none=True)
@@ -148,7 +144,7 @@ class TorchTrainer:
         return ids
 
     def _top_k(self, features: Tensor, k: int) -> Tensor:
-        if self.setup.kind != "FFI":
+        if not isinstance(self.setup.output, FixedFanIn):
             return best_of(self._scores(features), k)
         # fanin's own layer is asked without making its scores.
         names = ("output.indices", "output.weights", "output.bias")
@@ -156,15 +152,15 @@ class TorchTrainer:
         ids: Tensor = top_k(self._sources(features), indices, None, None, weights, bias, k)[1]
         return ids
 
-    def rewire(self, slots: np.ndarray, sources: np.ndarray) -> None:
+    def apply_rewiring(self, rewiring: Rewiring) -> None:
         self.setup.check_rewired()
         ffi = self._row_starts is None
         targets = self._arrays["output.indices" if ffi else "output.columns"]
         state = self._optimizer.state[self._arrays["output.weights"]]
         moments = [state[key] for key in _MOMENTS.values()]
-        move_connections(targets, moments, slots, sources)
+        move_connections(targets, moments, rewiring)
 
-    def regrow(self, fraction: float, seed: int) -> int:
+    def rewire(self, fraction: float, seed: int) -> int:
         self.setup.check_rewired()
         sources = self._arrays["output.indices" if self._row_starts is None else "output.columns"]
         if sources.dtype == torch.int32:
@@ -172,7 +168,8 @@ class TorchTrainer:
         weights = self._arrays["output.weights"]
         state = self._optimizer.state[weights]
         m, v = (state[key] for key in _MOMENTS.values())
-        return regrow(sources, weights.detach(), m, v, self.setup.sources, fraction, seed)
+        inputs = self.setup.output_inputs
+        return rewire(sources, weights.detach(), m, v, inputs, fraction, seed)
 
     def array(self, name: str) -> np.ndarray:
         self.setup.check_name(name)

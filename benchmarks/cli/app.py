@@ -17,7 +17,8 @@ from rich.table import Table
 
 from fanin.backends import interface
 from fanin.backends.checks import MOST_THREADS
-from fanin.backends.interface import BACKENDS, DEVICES, INSTALL
+from fanin.backends.interface import DEVICES
+from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.__main__ import INTERRUPTED
 from fanin.benchmarks.cli.options import one_of
 from fanin.benchmarks.cli.progress import Terminal
@@ -495,7 +496,7 @@ def info(as_json: AsJson = False) -> None:
             else "built without CUDA"
         ),
         **{
-            f"backend {name}": "installed" if there else f"missing: {INSTALL[name]}"
+            f"backend {name}": "installed" if there else f"missing: {BACKENDS[name].install}"
             for name, there in facts["backends"].items()
         },
         "packages": ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
@@ -534,7 +535,7 @@ def _backends(names: list[str] | None) -> list[str]:
     chosen = _each_once(names)
     for name in chosen:
         if importlib.util.find_spec(name) is None:
-            _stop(f"backend {name!r} was asked for but is not installed: {INSTALL[name]}")
+            _stop(f"backend {name!r} was asked for but is not installed: {BACKENDS[name].install}")
     return chosen
 
 

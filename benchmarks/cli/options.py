@@ -3,13 +3,13 @@ their own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 import typer
 
 
-def one_of(names: Sequence[str], help: str) -> Any:
+def one_of(names: Collection[str], help: str) -> Any:
     """An option that takes one of these names; or, of a list, each of them."""
 
     def known(value: Any) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fanin.backends.arrays import plan_rewiring
 from fanin.backends.torch import fan_in_linear
-from fanin.backends.torch.fused import dense_relu, dense_relu_update, fused_step, regrow, top_k
+from fanin.backends.torch.fused import dense_relu, dense_relu_update, fused_step, rewire, top_k
 from fanin.backends.torch.layers import index_type
 from fanin.backends.torch.ops import described, stream
 from fanin.benchmarks.gpu_parts import part, reference
@@ -509,16 +509,16 @@ def rewiring(
         seed = bench.seed * 2**32 + 5
         plan = plan_rewiring(weights.float().cpu().numpy(), fraction, inputs, seed)
         expected = indices.cpu().long().view(-1)
-        expected[torch.from_numpy(plan.slots)] = torch.from_numpy(plan.sources.astype(np.int64))
+        expected[torch.from_numpy(plan.positions)] = torch.from_numpy(plan.sources.astype(np.int64))
         left = torch.ones(weights.numel())
-        left[torch.from_numpy(plan.slots)] = 0
-        moved, seconds = bench.timed(lambda: regrow(indices, weights, m, v, inputs, fraction, seed))
+        left[torch.from_numpy(plan.positions)] = 0
+        moved, seconds = bench.timed(lambda: rewire(indices, weights, m, v, inputs, fraction, seed))
         outputs = {
             "indices": (indices.cpu().long().view(-1), expected, 0.0),
             "weights": (weights, kept, 0.0),
             "m": (m.float().cpu().view(-1), left, 0.0),
             "v": (v.float().cpu().view(-1), left, 0.0),
-            "moved": (torch.tensor([moved + 1]), torch.tensor([len(plan.slots) + 1]), 0.0),
+            "moved": (torch.tensor([moved + 1]), torch.tensor([len(plan.positions) + 1]), 0.0),
         }
         sizes = {"labels": labels, "fan_in": fan_in, "inputs": inputs}
         bench.check(f"regrow {fraction:g}", outputs, sizes, _name(dtype), indices, seconds)

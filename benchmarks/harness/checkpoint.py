@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from fanin.backends.interface import Trainer
+from fanin.backends.trainer import Trainer
 from fanin.benchmarks.records.files import flush, write_atomically
 from fanin.benchmarks.records.run import Epoch
 

@@ -24,7 +24,9 @@ import scipy.sparse as sp
 from pydantic import BaseModel, ConfigDict
 
 from fanin.backends.arrays import InitialArrays
-from fanin.backends.interface import LayerSetup, Trainer, make_trainer
+from fanin.backends.registry import make_trainer
+from fanin.backends.setup import LayerSetup
+from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.checkpoint import Checkpoint, checkpoint_folder, remove_checkpoint
 from fanin.benchmarks.harness.fit import evaluate, fit, predict
 from fanin.benchmarks.harness.plan import TooLargeError, check_counted, estimate
@@ -179,7 +181,7 @@ def warm_up(request: Request) -> Machine:
     y = sp.csr_array(np.eye(2, 8, dtype=bool))
     trainer.train(Batches(x, y).epoch(0), task.learning_rate)
     if setup.is_rewired:
-        trainer.regrow(0.5, 0)
+        trainer.rewire(0.5, 0)
     evaluate(trainer, x, y)
     return measure.machine(trainer.device, measure.threads(request.threads))
 

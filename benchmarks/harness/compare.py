@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from fanin.backends.arrays import copied, plan_rewiring
-from fanin.backends.interface import BACKENDS, Trainer
+from fanin.backends.arrays import Rewiring, copied, plan_rewiring
+from fanin.backends.registry import BACKENDS
+from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.child import (
     Request,
     build,
@@ -216,7 +217,7 @@ def _rewire(sides: list[_Side], step: int) -> int:
                 f"{distance.max():.3g} away from the threshold, {allowed:.3g} allowed"
             )
     for side in sides:
-        side.ask("rewire", plan=str(sides[0].folder))
+        side.ask("rewire", plan=str(sides[0].folder), threshold=thresholds[0])
     return len(differing)
 
 
@@ -287,17 +288,17 @@ def serve(request: Request, orders: Iterator[str], send: Callable[[Any], None]) 
                     weights = trainer.array("output.weights")
                     drawn = rewiring_seed(seed, order["step"])
                     plan = plan_rewiring(
-                        weights, task.rewire_fraction, trainer.setup.sources, drawn
+                        weights, task.rewire_fraction, trainer.setup.output_inputs, drawn
                     )
-                    np.save(folder / "slots.npy", plan.slots)
+                    np.save(folder / "positions.npy", plan.positions)
                     np.save(folder / "sources.npy", plan.sources)
                     np.save(folder / "planned.npy", weights)
                     send(plan.threshold)
                 case "rewire":
                     plan_folder = Path(order["plan"])
-                    trainer.rewire(
-                        np.load(plan_folder / "slots.npy"), np.load(plan_folder / "sources.npy")
-                    )
+                    positions = np.load(plan_folder / "positions.npy")
+                    sources = np.load(plan_folder / "sources.npy")
+                    trainer.apply_rewiring(Rewiring(positions, sources, order["threshold"]))
                     send(None)
                 case "give":
                     for name, array in _unit_arrays(trainer).items():

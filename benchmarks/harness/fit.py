@@ -15,7 +15,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from fanin.backends.arrays import drawn_seed
-from fanin.backends.interface import LayerSetup, OnStep, Trainer
+from fanin.backends.interface import OnStep
+from fanin.backends.setup import LayerSetup
+from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.checkpoint import Checkpoint
 from fanin.benchmarks.measuring.metrics import precision
 from fanin.benchmarks.records.base import Precision
@@ -98,7 +100,7 @@ def rewiring_seed(seed: int, step: int) -> int:
 
 def evaluation_block(setup: LayerSetup) -> int:
     """Instances that are predicted together."""
-    return min(_EVALUATION_BLOCK, max(32, _EVALUATION_FLOATS // setup.sources // 32 * 32))
+    return min(_EVALUATION_BLOCK, max(32, _EVALUATION_FLOATS // setup.output_inputs // 32 * 32))
 
 
 def predict(trainer: Trainer, x: np.ndarray) -> np.ndarray:
@@ -196,7 +198,7 @@ def train_epoch(
     while step < last:
         due = range(step + 2, last + 1)
         if trainer.setup.is_rewired and rewire_due(step + 1, task.rewire_interval, steps):
-            rewired += trainer.regrow(task.rewire_fraction, rewiring_seed(seed, step + 1))
+            rewired += trainer.rewire(task.rewire_fraction, rewiring_seed(seed, step + 1))
         # Up to the next step that begins with a rewiring.
         ahead = next((s for s in due if rewire_due(s, task.rewire_interval, steps)), last + 1)
         count = ahead - step - 1

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from fanin.backends.arrays import index_dtype
-from fanin.backends.interface import LayerSetup
+from fanin.backends.registry import BACKENDS, MemoryModel
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.harness.fit import evaluation_block
 from fanin.benchmarks.records.statistics import GIB
 from fanin.benchmarks.records.task import Task
@@ -31,10 +31,8 @@ LANES = 32
 _COPIED = 256 << 20
 
 _BYTES = {"float32": 4, "bfloat16": 2}
-# Beside all arrays: Python's objects, and what the allocators round up, a share of all bytes.
-_OVERHEAD, _ROUNDING = 4 << 20, {"torch": 0.01, "tensorflow": 0.04}
-# What the libraries under torch hold for their dense and sparse products.
-_PRODUCTS = {"Dense": 36 << 20, "Bottleneck": 36 << 20, "Unstructured": 36 << 20, "FFI": 10 << 20}
+# Beside all arrays: Python's objects.
+_OVERHEAD = 4 << 20
 
 # Arrays [batch, labels] that a step holds at its peak, in both frameworks: the loss, mostly.
 _SCORES = 5.0
@@ -223,110 +221,91 @@ def estimate(
 ) -> Estimate:
     """What training `setup` as the task says needs in this backend on a CPU: the one of that name,
     or this machine's."""
+    memory = BACKENDS[backend].memory
     if task.execution == "fused":
-        return _fused(task, setup, backend, threads, cpu)
-    return _autograd(task, setup, backend, threads)
+        return _fused(task, setup, memory, threads, cpu)
+    return _autograd(task, setup, memory, threads)
 
 
-def _overhead(backend: str, of: int) -> int:
+def _overhead(memory: MemoryModel, model_bytes: int) -> int:
     """Bytes that no array accounts for, in a model of so many."""
-    return _OVERHEAD + round(_ROUNDING[backend] * of)
+    return _OVERHEAD + round(memory.rounding * model_bytes)
 
 
-def _count(setup: LayerSetup, name: str) -> int:
-    return math.prod(setup.array_shapes().get(name, (0,)))
-
-
-def _fused(task: Task, setup: LayerSetup, backend: str, threads: int, cpu: str | None) -> Estimate:
+def _fused(
+    task: Task, setup: LayerSetup, memory: MemoryModel, threads: int, cpu: str | None
+) -> Estimate:
     weight, moment = _BYTES[task.weights_dtype], _BYTES[task.moments_dtype]
-    hidden, connections = _count(setup, "intermediate.weights"), _count(setup, "output.weights")
+    hidden, connections = setup.count("intermediate.weights"), setup.count("output.weights")
     biases = setup.labels + (setup.intermediate or 0)
-    is_sorted = setup.kind == "FFI" and sorting_pays(setup.sources, cpu)
-    index = index_dtype(setup.sources)().itemsize if setup.connectivity else 0
-    place = (2 + (1 if (setup.connectivity or 0) <= 256 else 4)) if is_sorted else 0
-    starts = 4 * (setup.labels + 1) if setup.kind == "Unstructured" else 0
+    kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
+    is_sorted = kind.is_sortable and sorting_pays(inputs, cpu)
+    sources = kind.source_bytes(inputs, labels)
+    sorting = kind.sorting_bytes(inputs, labels) if is_sorted else 0
 
     groups = -(-task.batch_size // LANES)
     block = evaluation_block(setup)
     # Features in lanes, and where there is a layer below, an accumulator for each thread.
-    lanes = groups * LANES * 4 * setup.sources
+    lanes = groups * LANES * 4 * inputs
     # Of sorted connections: a tile's scores, and a sum for each of its connections.
-    tile_labels = sorted_labels(setup.sources, setup.labels) if is_sorted else 0
+    tile_labels = sorted_labels(inputs, labels) if is_sorted else 0
     tile = LANES * 4 * tile_labels
-    sums = 4 * min(tile_labels, setup.labels) * (setup.connectivity or 0)
+    sums = 4 * min(tile_labels, labels) * (connections // labels)
     step = lanes * (1 + (threads if setup.intermediate else 0))
     step += threads * (groups * tile + sums)
     step += groups * setup.labels * 4  # masks of the positives
     # Outputs of the layer below, and their gradient.
     step += 2 * task.batch_size * 4 * (setup.intermediate or 0)
-    predict = 2 * block * 4 * setup.sources + threads * tile
+    predict = 2 * block * 4 * inputs + threads * tile
     # The best weights are written array by array; some have another form outside.
-    copied = 4 * connections if setup.kind == "Unstructured" else 0
+    copied = 4 * connections if kind.operations == "sparse" else 0
     if task.weights_dtype != "float32":
         copied = 4 * max(hidden, connections)
 
-    # TensorFlow makes a dense layer of three more copies of its weights.
-    building = 0
-    if backend == "tensorflow":
-        dense = connections if setup.connectivity is None else 0
-        building = 3 * 4 * max(hidden, dense) - 2 * moment * (hidden + connections)
+    # A dense layer's weights on their way into the framework; the moments are made after that.
+    dense = connections if kind.operations == "dense" else 0
+    building = memory.dense_copies * 4 * max(hidden, dense) - 2 * moment * (hidden + connections)
 
-    moved = hidden * (3 * weight + 4 * moment) + connections * (2 * weight + 4 * moment + index)
+    moved = hidden * (3 * weight + 4 * moment) + connections * (2 * weight + 4 * moment) + sources
     if is_sorted:
         # Connections pass by twice, for the scores and for the gradients; once more each, where
         # lanes are worked on by halves, but then they come from a cache.
-        moved += connections * (weight + index + 2 * 2)
+        moved += connections * (weight + 2 * 2) + sources
     return Estimate(
         parameter_bytes=(hidden + connections) * weight
         + biases * 4
-        + connections * (index + place)
-        + starts,
+        + sources
+        + sorting
+        + kind.starts_bytes(labels),
         optimizer_bytes=2 * (hidden + connections) * moment + 2 * biases * 4,
         gradient_bytes=0,
         # The allocators keep what a step took while others predict.
         temporary_bytes=max(step + max(predict, copied), building),
-        overhead_bytes=_overhead(backend, 4 * 3 * (hidden + connections)),
+        overhead_bytes=_overhead(memory, 4 * 3 * (hidden + connections)),
         moved_bytes=moved,
         flops=6 * task.batch_size * (hidden + connections),
     )
 
 
-def _of_connections(task: Task, setup: LayerSetup, backend: str) -> float:
-    """Arrays of [connections] that the framework's own sparse operations hold besides."""
-    if setup.kind != "Unstructured":
-        return 0.0
-    if backend == "tensorflow":
-        # Each gradient gathers two of [connections, batch].
-        return (4 if setup.intermediate else 2) * task.batch_size + 10
-    # torch sorts the matrix by columns for the gradient of its inputs.
-    return 6.6 if setup.intermediate else 1.6
-
-
-def _autograd(task: Task, setup: LayerSetup, backend: str, threads: int) -> Estimate:
-    hidden, connections = _count(setup, "intermediate.weights"), _count(setup, "output.weights")
+def _autograd(task: Task, setup: LayerSetup, memory: MemoryModel, threads: int) -> Estimate:
+    hidden, connections = setup.count("intermediate.weights"), setup.count("output.weights")
     biases = setup.labels + (setup.intermediate or 0)
-    structure = 0
-    if setup.kind == "FFI":
-        structure = connections * index_dtype(setup.sources)().itemsize
-    elif setup.kind == "Unstructured":
-        # torch: rows, columns and where rows start, int32; TensorFlow: pairs of int64.
-        structure = connections * (16 if backend == "tensorflow" else 8)
-        structure += 0 if backend == "tensorflow" else 4 * (setup.labels + 1)
+    kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
+    structure = kind.source_bytes(inputs, labels)
+    if kind.operations == "sparse":  # in the framework's form, not in that of the kernels
+        structure = connections * memory.sparse_index_bytes
+        structure += memory.sparse_starts_bytes * (labels + 1)
     trained = 4 * (hidden + connections + biases)
-    scores = task.batch_size * setup.labels * 4
-    lanes = -(-task.batch_size // LANES) * LANES * 4 * setup.sources
-    held = _SCORES * scores + _of_connections(task, setup, backend) * 4 * connections
-    products = 0
-    if backend == "torch" and (setup.kind != "FFI" or setup.intermediate):
-        products = _PRODUCTS[setup.kind]
-    if backend == "tensorflow":
-        held = max(held, 2 * trained)  # of Keras' Adam, when the scores are gone
+    scores = task.batch_size * labels * 4
+    lanes = -(-task.batch_size // LANES) * LANES * 4 * inputs
+    held = _SCORES * scores + memory.sparse_temporary_bytes(setup, task.batch_size)
+    held = max(held, memory.optimizer_copies * trained)
     return Estimate(
         parameter_bytes=trained + structure,
         optimizer_bytes=2 * trained,
         gradient_bytes=trained,
         temporary_bytes=round(held) + (2 + threads) * lanes,
-        overhead_bytes=_overhead(backend, 3 * trained) + products,
+        overhead_bytes=_overhead(memory, 3 * trained) + memory.library_bytes(setup),
         moved_bytes=9 * trained + structure + 8 * scores,
         flops=6 * task.batch_size * (hidden + connections),
     )

@@ -77,7 +77,7 @@ def profile(request: Request, events: Events, result: RunResult) -> None:
 
         rewire_seconds = None
         if setup.is_rewired and task.rewire_interval:
-            rewire_seconds = timed(trainer.regrow, task.rewire_fraction, 0)
+            rewire_seconds = timed(trainer.rewire, task.rewire_fraction, 0)
         events.send(event="phase", name="training")
         clock = measure.StepClock(trainer)
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import psutil
 
-from fanin.backends.interface import Device, Trainer
+from fanin.backends.interface import Device
+from fanin.backends.trainer import Trainer
 from fanin.benchmarks.measuring import nvml
 from fanin.kernels import build_info, processor
 from fanin.kernels.library import library_path

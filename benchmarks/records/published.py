@@ -11,7 +11,6 @@ import csv
 from dataclasses import dataclass
 from functools import cache
 
-from fanin.backends.interface import kind_of
 from fanin.benchmarks.records.task import TASK_FOLDER, Task, read_tasks, task_files
 from fanin.datasets.catalogue import FEATURES
 
@@ -44,7 +43,7 @@ def row_name(task: Task, inputs: int | None) -> tuple[str, int | None, str]:
     inputs: the width of the data. A dense layer has so many connections a label, or None where the
     width is not known.
     """
-    word = kind_of(task.architecture)
+    word = task.kind
     connectivity = {"Dense": inputs, "Bottleneck": task.intermediate}.get(word, task.connectivity)
     return word, connectivity, intermediate_label(task.intermediate) if task.intermediate else ""
 

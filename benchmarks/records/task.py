@@ -11,24 +11,50 @@ exactly the published rows, and `<features>-ablations.json` beside them what els
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fanin.backends.interface import (
-    Architecture,
-    Execution,
+from fanin.backends.interface import FLOAT32, Execution, Storage, StoredType
+from fanin.backends.setup import (
+    ConnectionKind,
+    Dense,
+    FixedFanIn,
     LayerSetup,
     Loss,
-    Storage,
-    StoredType,
-    kind_of,
+    Unstructured,
 )
 from fanin.datasets import canonical_name
 
 EvaluationProtocol = Literal["paper", "holdout"]
+
+# The paper's names of its models.
+Architecture = Literal[
+    "dense", "sparse", "dense-sparse", "stratified", "dense-stratified", "bottleneck"
+]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What an architecture is made of. kind: the paper's word for it, as its tables print it.
+    connections: the kind of output layer for a connectivity; None where that has none."""
+
+    kind: str
+    connections: Callable[[int], ConnectionKind] | None
+    has_intermediate: bool
+
+
+_MODELS: dict[Architecture, _Model] = {
+    "dense": _Model("Dense", None, False),
+    "sparse": _Model("Unstructured", Unstructured, False),
+    "dense-sparse": _Model("Unstructured", Unstructured, True),
+    "stratified": _Model("FFI", FixedFanIn, False),
+    "dense-stratified": _Model("FFI", FixedFanIn, True),
+    "bottleneck": _Model("Bottleneck", None, True),
+}
 
 # Both become folder names below the results folder.
 _FILE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
@@ -98,7 +124,7 @@ class Task(BaseModel):
     def _fits(self) -> Task:
         # The widths of the data set are not known yet; everything else about the setup is.
         self._layer(inputs=2**31, labels=1)
-        if self.execution == "autograd" and self.storage != Storage():
+        if self.execution == "autograd" and self.storage != FLOAT32:
             raise ValueError(
                 "weights_dtype and moments_dtype other than float32 need execution 'fused'"
             )
@@ -119,14 +145,25 @@ class Task(BaseModel):
             ) from error
 
     def _layer(self, inputs: int, labels: int) -> LayerSetup:
-        return LayerSetup(
-            architecture=self.architecture,
-            inputs=inputs,
-            labels=labels,
-            connectivity=self.connectivity,
-            intermediate=self.intermediate,
-            loss=self.loss_fn,
-        )
+        model, output_inputs = _MODELS[self.architecture], self.intermediate or inputs
+        if model.has_intermediate and not self.intermediate:
+            raise ValueError(f"architecture {self.architecture!r} needs `intermediate` >= 1")
+        if not model.has_intermediate and self.intermediate:
+            raise ValueError(
+                f"architecture {self.architecture!r} has no intermediate layer, got "
+                f"intermediate={self.intermediate}"
+            )
+        output: ConnectionKind = Dense()
+        if model.connections:
+            if not self.connectivity:
+                raise ValueError(f"architecture {self.architecture!r} needs `connectivity` >= 1")
+            if self.connectivity > output_inputs:
+                raise ValueError(
+                    f"connectivity {self.connectivity} is larger than the {output_inputs} inputs "
+                    "of the output layer"
+                )
+            output = model.connections(self.connectivity)
+        return LayerSetup(inputs, labels, output, self.intermediate, self.loss_fn)
 
     @property
     def departures(self) -> tuple[str, ...]:
@@ -149,7 +186,12 @@ class Task(BaseModel):
     def setup_name(self) -> str:
         """What a command calls its setup, whatever else departs from the defaults."""
         sizes = (str(n) for n in (self.connectivity, self.intermediate) if n)
-        return "-".join([kind_of(self.architecture).lower(), *sizes])
+        return "-".join([self.kind.lower(), *sizes])
+
+    @property
+    def kind(self) -> str:
+        """The paper's word for the setup without its sizes: Dense, Unstructured, FFI, Bottleneck."""
+        return _MODELS[self.architecture].kind
 
     @property
     def title(self) -> str:

@@ -6,7 +6,8 @@ from datetime import datetime
 
 from pydantic import Field
 
-from fanin.backends.interface import Execution, LayerSetup
+from fanin.backends.interface import Execution
+from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.benchmarks.records.base import Machine, Memory, Record
 
 
@@ -40,13 +41,8 @@ class Contender(Record):
     keeps_memory: bool = False
 
     def setup(self) -> LayerSetup:
-        return LayerSetup(
-            "dense-stratified" if self.intermediate else "stratified",
-            self.inputs,
-            self.labels,
-            self.fan_in,
-            self.intermediate,
-        )
+        output = FixedFanIn(self.fan_in)
+        return LayerSetup(self.inputs, self.labels, output, self.intermediate)
 
     @property
     def name(self) -> str:

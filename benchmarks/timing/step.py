@@ -28,7 +28,10 @@ import typer
 
 from fanin import kernels
 from fanin.backends.arrays import InitialArrays
-from fanin.backends.interface import BACKENDS, LayerSetup, Storage, Trainer, make_trainer
+from fanin.backends.interface import Storage
+from fanin.backends.registry import BACKENDS, make_trainer
+from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.trainer import Trainer
 from fanin.benchmarks.cli.options import one_of
 from fanin.benchmarks.harness.parent import child_environment
 from fanin.benchmarks.measuring import measure
@@ -80,10 +83,10 @@ def measure_step(contender: Contender) -> StepResult:
     if contender.keeps_memory:
         measure.keep_memory()
     # What the framework loads at first use belongs to the baseline.
-    tiny = LayerSetup(setup.architecture, 8, 8, 2, 8 if setup.intermediate else None)
+    tiny = LayerSetup(8, 8, FixedFanIn(2), 8 if setup.intermediate else None)
     warm = build(contender, tiny)
     warm.train(batches(tiny, 4, 2), 1e-3)
-    warm.regrow(0.5, 0)
+    warm.rewire(0.5, 0)
     stream = list(batches(setup, contender.batch, 4))
     with measure.MemoryWatch() as watch:
         trainer = build(contender, setup)
@@ -93,7 +96,7 @@ def measure_step(contender: Contender) -> StepResult:
             trainer.train([stream[number % len(stream)]], 1e-3)
             seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
-        trainer.regrow(0.1, 1)
+        trainer.rewire(0.1, 1)
         rewired = time.perf_counter() - start
         memory = watch.result(trainer)
     csr = None
@@ -122,12 +125,12 @@ def beside_csr(trainer: Trainer, batch: Batch, contender: Contender) -> dict[str
     starts = torch.arange(0, setup.labels * contender.fan_in + 1, contender.fan_in)
     columns = torch.from_numpy(trainer.array("output.indices").reshape(-1).astype(np.int64))
     weights = torch.from_numpy(np.array(trainer.array("output.weights")).reshape(-1))
-    shape = (setup.labels, setup.sources)
+    shape = (setup.labels, setup.output_inputs)
     wide = torch.sparse_csr_tensor(starts, columns, weights, shape, check_invariants=False)
     narrow = torch.sparse_csr_tensor(
         starts.int(), columns.int(), weights, shape, check_invariants=False
     )
-    x = torch.randn(setup.sources, contender.batch)
+    x = torch.randn(setup.output_inputs, contender.batch)
     return rounds(
         {
             "fused step": step,
@@ -154,17 +157,17 @@ def output_step(trainer: Trainer, batch: Batch, contender: Contender) -> Callabl
 
     weights, bias = trained(held("output.weights")), trained(held("output.bias"))
     indices, tile_labels = held("output.indices"), None
-    if kernels.sorting_pays(setup.sources):
+    if kernels.sorting_pays(setup.output_inputs):
         tile_labels = np.empty(indices.shape, np.uint16)
         slots = np.empty(indices.shape, np.uint8 if contender.fan_in <= 256 else np.uint32)
-        kernels.sort_connections(indices, tile_labels, slots, weights, setup.sources)
-    x = np.random.default_rng(1).standard_normal((contender.batch, setup.sources), np.float32)
+        kernels.sort_connections(indices, tile_labels, slots, weights, setup.output_inputs)
+    x = np.random.default_rng(1).standard_normal((contender.batch, setup.output_inputs), np.float32)
     return lambda: kernels.step(
         x,
         weights,
         bias,
-        batch.rows,
-        batch.labels,
+        batch.positive_instances,
+        batch.positive_labels,
         kernels.Adam(1),
         indices=indices,
         tile_labels=tile_labels,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fanin.backends.interface import BACKENDS
+from fanin.backends.registry import BACKENDS
 from fanin.reports.metrics import METRICS
 from fanin.reports.pairs import Pair, pairs
 from fanin.reports.plots import style

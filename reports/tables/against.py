@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fanin.backends.interface import BACKENDS
+from fanin.backends.registry import BACKENDS
 from fanin.reports.format import GAP, difference, number
 from fanin.reports.metrics import METRICS
 from fanin.reports.pairs import Pair, pairs

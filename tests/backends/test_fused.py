@@ -14,8 +14,10 @@ import tensorflow as tf
 import torch
 
 from fanin.backends import fused
-from fanin.backends.arrays import InitialArrays, copied, initial_arrays, plan_rewiring
-from fanin.backends.interface import BACKENDS, LayerSetup, Storage, make_trainer
+from fanin.backends.arrays import InitialArrays, Rewiring, copied, initial_arrays, plan_rewiring
+from fanin.backends.interface import Storage
+from fanin.backends.registry import BACKENDS, make_trainer
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.backends.tensorflow import FusedFanIn as KerasFusedFanIn
 from fanin.backends.torch import FixedFanInLinear, FusedFanIn
 from fanin.backends.torch import fused as torch_fused
@@ -24,14 +26,14 @@ from fanin.datasets import Batch
 
 SORTED = 3073  # sources
 SETUPS = [
-    LayerSetup("dense", 20, 300),
-    LayerSetup("sparse", 20, 300, connectivity=4),
-    LayerSetup("stratified", 20, 300, connectivity=4),
-    LayerSetup("dense-sparse", 20, 300, connectivity=4, intermediate=64),
-    LayerSetup("dense-stratified", 20, 300, connectivity=4, intermediate=64),
-    LayerSetup("bottleneck", 20, 300, intermediate=8),
-    LayerSetup("dense-stratified", 20, 300, connectivity=4, intermediate=64, loss="bce"),
-    LayerSetup("stratified", SORTED, 300, connectivity=5),
+    LayerSetup(20, 300, Dense()),
+    LayerSetup(20, 300, Unstructured(4)),
+    LayerSetup(20, 300, FixedFanIn(4)),
+    LayerSetup(20, 300, Unstructured(4), intermediate=64),
+    LayerSetup(20, 300, FixedFanIn(4), intermediate=64),
+    LayerSetup(20, 300, Dense(), intermediate=8),
+    LayerSetup(20, 300, FixedFanIn(4), intermediate=64, loss="bce"),
+    LayerSetup(SORTED, 300, FixedFanIn(5)),
 ]
 
 
@@ -42,7 +44,7 @@ def connections_are_sorted(monkeypatch):
 
 
 def name_of(setup):
-    return f"{setup.architecture}-{setup.sources}-{setup.loss}"
+    return f"{setup.output}-{setup.output_inputs}-{setup.loss}"
 
 
 def batches(setup, count, seed=0, size=32):
@@ -73,9 +75,9 @@ def test_a_thousand_steps_follow_autograd(backend, setup):
     for step, batch in enumerate(stream):
         if setup.is_rewired and step in (0, 400):
             # As the first decides: a |weight| beside the threshold may be on either side of it.
-            plan = plan_rewiring(one.array("output.weights"), 0.1, setup.sources, step)
-            one.rewire(plan.slots, plan.sources)
-            other.rewire(plan.slots, plan.sources)
+            plan = plan_rewiring(one.array("output.weights"), 0.1, setup.output_inputs, step)
+            one.apply_rewiring(plan)
+            other.apply_rewiring(plan)
         if setup.intermediate and step % 50 == 0:
             other.load_weights(one.weights())
             other.load_optimizer_arrays(copied(one.optimizer_arrays()))
@@ -114,21 +116,21 @@ def test_state_moves_between_executions(backend, setup):
 
 @pytest.mark.parametrize("setup", [s for s in SETUPS if s.is_rewired], ids=name_of)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_regrow_follows_the_plan(backend, setup):
+def test_rewire_follows_the_plan(backend, setup):
     one = trainer(backend, setup, execution="fused")
     one.train(batches(setup, 3), 1e-2)
     before, moments = one.weights(), copied(one.optimizer_arrays())
-    plan = plan_rewiring(before["output.weights"], 0.2, setup.sources, 11)
+    plan = plan_rewiring(before["output.weights"], 0.2, setup.output_inputs, 11)
 
-    assert one.regrow(0.2, 11) == len(plan.slots) > 0
+    assert one.rewire(0.2, 11) == len(plan.positions) > 0
 
-    name = "output.indices" if setup.kind == "FFI" else "output.columns"
-    before[name].reshape(-1)[plan.slots] = plan.sources
+    name = setup.output.source_array
+    before[name].reshape(-1)[plan.positions] = plan.sources
     for key, array in one.weights().items():
         np.testing.assert_array_equal(array, before[key], key)
     for key, array in copied(one.optimizer_arrays()).items():
         if key.startswith("output.weights"):
-            moments[key].reshape(-1)[plan.slots] = 0
+            moments[key].reshape(-1)[plan.positions] = 0
         np.testing.assert_array_equal(array, moments[key], key)
 
 
@@ -147,7 +149,10 @@ def test_top_k_in_blocks(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_errors_are_the_same_whoever_is_asked(backend, execution):
     one = trainer(backend, SETUPS[0], execution=execution)
-    for rewire in (lambda: one.rewire(np.array([0]), np.array([0])), lambda: one.regrow(0.1, 0)):
+    for rewire in (
+        lambda: one.apply_rewiring(Rewiring(np.array([0]), np.array([0]), 0.0)),
+        lambda: one.rewire(0.1, 0),
+    ):
         with pytest.raises(ValueError, match="Dense has no connections to rewire"):
             rewire()
     x = np.ones((2, one.setup.inputs), np.float32)
@@ -160,7 +165,7 @@ def test_errors_are_the_same_whoever_is_asked(backend, execution):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16_trains_as_well(backend):
-    setup = LayerSetup("stratified", 200, 300, connectivity=32)
+    setup = LayerSetup(200, 300, FixedFanIn(32))
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((300, 200)).astype(np.float32)
     stream = []
@@ -223,7 +228,9 @@ def test_only_steps_that_were_made_count(backend, execution):
     (good,) = batches(setup, 1)
     one.train([good], 1e-2)
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="NaN"):
-        one.train([Batch(good.features * np.nan, good.rows, good.labels)], 1e-2)
+        one.train(
+            [Batch(good.features * np.nan, good.positive_instances, good.positive_labels)], 1e-2
+        )
     assert dict(one.optimizer_arrays())["steps"] == 1
 
 
@@ -255,16 +262,16 @@ class TestTorchLayer:
         rows, labels = self.positives()
         empty, x = FusedFanIn(40, 300, 7, device="meta"), torch.randn(20, 40)
         for ask in (
-            lambda: empty(x, rows, labels),
+            lambda: empty.training_step(x, rows, labels),
             lambda: empty.top_k(x, 2),
-            lambda: self.layer()(x, rows.to("meta"), labels),
+            lambda: self.layer().training_step(x, rows.to("meta"), labels),
             lambda: self.layer().top_k(x.to("meta"), 2),
         ):
             with pytest.raises(ValueError, match=r"is on (meta|cpu) but .* is on (cpu|meta)"):
                 ask()
         ids = empty.top_k(x.to("meta"), 2)[1]
         assert ids.is_meta and ids.shape == (20, 2)
-        assert empty(x.to("meta"), rows.to("meta"), labels.to("meta")).is_meta
+        assert empty.training_step(x.to("meta"), rows.to("meta"), labels.to("meta")).is_meta
 
     @pytest.mark.parametrize("loss", ["squared_hinge", "bce"])
     def test_trains_itself_and_what_lies_below(self, loss):
@@ -283,7 +290,7 @@ class TestTorchLayer:
         rows, labels = self.positives()
         for step in range(1, 30):
             x = torch.randn(20, 12, generator=torch.Generator().manual_seed(step))
-            one = fused_layer(below[0](x), rows, labels)
+            one = fused_layer.training_step(below[0](x), rows, labels)
             other = LOSSES[loss](plain(below[1](x)), rows, labels)
             assert one.item() == pytest.approx(other.item(), rel=1e-5)
             for optimizer in (*optimizers, adam):
@@ -303,12 +310,13 @@ class TestTorchLayer:
         x, positives = torch.randn(20, 40), self.positives()
         before = copy_of(layer)
         with torch.no_grad():
-            quiet = layer(x, *positives)
-        layer.eval()
-        assert layer(x, *positives).item() == quiet.item()
+            quiet = layer.evaluate_loss(x, *positives)
+        layer(x)
+        assert layer.evaluate_loss(x, *positives).item() == quiet.item()
         assert all(torch.equal(a, b) for a, b in zip(before, copy_of(layer), strict=True))
-        layer.train()
-        assert layer(x, *positives).item() == pytest.approx(quiet.item(), rel=1e-5)
+        with torch.no_grad():
+            trained = layer.training_step(x, *positives)
+        assert trained.item() == pytest.approx(quiet.item(), rel=1e-5)
         assert not torch.equal(before[0], layer.weights)
         assert int(layer.steps) == 1
 
@@ -316,25 +324,27 @@ class TestTorchLayer:
         one, x, positives = self.layer(), torch.randn(20, 40), self.positives()
         one.learning_rate = 0.02
         for _ in range(3):
-            one(x, *positives)
+            one.training_step(x, *positives)
         torch.save(one.state_dict(), tmp_path / "layer.pt")
         other = FusedFanIn(40, 300, 7)
         other.load_state_dict(torch.load(tmp_path / "layer.pt", weights_only=True))
         for _ in range(3):
-            assert one(x, *positives).item() == other(x, *positives).item()
+            assert (
+                one.training_step(x, *positives).item() == other.training_step(x, *positives).item()
+            )
         assert not list(one.parameters())
 
     def test_top_k_and_scores_agree(self):
         layer, x = self.layer(), torch.randn(20, 40)
-        layer(x, *self.positives())
+        layer.training_step(x, *self.positives())
         values, ids = layer.top_k(x, 4)
-        expected = layer.scores(x).topk(4)
+        expected = layer(x).topk(4)
         assert torch.equal(ids, expected.indices)
         torch.testing.assert_close(values, expected.values)
 
     def test_rewires(self):
         layer, x = self.layer(), torch.randn(20, 40)
-        layer(x, *self.positives())
+        layer.training_step(x, *self.positives())
         plan = plan_rewiring(
             layer.weights.numpy(),
             0.3,
@@ -342,11 +352,11 @@ class TestTorchLayer:
             int(np.random.default_rng(3).integers(2**64, dtype=np.uint64)),
         )
         same = copy.deepcopy(layer)
-        assert layer.rewire(0.3, np.random.default_rng(3)) == len(plan.slots)
-        assert same.rewire(0.3, 3) == len(plan.slots)
+        assert layer.rewire(0.3, np.random.default_rng(3)) == len(plan.positions)
+        assert same.rewire(0.3, 3) == len(plan.positions)
         assert torch.equal(same.indices.int(), layer.indices.int())
-        assert np.array_equal(layer.indices.numpy().reshape(-1)[plan.slots], plan.sources)
-        assert not layer.weights_m.reshape(-1)[torch.from_numpy(plan.slots)].any()
+        assert np.array_equal(layer.indices.numpy().reshape(-1)[plan.positions], plan.sources)
+        assert not layer.weights_m.reshape(-1)[torch.from_numpy(plan.positions)].any()
 
     @pytest.mark.parametrize(
         "options, message",
@@ -368,40 +378,47 @@ class TestTorchLayer:
             (torch.randn(20, 99), r"features must be \[\.\.\., 40\], got \[20, 99\]"),
             (torch.full((20, 40), float("nan")), r"features\[0, 0\] is NaN"),
             (torch.randn(20, 40, dtype=torch.float64), "features must be float32"),
-            (torch.randn(19, 40), r"rows\[\d+\] is 19, out of range for a batch of 19"),
+            (
+                torch.randn(19, 40),
+                r"positive_instances\[\d+\] is 19, out of range for a batch of 19",
+            ),
         ):
             with pytest.raises(ValueError, match=message):
-                layer(x, rows, labels)
+                layer.training_step(x, rows, labels)
             if x.shape[1] != 40:
-                for ask in (layer.scores, lambda x: layer.top_k(x, 3)):
+                for ask in (layer, lambda x: layer.top_k(x, 3)):
                     with pytest.raises(ValueError, match=message):
                         ask(x)
         after = copy_of(layer)  # `steps` included: Adam's bias correction counts what was done
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
-    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
     @pytest.mark.parametrize(
         "rows, labels, message",
         [
-            ([0, 1, 20], [1, 2, 3], r"rows\[2\] is 20, out of range for a batch of 20"),
-            ([0, -1, 2], [1, 2, 3], r"rows\[1\] is -1, out of range"),
-            ([2**32, 1, 2], [1, 2, 3], r"rows\[0\] is 4294967296, out of range"),
-            ([0, 1, 2], [1, 300, 3], r"labels\[1\] is 300, out of range for 300 labels"),
-            ([0, 1, 2], [1, 2, -3], r"labels\[2\] is -3, out of range"),
-            ([0, 1, 2], [1.5, 2, 3], "labels must be integers, got torch.float32"),
-            ([0.0, 1, 2], [1, 2, 3], "rows must be integers, got torch.float32"),
-            ([True, False], [1, 2], "rows must be integers, got torch.bool"),
+            (
+                [0, 1, 20],
+                [1, 2, 3],
+                r"positive_instances\[2\] is 20, out of range for a batch of 20",
+            ),
+            ([0, -1, 2], [1, 2, 3], r"positive_instances\[1\] is -1, out of range"),
+            ([2**32, 1, 2], [1, 2, 3], r"positive_instances\[0\] is 4294967296, out of range"),
+            ([0, 1, 2], [1, 300, 3], r"positive_labels\[1\] is 300, out of range for 300 labels"),
+            ([0, 1, 2], [1, 2, -3], r"positive_labels\[2\] is -3, out of range"),
+            ([0, 1, 2], [1.5, 2, 3], "positive_labels must be integers, got torch.float32"),
+            ([0.0, 1, 2], [1, 2, 3], "positive_instances must be integers, got torch.float32"),
+            ([True, False], [1, 2], "positive_instances must be integers, got torch.bool"),
             ([0, 1, 2], [1, 2], r"vectors of one length, got \[3\] and \[2\]"),
             ([[0, 1]], [[1, 2]], r"vectors of one length, got \[1, 2\] and \[1, 2\]"),
         ],
     )
     def test_bad_positives_are_named_in_training_and_evaluation(
-        self, training, rows, labels, message
+        self, method, rows, labels, message
     ):
-        layer = self.layer().train(training)
+        layer = self.layer()
         before = copy_of(layer)
         with pytest.raises(ValueError, match=message):
-            layer(torch.randn(20, 40), torch.tensor(rows), torch.tensor(labels))
+            getattr(layer, method)(torch.randn(20, 40), torch.tensor(rows), torch.tensor(labels))
         assert all(torch.equal(a, b) for a, b in zip(before, copy_of(layer), strict=True))
 
     @pytest.mark.parametrize(
@@ -418,46 +435,46 @@ class TestTorchLayer:
         given = (torch.tensor(rows), torch.tensor(labels))
         checked = torch_fused.checked_positives(*given, 20, 300)
         assert [part.tolist() for part in checked] == [[1, -1], [3, 0]]
-        layer, x = self.layer().eval(), torch.randn(20, 40)
-        assert layer(x, *given).isnan()
-        assert layer(x, *self.positives()).isfinite()
+        layer, x = self.layer(), torch.randn(20, 40)
+        assert layer.evaluate_loss(x, *given).isnan()
+        assert layer.evaluate_loss(x, *self.positives()).isfinite()
 
     @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
     def test_any_integers_name_positives(self, dtype):
-        layer, x = self.layer().eval(), torch.randn(20, 40)
+        layer, x = self.layer(), torch.randn(20, 40)
         rows, labels = (positives % 20 for positives in self.positives())
-        expected = layer(x, rows, labels).item()
-        assert layer(x, rows.to(dtype), labels.to(dtype)).item() == expected
+        expected = layer.evaluate_loss(x, rows, labels).item()
+        assert layer.evaluate_loss(x, rows.to(dtype), labels.to(dtype)).item() == expected
 
     @pytest.mark.parametrize("loss", LOSSES)
-    @pytest.mark.parametrize("training", [True, False])
-    def test_a_pair_that_stands_twice_counts_once(self, loss, training):
+    @pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
+    def test_a_pair_that_stands_twice_counts_once(self, loss, method):
         x = torch.randn(20, 40, requires_grad=True)
         (rows, labels), seen = self.positives(), []
         for positives in ((rows, labels), (torch.cat([rows, rows]), torch.cat([labels, labels]))):
-            layer = self.layer(loss=loss).train(training)
-            value = layer(x, *positives)
+            layer = self.layer(loss=loss)
+            value = getattr(layer, method)(x, *positives)
             seen.append((value.item(), torch.autograd.grad(value, x)[0]))
         assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-6)
         torch.testing.assert_close(seen[0][1], seen[1][1])
 
-    @pytest.mark.parametrize("training", [True, False])
-    def test_an_empty_batch(self, training):
+    @pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
+    def test_an_empty_batch(self, method):
         with pytest.raises(ValueError, match="the batch is empty"):
-            self.layer().train(training)(torch.zeros(0, 40), [], [])
+            getattr(self.layer(), method)(torch.zeros(0, 40), [], [])
 
     def test_no_positives(self):
-        loss = self.layer()(torch.randn(20, 40), torch.tensor([]), torch.tensor([]))
+        loss = self.layer().training_step(torch.randn(20, 40), torch.tensor([]), torch.tensor([]))
         assert loss.item() == pytest.approx(1, rel=0.1)  # each score is near 0, and a negative's
 
-    @pytest.mark.parametrize("training", [True, False])
-    def test_compiled_whole(self, training):
+    @pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
+    def test_compiled_whole(self, method):
         """Other batch sizes, learning rates and steps compile nothing anew."""
-        ours, plain = self.layer().train(training), self.layer().train(training)
+        ours, plain = self.layer(), self.layer()
         below = torch.nn.Linear(12, 40)
 
         def model(layer, x, rows, labels):
-            return layer(torch.relu(below(x)), rows, labels)
+            return getattr(layer, method)(torch.relu(below(x)), rows, labels)
 
         compiled = torch.compile(model, fullgraph=True, dynamic=True)
         seen = []
@@ -476,25 +493,25 @@ class TestTorchLayer:
             torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-7)
             seen.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
         assert seen[0] == seen[-1]
-        assert int(ours.steps) == (12 if training else 0)
+        assert int(ours.steps) == (12 if method == "training_step" else 0)
         torch.testing.assert_close(ours.weights, plain.weights, rtol=1e-4, atol=1e-6)
-        with pytest.raises(ValueError, match=r"labels\[0\] is 300, out of range"):
+        with pytest.raises(ValueError, match=r"positive_labels\[0\] is 300, out of range"):
             compiled(ours, x, torch.tensor([1, 2]), torch.tensor([300, 1]))
 
-    @pytest.mark.parametrize("training", [True, False])
-    def test_under_autocast(self, training):
+    @pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
+    def test_under_autocast(self, method):
         """What comes from below is bfloat16 there; the layer computes in float32."""
-        below, layer = torch.nn.Linear(6, 40), self.layer().train(training)
+        below, layer = torch.nn.Linear(6, 40), self.layer()
         x = torch.randn(20, 6)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             features = below(x)
-            loss = layer(features, *self.positives())
+            loss = getattr(layer, method)(features, *self.positives())
             scores, ids = layer.top_k(features, 3)
         assert features.dtype == torch.bfloat16
         assert loss.dtype == scores.dtype == torch.float32 and ids.shape == (20, 3)
         loss.backward()
         assert below.weight.grad.abs().sum() > 0
-        assert int(layer.steps) == training
+        assert int(layer.steps) == (method == "training_step")
 
     def test_keeps_its_types(self):
         """`model.half()` and the like are for what an optimizer trains."""
@@ -505,12 +522,12 @@ class TestTorchLayer:
         for name, buffer in layer.named_buffers():
             assert buffer.dtype == before[name][0]
             assert torch.equal(buffer, before[name][1])
-        layer(torch.randn(20, 40), *self.positives())
+        layer.training_step(torch.randn(20, 40), *self.positives())
 
     def test_has_no_second_derivative(self):
         """Which would be wrong: what the gradient owes to the features is gone."""
         x = torch.randn(20, 40, requires_grad=True)
-        loss = self.layer()(x, *self.positives())
+        loss = self.layer().training_step(x, *self.positives())
         (grad,) = torch.autograd.grad(loss * x.sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             grad.sum().backward()
@@ -544,7 +561,8 @@ class TestTorchLayer:
         losses = []
         for kind in (lambda t: t, torch.Tensor.numpy, torch.Tensor.tolist):
             layer, x = self.layer(), torch.ones(20, 40)
-            losses.append([layer(x, kind(rows), kind(labels)).item() for _ in range(2)])
+            step = layer.training_step
+            losses.append([step(x, kind(rows), kind(labels)).item() for _ in range(2)])
         assert losses[0] == losses[1] == losses[2]
 
     @pytest.mark.parametrize("kind", [FusedFanIn, FixedFanInLinear])
@@ -579,12 +597,12 @@ class TestTorchLayer:
         """It is read at every step, and a copy has its own."""
         layer, x, positives = self.layer(learning_rate=0.0), torch.randn(20, 40), self.positives()
         before = copy_of(layer)
-        layer(x, *positives)
+        layer.training_step(x, *positives)
         assert torch.equal(layer.weights, before[0])
         other = copy.deepcopy(layer)
         layer.learning_rate = 0.1
         assert (layer.learning_rate, other.learning_rate) == (0.1, 0.0)
-        layer(x, *positives)
+        layer.training_step(x, *positives)
         assert not torch.equal(layer.weights, before[0])
 
     def test_ops_pass_opcheck(self):
@@ -635,14 +653,14 @@ class TestKerasLayer:
         def step(features):
             with tf.GradientTape() as tape:
                 tape.watch(features)
-                loss = layer.train(features, rows, labels)
+                loss = layer.training_step(features, rows, labels)
             return loss, tape.gradient(loss, features)
 
         run = tf.function(step) if compiled else step
         for number in range(1, 4):
             loss, grad = run(tf.constant(x))
             features = torch.from_numpy(x).requires_grad_()
-            expected = torch_layer(features, *map(torch.from_numpy, (rows, labels)))
+            expected = torch_layer.training_step(features, *map(torch.from_numpy, (rows, labels)))
             expected.backward()
             assert float(loss) == expected.item()
             assert np.array_equal(grad.numpy(), features.grad.numpy())
@@ -663,7 +681,7 @@ class TestKerasLayer:
                 outer.watch(x)
                 with tf.GradientTape() as inner:
                     inner.watch(x)
-                    loss = layer.train(x, *self.positives()) * tf.reduce_sum(x)
+                    loss = layer.training_step(x, *self.positives()) * tf.reduce_sum(x)
                 once = inner.gradient(loss, x)
             return outer.gradient(once, x)
 
@@ -677,7 +695,7 @@ class TestKerasLayer:
         layer.build((None, 40))
         held = layer.kernel.value.read_value()
         before = held.numpy()
-        layer.train(np.ones((20, 40), np.float32), *self.positives())
+        layer.training_step(np.ones((20, 40), np.float32), *self.positives())
         assert np.array_equal(held.numpy(), before)
         assert not np.array_equal(layer.kernel.numpy(), before)
 
@@ -693,12 +711,14 @@ class TestKerasLayer:
         x, positives = np.ones((20, 40), np.float32), self.positives()
         layer = model.layers[-1]
         for _ in range(3):
-            layer.train(x, *positives)
+            layer.training_step(x, *positives)
         model.save(tmp_path / "model.keras")
         loaded = keras.saving.load_model(tmp_path / "model.keras").layers[-1]
         assert loaded.kernel.dtype == dtype
         for _ in range(3):
-            assert float(layer.train(x, *positives)) == float(loaded.train(x, *positives))
+            assert float(layer.training_step(x, *positives)) == float(
+                loaded.training_step(x, *positives)
+            )
         assert np.array_equal(layer.indices.numpy(), loaded.indices.numpy())
         assert layer.trainable_variables == []
 
@@ -711,12 +731,12 @@ class TestKerasLayer:
         )
         layer.learning_rate = 0.0
         assert layer.learning_rate == 0.0
-        layer.train(x, *positives)
+        layer.training_step(x, *positives)
         before = layer.kernel.numpy()
         layer.learning_rate = 0.5
         assert float(layer.learning_rate) == 0.5
         np.testing.assert_array_equal(layer.kernel.numpy(), before)
-        layer.train(x, *positives)
+        layer.training_step(x, *positives)
         assert not np.array_equal(layer.kernel.numpy(), before)
 
     def test_fit_says_that_it_does_not_train(self):
@@ -724,13 +744,13 @@ class TestKerasLayer:
         model.compile(loss="mse")
         x, y = np.ones((20, 40), np.float32), np.ones((20, 300), np.float32)
         model.predict(x, verbose=0)
-        with pytest.warns(UserWarning, match="nothing trains it but its method `train`"):
+        with pytest.warns(UserWarning, match="nothing trains it but its method `training_step`"):
             model.fit(x, y, verbose=0)
 
     def test_predicts_and_rewires(self):
         layer = KerasFusedFanIn(300, 7, seed=0)
         x = np.random.default_rng(0).standard_normal((20, 40)).astype(np.float32)
-        loss = layer.train(x, *self.positives())
+        loss = layer.training_step(x, *self.positives())
         assert float(layer.evaluate_loss(x, *self.positives())) != float(loss)
         values, ids = layer.top_k(x, 4)
         expected = tf.math.top_k(layer(x), 4)
@@ -746,13 +766,13 @@ class TestKerasLayer:
         layer.build((None, 40))
         before = layer.kernel.numpy()
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"features\[0, 0\] is NaN"):
-            layer.train(x * np.nan, rows, labels)
+            layer.training_step(x * np.nan, rows, labels)
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"labels\[\d+\] is"):
-            layer.train(x, rows, labels + 300)
+            layer.training_step(x, rows, labels + 300)
         for x_wide in (np.ones((20, 50), np.float32), np.ones((20, 30), np.float32)):
             named = rf"inputs must be \[batch, 40\], got \(20, {x_wide.shape[1]}\)"
             with pytest.raises(ValueError, match=named):
-                layer.train(x_wide, rows, labels)
+                layer.training_step(x_wide, rows, labels)
             with pytest.raises(ValueError, match=named):
                 layer.top_k(x_wide, 3)
             with pytest.raises(ValueError, match="expected axis -1"):
@@ -763,17 +783,37 @@ class TestKerasLayer:
         with pytest.raises(ValueError, match="kernel_dtype must be float32 or bfloat16"):
             KerasFusedFanIn(300, 7, kernel_dtype="float16")
 
-    @pytest.mark.parametrize("method", ["train", "evaluate_loss"])
+    @pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
     @pytest.mark.parametrize(
         "rows, labels, error, message",
         [
-            ([0, 1], [2.5, 3], ValueError, "labels must be integers, got float32"),
-            (np.array([0.0, 1]), [2, 3], ValueError, "rows must be integers, got float64"),
+            ([0, 1], [2.5, 3], ValueError, "positive_labels must be integers, got float32"),
+            (
+                np.array([0.0, 1]),
+                [2, 3],
+                ValueError,
+                "positive_instances must be integers, got float64",
+            ),
             ([0, 1], [2, 3, 4], ValueError, r"vectors of one length, got \(2,\) and \(3,\)"),
             ([[0, 1]], [[2, 3]], ValueError, r"vectors of one length, got \(1, 2\)"),
-            ([0, 2**32], [2, 3], tf.errors.InvalidArgumentError, r"rows\[1\] is 4294967296, out"),
-            ([0, -(2**32)], [2, 3], tf.errors.InvalidArgumentError, r"rows\[1\] is -4294967296"),
-            ([0, 20], [2, 3], tf.errors.InvalidArgumentError, r"rows\[1\] is 20.* batch of 20"),
+            (
+                [0, 2**32],
+                [2, 3],
+                tf.errors.InvalidArgumentError,
+                r"positive_instances\[1\] is 4294967296, out",
+            ),
+            (
+                [0, -(2**32)],
+                [2, 3],
+                tf.errors.InvalidArgumentError,
+                r"positive_instances\[1\] is -4294967296",
+            ),
+            (
+                [0, 20],
+                [2, 3],
+                tf.errors.InvalidArgumentError,
+                r"positive_instances\[1\] is 20.* batch of 20",
+            ),
             ([0, 1], [2, -3], tf.errors.InvalidArgumentError, r"labels\[1\] is -3.* 300 labels"),
         ],
     )
@@ -783,7 +823,7 @@ class TestKerasLayer:
         with pytest.raises(error, match=message):
             getattr(layer, method)(x, rows, labels)
 
-    @pytest.mark.parametrize("method", ["train", "evaluate_loss"])
+    @pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
     @pytest.mark.parametrize("rows, labels", [([0, 2**32], [2, 3]), ([0, 1], [2, 300])])
     def test_bad_positives_are_found_while_a_graph_runs(self, method, rows, labels):
         layer, x = KerasFusedFanIn(300, 7, seed=0), np.ones((20, 40), np.float32)
@@ -793,7 +833,7 @@ class TestKerasLayer:
             run(tf.constant(rows, tf.int64), tf.constant(labels, tf.int64))
 
     @pytest.mark.parametrize("loss", LOSSES)
-    @pytest.mark.parametrize("method", ["train", "evaluate_loss"])
+    @pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
     def test_a_pair_that_stands_twice_counts_once(self, loss, method):
         x, (rows, labels) = np.ones((20, 40), np.float32), self.positives()
         once, twice = (KerasFusedFanIn(300, 7, loss=loss, seed=0) for _ in range(2))
@@ -801,7 +841,7 @@ class TestKerasLayer:
         found = getattr(twice, method)(x, np.tile(rows, 2), np.tile(labels, 2))
         assert float(found) == pytest.approx(float(expected), rel=1e-6)
 
-    @pytest.mark.parametrize("method", ["train", "evaluate_loss"])
+    @pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
     def test_an_empty_batch(self, method):
         layer = KerasFusedFanIn(300, 7, seed=0)
         with pytest.raises(tf.errors.InvalidArgumentError, match="the batch is empty"):
@@ -850,7 +890,7 @@ class TestKerasLayer:
 
     def test_no_positives(self):
         layer, x = KerasFusedFanIn(300, 7, seed=0), np.ones((20, 40), np.float32)
-        expected = float(layer.train(x, [], []))
+        expected = float(layer.training_step(x, [], []))
         assert expected == pytest.approx(1, rel=0.1)  # each score is near 0, and a negative's
 
     @pytest.mark.parametrize("compiled", [False, True])
@@ -859,7 +899,11 @@ class TestKerasLayer:
         rows, labels = self.positives()
         layer.build((None, 40))
         unknown = [tf.TensorSpec([None, None]), *(2 * [tf.TensorSpec([None], tf.int64)])]
-        train = tf.function(layer.train, input_signature=unknown) if compiled else layer.train
+        train = (
+            tf.function(layer.training_step, input_signature=unknown)
+            if compiled
+            else layer.training_step
+        )
         train(x, rows, labels)
         kernel = layer.kernel.numpy()
         wide = np.ones((20, 50), np.float32)
@@ -876,11 +920,12 @@ GROWTH = """
 import sys
 import numpy as np, psutil, scipy.sparse as sp
 from fanin.backends.arrays import InitialArrays
-from fanin.backends.interface import LayerSetup, make_trainer
+from fanin.backends.registry import make_trainer
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.benchmarks.harness.fit import predict
 from fanin.datasets import Batches
 
-setup = LayerSetup("dense-stratified", 512, 2000, 32, 16384)
+setup = LayerSetup(512, 2000, FixedFanIn(32), intermediate=16384)
 trainer = make_trainer(sys.argv[1], setup, InitialArrays(setup, 0), execution=sys.argv[2])
 rng = np.random.default_rng(0)
 x = rng.standard_normal((12800, 512), np.float32)

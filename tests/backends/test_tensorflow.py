@@ -23,8 +23,10 @@ from reference import Model
 from reference import loss as reference_loss
 from tensorflow.python.framework import kernels as registered_kernels
 
-from fanin.backends.arrays import copied, initial_arrays, plan_rewiring
-from fanin.backends.interface import LayerSetup, make_trainer
+from fanin.backends import setup as kinds
+from fanin.backends.arrays import Rewiring, copied, initial_arrays, plan_rewiring
+from fanin.backends.registry import make_trainer
+from fanin.backends.setup import Dense, LayerSetup, Unstructured
 from fanin.backends.tensorflow import FixedFanIn, fan_in_linear, losses, trainer
 from fanin.backends.tensorflow.native import build
 from fanin.backends.tensorflow.ops import ops
@@ -517,7 +519,7 @@ def test_keras_rewire():
 
     seed = int(np.random.default_rng(7).integers(2**64, dtype=np.uint64))
     plan = plan_rewiring(kernel, 0.25, 30, seed)
-    slots = plan.slots
+    slots = plan.positions
     assert 90 <= moved == len(slots) <= 100
     indices.reshape(-1)[slots] = plan.sources
     np.testing.assert_array_equal(layer.indices.numpy(), indices)
@@ -544,24 +546,26 @@ def test_keras_rewire_where_there_is_nothing_to_reset():
 # The trainer ------------------------------------------------------------------------------------
 
 SETUPS = [
-    LayerSetup("dense", 12, 40),
-    LayerSetup("bottleneck", 12, 40, intermediate=6),
-    LayerSetup("sparse", 12, 40, connectivity=4),
-    LayerSetup("dense-sparse", 12, 40, connectivity=4, intermediate=9),
-    LayerSetup("stratified", 12, 40, connectivity=4),
-    LayerSetup("dense-stratified", 12, 40, connectivity=4, intermediate=9),
+    LayerSetup(12, 40, Dense()),
+    LayerSetup(12, 40, Dense(), intermediate=6),
+    LayerSetup(12, 40, Unstructured(4)),
+    LayerSetup(12, 40, Unstructured(4), intermediate=9),
+    LayerSetup(12, 40, kinds.FixedFanIn(4)),
+    LayerSetup(12, 40, kinds.FixedFanIn(4), intermediate=9),
 ]
 
 
 def every_setup(function):
-    return pytest.mark.parametrize("setup", SETUPS, ids=lambda setup: setup.architecture)(function)
+    return pytest.mark.parametrize(
+        "setup", SETUPS, ids=lambda setup: f"{setup.output}-{setup.intermediate}"
+    )(function)
 
 
 @dataclass
 class Batch:
     features: np.ndarray
-    rows: np.ndarray
-    labels: np.ndarray
+    positive_instances: np.ndarray
+    positive_labels: np.ndarray
 
 
 def random_batch(setup, size, seed):
@@ -621,9 +625,13 @@ def test_steps_are_traced_once():
 def test_losses_agree_with_the_reference_at_large_scores(loss):
     batch = random_batch(SETUPS[0], 33, 0)
     scores = np.random.default_rng(0).standard_normal((33, 40)).astype(np.float32) * 20
-    value, gradient = losses.LOSSES[loss](tf.constant(scores), batch.rows, batch.labels)
+    value, gradient = losses.LOSSES[loss](
+        tf.constant(scores), batch.positive_instances, batch.positive_labels
+    )
     with np.errstate(over="ignore"):
-        expected = reference_loss(loss, scores.astype(np.float64), batch.rows, batch.labels)
+        expected = reference_loss(
+            loss, scores.astype(np.float64), batch.positive_instances, batch.positive_labels
+        )
     assert_near(value, expected[0], 1e-6)
     assert_near(gradient, expected[1], 1e-6)
 
@@ -631,7 +639,7 @@ def test_losses_agree_with_the_reference_at_large_scores(loss):
 def test_a_batch_without_positives():
     trainer, arrays = start(SETUPS[0])
     batch = random_batch(trainer.setup, 4, 0)
-    batch = Batch(batch.features, batch.rows[:0], batch.labels[:0])
+    batch = Batch(batch.features, batch.positive_instances[:0], batch.positive_labels[:0])
     expected = Model(trainer.setup, arrays).step(batch, 1e-3)
     assert_near(trainer.train([batch], 1e-3), [expected], 1e-6)
 
@@ -675,30 +683,32 @@ def test_rewire(setup):
     trainer, arrays = start(setup)
     if not setup.is_rewired:
         with pytest.raises(ValueError, match="no connections"):
-            trainer.rewire(np.array([0]), np.array([0]))
+            trainer.apply_rewiring(Rewiring(np.array([0]), np.array([0]), 0.0))
         return
     reference = Model(setup, arrays)
     batches = [random_batch(setup, 32, seed) for seed in range(6)]
     for batch in batches[:3]:
         trainer.train([batch], 1e-2)
         reference.step(batch, 1e-2)
-    plan = plan_rewiring(trainer.array("output.weights"), 0.2, setup.sources, 0)
+    plan = plan_rewiring(trainer.array("output.weights"), 0.2, setup.output_inputs, 0)
     kept = trainer.array("output.weights")
 
-    trainer.rewire(plan.slots, plan.sources)
+    trainer.apply_rewiring(plan)
 
-    assert 20 <= len(plan.slots) <= 32
+    assert 20 <= len(plan.positions) <= 32
     np.testing.assert_array_equal(trainer.array("output.weights"), kept)
-    connections = "output.indices" if setup.kind == "FFI" else "output.columns"
-    reference.arrays[connections].reshape(-1)[plan.slots] = plan.sources
+    connections = (
+        "output.indices" if isinstance(setup.output, kinds.FixedFanIn) else "output.columns"
+    )
+    reference.arrays[connections].reshape(-1)[plan.positions] = plan.sources
     np.testing.assert_array_equal(trainer.array(connections), reference.arrays[connections])
     for moments in (reference.m, reference.v):
-        moments["output.weights"].reshape(-1)[plan.slots] = 0
+        moments["output.weights"].reshape(-1)[plan.positions] = 0
     # Moments that were not zeroed, or sources that the step does not see, show in what follows.
     for batch in batches[3:]:
         assert_near(trainer.train([batch], 1e-2), [reference.step(batch, 1e-2)], 1e-5)
     assert_arrays(trainer, reference.arrays, 3e-6)
-    trainer.rewire(np.empty(0, np.int64), np.empty(0, np.uint32))
+    trainer.apply_rewiring(Rewiring(np.empty(0, np.int64), np.empty(0, np.uint32), 0.0))
 
 
 @every_setup
@@ -713,7 +723,9 @@ def test_weights_go_from_one_trainer_to_another(setup):
         np.testing.assert_array_equal(array, arrays[name])
     batch = random_batch(setup, 32, 1)
     scores = Model(setup, arrays).scores(batch.features)
-    expected, _ = reference_loss("squared_hinge", scores, batch.rows, batch.labels)
+    expected, _ = reference_loss(
+        "squared_hinge", scores, batch.positive_instances, batch.positive_labels
+    )
     assert_near(second.train([batch], 1e-2), [expected], 1e-5)
     arrays["output.bias"] = arrays["output.bias"][:-1]
     with pytest.raises(ValueError, match=r"output.bias must be \[40\], got \[39\]"):

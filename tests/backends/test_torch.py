@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fanin.backends.arrays import copied, initial_arrays, plan_rewiring
-from fanin.backends.interface import LayerSetup, make_trainer
+from fanin.backends.registry import make_trainer
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.backends.torch import FixedFanInLinear, fan_in_linear, ops
 from fanin.backends.torch.losses import LOSSES
 from fanin.datasets import Batch
@@ -276,13 +277,13 @@ def test_losses_against_the_reference(name):
 
 
 SETUPS = [
-    LayerSetup("dense", 20, 30),
-    LayerSetup("sparse", 20, 30, connectivity=4),
-    LayerSetup("stratified", 20, 30, connectivity=4),
-    LayerSetup("dense-sparse", 20, 30, connectivity=4, intermediate=16),
-    LayerSetup("dense-stratified", 20, 30, connectivity=4, intermediate=16),
-    LayerSetup("bottleneck", 20, 30, intermediate=8),
-    LayerSetup("dense-stratified", 20, 30, connectivity=4, intermediate=16, loss="bce"),
+    LayerSetup(20, 30, Dense()),
+    LayerSetup(20, 30, Unstructured(4)),
+    LayerSetup(20, 30, FixedFanIn(4)),
+    LayerSetup(20, 30, Unstructured(4), intermediate=16),
+    LayerSetup(20, 30, FixedFanIn(4), intermediate=16),
+    LayerSetup(20, 30, Dense(), intermediate=8),
+    LayerSetup(20, 30, FixedFanIn(4), intermediate=16, loss="bce"),
 ]
 
 
@@ -294,7 +295,7 @@ def batches(count, seed=0):
         yield Batch(x, rows.astype(np.int32), labels)
 
 
-@pytest.mark.parametrize("setup", SETUPS, ids=lambda s: f"{s.architecture}-{s.loss}")
+@pytest.mark.parametrize("setup", SETUPS, ids=str)
 def test_trainer_follows_the_reference(setup):
     arrays = initial_arrays(setup, 1)
     trainer = make_trainer("torch", setup, arrays, device="cpu")
@@ -308,26 +309,26 @@ def test_trainer_follows_the_reference(setup):
 
 
 @pytest.mark.parametrize("setup", [s for s in SETUPS if s.is_rewired][:4],
-                         ids=lambda s: s.architecture)  # fmt: skip
+                         ids=str)  # fmt: skip
 def test_trainer_rewires(setup):
     trainer = make_trainer("torch", setup, initial_arrays(setup, 1), device="cpu")
     trainer.train(batches(3), 1e-2)
-    name = "output.indices" if setup.kind == "FFI" else "output.columns"
+    name = setup.output.source_array
     before, weights = trainer.array(name).copy(), trainer.array("output.weights").copy()
-    plan = plan_rewiring(weights, 0.1, setup.sources, 0)
-    trainer.rewire(plan.slots, plan.sources)
+    plan = plan_rewiring(weights, 0.1, setup.output_inputs, 0)
+    trainer.apply_rewiring(plan)
     expected = before.reshape(-1)
-    expected[plan.slots] = plan.sources
+    expected[plan.positions] = plan.sources
     assert np.array_equal(trainer.array(name).reshape(-1), expected)
     assert np.array_equal(trainer.array("output.weights"), weights)
     moments = copied(trainer.optimizer_arrays())
     for key in ("output.weights.m", "output.weights.v"):
         flat = moments[key].reshape(-1)
-        assert not flat[plan.slots].any()
+        assert not flat[plan.positions].any()
         assert flat.any()
 
 
-@pytest.mark.parametrize("setup", SETUPS[:6], ids=lambda s: s.architecture)
+@pytest.mark.parametrize("setup", SETUPS[:6], ids=str)
 def test_state_moves_to_another_trainer_whole(setup):
     one = make_trainer("torch", setup, initial_arrays(setup, 1), device="cpu")
     one.train(batches(5), 1e-2)
@@ -338,7 +339,7 @@ def test_state_moves_to_another_trainer_whole(setup):
 
 
 def test_top_k_is_exact_and_breaks_ties_by_id():
-    setup = LayerSetup("dense", 2, 9)
+    setup = LayerSetup(2, 9, Dense())
     arrays = initial_arrays(setup, 0)
     arrays["output.weights"] = np.array(
         [[1, 3, 3, 2, 3, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0, 0, 0]], np.float32
@@ -381,7 +382,7 @@ def test_load_weights_checks_what_it_gets():
 
 
 def test_counted_bytes():
-    setup = LayerSetup("stratified", 512, 1000, connectivity=32)
+    setup = LayerSetup(512, 1000, FixedFanIn(32))
     trainer = make_trainer("torch", setup, initial_arrays(setup, 0), device="cpu")
     assert trainer.state_bytes() == (1000 * 32 * (4 + 2) + 4000, 2 * (1000 * 32 + 1000) * 4)
 

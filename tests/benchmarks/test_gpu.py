@@ -20,7 +20,7 @@ import reference as in_numpy
 import torch
 
 from fanin.backends.arrays import initial_arrays
-from fanin.backends.interface import LayerSetup
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.benchmarks import gpu
 from fanin.benchmarks.gpu_parts import correct, kernels, part, reference, results, sanitize, tables
 from fanin.benchmarks.gpu_parts.results import Contestant, KernelRow, PartFileError, Row
@@ -204,7 +204,7 @@ def never_there(op):
         ("fused_step", wrong_moment, "fused_step dense 1003x97 fan-in 97 batch 33", "weights_m"),
         ("dense_relu", wrong_scores, "dense_relu 131x97", "dense_relu outputs"),
         ("top_k", wrong_tie, "top_k fixed 3001", "top_k ids"),
-        ("regrow", one_too_many, "regrow 0.1", "regrow 0.1 indices"),
+        ("rewire", one_too_many, "regrow 0.1", "regrow 0.1 indices"),
         ("top_k", never_there, "top_k fixed 3001", "no kernel image"),
     ],
 )
@@ -313,7 +313,8 @@ class TestReader:
 def test_the_reference_is_the_tests_own(kind, loss, monkeypatch):
     monkeypatch.setattr(reference, "_PIECE", 37)  # many pieces, none of them whole rows
     rng = np.random.default_rng(0)
-    setup = LayerSetup(kind, 30, 50, None if kind == "dense" else 7, loss=loss)
+    output = {"dense": Dense(), "sparse": Unstructured(7)}.get(kind, FixedFanIn(7))
+    setup = LayerSetup(30, 50, output, loss=loss)
     arrays = initial_arrays(setup, 1)
     arrays["output.weights"] = rng.standard_normal(arrays["output.weights"].shape, np.float32)
     arrays["output.bias"] = rng.standard_normal(50, np.float32)
@@ -333,7 +334,9 @@ def test_the_reference_is_the_tests_own(kind, loss, monkeypatch):
     for _ in range(3):
         rows, labels = np.nonzero(rng.random((9, 50)) < 0.05)
         batch = types.SimpleNamespace(
-            features=rng.standard_normal((9, 30), np.float32), rows=rows, labels=labels
+            features=rng.standard_normal((9, 30), np.float32),
+            positive_instances=rows,
+            positive_labels=labels,
         )
         x = torch.from_numpy(batch.features)
         np.testing.assert_allclose(layer.scores(x), model.scores(batch.features), atol=1e-12)

@@ -23,7 +23,8 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from fanin.backends.arrays import copied, initial_arrays, plan_rewiring
-from fanin.backends.interface import LayerSetup, make_trainer
+from fanin.backends.registry import make_trainer
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.benchmarks.cli import app as cli
 from fanin.benchmarks.cli.app import _tasks as chosen_tasks
 from fanin.benchmarks.cli.app import app
@@ -275,18 +276,18 @@ class TestRewiring:
         weights = np.array([[0.5, -0.1, 0.2], [0.1, -0.3, 0.4]], np.float32)
         moves = plan_rewiring(weights, 0.34, 100, 0)
         # Two of six; sorted magnitudes .1 .1 .2: the threshold is .2.
-        assert moves.slots.tolist() == [1, 3]
+        assert moves.positions.tolist() == [1, 3]
         assert moves.threshold == pytest.approx(0.2)
         # With equal values at the threshold fewer are taken.
-        assert not len(plan_rewiring(np.ones(10), 0.5, 9, 0).slots)
+        assert not len(plan_rewiring(np.ones(10), 0.5, 9, 0).positions)
 
     def test_a_slots_new_source_does_not_depend_on_the_others(self):
         weights = np.random.default_rng(1).standard_normal(1000)
         few = plan_rewiring(weights, 0.1, 50, 7)
         many = plan_rewiring(weights, 0.2, 50, 7)
-        found = dict(zip(many.slots, many.sources, strict=True))
-        assert len(few.slots) == 100
-        assert [found[s] for s in few.slots] == few.sources.tolist()
+        found = dict(zip(many.positions, many.sources, strict=True))
+        assert len(few.positions) == 100
+        assert [found[s] for s in few.positions] == few.sources.tolist()
         assert many.sources.max() < 50
 
     def test_fraction_out_of_range(self):
@@ -304,7 +305,7 @@ class TestRewiring:
 
 class TestInitialArrays:
     def test_limits(self):
-        arrays = initial_arrays(LayerSetup("dense-stratified", 50, 400, 8, 100), 0)
+        arrays = initial_arrays(LayerSetup(50, 400, FixedFanIn(8), intermediate=100), 0)
         sparse, hidden = arrays["output.weights"], arrays["intermediate.weights"]
         for weights, limit in ((sparse, (3 / 3200) ** 0.5), (hidden, (6 / 150) ** 0.5)):
             assert 0.98 * limit < np.abs(weights).max() <= limit
@@ -313,7 +314,7 @@ class TestInitialArrays:
         assert not arrays["output.bias"].any()
 
     def test_equal_seeds_are_equal(self):
-        setup = LayerSetup("sparse", 20, 30, 4)
+        setup = LayerSetup(20, 30, Unstructured(4))
         one, two, three = (initial_arrays(setup, seed) for seed in (1, 1, 2))
         assert all(np.array_equal(one[k], two[k]) for k in one)
         assert not np.array_equal(one["output.weights"], three["output.weights"])
@@ -324,7 +325,7 @@ class FakeTrainer:
     """Notes what the loop asks of it."""
 
     def __init__(self):
-        self.setup = LayerSetup("dense", 1, 5)
+        self.setup = LayerSetup(1, 5, Dense())
         self.epoch = 0
         self.rates = []
         self.loaded = None
@@ -588,7 +589,7 @@ class TestReproduce:
         assert done.returncode == 0, done.stdout
         (path,) = (place / "weights").rglob("*.safetensors")
         arrays = load_file(path)
-        setup = LayerSetup("dense-stratified", 40, 50, 8, 64)
+        setup = LayerSetup(40, 50, FixedFanIn(8), intermediate=64)
         trainer = make_trainer("torch", setup, initial_arrays(setup, 9), device="cpu")
         trainer.load_weights(arrays)
         assert np.array_equal(trainer.array("output.indices"), arrays["output.indices"])
@@ -674,7 +675,7 @@ class TestCompare:
         assert lockstep._excuse_kinks(sides, (weights, bias), x) == 0
 
     def test_a_unit_is_taken_over_with_its_moments(self, tmp_path):
-        setup = LayerSetup("bottleneck", 6, 9, intermediate=5)
+        setup = LayerSetup(6, 9, Dense(), intermediate=5)
         one, two = (
             make_trainer("torch", setup, initial_arrays(setup, seed), device="cpu")
             for seed in (1, 2)

@@ -404,10 +404,11 @@ class TestMemoryWatch:
         program = (
             "import numpy as np\n"
             "from fanin.backends.arrays import InitialArrays\n"
-            "from fanin.backends.interface import LayerSetup, make_trainer\n"
+            "from fanin.backends.registry import make_trainer\n"
+            "from fanin.backends.setup import FixedFanIn, LayerSetup\n"
             "from fanin.benchmarks.measuring import measure\n"
             "from fanin.benchmarks.records import base\n"
-            "setup = LayerSetup('stratified', 8, 8, 4)\n"
+            "setup = LayerSetup(8, 8, FixedFanIn(4))\n"
             "trainer = make_trainer('torch', setup, InitialArrays(setup, 0))\n"
             "kept = [np.ones(10_000) for _ in range(500)][::25]\n"
             "with measure.MemoryWatch() as watch:\n"

@@ -19,7 +19,9 @@ import scipy.sparse as sp
 
 from fanin.backends import fused
 from fanin.backends.arrays import InitialArrays, copied
-from fanin.backends.interface import BACKENDS, LayerSetup, Storage, make_trainer
+from fanin.backends.interface import Storage
+from fanin.backends.registry import BACKENDS, make_trainer
+from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.benchmarks.harness import lock
 from fanin.benchmarks.harness.checkpoint import Checkpoint
 from fanin.benchmarks.harness.fit import fit
@@ -199,7 +201,7 @@ class TestCheckpoint:
 @pytest.mark.parametrize("execution", ["autograd", "fused"])
 def test_arrays_come_one_at_a_time(backend, execution):
     """Reading or loading a model never needs a second one."""
-    setup = LayerSetup("stratified", 30, 20, 4)
+    setup = LayerSetup(30, 20, FixedFanIn(4))
     trainer = make_trainer(
         backend, setup, InitialArrays(setup, 0), execution=execution, storage=Storage()
     )

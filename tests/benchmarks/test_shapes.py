@@ -214,7 +214,7 @@ class TestPlan:
     def test_counted_bytes_are_those_of_a_trainer(self, tiny, monkeypatch, backend, pays):
         from fanin.backends import fused
         from fanin.backends.arrays import InitialArrays
-        from fanin.backends.interface import make_trainer
+        from fanin.backends.registry import make_trainer
 
         # Whatever CPU this is.
         monkeypatch.setattr(fused, "sorting_pays", lambda sources: pays)

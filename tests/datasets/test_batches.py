@@ -71,9 +71,13 @@ def test_batch_is_that_part_of_the_data() -> None:
         chosen = instances_of(batch)
         assert np.array_equal(batch.features, x[chosen])
         expected_rows, expected_labels = np.nonzero(dense[chosen])
-        assert np.array_equal(batch.rows, expected_rows)
-        assert np.array_equal(batch.labels, expected_labels)
-        assert (batch.features.dtype, batch.rows.dtype, batch.labels.dtype) == (
+        assert np.array_equal(batch.positive_instances, expected_rows)
+        assert np.array_equal(batch.positive_labels, expected_labels)
+        assert (
+            batch.features.dtype,
+            batch.positive_instances.dtype,
+            batch.positive_labels.dtype,
+        ) == (
             np.float32,
             np.int32,
             np.int64,
@@ -109,8 +113,8 @@ def test_dropout_changes_neither_order_nor_labels() -> None:
     ):
         kept = dropped.features != 0
         assert np.array_equal(dropped.features[kept], 2 * plain.features[kept])
-        assert np.array_equal(plain.rows, dropped.rows)
-        assert np.array_equal(plain.labels, dropped.labels)
+        assert np.array_equal(plain.positive_instances, dropped.positive_instances)
+        assert np.array_equal(plain.positive_labels, dropped.positive_labels)
 
 
 def test_dropout_rate_scale_and_independence() -> None:
@@ -122,7 +126,7 @@ def test_dropout_rate_scale_and_independence() -> None:
         [0.0, 1 / 0.9], rel=1e-6
     )
     assert not np.array_equal(masks[0], masks[1])
-    assert len(epoch[0].rows) == len(epoch[0].labels) == 0
+    assert len(epoch[0].positive_instances) == len(epoch[0].positive_labels) == 0
     assert (x == 1).all()  # the data themselves are left alone
 
 

@@ -132,7 +132,13 @@ def test_bfloat16_is_rounded_as_on_a_cpu(kind):
     before = layer.weights.values.astype(np.float64)
     batch = make_batch(rng, 32, 40, 70)
     adam = kernels.Adam(1, learning_rate=0.01, seed=3)
-    arrays = (batch.features, layer.weights, layer.bias, batch.rows, batch.labels)
+    arrays = (
+        batch.features,
+        layer.weights,
+        layer.bias,
+        batch.positive_instances,
+        batch.positive_labels,
+    )
     kernels.step(*arrays, adam, **layer.connections)
     # Within one unit in the last place of what float32 gives, and not always on the same side.
     model.arrays["output.weights"] = layer.original(before).astype(np.float64)
@@ -153,7 +159,13 @@ def test_a_gpus_nan_stays_one_in_bfloat16():
     )
     batch = make_batch(rng, 4, 40, 70)
     batch.features[0, 3] = np.array([0x7FFFFFFF], np.uint32).view(np.float32)[0]
-    arrays = (batch.features, layer.weights, layer.bias, batch.rows, batch.labels)
+    arrays = (
+        batch.features,
+        layer.weights,
+        layer.bias,
+        batch.positive_instances,
+        batch.positive_labels,
+    )
     kernels.step(*arrays, kernels.Adam(1), **layer.connections)
     touched = (layer.connections["indices"] == 3).any(axis=1)
     assert touched.any()
@@ -170,7 +182,13 @@ def test_a_step_with_wrong_connections_has_no_number_for_a_loss():
         _, layer = make_layer(rng, setup, "sparse")
         layer.connections[name][position] = value
         loss, _ = kernels.step(
-            *(batch.features, layer.weights, layer.bias, batch.rows, batch.labels),
+            *(
+                batch.features,
+                layer.weights,
+                layer.bias,
+                batch.positive_instances,
+                batch.positive_labels,
+            ),
             kernels.Adam(1),
             **layer.connections,
         )
@@ -187,7 +205,7 @@ def test_positives_that_name_nothing_are_left_out_and_make_the_loss_nan(kind):
         _, layer = make_layer(np.random.default_rng(0), setup, kind)
         rows, labels = (
             np.append(given, [positive[part] for positive in extra]).astype(given.dtype)
-            for part, given in enumerate((batch.rows, batch.labels))
+            for part, given in enumerate((batch.positive_instances, batch.positive_labels))
         )
         arrays = (batch.features, layer.weights, layer.bias, rows, labels)
         loss, _ = kernels.step(*arrays, kernels.Adam(1), **layer.connections)
@@ -286,7 +304,13 @@ def test_what_a_gpu_does_not_do_is_refused():
     setup = make_setup("sorted", 40, 70, 5)
     _, layer = make_layer(rng, setup, "sorted")
     batch = make_batch(rng, 4, 40, 70)
-    arrays = (batch.features, layer.weights, layer.bias, batch.rows, batch.labels)
+    arrays = (
+        batch.features,
+        layer.weights,
+        layer.bias,
+        batch.positive_instances,
+        batch.positive_labels,
+    )
     with pytest.raises(ValueError, match=r"sorted connections .* are for CPUs only"):
         kernels.step(*arrays, kernels.Adam(1), **layer.connections)
     # More instances than a block's shared memory has room for.
@@ -294,5 +318,12 @@ def test_what_a_gpu_does_not_do_is_refused():
     _, dense = make_layer(rng, make_setup("dense", 3, 2, None), "dense")
     with pytest.raises(RuntimeError, match="use smaller batches"):
         kernels.step(
-            *(many.features, dense.weights, dense.bias, many.rows, many.labels), kernels.Adam(1)
+            *(
+                many.features,
+                dense.weights,
+                dense.bias,
+                many.positive_instances,
+                many.positive_labels,
+            ),
+            kernels.Adam(1),
         )

@@ -19,8 +19,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fanin import kernels
-from fanin.backends.arrays import index_dtype, initial_arrays, new_sources, plan_rewiring
-from fanin.backends.interface import LayerSetup
+from fanin.backends.arrays import initial_arrays, new_sources, plan_rewiring
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured, index_dtype
 from fanin.kernels import library
 
 INSTRUCTION_SETS = kernels.build_info()["instruction_sets"]
@@ -36,8 +36,8 @@ def _restore():
 @dataclass
 class Batch:
     features: np.ndarray
-    rows: np.ndarray
-    labels: np.ndarray
+    positive_instances: np.ndarray
+    positive_labels: np.ndarray
 
 
 def make_batch(rng, batch, inputs, labels):
@@ -104,8 +104,8 @@ class Layer:
 
 
 def make_setup(kind, inputs, labels, fan_in, loss="squared_hinge"):
-    architecture = {"sorted": "stratified"}.get(kind, kind)
-    return LayerSetup(architecture, inputs, labels, None if kind == "dense" else fan_in, loss=loss)
+    output = {"dense": Dense(), "sparse": Unstructured(fan_in)}.get(kind, FixedFanIn(fan_in))
+    return LayerSetup(inputs, labels, output, loss=loss)
 
 
 def make_layer(rng, setup, kind, **types):
@@ -137,7 +137,7 @@ def adam_rounding(model, name, step, rate):
 
 def grad_of_features(model, batch):
     _, scores = model.forward(batch.features.astype(np.float64))
-    _, g = reference.loss(model.setup.loss, scores, batch.rows, batch.labels)
+    _, g = reference.loss(model.setup.loss, scores, batch.positive_instances, batch.positive_labels)
     return g @ model.output_matrix().T
 
 
@@ -153,8 +153,8 @@ def check_steps(rng, kind, batch_size, inputs, labels, fan_in, loss, steps=3, th
             batch.features,
             layer.weights,
             layer.bias,
-            batch.rows,
-            batch.labels,
+            batch.positive_instances,
+            batch.positive_labels,
             kernels.Adam(step, learning_rate=rate),
             loss=loss,
             threads=threads,
@@ -276,7 +276,14 @@ def test_sorted_step_from_many_inputs_is_that_in_label_order(
         adam = kernels.Adam(step, learning_rate=0.01)
         (loss_there, grad_there), (value, grad) = (
             kernels.step(
-                *(batch.features, weights, bias, batch.rows, batch.labels, adam),
+                *(
+                    batch.features,
+                    weights,
+                    bias,
+                    batch.positive_instances,
+                    batch.positive_labels,
+                    adam,
+                ),
                 loss=loss,
                 threads=threads,
                 **connections,
@@ -405,8 +412,8 @@ def test_bfloat16_is_right_on_average(kind, dtypes):
         batch.features,
         layer.weights,
         layer.bias,
-        batch.rows,
-        batch.labels,
+        batch.positive_instances,
+        batch.positive_labels,
         kernels.Adam(1, learning_rate=0.01, seed=9),
         **layer.connections,
     )
@@ -436,7 +443,14 @@ def test_rounding_depends_on_step_and_seed():
             np.random.default_rng(1), setup, "stratified", dtype=ml_dtypes.bfloat16
         )
         adam = kernels.Adam(step, seed=seed)
-        args = (batch.features, layer.weights, layer.bias, batch.rows, batch.labels, adam)
+        args = (
+            batch.features,
+            layer.weights,
+            layer.bias,
+            batch.positive_instances,
+            batch.positive_labels,
+            adam,
+        )
         kernels.step(*args, **layer.connections)
         return layer.weights.values.astype(np.float32)
 
@@ -530,20 +544,20 @@ def test_rewiring_follows_the_plan(dtype, fraction):
 
     moved, threshold = kernels.rewire(indices, weights, 90, fraction, 2**63 + 5)
 
-    assert (moved, threshold) == (len(plan.slots), plan.threshold)
-    before.reshape(-1)[plan.slots] = plan.sources
+    assert (moved, threshold) == (len(plan.positions), plan.threshold)
+    before.reshape(-1)[plan.positions] = plan.sources
     np.testing.assert_array_equal(indices, before)
     np.testing.assert_array_equal(weights.values, kept)
     for moment in (weights.m, weights.v):
-        assert not moment.reshape(-1)[plan.slots].any()
-        assert np.count_nonzero(moment) == moment.size - len(plan.slots)
+        assert not moment.reshape(-1)[plan.positions].any()
+        assert np.count_nonzero(moment) == moment.size - len(plan.positions)
 
 
 def test_nothing_is_below_a_threshold_that_is_nan():
     values = np.array([[1, np.nan, 2, np.nan, 3, np.nan]], np.float32)
     for fraction, moved in ((0.6, 0), (0.4, 2)):
         weights, indices = trained(values.copy()), np.full((1, 6), 9, np.uint16)
-        assert len(plan_rewiring(values, fraction, 10, 5).slots) == moved
+        assert len(plan_rewiring(values, fraction, 10, 5).positions) == moved
         assert kernels.rewire(indices, weights, 10, fraction, 5)[0] == moved
         assert np.count_nonzero(indices == 9) == 6 - moved
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from fanin.backends.arrays import initial_arrays
-from fanin.backends.interface import LayerSetup
+from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.benchmarks.records.store import read_results
 from fanin.reports.devices import devices_page
 
@@ -28,7 +28,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_examples_run(framework, tmp_path):
     (code,) = re.findall(rf"```python\n(# {framework}\n.*?)```", README, re.DOTALL)
     assert len(code.splitlines()) < 24
-    setup = LayerSetup("dense-stratified", 20, 50, connectivity=4, intermediate=30)
+    setup = LayerSetup(20, 50, FixedFanIn(4), intermediate=30)
     save_file(initial_arrays(setup, 0), tmp_path / "torch-0.safetensors")
     done = subprocess.run(
         [sys.executable, "-P", "-W", "error::UserWarning", "-c", code],

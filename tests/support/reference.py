@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from fanin.backends.setup import Dense
+
 
 def scores(features, indices, weights, bias=None):
     """[batch, labels]: bias[l] + sum_k weights[l, k] * features[b, indices[l, k]]."""
@@ -61,9 +63,9 @@ class Model:
     def output_matrix(self):
         """The output layer's weights as [sources, labels]."""
         a = self.arrays
-        if self.setup.connectivity is None:
+        if isinstance(self.setup.output, Dense):
             return a["output.weights"]
-        matrix = np.zeros((self.setup.sources, self.setup.labels))
+        matrix = np.zeros((self.setup.output_inputs, self.setup.labels))
         rows, columns = self.positions()
         np.add.at(matrix, (columns, rows), a["output.weights"].reshape(-1))
         return matrix
@@ -90,10 +92,10 @@ class Model:
     def step(self, batch, learning_rate):
         x = batch.features.astype(np.float64)
         hidden, s = self.forward(x)
-        value, g = loss(self.setup.loss, s, batch.rows, batch.labels)
+        value, g = loss(self.setup.loss, s, batch.positive_instances, batch.positive_labels)
         matrix_grad = hidden.T @ g
         grads = {"output.bias": g.sum(0)}
-        if self.setup.connectivity is None:
+        if isinstance(self.setup.output, Dense):
             grads["output.weights"] = matrix_grad
         else:
             rows, columns = self.positions()

@@ -14,19 +14,21 @@ import tensorflow as tf
 from tensorflow.python.framework import load_library
 
 from fanin.backends.arrays import InitialArrays, copied
-from fanin.backends.interface import LayerSetup, Storage, make_trainer
+from fanin.backends.interface import Storage
+from fanin.backends.registry import make_trainer
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.backends.tensorflow import FusedFanIn, fan_in_linear
 from fanin.datasets import Batch
 
 STAND_IN = sys.argv[1] if len(sys.argv) > 1 else None
 CPU, GPU = "CPU:0", "GPU:0"
 SETUPS = [
-    LayerSetup("dense", 20, 300),
-    LayerSetup("bottleneck", 20, 300, intermediate=8),
-    LayerSetup("sparse", 20, 300, connectivity=4),
-    LayerSetup("stratified", 20, 300, connectivity=4),
-    LayerSetup("stratified", 3200, 300, connectivity=4),  # sorted on a CPU, not on a GPU
-    LayerSetup("dense-stratified", 20, 300, connectivity=4, intermediate=64, loss="bce"),
+    LayerSetup(20, 300, Dense()),
+    LayerSetup(20, 300, Dense(), intermediate=8),
+    LayerSetup(20, 300, Unstructured(4)),
+    LayerSetup(20, 300, FixedFanIn(4)),
+    LayerSetup(3200, 300, FixedFanIn(4)),  # sorted on a CPU, not on a GPU
+    LayerSetup(20, 300, FixedFanIn(4), intermediate=64, loss="bce"),
 ]
 
 
@@ -89,7 +91,7 @@ def training(setup, storage):
     assert np.abs(gpu.array("output.weights") - kept[1]).max() > 0
     if setup.is_rewired:
         gpu.load_weights(cpu.weights())  # the same |weight| are the smallest
-        assert gpu.regrow(0.2, 7) == cpu.regrow(0.2, 7) > 0
+        assert gpu.rewire(0.2, 7) == cpu.rewire(0.2, 7) > 0
     losses = [trainer.train(batches(setup, 3, 9), 1e-2) for trainer in (gpu, cpu)]
     assert_near(*losses, tolerance)
     state = copied(gpu.optimizer_arrays())
@@ -114,7 +116,7 @@ def layer_of_its_own(device, traced):
             with tf.GradientTape() as tape:
                 tape.watch(x)
                 waits = fetched()
-                loss = layer.train(x, rows, labels)
+                loss = layer.training_step(x, rows, labels)
                 assert fetched() == waits
             return loss, tape.gradient(loss, x)
 
@@ -138,7 +140,7 @@ def bad_positives():
     with tf.device(GPU):
         layer, x = FusedFanIn(300, 4, seed=3), tf.ones((32, 20))
         for rows, labels in (([0, 32], [1, 2]), ([-1, 0], [1, 2]), ([0, 1], [1, 300])):
-            for loss in (layer.evaluate_loss, layer.train):
+            for loss in (layer.evaluate_loss, layer.training_step):
                 assert np.isnan(loss(x, tf.constant(rows), tf.constant(labels)))
                 assert np.isfinite(loss(x, tf.constant([0, 31]), tf.constant([299, 0])))
 

@@ -1,0 +1,156 @@
+"""The backends: one record each, and `make_trainer`, which builds a trainer in one of them.
+
+Whatever depends on a backend's name stands in its record. Importing this imports no framework.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fanin.backends.interface import FLOAT32, Execution, Storage
+from fanin.backends.setup import LayerSetup
+from fanin.backends.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """What a framework holds on a CPU beside the arrays that can be counted from a setup. Found in
+    its code and checked against measured peaks; `fanin plan` estimates by it.
+
+    rounding: what the allocator rounds up, a share of all bytes.
+    dense_copies: of the float32 weights of a dense layer, while the fused execution takes them over
+    (together with the weights that are kept by then).
+    Of the autograd execution:
+    optimizer_copies: of all trained arrays, during Adam's update, when the scores are gone.
+    dense_library_bytes, sparse_library_bytes, fanin_library_bytes: held by the libraries under the
+    framework for the products of an output layer of that kind of operations.
+    intermediate_library_bytes: for those of an intermediate layer below fanin's own op.
+    sparse_index_bytes, sparse_starts_bytes: of each sparse connection's place, and of each label's
+    start.
+    sparse_arrays, sparse_arrays_by_instance: arrays of one float32 for each connection that the
+    sparse operations hold besides: so many, and so many for each instance of a batch; the second
+    number of each holds where there is an intermediate layer.
+    """
+
+    rounding: float
+    dense_copies: int = 0
+    optimizer_copies: int = 0
+    dense_library_bytes: int = 0
+    sparse_library_bytes: int = 0
+    fanin_library_bytes: int = 0
+    intermediate_library_bytes: int = 0
+    sparse_index_bytes: int = 0
+    sparse_starts_bytes: int = 0
+    sparse_arrays: tuple[float, float] = (0.0, 0.0)
+    sparse_arrays_by_instance: tuple[float, float] = (0.0, 0.0)
+
+    def library_bytes(self, setup: LayerSetup) -> int:
+        """What the libraries under the framework hold for products."""
+        operations = setup.output.operations
+        if operations == "fanin":
+            below = self.intermediate_library_bytes if setup.intermediate else 0
+            return self.fanin_library_bytes + below
+        return self.dense_library_bytes if operations == "dense" else self.sparse_library_bytes
+
+    def sparse_temporary_bytes(self, setup: LayerSetup, batch: int) -> float:
+        """What the framework's sparse operations hold besides."""
+        if setup.output.operations != "sparse":
+            return 0.0
+        below = 1 if setup.intermediate else 0
+        arrays = self.sparse_arrays[below] + self.sparse_arrays_by_instance[below] * batch
+        return arrays * 4 * setup.count("output.weights")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A framework as the rest of fanin sees it.
+
+    name: of its folder here, of its package, and on the command line. marker: of its points in
+    plots, as Matplotlib has it. install: the command that brings it.
+    """
+
+    name: str
+    display_name: str
+    marker: str
+    install: str
+    memory: MemoryModel
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            name="torch",
+            display_name="PyTorch",
+            marker="o",
+            install="pip install 'fanin[torch]'",
+            memory=MemoryModel(
+                rounding=0.01,
+                dense_library_bytes=36 << 20,
+                sparse_library_bytes=36 << 20,
+                intermediate_library_bytes=10 << 20,
+                # Rows, columns and where rows start, int32.
+                sparse_index_bytes=8,
+                sparse_starts_bytes=4,
+                # The matrix is sorted by columns for the gradient of its inputs.
+                sparse_arrays=(1.6, 6.6),
+            ),
+        ),
+        Backend(
+            name="tensorflow",
+            display_name="TensorFlow",
+            marker="s",
+            install="pip install 'fanin[tensorflow]' (or 'fanin[tensorflow-cpu]')",
+            memory=MemoryModel(
+                rounding=0.04,
+                dense_copies=3,
+                optimizer_copies=2,
+                sparse_index_bytes=16,  # pairs of int64
+                sparse_arrays=(10, 10),
+                # Each gradient gathers two of [connections, batch].
+                sparse_arrays_by_instance=(2, 4),
+            ),
+        ),
+    )
+}
+
+
+def make_trainer(
+    backend: str,
+    setup: LayerSetup,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    execution: Execution = "autograd",
+    storage: Storage = FLOAT32,
+    device: str = "auto",
+    threads: int = 0,
+) -> Trainer:
+    """Build the trainer of `backend`; imports that framework and no other.
+
+    execution, storage: see there. device: "cpu", "cuda", or "auto" for a GPU when there is one.
+    threads: CPU threads, 0 for all.
+    A missing framework raises ImportError with what to install: never a silent skip.
+    """
+    if execution == "autograd" and storage != FLOAT32:
+        raise ValueError("bfloat16 weights or moments need execution 'fused'")
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
+    try:
+        module = importlib.import_module(f"fanin.backends.{backend}.trainer")
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in BACKENDS:
+            raise ImportError(
+                f"backend {backend!r} was asked for but {error.name} is not installed: "
+                f"{BACKENDS[backend].install}"
+            ) from error
+        raise
+    trainer: Trainer
+    if execution == "fused":
+        trainer = module.make_fused(setup, arrays, storage, device=device, threads=threads)
+    else:
+        trainer = module.make(setup, arrays, device=device, threads=threads)
+    return trainer
