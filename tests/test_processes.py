@@ -109,3 +109,10 @@ def test_a_test_has_one_framework(project):
     )
     code, output, _ = run(project, "tests/test_both.py", "--framework", "none")
     assert code == 4, output
+
+
+def test_a_process_that_crashes_is_an_error(project):
+    (project / "tests" / "test_crash.py").write_text("def test_it(): __import__('os')._exit(7)")
+    code, output, processes = run(project)
+    assert (code, processes) == (7, ["none", "torch", "tensorflow"])
+    assert output.splitlines()[-1].startswith("3 passed, 0 failed, 1 error in ")
