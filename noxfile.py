@@ -1,5 +1,5 @@
 # /// script
-# dependencies = ["nox>=2025.2"]
+# dependencies = ["nox>=2025.2.9"]
 # ///
 """Everything one does with the project: `nox -s SESSION -- ARGUMENTS`.
 

@@ -6,14 +6,15 @@ A test that needs a framework in its own process carries the marker `torch` or `
 test fails when it has loaded a framework that its process is not meant for. Without the option,
 pytest runs itself three times, one process after the other, and ends with the sum of all three.
 
-A test module that imports a framework at its top says so in one line, `pytestmark =
-pytest.mark.torch` or `pytestmark = [pytest.mark.torch, ...]`: the other processes must not import
-it, so this file reads that line instead.
+A test module that imports a framework at its top says so by `pytestmark = pytest.mark.torch`, or
+`pytestmark = [pytest.mark.torch, ...]`. The other processes must not import it, so that assignment
+is read from its text.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import re
@@ -31,7 +32,7 @@ from frameworks import FRAMEWORKS
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 PROCESSES = ("none", *FRAMEWORKS)
-MODULE_MARK = re.compile(r"^pytestmark = .*\bpytest\.mark\.(torch|tensorflow)\b", re.MULTILINE)
+MARKER = re.compile(rf"\bpytest\.mark\.({'|'.join(FRAMEWORKS)})\b")
 LOADED = pytest.StashKey[frozenset[str]]()
 OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
 
@@ -47,8 +48,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def module_framework(path: Path) -> str | None:
     """The framework that a whole test module needs, read from its text."""
-    found = MODULE_MARK.search(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return found[1] if found else None
+    if path.suffix != ".py" or not path.is_file():
+        return None
+    try:
+        statements = ast.parse(path.read_text(encoding="utf-8")).body
+    except SyntaxError:
+        return None  # pytest names it better when it imports the module
+    marks = [
+        ast.unparse(statement)
+        for statement in statements
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets) == "pytestmark"
+    ]
+    marker = MARKER.search("".join(marks))
+    return marker[1] if marker else None
 
 
 # Without the option: a process for each framework.
@@ -68,10 +80,15 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
             print(f"\n--- framework in the process of the tests: {framework} ---", flush=True)
             file = Path(folder) / f"{framework}.json"
             options = ("--framework", framework, "--outcomes-file", str(file))
-            command = (sys.executable, "-m", "pytest", *arguments, *options)
-            codes.append(subprocess.run(command, cwd=config.invocation_params.dir).returncode)
-            if file.exists():
-                outcomes.update(json.loads(file.read_text()))
+            command = (sys.executable, "-P", "-m", "pytest", *arguments, *options)
+            try:
+                done = subprocess.run(command, cwd=config.invocation_params.dir)
+            except KeyboardInterrupt:
+                codes.append(pytest.ExitCode.INTERRUPTED)
+                break
+            codes.append(done.returncode)
+            # A process that crashed has written no file.
+            outcomes.update(json.loads(file.read_text()) if file.exists() else {"error": 1})
             failed = codes[-1] not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
             if failed and (config.option.maxfail or codes[-1] == pytest.ExitCode.USAGE_ERROR):
                 break
@@ -105,8 +122,6 @@ def exit_code(codes: list[int]) -> int:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    if collection_path.suffix != ".py":
-        return None
     return module_framework(collection_path) not in (None, config.option.framework) or None
 
 

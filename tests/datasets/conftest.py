@@ -17,5 +17,5 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def three(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An SVD small enough for the data above."""
+    """An SVD that is small enough for the few instances of `dataset_files`."""
     monkeypatch.setitem(svd.SVD, "n_components", 3)

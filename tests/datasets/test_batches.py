@@ -127,7 +127,7 @@ def test_dropout_rate_scale_and_independence() -> None:
     )
     assert not np.array_equal(masks[0], masks[1])
     assert len(epoch[0].positive_instances) == len(epoch[0].positive_labels) == 0
-    assert (x == 1).all()  # the data themselves are left alone
+    assert (x == 1).all()  # the data themselves do not change
 
 
 def test_memory_map(tmp_path: Path) -> None:

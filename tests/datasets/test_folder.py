@@ -38,7 +38,7 @@ def test_other_float_types_are_converted(tmp_path: Path, dtype) -> None:
 def test_features_must_be_finite(
     tmp_path: Path, dtype: type, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fanin.datasets.dataset.BLOCK_BYTES", 48)  # a few rows at a time
+    monkeypatch.setattr("fanin.datasets.dataset.BLOCK_BYTES", 48)  # a few instances at a time
     x = write_folder(tmp_path / "mine", dtype)["train"]
     x[4, 2] = value
     path = tmp_path / "mine" / "train-slice.npy"
@@ -99,7 +99,7 @@ def test_label_counts_must_agree(tmp_path: Path) -> None:
         ("test", 0, 5, "test-labels.txt: 0 instances: at least one"),
         ("train", 6, 0, "train-labels.txt: 0 labels: at least one"),
         ("train", 6, 5, "train-labels.txt: no instance has a label"),
-        ("test", 3, 5, None),  # nothing can be found there, but all of it can be done
+        ("test", 3, 5, None),  # no prediction can be right, but training and testing work
     ],
 )
 def test_empty_data_are_named(tmp_path: Path, split: str, rows: int, labels: int, message) -> None:

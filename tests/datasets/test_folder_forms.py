@@ -33,7 +33,7 @@ def test_all_forms_give_the_same_arrays(
         assert same(y, csr([sorted(row) for row in LABEL_ROWS[split]], 5))
         assert y.dtype == np.bool_
     assert (data.name, data.features, data.synthetic) == ("mine", "bow", False)
-    if features != "own.npy":  # which is dense
+    if features != "own.npy":  # that form is dense, the others can be reduced
         reduced = load("mine", "bow-svd512", tmp_path)
         matrices = (with_values(FEATURE_ROWS[split], 6) for split in ("train", "test"))
         for x, expected in zip(
@@ -45,7 +45,7 @@ def test_all_forms_give_the_same_arrays(
 
 @pytest.mark.parametrize("kind", ["labels", "features"])
 def test_order_of_preference(tmp_path: Path, kind: str) -> None:
-    """All forms in one folder; from the best on, each is spoiled, is complained about, and goes."""
+    """All forms lie in one folder. From the best one on, each is spoiled, named and removed."""
     place = tmp_path / "mine"
     forms = LABEL_FORMS if kind == "labels" else FEATURE_FORMS
     for form in forms:

@@ -69,7 +69,7 @@ def test_fast_and_slow_pairs_agree(data, end: bytes) -> None:
         assert a.dtype == b.dtype and np.array_equal(a, b)
 
 
-@example(lines=[b":5 1:2-3"])  # as many numbers as two pairs have, if NumPy parts "2-3"
+@example(lines=[b":5 1:2-3"])  # four numbers, as two pairs have, if NumPy splits "2-3"
 @given(lines=st.lists(st.text("0123:.-+e nai", max_size=12).map(str.encode), max_size=4))
 @settings(max_examples=500, deadline=None)
 def test_fast_pairs_accept_nothing_that_slow_ones_do_not(lines: list[bytes]) -> None:

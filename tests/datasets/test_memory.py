@@ -25,7 +25,7 @@ def test_memory_is_what_the_control_groups_leave(
         (folder_ / "memory.max").write_text(f"{limit}\n")
         (folder_ / "memory.current").write_text(f"{used}\n")
         (folder_ / "memory.stat").write_text(f"anon 5\ninactive_file {4 << 20}\n")
-    # What files in the cache take can be had.
+    # The memory of cached files counts as available.
     assert memory.available_bytes() == 14 << 20
     (inner.parent / "memory.max").write_text(f"{60 << 20}\n")
     assert memory.available_bytes() == 0
