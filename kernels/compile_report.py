@@ -24,7 +24,7 @@ ARCHITECTURES = ("80", "90", "100")
 # Kernels and their variants: float and double for the op, float32 and bfloat16 for weights and for
 # moments in training, both index types where indices are read; rows kept in shared memory or not.
 KERNELS = {
-    "transpose_kernel": 6,
+    "transpose_kernel": 4,
     "forward_kernel": 8,
     "backward_kernel": 8,
     "step_kernel": 16,

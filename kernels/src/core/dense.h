@@ -1,17 +1,18 @@
-// Dense layers over lane groups, a block of labels at a time: forward, and backward with Adam in
-// the same pass, so that no gradient of a weight is ever stored.
+// Dense layers over lane groups, a block of labels at a time: the forward pass (dense_tile), the backward
+// pass with Adam (update_tile), and the fused step of a dense output layer (step_block). Backward pass and
+// Adam are one pass, so that no gradient of a weight is ever stored.
 //
-// Weights are [labels, inputs]: a label's row is contiguous, as in fixed fan-in layers.
+// Weights are [labels, inputs]: a label's weights are contiguous, as in fixed fan-in layers.
 #pragma once
 
-#include "core/step.h"
+#include "core/trained.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
 
-// Labels that are worked on together, as many as leave the registers for their sums: features are
-// then read once for all of them. Vectors of neighbouring inputs, likewise, in the backward pass; and
-// labels whose weights are loaded together before they are updated.
+// kBlock labels are worked on together, so that features are read once for all of them: as many as there
+// are registers for their sums. In the backward pass so are kInputVectors vectors of neighbouring inputs.
+// The weights of kUpdated labels are loaded together before they are updated.
 #if defined(__CUDACC__)
 constexpr int kBlock = 8, kInputVectors = 2, kUpdated = 2;
 #else
@@ -19,15 +20,15 @@ constexpr int kBlock = kVectorBytes == 64 ? 8 : kVectorBytes == 32 ? 2 : 1;
 constexpr int kInputVectors = kVectorBytes == 64 ? 2 : kVectorBytes == 32 ? 4 : 8;
 constexpr int kUpdated = 1;
 #endif
-static_assert(kBlock <= kMostBlock, "call.h makes room for it");
-// Scratch of the functions below: weights of a block and a chunk of inputs, as all lanes read them.
+static_assert(kBlock <= kMostBlock, "memory.h makes room for it");
+// Scratch of the functions below: the weights of a block and a chunk of inputs, which all lanes read.
 constexpr int kStaged = kBlock * Chunk<float>::size;
 
 // staged[j][c] = weight c of label j, float32. weights: the chunk's first, of the first label.
 template <class W>
 FANIN_FN void stage_block(const W *weights, int64_t inputs, int labels, int count, float *staged,
                           const Team<float> &team) {
-  team.sync();  // nobody reads the last ones any more
+  team.sync();  // nobody reads the previous ones any more
   FANIN_UNROLL
   for (int j = 0; j < kBlock; ++j)
     stage(staged + j * Chunk<float>::size,
@@ -79,16 +80,16 @@ FANIN_FN void spread_block(const W *weights, int64_t inputs, int labels, const L
   }
 }
 
-// Gradients of weights, and Adam with them. features: [batch, inputs] as the caller has them, so
-// that a vector holds neighbouring inputs and nothing has to be summed across it.
-// grads: [groups][kBlock][32], which other lanes have written. end: of the arrays, beside `at`.
+// Gradients of weights, and Adam with them. features: [batch, inputs] as the caller has them, so that a
+// vector holds neighbouring inputs and nothing has to be summed across it. grads: [groups][kBlock][32],
+// which other lanes have written. at: the first weight; end: the size of the arrays.
 template <int Vectors, class W, class M>
 FANIN_FN void update_columns(const Adam &a, W *weights, M *m, M *v, int64_t at, int64_t end,
                              int64_t inputs, int labels, const float *features, int64_t batch,
                              const float *grads, int count) {
   constexpr int chunk = Chunk<float>::size;
   typedef decltype(Chunk<float>::v) Columns;
-  // Those of the next block arrive while this one is worked on.
+  // The weights of the next block arrive while this one is worked on.
   const int64_t next = at + kBlock * inputs;
   if (next + (kBlock - 1) * inputs + Vectors * chunk <= end) {
     FANIN_UNROLL
@@ -113,7 +114,7 @@ FANIN_FN void update_columns(const Adam &a, W *weights, M *m, M *v, int64_t at, 
   }
   FANIN_UNROLL
   for (int j = 0; j < kBlock; j += kUpdated) {
-    Updated held[kUpdated][Vectors];
+    AdamChunk chunks[kUpdated][Vectors];
     const auto each = [&](auto f) FANIN_INLINE {
       FANIN_UNROLL
       for (int u = 0; u < kUpdated; ++u)
@@ -123,9 +124,9 @@ FANIN_FN void update_columns(const Adam &a, W *weights, M *m, M *v, int64_t at, 
         }
     };
     each([&](int u, int i, int64_t from) FANIN_INLINE {
-      held[u][i].load(weights, m, v, from, count); });
+      chunks[u][i].load(weights, m, v, from, count); });
     each([&](int u, int i, int64_t to) FANIN_INLINE {
-      held[u][i].step(a, weights, m, v, to, count, Chunk<float>{total[j + u][i]}); });
+      chunks[u][i].step(a, weights, m, v, to, count, Chunk<float>{total[j + u][i]}); });
   }
 }
 
@@ -145,8 +146,15 @@ FANIN_FN void update_block(const Adam &a, W *weights, M *m, M *v, int64_t at, in
                       int(smaller<int64_t>(chunk, inputs - i)));
 }
 
-// One block of an output layer: scores, loss and all gradients. rows: the features as the caller has
-// them; features: in lanes. grads: scratch, [groups][kBlock][32].
+// The labels of a block are unrolled, and the loss would be inlined for each of them.
+FANIN_OUTLINED Lanes<float> block_gradient(fanin_loss kind, const Lanes<float> &scores,
+                                           uint32_t positives, const Lanes<float> &scale,
+                                           Lanes<float> &loss) {
+  return loss_gradient(kind, scores, positives, scale, loss);
+}
+
+// The fused step of one block of an output layer. rows: the features as the caller has them; features: the
+// same in lanes. grads: scratch, [groups][kBlock][32].
 template <class W, class M, class Rows>
 FANIN_FN void step_block(const TrainedLayer<uint16_t, W, M> &layer, const float *rows,
                          const float *features, int64_t first, const uint32_t *masks, float *grads,
@@ -155,7 +163,7 @@ FANIN_FN void step_block(const TrainedLayer<uint16_t, W, M> &layer, const float 
   const int labels = int(smaller<int64_t>(kBlock, layer.labels - first));
   const int64_t groups = layer.groups(), inputs = layer.inputs;
   W *const weights = layer.weights + first * inputs;
-  float of_bias[kBlock] = {};
+  float bias_grads[kBlock] = {};
   for (int64_t group = 0; group < groups; ++group) {
     Lanes<float> block[kBlock];
     score_block(weights, inputs, layer.bias ? layer.bias + first : nullptr, labels,
@@ -163,12 +171,12 @@ FANIN_FN void step_block(const TrainedLayer<uint16_t, W, M> &layer, const float 
     FANIN_UNROLL
     for (int j = 0; j < kBlock; ++j) {
       if (j < labels)
-        block[j] = loss_gradient(layer.loss, block[j], masks[group * layer.labels + first + j],
-                                 layer.scale_of(group), loss);
+        block[j] = block_gradient(layer.loss, block[j], masks[group * layer.labels + first + j],
+                                  layer.scale_of(group), loss);
       else
         block[j] = broadcast(0.0f);
       store(grads + (group * kBlock + j) * kLanes, block[j]);
-      of_bias[j] += sum(block[j]);
+      bias_grads[j] += sum(block[j]);
     }
     if (grad_features)
       spread_block(weights, inputs, labels, block, staged, grad_features + group * inputs * kLanes,
@@ -178,7 +186,7 @@ FANIN_FN void step_block(const TrainedLayer<uint16_t, W, M> &layer, const float 
   update_block(layer.adam, layer.weights, layer.m, layer.v, first * inputs, layer.labels * inputs,
                inputs, labels, rows, layer.batch, grads);
   FANIN_UNROLL
-  for (int j = 0; j < kBlock; ++j) staged[j] = of_bias[j];
+  for (int j = 0; j < kBlock; ++j) staged[j] = bias_grads[j];
   team.sync();
   if (layer.bias) step_bias(layer, first, labels, staged);
   team.sync();
@@ -194,19 +202,20 @@ struct DenseLayer {
   Adam adam;
 };
 
-// The layer of a call.
 template <class W, class M>
 DenseLayer<W, M> dense_layer(const DenseUpdateCall &c) {
-  return {c.batch,
-          c.inputs,
-          c.labels,
-          static_cast<W *>(c.weights),
-          static_cast<M *>(c.m),
-          static_cast<M *>(c.v),
-          c.bias,
-          c.bias_m,
-          c.bias_v,
-          c.adam};
+  DenseLayer<W, M> layer;
+  layer.batch = c.batch;
+  layer.inputs = c.inputs;
+  layer.units = c.units;
+  layer.weights = static_cast<W *>(c.weights);
+  layer.m = static_cast<M *>(c.m);
+  layer.v = static_cast<M *>(c.v);
+  layer.bias = c.bias;
+  layer.bias_m = c.bias_m;
+  layer.bias_v = c.bias_v;
+  layer.adam = c.adam;
+  return layer;
 }
 
 // outputs[group * 32 + lane, first + j] for the 32 units j of a tile, negative ones 0 with relu.
@@ -232,16 +241,16 @@ FANIN_FN void dense_tile(const W *weights, const float *bias, int64_t inputs, in
   team.sync();
 }
 
-// Backward pass and Adam for the 32 units of a tile. grad_outputs, outputs (or null: no relu):
-// [batch, units]. rows: features [batch, inputs]. tiles: scratch, two of 32 * kTilePitch values;
-// grads: [32 / kBlock][groups][kBlock][32].
+// Backward pass and Adam for the 32 units of a tile. grad_outputs and outputs are [batch, units]; without
+// relu, outputs is null. rows: features [batch, inputs]. tiles: scratch of two tiles, 32 * kTilePitch
+// values each. grads: scratch, [32 / kBlock][groups][kBlock][32].
 template <class W, class M, class Rows>
 FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const float *grad_outputs,
                           const float *outputs, const float *rows, float *tiles, float *grads,
                           float *staged, Rows grad_features, Team<float> &team) {
   const int labels = int(smaller<int64_t>(kTile, layer.units - first));
   const int64_t groups = groups_of(layer.batch), inputs = layer.inputs;
-  float *const of_outputs = tiles + kTile * kTilePitch;
+  float *const output_tile = tiles + kTile * kTilePitch;
   const auto rows_of = [&](int64_t group, int j) {
     return grads + ((j / kBlock * groups + group) * kBlock + j % kBlock) * kLanes;
   };
@@ -250,14 +259,14 @@ FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const fl
     const int64_t at = group * kLanes * layer.units + first;
     const int lanes = int(smaller<int64_t>(kLanes, layer.batch - group * kLanes));
     team.read_tile(tiles, grad_outputs + at, layer.units, lanes, labels);
-    if (outputs) team.read_tile(of_outputs, outputs + at, layer.units, lanes, labels);
+    if (outputs) team.read_tile(output_tile, outputs + at, layer.units, lanes, labels);
     team.sync();
     FANIN_UNROLL_FEW
     for (int j = 0; j < kTile; ++j) {
       Lanes<float> grad = load(tiles + j * kTilePitch);
       if (outputs)
         grad = map([](auto g, auto y) FANIN_INLINE {
-          return y > decltype(y){} ? g : decltype(g){}; }, grad, load(of_outputs + j * kTilePitch));
+          return y > decltype(y){} ? g : decltype(g){}; }, grad, load(output_tile + j * kTilePitch));
       store(rows_of(group, j), grad);
     }
     team.sync();
@@ -276,14 +285,14 @@ FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const fl
     update_block(layer.adam, layer.weights, layer.m, layer.v, at, layer.units * inputs, inputs, here,
                  rows, layer.batch, rows_of(0, j));
     if (layer.bias) {
-      float of_bias[kBlock] = {};
+      float bias_grads[kBlock] = {};
       for (int64_t group = 0; group < groups; ++group) {
         FANIN_UNROLL
-        for (int i = 0; i < kBlock; ++i) of_bias[i] += sum(load(rows_of(group, j + i)));
+        for (int i = 0; i < kBlock; ++i) bias_grads[i] += sum(load(rows_of(group, j + i)));
       }
       team.sync();
       FANIN_UNROLL
-      for (int i = 0; i < kBlock; ++i) staged[i] = of_bias[i];
+      for (int i = 0; i < kBlock; ++i) staged[i] = bias_grads[i];
       team.sync();
       adam(layer.adam, layer.bias, layer.bias_m, layer.bias_v, first + j, here,
            load_chunk<float>(staged, here));

@@ -1,25 +1,25 @@
 // A lane group: 32 values that are worked on together, one per instance of the batch.
 //
-// On CUDA a group is one warp and each thread holds one lane; on a CPU one thread holds all 32
-// lanes in SIMD registers (compiler vector types, so no intrinsics and any instruction set). The
-// kernels above this file are written once over what is defined here:
+// On CUDA a group is one warp, and each thread holds one lane. On a CPU one thread holds all 32 lanes in
+// SIMD registers. (Those are the compiler's vector types, so there are no intrinsics, and any instruction
+// set will do.) The kernels above this file are written once over what is defined here:
 //
 //   Lanes<T>            32 values of type T (on a CPU also fewer, see sorted.h)
-//   broadcast, load, store, fma, sum, each_lane       what one expects of them
-//   Chunk<T>, load_chunk, store_chunk                 Chunk<T>::size values side by side, one for
-//                                                     each connection: what Adam works on
-//   Connections<T, I, W>  the (source, weight) pairs of a chunk; W is how weights are stored
-//   Gathered<T>, row_sums, spread   the three ways of values along connections: from the rows of
-//                       their sources to the lanes of a label, to a weight each, and back to the rows;
-//                       row_sums_and_spread is the latter two at once
+//   broadcast, load, store, fma, sum, map, any, from_mask, each_lane
+//   Chunk<T>            Chunk<T>::size values side by side, one for each connection: what Adam works on
+//   load_chunk, write_chunk, store_chunk (which rounds), random_chunk, stage
+//   Connections<T, I, W>   the (source, weight) pairs of a chunk; W is how weights are stored
+//   Gathered<T>         sums rows of sources into the lanes of a label, along its connections
+//   row_sums, spread    the way back: from the lanes of a label to a weight each, and to the rows;
+//                       row_sums_and_spread does both at once
 //   announce, fetch     array elements that are read next, or a good while later
 //   Team<T>             who works on a tile of 32 labels: a CUDA warp, or one CPU thread
 //
-// lanes_cuda.h and lanes_cpu.h have them.
+// lanes_cuda.h and lanes_cpu.h define them.
 //
-// FANIN_TARGET names the namespace. Each instruction set is compiled into its own, since an inline
-// function shared between differently compiled files could be linked in its AVX-512 form and then
-// run on a machine without it; for the same reason nothing of std:: with a body is used here.
+// FANIN_TARGET names the namespace. Each instruction set is compiled into its own: an inline function
+// that differently compiled files share could be linked in its AVX-512 form and then run on a machine
+// without it. For the same reason nothing of std:: with a body is used here.
 #pragma once
 
 #include <stddef.h>
@@ -28,15 +28,19 @@
 #include <type_traits>
 #include <utility>
 
+#include "core/types.h"
+
 #if defined(__CUDACC__)
 #define FANIN_FN __device__ __forceinline__
 #define FANIN_UNROLL _Pragma("unroll")
 #define FANIN_UNROLL_FEW _Pragma("unroll 2")  // more would not fit the registers
 #define FANIN_ROLLED _Pragma("unroll 1")
 #define FANIN_INLINE
+#define FANIN_OUTLINED FANIN_FN
 #else
 #define FANIN_FN inline __attribute__((always_inline))
 #define FANIN_INLINE __attribute__((always_inline))
+#define FANIN_OUTLINED inline __attribute__((noinline))  // a rare case, or a long one beside a call
 #define FANIN_UNROLL_FEW
 #define FANIN_ROLLED
 #if defined(__clang__)
@@ -56,11 +60,6 @@ template <class T>
 FANIN_FN T smaller(T a, T b) {
   return a < b ? a : b;
 }
-
-// bfloat16 as stored: the upper half of a float32.
-struct Bf16 {
-  uint16_t bits;
-};
 
 // Random bits from a counter: the 32-bit finaliser "lowbias32" (Chris Wellons, "Prospecting for
 // hash functions", 2018). U: uint32_t or a vector of them.

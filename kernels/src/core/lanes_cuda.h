@@ -65,7 +65,7 @@ FANIN_FN void each_lane(Lanes<T> a, int lanes, const F &f) {
   if (lane_of<T>() < lanes) f(lane_of<T>(), a.v);
 }
 template <class T>
-FANIN_FN Lanes<T> of_mask(uint32_t mask, T set, T clear) {
+FANIN_FN Lanes<T> from_mask(uint32_t mask, T set, T clear) {
   return {mask >> lane_of<T>() & 1 ? set : clear};
 }
 template <class T>
@@ -163,13 +163,13 @@ struct Connections {
   FANIN_FN T weight(int j) const { return __shfl_sync(kAll, my_weight, j); }
 };
 
-// of_row(i, connection) for the connections whose rows this thread has a part in: one after the
-// other, those of its row group.
+// f(i, connection) for the connections whose rows this thread has a part in: one after the other, those
+// of its row group.
 template <class T, class F>
-FANIN_FN void each_row(const F &of_row) {
+FANIN_FN void each_row(const F &f) {
   FANIN_UNROLL
   for (int i = 0; i < Sharing<T>::part; ++i)
-    of_row(i, thread_id() / Sharing<T>::part * Sharing<T>::part + i);
+    f(i, thread_id() / Sharing<T>::part * Sharing<T>::part + i);
 }
 // This thread's part of a connection's row, zeros for connections that are not there.
 template <class T, class I, class W>
@@ -209,13 +209,13 @@ struct Gathered {
 template <class T, class I, class W>
 FANIN_FN Chunk<T> row_sums(const Connections<T, I, W> &connections, int count, Lanes<T> grad,
                            const T *rows) {
-  const Wide<T> mine = to_wide(grad);
+  const Wide<T> grads = to_wide(grad);
   T sums[Sharing<T>::part];
   each_row<T>([&](int i, int c) {
     const Wide<T> row = source_row(connections, c, count, rows);
-    sums[i] = mine.v[0] * row.v[0];
+    sums[i] = grads.v[0] * row.v[0];
     FANIN_UNROLL
-    for (int k = 1; k < Sharing<T>::wide; ++k) sums[i] = ::fma(mine.v[k], row.v[k], sums[i]);
+    for (int k = 1; k < Sharing<T>::wide; ++k) sums[i] = ::fma(grads.v[k], row.v[k], sums[i]);
   });
   exchange<Sharing<T>::part / 2, 1>(sums);
   return {sums[0]};
@@ -252,8 +252,8 @@ FANIN_FN void announce(const T *p, int64_t count) {
 template <class T>
 FANIN_FN void fetch(const T *, int64_t) {}
 
-// Rows that all warps add to are in device memory, or ...
-// ... in a block's shared memory, where one row at a time is free of bank conflicts.
+// Rows that all warps add to are in device memory (a T *), or, as SharedRows, in a block's shared memory.
+// There one row at a time is free of bank conflicts.
 template <class T>
 struct SharedRows {
   T *rows;
@@ -274,11 +274,11 @@ FANIN_FN void add_to(SharedRows<T> row, Lanes<T> a) {
 template <class T, class I, class W, class Rows>
 FANIN_FN void spread(const Connections<T, I, W> &connections, int count, Lanes<T> grad, Rows rows) {
   if constexpr (adds_wide<T>() && std::is_pointer<Rows>::value) {
-    const Wide<T> mine = to_wide(grad);
+    const Wide<T> grads = to_wide(grad);
     each_row<T>([&](int, int c) {
       const T weight = connections.weight(c);
       T *const row = rows + connections.source(c) * kLanes;
-      const auto part = [&](int k) { return weight * mine.v[k]; };
+      const auto part = [&](int k) { return weight * grads.v[k]; };
       if (c < count)
         reduce_add(row + thread_id() % Sharing<T>::part * Sharing<T>::wide, part(0), part(1), part(2),
                    part(3));

@@ -1,8 +1,9 @@
-// The fixed fan-in layer over lane groups, written once for CUDA and for every CPU.
+// The fixed fan-in layer over lane groups, written once for CUDA and for every CPU: forward_tile and
+// backward_tile.
 //
 // A call works on one tile of 32 labels and one group of 32 instances. Features lie transposed,
 // [inputs, 32], so that each connection reads one contiguous row of 32 values. The launchers
-// (cpu_linear.cpp, cuda_linear.cu) walk over tiles and groups and own all memory.
+// (cpu/linear.cpp, cuda/linear.cu) walk over tiles and groups and own all memory.
 #pragma once
 
 #include "core/call.h"
@@ -11,7 +12,7 @@
 namespace fanin {
 namespace FANIN_TARGET {
 
-// The arrays of one layer, in the order of the header's formula.
+// The arrays of one layer. T: the type of values; I: that of indices.
 template <class T, class I>
 struct Layer {
   int64_t batch, inputs, labels, fan_in;
@@ -20,28 +21,22 @@ struct Layer {
   const T *bias;     // [labels] or null
 };
 
-// The layer of a call, forward or backward; the backward pass has no bias.
+// The layer of a call, forward or backward. The backward pass has no bias.
 template <class T, class I, class Call>
 Layer<T, I> layer_of(const Call &c, const void *bias) {
-  return {c.batch,
-          c.inputs,
-          c.labels,
-          c.fan_in,
-          static_cast<const I *>(c.indices),
-          static_cast<const T *>(c.weights),
-          static_cast<const T *>(bias)};
+  Layer<T, I> layer;
+  layer.batch = c.batch;
+  layer.inputs = c.inputs;
+  layer.labels = c.labels;
+  layer.fan_in = c.fan_in;
+  layer.indices = static_cast<const I *>(c.indices);
+  layer.weights = static_cast<const T *>(c.weights);
+  layer.bias = static_cast<const T *>(bias);
+  return layer;
 }
 
-// f(a value of the type of features and weights, of the index type), as the call has them.
-template <class Call, class F>
-Finding with_op_types(const Call &c, const F &f) {
-  if (c.wide_values)
-    return c.wide_indices ? f(double(), uint32_t()) : f(double(), uint16_t());
-  return c.wide_indices ? f(float(), uint32_t()) : f(float(), uint16_t());
-}
-
-// While the connections of one label are at work, those of a later one are on their way: `count` values
-// of each array, kFetched behind those that begin at `begin`. end: of the arrays.
+// While the connections of one label are worked on, those of a later one are fetched: `count` values of
+// each array, kFetched behind those that begin at `begin`. end: the size of the arrays.
 constexpr int64_t kFetched = 256;
 template <class... T>
 FANIN_FN void fetch_later(int64_t begin, int64_t count, int64_t end, const T *...arrays) {
@@ -63,7 +58,7 @@ FANIN_FN Lanes<T> score(const I *indices, const W *weights, int64_t fan_in, cons
 }
 
 // scores[group * 32 + lane, first_label + j] for the 32 labels j of a tile.
-// features: this group's [inputs, 32]. tile: 32 * kTilePitch values of scratch of the team's. False
+// features: this group's [inputs, 32]. tile: the team's scratch of 32 * kTilePitch values. Returns false
 // where the team finds an index that names no input; the rest is then left undone.
 template <class T, class I>
 FANIN_FN bool forward_tile(const Layer<T, I> &layer, const T *features, int64_t group,
@@ -85,10 +80,10 @@ FANIN_FN bool forward_tile(const Layer<T, I> &layer, const T *features, int64_t 
   return true;
 }
 
-// Gradients of a tile's labels. grad_features is this group's accumulator [inputs, 32] (a T *, or on
-// a GPU SharedRows), already holding what earlier tiles added; grad_weights [labels, fan_in] and grad_bias [labels] are
-// written by the first group and added to by the later ones. Any of the three may be null. False as
-// from forward_tile.
+// Gradients of a tile's labels. grad_features is this group's accumulator [inputs, 32] (a T *, or on a
+// GPU SharedRows), which holds what earlier tiles added. grad_weights [labels, fan_in] and grad_bias
+// [labels] are written by the first group; the later ones add to them. Any of the three may be null.
+// Returns false as forward_tile does.
 template <class T, class I, class Rows>
 FANIN_FN bool backward_tile(const Layer<T, I> &layer, const T *features, int64_t group,
                             int64_t first_label, const T *grad_scores, Rows grad_features,

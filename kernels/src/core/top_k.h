@@ -1,8 +1,9 @@
-// The k best labels of each instance, kept while scores pass by and are forgotten.
+// The k best labels of each instance, kept while scores pass by and are forgotten: lists of the best
+// (Best), and the labels that are offered to them (offer_labels).
 #pragma once
 
-#include "core/call.h"
 #include "core/dense.h"
+#include "core/linear.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
@@ -10,16 +11,16 @@ namespace FANIN_TARGET {
 // Whether score a ranks before b, which has the lower label: NaN comes last, after -inf too.
 FANIN_ANYWHERE inline bool ranks_before(float a, float b) { return a > b || (b != b && a == a); }
 
-// The best so far of the 32 instances of one group, best first; scores[k][lane], ids[k][lane].
-// Labels have to come in ascending order: of equal scores the earlier one stays.
+// The best so far of the 32 instances of one group, best first: scores[k][lane], ids[k][lane]. Labels have
+// to come in ascending order, since of equal scores the earlier one stays.
 struct Best {
   int64_t k;
   int64_t *ids;
   float *scores;
-  float *thresholds;  // [32]: a score above its lane's gets in
+  float *thresholds;  // [32]: in its lane a score above it gets in
   int64_t count;      // labels seen, at most k
 
-  // memory: as call.h lays it out, aligned to a cache line. seen: labels offered before.
+  // memory: as memory.h lays it out, aligned to a cache line. seen: how many labels were offered before.
   FANIN_FN Best(char *memory, int64_t wanted, int64_t seen = 0)
       : k(wanted),
         ids(reinterpret_cast<int64_t *>(memory)),
@@ -30,16 +31,25 @@ struct Best {
   // Lanes beyond `lanes` let nothing in.
   FANIN_FN void clear(int lanes) {
     const uint32_t real = lanes < kLanes ? (1u << lanes) - 1 : ~0u;
-    store(thresholds, of_mask(real, -__builtin_inff(), __builtin_inff()));
+    store(thresholds, from_mask(real, -__builtin_inff(), __builtin_inff()));
   }
 
   FANIN_FN void offer(int64_t label, const Lanes<float> &values, int lanes) {
     if (count == k) {
-      // Most labels are below all thresholds. Where one of the two is NaN it is looked at below.
-      const Lanes<float> above = map([](auto s, auto t) FANIN_INLINE {
-        return s <= t ? decltype(s){} : decltype(s){} + 1.0f; }, values, load(thresholds));
+      // Most labels are below all thresholds. Where one of the two is NaN, `insert` looks at it.
+      const Lanes<float> above = map(
+          [](auto s, auto t) FANIN_INLINE {
+            return s <= t ? decltype(s){} : decltype(s){} + 1.0f;
+          },
+          values, load(thresholds));
       if (!any(above)) return;
     }
+    insert(label, values, lanes);
+    if (count < k) ++count;
+  }
+
+  // Puts the label in its place in the list of each lane that it gets into.
+  FANIN_OUTLINED void insert(int64_t label, const Lanes<float> &values, int lanes) const {
     each_lane(values, lanes, [&](int lane, float score) {
       if (count == k && !ranks_before(score, thresholds[lane])) return;
       int64_t at = count < k ? count : k - 1;
@@ -51,11 +61,10 @@ struct Best {
       ids[at * kLanes + lane] = label;
       if (count >= k - 1) thresholds[lane] = scores[(k - 1) * kLanes + lane];
     });
-    if (count < k) ++count;
   }
 };
 
-// A layer that only predicts. Connections as in TrainedLayer; a dense layer has no indices.
+// A layer that only predicts. Connections are as in TrainedLayer; a dense layer has no indices.
 template <class I, class W>
 struct ScoredLayer {
   int64_t inputs, labels, fan_in;
@@ -67,14 +76,21 @@ struct ScoredLayer {
   FANIN_FN int64_t begin(int64_t label) const { return starts ? starts[label] : label * fan_in; }
 };
 
-// The layer of a call.
 template <class I, class W>
 ScoredLayer<I, W> scored_layer(const TopKCall &c) {
-  return {c.inputs, c.labels, c.fan_in, c.starts, static_cast<const I *>(c.indices),
-          static_cast<const W *>(c.weights), c.bias};
+  ScoredLayer<I, W> layer;
+  layer.inputs = c.inputs;
+  layer.labels = c.labels;
+  layer.fan_in = c.fan_in;
+  layer.starts = c.starts;
+  layer.indices = static_cast<const I *>(c.indices);
+  layer.weights = static_cast<const W *>(c.weights);
+  layer.bias = c.bias;
+  return layer;
 }
 
-// Offers the labels from first to end - 1. features: this group's [inputs][32].
+// Offers the labels from first to end - 1. features: this group's [inputs][32]. staged: scratch of kStaged
+// values.
 template <class I, class W>
 FANIN_FN void offer_labels(const ScoredLayer<I, W> &layer, int64_t first, int64_t end,
                            const float *features, int lanes, float *staged, Best &best,

@@ -1,13 +1,17 @@
-// What the GPU launchers share: the way of features into lanes and back, and how kernels are
-// launched. Every warp takes one tile of labels after the other (a persistent grid), several warps
-// share a multiprocessor and hide each other's waits. Nothing here waits for the device.
+// What the GPU launchers share: how kernels are launched, what blocks keep in shared memory, the way of
+// features into lanes and back, and the run of a step around its kernel.
+//
+// Every warp takes one tile of labels after the other (a persistent grid). Several warps share a
+// multiprocessor and hide each other's waits. Nothing here waits for the device.
 #pragma once
-#define FANIN_TARGET cuda
+#define FANIN_TARGET cuda  // before lanes.h, so this file is included first
 
 #include <cuda_runtime.h>
 
-#include "core/call.h"
 #include "core/lanes.h"
+#include "core/launchers.h"
+#include "core/memory.h"
+#include "core/types.h"
 
 #if !defined(FANIN_EMULATED_CUDA)
 template <class T>
@@ -24,6 +28,7 @@ namespace {
 constexpr int kMostWarps = 16;  // of a block: leaves a thread 128 registers
 constexpr int kMostThreads = kMostWarps * kLanes;
 constexpr int kFewWarps = 8;  // where blocks share nothing: two of them fit a multiprocessor
+constexpr size_t kRowBytes = kLanes * sizeof(float);
 
 FANIN_FN int warp_of_block() { return threadIdx.x / kLanes; }
 FANIN_FN int warps_of_block() { return blockDim.x / kLanes; }
@@ -70,8 +75,8 @@ FANIN_FN void add_by_block(T *to, const T *from, int64_t count) {
   }
 }
 
-// Rows [inputs, 32] that all warps of a block read, and others that they add to: its own, in shared
-// memory, with `keep`, else those in device memory. sums may be null.
+// Rows [inputs, 32] that all warps of a block read, and others that they add to. With `keep` these are the
+// block's own, in shared memory, else those in device memory. sums may be null.
 template <class T, bool keep>
 struct BlockRows {
   const T *features;
@@ -84,9 +89,9 @@ struct BlockRows {
       : features(features_), sums(total_), total(total_), size(values) {
     if constexpr (keep) {
       if (keep_features) {
-        T *const mine = shared.take(size);
-        copy_by_block(mine, features, size);
-        features = mine;
+        T *const kept = shared.take(size);
+        copy_by_block(kept, features, size);
+        features = kept;
       }
       if (sums) {
         sums = shared.take(size);
@@ -101,7 +106,7 @@ struct BlockRows {
     else
       return sums;
   }
-  // The block's sums to those of all. Called by all threads.
+  // Adds the block's sums to those of all blocks. Called by all threads.
   FANIN_FN void finish() const {
     if constexpr (keep) {
       __syncthreads();
@@ -124,11 +129,11 @@ inline Device device() {
 
 inline Finding last_error() {
   const cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess) return {Finding::nothing, 0, nullptr};
+  if (error == cudaSuccess) return kNothing;
   return {Finding::device_error, 0, cudaGetErrorString(error)};
 }
 
-// Both are asked for, so that an error is not left behind for the next call.
+// The first of two findings. Both have been asked for, so that no error is left behind for the next call.
 inline Finding first_of(const Finding &a, const Finding &b) {
   return a.kind == Finding::nothing ? b : a;
 }
@@ -143,22 +148,22 @@ void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, void *s
   cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 
-// A persistent grid: as many blocks as the device holds at a time, of `warps` warps or as many as
-// there is shared memory for; none fits, and nothing is launched, where it gives an error.
+// Launches a persistent grid: as many blocks as the device holds at a time, of `warps` warps, or of as many
+// as there is shared memory for. Where not even one fits, nothing is launched, and that is the finding.
 template <class... P, class... A>
-Finding launch_tiles(void (*kernel)(P...), int64_t tiles, int warps, size_t of_block,
-                     size_t of_warp, void *stream, A... args) {
+Finding launch_tiles(void (*kernel)(P...), int64_t tiles, int warps, size_t block_bytes,
+                     size_t warp_bytes, void *stream, A... args) {
   const Device here = device();
   if (const Finding before = last_error(); before.kind != Finding::nothing) return before;
-  // Narrow layers go to more multiprocessors rather than to more warps of a few; what a block keeps
-  // is worth many warps.
-  while (!of_block && warps > 1 && tiles < int64_t(warps) * here.multiprocessors) warps /= 2;
-  while (warps && of_block + warps * of_warp > size_t(here.shared)) warps /= 2;
+  // Narrow layers use more multiprocessors rather than more warps of a few. But what a block keeps is worth
+  // many warps.
+  while (!block_bytes && warps > 1 && tiles < int64_t(warps) * here.multiprocessors) warps /= 2;
+  while (warps && block_bytes + warps * warp_bytes > size_t(here.shared)) warps /= 2;
   if (!warps)
     return {Finding::unavailable, 0, "the batch needs more shared memory than this GPU has; "
                                    "use smaller batches"};
-  const size_t shared = of_block + warps * of_warp;
-  // Always the most: what another thread sets between this and the launch is then the same.
+  const size_t shared = block_bytes + warps * warp_bytes;
+  // Always the most there is: then another thread cannot set anything else between this and the launch.
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, here.shared);
   int resident = 0;
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, warps * kLanes, shared);
@@ -169,59 +174,63 @@ Finding launch_tiles(void (*kernel)(P...), int64_t tiles, int warps, size_t of_b
   return last_error();
 }
 
-// Whether a block keeps rows [32] that all of its warps read or add to in shared memory: where they
-// fit beside `warps` warps, unless filling every multiprocessor's takes more reading than it saves.
-// uses: rows read or added to in all.
-inline bool keeps(int64_t rows, int64_t row_bytes, int64_t uses, int warps, size_t of_warp) {
+// Whether a block keeps the rows [32] that all of its warps read or add to in shared memory. It does where
+// they fit beside `warps` warps, unless filling the memory of every multiprocessor takes more reading than it
+// saves. uses: how often rows are read or added to in all.
+inline bool keeps(int64_t rows, int64_t row_bytes, int64_t uses, int warps, size_t warp_bytes) {
   const Device here = device();
-  return rows * row_bytes <= here.shared - int64_t(of_warp) * warps &&
+  return rows * row_bytes <= here.shared - int64_t(warp_bytes) * warps &&
          uses >= 8 * rows * here.multiprocessors;
-}
-
-FANIN_ANYWHERE inline int64_t column_tiles(int64_t inputs) { return (inputs + kTile - 1) / kTile; }
-
-// in [rows, columns] -> out [columns, 32] for the group's up to 32 rows, zeros beyond; or, with
-// `back`, the other way around. A warp of each 32 columns of each of the groups.
-template <class T, bool back>
-__global__ void transpose_kernel(const T *in, T *out, int64_t batch, int64_t inputs,
-                                 int64_t first_group) {
-  __shared__ T tile[kTile * kTilePitch];
-  const int64_t across = column_tiles(inputs), nth = blockIdx.x / across;
-  const int64_t group = first_group + nth, first = (blockIdx.x - nth * across) * kTile;
-  const int lanes = int(smaller<int64_t>(kLanes, batch - group * kLanes));
-  const int columns = int(smaller<int64_t>(kTile, inputs - first));
-  const int64_t row = (nth * inputs + first) * kLanes;
-  Team<T> team;
-  if (back) {
-    for (int j = 0; j < columns; ++j) store(tile + j * kTilePitch, load(in + row + j * kLanes));
-    team.sync();
-    team.write_tile(tile, out + group * kLanes * inputs + first, inputs, lanes, columns);
-  } else {
-    team.read_tile(tile, in + group * kLanes * inputs + first, inputs, lanes, columns);
-    team.sync();
-    for (int j = 0; j < columns; ++j) store(out + row + j * kLanes, load(tile + j * kTilePitch));
-  }
-}
-
-// features [batch, inputs] -> [groups][inputs][32].
-template <class T>
-void to_lanes(const void *features, T *out, int64_t batch, int64_t inputs, void *stream) {
-  const dim3 blocks(unsigned(column_tiles(inputs) * groups_of(batch)));
-  launch(transpose_kernel<T, false>, blocks, kLanes, 0, stream, static_cast<const T *>(features),
-         out, batch, inputs, int64_t(0));
-}
-// `groups` groups from first_group on, back into their rows of out [batch, inputs].
-template <class T>
-void from_lanes(const T *in, void *out, int64_t batch, int64_t inputs, int64_t first_group,
-                int64_t groups, void *stream) {
-  const dim3 blocks(unsigned(column_tiles(inputs) * groups));
-  launch(transpose_kernel<T, true>, blocks, kLanes, 0, stream, in, static_cast<T *>(out), batch,
-         inputs, first_group);
 }
 
 template <class T>
 void clear(T *values, int64_t count, void *stream) {
   cudaMemsetAsync(values, 0, size_t(count) * sizeof(T), static_cast<cudaStream_t>(stream));
+}
+
+// In kernels ------------------------------------------------------------------------------------
+
+// Whether the connections of the labels from first to end - 1 can be followed.
+template <class AnyLayer>
+FANIN_FN bool good_connections(const AnyLayer &layer, int64_t connections, int64_t first,
+                               int64_t end, const Team<float> &team) {
+  if (layer.starts && !team.ascend(layer.starts + first, end - first, connections)) return false;
+  const int64_t begin = layer.begin(first);
+  return team.all_below(layer.indices + begin, layer.begin(end) - begin, layer.inputs);
+}
+
+FANIN_FN void add_loss(Lanes<float> loss, double *loss_sum) {
+  const float total = sum(loss);
+  if (thread_id() == 0) atomicAdd(loss_sum, double(total));
+}
+
+}  // namespace
+
+// Around kernels --------------------------------------------------------------------------------
+
+// features [batch, inputs] -> [groups][inputs][32]; lanes beyond the batch get 0. Defined for float and
+// double.
+template <class T>
+void to_lanes(const void *features, T *out, int64_t batch, int64_t inputs, void *stream);
+// `groups` groups from first_group on, back into their rows of out [batch, inputs].
+template <class T>
+void from_lanes(const T *in, void *out, int64_t batch, int64_t inputs, int64_t first_group,
+                int64_t groups, void *stream);
+
+// What comes before and after the kernel of a step: features, positives, memory to add to; and the loss and
+// the gradients of features. launched: what the kernel's launch gave.
+Finding begin_step(const StepCall &c, const StepMemory &memory);
+Finding end_step(const StepCall &c, const StepMemory &memory, const Finding &launched);
+
+namespace {
+
+// A whole step. start(memory, sums) launches its kernel; sums: the gradients of features, or null.
+template <class Start>
+Finding run_step(const StepCall &c, const Start &start) {
+  const StepMemory memory = step_memory(c, c.workspace);
+  const Finding begun = begin_step(c, memory);
+  if (begun.kind != Finding::nothing) return begun;
+  return end_step(c, memory, start(memory, c.grad_features ? memory.accumulators : nullptr));
 }
 
 }  // namespace

@@ -1,5 +1,9 @@
-// Launches the op on a GPU: forward and backward of the fixed fan-in layer.
+// Launches the op on a GPU: forward and backward pass of the fixed fan-in layer, a group of instances after
+// the other.
+//
+// Two variants: a block keeps features and their gradients in shared memory, or leaves them in device memory.
 #include "cuda/common.h"
+
 #include "core/linear.h"
 
 namespace fanin {
@@ -64,16 +68,16 @@ Finding run_forward(const ForwardCall &c) {
   const int64_t tiles = (c.labels + kTile - 1) / kTile, size = c.inputs * kLanes;
   const bool keep =
       keeps(c.inputs, kLanes * sizeof(T), c.labels * c.fan_in, kWarps<T>, kTileBytes<T>);
-  Finding found = last_error();
-  for (int64_t group = 0; group < groups_of(c.batch) && found.kind == Finding::nothing; ++group) {
+  Finding finding = last_error();
+  for (int64_t group = 0; group < groups_of(c.batch) && finding.kind == Finding::nothing; ++group) {
     const T *const rows = features + group * size;
-    found = keep ? launch_tiles(forward_kernel<T, I, true>, tiles, kWarps<T>,
+    finding = keep ? launch_tiles(forward_kernel<T, I, true>, tiles, kWarps<T>,
                                 size_t(size) * sizeof(T), kTileBytes<T>, c.stream, layer, rows,
                                 group, scores)
                  : launch_tiles(forward_kernel<T, I, false>, tiles, kFewWarps, 0, kTileBytes<T>,
                                 c.stream, layer, rows, group, scores);
   }
-  return found;
+  return finding;
 }
 
 template <class T, class I>
@@ -85,42 +89,34 @@ Finding run_backward(const BackwardCall &c) {
   to_lanes(c.features, features, c.batch, c.inputs, c.stream);
   const int64_t rows = sums ? 2 * c.inputs : c.inputs;
   const bool keep = keeps(rows, kLanes * sizeof(T), c.labels * c.fan_in, kWarps<T>, kTileBytes<T>);
-  Finding found = last_error();
-  for (int64_t group = 0; group < groups_of(c.batch) && found.kind == Finding::nothing; ++group) {
-    const auto start = [&](auto kernel, int warps, size_t of_block) {
-      return launch_tiles(kernel, tiles, warps, of_block, kTileBytes<T>, c.stream, layer,
+  Finding finding = last_error();
+  for (int64_t group = 0; group < groups_of(c.batch) && finding.kind == Finding::nothing; ++group) {
+    const auto start = [&](auto kernel, int warps, size_t block_bytes) {
+      return launch_tiles(kernel, tiles, warps, block_bytes, kTileBytes<T>, c.stream, layer,
                           features + group * size, group, static_cast<const T *>(c.grad_scores),
                           sums, static_cast<T *>(c.grad_weights), static_cast<T *>(c.grad_bias));
     };
     if (sums) clear(sums, size, c.stream);
-    found = keep ? start(backward_kernel<T, I, true>, kWarps<T>, size_t(rows) * kLanes * sizeof(T))
+    finding = keep ? start(backward_kernel<T, I, true>, kWarps<T>, size_t(rows) * kLanes * sizeof(T))
                  : start(backward_kernel<T, I, false>, kFewWarps, 0);
     if (sums) from_lanes(sums, c.grad_features, c.batch, c.inputs, group, 1, c.stream);
   }
-  return first_of(found, last_error());
+  return first_of(finding, last_error());
 }
 
 }  // namespace
 
 Finding forward(const ForwardCall &c) {
-  return with_op_types(c, [&](auto value, auto index) {
-    return run_forward<decltype(value), decltype(index)>(c);
-  });
+  return with_types(
+      [&](auto value, auto index) { return run_forward<decltype(value), decltype(index)>(c); },
+      value_type(c), index_type(c));
 }
 
 Finding backward(const BackwardCall &c) {
-  return with_op_types(c, [&](auto value, auto index) {
-    return run_backward<decltype(value), decltype(index)>(c);
-  });
+  return with_types(
+      [&](auto value, auto index) { return run_backward<decltype(value), decltype(index)>(c); },
+      value_type(c), index_type(c));
 }
-
-Finding zero(void *a, size_t a_bytes, void *b, size_t b_bytes, void *stream) {
-  if (a) clear(static_cast<char *>(a), int64_t(a_bytes), stream);
-  if (b) clear(static_cast<char *>(b), int64_t(b_bytes), stream);
-  return last_error();
-}
-
-extern const char *const architectures = FANIN_CUDA_ARCHITECTURES;
 
 }  // namespace cuda
 }  // namespace fanin

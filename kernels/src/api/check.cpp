@@ -1,0 +1,210 @@
+// The checks of check.h.
+#include "api/check.h"
+
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+
+namespace fanin {
+
+int32_t Message::say(fanin_status status, const char *format, ...) const {
+  if (text && bytes) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, bytes, format, arguments);
+    va_end(arguments);
+  }
+  return status;
+}
+
+const char *name_of(int32_t dtype) {
+  static const char *const names[] = {"an unsupported type", "float32", "float64", "uint16",
+                                      "uint32", "float16", "bfloat16", "uint8", "uint64", "int8",
+                                      "int16", "int32", "int64", "bool"};
+  return dtype > 0 && dtype <= FANIN_BOOL ? names[dtype] : names[0];
+}
+
+static std::string device_name(const fanin_tensor &t) {
+  if (t.device == FANIN_CPU) return "cpu";
+  if (t.device == FANIN_CUDA) return "cuda:" + std::to_string(t.device_index);
+  return "a device that is neither cpu nor cuda";
+}
+
+static std::string shape_of(const fanin_tensor &t) {
+  std::string text = "[";
+  for (int i = 0; i < t.rank && i < FANIN_MAX_RANK; ++i)
+    text += (i ? ", " : "") + (t.shape[i] < 0 ? "?" : std::to_string(t.shape[i]));
+  return text + "]";
+}
+
+void Check::wrong(const char *format, ...) {
+  char text[512];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  status_ = message_.say(FANIN_INVALID, "%s", text);
+}
+
+void Check::tensor(const char *name, const fanin_tensor &t, Dimensions dims, Presence presence) {
+  if (!good() || (presence == kOptional && t.rank < 0)) return;
+  std::string expected = "[";
+  for (const Dimension *d : dims)
+    expected += (expected.size() > 1 ? ", " : "") + std::string(d->name);
+  expected += "]";
+  if (t.rank < 0) return wrong("%s is missing; expected %s", name, expected.c_str());
+  if (t.rank != int(dims.size()))
+    return wrong("%s must be %s, got %d dimensions", name, expected.c_str(), t.rank);
+  int i = 0;
+  for (Dimension *d : dims) {
+    const int64_t size = t.shape[i++];
+    if (size < 0) {
+      unknown_ = true;
+    } else if (d->size < 0) {
+      d->size = size;
+      d->given_by = name;
+    } else if (d->size != size) {
+      return wrong("%s %s must be %s: %s is %" PRId64 " here but %" PRId64 " in %s", name,
+                   shape_of(t).c_str(), expected.c_str(), d->name, size, d->size, d->given_by);
+    }
+  }
+  if (!first_) {
+    first_ = &t;
+    first_name_ = name;
+  } else if (t.device != first_->device || t.device_index != first_->device_index) {
+    return wrong("%s is on %s but %s is on %s; move them to one device", name,
+                 device_name(t).c_str(), first_name_, device_name(*first_).c_str());
+  } else if (t.device != FANIN_CPU && t.device != FANIN_CUDA) {
+    return wrong("%s is on %s", name, device_name(t).c_str());
+  }
+  // The stride of a size of 1 is meaningless, and an empty tensor has none that matters.
+  for (int d = 0; d < t.rank; ++d)
+    if (t.shape[d] <= 0) return;
+  int64_t expected_stride = 1;
+  for (int d = t.rank - 1; d >= 0; --d) {
+    if (t.shape[d] > 1 && t.strides[d] != expected_stride)
+      return wrong("%s %s is not contiguous (row-major); make a contiguous copy first", name,
+                   shape_of(t).c_str());
+    expected_stride *= t.shape[d];
+  }
+  if (!t.data && !without_data_) without_data_ = name;
+}
+
+void Check::values(const char *name, const fanin_tensor &t, Presence presence) {
+  if (!good() || (presence == kOptional && t.rank < 0)) return;
+  if (t.dtype != FANIN_FLOAT32 && t.dtype != FANIN_FLOAT64) {
+    wrong("%s must be float32 or float64, got %s", name, name_of(t.dtype));
+  } else if (!value_name_) {
+    value_type_ = t.dtype;
+    value_name_ = name;
+  } else if (t.dtype != value_type_) {
+    wrong("%s is %s but %s is %s; use one type for both", name, name_of(t.dtype), value_name_,
+          name_of(value_type_));
+  }
+}
+
+void Check::type(const char *name, const fanin_tensor &t, std::initializer_list<int32_t> allowed,
+                 Presence presence) {
+  if (!good() || (presence == kOptional && t.rank < 0)) return;
+  std::string names;
+  for (const int32_t dtype : allowed) {
+    if (dtype == t.dtype) return;
+    names += (names.empty() ? "" : " or ") + std::string(name_of(dtype));
+  }
+  wrong("%s must be %s, got %s", name, names.c_str(), name_of(t.dtype));
+}
+
+void Check::indices(const fanin_tensor &t) {
+  if (good() && t.dtype != FANIN_UINT16 && t.dtype != FANIN_UINT32)
+    wrong("indices must be uint16 or uint32, got %s; convert them once, uint16 where inputs <= "
+          "65536",
+          name_of(t.dtype));
+}
+
+void Check::trained(const char *name, const fanin_trained &t, Dimensions dims, bool is_bias) {
+  const std::string m = std::string(name) + ".m", v = std::string(name) + ".v";
+  if (is_bias && t.values.rank < 0 && t.m.rank < 0 && t.v.rank < 0) return;
+  tensor(name, t.values, dims);
+  tensor(m.c_str(), t.m, dims);
+  tensor(v.c_str(), t.v, dims);
+  if (is_bias) {
+    type(name, t.values, {FANIN_FLOAT32});
+    type(m.c_str(), t.m, {FANIN_FLOAT32});
+    type(v.c_str(), t.v, {FANIN_FLOAT32});
+  } else {
+    type(name, t.values, kStored);
+    type(m.c_str(), t.m, kStored);
+    type(v.c_str(), t.v, {t.m.dtype});
+  }
+}
+
+void Check::adam(const fanin_adam &adam) {
+  if (!good()) return;
+  // The kernels have these numbers in float32.
+  if (!(adam.learning_rate >= 0) || std::isinf(float(adam.learning_rate)))
+    wrong("learning_rate must be finite and at least 0, got %g", adam.learning_rate);
+  else if (!(adam.beta1 >= 0 && adam.beta1 < 1 && adam.beta2 >= 0 && adam.beta2 < 1))
+    wrong("beta1 and beta2 must be in [0, 1), got %g and %g", adam.beta1, adam.beta2);
+  else if (!(float(adam.epsilon) > 0) || std::isinf(float(adam.epsilon)))
+    // With 0, a weight without gradients would become 0 / 0.
+    wrong("epsilon must be finite and above 0, got %g", adam.epsilon);
+  else if (adam.step < 1)
+    wrong("step counts from 1, got %" PRId64, adam.step);
+}
+
+void Check::sizes(const Dimension &inputs, const Dimension &labels, const Dimension &fan_in) {
+  if (!good()) return;
+  for (const Dimension *d : {&inputs, &labels, &fan_in})
+    if (d->size == 0)
+      return wrong("%s must be at least 1, but %s is 0 in %s", d->name, d->name, d->given_by);
+  if (inputs.size > 0 && fan_in.size > inputs.size)
+    return wrong("fan_in %" PRId64 " is larger than the %" PRId64 " inputs", fan_in.size,
+                 inputs.size);
+  if (inputs.size > INT32_MAX) wrong("inputs must be below 2^31, got %" PRId64, inputs.size);
+}
+
+void Check::threads(int32_t wanted) {
+  // Many more than cores are of no use, and the OpenMP runtime ends a process that cannot have them.
+  constexpr int32_t most = 1024;
+  if (good() && (wanted < 0 || wanted > most))
+    wrong("threads must be 0 (all) or 1 to %d, got %d", most, wanted);
+}
+
+void Check::known() {
+  if (good() && unknown_) wrong("a size is not known at the time of the call");
+  if (good() && without_data_) wrong("%s has elements but no data", without_data_);
+}
+
+void Check::dense(const fanin_connections &c, const Dimension &inputs, Dimension &fan_in) {
+  if (!good()) return;
+  if (c.starts.rank >= 0 || c.tile_labels.rank >= 0)
+    return wrong("starts and tile_labels have no meaning without indices");
+  fan_in.size = inputs.size;
+  fan_in.given_by = "features";
+}
+
+void Check::unstructured(const fanin_connections &c, Dimension &labels, Dimension &count) {
+  if (good() && c.tile_labels.rank >= 0)
+    return wrong("connections are either unstructured or sorted");
+  Dimension bounds{"labels + 1"};
+  tensor("starts", c.starts, {&bounds});
+  type("starts", c.starts, {FANIN_INT32});
+  tensor("indices", c.indices, {&count});
+  indices(c.indices);
+  if (!good()) return;
+  if (bounds.size < 2) return wrong("starts must have at least 2 elements");
+  if (count.size == 0) return wrong("a layer needs at least one connection");
+  labels.size = bounds.size - 1;
+  labels.given_by = "starts";
+}
+
+void Check::fixed_fan_in(const fanin_connections &c, Dimension &labels, Dimension &fan_in) {
+  tensor("indices", c.indices, {&labels, &fan_in});
+  indices(c.indices);
+  tensor("tile_labels", c.tile_labels, {&labels, &fan_in}, kOptional);
+  type("tile_labels", c.tile_labels, {FANIN_UINT16}, kOptional);
+  if (good() && c.tile_labels.rank >= 0 && c.tile_labels.device == FANIN_CUDA)
+    wrong("sorted connections (tile_labels) are for CPUs only");
+}
+
+}  // namespace fanin

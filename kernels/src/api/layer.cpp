@@ -1,0 +1,39 @@
+// What layer.h promises.
+#include "api/layer.h"
+
+#include <cmath>
+
+#include "core/rewire.h"
+
+namespace fanin {
+
+int64_t connection_count(const fanin_connections &c) {
+  if (c.indices.rank < 0) return 0;
+  return c.indices.shape[0] * (c.indices.rank > 1 ? c.indices.shape[1] : 1);
+}
+
+AdamCall adam_call(const fanin_adam &adam) {
+  const double t = double(adam.step);
+  const double correction = std::sqrt(1 - std::pow(adam.beta2, t)) / (1 - std::pow(adam.beta1, t));
+  // Neighbouring seeds must not be one stream a step apart, so the step is added to a mixed seed.
+  uint64_t seed = adam.seed;
+  uint64_t step_seed = split_mix(seed) + uint64_t(adam.step);
+  AdamCall call;
+  call.rate = float(adam.learning_rate * correction);
+  call.rest1 = float(1 - adam.beta1);
+  call.rest2 = float(1 - adam.beta2);
+  call.epsilon = float(adam.epsilon);
+  call.seed = uint32_t(split_mix(step_seed) >> 32);
+  return call;
+}
+
+int32_t check_starts(const int32_t *starts, int64_t labels, int64_t connections, Message message) {
+  if (!starts) return FANIN_OK;
+  bool good = starts[0] == 0 && starts[labels] == connections;
+  for (int64_t l = 0; l < labels; ++l) good &= starts[l] <= starts[l + 1];
+  if (good) return FANIN_OK;
+  return message.say(FANIN_INVALID,
+                     "starts must ascend from 0 to the %" PRId64 " connections", connections);
+}
+
+}  // namespace fanin

@@ -1,0 +1,42 @@
+// What the calls of training and prediction share beyond their checks.
+#pragma once
+
+#include "api/run.h"
+
+namespace fanin {
+
+// How many connections there are; 0 for a dense layer.
+int64_t connection_count(const fanin_connections &c);
+
+// Fills the fields that a step and top-k have in common.
+template <class LayerCall>
+void set_connections(LayerCall *call, const fanin_connections &c) {
+  call->connections = connection_count(c);
+  call->wide_indices = c.indices.dtype == FANIN_UINT32;
+  call->indices = data_of(c.indices);
+  call->starts = data_as<int32_t>(c.starts);
+  call->tile_labels = data_as<uint16_t>(c.tile_labels);
+}
+
+// Fills the fields of an array that is trained.
+template <class TrainingCall>
+void set_weights(TrainingCall *call, const fanin_trained &weights) {
+  call->bf16_weights = is_bf16(weights.values);
+  call->bf16_moments = is_bf16(weights.m);
+  call->weights = data_of(weights.values);
+  call->m = data_of(weights.m);
+  call->v = data_of(weights.v);
+}
+template <class TrainingCall>
+void set_bias(TrainingCall *call, const fanin_trained &bias) {
+  call->bias = data_as<float>(bias.values);
+  call->bias_m = data_as<float>(bias.m);
+  call->bias_v = data_as<float>(bias.v);
+}
+
+AdamCall adam_call(const fanin_adam &adam);
+
+// On a CPU: whether unstructured connections are divided among the labels, all of them.
+int32_t check_starts(const int32_t *starts, int64_t labels, int64_t connections, Message message);
+
+}  // namespace fanin

@@ -1,0 +1,265 @@
+// Chunks on a CPU, one value for each of as many connections as a vector holds, and the ways of values
+// along connections. lanes_cpu.h includes this.
+//
+// Every function has two variants: one for a whole chunk, unrolled, and one for the first `count` values,
+// which the last chunk of a label needs. The latter are loops, and out of line where they can be: inlined
+// into every kernel, they took the compiler as long as the kernels themselves.
+#pragma once
+
+namespace fanin {
+namespace FANIN_TARGET {
+
+template <class T>
+struct Chunk {
+  static constexpr int size = VectorOf<T>::width;
+  Vector<T> v;
+};
+
+// Announces what is read next. A CPU fetches that by itself.
+template <class T>
+FANIN_FN void announce(const T *, int64_t) {}
+// Fetches what is read a good while later. By itself a CPU fetches no further than to the end of a page,
+// and an AMD (Zen 5) at times nothing at all beside sums that are spread over much memory: a step from
+// 32,768 inputs took 42 to 86 ms, depending on where in memory its code happened to lie. It takes 44 to 56
+// ms with moments fetched so; with weights and indices as well it was slower again.
+template <class T>
+FANIN_FN void fetch(const T *p, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i);
+}
+
+// Loads and stores -------------------------------------------------------------------------------
+
+#if defined(FANIN_GCC_AVX512)
+typedef int16_t SignedHalfBits __attribute__((vector_size(kVectorBytes / 2)));
+FANIN_FN Bits widened(const HalfBits &a) {
+  return (Bits)__builtin_ia32_pmovzxwd512_mask((SignedHalfBits)a, SignedBits{}, uint16_t(-1));
+}
+FANIN_FN HalfBits narrowed(const Bits &a) {
+  return (HalfBits)__builtin_ia32_pmovdw512_mask((SignedBits)a, SignedHalfBits{}, uint16_t(-1));
+}
+#else
+FANIN_FN Bits widened(const HalfBits &a) { return __builtin_convertvector(a, Bits); }
+FANIN_FN HalfBits narrowed(const Bits &a) { return __builtin_convertvector(a, HalfBits); }
+#endif
+
+template <class T>
+FANIN_OUTLINED Chunk<T> load_part(const T *p, int count) {
+  Chunk<T> r{};
+  for (int j = 0; j < count; ++j) r.v[j] = p[j];
+  return r;
+}
+FANIN_FN Chunk<float> to_float(const HalfBits &bits) {
+  return {(Vector<float>)(widened(bits) << 16)};
+}
+FANIN_OUTLINED Chunk<float> load_part(const Bf16 *p, int count) {
+  HalfBits bits{};
+  for (int j = 0; j < count; ++j) bits[j] = p[j].bits;
+  return to_float(bits);
+}
+template <class T>
+FANIN_FN Chunk<T> load_chunk(const T *p, int count) {
+  return count == Chunk<T>::size ? Chunk<T>{load_vector(p)} : load_part(p, count);
+}
+template <class T>
+FANIN_FN Chunk<float> load_chunk(const Bf16 *p, int count) {
+  return count == Chunk<float>::size ? to_float(*reinterpret_cast<const HalfBits *>(p))
+                                     : load_part(p, count);
+}
+
+// Writes a chunk, or adds it to what is there. streaming: past the caches.
+template <class T>
+FANIN_OUTLINED void write_part(T *out, int count, Chunk<T> a, bool add) {
+  for (int j = 0; j < count; ++j) out[j] = add ? out[j] + a.v[j] : a.v[j];
+}
+template <class T>
+FANIN_FN void write_chunk(T *out, int count, const Chunk<T> &a, bool add, bool streaming) {
+  if (count < Chunk<T>::size)
+    write_part(out, count, a, add);
+  else if (streaming && !add)
+    stream_vector(out, a.v);
+  else
+    store_vector(out, add ? load_vector(out) + a.v : a.v);
+}
+template <class T>
+FANIN_FN void write_one(T *out, T value, bool add) {
+  *out = add ? *out + value : value;
+}
+
+// Stages values that all lanes read later, each of them for itself.
+FANIN_FN void stage(float *values, const Chunk<float> &a) { store_vector(values, a.v); }
+
+FANIN_FN Bits random_chunk(uint32_t first, uint32_t seed) {
+  Bits lane;
+  FANIN_UNROLL
+  for (int j = 0; j < VectorOf<float>::width; ++j) lane[j] = j;
+  return mix((lane + first) ^ seed);
+}
+FANIN_FN void store_chunk(float *p, int count, const Chunk<float> &a, const Bits &) {
+  write_chunk(p, count, a, false, false);
+}
+// Stochastic rounding: up with the probability of the part that is cut off.
+FANIN_OUTLINED void store_part(Bf16 *p, int count, Bits bits) {
+  for (int j = 0; j < count; ++j) p[j].bits = uint16_t(bits[j]);
+}
+FANIN_FN void store_chunk(Bf16 *p, int count, const Chunk<float> &a, const Bits &random) {
+  const Bits bits = ((Bits)a.v + (random & 0xffffu)) >> 16;
+  if (count == Chunk<float>::size)
+    *reinterpret_cast<HalfBits *>(p) = narrowed(bits);
+  else
+    store_part(p, count, bits);
+}
+
+// Products and their sums ------------------------------------------------------------------------
+
+// Makes the compiler compute a value by now. GCC would hold products back until they are summed, all of a
+// chunk at a time, and run out of registers for what they are made of.
+template <class V>
+FANIN_FN void settle(V &a) {
+#if defined(__x86_64__)
+  asm volatile("" : "+v"(a));
+#else
+  (void)a;
+#endif
+}
+// The products of two groups of lanes, summed to the width of a vector.
+template <class T, int N>
+FANIN_FN Chunk<T> product(const Lanes<T, N> &a, const Lanes<T, N> &b) {
+  Chunk<T> r{a.v[0] * b.v[0]};
+  FANIN_UNROLL
+  for (int i = 1; i < a.count; ++i) r.v += a.v[i] * b.v[i];
+  settle(r.v);
+  return r;
+}
+// Element c of the result is the sum over products(c).
+template <class T, class Products>
+FANIN_FN Chunk<T> sums(const Products &products) {
+  return {sum_rows<T, 1, 0>(products)};
+}
+// The same for c < count; the other elements are 0.
+template <class T, class Products>
+FANIN_FN Chunk<T> sums_of_part(int count, const Products &products) {
+  Chunk<T> rows[Chunk<T>::size] = {};
+  for (int c = 0; c < count; ++c) rows[c] = products(c);
+  return sums<T>([&](int c) FANIN_INLINE { return rows[c]; });
+}
+
+// Connections ------------------------------------------------------------------------------------
+
+// The indices of a whole chunk, several to a load: loads are what a CPU runs out of here.
+template <class T, class I>
+struct Sources {
+  static constexpr int size = Chunk<T>::size;
+  typedef std::conditional_t<size * sizeof(I) % 8 == 0, uint64_t, uint32_t> Word;
+  static constexpr int in_word = int(sizeof(Word) / sizeof(I));
+  Word words[size / in_word];
+
+  FANIN_FN explicit Sources(const I *indices) {
+    __builtin_memcpy(words, indices, sizeof words);
+  }
+  FANIN_FN size_t operator[](int j) const {
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    const int place = j % in_word;
+#else
+    const int place = in_word - 1 - j % in_word;
+#endif
+    return I(words[j / in_word] >> place * 8 * sizeof(I));
+  }
+};
+
+template <class T, class I, class W = T>
+struct Connections {
+  const I *indices;
+  const T *weights;
+  FANIN_FN Connections(const I *i, const T *w, int) : indices(i), weights(w) {}
+  FANIN_FN size_t source(int j) const { return indices[j]; }
+  FANIN_FN T weight(int j) const { return weights[j]; }
+};
+template <class I>
+struct Connections<float, I, Bf16> {
+  const I *indices;
+  alignas(kVectorBytes) float weights[VectorOf<float>::width];
+  FANIN_FN Connections(const I *i, const Bf16 *w, int count) : indices(i) {
+    store_vector(weights, load_chunk<float>(w, count).v);
+#if defined(__x86_64__)
+    // Each is read back from memory, as float32 weights are. Taken out of the vector, they would keep
+    // the port busy that the sums of rows need.
+    asm volatile("" : "+m"(weights));
+#endif
+  }
+  FANIN_FN size_t source(int j) const { return indices[j]; }
+  FANIN_FN float weight(int j) const { return weights[j]; }
+};
+
+// The sum over connections of weight * the source's row: it is begun, chunks are added, and it is read.
+// There are two sums, of even and of odd connections, so that one addition need not wait for another.
+template <class T>
+struct Gathered {
+  Lanes<T> even, odd;
+
+  FANIN_FN explicit Gathered(T start) : even(broadcast(start)), odd(broadcast(T(0))) {}
+
+  template <class I, class W>
+  FANIN_FN void add(const Connections<T, I, W> &connections, int count, const T *rows) {
+    if (count == Chunk<T>::size) {
+      const Sources<T, I> sources(connections.indices);
+      FANIN_UNROLL
+      for (int c = 0; c < Chunk<T>::size; c += 2) {
+        even = fma(connections.weight(c), load(rows + sources[c] * kLanes), even);
+        odd = fma(connections.weight(c + 1), load(rows + sources[c + 1] * kLanes), odd);
+      }
+    } else {
+      for (int c = 0; c < count; ++c)
+        even = fma(connections.weight(c), load(rows + connections.source(c) * kLanes), even);
+    }
+  }
+  FANIN_FN Lanes<T> lanes() const { return fma(T(1), odd, even); }
+};
+
+// For each connection, grad * the source's row, summed over the lanes.
+template <class T, class I, class W>
+FANIN_FN Chunk<T> row_sums(const Connections<T, I, W> &connections, int count, const Lanes<T> &grad,
+                           const T *rows) {
+  if (count < Chunk<T>::size)
+    return sums_of_part<T>(count, [&](int c) FANIN_INLINE {
+      return product(grad, load(rows + connections.source(c) * kLanes));
+    });
+  const Sources<T, I> sources(connections.indices);
+  return sums<T>([&](int c)
+                     FANIN_INLINE { return product(grad, load(rows + sources[c] * kLanes)); });
+}
+
+// Adds weight * grad to each source's row.
+template <class T, class I, class W>
+FANIN_FN void spread(const Connections<T, I, W> &connections, int count, const Lanes<T> &grad,
+                     T *rows) {
+  const auto add = [&](int c, size_t source) FANIN_INLINE {
+    add_to(rows + source * kLanes, connections.weight(c), grad);
+  };
+  if (count == Chunk<T>::size) {
+    const Sources<T, I> sources(connections.indices);
+    FANIN_UNROLL
+    for (int c = 0; c < Chunk<T>::size; ++c) add(c, sources[c]);
+  } else {
+    for (int c = 0; c < count; ++c) add(c, connections.source(c));
+  }
+}
+
+// Both of them, connection by connection, so that the arithmetic of one overlaps the stores of the other.
+template <class T, class I, class W>
+FANIN_FN Chunk<T> row_sums_and_spread(const Connections<T, I, W> &connections, int count,
+                                      const Lanes<T> &grad, const T *rows, T *targets) {
+  if (count < Chunk<T>::size) {
+    spread(connections, count, grad, targets);
+    return row_sums(connections, count, grad, rows);
+  }
+  const Sources<T, I> sources(connections.indices);
+  return sums<T>([&](int c) FANIN_INLINE {
+    const size_t at = sources[c] * kLanes;
+    const Chunk<T> sum = product(grad, load(rows + at));
+    add_to(targets + at, connections.weight(c), grad);
+    return sum;
+  });
+}
+
+}  // namespace FANIN_TARGET
+}  // namespace fanin

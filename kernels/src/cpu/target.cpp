@@ -1,0 +1,24 @@
+// The table of this instruction set's launchers.
+#include "core/launchers.h"
+
+namespace fanin {
+namespace FANIN_TARGET {
+
+Finding forward(const ForwardCall &);
+Finding backward(const BackwardCall &);
+Finding step(const StepCall &);
+Finding sorted_step(const StepCall &);
+Finding dense_step(const StepCall &);
+Finding dense_forward(const DenseForwardCall &);
+Finding dense_update(const DenseUpdateCall &);
+Finding top_k(const TopKCall &);
+
+#define FANIN_STRING(x) #x
+#define FANIN_NAME(x) FANIN_STRING(x)
+
+extern const CpuTarget target = {FANIN_NAME(FANIN_TARGET), forward,    backward,
+                                 step,                     sorted_step, dense_step,
+                                 dense_forward,            dense_update, top_k};
+
+}  // namespace FANIN_TARGET
+}  // namespace fanin

@@ -1,0 +1,131 @@
+// Launches top-k: every thread offers its share of the labels to lists of its own, one for each group of
+// instances; then the lists are merged. Labels are offered in label order, or by sorted tiles, with whole
+// groups of instances or halves of them (see core/sorted.h).
+#include "core/top_k.h"
+
+#include "core/sorted.h"
+#include "cpu/common.h"
+
+namespace fanin {
+namespace FANIN_TARGET {
+namespace {
+
+// So many labels are offered to one group of instances before the next: its features then stay in the
+// cache for that long.
+constexpr int64_t kScoredLabels = 512;
+
+// One thread's share of the labels.
+struct OfferShare {
+  const TopKMemory &memory;
+  float *scratch;
+  char *lists;  // of the thread, one a group
+  const Team<float> &team;
+  Faults *faults;
+};
+
+// Offers the labels from `first` to `end` - 1, after `seen` others, to the lists. Returns false where
+// connections cannot be followed.
+template <class I, class W>
+bool offer(const TopKCall &c, const OfferShare &share, int64_t first, int64_t end, int64_t seen) {
+  const ScoredLayer<I, W> layer = scored_layer<I, W>(c);
+  const int64_t begin = layer.begin(first), count = layer.begin(end) - begin;
+  if (layer.indices && !check_connections(share.team, layer.indices, c.tile_labels, begin, count,
+                                          c.inputs, end - first, share.faults))
+    return false;
+  alignas(64) float staged[kStaged];
+  for (int64_t group = 0; group < groups_of(c.batch); ++group) {
+    const int lanes = lanes_of(c.batch, group);
+    const float *const features = share.memory.features + group * c.inputs * kLanes;
+    Best best(share.lists + group * share.memory.list_size, c.k, smaller(seen, c.k));
+    const auto offer_sorted = [&](auto scores) {
+      score_sorted(layer.indices + begin, c.tile_labels + begin, layer.weights + begin, count,
+                   c.bias ? c.bias + first : nullptr, end - first, features, c.inputs, lanes,
+                   scores);
+      for (int64_t l = 0; l < end - first; ++l) best.offer(first + l, scores.get(l), lanes);
+    };
+    if (!c.tile_labels)
+      offer_labels(layer, first, end, features, lanes, staged, best, share.team);
+    else if (in_halves(c.inputs, c.labels))
+      offer_sorted(SortedScores<kHalf>{share.scratch});
+    else
+      offer_sorted(SortedScores<kLanes>{share.scratch});
+  }
+  return true;
+}
+
+// Merges the lists of all threads for one instance. Threads hold ascending ranges of labels, so of equal
+// scores that of the earlier thread has the lower label. used: one number a thread.
+void merge(const TopKCall &c, const TopKMemory &memory, int threads, int64_t instance,
+           int64_t *used) {
+  const int64_t groups = groups_of(c.batch), group = instance / kLanes, lane = instance % kLanes;
+  for (int t = 0; t < threads; ++t) used[t] = 0;
+  for (int64_t rank = 0; rank < c.k; ++rank) {
+    int from = -1;
+    int64_t id = 0;
+    float value = 0;
+    for (int t = 0; t < threads; ++t) {
+      const Best list(memory.lists + (t * groups + group) * memory.list_size, c.k);
+      const int64_t at = used[t] * kLanes + lane;
+      if (used[t] < memory.counts[t] && (from < 0 || ranks_before(list.scores[at], value))) {
+        from = t;
+        id = list.ids[at];
+        value = list.scores[at];
+      }
+    }
+    ++used[from];
+    c.ids[instance * c.k + rank] = id;
+    if (c.scores) c.scores[instance * c.k + rank] = value;
+  }
+}
+
+typedef bool Offer(const TopKCall &, const OfferShare &, int64_t, int64_t, int64_t);
+
+Finding run(const TopKCall &c, Offer *offer) {
+  const TopKMemory memory = top_k_memory(c, c.workspace);
+  const int64_t groups = groups_of(c.batch);
+  const int64_t unit = c.tile_labels ? sorted_labels(c.inputs, c.labels) : kScoredLabels;
+  Faults faults;
+  int threads = 1;
+#pragma omp parallel num_threads(c.threads)
+  {
+    const int id = thread_id();
+    if (c.tile_labels && in_halves(c.inputs, c.labels))
+      transpose_features<kHalf>(c.features, c.batch, c.inputs, memory.features, &faults.feature);
+    else
+      transpose_features<kLanes>(c.features, c.batch, c.inputs, memory.features, &faults.feature);
+    char *const lists = memory.lists + id * groups * memory.list_size;
+    for (int64_t group = 0; group < groups; ++group)
+      Best(lists + group * memory.list_size, c.k).clear(lanes_of(c.batch, group));
+#pragma omp single
+    threads = thread_count();
+
+    Team<float> team;
+    const OfferShare share{memory, memory.scratch + id * memory.scratch_size, lists, team, &faults};
+    int64_t seen = 0;
+    const Share units((c.labels + unit - 1) / unit);
+    for (int64_t u = units.begin; u < units.end && faults.feature < 0; ++u) {
+      const int64_t first = u * unit, end = smaller(first + unit, c.labels);
+      if (!offer(c, share, first, end, seen)) break;
+      seen += end - first;
+    }
+    memory.counts[id] = smaller(seen, c.k);
+#pragma omp barrier
+    const Share instances(c.batch);
+    for (int64_t b = instances.begin; !faults.any() && b < instances.end; ++b)
+      merge(c, memory, threads, b, memory.used + id * c.threads);
+  }
+  return faults.finding();
+}
+
+}  // namespace
+
+Finding top_k(const TopKCall &c) {
+  return with_types(
+      [&](auto index, auto weight) {
+        return run(c, offer<decltype(index), decltype(weight)>);
+      },
+      index_type(c), weight_type(c));
+}
+
+}  // namespace FANIN_TARGET
+}  // namespace fanin

@@ -1,0 +1,101 @@
+// Launches top-k on a GPU: one kernel fills lists, as many as memory.h says; a second one merges them.
+#include "cuda/common.h"
+
+#include "core/top_k.h"
+
+namespace fanin {
+namespace cuda {
+namespace {
+
+// The best of one group: every warp takes one contiguous range of labels and fills one list.
+template <class I, class W>
+__global__ void __launch_bounds__(kMostThreads, 1)
+    top_k_kernel(ScoredLayer<I, W> layer, int64_t connections, const float *features, int lanes,
+                 int64_t k, char *lists, int64_t list_size, int64_t *counts, int64_t list_count) {
+  SharedPieces<float> shared;
+  float *const staged = shared.take_for_warp(kStaged);
+  const int64_t list = int64_t(blockIdx.x) * warps_of_block() + warp_of_block();
+  if (list >= list_count) return;
+  const int64_t tiles = (layer.labels + kTile - 1) / kTile;
+  const int64_t begin = tiles * list / list_count * kTile;
+  const int64_t end = smaller(tiles * (list + 1) / list_count * kTile, layer.labels);
+  Team<float> team;
+  Best best(lists + list * list_size, k);
+  best.clear(lanes);
+  for (int64_t first = begin; first < end; first += kTile) {
+    const int64_t stop = smaller(first + kTile, end);
+    if (!layer.indices || good_connections(layer, connections, first, stop, team))
+      offer_labels(layer, first, stop, features, lanes, staged, best, team);
+    else
+      for (int64_t label = first; label < stop; ++label) best.offer(label, broadcast(NAN), lanes);
+  }
+  if (thread_id() == 0) counts[list] = smaller(end - begin, k);
+}
+
+// One block, of one warp, for each instance of the group. Lists hold ascending ranges of labels: of
+// equal scores the earlier list's is the lower.
+__global__ void merge_kernel(char *lists, int64_t list_size, const int64_t *counts,
+                             int64_t list_count, int64_t k, int64_t *ids, float *values) {
+  int32_t *const used = dynamic_shared_memory<int32_t>();  // of each list; a thread's own ones
+  const int lane = blockIdx.x;
+  for (int64_t l = thread_id(); l < list_count; l += kLanes) used[l] = 0;
+  for (int64_t r = 0; r < k; ++r) {
+    int from = -1;
+    float value = 0;
+    for (int l = thread_id(); l < list_count; l += kLanes) {
+      if (used[l] >= counts[l]) continue;
+      const float head = Best(lists + l * list_size, k).scores[used[l] * kLanes + lane];
+      if (from < 0 || ranks_before(head, value)) {
+        from = l;
+        value = head;
+      }
+    }
+    for (int d = kLanes / 2; d; d /= 2) {
+      const int other = __shfl_xor_sync(kAll, from, d);
+      const float score = __shfl_xor_sync(kAll, value, d);
+      const bool equal = !ranks_before(score, value) && !ranks_before(value, score);
+      if (other >= 0 && (from < 0 || ranks_before(score, value) || (equal && other < from))) {
+        from = other;
+        value = score;
+      }
+    }
+    if (from % kLanes == thread_id()) {
+      const int64_t at = int64_t(used[from]++) * kLanes + lane;
+      ids[lane * k + r] = Best(lists + from * list_size, k).ids[at];
+      if (values) values[lane * k + r] = value;
+    }
+  }
+}
+
+template <class I, class W>
+Finding run_top_k(const TopKCall &c) {
+  const TopKMemory memory = top_k_memory(c, c.workspace);
+  const ScoredLayer<I, W> layer = scored_layer<I, W>(c);
+  to_lanes(c.features, memory.features, c.batch, c.inputs, c.stream);
+  const Finding begun = last_error();
+  if (begun.kind != Finding::nothing) return begun;
+  const size_t warp_bytes = size_t(kStaged) * sizeof(float);
+  // A block more or less does not matter; every list has its warp.
+  const dim3 blocks(unsigned((c.gpu_lists + kFewWarps - 1) / kFewWarps));
+  for (int64_t group = 0; group < groups_of(c.batch); ++group) {
+    const int lanes = int(c.batch - group * kLanes < kLanes ? c.batch - group * kLanes : kLanes);
+    launch(top_k_kernel<I, W>, blocks, kFewWarps * kLanes, kFewWarps * warp_bytes, c.stream, layer,
+           c.connections, memory.features + group * c.inputs * kLanes, lanes, c.k, memory.lists,
+           memory.list_size, memory.counts, int64_t(c.gpu_lists));
+    launch(merge_kernel, dim3(unsigned(lanes)), kLanes, size_t(c.gpu_lists) * sizeof(int32_t),
+           c.stream, memory.lists, memory.list_size, memory.counts, int64_t(c.gpu_lists), c.k,
+           c.ids + group * kLanes * c.k, c.scores ? c.scores + group * kLanes * c.k : nullptr);
+  }
+  return last_error();
+}
+
+}  // namespace
+
+Finding top_k(const TopKCall &c) {
+  return with_types(
+      [&](auto index, auto weight) { return run_top_k<decltype(index), decltype(weight)>(c); },
+      index_type(c), weight_type(c));
+}
+
+}  // namespace cuda
+}  // namespace fanin
