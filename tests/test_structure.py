@@ -82,7 +82,14 @@ FLOORS = (
     "fanin.benchmarks",
 )
 READ_BY_REPORTS = (*FLOORS[:3], "fanin.benchmarks.records", "fanin.reports")
-MAY_IMPORT_REPORTS = ("fanin.benchmarks.cli", "fanin.benchmarks.gpu", "fanin.reports")
+# Commands print their tables by them.
+MAY_IMPORT_REPORTS = (
+    "fanin.benchmarks.cli",
+    "fanin.benchmarks.gpu",
+    "fanin.benchmarks.timing.op",
+    "fanin.benchmarks.timing.step",
+    "fanin.reports",
+)
 
 
 def modules() -> dict[str, Path]:

@@ -19,7 +19,7 @@ from fanin.benchmarks.harness.lock import BusyError
 from fanin.benchmarks.records.store import ResultError
 from fanin.benchmarks.records.task import TaskError
 from fanin.datasets import DataError
-from fanin.reports import ReportError
+from fanin.reports.pages.report import ReportError
 
 app = typer.Typer(
     no_args_is_help=True,

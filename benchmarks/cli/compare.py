@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from fanin.benchmarks.cli.codes import FAILED
 from fanin.benchmarks.cli.options import (
@@ -30,8 +29,8 @@ from fanin.benchmarks.harness.request import Options
 from fanin.benchmarks.records.compare import LockstepResult, LockstepStep
 from fanin.benchmarks.records.files import remove_leftovers
 from fanin.benchmarks.records.store import check_folder, lockstep_path, write_result
-from fanin.reports import setups, write_report
-from fanin.reports.tables import lockstep_sides
+from fanin.reports.pages.report import write_report
+from fanin.reports.tables.terminal import comparisons_text
 
 
 def compare(
@@ -100,26 +99,8 @@ def compare(
 
 
 def show_comparisons(console: Console, done: list[LockstepResult]) -> None:
-    """Print how far the sides were apart at most, and what each side measured."""
-    apart = Table(title="Largest differences over all steps", title_justify="left")
-    apart.add_column("setup", no_wrap=True)
-    for head in ("steps", "loss rel.", "weights abs.", "weights rel.", "excused", "agree"):
-        apart.add_column(head, justify="right")
-    for result in done:
-        weights = [d for step in result.steps for d in step.arrays.values()]
-        last = result.steps[-1]
-        apart.add_row(
-            setups.Setup.of(result.task, None).label.partition(",")[0],
-            str(len(result.steps)),
-            f"{max(step.loss.relative for step in result.steps):.1e}",
-            f"{max(d.absolute for d in weights):.1e}",
-            f"{max(d.relative for d in weights):.1e}",
-            str(last.excused + last.kinks),
-            "yes" if result.agreed else "NO",
-        )
-    console.print(apart)
-    ends = lockstep_sides(done)
-    print_text(console, f"{ends.caption}\n{ends.markdown()}")
+    """Print how far the backends were apart at most, and what each of them measured."""
+    print_text(console, comparisons_text(done))
     console.print(
         f"tolerated: loss {lockstep.LOSS_TOLERANCE:g}, weights {lockstep.WEIGHT_TOLERANCE:g}, both "
         "relative: largest |a - b| over largest |a|\n"

@@ -32,8 +32,8 @@ from fanin.benchmarks.records.statistics import GIB
 from fanin.datasets import PUBLISHED, find_folder, load
 from fanin.datasets.memory import available_bytes
 from fanin.datasets.shape_twins import shape_twin
-from fanin.reports import setups
-from fanin.reports.tables import Cell, Column, Table
+from fanin.reports.setups import Setup as ReportedSetup
+from fanin.reports.table import Cell, Column, Table, text_column
 
 
 def plan(
@@ -101,8 +101,10 @@ def plan(
         )
     for (name, kind), group in groupby(plans, key=lambda p: (p.task.dataset, p.task.features)):
         inputs = sizes[name, kind].inputs
-        rows = [(setups.Setup.of(p.task, inputs).label, p.backend, *p.cells()) for p in group]
-        columns = (Column("setup", False), Column("backend", False), *map(Column, HEADS))
+        rows = [
+            (ReportedSetup.from_task(p.task, inputs).label, p.backend, *p.cells()) for p in group
+        ]
+        columns = (text_column("setup"), text_column("backend"), *map(Column, HEADS))
         table = Table("", columns, tuple(tuple(map(Cell, row)) for row in rows))
         text = f"{name}, {kind} features\n{table.markdown()}\n"
         print_text(console, text)

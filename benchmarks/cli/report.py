@@ -9,7 +9,7 @@ import typer
 
 from fanin.benchmarks.cli.options import DEFAULTS, AsJson, Results
 from fanin.benchmarks.cli.output import make_console, print_json
-from fanin.reports import write_report
+from fanin.reports.pages.report import write_report
 
 
 def report(

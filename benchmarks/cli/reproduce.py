@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Annotated, get_args
 
 import typer
@@ -31,12 +30,13 @@ from fanin.benchmarks.cli.progress import Terminal
 from fanin.benchmarks.cli.selection import installed_backends, select_tasks
 from fanin.benchmarks.harness.parent import run_all
 from fanin.benchmarks.harness.request import Options, requests
-from fanin.benchmarks.records.run import Profile, RunResult
+from fanin.benchmarks.records.run import Profile
 from fanin.benchmarks.records.store import check_folder
 from fanin.benchmarks.records.task import EvaluationProtocol
 from fanin.benchmarks.timing.options import one_of
 from fanin.datasets import PUBLISHED
-from fanin.reports import shape_table, terminal_table, write_report
+from fanin.reports.pages.report import write_report
+from fanin.reports.tables.terminal import profiles_text, runs_text
 
 
 def reproduce(
@@ -145,21 +145,10 @@ def reproduce(
             }
         )
     else:
-        table = profile_tables(done) if shapes else terminal_table(done)
+        table = profiles_text(done) if shapes else runs_text(done)
         print_text(console, "\n" + table)
         print_report(console, page)
     if len(done) < len(todo):
         console.print(f"{len(todo) - len(done)} more runs on unusable data were not tried")
     if failed:
         raise typer.Exit(USAGE if any(each.is_of_input for each in failed) else FAILED)
-
-
-def profile_tables(done: list[RunResult]) -> str:
-    """The tables of shape profiles, one for each data set with its features."""
-    parts = []
-    groups = groupby(done, key=lambda run: (run.task.dataset, run.task.features))
-    for (dataset, features), group in groups:
-        table = shape_table(group)
-        title = f"{dataset}, {features} features"
-        parts.append(f"{title}\n{table.caption}\n{table.markdown()}\n")
-    return "\n".join(parts)

@@ -10,7 +10,6 @@ malloc decides, as it does in anybody's program.
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +20,9 @@ import typer
 from fanin.benchmarks.measuring import memory
 from fanin.benchmarks.measuring.machine import describe_machine, thread_count
 from fanin.benchmarks.records.files import write_atomically
-from fanin.benchmarks.records.statistics import ratio
 from fanin.benchmarks.records.timing import OpTimes
 from fanin.benchmarks.timing.rounds import rounds
+from fanin.reports.tables.op import op_text
 
 
 def time_layers(
@@ -102,8 +101,6 @@ def main(
     if keep_memory:
         memory.keep_memory()
     results = []
-    print(f"{labels} labels, fan-in {fan_in}, batch {batch}, float32; medians of {count} rounds")
-    print(f"{'inputs':>7}  {'work':18}  {'layer':11}  {'ms':>8}  {'min':>8}  {'x fanin':>8}")
     for number in inputs or (768, 32768):
         started = datetime.now(UTC)
         timed = time_layers(number, labels, fan_in, batch, count)
@@ -120,12 +117,7 @@ def main(
                 seconds=timed,
             )
         )
-        for work, seconds in timed.items():
-            for name, values in seconds.items():
-                print(
-                    f"{number:7}  {work:18}  {name:11}  {1e3 * statistics.median(values):8.2f}  "
-                    f"{1e3 * min(values):8.2f}  {ratio(values, seconds['fanin']):8.2f}"
-                )
+    print(op_text(results))
     if out:
         dumped = [result.model_dump(mode="json") for result in results]
         write_atomically(out, json.dumps(dumped, indent=1) + "\n")

@@ -14,9 +14,7 @@ more memory (`measuring.memory.keep_memory`).
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,9 +23,9 @@ import typer
 from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.measuring.process import Child, EndedError
 from fanin.benchmarks.records.files import write_atomically
-from fanin.benchmarks.records.statistics import GIB, ratio
 from fanin.benchmarks.records.timing import Contender, StepResult
 from fanin.benchmarks.timing.options import one_of
+from fanin.reports.tables.step import step_text
 
 # What `--execution` may be here.
 WAYS: dict[str, dict[str, Any]] = {
@@ -51,38 +49,6 @@ def in_a_process(contender: Contender) -> StepResult:
     if "error" in answer:
         raise RuntimeError(f"{contender.name} failed:\n{answer['error']}")
     return StepResult.model_validate(answer["result"])
-
-
-def lines(results: list[StepResult]) -> Iterator[str]:
-    """The table as text: one line per contender, then the CSR product beside the fused step."""
-    shape = results[0].contender
-    inner = f", {shape.intermediate} intermediate" if shape.intermediate else ""
-    yield (
-        f"{shape.labels} labels, fan-in {shape.fan_in}, {shape.inputs} inputs{inner}, batch "
-        f"{shape.batch} (synthetic); medians of {shape.steps} steps"
-    )
-    heads = f"{'ms a step':>10}{'min':>8}{'GiB above baseline':>20}{'counted':>9}{'rewire s':>10}"
-    yield f"{'':28}{heads}"
-    for result in results:
-        memory = result.memory
-        counted = (memory.parameter_bytes + memory.optimizer_state_bytes) / GIB
-        above = "-"
-        if memory.host_peak_rss_bytes and memory.host_baseline_rss_bytes:
-            above = f"{(memory.host_peak_rss_bytes - memory.host_baseline_rss_bytes) / GIB:.2f}"
-        yield (
-            f"{result.contender.name:28}{1e3 * statistics.median(result.step_seconds):10.1f}"
-            f"{1e3 * min(result.step_seconds):8.1f}{above:>20}{counted:9.2f}"
-            f"{result.rewire_seconds:10.2f}"
-        )
-    for result in results:
-        if result.csr_seconds:
-            fused = result.csr_seconds["fused step"]
-            for name, seconds in result.csr_seconds.items():
-                if name != "fused step":
-                    yield (
-                        f"{result.contender.name}: {ratio(fused, seconds):.2f} times torch's "
-                        f"{name} (forward alone, {1e3 * statistics.median(seconds):.1f} ms)"
-                    )
 
 
 def main(
@@ -122,7 +88,7 @@ def main(
                 }
             )
             results.append(in_a_process(contender))
-    print("\n".join(lines(results)))
+    print(step_text(results))
     if out:
         write_atomically(
             out, json.dumps([r.model_dump(mode="json") for r in results], indent=1) + "\n"
