@@ -15,7 +15,7 @@ from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.statistics import GIB
 from fanin.benchmarks.records.store import read_results
 from fanin.benchmarks.records.task import Task
-from fanin.reports.shapes import shape_values
+from fanin.reports.profiles import profile_values
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 
@@ -34,7 +34,7 @@ def test_the_plan_is_within_15_percent_of_the_measured_peak(run: RunResult):
     setup = run.task.setup(run.dataset.inputs, run.dataset.labels)
     machine = run.machine
     expected = plan.estimate(run.task, setup, run.backend, machine.threads, machine.processor)
-    measured = shape_values(run)["memory_gib"]
+    measured = profile_values(run)["memory_gib"]
     assert measured is not None
     assert expected.peak_bytes / GIB == pytest.approx(measured, rel=0.15)
 

@@ -17,8 +17,9 @@ from fanin.benchmarks.records import published
 from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.store import read_results, result_path, write_result
 from fanin.benchmarks.records.task import Task
-from fanin.reports import paper, write_report
-from fanin.reports.shapes import shape_table
+from fanin.reports import paper
+from fanin.reports.pages.report import write_report
+from fanin.reports.tables.profiles import profile_table
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 
@@ -135,5 +136,5 @@ def test_a_profile_that_does_not_fit_is_a_row_that_says_so(tmp_path, tiny):
                         "traceback": ""},
         }
     )  # fmt: skip
-    (line,) = shape_table([run]).rows
+    (line,) = profile_table([run]).rows
     assert line[-1].text == "does not fit: needs about 24.2 GiB, and ..."
