@@ -21,10 +21,10 @@ def test_csv_round_trips(report: Path) -> None:
         gaps = expected[column].isna().tolist()
         assert back[column].isna().tolist() == gaps, column
         pairs = zip(back[column], expected[column], gaps, strict=True)
-        there = [(a, b) for a, b, gap in pairs if not gap]
+        known = [(a, b) for a, b, gap in pairs if not gap]
         if column in expected.select_dtypes("number"):
-            assert [a for a, _ in there] == pytest.approx([b for _, b in there]), column
+            assert [a for a, _ in known] == pytest.approx([b for _, b in known]), column
         else:
-            assert [a for a, _ in there] == [b for _, b in there], column
+            assert [a for a, _ in known] == [b for _, b in known], column
     part = pd.read_csv(report.parent / "words" / "lsa" / "comparison.csv")
     assert len(part) == (expected["dataset"] == "words").sum()

@@ -135,8 +135,8 @@ def test_plots_are_in_the_page_and_beside_it_and_not_blank(report: Path, page: _
         assert pixels.shape[1] > 1000
         assert 0.5 < (pixels == 255).all(axis=2).mean() < 0.995
         least = 3000 if path.name == "time.png" else 15  # bars are areas, the others lines, points
-        found = {colour for colour in drawn if (pixels == colour).all(axis=2).sum() > least}
-        assert found >= {_rgb(COLOURS["FFI"]), _rgb(COLOURS["Dense"])}, path.name
+        seen = {colour for colour in drawn if (pixels == colour).all(axis=2).sum() > least}
+        assert seen >= {_rgb(COLOURS["FFI"]), _rgb(COLOURS["Dense"])}, path.name
     # No memory was measured there, so there is nothing to draw.
     assert not (report.parent / "twin" / "lsa" / "memory.png").exists()
     assert (report.parent / "twin" / "lsa" / "time.png").exists()

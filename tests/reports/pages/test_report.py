@@ -92,16 +92,35 @@ def test_a_report_goes_where_it_is_told_and_replaces_an_earlier_one(tmp_path: Pa
     assert not (tmp_path / "results" / "report").exists()
 
 
+def _succeeds(code: str) -> None:
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.slow
 def test_a_report_imports_no_framework_and_no_backend() -> None:
-    code = (
-        "import sys, fanin.benchmarks.records.task; before = set(sys.modules)\n"
-        "import fanin.reports\n"
+    _succeeds(
+        "import sys, fanin.benchmarks.records.task, fanin.backends.registry\n"
+        "before = set(sys.modules)\n"
+        "import fanin.reports.pages.readme\n"
+        "assert 'matplotlib' not in sys.modules, 'before anything is drawn'\n"
+        "import importlib, pkgutil\n"
+        "for module in pkgutil.walk_packages(fanin.reports.__path__, 'fanin.reports.'):\n"
+        "    importlib.import_module(module.name)\n"
         "names = {name.partition('.')[0] for name in sys.modules}\n"
         "assert not names & {'torch', 'tensorflow', 'keras', 'jax'}, names\n"
         "new = {name for name in set(sys.modules) - before if name.startswith('fanin.backends')}\n"
         "assert not new, new\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_the_table_of_a_gpu_part_needs_only_what_measures() -> None:
+    """A machine that measures alone prints it, too."""
+    _succeeds(
+        "import sys\n"
+        "for name in ('pandas', 'jinja2', 'matplotlib'):\n"
+        "    sys.modules[name] = None  # as if it was not installed\n"
+        "import fanin.reports.tables.gpu\n"
+    )

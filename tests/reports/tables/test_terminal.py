@@ -27,11 +27,11 @@ def test_every_table_states_the_protocol(report: Path, tmp_path: Path) -> None:
     text = (report.parent / "comparison.md").read_text()
     assert text.count("Protocol: validation set = test set, as in the paper") == 2
     assert runs_text([run()]).count("validation set = test set (protocol paper)") == 1
-    held = run(for_task=task(protocol="holdout"))
-    assert "test set" not in runs_text([held])
-    assert "held out (protocol holdout)" in runs_text([held])
-    page = write_report(save(tmp_path, held)).read_text()
+    holdout = run(for_task=task(protocol="holdout"))
+    assert "test set" not in runs_text([holdout])
+    assert "held out (protocol holdout)" in runs_text([holdout])
+    page = write_report(save(tmp_path, holdout)).read_text()
     assert "Protocol: validation set split off the training set" in page
     assert "Protocol: validation set = test set" not in page
-    both = comparison_markdown([held, run()])
+    both = comparison_markdown([holdout, run()])
     assert both.count("Protocol: ") == 2
