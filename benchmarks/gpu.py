@@ -89,8 +89,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    is_checkout = (ROOT / "kernels" / "CMakeLists.txt").is_file()
-    base = ROOT if is_checkout else Path.cwd()
+    from fanin.benchmarks.gpu_parts.build import IS_CHECKOUT
+    from fanin.benchmarks.gpu_parts.needs import GpuError
+
+    base = ROOT if IS_CHECKOUT else Path.cwd()
     parser = argparse.ArgumentParser(
         prog="python -m fanin.benchmarks.gpu", description="One of the GPU parts; see the README."
     )
@@ -113,8 +115,6 @@ def main(arguments: list[str] | None = None) -> int:
     if options.results is None:
         usual = Path("results", "dry-run") if options.dry_run else Path("benchmarks", "results")
         options.results = base / usual
-    from fanin.benchmarks.gpu_parts.needs import GpuError
-
     try:
         return run(options)
     except GpuError as error:
