@@ -190,7 +190,7 @@ class Task(BaseModel):
 
     @property
     def kind(self) -> str:
-        """The paper's word for the setup without its sizes: Dense, Unstructured, FFI, Bottleneck."""
+        """The paper's word for a setup without its sizes: Dense, Unstructured, FFI or Bottleneck."""
         return _MODELS[self.architecture].kind
 
     @property
