@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sys
 
-INTERRUPTED = 130  # as a shell counts it
+from fanin.benchmarks.cli.codes import INTERRUPTED
 
 
 def main() -> None:
-    """Run the command and exit with its code; see `cli`."""
+    """Run the command and exit with its code; see `cli.app`."""
     try:
         from fanin.benchmarks.cli.app import app
 

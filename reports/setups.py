@@ -9,28 +9,53 @@ from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.records.published import intermediate_label
 from fanin.benchmarks.records.task import Task
 
-# Okabe & Ito (2008): told apart with every common form of colour blindness. The two members of a
-# family (without and with an intermediate layer) are the light and the strong shade of one hue.
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of setup as the paper's tables name it, and its colour: Okabe & Ito (2008), told apart
+    with every common form of colour blindness.
+
+    with_intermediate: the colour behind an intermediate layer, the strong shade of the same hue;
+    None where the kind itself says whether there is one.
+    """
+
+    word: str
+    colour: str
+    with_intermediate: str | None = None
+
+
+# The name of a model in slugs -> what the tables call it, in their order.
+KINDS = {
+    "dense": Kind("Dense", "#000000"),
+    "unstructured": Kind("Unstructured", "#E69F00", "#D55E00"),
+    "ffi": Kind("FFI", "#56B4E9", "#0072B2"),
+    "bottleneck": Kind("Bottleneck", "#CC79A7"),
+}
+_INTERMEDIATE = "+intermediate"
+# Name of a setup -> its colour, in the order of the tables.
 COLOURS = {
-    "Dense": "#000000",
-    "Unstructured": "#E69F00",
-    "Unstructured+intermediate": "#D55E00",
-    "FFI": "#56B4E9",
-    "FFI+intermediate": "#0072B2",
-    "Bottleneck": "#CC79A7",
+    name: colour
+    for kind in KINDS.values()
+    for name, colour in (
+        (kind.word, kind.colour),
+        (f"{kind.word}{_INTERMEDIATE}", kind.with_intermediate),
+    )
+    if colour
 }
 
 # How a variant says that the execution is that one.
 FUSED = "fused"
+# Kinds whose output layer is dense.
+_DENSE = ("Dense", "Bottleneck")
 
 
 @dataclass(frozen=True)
 class Setup:
     """One row's model as the paper prints it.
 
-    connectivity: inputs of a label; of a dense layer all of them, None where a failed run never
-    learnt the width of its data. variant: hyper-parameters that depart from the defaults, such as
-    `dropout=0.2` and `fused`.
+    kind: the word of one of `KINDS`. connectivity: inputs of a label; of a dense layer all of them,
+    None where a failed run never learnt the width of its data. variant: hyper-parameters that
+    depart from the defaults, such as `dropout=0.2` and `fused`.
     """
 
     kind: str
@@ -41,17 +66,15 @@ class Setup:
     @classmethod
     def from_task(cls, task: Task, inputs: int | None) -> Setup:
         """inputs: of the data set, where they are known."""
-        kind = task.kind
-        connectivity = {"Dense": inputs, "Bottleneck": task.intermediate}.get(
-            kind, task.connectivity
-        )
-        return cls(kind, connectivity, task.intermediate, variant(task))
+        # A dense output layer connects a label with all that it reads.
+        connectivity = task.connectivity or task.intermediate or inputs
+        return cls(KINDS[task.model_name].word, connectivity, task.intermediate, variant(task))
 
     @property
     def name(self) -> str:
         """One of `COLOURS`."""
-        inner = self.intermediate and self.kind != "Bottleneck"
-        return f"{self.kind}+intermediate" if inner else self.kind
+        inner = f"{self.kind}{_INTERMEDIATE}"
+        return inner if self.intermediate and inner in COLOURS else self.kind
 
     @property
     def colour(self) -> str:
@@ -60,12 +83,11 @@ class Setup:
     @property
     def label(self) -> str:
         """Short and unique within a data set: `FFI 32-16k`, then the variant if there is one."""
-        sizes = {
-            "Dense": "",
-            "Bottleneck": f" {self.intermediate}",
-        }.get(self.kind, f" {self.connectivity}")
-        if self.intermediate and self.kind != "Bottleneck":
-            sizes += f"-{self.intermediate_label}"
+        if self.name in _DENSE:
+            sizes = f" {self.intermediate}" if self.intermediate else ""
+        else:
+            inner = f"-{self.intermediate_label}" if self.intermediate else ""
+            sizes = f" {self.connectivity}{inner}"
         return ", ".join([f"{self.kind}{sizes}", *self.variant])
 
     @property
@@ -114,6 +136,7 @@ def with_departures(caption: str, shared: Sequence[str]) -> str:
 
 
 def backend_order(backend: str) -> tuple[int, str]:
+    """The order of the registry; a backend that is not in it comes last."""
     known = list(BACKENDS)
     return known.index(backend) if backend in known else len(known), backend
 

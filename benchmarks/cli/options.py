@@ -1,21 +1,88 @@
-"""An option that takes one of some names: for `cli`, and for the modules with a command line of
-their own."""
+"""The options that commands have in common, each declared once; those of one command alone stand
+with it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from pathlib import Path
+from typing import Annotated, get_args
 
 import typer
 
+from fanin.backends import interface
+from fanin.backends.checks import MOST_THREADS
+from fanin.backends.interface import DEVICES
+from fanin.backends.registry import BACKENDS
+from fanin.benchmarks.harness.request import Options
+from fanin.benchmarks.timing.options import one_of
 
-def one_of(names: Collection[str], help: str) -> Any:
-    """An option that takes one of these names; or, of a list, each of them."""
+# What an option of a run is when it is not given.
+DEFAULTS = Options()
 
-    def known(value: Any) -> Any:
-        for one in value if isinstance(value, list | tuple) else (value,):
-            if one is not None and one not in names:
-                raise typer.BadParameter(f"unknown {one!r}; there are {', '.join(names)}")
-        return value
 
-    return typer.Option(help=help, metavar="|".join(names), callback=known)
+def finite(value: float | None) -> float | None:
+    """Not inf, nan, or so large that what is computed from it were inf."""
+    if value is not None and not value < 1e12:
+        raise typer.BadParameter(f"{value:g} is not a number below 1e12")
+    return value
+
+
+Results = Annotated[Path, typer.Option(help="Folder of the result files.", file_okay=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        help="Data set: one that comes with fanin (see `fanin info`) or a folder below --data-dir; "
+        "wordnet-small where no task file names another."
+    ),
+]
+Features = Annotated[
+    str | None,
+    typer.Option(help="Features of the data set; by default all that it has tasks for."),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Your own data: `<dir>/<dataset>/{train,test}-labels.txt` and "
+        "`{train,test}-<features>.npy`; with --dataset or --tasks.",
+        exists=True,
+        file_okay=False,
+    ),
+]
+Tasks = Annotated[
+    Path | None,
+    typer.Option(
+        help='Task file (JSON: {"defaults": {}, "tasks": []}), or one of fanin\'s own by its name '
+        "(see `fanin info`), such as `amazon-670k/slice-ablations`."
+    ),
+]
+Setup = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Only these setups, by name as in the table (`FFI 32-4096` or `ffi-32-4096`); "
+        "repeatable."
+    ),
+]
+Backend = Annotated[list[str] | None, one_of(BACKENDS, "Repeatable; default both.")]
+Execution = Annotated[
+    list[str] | None,
+    one_of(
+        get_args(interface.Execution),
+        "autograd: the framework's own way; fused: score, loss, gradients and Adam in one "
+        "pass by fanin's kernels. Repeatable; by default what the task file says (autograd).",
+    ),
+]
+WeightsDtype = Annotated[
+    str | None,
+    one_of(get_args(interface.StoredType), "bfloat16: stochastically rounded, fused only."),
+]
+MomentsDtype = Annotated[
+    str | None, one_of(get_args(interface.StoredType), "Adam's moments; bfloat16: fused only.")
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and dropout.")]
+Device = Annotated[str, one_of(DEVICES, "auto: a GPU where there is one.")]
+Threads = Annotated[
+    int,
+    typer.Option(
+        min=0, max=MOST_THREADS, help="CPU threads; 0 for OMP_NUM_THREADS, or all without it."
+    ),
+]

@@ -9,12 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fanin.benchmarks.harness.child import Request
+from fanin.benchmarks.harness.request import Request
 from fanin.benchmarks.records.run import RunResult
 
 
 class Terminal:
-    """A `runner.Display` on a rich console."""
+    """A `parent.Display` on a rich console."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -1,7 +1,9 @@
 """The numerics in float64 torch, on the device of the arrays: what `correct` compares with.
 
-The same formulas as `tests/reference.py`, to which a test holds them, but in pieces of connections,
-so that the published numbers of labels fit.
+The formulas are those of the tests' reference (NumPy, `tests/support/reference.py`), and a test
+holds the two together to 1e-12. That one multiplies by the whole matrix of weights and can be read
+at a glance, but the published layers do not fit into it: their matrices would have terabytes. This
+one goes through the connections in pieces and fits on the GPU whose ops it checks.
 """
 
 from __future__ import annotations
@@ -38,11 +40,11 @@ class Layer:
         self.bias_m, self.bias_v = torch.zeros_like(self.bias), torch.zeros_like(self.bias)
         self.steps = 0
         self._sources = None if indices is None else indices.reshape(-1).long()
-        all_labels = torch.arange(self.labels, device=weights.device)
+        label_ids = torch.arange(self.labels, device=weights.device)
         if starts is not None:
-            self._label_of = all_labels.repeat_interleave(starts.long().diff())
+            self._labels = label_ids.repeat_interleave(starts.long().diff())
         elif indices is not None:
-            self._label_of = all_labels.repeat_interleave(indices.shape[1])
+            self._labels = label_ids.repeat_interleave(indices.shape[1])
 
     def _pieces(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Where a piece of the flat connections lies, its sources, labels and weights."""
@@ -50,65 +52,75 @@ class Layer:
         flat = self.weights.view(-1)
         for first in range(0, flat.numel(), _PIECE):
             piece = slice(first, first + _PIECE)
-            yield piece, self._sources[piece], self._label_of[piece], flat[piece]
+            yield piece, self._sources[piece], self._labels[piece], flat[piece]
 
     def scores(self, features: Tensor) -> Tensor:
-        """[batch, labels]."""
+        """[batch, labels]: bias plus the sum of weight * feature over a label's connections."""
         x = features.double()
         if self._sources is None:
             return x @ self.weights.t() + self.bias
-        result = self.bias[:, None].repeat(1, len(x))
+        scores = self.bias[:, None].repeat(1, len(x))
         columns = x.t().contiguous()
         for _, sources, labels, weights in self._pieces():
-            result.index_add_(0, labels, columns[sources] * weights[:, None])
-        return result.t()
+            scores.index_add_(0, labels, columns[sources] * weights[:, None])
+        return scores.t()
 
     def gradients(self, grad_scores: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of features, weights and bias."""
+        """Gradients of features, weights and bias."""
         g, x = grad_scores.double(), features.double()
         if self._sources is None:
             return g @ self.weights, g.t() @ x, g.sum(0)
-        columns, of_scores = x.t().contiguous(), g.t().contiguous()
-        of_features = torch.zeros_like(columns)
-        of_weights = torch.empty_like(self.weights).view(-1)
+        columns, across = x.t().contiguous(), g.t().contiguous()
+        grad_features = torch.zeros_like(columns)
+        grad_weights = torch.empty_like(self.weights).view(-1)
         for piece, sources, labels, weights in self._pieces():
-            of_weights[piece] = (of_scores[labels] * columns[sources]).sum(1)
-            of_features.index_add_(0, sources, of_scores[labels] * weights[:, None])
-        return of_features.t(), of_weights.view_as(self.weights), g.sum(0)
+            grad_weights[piece] = (across[labels] * columns[sources]).sum(1)
+            grad_features.index_add_(0, sources, across[labels] * weights[:, None])
+        return grad_features.t(), grad_weights.view_as(self.weights), g.sum(0)
 
     def step(
-        self, features: Tensor, rows: Tensor, labels: Tensor, loss_name: str, rate: float
+        self,
+        features: Tensor,
+        positive_instances: Tensor,
+        positive_labels: Tensor,
+        loss_name: str,
+        learning_rate: float,
     ) -> tuple[Tensor, Tensor]:
         """The loss before the update, and its gradient by the features."""
-        value, g = loss(loss_name, self.scores(features), rows, labels)
-        of_features, of_weights, of_bias = self.gradients(g, features)
+        scores = self.scores(features)
+        value, g = loss(loss_name, scores, positive_instances, positive_labels)
+        grad_features, grad_weights, grad_bias = self.gradients(g, features)
         self.steps += 1
-        adam(self.weights, self.m, self.v, of_weights, self.steps, rate)
-        adam(self.bias, self.bias_m, self.bias_v, of_bias, self.steps, rate)
-        return value, of_features
+        adam(self.weights, self.m, self.v, grad_weights, self.steps, learning_rate)
+        adam(self.bias, self.bias_m, self.bias_v, grad_bias, self.steps, learning_rate)
+        return value, grad_features
 
 
-def loss(name: str, scores: Tensor, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def loss(
+    name: str, scores: Tensor, positive_instances: Tensor, positive_labels: Tensor
+) -> tuple[Tensor, Tensor]:
     """Mean over labels and batch, and its gradient by the scores (float64)."""
     y = -torch.ones_like(scores)
-    y[rows.long(), labels.long()] = 1
+    y[positive_instances.long(), positive_labels.long()] = 1
     if name == "squared_hinge":
         margin = (1 - y * scores).clamp(min=0)
         return margin.square().mean(), -2 * y * margin / scores.numel()
-    of_scores = -y * torch.sigmoid(-y * scores) / scores.numel()
-    return torch.nn.functional.softplus(-y * scores).mean(), of_scores
+    grad_scores = -y * torch.sigmoid(-y * scores) / scores.numel()
+    return torch.nn.functional.softplus(-y * scores).mean(), grad_scores
 
 
-def adam(values: Tensor, m: Tensor, v: Tensor, grad: Tensor, step: int, rate: float) -> None:
+def adam(
+    values: Tensor, m: Tensor, v: Tensor, grad: Tensor, step: int, learning_rate: float
+) -> None:
     """One step in place; step counts from 1."""
     m += (1 - 0.9) * (grad - m)
     v += (1 - 0.999) * (grad.square() - v)
-    adam_update(values, m, v, step, rate)
+    adam_update(values, m, v, step, learning_rate)
 
 
-def adam_update(values: Tensor, m: Tensor, v: Tensor, step: int, rate: float) -> None:
+def adam_update(values: Tensor, m: Tensor, v: Tensor, step: int, learning_rate: float) -> None:
     """What a step makes of the values once it has the moments; in place."""
-    size = rate * (1 - 0.999**step) ** 0.5 / (1 - 0.9**step)
+    size = learning_rate * (1 - 0.999**step) ** 0.5 / (1 - 0.9**step)
     values -= size * m / (v.sqrt() + 1e-7)
 
 

@@ -16,12 +16,13 @@ from collections.abc import Sequence
 
 import torch
 
-from fanin.benchmarks.gpu_parts import correct, part
-from fanin.benchmarks.gpu_parts.results import Row, SanitizeRow
+from fanin.benchmarks.gpu_parts import part
+from fanin.benchmarks.gpu_parts.correct.cases import small_run
+from fanin.benchmarks.records.gpu import Row, SanitizeRow
 
 CHECKS = ("memcheck", "racecheck")
 TOOL = "compute-sanitizer"
-# What the tool exits with where it found something; else its exit code is the child's.
+# The tool exits with this where it found something, and else with the child's own code.
 _FOUND = 86
 _KEPT_LINES = 8
 
@@ -60,7 +61,7 @@ def run(row: SanitizeRow, device: str, seed: int, seconds: float) -> None:
     except subprocess.TimeoutExpired as error:
         raise UnavailableError(f"stopped after {error.timeout:.0f} s, the budget's end") from error
     row.exit_code = done.returncode
-    row.summary = said(done.stdout)
+    row.summary = telling_lines(done.stdout)
     if before and re.search(r"not supported|Target application terminated before", done.stdout):
         raise UnavailableError(f"{TOOL} did not check: {'; '.join(row.summary)}")
     row.passed = done.returncode == 0
@@ -68,22 +69,21 @@ def run(row: SanitizeRow, device: str, seed: int, seconds: float) -> None:
         row.reason = "; ".join(row.summary) or f"exit code {done.returncode}"
 
 
-def said(output: str) -> list[str]:
-    """The lines that matter: the tool's summary, the first errors, and what the child found wrong.
-    Where there are none, the end of what was printed."""
+def telling_lines(output: str) -> list[str]:
+    """The tool's summary, the first errors, and what the child found wrong. Where there are none,
+    how many calls were right, or the end of what was printed."""
     lines = [line.removeprefix("=========").strip() for line in output.splitlines()]
     wanted = [
         line
         for line in lines
         if re.search(r"SUMMARY|^Error|^Invalid|hazard|not supported|FAILED|Error:", line)
     ]
-    summaries = [line for line in wanted if "SUMMARY" in line]
-    others = [line for line in wanted if "SUMMARY" not in line]
-    found = [*summaries, *others[:_KEPT_LINES]]
-    if not found:
-        cases = sum(line.startswith("ok ") for line in lines)
-        found = [f"{cases} calls ok"] if cases else [line for line in lines if line][-_KEPT_LINES:]
-    return found
+    if wanted:
+        others = [line for line in wanted if "SUMMARY" not in line]
+        return [line for line in wanted if "SUMMARY" in line] + others[:_KEPT_LINES]
+    if cases := sum(line.startswith("ok ") for line in lines):
+        return [f"{cases} calls ok"]
+    return [line for line in lines if line][-_KEPT_LINES:]
 
 
 def failed(row: Row) -> bool:
@@ -93,19 +93,19 @@ def failed(row: Row) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--child"]:
-        return correct.small_run(torch.device(arguments[1]), int(arguments[2]))
-    given = part.options(arguments)
+        return small_run(torch.device(arguments[1]), int(arguments[2]))
+    options = part.read_options(arguments)
     start = time.monotonic()
     made = []
     for check in CHECKS:
         row = SanitizeRow(key=check, check=check)
 
         def work(row: SanitizeRow = row) -> None:
-            left = given.seconds - (time.monotonic() - start)
-            run(row, given.device, given.seed, left)
+            left = options.seconds - (time.monotonic() - start)
+            run(row, options.device, options.seed, left)
 
         made.append(part.Job(row, work))
-    return part.conduct("sanitize", given, torch.device(given.device), made, failed)
+    return part.conduct("sanitize", options, made, failed)
 
 
 if __name__ == "__main__":

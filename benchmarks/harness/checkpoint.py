@@ -79,7 +79,8 @@ class Checkpoint:
 
     identity: what must be equal for a run to go on, by name. seconds: how far apart checkpoints are
     at least. `history` and `resumed` (how many processes took over so far) are those of the state
-    that was found, empty and 0 without one that fits; `note` says why another one is not used.
+    that this one goes on from, empty and 0 without one that fits; `note` says why another one is
+    not used.
     """
 
     def __init__(self, folder: Path, identity: dict[str, str], seconds: float) -> None:
@@ -90,9 +91,9 @@ class Checkpoint:
         self.note = ""
         self._state = State(identity=identity, resumed=0, history=[], best_epoch=0, files={})
         self._best_epoch = 0
-        if found := self._find():
-            self._state = found.model_copy(update={"resumed": found.resumed + 1})
-            self._best_epoch = found.best_epoch
+        if state := self._find():
+            self._state = state.model_copy(update={"resumed": state.resumed + 1})
+            self._best_epoch = state.best_epoch
             self._write_state()
             self._remove_leftovers()
         else:

@@ -1,48 +1,26 @@
 """Runs tasks, each in a child process of its own, and keeps what they measured.
 
 A finished run is skipped the next time, a failed one is tried again, and one that was stopped or
-killed goes on from its checkpoint. The children send events (see `run`); a `Display` shows them.
+killed goes on from its checkpoint. The children send events (see `child`); a `Display` shows them.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from fanin.benchmarks.harness.checkpoint import checkpoint_folder, remove_checkpoint
-from fanin.benchmarks.harness.child import Request, begun, failed
 from fanin.benchmarks.harness.lock import locked
+from fanin.benchmarks.harness.request import Options, Request, begun, failed
+from fanin.benchmarks.measuring.process import Child
 from fanin.benchmarks.records.files import remove_leftovers
 from fanin.benchmarks.records.run import Profile, RunResult
-from fanin.benchmarks.records.store import ResultError, read_result, result_path, write_result
-from fanin.benchmarks.records.task import Task
+from fanin.benchmarks.records.store import ResultError, read_result, write_result
 from fanin.datasets import find_folder
 from fanin.datasets.folder import FILES_IN
 from fanin.kernels import build_info
-
-
-@dataclass(frozen=True)
-class Options:
-    """How tasks are run, apart from what they say themselves."""
-
-    results: Path
-    data_dir: Path | None = None
-    device: str = "auto"
-    threads: int = 0
-    force: bool = False
-    save_weights: bool = False
-    checkpoint_minutes: float = 1.0
-    profile: Profile = "train"
-    steps: int = 20
-
 
 # What each profile's child process runs.
 MODULES: dict[Profile, str] = {
@@ -52,42 +30,11 @@ MODULES: dict[Profile, str] = {
 
 
 class Display(Protocol):
-    """Shows progress; see `progress` for the terminal's."""
+    """Shows progress; `cli.progress` is the terminal's."""
 
     def begin(self, request: Request, number: int, count: int) -> None: ...
     def event(self, event: dict[str, Any]) -> None: ...
     def end(self, result: RunResult, skipped: bool) -> None: ...
-
-
-def requests(tasks: Iterable[Task], backends: Iterable[str], options: Options) -> list[Request]:
-    """One request per task, repeat and backend; the backends alternate, so that what is compared
-    ran close together in time."""
-    backends = list(backends)
-    made = []
-    for task in tasks:
-        # Sizes are the same in every repeat.
-        for repeat in range(task.repeat if options.profile == "train" else 1):
-            for backend in backends:
-                path = result_path(options.results, task, backend, repeat, options.profile)
-                saved = options.save_weights and options.profile == "train"
-                weights = path.with_suffix(".safetensors") if saved else None
-                made.append(
-                    Request(
-                        task=task,
-                        backend=backend,
-                        repeat=repeat,
-                        path=path,
-                        data_dir=options.data_dir,
-                        device=options.device,
-                        threads=options.threads,
-                        weights=weights,
-                        profile=options.profile,
-                        steps=options.steps,
-                        checkpoint_minutes=options.checkpoint_minutes,
-                        force=options.force,
-                    )
-                )
-    return made
 
 
 def finished(request: Request) -> RunResult | None:
@@ -108,27 +55,27 @@ def finished(request: Request) -> RunResult | None:
 
 def doubts(request: Request, result: RunResult) -> list[str]:
     """Why a finished result may not be what is asked for now. Whether data are still the same
-    cannot be said without reading them, so this only looks at their dates."""
-    found = []
+    cannot be known without reading them, so this only looks at their dates."""
+    reasons, options = [], request.options
     if result.machine:
         was = "cpu" if result.machine.device == "cpu" else "cuda"
-        if request.device not in ("auto", was):
-            found.append(f"it ran on {was}, and --device {request.device} is asked for")
+        if options.device not in ("auto", was):
+            reasons.append(f"it ran on {was}, and --device {options.device} is asked for")
         then, now = result.machine.kernels, build_info()["instruction_set"]
         if was == "cpu" and then.split()[-1] != now:
-            found.append(f"it ran with {then}, and {now} is what would run now")
-    folder = request.data_dir and find_folder(request.data_dir, request.task.dataset)
+            reasons.append(f"it ran with {then}, and {now} is what would run now")
+    folder = options.data_dir and find_folder(options.data_dir, request.task.dataset)
     source = result.dataset.source if result.dataset else ""
     if source.startswith(FILES_IN) and not folder:
-        found.append(f"it read {source}, and no --data-dir is given")
+        reasons.append(f"it read {source}, and no --data-dir is given")
     if folder and source:
         if Path(source.removeprefix(FILES_IN)).resolve() != folder.resolve():
-            found.append(f"it read {source}, and {folder} is asked for")
+            reasons.append(f"it read {source}, and {folder} is asked for")
         files = [path for path in folder.iterdir() if path.is_file()]
         changed = [p for p in files if p.stat().st_mtime > result.started.timestamp()]
         if changed:
-            found.append(f"{min(changed)} has changed since")
-    return found
+            reasons.append(f"{min(changed)} has changed since")
+    return reasons
 
 
 def data_of(request: Request) -> tuple[str, str]:
@@ -148,7 +95,7 @@ def run_all(todo: list[Request], options: Options, display: Display) -> list[Run
             for path in (request.path, request.path.with_suffix(".safetensors")):
                 remove_leftovers(path)
             before = done = None if options.force else finished(request)
-            if done and request.weights and not request.weights.exists():
+            if done and request.weights_path and not request.weights_path.exists():
                 done = None
                 again = "finished before without its weights, and runs again to save them"
                 display.event({"event": "note", "text": again})
@@ -174,62 +121,18 @@ def log_path(path: Path) -> Path:
     return path.with_suffix(".log")
 
 
-def child_environment() -> dict[str, str]:
-    """The environment of a child process: quiet frameworks, and threads that wait shortly."""
-    usual = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1", "PYTHONUNBUFFERED": "1"}
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # GNU OpenMP's threads spin 300,000 times before they sleep: milliseconds, and that at the
-        # end of each loop once another program has one of the cores. Small models then take 60 to
-        # 180 times as long, with this 3 to 6 times; on an idle machine it costs little.
-        usual["GOMP_SPINCOUNT"] = "5000"
-    return {**usual, **os.environ, "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
-
-
-def start_child(
-    module: str, log: Path, inherited: tuple[int, ...] = ()
-) -> tuple[subprocess.Popen[str], TextIO]:
-    """Start `python -m module` with a pipe of its own, whose number is its argument; the process
-    and the pipe's reading end. What the child prints goes into `log`; `inherited` are descriptors
-    that it keeps open. It takes the end of its standard input for the end of this process."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    reading, writing = os.pipe()
-    with log.open("w", encoding="utf-8") as output:
-        child = subprocess.Popen(
-            # -P: the current folder stays off sys.path, where a `datasets` folder would shadow
-            # another package of that name.
-            [sys.executable, "-P", "-m", module, str(writing)],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            pass_fds=(writing, *inherited),
-            env=child_environment(),
-            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the child
-            text=True,
-        )
-    os.close(writing)
-    return child, os.fdopen(reading, encoding="utf-8")
-
-
 def run_one(request: Request, display: Display, lock: int) -> RunResult:
     """Run one request in a child process; a child that dies is a failed result. The child inherits
     the `lock` (a descriptor)."""
     result = begun(request)
     before = request.path.stat().st_mtime_ns if request.path.exists() else None
     log = log_path(request.path)
-    child, events = start_child(MODULES[request.profile], log, (lock,))
-    os.write(lock, f" with its child {child.pid}".encode())
-    try:
-        assert child.stdin is not None
-        with suppress(BrokenPipeError):  # it is dead already; what follows finds out how
-            print(request.model_dump_json(), file=child.stdin, flush=True)
-        with events:
-            for line in events:
-                display.event(json.loads(line))
-        code = child.wait()
-    except BaseException:
-        child.kill()
-        child.wait()
-        raise
+    with Child(MODULES[request.options.profile], log=log, inherited=(lock,)) as child:
+        os.write(lock, f" with its child {child.process.pid}".encode())
+        child.send(request.model_dump(mode="json"))
+        for event in child.messages():
+            display.event(event)
+        code = child.process.wait()
     written = request.path.stat().st_mtime_ns if request.path.exists() else None
     if written is not None and written != before:
         return read_result(request.path)

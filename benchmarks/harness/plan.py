@@ -10,25 +10,17 @@ rate of a dense product.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-
-import numpy as np
-from threadpoolctl import threadpool_limits
 
 from fanin.backends.registry import BACKENDS, MemoryModel
 from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.harness.fit import evaluation_block
+from fanin.benchmarks.harness.speed import Speed
 from fanin.benchmarks.records.statistics import GIB
 from fanin.benchmarks.records.task import Task
 from fanin.kernels import sorted_labels, sorting_pays
 
 LANES = 32
-
-# Bytes of all arrays that the bandwidth is measured with: far above any cache, and no load.
-_COPIED = 256 << 20
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 # Beside all arrays: Python's objects.
@@ -76,42 +68,6 @@ class Sizes:
     labels: int
     train_instances: int
     test_instances: int
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Of a machine: bytes and floating-point operations per second."""
-
-    bandwidth: float
-    flops: float
-
-
-def measured_bandwidth(threads: int) -> float:
-    """Bytes per second that this machine copies, in about half a second."""
-    size = max(1, _COPIED // 8 // threads)
-    pairs = [(np.ones(size, np.float32), np.empty(size, np.float32)) for _ in range(threads)]
-
-    def copy() -> None:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), pairs))
-
-    return 2 * 4 * size * threads / _fastest(copy)
-
-
-def measured_flops(threads: int) -> float:
-    """Operations per second of a dense product here, in about half a second."""
-    square = np.ones((1536, 1536), np.float32)
-    with threadpool_limits(threads, "blas"):
-        return 2 * len(square) ** 3 / _fastest(lambda: square @ square)
-
-
-def _fastest(work: Callable[[], object]) -> float:
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
 
 
 def hours_per_epoch(expected: Estimate, task: Task, sizes: Sizes, speed: Speed) -> float:
@@ -172,11 +128,17 @@ class Plan:
 
     def cells(self) -> list[str]:
         """As text, under `HEADS`; bytes in GiB."""
-        of = self.expected
-        parts = (of.parameter_bytes, of.optimizer_bytes, of.gradient_bytes, of.temporary_bytes)
+        expected = self.expected
+        parts = (
+            expected.parameter_bytes,
+            expected.optimizer_bytes,
+            expected.gradient_bytes,
+            expected.temporary_bytes,
+            expected.peak_bytes,
+        )
         return [
             f"{self.parameters / 1e6:,.1f} M",
-            *(f"{part / GIB:.2f}" for part in (*parts, of.peak_bytes)),
+            *(f"{part / GIB:.2f}" for part in parts),
             "yes" if self.fits else "NO",
             f"{self.hours_per_epoch:.2f}",
             f"{self.hours:,.0f}",
@@ -236,7 +198,7 @@ def _fused(
     task: Task, setup: LayerSetup, memory: MemoryModel, threads: int, cpu: str | None
 ) -> Estimate:
     weight, moment = _BYTES[task.weights_dtype], _BYTES[task.moments_dtype]
-    hidden, connections = setup.count("intermediate.weights"), setup.count("output.weights")
+    inner, connections = setup.count("intermediate.weights"), setup.count("output.weights")
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
     is_sorted = kind.is_sortable and sorting_pays(inputs, cpu)
@@ -260,52 +222,52 @@ def _fused(
     # The best weights are written array by array; some have another form outside.
     copied = 4 * connections if kind.operations == "sparse" else 0
     if task.weights_dtype != "float32":
-        copied = 4 * max(hidden, connections)
+        copied = 4 * max(inner, connections)
 
     # A dense layer's weights on their way into the framework; the moments are made after that.
     dense = connections if kind.operations == "dense" else 0
-    building = memory.dense_copies * 4 * max(hidden, dense) - 2 * moment * (hidden + connections)
+    building = memory.dense_copies * 4 * max(inner, dense) - 2 * moment * (inner + connections)
 
-    moved = hidden * (3 * weight + 4 * moment) + connections * (2 * weight + 4 * moment) + sources
+    moved = inner * (3 * weight + 4 * moment) + connections * (2 * weight + 4 * moment) + sources
     if is_sorted:
         # Connections pass by twice, for the scores and for the gradients; once more each, where
         # lanes are worked on by halves, but then they come from a cache.
         moved += connections * (weight + 2 * 2) + sources
     return Estimate(
-        parameter_bytes=(hidden + connections) * weight
+        parameter_bytes=(inner + connections) * weight
         + biases * 4
         + sources
         + sorting
         + kind.starts_bytes(inputs, labels),
-        optimizer_bytes=2 * (hidden + connections) * moment + 2 * biases * 4,
+        optimizer_bytes=2 * (inner + connections) * moment + 2 * biases * 4,
         gradient_bytes=0,
         # The allocators keep what a step took while others predict.
         temporary_bytes=max(step + max(predict, copied), building),
-        overhead_bytes=_overhead(memory, 4 * 3 * (hidden + connections)),
+        overhead_bytes=_overhead(memory, 4 * 3 * (inner + connections)),
         moved_bytes=moved,
-        flops=6 * task.batch_size * (hidden + connections),
+        flops=6 * task.batch_size * (inner + connections),
     )
 
 
 def _autograd(task: Task, setup: LayerSetup, memory: MemoryModel, threads: int) -> Estimate:
-    hidden, connections = setup.count("intermediate.weights"), setup.count("output.weights")
+    inner, connections = setup.count("intermediate.weights"), setup.count("output.weights")
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
     structure = kind.source_bytes(inputs, labels)
     if kind.operations == "sparse":  # in the framework's form, not in that of the kernels
         structure = connections * memory.sparse_index_bytes
         structure += memory.sparse_starts_bytes * (labels + 1)
-    trained = 4 * (hidden + connections + biases)
+    trained = 4 * (inner + connections + biases)
     scores = task.batch_size * labels * 4
     lanes = -(-task.batch_size // LANES) * LANES * 4 * inputs
-    held = _SCORES * scores + memory.sparse_temporary_bytes(setup, task.batch_size)
-    held = max(held, memory.optimizer_copies * trained)
+    temporary = _SCORES * scores + memory.sparse_temporary_bytes(setup, task.batch_size)
+    temporary = max(temporary, memory.optimizer_copies * trained)
     return Estimate(
         parameter_bytes=trained + structure,
         optimizer_bytes=2 * trained,
         gradient_bytes=trained,
-        temporary_bytes=round(held) + (2 + threads) * lanes,
+        temporary_bytes=round(temporary) + (2 + threads) * lanes,
         overhead_bytes=_overhead(memory, 3 * trained) + memory.library_bytes(setup),
         moved_bytes=9 * trained + structure + 8 * scores,
-        flops=6 * task.batch_size * (hidden + connections),
+        flops=6 * task.batch_size * (inner + connections),
     )

@@ -1,7 +1,7 @@
 """One shape profile, in a process of its own: a few steps of a task on random data of its real
 sizes, for memory and for times from which an epoch is extrapolated. No precision.
 
-`runner` starts it as it starts `run`, with a request whose profile is "shapes".
+`parent` starts it as it starts `child`, for a request whose profile is "shapes".
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import SupportsFloat
 
 from fanin.benchmarks.harness.checkpoint import Checkpoint
-from fanin.benchmarks.harness.child import Events, Request, build, main, make_batches, warm_up
+from fanin.benchmarks.harness.child import Events, main
 from fanin.benchmarks.harness.fit import evaluation_block
 from fanin.benchmarks.harness.plan import check_fits, estimate
-from fanin.benchmarks.measuring import measure
+from fanin.benchmarks.harness.prepare import build, make_batches, warm_up
+from fanin.benchmarks.harness.request import Request
+from fanin.benchmarks.measuring.clock import StepClock
+from fanin.benchmarks.measuring.machine import runs_on_cpu, thread_count
+from fanin.benchmarks.measuring.memory import MemoryWatch
+from fanin.benchmarks.measuring.process import Parent
 from fanin.benchmarks.records.base import DatasetInfo
 from fanin.benchmarks.records.run import Extrapolation, RunResult
 from fanin.datasets import evaluation_blocks
@@ -50,21 +55,21 @@ def profile(request: Request, events: Events, result: RunResult) -> None:
 
     Raises `plan.TooLargeError` before anything is built where this machine has too little memory.
     """
-    task = request.task
+    task, options = request.task, request.options
     twin = shape_twin(task.dataset, task.features)
     sizes = twin.published
     result.dataset = twin_info(twin, task.seed)
     setup = task.setup(twin.inputs, sizes.labels)
-    expected = estimate(task, setup, request.backend, measure.threads(request.threads))
+    expected = estimate(task, setup, request.backend, thread_count(options.threads))
     events.send(event="phase", name="importing the backend")
     result.machine = warm_up(request)
-    if measure.runs_on_cpu(request.device):
+    if runs_on_cpu(options.device):
         check_fits(expected, available_bytes())
-    x, y = twin.sample((request.steps + _WARM_STEPS) * task.batch_size, task.seed)
+    x, y = twin.sample((options.steps + _WARM_STEPS) * task.batch_size, task.seed)
     batches = make_batches(task, (x, y), task.seed)
     block = evaluation_block(setup)
     asked, _ = twin.sample(_BLOCKS * block, task.seed + 1)
-    with measure.MemoryWatch() as memory:
+    with MemoryWatch() as memory:
         events.send(event="phase", name="building the model")
         trainer = build(request, setup)
 
@@ -79,7 +84,7 @@ def profile(request: Request, events: Events, result: RunResult) -> None:
         if setup.is_rewired and task.rewire_interval:
             rewire_seconds = timed(trainer.rewire, task.rewire_fraction, 0)
         events.send(event="phase", name="training")
-        clock = measure.StepClock(trainer)
+        clock = StepClock(trainer)
 
         def on_step(loss: SupportsFloat) -> None:
             clock(loss)
@@ -112,4 +117,4 @@ def profile(request: Request, events: Events, result: RunResult) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), profile))
+    sys.exit(main(Parent(int(sys.argv[1])), profile))

@@ -4,7 +4,7 @@ P@k, nDCG@k and their propensity-scored forms PSP@k and PSnDCG@k, which weigh a 
 it is to be missing (Jain, Prabhu & Varma, KDD 2016). The forms are those of the extreme
 classification repository's evaluation scripts; all are fractions.
 
-In all functions labels is [instances, labels], non-zero where true, and top holds label ids
+In all functions `truth` is [instances, labels], non-zero where true, and `top` holds label ids
 [instances, >= k], best first (fewer columns only where fewer than k labels exist). ValueError for
 shapes that do not fit, ids out of range, an id twice in a row, and no instances.
 """
@@ -25,50 +25,50 @@ _BLOCK = 16_384
 _KS = (1, 3, 5)
 
 
-def precision_at(labels: sp.csr_array, top: np.ndarray, k: int) -> float:
+def precision_at(truth: sp.csr_array, top: np.ndarray, k: int) -> float:
     """Mean over instances of (true labels among the first k) / k.
 
     Divides by k even where an instance has fewer labels, as the field does.
     """
-    return _plain(labels, top, (k,))[k][0]
+    return _plain(truth, top, (k,))[k][0]
 
 
-def ndcg_at(labels: sp.csr_array, top: np.ndarray, k: int) -> float:
+def ndcg_at(truth: sp.csr_array, top: np.ndarray, k: int) -> float:
     """Mean over instances of DCG@k / (the best possible DCG@k), where
     DCG@k = sum of 1 / log2(1 + rank) over the true labels among the first k.
 
     The best possible one ranks min(k, number of true labels) true labels first; an instance
     without labels counts 0.
     """
-    return _plain(labels, top, (k,))[k][1]
+    return _plain(truth, top, (k,))[k][1]
 
 
-def psp_at(labels: sp.csr_array, top: np.ndarray, k: int, inverse: np.ndarray) -> float:
+def psp_at(truth: sp.csr_array, top: np.ndarray, k: int, inverse: np.ndarray) -> float:
     """Propensity-scored precision at k, over the best that any ranking could get:
     sum of 1/p over the true labels among the first k, over the sum of the k largest 1/p of each
     instance's true labels, both summed over all instances. 0 where nothing is true.
 
     inverse: 1/p of each label, float [labels]; see `inverse_propensity`.
     """
-    return _propensity_scored(labels, top, (k,), inverse)[k][0]
+    return _propensity_scored(truth, top, (k,), inverse)[k][0]
 
 
-def psndcg_at(labels: sp.csr_array, top: np.ndarray, k: int, inverse: np.ndarray) -> float:
+def psndcg_at(truth: sp.csr_array, top: np.ndarray, k: int, inverse: np.ndarray) -> float:
     """Propensity-scored nDCG at k, over the best that any ranking could get: as `ndcg_at`, but a
     true label counts 1/p, and the mean is divided by the mean of a ranking by falling 1/p of the
     true labels. 0 where nothing is true. inverse: as in `psp_at`.
     """
-    return _propensity_scored(labels, top, (k,), inverse)[k][1]
+    return _propensity_scored(truth, top, (k,), inverse)[k][1]
 
 
-def inverse_propensity(train_labels: sp.csr_array, propensity: Propensity) -> np.ndarray:
+def inverse_propensity(train_truth: sp.csr_array, propensity: Propensity) -> np.ndarray:
     """1/p of each label, float64 [labels]: 1 + C (n + B)^-A with C = (ln N - 1) (B + 1)^A, where n
     of the N training instances have the label (Jain, Prabhu & Varma, KDD 2016, equation 3).
 
     With fewer than three instances, where ln N - 1 is negative, all labels weigh 1.
     """
-    instances, count = train_labels.shape
-    true = train_labels.indices[train_labels.data != 0]
+    instances, count = train_truth.shape
+    true = train_truth.indices[train_truth.data != 0]
     positives = np.bincount(true, minlength=count).astype(np.float64)
     a, b = propensity
     scale = max(0.0, np.log(max(1, instances)) - 1.0) * (b + 1.0) ** a
@@ -76,18 +76,18 @@ def inverse_propensity(train_labels: sp.csr_array, propensity: Propensity) -> np
     return weights
 
 
-def precision(labels: sp.csr_array, top: np.ndarray) -> Precision:
+def precision(truth: sp.csr_array, top: np.ndarray) -> Precision:
     """P@1, P@3 and P@5; `top` is [instances, >= min(5, labels)]."""
-    found = _plain(labels, top, _KS)
-    return Precision(**{f"at_{k}": found[k][0] for k in _KS})
+    plain = _plain(truth, top, _KS)
+    return Precision(**{f"at_{k}": plain[k][0] for k in _KS})
 
 
 def ranking(
-    labels: sp.csr_array, top: np.ndarray, train_labels: sp.csr_array, propensity: Propensity
+    truth: sp.csr_array, top: np.ndarray, train_truth: sp.csr_array, propensity: Propensity
 ) -> Ranking:
     """nDCG, PSP and PSnDCG at 1, 3 and 5."""
-    plain = _plain(labels, top, _KS)
-    scored = _propensity_scored(labels, top, _KS, inverse_propensity(train_labels, propensity))
+    plain = _plain(truth, top, _KS)
+    scored = _propensity_scored(truth, top, _KS, inverse_propensity(train_truth, propensity))
     return Ranking(
         ndcg=AtK(**{f"at_{k}": plain[k][1] for k in _KS}),
         psp=AtK(**{f"at_{k}": scored[k][0] for k in _KS}),
@@ -98,30 +98,30 @@ def ranking(
 
 
 def _plain(
-    labels: sp.csr_array, top: np.ndarray, ks: tuple[int, ...]
+    truth: sp.csr_array, top: np.ndarray, ks: tuple[int, ...]
 ) -> dict[int, tuple[float, float]]:
     """k -> precision and nDCG, in one pass over the instances."""
-    _check(labels, top, ks)
+    _check(truth, top, ks)
     sums = {k: np.zeros(2) for k in ks}
-    for block in _blocks(labels, top, max(ks)):
+    for block in _blocks(truth, top, max(ks)):
         for k, total in sums.items():
             hits = block.hits[:, :k]
             total += hits.sum(), _dcg(hits, block.counts).sum()
-    count = int(labels.shape[0])
+    count = int(truth.shape[0])
     return {k: (float(hits) / (count * k), float(dcg) / count) for k, (hits, dcg) in sums.items()}
 
 
 def _propensity_scored(
-    labels: sp.csr_array, top: np.ndarray, ks: tuple[int, ...], inverse: np.ndarray
+    truth: sp.csr_array, top: np.ndarray, ks: tuple[int, ...], inverse: np.ndarray
 ) -> dict[int, tuple[float, float]]:
     """k -> PSP and PSnDCG, in one pass over the instances."""
-    _check(labels, top, ks)
-    if inverse.shape != labels.shape[1:]:
+    _check(truth, top, ks)
+    if inverse.shape != truth.shape[1:]:
         raise ValueError(
-            f"inverse propensities must be [{labels.shape[1]}], got {list(inverse.shape)}"
+            f"inverse propensities must be [{truth.shape[1]}], got {list(inverse.shape)}"
         )
     got, best = ({k: np.zeros(2) for k in ks} for _ in range(2))
-    for block in _blocks(labels, top, max(ks)):
+    for block in _blocks(truth, top, max(ks)):
         gained, ideal = block.hits * inverse[block.top], block.best(inverse)
         for k in ks:
             for sums, weights in ((got, gained[:, :k]), (best, ideal[:, :k])):
@@ -134,32 +134,32 @@ def _propensity_scored(
 class _Block:
     """Some instances: hits [instances, <= k] of their `top`, and counts of their true labels."""
 
-    def __init__(self, labels: sp.csr_array, top: np.ndarray, k: int) -> None:
-        instances, count = labels.shape
+    def __init__(self, truth: sp.csr_array, top: np.ndarray, k: int) -> None:
+        instances, count = truth.shape
         self.top = top[:, :k].astype(np.int64)
-        true = labels.data != 0
-        rows = np.repeat(np.arange(instances, dtype=np.int64), np.diff(labels.indptr))[true]
-        self._k, self._rows, self._ids = k, rows, labels.indices[true].astype(np.int64)
-        self.counts = np.bincount(rows, minlength=instances)
+        true = truth.data != 0
+        instance_ids = np.repeat(np.arange(instances, dtype=np.int64), np.diff(truth.indptr))[true]
+        self._k, self._instances, self._ids = k, instance_ids, truth.indices[true].astype(np.int64)
+        self.counts = np.bincount(instance_ids, minlength=instances)
         # A pair (instance, label) is one number; both sides are then plain sets.
         offset = np.arange(instances, dtype=np.int64)[:, None] * count
-        self.hits = np.isin(self.top + offset, rows * count + self._ids)
+        self.hits = np.isin(self.top + offset, instance_ids * count + self._ids)
 
     def best(self, inverse: np.ndarray) -> np.ndarray:
         """The k largest 1/p of each instance's true labels, falling, then zeros; [instances, k]."""
         weights = inverse[self._ids]
-        order = np.lexsort((-weights, self._rows))
+        order = np.lexsort((-weights, self._instances))
         starts = np.cumsum(self.counts) - self.counts
         rank = np.arange(len(order)) - np.repeat(starts, self.counts)
         kept = rank < self._k
-        found = np.zeros((len(self.counts), self._k))
-        found[self._rows[kept], rank[kept]] = weights[order][kept]
-        return found
+        best = np.zeros((len(self.counts), self._k))
+        best[self._instances[kept], rank[kept]] = weights[order][kept]
+        return best
 
 
-def _blocks(labels: sp.csr_array, top: np.ndarray, k: int) -> Iterator[_Block]:
-    for first in range(0, labels.shape[0], _BLOCK):
-        yield _Block(labels[first : first + _BLOCK], top[first : first + _BLOCK], k)
+def _blocks(truth: sp.csr_array, top: np.ndarray, k: int) -> Iterator[_Block]:
+    for first in range(0, truth.shape[0], _BLOCK):
+        yield _Block(truth[first : first + _BLOCK], top[first : first + _BLOCK], k)
 
 
 def _dcg(gains: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -170,8 +170,8 @@ def _dcg(gains: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return result
 
 
-def _check(labels: sp.csr_array, top: np.ndarray, ks: tuple[int, ...]) -> None:
-    instances, count = labels.shape
+def _check(truth: sp.csr_array, top: np.ndarray, ks: tuple[int, ...]) -> None:
+    instances, count = truth.shape
     k = max(ks)
     if min(ks) < 1:
         raise ValueError(f"k must be at least 1, got {min(ks)}")

@@ -1,25 +1,20 @@
 """The GPU's memory through NVML, sampled by a small process of its own.
 
 A thread of the training process would get no turn while that is busy, miss the peak, and add to
-what is measured. `Sampler` therefore starts `python -m fanin.benchmarks.measuring.nvml PID`, which looks
-every few milliseconds and keeps the peaks. Each line of its standard input makes it look at once
-and answer by a line of JSON; when standard input ends, so does it. It imports pynvml and the
-standard library alone.
+what is measured. `Sampler` therefore starts this module as a child process, which looks every few
+milliseconds and keeps the peaks; each message makes it look at once and answer with them. It
+imports pynvml and the standard library alone.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import os
-import queue
-import select
-import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, NamedTuple
+
+from fanin.benchmarks.measuring.process import Child, EndedError, Parent
 
 _SAMPLE_SECONDS = 0.005
 # How long the sampler is waited for at most: loading the driver takes seconds on some machines.
@@ -65,51 +60,23 @@ class Sampler:
 
     def __init__(self) -> None:
         self._error: str | None = None
-        # Other descriptors, such as a run's lock, are closed in it; Ctrl-C is not for it.
-        self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fanin.benchmarks.measuring.nvml", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            bufsize=0,
-        )
+        self._child = Child("fanin.benchmarks.measuring.nvml", str(os.getpid()))
         self.figures(_START_SECONDS)
 
     def figures(self, patience: float = _ANSWER_SECONDS) -> Figures:
         """Let it look now; what was seen since the start. Waits `patience` seconds at most."""
         if self._error is None:
             try:
-                return self._ask(patience)
-            except (OSError, ValueError) as error:
+                self._child.send("look")
+                return Figures(**self._child.receive(patience))
+            except (OSError, ValueError, EndedError) as error:
                 self._error = f"the NVML sampler failed: {error}"
                 self._child.kill()
         return Figures(None, None, self._error)
 
-    def _ask(self, patience: float) -> Figures:
-        asking, answering = self._child.stdin, self._child.stdout
-        assert asking is not None and answering is not None
-        asking.write(b"look\n")
-        waiting = select.poll()
-        waiting.register(answering, select.POLLIN)
-        if not waiting.poll(1000 * patience):
-            raise TimeoutError(f"no answer within {patience:g} seconds")
-        line = answering.readline()
-        if not line:
-            raise ValueError("it ended; what it said is in the output of this process")
-        return Figures(**json.loads(line))
-
     def close(self) -> None:
         """End the sampler."""
-        assert self._child.stdin is not None and self._child.stdout is not None
-        self._child.stdin.close()
-        try:
-            self._child.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            # What hangs in the driver may outlive even this; the run does not wait for it.
-            with suppress(subprocess.TimeoutExpired):
-                self._child.wait(_END_SECONDS)
-        self._child.stdout.close()
+        self._child.close(_END_SECONDS)
 
 
 # The sampler ------------------------------------------------------------------------------------
@@ -131,26 +98,17 @@ class _Peak:
         if self.error is not None:
             return
         try:
-            found = self._ask()
+            answer = self._ask()
         except Exception as error:  # also what pynvml has for a driver that is too old
             self.value, self.error = None, f"{type(error).__name__}: {error}"
             return
-        if found is not None:
-            self.value = found if self.value is None else max(self.value, found)
+        if answer is not None:
+            self.value = answer if self.value is None else max(self.value, answer)
 
 
-def _serve(pid: int) -> None:
-    """Sample for that process until standard input ends."""
+def _sample_for(pid: int, parent: Parent) -> None:
+    """Sample the memory of the device and of that process, and answer the parent."""
     import pynvml
-
-    requests: queue.SimpleQueue[None] = queue.SimpleQueue()
-
-    def listen() -> None:
-        # A thread of its own, so that this process ends with its parent also while NVML hangs. One
-        # read is one request: the next comes after the answer only.
-        while os.read(0, 100):
-            requests.put(None)
-        os._exit(0)
 
     gpu = functools.cache(first_gpu)
 
@@ -158,27 +116,26 @@ def _serve(pid: int) -> None:
         return int(pynvml.nvmlDeviceGetMemoryInfo(gpu()).used)
 
     def process_bytes() -> int | None:
-        found = pynvml.nvmlDeviceGetComputeRunningProcesses(gpu())
-        used = [process.usedGpuMemory for process in found if process.pid == pid]
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(gpu())
+        used = [process.usedGpuMemory for process in processes if process.pid == pid]
         return sum(used) if used and None not in used else None
 
-    threading.Thread(target=listen, daemon=True).start()
     device, process = _Peak(device_bytes), _Peak(process_bytes)
     device.look()
     start = device.value or 0
     while True:
         try:
-            requests.get(timeout=_SAMPLE_SECONDS)
-            asked = True
-        except queue.Empty:
-            asked = False
+            parent.receive(_SAMPLE_SECONDS)
+            is_asked = True
+        except TimeoutError:
+            is_asked = False
         device.look()
         process.look()
-        if asked:
+        if is_asked:
             delta = None if device.value is None else device.value - start
             figures = Figures(delta, process.value, device.error or process.error)
-            print(json.dumps(figures._asdict()), flush=True)
+            parent.send(figures._asdict())
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _sample_for(int(sys.argv[1]), Parent(int(sys.argv[2])))

@@ -37,15 +37,15 @@ def intermediate_label(units: int) -> str:
 
 
 def row_name(task: Task, inputs: int | None) -> tuple[str, int | None, str]:
-    """The setup of a task as its row in a published table is named: the table's word, the
-    connections of a label, and the intermediate units ("" without an intermediate layer).
+    """The setup of a task as its row in a published table is named: the model, in small letters,
+    the connections of a label, and the intermediate units ("" without an intermediate layer).
 
-    inputs: the width of the data. A dense layer has so many connections a label, or None where the
-    width is not known.
+    inputs: the width of the data. Where the output layer is dense, a label has as many connections
+    as that layer has inputs, or None where the width is not known.
     """
-    word = task.kind
-    connectivity = {"Dense": inputs, "Bottleneck": task.intermediate}.get(word, task.connectivity)
-    return word, connectivity, intermediate_label(task.intermediate) if task.intermediate else ""
+    connectivity = task.connectivity or task.intermediate or inputs
+    inner = intermediate_label(task.intermediate) if task.intermediate else ""
+    return task.model_name, connectivity, inner
 
 
 def published_tables() -> list[tuple[str, str]]:
@@ -64,7 +64,7 @@ def published_rows(dataset: str, features: str) -> tuple[PublishedRow, ...]:
     tasks = {row_name(task, FEATURES[features]): task for task in read_tasks(file)}
     published = []
     for row in rows:
-        name = (row["setup"], int(row["connectivity"]), row["intermediate"])
+        name = (row["setup"].lower(), int(row["connectivity"]), row["intermediate"])
         if name not in tasks:
             raise ValueError(f"{file}: has no task for the row {name} of {PUBLISHED_FILE}")
         values = {column: float(row[column]) for column in row if column not in _NAMES}

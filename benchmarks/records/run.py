@@ -56,9 +56,11 @@ class Timing(Record):
 
 
 class Extrapolation(Record):
-    """Raw times of a shape profile (random data, see `fanin.datasets.shape_twins`), from which an epoch
-    is extrapolated: steps_per_epoch steps, rewires_per_epoch rewirings, and evaluation_blocks
-    blocks of test instances."""
+    """Raw times of a shape profile (random data, see `fanin.datasets.shape_twins`).
+
+    An epoch is extrapolated from them: steps_per_epoch steps, rewires_per_epoch rewirings, and
+    evaluation_blocks blocks of test instances.
+    """
 
     step_seconds: list[float] = Field(description="each step after the first ones")
     steps_per_epoch: int

@@ -39,21 +39,21 @@ Architecture = Literal[
 
 @dataclass(frozen=True)
 class _Model:
-    """What an architecture is made of. kind: the paper's word for it, as its tables print it.
+    """What an architecture is made of. slug: its name in those of files and on the command line.
     connections: the kind of output layer for a connectivity; None where that has none."""
 
-    kind: str
+    slug: str
     connections: Callable[[int], ConnectionKind] | None
     has_intermediate: bool
 
 
 _MODELS: dict[Architecture, _Model] = {
-    "dense": _Model("Dense", None, False),
-    "sparse": _Model("Unstructured", Unstructured, False),
-    "dense-sparse": _Model("Unstructured", Unstructured, True),
-    "stratified": _Model("FFI", FixedFanIn, False),
-    "dense-stratified": _Model("FFI", FixedFanIn, True),
-    "bottleneck": _Model("Bottleneck", None, True),
+    "dense": _Model("dense", None, False),
+    "sparse": _Model("unstructured", Unstructured, False),
+    "dense-sparse": _Model("unstructured", Unstructured, True),
+    "stratified": _Model("ffi", FixedFanIn, False),
+    "dense-stratified": _Model("ffi", FixedFanIn, True),
+    "bottleneck": _Model("bottleneck", None, True),
 }
 
 # Both become folder names below the results folder.
@@ -186,12 +186,12 @@ class Task(BaseModel):
     def setup_name(self) -> str:
         """What a command calls its setup, whatever else departs from the defaults."""
         sizes = (str(n) for n in (self.connectivity, self.intermediate) if n)
-        return "-".join([self.kind.lower(), *sizes])
+        return "-".join([self.model_name, *sizes])
 
     @property
-    def kind(self) -> str:
-        """The paper's word for a setup without its sizes: Dense, Unstructured, FFI or Bottleneck."""
-        return _MODELS[self.architecture].kind
+    def model_name(self) -> str:
+        """`dense`, `unstructured`, `ffi` or `bottleneck`: the setup without its sizes."""
+        return _MODELS[self.architecture].slug
 
     @property
     def title(self) -> str:
@@ -299,6 +299,6 @@ def _explain(error: ValidationError) -> str:
         key = ".".join(str(part) for part in item["loc"])
         value = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
         hint = f"; known keys: {known}" if item["type"] == "extra_forbidden" else ""
-        said = item["msg"].removeprefix("Value error, ")
-        lines.append(f"{key + ': ' if key else ''}{said}{value}{hint}")
+        message = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{key + ': ' if key else ''}{message}{value}{hint}")
     return "; ".join(lines)

@@ -1,17 +1,16 @@
 """Times the fixed fan-in op against torch's own layers, in one run: `python -m
 fanin.benchmarks.timing.op`.
 
-Times on shared machines drift, so all contestants take turns, one call each per round, and what is
-stated is the median over rounds and the median of the per-round ratios. With `--keep-memory` scores
-and gradients come from memory that the process has kept (see `measure.keep_memory`), which shows
-the op alone; without, malloc decides, as it does in anybody's program.
+All contestants take turns, one call each per round, and what is stated is the median over rounds
+and the median of the per-round ratios. With `--keep-memory` scores and gradients come from memory
+that the process has kept (see `measuring.memory.keep_memory`), which shows the op alone; without,
+malloc decides, as it does in anybody's program.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,28 +18,12 @@ from typing import Annotated, Any
 
 import typer
 
-
-def wall_seconds(call: Callable[[], Any]) -> float:
-    """Seconds of one call on a CPU."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def rounds(
-    contestants: dict[str, Callable[[], Any]],
-    count: int,
-    clock: Callable[[Callable[[], Any]], float] = wall_seconds,
-) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round, after two rounds of warming up. clock: how one call
-    is timed."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(count + 2):
-        for name, call in contestants.items():
-            spent = clock(call)
-            if number >= 2:
-                seconds[name].append(spent)
-    return seconds
+from fanin.benchmarks.measuring import memory
+from fanin.benchmarks.measuring.machine import describe_machine, thread_count
+from fanin.benchmarks.records.files import write_atomically
+from fanin.benchmarks.records.statistics import ratio
+from fanin.benchmarks.records.timing import OpTimes
+from fanin.benchmarks.timing.rounds import rounds
 
 
 def time_layers(
@@ -114,22 +97,17 @@ def main(
     ] = None,
 ) -> None:
     """Time the op against torch's sparse and dense layers and print medians and ratios."""
-    # Not at the top: the GPU parts use this file on machines without pydantic.
     from fanin.backends.torch.device import TorchDevice
-    from fanin.benchmarks.measuring import measure
-    from fanin.benchmarks.records.files import write_atomically
-    from fanin.benchmarks.records.statistics import ratio
-    from fanin.benchmarks.records.timing import OpTimes
 
     if keep_memory:
-        measure.keep_memory()
+        memory.keep_memory()
     results = []
     print(f"{labels} labels, fan-in {fan_in}, batch {batch}, float32; medians of {count} rounds")
     print(f"{'inputs':>7}  {'work':18}  {'layer':11}  {'ms':>8}  {'min':>8}  {'x fanin':>8}")
     for number in inputs or (768, 32768):
         started = datetime.now(UTC)
         timed = time_layers(number, labels, fan_in, batch, count)
-        machine = measure.machine(TorchDevice("cpu", 0), measure.threads(0))
+        machine = describe_machine(TorchDevice("cpu", 0), thread_count(0))
         results.append(
             OpTimes(
                 started=started,

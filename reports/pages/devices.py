@@ -119,7 +119,7 @@ def _description(device: Device) -> str:
         driver = f", driver {part_file.cuda.driver}" if part_file.cuda.driver else ""
         commit = f", commit {part_file.commit[:12]}" if part_file.commit else ""
         changed = " (modified)" if part_file.modified else ""
-        library = machine.kernels.partition(" ")[0]
+        library = machine.kernels.rpartition(" ")[0]
         return (
             f"{part_file.device}{driver}, {machine.framework}, {library}{commit}{changed}; "
             f"{machine.processor}, {machine.cores} cores."

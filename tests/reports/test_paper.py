@@ -1,4 +1,4 @@
-"""The published rows: each is one task of its file, and the report puts ours beside them.
+"""The paper beside ours: what we have of the published rows, and how the report shows it.
 
 Nothing is trained here; the figures of "ours" are made up.
 """
@@ -15,89 +15,18 @@ import pytest
 from fanin.benchmarks.records import published
 from fanin.benchmarks.records.base import DatasetInfo, Failure, Machine, Memory, Precision
 from fanin.benchmarks.records.run import Epoch, RunResult, Timing
+from fanin.benchmarks.records.statistics import GIB
 from fanin.benchmarks.records.store import result_path, write_result
-from fanin.benchmarks.records.task import TASK_FOLDER, Task, read_tasks, task_files
-from fanin.datasets import PUBLISHED, find_folder
-from fanin.datasets.catalogue import FEATURES
-from fanin.reports import paper, write_report
-from fanin.reports.tables import Table
+from fanin.benchmarks.records.task import Task, read_tasks, task_files
+from fanin.datasets import PUBLISHED
+from fanin.reports import paper
+from fanin.reports.frames import paper_frame
+from fanin.reports.pages.report import write_report
+from fanin.reports.table import Table
+from fanin.reports.tables.paper import paper_table
 
-CSV = TASK_FOLDER.parent / "published" / "ecml23.csv"
-ROWS = pd.read_csv(CSV, dtype={"intermediate": "str"}, keep_default_na=False)
+ROWS = pd.read_csv(published.PUBLISHED_FILE)
 TABLES = sorted(set(zip(ROWS["dataset"], ROWS["features"], strict=True)))
-SIZES = {"": None, "64": 64, "16k": 16384, "32k": 32768, "65k": 65536, "100k": 100_000,
-         "131k": 131_072}  # fmt: skip
-
-
-def expected(row: pd.Series) -> Task:
-    """The task of a published row, put together from the protocol and not from the task files."""
-    inner = SIZES[row.intermediate]
-    architecture = {
-        "Dense": "dense",
-        "Bottleneck": "bottleneck",
-        "Unstructured": "dense-sparse" if inner else "sparse",
-        "FFI": "dense-stratified" if inner else "stratified",
-    }[row.setup]
-    sparse = row.setup in ("Unstructured", "FFI")
-    often = row.setup in ("Dense", "Bottleneck") or (
-        (row.setup, row.connectivity) == ("FFI", 32) and inner in (None, 32768)
-    )
-    return Task.model_validate(
-        {
-            "dataset": row.dataset,
-            "features": row.features,
-            "architecture": architecture,
-            "connectivity": int(row.connectivity) if sparse else None,
-            "intermediate": inner,
-            "repeat": 5 if often and row.dataset != "amazon-3m" else 1,
-            "dropout": 0.2 if (row.dataset, row.features) == ("wiki-500k", "cascade") else 0.1,
-            "rewire_fraction": 0.01 if architecture == "sparse" else 0.1,
-        }
-    )
-
-
-def test_the_published_tables_are_those_of_the_catalogue() -> None:
-    assert len(ROWS) == 58
-    assert set(TABLES) == {(e.name, f) for e in PUBLISHED.values() for f in e.features}
-    dense = ROWS[ROWS["setup"] == "Dense"]
-    assert [FEATURES[f] for f in dense["features"]] == dense["connectivity"].tolist()
-
-
-@pytest.mark.parametrize(("dataset", "features"), TABLES)
-def test_a_task_file_holds_exactly_the_published_rows(dataset: str, features: str) -> None:
-    rows = ROWS[(ROWS["dataset"] == dataset) & (ROWS["features"] == features)]
-    tasks = read_tasks(task_files()[f"{dataset}/{features}"])
-    assert [expected(row) for _, row in rows.iterrows()] == tasks
-    for task in tasks:
-        task.setup(FEATURES[features], PUBLISHED[dataset].labels)
-
-
-def test_ablations_are_no_published_rows() -> None:
-    files = {name: path for name, path in task_files().items() if name.endswith("-ablations")}
-    assert {name: len(read_tasks(path)) for name, path in files.items()} == {
-        "amazon-670k/cascade-ablations": 7,
-        "amazon-670k/slice-ablations": 5,
-        "wiki-500k/cascade-ablations": 3,
-        "wiki-500k/slice-ablations": 6,
-    }
-    rows = {expected(row) for _, row in ROWS.iterrows()}
-    for path in files.values():
-        assert not rows & set(read_tasks(path))
-
-
-def test_folders_may_spell_a_published_name_differently(tmp_path: Path) -> None:
-    assert find_folder(tmp_path, "amazon-3m") is None
-    assert find_folder(tmp_path / "nowhere", "amazon-3m") is None
-    (tmp_path / "Amazon-3M").mkdir()
-    assert find_folder(tmp_path, "amazon-3m") == tmp_path / "Amazon-3M"
-    (tmp_path / "amazon-3m").mkdir()
-    assert find_folder(tmp_path, "amazon-3m") == tmp_path / "amazon-3m"
-    assert find_folder(tmp_path, "amazon-670k") is None
-
-
-# ---- the paper beside ours
-
-GIB = 2**30
 DATASET, KIND = "amazon-670k", "slice"
 TASKS = {task.slug: task for task in read_tasks(task_files()[f"{DATASET}/{KIND}"])}
 
@@ -168,26 +97,9 @@ def lines(table: Table, setup: str) -> list[dict[str, str]]:
     return [dict(zip(heads, row, strict=True)) for row in texts if row[0] == setup]
 
 
-def test_every_published_row_is_the_result_of_one_task() -> None:
-    assert sorted(published.published_tables()) == TABLES
-    seen = set()
-    for dataset, features in TABLES:
-        rows = ROWS[(ROWS["dataset"] == dataset) & (ROWS["features"] == features)]
-        known = published.published_rows(dataset, features)
-        assert [row.task for row in known] == [
-            published.as_published(expected(row)) for _, row in rows.iterrows()
-        ]
-        assert [row.values["seconds_per_epoch"] for row in known] == rows[
-            "seconds_per_epoch"
-        ].tolist()
-        seen |= {row.task for row in known}
-    assert len(seen) == len(ROWS)
-    assert published.published_rows("wordnet", "tfidf-svd512") == ()
-
-
 def test_ours_is_the_mean_beside_the_published_row() -> None:
     rows = compared(run(changed(), p1=0.31), run(changed(), repeat=1, p1=0.33))
-    theirs, ours = lines(paper.paper_table(rows), "FFI 32-16k")
+    theirs, ours = lines(paper_table(rows), "FFI 32-16k")
     assert (theirs["result of"], theirs["test P@1 (%)"], theirs["machine"]) == (
         "paper", "31.73", "NVIDIA V100",
     )  # fmt: skip
@@ -202,7 +114,7 @@ def test_ours_is_the_mean_beside_the_published_row() -> None:
 
 def test_the_saving_is_against_the_published_dense_layer_and_a_well_made_one() -> None:
     """Against 8.96 GiB, and against 4 x 512 x 670,091 x 4 bytes = 5.11 GiB."""
-    theirs, ours = lines(paper.paper_table(compared(run(changed()))), "FFI 32-16k")
+    theirs, ours = lines(paper_table(compared(run(changed()))), "FFI 32-16k")
     heads = ("published Dense / memory", "4 x dense weights / memory")
     assert [theirs[head] for head in heads] == ["8.1 x", "4.6 x"]
     assert [ours[head] for head in heads] == ["16.0 x", "9.1 x"]
@@ -219,14 +131,14 @@ def test_published_dense_layers_take_seven_times_their_weights(dataset: str, fea
 def test_what_was_not_run_is_a_gap_in_its_place() -> None:
     rows = compared(run(changed()), failed(changed("ffi-32")))
     assert [row.published for row in rows] == list(published.published_rows(DATASET, KIND))
-    table = paper.paper_table(rows)
+    table = paper_table(rows)
     for setup, name, remark in (("Dense", "not run", "—"), ("FFI 32", "torch", "failed")):
         theirs, ours = lines(table, setup)
         assert theirs["test P@1 (%)"] != "—"
         assert (ours["result of"], ours["n"], ours["remarks"]) == (name, "0", remark)
         given = {ours[h] for h in ours if h not in ("setup", "result of", "execution", "n")}
         assert given <= {"—", remark}
-    frame = paper.paper_frame(rows)
+    frame = paper_frame(rows)
     dense = frame[frame["setup"] == "Dense"].iloc[0]
     own = [c for c in frame.columns if c.endswith(("_ours", "_std", "_difference", "_ratio"))]
     assert dense[own].isna().all()
@@ -241,7 +153,7 @@ def test_each_backend_execution_and_machine_has_a_line() -> None:
     rows = compared(
         run(fused, "tensorflow"), run(fused), run(changed()), run(changed(), machine=cpu)
     )
-    _, *ours = lines(paper.paper_table(rows), "FFI 32-16k")
+    _, *ours = lines(paper_table(rows), "FFI 32-16k")
     assert [(o["result of"], o["execution"], o["machine"]) for o in ours] == [
         ("torch", "autograd", "Some CPU, 2 cores"),
         ("torch", "autograd", "Some GPU"),
@@ -272,11 +184,11 @@ def test_repeats_seeds_and_executions_do_not_make_another_task() -> None:
 
 def test_synthetic_data_never_shows_precision() -> None:
     rows = compared(run(changed(), dataset=data(synthetic=True)))
-    _, ours = lines(paper.paper_table(rows), "FFI 32-16k")
+    _, ours = lines(paper_table(rows), "FFI 32-16k")
     assert ours["remarks"] == "synthetic"
     assert {ours[h] for h in ours if "P@" in h or h == "epochs"} == {"—"}
     assert ours["memory (GiB)"] == "0.56 0.50 x"
-    own = paper.paper_frame(rows).filter(regex="_p[135]_(ours|std|difference)$")
+    own = paper_frame(rows).filter(regex="_p[135]_(ours|std|difference)$")
     assert own.shape[1] == 18
     assert own.isna().all(axis=None)
     # Nor does one from elsewhere, whatever it claims to have.
@@ -285,7 +197,7 @@ def test_synthetic_data_never_shows_precision() -> None:
         {"test_p1": 99.0, "memory_gib": 1.0},
         {"test_p1": 1.0}, marks=("extrapolated", "synthetic"),
     )  # fmt: skip
-    table = paper.paper_table(paper.paper_rows(DATASET, KIND, [claimed]))
+    table = paper_table(paper.paper_rows(DATASET, KIND, [claimed]))
     _, ours = lines(table, "FFI 32-16k")
     assert (ours["test P@1 (%)"], ours["memory (GiB)"]) == ("—", "1.00 0.90 x")
     assert ours["remarks"] == "extrapolated; synthetic"
@@ -294,13 +206,13 @@ def test_synthetic_data_never_shows_precision() -> None:
 @pytest.mark.parametrize("size", ["labels", "train_instances", "test_instances", "inputs"])
 def test_data_of_other_sizes_are_named_and_not_compared(size: str) -> None:
     rows = compared(run(changed(), dataset=data(**{size: 4321})))
-    _, ours = lines(paper.paper_table(rows), "FFI 32-16k")
+    _, ours = lines(paper_table(rows), "FFI 32-16k")
     assert ours["remarks"].startswith("other data: ")
     assert "4,321" in ours["remarks"]
     assert ours["test P@1 (%)"] == "32.00"
     assert ours["memory (GiB)"] == "0.56"
     assert {ours[head] for head in ours if "/ memory" in head} == {"—"}
-    own = paper.paper_frame(rows).filter(regex="_difference$|_ratio$|saving.*_ours$")
+    own = paper_frame(rows).filter(regex="_difference$|_ratio$|saving.*_ours$")
     assert own.isna().all(axis=None)
 
 

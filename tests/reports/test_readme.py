@@ -1,8 +1,7 @@
-"""The README is held to its word: its code runs, its table is that of the result files."""
+"""The READMEs are held to their word: their code runs, their tables are those of the files."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import statistics
 import subprocess
@@ -15,10 +14,12 @@ from safetensors.numpy import save_file
 from fanin.backends.arrays import initial_arrays
 from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.benchmarks.records.store import read_results
-from fanin.reports.devices import devices_page
+from fanin.reports.pages.devices import devices_page
+from fanin.reports.pages.readme import RESULTS, SECTIONS, marked_sections, readmes, write_readmes
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXTS = {path: path.read_text(encoding="utf-8") for path in readmes(ROOT)}
+WORDS = " ".join(" ".join(TEXTS.values()).split())
 
 
 @pytest.mark.slow
@@ -26,7 +27,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
     "framework", ["torch", "tensorflow", "torch, fused", "tensorflow, fused", "torch, trained"]
 )
 def test_examples_run(framework, tmp_path):
-    (code,) = re.findall(rf"```python\n(# {framework}\n.*?)```", README, re.DOTALL)
+    code = "\n".join(TEXTS.values())
+    (code,) = re.findall(rf"```python\n(# {framework}\n.*?)```", code, re.DOTALL)
     assert len(code.splitlines()) < 24
     setup = LayerSetup(20, 50, FixedFanIn(4), intermediate=30)
     save_file(initial_arrays(setup, 0), tmp_path / "torch-0.safetensors")
@@ -40,68 +42,69 @@ def test_examples_run(framework, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.parent.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", TEXTS[path]):
         if "://" not in target:
-            assert (ROOT / target).exists(), target
+            assert (path.parent / target).exists(), target
 
 
 def test_sessions_exist():
     noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")
     defined = set(re.findall(r"^def (\w+)\(session", noxfile, re.MULTILINE))
-    named = set(re.findall(r"nox -s (\w+)", README))
+    named = set(re.findall(r"nox -s (\w+)", WORDS))
     assert named
     assert named <= defined
 
 
 def test_ci_runs_the_readme_test_command():
-    assert "\nnox -s tests" in README
+    assert "\nnox -s tests" in TEXTS[ROOT / "README.md"]
     assert re.search(r"^nox -s tests$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
 
 
 def test_the_page_of_all_devices_is_that_of_the_result_files():
-    results = ROOT / "benchmarks" / "results"
+    results = ROOT / RESULTS
     assert (results / "README.md").read_text(encoding="utf-8") == devices_page(results)
 
 
 def test_tables_are_those_of_the_result_files():
-    spec = importlib.util.spec_from_file_location("readme", ROOT / ".ci" / "readme.py")
-    assert spec is not None
-    assert spec.loader is not None
-    writer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(writer)
-    for pattern, write in writer.SECTIONS.items():
-        match = pattern.search(README)
-        assert match is not None
-        assert match[0] == match[1] + write() + match[2]
+    sections = [section for text in TEXTS.values() for section in marked_sections(text)]
+    assert sorted(name for name, _ in sections) == sorted(SECTIONS)
+    for name, content in sections:
+        assert content == SECTIONS[name](ROOT / RESULTS), name
+
+
+def test_a_section_that_no_readme_has_is_an_error(tmp_path):
+    (tmp_path / "README.md").write_text("<!-- op: written by x -->\n<!-- op end -->\n")
+    with pytest.raises(SystemExit, match="marked sections op; each of op, results, shapes, step"):
+        write_readmes(tmp_path)
 
 
 def test_what_is_said_of_the_executions_follows_from_their_result_files():
-    found: dict[tuple[str, str, str, str], dict[int, float]] = {}
-    for run in read_results(ROOT / "benchmarks" / "results" / "executions"):
+    measured: dict[tuple[str, str, str, str], dict[int, float]] = {}
+    for run in read_results(ROOT / RESULTS / "executions"):
         assert run.test is not None
         task = run.task
         key = (run.backend, task.setup_name, task.execution, task.weights_dtype)
-        found.setdefault(key, {})[task.seed + run.repeat] = 100 * run.test.at_1
+        measured.setdefault(key, {})[task.seed + run.repeat] = 100 * run.test.at_1
     for backend in ("torch", "tensorflow"):
         for setup in ("dense", "ffi-32", "ffi-32-2048"):
-            fused = found[backend, setup, "fused", "float32"]
+            fused = measured[backend, setup, "fused", "float32"]
             assert len(fused) == 3
-            assert fused == found[backend, setup, "autograd", "float32"]
+            assert fused == measured[backend, setup, "autograd", "float32"]
     for dtype in ("float32", "bfloat16"):
         for setup in ("dense", "ffi-32", "ffi-32-2048"):
-            seeds = found["torch", setup, "fused", dtype].values()
-            said = f"{statistics.fmean(seeds):.2f} ± {statistics.stdev(seeds):.2f}"
-            assert said in " ".join(README.split())
+            seeds = measured["torch", setup, "fused", dtype].values()
+            assert f"{statistics.fmean(seeds):.2f} ± {statistics.stdev(seeds):.2f}" in WORDS
 
 
 def test_what_is_said_of_the_executions_on_all_labels_follows_from_their_result_files():
-    found: dict[str, list[str]] = {"autograd": [], "fused": []}
-    for run in read_results(ROOT / "benchmarks" / "results" / "whole-executions"):
+    measured: dict[str, list[str]] = {"autograd": [], "fused": []}
+    for run in read_results(ROOT / RESULTS / "whole-executions"):
         assert run.test is not None
         assert (run.task.dataset, run.task.setup_name) == ("wordnet", "ffi-32")
         assert run.task.epochs == len(run.history) == 5
-        found[run.task.execution].append(f"{100 * run.test.at_1:.2f}")
-    first, second, third = found["autograd"]
-    assert found["fused"] == found["autograd"]
-    assert f"P@1 {first}, {second} and {third} in either" in " ".join(README.split())
+        measured[run.task.execution].append(f"{100 * run.test.at_1:.2f}")
+    first, second, third = measured["autograd"]
+    assert measured["fused"] == measured["autograd"]
+    assert f"P@1 {first}, {second} and {third} in either" in WORDS

@@ -1,0 +1,128 @@
+"""`fanin plan`: what tasks will need, before any of them runs."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fanin.benchmarks.cli.options import (
+    DEFAULTS,
+    AsJson,
+    Backend,
+    DataDir,
+    Dataset,
+    Execution,
+    Features,
+    MomentsDtype,
+    Setup,
+    Tasks,
+    Threads,
+    WeightsDtype,
+    finite,
+)
+from fanin.benchmarks.cli.output import make_console, print_json, print_text
+from fanin.benchmarks.cli.selection import each_once, select_tasks
+from fanin.benchmarks.harness import speed
+from fanin.benchmarks.harness.plan import HEADS, Plan, Sizes
+from fanin.benchmarks.measuring.machine import thread_count
+from fanin.benchmarks.records.statistics import GIB
+from fanin.datasets import PUBLISHED, find_folder, load
+from fanin.datasets.memory import available_bytes
+from fanin.datasets.shape_twins import shape_twin
+from fanin.reports import setups
+from fanin.reports.tables import Cell, Column, Table
+
+
+def plan(
+    dataset: Dataset = None,
+    features: Features = None,
+    data_dir: DataDir = None,
+    tasks: Tasks = None,
+    setup: Setup = None,
+    backend: Backend = None,
+    execution: Execution = None,
+    weights_dtype: WeightsDtype = None,
+    moments_dtype: MomentsDtype = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, callback=finite, help="GiB of the machine; by default what is free here."
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, callback=finite, help="GB/s of its memory; by default measured here."
+        ),
+    ] = None,
+    gflops: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, callback=finite, help="Of a dense product; by default measured here."
+        ),
+    ] = None,
+    threads: Threads = DEFAULTS.threads,
+    as_json: AsJson = False,
+) -> None:
+    """Say before anything runs what a task file will need on a CPU: parameters, bytes, expected
+    peak memory, hours, and what does not fit.
+
+    Sizes come from the files in --data-dir, from the data set that comes with fanin, or from the
+    published sizes. Examples: `fanin plan --dataset amazon-670k --execution fused`, `fanin plan
+    --dataset amazon-3m --memory 16`.
+    """
+    console = make_console(as_json)
+    backends = each_once(backend)
+    dtypes = {"weights_dtype": weights_dtype, "moments_dtype": moments_dtype}
+    chosen = select_tasks([dataset], features, data_dir, tasks, setup, dtypes, execution)
+    count = thread_count(threads)
+    available = int(memory * GIB) if memory else available_bytes()
+    sizes = {key: read_sizes(*key, data_dir) for key in {(t.dataset, t.features) for t in chosen}}
+    machine = speed.Speed(
+        1e9 * bandwidth if bandwidth else speed.measured_bandwidth(count),
+        1e9 * gflops if gflops else speed.measured_flops(count),
+    )
+    plans = [
+        Plan.of(task, name, sizes[task.dataset, task.features], machine, available, count)
+        for task in chosen
+        for name in backends
+    ]
+    if as_json:
+        return print_json(
+            {
+                "available_bytes": available,
+                "bandwidth_bytes_per_second": machine.bandwidth,
+                "flops": machine.flops,
+                "plans": [each.as_json() for each in plans],
+            }
+        )
+    for (name, kind), group in groupby(plans, key=lambda p: (p.task.dataset, p.task.features)):
+        inputs = sizes[name, kind].inputs
+        rows = [(setups.Setup.of(p.task, inputs).label, p.backend, *p.cells()) for p in group]
+        columns = (Column("setup", False), Column("backend", False), *map(Column, HEADS))
+        table = Table("", columns, tuple(tuple(map(Cell, row)) for row in rows))
+        text = f"{name}, {kind} features\n{table.markdown()}\n"
+        print_text(console, text)
+    console.print(
+        f"{available / GIB:.1f} GiB of memory, {machine.bandwidth / 1e9:.0f} GB/s, "
+        f"{machine.flops / 1e9:.0f} GFLOP/s, {count} threads\n"
+        "GiB; peak: what the process needs above the frameworks and the data, temporaries "
+        "included\nhours: from bytes moved and arithmetic, within a factor of about two; the total "
+        "is for all epochs that the task allows and its repeats, early stopping aside",
+        style="dim",
+        highlight=False,
+    )
+
+
+def read_sizes(dataset: str, features: str, data_dir: Path | None) -> Sizes:
+    """Real sizes of a data set: of its files, or as published where it has none here."""
+    is_here = data_dir is not None and find_folder(data_dir, dataset) is not None
+    if not is_here and dataset in PUBLISHED and features in PUBLISHED[dataset].features:
+        twin = shape_twin(dataset, features)
+        sizes = twin.published
+        return Sizes(twin.inputs, sizes.labels, sizes.train_instances, sizes.test_instances)
+    data = load(dataset, features, data_dir)
+    return Sizes(data.inputs, data.labels, data.train_instances, data.test_instances)

@@ -1,0 +1,108 @@
+"""Which tasks and backends a command line means."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from fanin.backends.registry import BACKENDS
+from fanin.benchmarks.cli.output import stop
+from fanin.benchmarks.records.task import (
+    USUAL_TASKS,
+    Task,
+    files_of,
+    find_tasks,
+    read_tasks,
+)
+from fanin.datasets import available, canonical_name, feature_kinds, find_folder, unknown
+from fanin.reports.setups import Setup
+
+
+def each_once(names: list[str] | None) -> list[str]:
+    """The backends asked for, all without."""
+    return list(dict.fromkeys(names or BACKENDS))
+
+
+def installed_backends(names: list[str] | None) -> list[str]:
+    """The backends asked for, each really there."""
+    chosen = each_once(names)
+    for name in chosen:
+        if importlib.util.find_spec(name) is None:
+            stop(f"backend {name!r} was asked for but is not installed: {BACKENDS[name].install}")
+    return chosen
+
+
+def select_tasks(
+    datasets: Sequence[str | None],
+    features: str | None,
+    data_dir: Path | None,
+    file: Path | None,
+    setups: list[str] | None,
+    overrides: dict[str, Any],
+    executions: Sequence[str] | None = None,
+) -> list[Task]:
+    """Tasks of the data sets: from `file`, their own files, or for other data the usual setups;
+    in each of the executions, or as the files say."""
+    if data_dir and file is None and None in datasets:
+        stop(f"--data-dir {data_dir} needs --dataset too, or --tasks: which data to take from it")
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    ways: list[dict[str, Any]] = [{"execution": way} for way in dict.fromkeys(executions or ())]
+    chosen: list[Task] = []
+    for way, dataset in product(ways or [{}], datasets):
+        named = {"dataset": dataset, "features": features}
+        if file is not None:
+            files = [find_tasks(file)]
+        else:
+            named["dataset"] = dataset = canonical_name(
+                "wordnet-small" if dataset is None else dataset
+            )
+            kinds = _feature_kinds(dataset, data_dir)
+            files = files_of(dataset, features)
+            if len(files) > 1 and kinds:
+                files = [path for kind in kinds for path in files_of(dataset, kind)]
+            if not files:
+                folder = data_dir and find_folder(data_dir, dataset)
+                if not folder and dataset not in available():
+                    raise unknown(dataset, data_dir)
+                named["features"] = features or _only_kind(kinds, dataset)
+                files = [USUAL_TASKS]
+        given = {key: value for key, value in named.items() if value is not None}
+        given |= overrides | way
+        chosen += [task for path in files for task in read_tasks(path, given)]
+    if setups:
+        asked = {_plain(name): name for name in setups}
+        names = [_setup_names(task) for task in chosen]
+        for plain, name in asked.items():
+            if plain not in set().union(*names):
+                known_names = sorted({task.setup_name for task in chosen})
+                stop(f"no setup {name!r} in these tasks; there are {', '.join(known_names)}")
+        chosen = [task for task, known in zip(chosen, names, strict=True) if known & set(asked)]
+    return chosen
+
+
+def _setup_names(task: Task) -> set[str]:
+    """What `--setup` may call it: as its folder or the table does, with what departs from the
+    defaults or without, which names every task of that setup."""
+    label = Setup.of(task, None).label
+    names = (task.slug, task.setup_name, label, label.partition(",")[0])
+    return set(map(_plain, names))
+
+
+def _plain(setup: str) -> str:
+    return setup.lower().replace(" ", "-")
+
+
+def _feature_kinds(dataset: str, data_dir: Path | None) -> list[str]:
+    """Kinds of features in the data set's own folder; none without one."""
+    folder = find_folder(data_dir, dataset) if data_dir else None
+    return feature_kinds(folder) if folder else []
+
+
+def _only_kind(kinds: list[str], dataset: str) -> str:
+    if len(kinds) != 1:
+        choice = f" ({', '.join(kinds)})" if kinds else ""
+        stop(f"no tasks are known for data set {dataset!r}; name --features{choice} or --tasks")
+    return kinds[0]

@@ -1,0 +1,172 @@
+"""`fused_step` on each kind of connection: loss, gradient of the features, values and moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.torch.fused import fused_step
+from fanin.benchmarks.gpu_parts import reference
+from fanin.benchmarks.gpu_parts.correct.bench import (
+    LEARNING_RATE,
+    Bench,
+    Case,
+    Outputs,
+    adam_from,
+    connections_per_label,
+    shape_of,
+    sizes,
+    tolerance,
+    type_name,
+)
+
+_STEPS = 3
+
+
+def kinds(count: int) -> tuple[ConnectionKind, ...]:
+    """Each kind of connection, with so many a label where that can be chosen."""
+    return FixedFanIn(count), Unstructured(count), Dense()
+
+
+def kind_name(setup: LayerSetup) -> str:
+    return type(setup.output).__name__
+
+
+def random_layer(
+    bench: Bench, setup: LayerSetup, index: torch.dtype
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Weights in float32, indices and starts, as the kernels read the kind of connection."""
+    inputs, labels, count = setup.inputs, setup.labels, connections_per_label(setup)
+    match setup.output:
+        case Dense():
+            return bench.normal(labels, inputs), None, None
+        case FixedFanIn():
+            indices = bench.integers(0, inputs, labels, count).to(index)
+            return bench.normal(labels, count), indices, None
+    connections = labels * count
+    of_labels = bench.integers(0, labels, connections).sort().values
+    starts = torch.searchsorted(of_labels, torch.arange(labels + 1, device=bench.device)).int()
+    sources = bench.integers(0, inputs, connections).to(index)
+    return bench.normal(connections), sources, starts
+
+
+@dataclass(frozen=True)
+class Step:
+    """Steps of `fused_step` on a layer without an intermediate one. weights, moments: the types
+    that they are kept in."""
+
+    setup: LayerSetup
+    batch: int
+    index: torch.dtype = torch.uint16
+    weights: torch.dtype = torch.float32
+    moments: torch.dtype = torch.float32
+    steps: int = _STEPS
+
+    @property
+    def key(self) -> str:
+        index = "" if isinstance(self.setup.output, Dense) else f" {type_name(self.index)}"
+        name = f"fused_step {kind_name(self.setup)} {sizes(self.setup, self.batch)}"
+        return f"{name} {self.setup.loss} {self.dtype}{index}"
+
+    @property
+    def shape(self) -> dict[str, int]:
+        return shape_of(self.setup, self.batch)
+
+    @property
+    def dtype(self) -> str:
+        weights, moments = type_name(self.weights), type_name(self.moments)
+        if weights == moments == "float32":
+            return "float32"
+        return f"{weights} weights, {moments} moments"
+
+    def __call__(self, bench: Bench) -> None:
+        setup, batch = self.setup, self.batch
+        values, indices, starts = random_layer(bench, setup, self.index)
+        weights = values.to(self.weights)
+        m, v = (torch.zeros_like(values, dtype=self.moments) for _ in range(2))
+        bias = bench.normal(setup.labels)
+        bias_m, bias_v = torch.zeros_like(bias), torch.zeros_like(bias)
+        layer = reference.Layer(weights, bias, indices, starts)
+        # Scores, then sums over the batch, and both once more for each step.
+        per_label = connections_per_label(setup)
+        terms, per_feature = per_label + batch, 1 + setup.labels * per_label / setup.inputs
+        # Rounding of bfloat16 would go on into the next step; one is all that can be compared.
+        steps = 1 if torch.bfloat16 in (self.weights, self.moments) else self.steps
+        seconds = 0.0
+        outputs: Outputs = {}
+        for step in range(1, steps + 1):
+            features = bench.normal(batch, setup.inputs)
+            positives = bench.positives(batch, setup.labels)
+            bench.poison(features, bias[:1])
+            arguments = (
+                *(features, indices, starts, None, weights, m, v, bias, bias_m, bias_v),
+                *(*positives, setup.loss, LEARNING_RATE, step, bench.seed, True),
+            )
+            before = weights.double()
+            (loss, grad), spent = bench.timed(partial(fused_step, *arguments))
+            seconds += spent
+            expected = layer.step(features, *positives, setup.loss, LEARNING_RATE)
+            room = step * tolerance(torch.float32, terms)
+            of_features = room + step * tolerance(torch.float32, per_feature)
+            outputs[f"loss {step}"] = (loss, expected[0], room)
+            outputs[f"grad_features {step}"] = (grad, expected[1], of_features)
+        room = steps * tolerance(torch.float32, terms)
+        outputs["bias"] = (bias, layer.bias, room)
+        outputs["bias_m"] = (bias_m, layer.bias_m, room)
+        # From the moments as they are now; what they were before they were rounded to bfloat16 is
+        # known to the kernel alone.
+        updated = (adam_from(before, m, v, steps), tolerance(torch.float32, 1))
+        if self.moments == torch.bfloat16:
+            updated = (layer.weights, room)
+        trained: Outputs = {
+            "weights": (weights, *updated),
+            "weights_m": (m, layer.m, room),
+            "weights_v": (v, layer.v, 2 * room),  # of squares
+        }
+        outputs |= {name: o for name, o in trained.items() if o[0].dtype == torch.float32}
+        bench.check("fused_step", outputs, self.shape, self.dtype, indices, seconds)
+        for name, (result, wanted, _) in trained.items():
+            if result.dtype == torch.bfloat16:
+                self._check_rounded(bench, name, result, wanted)
+
+    def _check_rounded(self, bench: Bench, name: str, result: Tensor, expected: Tensor) -> None:
+        """bfloat16 has 8 bits: a value rounded to either neighbour is within 2^-7 of it, and
+        rounded at random without drift. Only the larger half: in what cancelled to nearly nothing
+        float32 has an error of its own."""
+        large = expected.abs() > expected.abs().median()
+        error = (result.double() - expected)[large] / expected[large].abs()
+        # The mean of n errors of up to 2^-7, five standard deviations of it.
+        drift = 5 * 2.0**-7 / max(1, error.numel()) ** 0.5
+        for what, value, room in (
+            ("neighbour", error.abs().max(), 2.0**-7 * (1 + 1e-3)),
+            ("drift", error.mean().abs(), drift),
+        ):
+            bench.record(
+                *("fused_step", f"{name} {what}", self.shape, self.dtype, None),
+                *(float(value), room, None),
+            )
+
+
+def cases() -> Iterator[Case]:
+    """Each kind, loss, index type and storage."""
+    for loss in ("squared_hinge", "bce"):
+        for kind in kinds(7):
+            setup = LayerSetup(97, 1_003, kind, loss=loss)
+            for batch in (1, 32, 33, 128):
+                case = Step(setup, batch)
+                yield Case(case.key, case, small=batch == 33 and loss == "bce")
+            if not isinstance(kind, Dense):
+                case = Step(setup, 33, torch.uint32)
+                yield Case(case.key, case)
+    half = torch.bfloat16
+    for kind in kinds(32):
+        case = Step(LayerSetup(97, 3_001, kind), 32)
+        for weights, moments in ((half, torch.float32), (torch.float32, half), (half, half)):
+            narrow = replace(case, weights=weights, moments=moments)
+            small = isinstance(kind, FixedFanIn) and weights == moments
+            yield Case(narrow.key, narrow, small)

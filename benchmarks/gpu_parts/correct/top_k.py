@@ -1,0 +1,56 @@
+"""`top_k`: the best labels and their scores, where many are equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from fanin.backends.setup import Dense, LayerSetup
+from fanin.backends.torch.ops import top_k
+from fanin.benchmarks.gpu_parts import reference
+from fanin.benchmarks.gpu_parts.correct.bench import Bench, Case, Outputs, shape_of, type_name
+from fanin.benchmarks.gpu_parts.correct.step import kind_name, kinds, random_layer
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """`top_k` on small whole numbers: sums are exact, equal scores abound, and ids have to be equal
+    too."""
+
+    setup: LayerSetup
+    batch: int
+    k: int
+    index: torch.dtype
+
+    def __call__(self, bench: Bench) -> None:
+        inputs, labels = self.setup.inputs, self.setup.labels
+        weights, indices, starts = random_layer(bench, self.setup, self.index)
+        weights = bench.integers(-1, 2, *weights.shape).float()
+        bias = bench.integers(-1, 2, labels).float()
+        features = bench.integers(-1, 2, self.batch, inputs).float()
+        bench.poison(features[:, :1].expand(self.batch, self.k).contiguous())
+        (values, ids), seconds = bench.timed(
+            lambda: top_k(features, indices, starts, None, weights, bias, self.k)
+        )
+        scores = reference.Layer(weights, bias, indices, starts).scores(features)
+        expected = reference.top_k(scores, self.k)
+        outputs: Outputs = {
+            "ids": (ids, expected, 0.0),
+            "scores": (values, scores.gather(1, expected), 0.0),
+        }
+        shape = {**shape_of(self.setup, self.batch), "k": self.k}
+        bench.check("top_k", outputs, shape, "float32", indices, seconds)
+
+
+def cases() -> Iterator[Case]:
+    """Each kind and index type; a single label, the usual, and all labels."""
+    for number in range(3):
+        for batch, inputs, labels, k in ((1, 3, 1, 1), (33, 9, 3_001, 64), (100, 9, 301, 301)):
+            kind = kinds(min(3, inputs))[number]
+            setup = LayerSetup(inputs, labels, kind)
+            for index in (torch.uint16, torch.uint32)[: 1 if isinstance(kind, Dense) else 2]:
+                sizes = f"{labels}x{inputs} batch {batch} k {k}"
+                key = f"top_k {kind_name(setup)} {sizes} {type_name(index)}"
+                yield Case(key, Ranking(setup, batch, k, index), small=batch == 33)

@@ -1,0 +1,108 @@
+"""What a child process needs before it trains: its instances, its batches, its trainer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.sparse as sp
+
+from fanin.backends.arrays import InitialArrays
+from fanin.backends.registry import make_trainer
+from fanin.backends.setup import LayerSetup
+from fanin.backends.trainer import Trainer
+from fanin.benchmarks.harness.fit import evaluate
+from fanin.benchmarks.harness.request import Request
+from fanin.benchmarks.measuring.machine import describe_machine, thread_count
+from fanin.benchmarks.records.base import DatasetInfo, Machine
+from fanin.benchmarks.records.task import Task
+from fanin.datasets import Batch, Batches, DataError, Dataset
+
+# Of the training instances, in protocol "holdout".
+HOLDOUT_FRACTION = 0.1
+
+# Features [instances, inputs] and labels [instances, labels].
+Split = tuple[np.ndarray, sp.csr_array]
+
+
+def dataset_info(data: Dataset) -> DatasetInfo:
+    """What a result file holds about a data set."""
+    return DatasetInfo(
+        name=data.name,
+        features=data.features,
+        source=data.source,
+        synthetic=data.synthetic,
+        identity=data.identity,
+        inputs=data.inputs,
+        labels=data.labels,
+        train_instances=data.train_instances,
+        test_instances=data.test_instances,
+        train_positives=int(data.train_y.nnz),
+    )
+
+
+def split(data: Dataset, task: Task) -> tuple[Split, Split]:
+    """Training and validation instances. Protocol "paper" validates on the test set, as the
+    original did; "holdout" takes a tenth of the training instances out, the same for all repeats
+    of a task. Raises DataError where it would leave none to train on."""
+    train = (data.train_x, data.train_y)
+    if task.protocol == "paper":
+        return train, (data.test_x, data.test_y)
+    if data.train_instances < 2:
+        raise DataError(
+            f"{data.name} ({data.source}): {data.train_instances} training instance, but protocol "
+            "holdout takes one out and needs another: give more, or use protocol paper"
+        )
+    order = np.random.default_rng([task.seed, 2]).permutation(data.train_instances)
+    count = max(1, int(HOLDOUT_FRACTION * data.train_instances))
+    validation, rest = np.sort(order[:count]), np.sort(order[count:])
+    return (
+        (data.train_x[rest], data.train_y[rest]),
+        (data.train_x[validation], data.train_y[validation]),
+    )
+
+
+def make_batches(task: Task, train: Split, seed: int) -> Batches:
+    """The training stream of a run."""
+    return Batches(*train, task.batch_size, task.dropout, seed)
+
+
+def endless(batches: Batches) -> Iterator[Batch]:
+    """Epoch after epoch."""
+    return (batch for epoch in itertools.count() for batch in batches.epoch(epoch))
+
+
+def build(request: Request, setup: LayerSetup, seed: int | None = None) -> Trainer:
+    """A trainer of a setup as the request wants it, with initial weights of the run's own seed or
+    another."""
+    return make_trainer(
+        request.backend,
+        setup,
+        InitialArrays(setup, request.seed if seed is None else seed),
+        execution=request.task.execution,
+        storage=request.task.storage,
+        device=request.options.device,
+        threads=thread_count(request.options.threads),
+    )
+
+
+def warm_up(request: Request) -> Machine:
+    """Import the framework, let a tiny model of the same kind train, rewire and predict, and
+    describe the machine.
+
+    A framework is hundreds of megabytes of code that becomes resident as it is first used, and
+    looking up versions takes tens; after this they are part of the baseline and not of the
+    model's memory.
+    """
+    task = request.task
+    small = {"connectivity": task.connectivity and 1, "intermediate": task.intermediate and 8}
+    setup = task.model_copy(update=small).setup(inputs=8, labels=8)
+    trainer = build(request, setup, seed=0)
+    x = np.ones((2, 8), np.float32)
+    y = sp.csr_array(np.eye(2, 8, dtype=bool))
+    trainer.train(Batches(x, y).epoch(0), task.learning_rate)
+    if setup.is_rewired:
+        trainer.rewire(0.5, 0)
+    evaluate(trainer, x, y)
+    return describe_machine(trainer.device, thread_count(request.options.threads))

@@ -1,0 +1,144 @@
+"""One side of a comparison: a child that trains one backend and does what `compare` asks.
+
+A request is `{"do": ..., "folder": ..., ...}`, with the side's own folder for arrays; the answer is
+`{"value": ...}`, or `{"error": ...}` from a side that has failed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fanin.backends.arrays import Rewiring, copied, plan_rewiring
+from fanin.backends.trainer import Trainer
+from fanin.benchmarks.harness.fit import evaluate, rewiring_seed
+from fanin.benchmarks.harness.prepare import build, endless, make_batches, split, warm_up
+from fanin.benchmarks.harness.request import Request
+from fanin.benchmarks.measuring.memory import MemoryWatch
+from fanin.benchmarks.measuring.process import Parent
+from fanin.benchmarks.records.base import Machine
+from fanin.benchmarks.records.compare import LockstepSide
+from fanin.datasets import Batch, Dataset, load
+
+_WARMUP_STEPS = 10
+
+
+@dataclass
+class Side:
+    """What is trained here. The methods are what `compare` may ask for, by name; each returns the
+    answer's value. folder: the side's own."""
+
+    request: Request
+    data: Dataset
+    stream: Iterator[Batch]
+    trainer: Trainer
+    memory: MemoryWatch
+    machine: Machine
+    seconds: list[float] = field(default_factory=list)
+
+    def step(self, folder: Path) -> float:
+        """Train one step and write all arrays; the loss."""
+        batch, trainer = next(self.stream), self.trainer
+        start = time.perf_counter()
+        (loss,) = trainer.train([batch], self.request.task.learning_rate)
+        trainer.device.synchronize()
+        self.seconds.append(time.perf_counter() - start)
+        self.save(folder, trainer.setup.array_shapes())
+        return float(loss)
+
+    def save(self, folder: Path, names: Iterable[str]) -> None:
+        """Write arrays as they are now."""
+        for name in names:
+            np.save(folder / f"{name}.npy", self.trainer.array(name))
+
+    def plan(self, folder: Path, step: int) -> float:
+        """Write which connections this side would move before that step, and where to; the
+        threshold."""
+        task, setup = self.request.task, self.trainer.setup
+        weights = self.trainer.array("output.weights")
+        seed = rewiring_seed(self.request.seed, step)
+        plan = plan_rewiring(weights, task.rewire_fraction, setup.output_inputs, seed)
+        np.save(folder / "positions.npy", plan.positions)
+        np.save(folder / "sources.npy", plan.sources)
+        np.save(folder / "planned.npy", weights)
+        return plan.threshold
+
+    def rewire(self, folder: Path, plan: str, threshold: float) -> None:
+        """Move the connections that the plan in a side's folder names."""
+        positions, sources = (np.load(Path(plan) / f"{n}.npy") for n in ("positions", "sources"))
+        self.trainer.apply_rewiring(Rewiring(positions, sources, threshold))
+
+    def give(self, folder: Path) -> None:
+        """Write all that belongs to the intermediate units."""
+        for name, array in unit_arrays(self.trainer).items():
+            np.save(folder / f"given.{name}.npy", array)
+
+    def take(self, folder: Path, giver: str) -> None:
+        """Overwrite the units that are named in the giver's folder with what it gave."""
+        take_units(self.trainer, Path(giver))
+        self.save(folder, self.trainer.setup.array_shapes())
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        """What this side has measured, as JSON."""
+        steady = self.seconds[_WARMUP_STEPS:] or self.seconds
+        side = LockstepSide(
+            machine=self.machine,
+            test=evaluate(self.trainer, self.data.test_x, self.data.test_y),
+            median_step_seconds=statistics.median(steady),
+            memory=self.memory.result(self.trainer),
+        )
+        return side.model_dump(mode="json")
+
+
+def unit_arrays(trainer: Trainer) -> dict[str, np.ndarray]:
+    """Everything that belongs to the intermediate units: the last axis counts them."""
+    state = itertools.chain(trainer.arrays(), trainer.optimizer_arrays())
+    return copied(item for item in state if item[0].startswith("intermediate."))
+
+
+def take_units(trainer: Trainer, folder: Path) -> None:
+    """Overwrite some intermediate units with what the other backend gave."""
+    units = np.load(folder / "units.npy")
+    weights, moments = trainer.weights(), copied(trainer.optimizer_arrays())
+    for name in unit_arrays(trainer):
+        target = weights if name in weights else moments
+        target[name][..., units] = np.load(folder / f"given.{name}.npy")[..., units]
+    trainer.load_weights(weights)
+    trainer.load_optimizer_arrays(moments)
+
+
+def serve(request: Request, parent: Parent) -> None:
+    """Build the model and answer the parent until it has no more use for this process."""
+    task = request.task
+    data = load(task.dataset, task.features, request.options.data_dir)
+    stream = endless(make_batches(task, split(data, task)[0], request.seed))
+    machine = warm_up(request)
+    with MemoryWatch() as memory:
+        trainer = build(request, task.setup(data.inputs, data.labels))
+        side = Side(request, data, stream, trainer, memory, machine)
+        parent.send({"value": None})
+        while True:
+            asked = parent.receive()
+            method, folder = getattr(side, asked.pop("do")), Path(asked.pop("folder"))
+            parent.send({"value": method(folder, **asked)})
+
+
+def main(parent: Parent) -> None:
+    try:
+        serve(Request.model_validate(parent.receive()), parent)
+    except Exception as error:
+        traceback.print_exc()
+        parent.send({"error": f"{type(error).__name__}: {error}"})
+
+
+if __name__ == "__main__":
+    main(Parent(int(sys.argv[1])))

@@ -1,0 +1,43 @@
+"""Time of training steps."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any, SupportsFloat
+
+from fanin.backends.trainer import Trainer
+
+_WARMUP_STEPS = 10
+
+
+class StepClock:
+    """Time of each training step, by marks in the device's order of work, so that nothing waits on
+    a GPU either; call it as a trainer's `on_step`."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.steps = 0
+        self._trainer = trainer
+        self._marks: list[Any] = []
+        self._seconds: list[float] = []
+
+    def __call__(self, loss: SupportsFloat) -> None:
+        self.steps += 1
+        mark = self._trainer.device.mark()
+        if mark is not None:
+            self._marks.append(mark)
+
+    def pause(self) -> None:
+        """Something else than training follows; the time until the next step does not count."""
+        self._seconds += self._trainer.device.seconds(self._marks)
+        self._marks = []
+
+    def seconds(self) -> list[float]:
+        """Of every step but the first and those after a pause; none where a framework cannot tell
+        (TensorFlow on a GPU)."""
+        self.pause()
+        return self._seconds
+
+    def median(self) -> float | None:
+        """Seconds per step after the first ten; None for runs that short."""
+        steady = self.seconds()[_WARMUP_STEPS:]
+        return statistics.median(steady) if steady else None

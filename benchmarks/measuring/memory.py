@@ -1,0 +1,106 @@
+"""Peak memory of a process and of its GPU.
+
+Every figure answers one question, and is None where this machine cannot answer it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from fanin.backends.trainer import Trainer
+from fanin.benchmarks.measuring import machine, nvml
+from fanin.benchmarks.records.base import Memory
+
+_SAMPLE_SECONDS = 0.05
+
+
+class MemoryWatch:
+    """Peak memory of this process and of the GPU, from its making to `result`.
+
+    On Linux the kernel keeps the peak resident set exactly (VmHWM, reset at the start); elsewhere
+    it is sampled. The GPU is sampled through NVML by a process of its own (`nvml`), where there is
+    one: device-wide and for this process, since process ids often do not match inside containers.
+    """
+
+    def __init__(self) -> None:
+        self._nvml = nvml.Sampler() if machine.gpu_name() is not None else None
+        self._process = psutil.Process()
+        _give_back()
+        self._baseline = self._process.memory_info().rss
+        self._sampled_peak = self._baseline
+        self._exact = _reset_peak()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample_on, name="fanin-memory", daemon=True)
+
+    def __enter__(self) -> MemoryWatch:
+        if not self._exact:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._exact:
+            self._stop.set()
+            self._thread.join()
+        if self._nvml:
+            self._nvml.close()
+
+    def _sample_on(self) -> None:
+        while not self._stop.wait(_SAMPLE_SECONDS):
+            self._sample()
+
+    def _sample(self) -> None:
+        self._sampled_peak = max(self._sampled_peak, self._process.memory_info().rss)
+
+    def result(self, trainer: Trainer) -> Memory:
+        self._sample()
+        gpu = self._nvml.figures() if self._nvml else nvml.Figures(None, None, None)
+        parameters, optimizer = trainer.state_bytes()
+        return Memory(
+            nvml_device_delta_bytes=gpu.device_delta,
+            nvml_process_bytes=gpu.process_peak,
+            nvml_error=gpu.error,
+            host_peak_rss_bytes=_peak() if self._exact else self._sampled_peak,
+            host_baseline_rss_bytes=self._baseline,
+            parameter_bytes=parameters,
+            optimizer_state_bytes=optimizer,
+            **trainer.device.memory(),
+        )
+
+
+def _give_back() -> None:
+    """Hand what malloc kept of freed memory (from reading the data, say) back to the system: a
+    model that fits into it would seem to need no memory at all. Only glibc can be asked to."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_memory() -> None:
+    """Let malloc keep whatever is freed in this process. Else it may hand large arrays back to the
+    system and take new ones from it, page by page: milliseconds for each, which depend on what lies
+    where and say nothing of an op. Only glibc can be asked to; this cannot be undone."""
+    most_mapped, trim_threshold = -4, -1  # of malloc.h
+    with suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(most_mapped, 0)
+        libc.mallopt(trim_threshold, -1)
+
+
+def _reset_peak() -> bool:
+    """Start the kernel's peak resident set anew; False where there is no such thing."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _peak() is not None
+    except OSError:
+        return False
+
+
+def _peak() -> int | None:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,65 @@
+"""The reference in torch, which goes in pieces, is the tests' own in NumPy."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+import pytest
+import reference as in_numpy
+import torch
+
+from fanin.backends.arrays import initial_arrays
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.benchmarks.gpu_parts import reference
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.mark.parametrize("kind", [FixedFanIn(7), Unstructured(7), Dense()], ids=repr)
+@pytest.mark.parametrize("loss", ["squared_hinge", "bce"])
+def test_the_reference_is_the_tests_own(kind, loss, monkeypatch):
+    monkeypatch.setattr(reference, "_PIECE", 37)  # many pieces, none of them whole rows
+    rng = np.random.default_rng(0)
+    setup = LayerSetup(30, 50, kind, loss=loss)
+    arrays = initial_arrays(setup, 1)
+    arrays["output.weights"] = rng.standard_normal(arrays["output.weights"].shape, np.float32)
+    arrays["output.bias"] = rng.standard_normal(50, np.float32)
+    model = in_numpy.Model(setup, arrays)
+    weights = arrays["output.weights"]
+    indices = starts = None
+    match kind:
+        case Dense():
+            weights = np.ascontiguousarray(weights.T)
+        case Unstructured():
+            starts = torch.from_numpy(np.searchsorted(arrays["output.rows"], np.arange(51)))
+            indices = torch.from_numpy(arrays["output.columns"])
+        case FixedFanIn():
+            indices = torch.from_numpy(arrays["output.indices"].astype(np.int64))
+    layer = reference.Layer(
+        torch.from_numpy(weights), torch.from_numpy(arrays["output.bias"]), indices, starts
+    )
+    for _ in range(3):
+        instances, labels = np.nonzero(rng.random((9, 50)) < 0.05)
+        batch = types.SimpleNamespace(
+            features=rng.standard_normal((9, 30), np.float32),
+            positive_instances=instances,
+            positive_labels=labels,
+        )
+        x = torch.from_numpy(batch.features)
+        np.testing.assert_allclose(layer.scores(x), model.scores(batch.features), atol=1e-12)
+        _, grad_scores = in_numpy.loss(loss, model.scores(batch.features), instances, labels)
+        wanted = grad_scores @ model.output_matrix().T
+        expected = model.step(batch, 0.01)
+        positives = torch.from_numpy(instances), torch.from_numpy(labels)
+        value, grad = layer.step(x, *positives, loss, 0.01)
+        assert float(value) == pytest.approx(expected, rel=1e-12)
+        np.testing.assert_allclose(grad, wanted, atol=1e-15)
+    trained = layer.weights.t() if kind == Dense() else layer.weights
+    np.testing.assert_allclose(trained, model.arrays["output.weights"], atol=1e-12)
+    np.testing.assert_allclose(layer.bias, model.arrays["output.bias"], atol=1e-12)
+    if isinstance(kind, FixedFanIn):
+        g = rng.standard_normal((9, 50))
+        wanted = in_numpy.gradients(g, batch.features, indices.numpy(), layer.weights.numpy())
+        for a, b in zip(layer.gradients(torch.from_numpy(g), x), wanted, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-12)

@@ -1,0 +1,160 @@
+"""The backends in lockstep: how they are compared, and what is excused."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from fakes import arguments, command, make_task, write_dataset
+
+from fanin.backends.arrays import copied, initial_arrays
+from fanin.backends.registry import make_trainer
+from fanin.backends.setup import Dense, LayerSetup
+from fanin.benchmarks.harness import compare as lockstep
+from fanin.benchmarks.harness import side
+from fanin.benchmarks.harness.request import Options, Request
+from fanin.benchmarks.records.store import read_lockstep
+from fanin.benchmarks.records.task import read_tasks
+from fanin.datasets import Batches
+
+
+@pytest.mark.slow
+class TestCompare:
+    def test_backends_agree_step_by_step(self, place):
+        done = command(
+            "compare",
+            *arguments(place, "compared", "--steps", "12", "--setup", "ffi-8-64"),
+            *("--setup", "unstructured-8", "--json"),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        results = list(read_lockstep(place / "compared"))
+        assert [len(r.steps) for r in results] == [12, 12]
+        for result in results:
+            assert result.agreed
+            assert set(result.sides) == {"torch", "tensorflow"}
+            apart = [d.absolute for s in result.steps for d in s.arrays.values()]
+            assert 0 < max(apart) < 1e-5
+
+    def test_both_executions_beside_each_other(self, place):
+        ways = ("--execution", "fused", "--execution", "autograd", "--execution", "fused")
+        done = command(
+            "compare",
+            *arguments(place, "both-ways", "--steps", "2", "--setup", "ffi-8-64", *ways),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        executions = {r.task.execution for r in read_lockstep(place / "both-ways")}
+        assert executions == {"autograd", "fused"}
+        assert "[1/2] tiny ffi-8-64 fused: agree" in done.stdout
+        assert "[2/2] tiny ffi-8-64: agree" in done.stdout
+
+    def test_drift_fails(self, place, monkeypatch):
+        """With no room for rounding at all, two frameworks cannot agree."""
+        monkeypatch.setattr(lockstep, "WEIGHT_TOLERANCE", 0.0)
+        monkeypatch.setattr(lockstep, "LOSS_TOLERANCE", 0.0)
+        options = Options(results=place / "drift", data_dir=place / "data")
+        chosen = read_tasks(place / "tasks.json")[0]
+        assert not lockstep.compare(chosen, options, 5).agreed
+
+    def test_only_units_at_the_kink_are_taken_over(self, tmp_path):
+        """Three units differ; for one of them the input to ReLU was within rounding of 0."""
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((4, 6)).astype(np.float32)
+        weights = rng.standard_normal((6, 5)).astype(np.float32)
+        bias = np.ones(5, np.float32)
+        bias[2] = -(x[3] @ weights[:, 2])  # instance 3 finds unit 2 at 0
+
+        class Side:
+            def __init__(self, name, off):
+                self.folder = tmp_path / name
+                self.folder.mkdir()
+                self.asked = []
+                self.arrays = {
+                    "intermediate.weights": weights + off * np.array([0, 1, 1, 0, 1], np.float32),
+                    "intermediate.bias": bias,
+                }
+
+            def read(self, name):
+                return self.arrays[name]
+
+            def ask(self, do, **arguments):
+                self.asked.append(do)
+
+        sides = [Side("first", 0.0), Side("second", 0.01)]
+        assert lockstep.excuse_kinks(sides, (weights, bias), x) == 1
+        assert np.load(sides[1].folder / "units.npy").tolist() == [2]
+        assert [side.asked for side in sides] == [["give"], ["take"]]
+        bias[2] += 0.1
+        assert lockstep.excuse_kinks(sides, (weights, bias), x) == 0
+
+    @pytest.mark.torch
+    def test_a_unit_is_taken_over_with_its_moments(self, tmp_path):
+        setup = LayerSetup(6, 9, Dense(), intermediate=5)
+        one, two = (
+            make_trainer("torch", setup, initial_arrays(setup, seed), device="cpu")
+            for seed in (1, 2)
+        )
+        x = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+        batches = Batches(x, sp.csr_array(np.eye(4, 9, dtype=bool)), 4)
+        for trainer in (one, two):
+            trainer.train(batches.epoch(0), 1e-2)
+        before = two.array("intermediate.weights")
+        for name, array in side.unit_arrays(one).items():
+            np.save(tmp_path / f"given.{name}.npy", array)
+        np.save(tmp_path / "units.npy", np.array([1, 3]))
+        side.take_units(two, tmp_path)
+        after, given = two.array("intermediate.weights"), one.array("intermediate.weights")
+        assert np.array_equal(after[:, [1, 3]], given[:, [1, 3]])
+        assert np.array_equal(after[:, [0, 2, 4]], before[:, [0, 2, 4]])
+        moments, theirs = (copied(trainer.optimizer_arrays()) for trainer in (two, one))
+        name = "intermediate.bias.v"
+        assert np.array_equal(moments[name][[1, 3]], theirs[name][[1, 3]])
+        assert not np.array_equal(moments[name][[0, 2]], theirs[name][[0, 2]])
+
+    def test_a_relative_difference_is_by_size(self):
+        one = np.array([1.0, -4.0])
+        apart = lockstep.difference(one, np.array([1.0, -4.001]))
+        assert apart.absolute == pytest.approx(1e-3)
+        assert apart.relative == pytest.approx(1e-3 / 4)
+        assert lockstep.difference(np.zeros(3), np.zeros(3)).relative == 0
+
+
+class TestSide:
+    """The parent's end of `compare`, with a child that ends when it is told to."""
+
+    @pytest.mark.parametrize("last_words", ["", '{"val'])
+    def test_a_child_that_died_is_reported_with_its_log(self, tmp_path, monkeypatch, last_words):
+        module = f"import os, sys; os.write(int(sys.argv[1]), {last_words.encode()!r})\n"
+        (tmp_path / "dying.py").write_text(module)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+        monkeypatch.setattr(lockstep, "_SIDE", "dying")
+        request = Request(task=make_task(), backend="torch", repeat=0, options=Options())
+        child = lockstep.SideChild(request, tmp_path, tmp_path / "x.log")
+        child._child.process.wait()
+        with pytest.raises(lockstep.LockstepError, match=r"torch: its process ended: see .*x\.log"):
+            child.ask("step")
+        child.close()
+
+    def test_weights_that_are_not_finite_are_no_result(self, tmp_path, monkeypatch):
+        write_dataset(tmp_path)
+
+        class Side:
+            backend = "torch"
+
+            def __init__(self, *_): ...
+            def answer(self): ...
+            def close(self): ...
+
+            def ask(self, do, **_):
+                return 1.0
+
+            def read(self, name):
+                return np.array([1.0, np.inf])
+
+        monkeypatch.setattr(lockstep, "SideChild", Side)
+        chosen = make_task(dataset="tiny", features="dense40")
+        with pytest.raises(
+            lockstep.LockstepError, match=r"output\.weights is not finite after step"
+        ):
+            lockstep.compare(chosen, Options(results=tmp_path, data_dir=tmp_path), 1)

@@ -1,0 +1,97 @@
+"""Which runs are begun, skipped and tried again."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+
+import pytest
+from fakes import Noting, make_task, write_dataset
+
+from fanin.benchmarks.harness import parent
+from fanin.benchmarks.harness.prepare import dataset_info
+from fanin.benchmarks.harness.request import Options, Request, begun, failed, requests
+from fanin.benchmarks.records.base import Machine
+from fanin.benchmarks.records.store import result_path, write_result
+from fanin.datasets import load
+from fanin.kernels import library
+
+
+class TestRunAll:
+    @pytest.fixture
+    def run_all(self, tmp_path, monkeypatch):
+        """Run tasks in one backend; each ends as `failures` has it, by its data set."""
+
+        def run_tasks(tasks, failures=None, **options):
+            def run_one(request, display, lock):
+                kind = (failures or {}).get(request.task.dataset)
+                result = begun(request)
+                if kind:
+                    failed(result, kind, "so it is", "")
+                write_result(request.path, result)
+                return result
+
+            monkeypatch.setattr(parent, "run_one", run_one)
+            given = Options(results=tmp_path, **options)
+            display = Noting()
+            parent.run_all(requests(tasks, ["torch"], given), given, display)
+            return display.told
+
+        return run_tasks
+
+    def test_unusable_data_are_tried_once(self, run_all):
+        setups = [{"loss_fn": "bce"}, {"loss_fn": "squared_hinge"}]
+        tasks = [make_task(dataset=name, **values) for values in setups for name in ("bad", "good")]
+        assert run_all(tasks[-1:]) == ["finished"]
+        bad = {"bad": "DataError"}
+        assert run_all(tasks, bad) == ["failed", "finished", "skipped"]
+        assert run_all(tasks, {"bad": "OSError"}) == ["failed", "skipped", "failed", "skipped"]
+        other = make_task(dataset="bad", features="other")
+        assert run_all([tasks[0], other], bad) == ["failed", "failed"]
+
+    def test_a_finished_run_without_the_weights_asked_for_runs_again(self, run_all, tmp_path):
+        assert run_all([make_task()]) == ["finished"]
+        told = ["finished before without its weights, and runs again to save them", "finished"]
+        failing = {make_task().dataset: "OSError"}
+        assert run_all([make_task()], failing, save_weights=True) == [told[0], "failed"]
+        assert run_all([make_task()]) == ["skipped"]  # what it measured is still there
+        assert run_all([make_task()], save_weights=True) == told
+        result_path(tmp_path, make_task(), "torch", 0).with_suffix(".safetensors").touch()
+        assert run_all([make_task()], save_weights=True) == ["skipped"]
+        # A shape profile has no weights to keep.
+        for expected in ("finished", "skipped"):
+            assert run_all([make_task()], save_weights=True, profile="shapes") == [expected]
+
+    def test_what_may_be_out_of_date_is_skipped_with_a_word(self, run_all, tmp_path, monkeypatch):
+        data = write_dataset(tmp_path / "data")
+        tiny = make_task(dataset="tiny", features="f")
+        request = Request(task=tiny, backend="torch", repeat=0, options=Options(results=tmp_path))
+        result = begun(request)
+        info = dataset_info(load("tiny", None, data))
+        device = {"system": "s", "processor": "p", "cores": 2, "memory_bytes": 1, "gpu": None}
+        device |= {"python": "3", "packages": {}, "framework": "torch", "device": "cpu"}
+        result.dataset = info
+        kernels = f"fanin 0.1.0 {library.build_info()['instruction_set']}"
+        result.machine = Machine(**device, kernels=kernels, threads=2, code=None)
+        result.started = datetime.now(UTC)
+        write_result(result_path(tmp_path, tiny, "torch", 0), result)
+
+        def told(**options):
+            *notes, last = run_all([tiny], **options)
+            assert last == "skipped" and all(line.endswith("--force repeats it") for line in notes)
+            return " ".join(notes)
+
+        assert told(data_dir=data) == told(data_dir=data, device="cpu") == ""
+        assert f"it read {info.source}, and no --data-dir is given" in told()
+        assert "it ran on cpu, and --device cuda is asked for" in told(device="cuda")
+        other = {"instruction_set": "other"}
+        monkeypatch.setattr(parent, "build_info", lambda: other)
+        assert f"it ran with {kernels}, and other is what would run now" in told(data_dir=data)
+        other["instruction_set"] = kernels.split()[-1]
+        (data / "tiny" / "a-link").symlink_to("nowhere")
+        moved = data.rename(tmp_path / "moved")
+        assert f"it read {info.source}, and {moved / 'tiny'} is asked for" in told(data_dir=moved)
+        labels = moved / "tiny" / "train-labels.txt"
+        os.utime(labels, (time.time() + 5, time.time() + 5))
+        assert f"{labels} has changed since" in told(data_dir=moved)

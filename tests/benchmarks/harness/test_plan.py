@@ -1,0 +1,119 @@
+"""The plan: bytes that are counted, peaks that are expected, and how fast a machine is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from frameworks import EACH_BACKEND
+from typer.testing import CliRunner
+
+from fanin.benchmarks.cli.app import app
+from fanin.benchmarks.harness import plan, speed
+from fanin.benchmarks.records.run import RunResult
+from fanin.benchmarks.records.statistics import GIB
+from fanin.benchmarks.records.store import read_results
+from fanin.benchmarks.records.task import Task
+from fanin.reports.shapes import shape_values
+
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
+
+
+def committed():
+    folders = ("cpu", "cpu-cascade-lake")
+    runs = (run for name in folders for run in read_results(RESULTS / name, "shapes"))
+    return [run for run in runs if run.status == "finished"]
+
+
+@pytest.mark.parametrize(
+    "run", committed(), ids=lambda run: f"{run.task.dataset}-{run.task.features}-{run.task.slug}"
+)
+def test_the_plan_is_within_15_percent_of_the_measured_peak(run: RunResult):
+    assert run.dataset is not None and run.machine is not None and run.memory is not None
+    setup = run.task.setup(run.dataset.inputs, run.dataset.labels)
+    machine = run.machine
+    expected = plan.estimate(run.task, setup, run.backend, machine.threads, machine.processor)
+    measured = shape_values(run)["memory_gib"]
+    assert measured is not None
+    assert expected.peak_bytes / GIB == pytest.approx(measured, rel=0.15)
+
+
+def planned(dataset: str, options: str):
+    usual = ["plan", "--dataset", dataset, "--execution", "fused", "--backend", "torch"]
+    return CliRunner().invoke(app, [*usual, *options.split()])
+
+
+class TestPlan:
+    def test_command(self):
+        options = "--features slice --setup dense --setup ffi-32 --memory 2"
+        done = planned("amazon-670k", options)
+        assert done.exit_code == 0, done.output
+        dense, ffi = (line for line in done.output.splitlines() if "torch" in line)
+        assert " NO " in dense and " yes " in ffi and "343.8 M" in dense
+
+    def test_wrong_usage_is_said(self):
+        done = planned("amazon-670k", "--backend jax")
+        assert done.exit_code == 2 and "unknown 'jax'; there are torch" in done.output
+        assert planned("amazon-670k", "--memory 0").exit_code == 2
+
+    def test_measures_what_is_not_given_and_nothing_else(self, monkeypatch):
+        monkeypatch.setattr(speed, "measured_bandwidth", lambda threads: 7e9)
+        monkeypatch.setattr(speed, "measured_flops", lambda threads: 8e9)
+        for options, expected in (
+            ("--bandwidth 10", (1e10, 8e9)),
+            ("--gflops 100", (7e9, 1e11)),
+            ("", (7e9, 8e9)),
+        ):
+            answer = json.loads(planned("amazon-670k", f"--json --setup dense {options}").output)
+            assert (answer["bandwidth_bytes_per_second"], answer["flops"]) == expected
+
+    @pytest.mark.parametrize("threads", [1, 3, 64])
+    def test_the_bandwidth_takes_as_much_memory_with_many_threads(self, monkeypatch, threads):
+        monkeypatch.setattr(speed, "_COPIED", 1 << 20)
+        taken = []
+        monkeypatch.setattr(
+            speed.np, "copyto", lambda to, source: taken.append(to.nbytes + source.nbytes)
+        )
+        assert speed.measured_bandwidth(threads) > 0
+        assert sum(taken) / (1 << 20) / 5 == pytest.approx(1, rel=1e-3)  # five times
+
+    @pytest.mark.parametrize("place", [0, 2 + 1])
+    def test_json_counts_what_the_arrays_hold(self, monkeypatch, place):
+        monkeypatch.setattr(plan, "sorting_pays", lambda sources, cpu: place > 0)
+        options = "--features cascade --setup ffi-32-32768 --json --bandwidth 10 --gflops 100"
+        done = planned("amazon-670k", options)
+        (counted,) = json.loads(done.output)["plans"]
+        labels, inner = 670_091, 768 * 32_768
+        biases = labels + 32_768
+        assert counted["parameters"] == inner + 32 * labels + biases
+        # Weights, 16-bit sources, and 2 + 1 bytes for the place of each sorted connection.
+        assert counted["parameter_bytes"] == 4 * (inner + biases) + 32 * labels * (4 + 2 + place)
+        assert counted["optimizer_bytes"] == 2 * 4 * (inner + 32 * labels + biases)
+        assert counted["hours"] == pytest.approx(500 * counted["hours_per_epoch"])
+
+    @pytest.mark.parametrize("pays", [False, True])
+    @pytest.mark.parametrize("backend", EACH_BACKEND)
+    def test_counted_bytes_are_those_of_a_trainer(self, tiny, monkeypatch, backend, pays):
+        from fanin.backends import fused
+        from fanin.backends.arrays import InitialArrays
+        from fanin.backends.registry import make_trainer
+
+        # Whatever CPU this is.
+        monkeypatch.setattr(fused, "sorting_pays", lambda sources: pays)
+        monkeypatch.setattr(plan, "sorting_pays", lambda sources, cpu: pays)
+        for execution in ("autograd", "fused"):
+            for kind in ("dense", "bottleneck", "stratified", "sparse", "dense-stratified"):
+                values = {"dataset": "tiny", "features": "slice", "execution": execution}
+                if "str" in kind or "sparse" in kind:
+                    values["connectivity"] = 8
+                if kind == "dense-stratified":
+                    values["intermediate"] = 4096
+                task = Task.model_validate({**values, "architecture": kind})
+                setup = task.setup(512, 300)
+                trainer = make_trainer(
+                    backend, setup, InitialArrays(setup, 0), execution=task.execution
+                )
+                expected = plan.estimate(task, setup, backend, 2)
+                counted = trainer.state_bytes()
+                assert (expected.parameter_bytes, expected.optimizer_bytes) == counted, task.slug

@@ -1,0 +1,41 @@
+"""Result files: where they lie, and what is said of one that cannot be read."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import make_task
+
+from fanin.benchmarks.harness.plan import TooLargeError
+from fanin.benchmarks.records.base import Failure
+from fanin.benchmarks.records.files import remove_leftovers
+from fanin.benchmarks.records.store import ResultError, check_folder, result_path
+from fanin.benchmarks.records.task import TaskError
+from fanin.datasets import DataError
+
+
+def test_a_results_folder_that_is_no_folder_of_files(tmp_path):
+    path = result_path(tmp_path, make_task(), "torch", 0)
+    path.mkdir(parents=True)
+    with pytest.raises(ResultError, match=r"torch-0\.json: cannot be read: Is a directory"):
+        check_folder(tmp_path)
+
+
+def test_failures_are_known_by_the_names_of_exceptions():
+    for error, asked in (
+        (DataError, "is_of_data"),
+        (DataError, "is_of_input"),
+        (TaskError, "is_of_input"),
+        (TooLargeError, "is_too_large"),
+    ):
+        assert getattr(Failure(kind=error.__name__, message="", traceback=""), asked)
+    other = Failure(kind="ValueError", message="", traceback="")
+    assert not (other.is_of_data or other.is_of_input or other.is_too_large)
+
+
+def test_leftovers_of_writing_are_removed(tmp_path):
+    path = tmp_path / "torch-1.json"
+    others = [path, tmp_path / ".torch-10.json.x", tmp_path / ".torch-1.safetensors.part"]
+    for file in (*others, tmp_path / ".torch-1.json.x"):
+        file.touch()
+    remove_leftovers(path)
+    assert sorted(tmp_path.iterdir()) == sorted(others)

@@ -1,0 +1,172 @@
+"""Task files: what they mean, and what is said of one that cannot be used."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fakes import make_task
+from pydantic import ValidationError
+
+from fanin.benchmarks.records.task import TaskError, files_of, read_tasks, task_files
+
+
+class TestTasks:
+    @pytest.mark.parametrize("name", task_files())
+    def test_every_task_file_is_valid(self, name):
+        path = task_files()[name]
+        tasks = read_tasks(path)
+        entries = json.loads(path.read_text())["tasks"]
+        assert len({t.slug for t in tasks}) == len(tasks) == len(entries)
+        assert {f"{t.dataset}/{t.features}" for t in tasks} == {name.removesuffix("-ablations")}
+
+    def test_files_of_a_data_set(self):
+        assert [p.stem for p in files_of("Amazon670k")] == ["cascade", "slice"]
+        assert [p.stem for p in files_of("amazon-670k", "slice")] == ["slice"]
+        assert files_of("amazon-670k", "other") == files_of("mine") == []
+
+    def test_the_original_files_load_unchanged(self, tmp_path):
+        """A file in the shape of the original's: 0 for none, its names, a task listed twice."""
+        inner = {"connectivity": 32, "intermediate": 16384, "architecture": "dense-stratified"}
+        plain = {"connectivity": 32, "intermediate": 0}
+        content = {
+            "defaults": {
+                "repeat": 1, "dropout": 0.2, "learning_rate": 1e-3, "rewire_interval": 1000,
+                "rewire_fraction": 0.1, "features": "cascade", "dataset": "Wikipedia-500K",
+                "loss_fn": "squared_hinge",
+            },
+            "tasks": [
+                {**inner, "dropout": 0.2},
+                {**inner, "repeat": 3},
+                {**inner, "dropout": 0.1},
+                inner,
+                {"connectivity": 0, "intermediate": 0, "architecture": "dense", "repeat": 5},
+                {**plain, "architecture": "stratified"},
+                {**plain, "architecture": "sparse"},
+                {**plain, "architecture": "sparse", "rewire_fraction": 0.1},
+                {"connectivity": 0, "intermediate": 64, "architecture": "bottleneck"},
+            ],
+        }  # fmt: skip
+        path = tmp_path / "t.json"
+        path.write_text(json.dumps(content))
+        tasks = read_tasks(path)
+        assert {(t.dataset, t.features) for t in tasks} == {("wiki-500k", "cascade")}
+        assert [(t.slug.removesuffix("_dropout=0.2"), t.repeat) for t in tasks] == [
+            ("ffi-32-16384", 3), ("ffi-32-16384", 1), ("dense", 5), ("ffi-32", 1),
+            ("unstructured-32", 1), ("unstructured-32_dropout=0.2_rewire_fraction=0.1", 1),
+            ("bottleneck-64", 1),
+        ]  # fmt: skip
+        # Only what the entry or the command line says about it counts for `sparse`.
+        assert [t.rewire_fraction for t in tasks[3:6]] == [0.1, 0.01, 0.1]
+        assert {t.rewire_fraction for t in read_tasks(path, {"rewire_fraction": 0.3})} == {0.3}
+        assert (tasks[2].connectivity, tasks[2].intermediate) == (None, None)
+
+    @pytest.mark.parametrize(
+        ("name", "canonical"),
+        [
+            ("Amazon670k", "amazon-670k"), ("Wikipedia-500K", "wiki-500k"),
+            ("Amazon-3M", "amazon-3m"), ("My-Own", "My-Own"),
+        ],
+    )  # fmt: skip
+    def test_names_of_data_sets_become_the_catalogues(self, name, canonical):
+        assert make_task(dataset=name).dataset == canonical
+
+    def test_original_names_are_understood(self, tmp_path):
+        path = tmp_path / "t.json"
+        path.write_text(
+            json.dumps(
+                {
+                    "defaults": {"dataset": "amazon-670k", "features": "slice", "repeat": 5},
+                    "tasks": [
+                        {"connectivity": 512, "architecture": "dense"},
+                        {"connectivity": 64, "intermediate": 64, "architecture": "bottleneck"},
+                        {"connectivity": 32, "architecture": "sparse", "repeat": 1},
+                        {
+                            "connectivity": 32,
+                            "intermediate": 16384,
+                            "architecture": "dense-stratified",
+                            "rewire_interval": -1,
+                            "rewire_fraction": 0.3,
+                            "learning_rate": 0.001,
+                            "dropout": 0.2,
+                            "loss_fn": "bce",
+                        },
+                    ],
+                }
+            )
+        )
+        dense, bottleneck, sparse, ffi = read_tasks(path)
+        assert (dense.connectivity, dense.repeat, dense.slug) == (None, 5, "dense")
+        assert (bottleneck.intermediate, bottleneck.slug) == (64, "bottleneck-64")
+        assert (sparse.rewire_fraction, sparse.repeat) == (0.01, 1)
+        assert ffi.slug == (
+            "ffi-32-16384_dropout=0.2_loss_fn=bce_rewire_fraction=0.3_rewire_interval=-1"
+        )
+        assert read_tasks(path, {"epochs": 3})[0].epochs == 3
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("{", r"t\.json:1: not JSON"),
+            ("[" * 200_000, r"t\.json: not usable as JSON: maximum recursion depth"),
+            ('{"tasks": [' + "1" * 5000 + "]}", r"t\.json: not usable as JSON: Exceeds the limit"),
+            (b"\xff\xfe", "not UTF-8"),
+            (None, "cannot be read: Is a directory"),
+            ('{"tasks": [{"epochs": 3, "epochs": 4}]}', "key 'epochs' stands twice"),
+            ("[]", "expected"),
+            ('{"tasks": []}', "`tasks` is empty"),
+            ('{"tasks": [1]}', r"tasks\[0\]: expected an object"),
+            ('{"task": [], "tasks": [{}]}', r"unknown keys \['task'\]"),
+            ('{"tasks": [{"architecture": "dense"}]}', r"tasks\[0\]: dataset: Field required"),
+            ('{"defaults": {"dataset": "../x", "features": "f"}, "tasks": [{"architecture": '
+             '"dense"}]}', r"dataset: .*'\.\./x'"),
+            ('{"defaults": {"dataset": "d", "features": "f"}, "tasks": [{"architecture": '
+             '"desne"}]}', r"architecture: .*desne"),
+            ('{"defaults": {"dataset": "d", "features": "f"}, "tasks": [{"architecture": '
+             '"dense", "learning_rat": 1}]}', "learning_rat: .*known keys: .*learning_rate"),
+            ('{"defaults": {"dataset": "d", "features": "f"}, "tasks": [{"architecture": '
+             '"dense", "dropout": 1.0}]}', r"dropout: .*less than 1 \(got 1\.0\)"),
+            ('{"defaults": {"dataset": "d", "features": "f"}, "tasks": [{"architecture": '
+             '"stratified"}]}', "needs `connectivity`"),
+            ('{"defaults": {"dataset": "d", "features": "f"}, "tasks": [{"architecture": '
+             '"stratified", "connectivity": 32, "intermediate": 5}]}', "no intermediate layer"),
+            ('{"defaults": {"dataset": "d", "features": "f"}, "tasks": [{"architecture": '
+             '"dense-stratified", "connectivity": 32, "intermediate": 5}]}',
+             "connectivity 32 is larger than the 5 inputs"),
+            ('{"defaults": {"dataset": "d", "features": "f", "connectivity": 0}, "tasks": '
+             '[{"architecture": "stratified"}]}', "needs `connectivity`"),
+            ('{"defaults": {"dataset": "d", "features": "f", "intermediate": 0}, "tasks": '
+             '[{"architecture": "bottleneck"}]}', "needs `intermediate`"),
+            *(
+                ('{"defaults": {"dataset": "d", "features": "f", "architecture": "stratified"}, '
+                 f'"tasks": [{{"connectivity": 8, "{key}": {value}}}]}}', f"{key}: .*{message}")
+                for key, value, message in (
+                    ("learning_rate", "Infinity", r"finite number \(got inf\)"),
+                    ("learning_rate", "1e400", r"finite number \(got inf\)"),
+                    ("dropout", "NaN", r"\(got nan\)"),
+                    ("batch_size", "true", r"valid integer \(got True\)"),
+                    ("batch_size", '"8"', r"valid integer \(got '8'\)"),
+                    ("intermediate", "false", r"valid integer \(got False\)"),
+                    ("learning_rate", "true", r"valid number \(got True\)"),
+                )
+            ),
+        ],
+    )  # fmt: skip
+    def test_errors_name_file_task_and_key(self, tmp_path, content, message):
+        path = tmp_path / "t.json"
+        if content is None:
+            path.mkdir()
+        else:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(TaskError, match=message) as caught:
+            read_tasks(path)
+        assert str(path) in str(caught.value)
+
+    def test_connectivity_must_fit_the_data(self):
+        message = "^d, f features, setup ffi-32: connectivity 32 is larger than the 8 inputs"
+        with pytest.raises(TaskError, match=message):
+            make_task(architecture="stratified", connectivity=32).setup(8, 5)
+
+    def test_a_task_cannot_be_changed(self):
+        with pytest.raises(ValidationError):
+            make_task().dropout = 0.5

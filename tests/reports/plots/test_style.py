@@ -1,0 +1,47 @@
+"""How points and lines look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from made_results import (
+    run,
+    task,
+)
+from matplotlib.figure import Figure
+
+from fanin.reports.plots import style
+from fanin.reports.plots.learning_curves import learning_curves
+from fanin.reports.plots.memory_against_precision import memory_against_precision
+from fanin.reports.setups import COLOURS
+from fanin.reports.summary import shared_variant, summarise
+
+
+def test_fused_is_told_from_autograd_where_both_are_shown(monkeypatch) -> None:
+    """Colour is the setup and shape the backend, so it is the filling, or the line's dashes."""
+    figures = []
+
+    def finish(figure: Figure, *_: Any) -> Any:
+        figures.append(figure)
+
+    monkeypatch.setattr(style, "finish", finish)
+    fused = task(execution="fused")
+    both = [run(), run(for_task=fused), run("tensorflow"), run("tensorflow", for_task=fused)]
+    shared = shared_variant(summarise([run(for_task=fused)]))
+    memory_against_precision(summarise(both), "words")
+    memory_against_precision(summarise([run(for_task=fused)]), "words")
+    learning_curves(both, "words", [])
+    learning_curves([run(for_task=fused)], "words", shared)
+    faces = []
+    for figure in figures[:2]:
+        (axes,) = figure.axes
+        points = [line for line in axes.lines if line.get_marker() in ("o", "s")]
+        faces.append(sorted(str(point.get_markerfacecolor()) for point in points))
+    assert faces == [[COLOURS["FFI"]] * 2 + ["white"] * 2, [COLOURS["FFI"]]]
+    legend = figures[0].axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()][2:] == [
+        "autograd: filled",
+        "fused: hollow",
+    ]
+    dashes = [[line.get_linestyle() for line in figure.axes[0].lines] for figure in figures[2:]]
+    assert dashes == [["-", "--"], ["-"]]

@@ -1,0 +1,43 @@
+"""The names, sizes, variants and colours of setups."""
+
+from __future__ import annotations
+
+import pytest
+from made_results import (
+    SIX,
+    run,
+    task,
+)
+
+from fanin.benchmarks.records.published import intermediate_label
+from fanin.reports.setups import COLOURS, Setup, variant
+from fanin.reports.tables.comparison import comparison_markdown
+
+
+@pytest.mark.parametrize(
+    ("units", "text"),
+    [
+        (16384, "16k"), (32768, "32k"), (65536, "65k"), (100_000, "100k"), (131_072, "131k"),
+        (64, "64"), (4096, "4096"), (16000, "16000"),
+    ],
+)  # fmt: skip
+def test_intermediate_sizes_as_the_paper_writes_them(units: int, text: str) -> None:
+    assert intermediate_label(units) == text
+
+
+def test_departures_from_the_defaults_are_shown() -> None:
+    odd = task(dropout=0.2, loss_fn="bce")
+    assert variant(odd) == ("dropout=0.2", "loss_fn=bce")
+    assert variant(task()) == ()
+    text = comparison_markdown([run(), run(for_task=odd)])
+    assert text.count("dropout=0.2, loss_fn=bce") == 1
+    # What all rows share is written once and takes no column.
+    shared = comparison_markdown([run(for_task=odd), run("tensorflow", for_task=odd)])
+    assert "All runs: dropout=0.2, loss_fn=bce." in shared
+    assert "variant" not in shared
+
+
+def test_colours_are_distinct_and_every_setup_has_one() -> None:
+    assert len(set(COLOURS.values())) == 6
+    names = [Setup.from_task(task(**values), inputs=512).name for values in SIX]
+    assert names == list(COLOURS)
