@@ -15,7 +15,6 @@ from fanin.backends.arrays import drawn_seed, plan_rewiring
 from fanin.backends.setup import index_dtype
 from fanin.backends.tensorflow.ops import fan_in_linear
 
-
 # Keras has others, whose tensors the op does not read.
 _KERAS_BACKEND = "tensorflow"
 
