@@ -104,11 +104,18 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
-    """Check style with ruff and types with mypy."""
+    """Check style with ruff and clang-format, and types with mypy."""
     binaries = environment(session)
     ruff = str(binaries / "ruff")
     session.run(ruff, "check", external=True)
     session.run(ruff, "format", "--check", external=True)
+    sources = [
+        str(path.relative_to(ROOT))
+        for folder in ("kernels", "backends", "tests")
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in {".h", ".cpp", ".cc", ".cu"}
+    ]
+    session.run(str(binaries / "clang-format"), "--dry-run", "-Werror", *sources, external=True)
     packages = ("kernels", "backends", "datasets", "benchmarks", "reports")
     session.run(
         str(binaries / "mypy"),
