@@ -1,10 +1,11 @@
 // From the flags of a call to types: how every launcher gets to its instance of a kernel.
 //
-//   return with_types([&](auto index, auto weight) { return run<decltype(index), decltype(weight)>(c); },
+//   return with_types([&](auto index, auto weight) { return run<decltype(index),
+//   decltype(weight)>(c); },
 //                     index_type(c), weight_type(c));
 //
-// runs one of the four instances. Kernels that are long have their instances in several files, so that
-// they compile side by side: see FANIN_INDEX in cpu/step.cpp.
+// runs one of the four instances. Kernels that are long have their instances in several files, so
+// that they compile side by side: see FANIN_INDEX in cpu/step.cpp.
 #pragma once
 
 #include <stdint.h>
@@ -48,8 +49,7 @@ static auto with_types(const F &f) {
 }
 template <class F, class Narrow, class Wide, class... More>
 static auto with_types(const F &f, TypeChoice<Narrow, Wide> choice, More... more) {
-  if (choice.wide)
-    return with_types([&](auto... others) { return f(Wide(), others...); }, more...);
+  if (choice.wide) return with_types([&](auto... others) { return f(Wide(), others...); }, more...);
   return with_types([&](auto... others) { return f(Narrow(), others...); }, more...);
 }
 

@@ -16,9 +16,15 @@ Finding top_k(const TopKCall &);
 #define FANIN_STRING(x) #x
 #define FANIN_NAME(x) FANIN_STRING(x)
 
-extern const CpuTarget target = {FANIN_NAME(FANIN_TARGET), forward,    backward,
-                                 step,                     sorted_step, dense_step,
-                                 dense_forward,            dense_update, top_k};
+extern const CpuTarget target = {FANIN_NAME(FANIN_TARGET),
+                                 forward,
+                                 backward,
+                                 step,
+                                 sorted_step,
+                                 dense_step,
+                                 dense_forward,
+                                 dense_update,
+                                 top_k};
 
 }  // namespace FANIN_TARGET
 }  // namespace fanin
