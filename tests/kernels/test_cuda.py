@@ -18,8 +18,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import test_linear
-import test_step
-from test_step import make_batch, make_layer, make_setup, near, trained
+from kernel_layers import check_steps, make_batch, make_layer, make_setup, near, trained
 
 from fanin import kernels
 from fanin.backends.arrays import new_sources
@@ -28,7 +27,7 @@ from fanin.kernels import library, numpy_ops
 pytestmark = pytest.mark.slow  # the kernels are compiled first
 
 ROOT = Path(__file__).parents[2]
-KINDS = ("dense", "stratified", "sparse")
+KINDS = ("dense", "fixed fan-in", "unstructured")
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +119,7 @@ def test_an_empty_batch():
 def test_steps_follow_the_reference(kind, loss, shape):
     batch, inputs, labels, fan_in = shape
     rng = np.random.default_rng(sum(shape))
-    test_step.check_steps(rng, kind, batch, inputs, labels, fan_in, loss, steps=2)
+    check_steps(rng, kind, batch, inputs, labels, fan_in, loss, steps=2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,7 +154,7 @@ def test_a_gpus_nan_stays_one_in_bfloat16():
     rng = np.random.default_rng(10)
     half = ml_dtypes.bfloat16
     _, layer = make_layer(
-        rng, make_setup("stratified", 40, 70, 5), "stratified", dtype=half, moments=half
+        rng, make_setup("fixed fan-in", 40, 70, 5), "fixed fan-in", dtype=half, moments=half
     )
     batch = make_batch(rng, 4, 40, 70)
     batch.features[0, 3] = np.array([0x7FFFFFFF], np.uint32).view(np.float32)[0]
@@ -176,10 +175,10 @@ def test_a_gpus_nan_stays_one_in_bfloat16():
 
 def test_a_step_with_wrong_connections_has_no_number_for_a_loss():
     rng = np.random.default_rng(6)
-    setup = make_setup("sparse", 40, 70, 5)
+    setup = make_setup("unstructured", 40, 70, 5)
     batch = make_batch(rng, 4, 40, 70)
     for name, position, value in (("starts", 3, -7), ("starts", 3, 10**6), ("indices", 9, 40)):
-        _, layer = make_layer(rng, setup, "sparse")
+        _, layer = make_layer(rng, setup, "unstructured")
         layer.connections[name][position] = value
         loss, _ = kernels.step(
             *(
@@ -195,7 +194,7 @@ def test_a_step_with_wrong_connections_has_no_number_for_a_loss():
         assert np.isnan(loss)
 
 
-@pytest.mark.parametrize("kind", ["stratified", "dense"])
+@pytest.mark.parametrize("kind", ["fixed fan-in", "dense"])
 def test_positives_that_name_nothing_are_left_out_and_make_the_loss_nan(kind):
     rng = np.random.default_rng(8)
     setup = make_setup(kind, 40, 70, 5)
