@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import reference
@@ -105,7 +107,7 @@ def test_rewire_moves_the_smallest_and_resets_their_moments(on_device):
 def test_rewire_takes_only_an_optimizer_that_trains_it(on_device):
     layer = on_device.fixed_layer(40, 70, 7)
     indices = layer.indices
-    with pytest.raises(ValueError, match=r"Adam does not train (the layer's weights|.*/kernel)"):
+    with pytest.raises(ValueError, match=on_device.not_trained):
         layer.rewire(0.2, layer.other_adam())
     np.testing.assert_array_equal(layer.indices, indices)
     with pytest.raises(ValueError, match="fraction must be"):
@@ -124,7 +126,8 @@ def test_rewire_by_generator_or_seed(on_device):
 @pytest.mark.parametrize("shape", [(3, 41), (3, 39), (2, 3, 41)])
 def test_width_is_that_of_the_layer(on_cpu, shape):
     layer = on_cpu.fixed_layer(40, 70, 7)
-    with pytest.raises(ValueError, match=r"must be \[\.\.\., 40\], got|expected axis -1"):
+    named = re.escape(on_cpu.width_text(40, shape, called=True))
+    with pytest.raises(ValueError, match=named):
         layer(features(*shape))
 
 

@@ -103,7 +103,10 @@ def test_the_last_input_of_either_index_type(on_device, inputs, index):
             "weights is float64 but features is float32",
         ),
         (lambda a: {"features": a.features[:, :2]}, "fan_in 3 is larger than the 2 inputs"),
-        (lambda a: {"features": a.features[0]}, r"features must be \[batch, inputs\], got 1 dimen"),
+        (
+            lambda a: {"features": a.features[0]},
+            r"features must be \[batch, inputs\], got 1 dimensions",
+        ),
         (lambda a: {"weights": a.weights[:, :2]}, r"weights \[7, 2\] must be \[labels, fan_in\]"),
         (lambda a: {"weights": a.weights[:, :2]}, "fan_in is 2 here but 3 in indices"),
         (lambda a: {"weights": a.weights[:5]}, "labels is 5 here but 7 in indices"),
@@ -125,17 +128,22 @@ def test_bad_numbers_are_named(on_cpu, backward):
     wrong_index, wrong_feature = random_layer(5, 20, 7, 3), random_layer(5, 20, 7, 3)
     wrong_index.indices[4, 1] = 20
     wrong_feature.features[3, 2] = np.nan
+    wrong_features = replace(wrong_feature, features=np.full((5, 20), np.nan, np.float32))
+
+    def scores(layer, traced):
+        if not backward:
+            return on_cpu.op(*layer.arrays(), traced=traced)
+        return on_cpu.op_gradients(layer.arrays(), np.ones((5, 7), np.float32), traced=traced)[0]
+
     for layer, message in (
         (wrong_index, r"indices\[4, 1\] is 20, out of range for 20 inputs"),
         (wrong_feature, r"features\[3, 2\] is NaN; all features must be"),
+        (wrong_features, r"features\[0, 0\] is NaN; all features must be"),  # the first
     ):
         for traced in on_cpu.ways:
             with pytest.raises(on_cpu.data_error, match=message):
-                if backward:
-                    on_cpu.op_gradients(layer.arrays(), np.ones((5, 7), np.float32), traced=traced)
-                else:
-                    on_cpu.op(*layer.arrays(), traced=traced)
-    assert np.isfinite(on_cpu.op(*random_layer(5, 20, 7, 3).arrays())).all()  # alive
+                scores(layer, traced)
+            assert np.isfinite(scores(random_layer(5, 20, 7, 3), traced)).all()  # alive
 
 
 @pytest.mark.parametrize("name", ["squared_hinge", "bce"])
@@ -152,3 +160,15 @@ def test_losses_agree_with_the_reference(on_device, name, dtype, size, tolerance
         expected = reference.loss(name, scores.astype(np.float64), *positives)
     assert_near(value, expected[0], tolerance)
     assert_near(gradient, expected[1], tolerance)
+
+
+@pytest.mark.parametrize("name", ["squared_hinge", "bce"])
+def test_losses_in_float64(on_device, name):
+    """Within 1e-12, however large the loss is."""
+    rng = np.random.default_rng(0)
+    scores = 2 * rng.standard_normal((6, 50))
+    positives = np.nonzero(rng.random((6, 50)) < 0.1)
+    value, gradient = on_device.loss(name, scores, *positives)
+    expected, expected_gradient = reference.loss(name, scores, *positives)
+    assert abs(value - expected) < 1e-12
+    assert np.abs(3 * gradient - 3 * expected_gradient).max() < 1e-12

@@ -15,10 +15,23 @@ tf.config.experimental.enable_tensor_float_32_execution(False)
 
 class Adapter:
     """data_error: what a number in the data raises that cannot be used, on a CPU. ways: whether
-    functions are traced."""
+    functions are traced. load_error: what a saved layer raises that does not fit. The rest is how
+    errors are worded in TensorFlow."""
 
     data_error = tf.errors.InvalidArgumentError
+    load_error = ValueError
     ways = (False, True)
+    not_trained = "Adam does not train .*/kernel"
+
+    def type_text(self, name):
+        return name
+
+    def shape_text(self, shape):
+        return str(tuple(shape))
+
+    def width_text(self, inputs, shape, *, called=False):
+        """called: of a layer that is called, not one of its methods: then it is Keras's."""
+        return "expected axis -1" if called else f"inputs must be [batch, {inputs}], got {shape}"
 
     def __init__(self, device):
         self.device = {"cpu": "/CPU:0", "cuda": "/GPU:0"}[device]

@@ -11,10 +11,23 @@ from fanin.backends.torch.losses import LOSSES
 
 class Adapter:
     """data_error: what a number in the data raises that cannot be used, on a CPU. ways: whether
-    functions are traced; a compiled torch function is tested in tests/backends/torch."""
+    functions are traced; a compiled torch function is tested in tests/backends/torch. load_error:
+    what a saved layer raises that does not fit. The rest is how torch's errors are worded."""
 
     data_error = ValueError
+    load_error = RuntimeError
     ways = (False,)
+    not_trained = "this Adam does not train the layer's weights"
+
+    def type_text(self, name):
+        return f"torch.{name}"
+
+    def shape_text(self, shape):
+        return str(list(shape))
+
+    def width_text(self, inputs, shape, *, called=False):
+        """called: of a layer that is called, not one of its methods."""
+        return f"features must be [..., {inputs}], got {list(shape)}"
 
     def __init__(self, device):
         self.device = torch.device(device)

@@ -18,6 +18,33 @@ def positives():
     return pairs[0], pairs[1]
 
 
+def test_a_step_is_traced_once():
+    """The step's number and the learning rate are read when it runs."""
+    layer, plain = (FusedFanIn(300, 7, seed=0, learning_rate=1e-2) for _ in range(2))
+    for each in (layer, plain):
+        each.build((None, 40))
+    plain.set_weights(layer.get_weights())
+    x = tf.constant(np.random.default_rng(0).standard_normal((20, 40)), tf.float32)
+
+    def step(trained, x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = trained.training_step(x, *positives())
+        return loss, tape.gradient(loss, x)
+
+    run = tf.function(lambda x: step(layer, x))
+    for number in range(1, 4):
+        for ours, expected in zip(run(x), step(plain, x), strict=True):
+            assert np.array_equal(ours.numpy(), expected.numpy())
+        assert int(layer.steps.numpy()) == number
+    assert np.array_equal(layer.kernel.numpy(), plain.kernel.numpy())
+    layer.learning_rate = 0.0
+    before = layer.kernel.numpy()
+    run(x)
+    assert np.array_equal(layer.kernel.numpy(), before)
+    assert run.experimental_get_tracing_count() == 1
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_has_no_second_derivative(compiled):
     """Which would be wrong, as in torch."""

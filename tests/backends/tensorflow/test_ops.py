@@ -69,6 +69,30 @@ def test_shapes_unknown_while_tracing_are_checked_by_the_kernel(known):
         forward(arrays[0][:, :2], *arrays[1:])
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_traced_function_works_on_after_an_error(backward):
+    x, indices, weights, _ = random_layer()
+
+    @tf.function
+    def run(x, indices):
+        weights_tensor = tf.constant(weights)
+        with tf.GradientTape() as tape:
+            tape.watch(weights_tensor)
+            scores = fan_in_linear(x, indices, weights_tensor)
+        return tape.gradient(scores, weights_tensor) if backward else scores
+
+    bad_indices, bad_x = indices.copy(), x.copy()
+    bad_indices[4, 1], bad_x[3, 2] = 20, np.nan
+    for given, message in (
+        ((x, bad_indices), r"indices\[4, 1\] is 20, out of range for 20 inputs"),
+        ((bad_x, indices), r"features\[3, 2\] is NaN; all features must be"),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            run(*map(tf.constant, given))
+    assert np.isfinite(run(tf.constant(x), tf.constant(indices))).all()  # alive
+    assert run.experimental_get_tracing_count() == 1
+
+
 def test_only_wanted_gradients_are_computed():
     x, indices, weights, bias = map(tf.constant, random_layer())
 

@@ -101,6 +101,45 @@ def test_bad_positives_where_nothing_may_wait(instances, label_ids, monkeypatch)
     assert layer.evaluate_loss(x, *positives()).isfinite()
 
 
+@pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
+@pytest.mark.parametrize(
+    ("instances", "label_ids", "message"),
+    [
+        ([0, 1, 2], [1.5, 2, 3], "positive_labels must be integers, got torch.float32"),
+        ([0.0, 1, 2], [1, 2, 3], "positive_instances must be integers, got torch.float32"),
+        ([True, False], [1, 2], "positive_instances must be integers, got torch.bool"),
+        ([0, 1, 2], [1, 2], r"vectors of one length, got \[3\] and \[2\]"),
+        ([[0, 1]], [[1, 2]], r"vectors of one length, got \[1, 2\] and \[1, 2\]"),
+    ],
+)
+def test_tensors_that_name_no_positives(method, instances, label_ids, message):
+    layer = make()
+    before = copy_of(layer)
+    given = (torch.tensor(instances), torch.tensor(label_ids))
+    with pytest.raises(ValueError, match=message):
+        getattr(layer, method)(torch.randn(20, 40), *given)
+    assert all(torch.equal(a, b) for a, b in zip(before, copy_of(layer), strict=True))
+
+
+def test_empty_tensors_name_no_positives():
+    """Of torch's usual type, which is no integer."""
+    loss = make().training_step(torch.randn(20, 40), torch.tensor([]), torch.tensor([]))
+    assert loss.item() == pytest.approx(1, rel=0.1)  # each score is near 0, and a negative's
+
+
+def test_trains_without_gradients_too():
+    layer, x = make(), torch.randn(20, 40, requires_grad=True)
+    before = copy_of(layer)
+    with torch.no_grad():
+        quiet = layer.evaluate_loss(x, *positives())
+        layer(x)
+        assert all(torch.equal(a, b) for a, b in zip(before, copy_of(layer), strict=True))
+        loss = layer.training_step(x, *positives())
+    assert not loss.requires_grad
+    assert loss.item() == pytest.approx(quiet.item(), rel=1e-5)
+    assert int(layer.steps) == 1 and not torch.equal(before[0], layer.weights)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
 def test_a_pair_that_stands_twice_counts_once_in_the_gradient(loss, method):

@@ -12,6 +12,7 @@ from fanin.benchmarks.records.base import Precision
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_nothing_is_written_that_json_has_no_word_for(value):
+    assert Options(checkpoint_minutes=5.0).checkpoint_minutes == 5.0
     with pytest.raises(ValidationError, match="finite number"):
         Options(checkpoint_minutes=value)
     with pytest.raises(ValidationError, match="finite number"):
