@@ -27,8 +27,7 @@ def _describe(array: np.ndarray | None, name: str, *, written: bool = False) -> 
     if written and not array.flags.writeable:
         raise ValueError(f"{name} is updated in place and must be writeable, got a read-only array")
     size = array.dtype.itemsize or 1
-    # Strides count elements. In an array of a record's field they are no whole numbers of elements;
-    # -1 stands for those, and the library refuses it.
+    # Strides count elements. Where that is no whole number (records), -1 makes the library refuse.
     strides = [s // size if s % size == 0 else -1 for s in array.strides]
     return library.describe(array.ctypes.data, array.dtype.name, array.shape, strides, _DEVICE)
 

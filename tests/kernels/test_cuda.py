@@ -18,8 +18,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import test_linear
-import test_step
-from test_step import make_batch, make_layer, make_setup, near, trained
+from kernel_layers import check_steps, make_batch, make_layer, make_setup, near, trained
 
 from fanin import kernels
 from fanin.backends.arrays import new_sources
@@ -120,7 +119,7 @@ def test_an_empty_batch():
 def test_steps_follow_the_reference(kind, loss, shape):
     batch, inputs, labels, fan_in = shape
     rng = np.random.default_rng(sum(shape))
-    test_step.check_steps(rng, kind, batch, inputs, labels, fan_in, loss, steps=2)
+    check_steps(rng, kind, batch, inputs, labels, fan_in, loss, steps=2)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,18 +13,12 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_layers import INSTRUCTION_SETS
 
 from fanin import kernels
 
-INSTRUCTION_SETS = kernels.build_info()["instruction_sets"]
 # A float32 sum of n products of normal numbers: n * 2^-24 at worst, and some room for its size.
 ROUNDING = {np.dtype(np.float32): 2.0**-22, np.dtype(np.float64): 2.0**-50}
-
-
-@pytest.fixture(autouse=True)
-def _restore():
-    yield
-    kernels.set_instruction_set("auto")
 
 
 def layer(rng, batch, inputs, labels, fan_in, dtype=np.float32, index=np.uint16):

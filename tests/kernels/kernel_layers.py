@@ -1,0 +1,164 @@
+"""Output layers in the kernels' form, and how their steps are held against `reference.Model`: what
+the tests of the kernels share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import reference
+
+from fanin import kernels
+from fanin.backends.arrays import initial_arrays
+from fanin.backends.interface import LayerSetup
+
+INSTRUCTION_SETS = kernels.build_info()["instruction_sets"]
+KINDS = ("dense", "stratified", "sorted", "sparse")
+
+
+@dataclass
+class Batch:
+    features: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+def make_batch(rng, batch, inputs, labels):
+    count = rng.integers(0, 4 * batch)
+    pairs = np.unique(
+        np.stack([rng.integers(0, batch, count), rng.integers(0, labels, count)]), axis=1
+    )
+    return Batch(
+        rng.standard_normal((batch, inputs)).astype(np.float32),
+        pairs[0].astype(np.int32),
+        pairs[1].astype(np.int64),
+    )
+
+
+def trained(values, dtype=np.float32, moments=np.float32):
+    zeros = np.zeros(values.shape, moments)
+    return kernels.Trained(values.astype(dtype), zeros, zeros.copy())
+
+
+class Layer:
+    """An output layer in the kernels' form, from the arrays of a `LayerSetup`."""
+
+    def __init__(self, arrays, kind, inputs, dtype=np.float32, moments=np.float32):
+        self.kind = kind
+        weights = arrays["output.weights"]
+        self.connections = {}
+        self.order = None
+        if kind == "dense":
+            weights = np.ascontiguousarray(weights.T)
+        elif kind == "sparse":
+            labels = arrays["output.bias"].size
+            starts = np.searchsorted(arrays["output.rows"], np.arange(labels + 1))
+            self.connections["starts"] = starts.astype(np.int32)
+            self.connections["indices"] = arrays["output.columns"].astype(np.uint16)
+        elif kind == "stratified":
+            self.connections["indices"] = arrays["output.indices"]
+        else:
+            indices = arrays["output.indices"]
+            fan_in = indices.shape[1]
+            labels = kernels.sorted_labels(inputs, len(indices))
+            self.order = np.concatenate(
+                [
+                    first * fan_in + np.argsort(tile.reshape(-1), kind="stable")
+                    for first in range(0, len(indices), labels)
+                    for tile in [indices[first : first + labels]]
+                ]
+            )
+            tile_labels = self.order // fan_in % labels
+            self.connections["tile_labels"] = tile_labels.astype(np.uint16).reshape(indices.shape)
+            self.connections["indices"] = indices.reshape(-1)[self.order].reshape(indices.shape)
+            weights = weights.reshape(-1)[self.order].reshape(weights.shape)
+        self.weights = trained(weights, dtype, moments)
+        self.bias = trained(arrays["output.bias"])
+
+    def original(self, array):
+        """One of this layer's weight-like arrays as the setup has it."""
+        if self.kind == "dense":
+            return array.T
+        if self.order is None:
+            return array
+        result = np.empty(array.size, array.dtype)
+        result[self.order] = array.reshape(-1)
+        return result.reshape(array.shape)
+
+
+def make_setup(kind, inputs, labels, fan_in, loss="squared_hinge"):
+    architecture = {"sorted": "stratified"}.get(kind, kind)
+    return LayerSetup(architecture, inputs, labels, None if kind == "dense" else fan_in, loss=loss)
+
+
+def make_layer(rng, setup, kind, **types):
+    arrays = initial_arrays(setup, int(rng.integers(1000)))
+    # Of the size of trained ones, so that wrong signs and indices show.
+    arrays["output.weights"] = rng.standard_normal(arrays["output.weights"].shape).astype(
+        np.float32
+    )
+    arrays["output.bias"] = rng.standard_normal(setup.labels).astype(np.float32)
+    return reference.Model(setup, arrays), Layer(arrays, kind, setup.inputs, **types)
+
+
+def near(a, b, room, usual=1e-30):
+    """|a - b| against the largest |b|, or what is usual where all are smaller; NaN is far from
+    everything."""
+    difference = np.abs(a.astype(np.float64) - b).max(initial=0)
+    largest = max(np.abs(b).max(initial=0), usual)
+    assert difference <= room * largest, (difference, largest)
+
+
+def adam_rounding(model, name, step, rate):
+    """What the rounding of gradients may do to each value in this step. Adam divides a gradient by
+    its own size: the step of one that is nearly nothing beside the others, and so mostly their
+    rounding, is no more exact than that."""
+    size = np.sqrt(model.v[name] / (1 - 0.999**step))
+    share = np.divide(2e-7 * size.max(initial=0), size, out=np.zeros(size.shape), where=size > 0)
+    return rate * np.minimum(share, 1)
+
+
+def grad_of_features(model, batch):
+    _, scores = model.forward(batch.features.astype(np.float64))
+    _, g = reference.loss(model.setup.loss, scores, batch.rows, batch.labels)
+    return g @ model.output_matrix().T
+
+
+def check_steps(rng, kind, batch_size, inputs, labels, fan_in, loss, steps=3, threads=0):
+    setup, rate = make_setup(kind, inputs, labels, fan_in, loss), 0.01
+    model, layer = make_layer(rng, setup, kind)
+    rounded = {"output.weights": 0.0, "output.bias": 0.0}
+    for step in range(1, steps + 1):
+        batch = make_batch(rng, batch_size, inputs, labels)
+        expected_grad = grad_of_features(model, batch)
+        expected = model.step(batch, rate)
+        value, grad = kernels.step(
+            batch.features,
+            layer.weights,
+            layer.bias,
+            batch.rows,
+            batch.labels,
+            kernels.Adam(step, learning_rate=rate),
+            loss=loss,
+            threads=threads,
+            **layer.connections,
+        )
+        # The gradient by a score that misses its margin by 1. Scores are of that order and more, so
+        # where few pairs all but meet their margin, what is left of them is mostly rounding.
+        usual = 2 / (batch_size * labels)
+        assert value == pytest.approx(expected, rel=2e-6, abs=1e-6 * usual)
+        near(grad, expected_grad, 2e-5, usual)
+        # m is the gradient's average, so it tells more than the weights do.
+        name = "output.weights"
+        near(layer.original(layer.weights.m), model.m[name], 2e-5, 0.1 * usual)
+        near(layer.original(layer.weights.v), model.v[name], 4e-5, 0.001 * usual**2)
+        near(layer.bias.m, model.m["output.bias"], 2e-5, 0.1 * usual)
+        for name, values in (
+            ("output.weights", layer.original(layer.weights.values)),
+            ("output.bias", layer.bias.values),
+        ):
+            rounded[name] = rounded[name] + adam_rounding(model, name, step, rate)
+            right = model.arrays[name]
+            off = np.abs(values.astype(np.float64) - right)
+            assert (off <= 2e-5 * np.abs(right).max() + rounded[name]).all(), (name, off.max())
