@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fanin.backends.interface import Device, Held
+from fanin.backends.interface import Device, DeviceArray
 from fanin.backends.setup import ConnectionKind, LayerSetup
 from fanin.backends.trainer import Executor, Trained
 
@@ -18,24 +18,24 @@ from fanin.backends.trainer import Executor, Trained
 class Output(ABC):
     """An output layer of one kind: its connections, and how a framework computes its scores.
 
-    held: its index arrays by their names, or in another form where the framework wants one.
+    arrays: its index arrays by their names, or in another form where the framework wants one.
     """
 
     def __init__(self, setup: LayerSetup, device: Any) -> None:
         self.setup = setup
         self.device = device
-        self.held: dict[str, Held] = {}
+        self.arrays: dict[str, DeviceArray] = {}
 
     def set_connections(self, name: str, array: np.ndarray) -> None:
         """See `Executor.set_connections`."""
-        if name in self.held:
-            self.device.write(self.held[name], array)
+        if name in self.arrays:
+            self.device.write(self.arrays[name], array)
         else:
-            self.held[name] = self.device.hold(array, self.setup.index_arrays()[name].dtype)
+            self.arrays[name] = self.device.hold(array, self.setup.index_arrays()[name].dtype)
 
     def connections(self, name: str) -> np.ndarray:
         """See `Executor.connections`."""
-        array: np.ndarray = self.device.read(self.held[name])
+        array: np.ndarray = self.device.read(self.arrays[name])
         return array
 
     @abstractmethod
@@ -46,7 +46,7 @@ class Output(ABC):
     def best(self, features: Any, weights: Any, bias: Any, k: Any) -> Any:
         """Ids of the best labels, [batch, k]."""
 
-    def sources(self) -> Held | None:
+    def sources(self) -> DeviceArray | None:
         """The sources of all connections as `fanin.kernels.rewire` reads them; None where they are
         held in another form."""
         return None
@@ -74,12 +74,12 @@ class AutogradExecutor(Executor):
         return self.output.connections(name)
 
     def connection_bytes(self) -> int:
-        return sum(map(self.device.bytes, self.output.held.values()))
+        return sum(map(self.device.bytes, self.output.arrays.values()))
 
     def start(self, trained: Mapping[str, Trained]) -> None:
         self.trained = trained
 
-    def values(self, layer: str) -> tuple[Held, Held]:
+    def values(self, layer: str) -> tuple[DeviceArray, DeviceArray]:
         """Weights and bias of the "intermediate" or "output" layer."""
         return self.trained[f"{layer}.weights"].values, self.trained[f"{layer}.bias"].values
 

@@ -32,7 +32,7 @@ def fitting_fan_in(fan_in: int, inputs: int) -> None:
 
 
 def best(k: Any, labels: int) -> int:
-    """How many of the best labels."""
+    """How many of the best labels are asked for: 1..labels."""
     try:
         number = operator.index(k)
     except TypeError:
@@ -43,7 +43,7 @@ def best(k: Any, labels: int) -> int:
 
 
 def learning_rate(value: Any) -> float:
-    """Finite and not negative."""
+    """The rate as a float, finite and not negative."""
     try:
         rate = float(value)
     except (TypeError, ValueError):
@@ -54,7 +54,7 @@ def learning_rate(value: Any) -> float:
 
 
 def fraction(value: Any) -> float:
-    """Of the connections that are rewired."""
+    """The share of the connections that are rewired: at least 0, below 1."""
     try:
         part = float(value)
     except (TypeError, ValueError):
@@ -67,14 +67,14 @@ def fraction(value: Any) -> float:
 def loaded_indices(indices: Any, inputs: int) -> None:
     """Indices that come from a file or another layer. A framework converts them to the type of the
     layer's own without a word, and one that is out of range becomes another."""
-    found = np.asarray(indices)
-    if not np.issubdtype(found.dtype, np.integer):
-        raise ValueError(f"indices must be integers, got {found.dtype}")
-    if not found.size:
+    values = np.asarray(indices)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"indices must be integers, got {values.dtype}")
+    if not values.size:
         return
-    bad = (found < 0) | (found >= inputs)
+    bad = (values < 0) | (values >= inputs)
     if bad.any():
         at = tuple(map(int, np.argwhere(bad)[0]))
         raise ValueError(
-            f"indices[{', '.join(map(str, at))}] is {found[at]}, out of range for {inputs} inputs"
+            f"indices[{', '.join(map(str, at))}] is {values[at]}, out of range for {inputs} inputs"
         )

@@ -16,7 +16,7 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from fanin.backends.interface import Device, Held, TrainingBatch
+from fanin.backends.interface import Device, DeviceArray, TrainingBatch
 from fanin.backends.setup import LayerSetup, slot_dtype
 from fanin.backends.trainer import Executor, Trained
 from fanin.kernels import sorting_pays
@@ -43,8 +43,8 @@ class FusedExecutor(Executor):
     def __init__(self, setup: LayerSetup, device: Device) -> None:
         self.setup = setup
         self.device = device
-        self.connection_arrays: dict[str, Held] = {}
-        self.slots: Held | None = None
+        self.connection_arrays: dict[str, DeviceArray] = {}
+        self.slots: DeviceArray | None = None
         # On a CPU, for its caches.
         self.is_sorted = (
             device.is_cpu and setup.output.is_sortable and sorting_pays(setup.output_inputs)
@@ -68,8 +68,10 @@ class FusedExecutor(Executor):
         return self.setup.output.from_kernel(name, array, self.setup.labels)
 
     def connection_bytes(self) -> int:
-        held = [*self.connection_arrays.values()]
-        return sum(map(self.device.bytes, held if self.slots is None else [*held, self.slots]))
+        arrays = [*self.connection_arrays.values()]
+        if self.slots is not None:
+            arrays.append(self.slots)
+        return sum(map(self.device.bytes, arrays))
 
     def start(self, trained: Mapping[str, Trained]) -> None:
         self.output = Layer(trained["output.weights"], trained["output.bias"])

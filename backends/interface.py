@@ -36,7 +36,7 @@ class Storage:
 FLOAT32 = Storage()
 
 # An array as a framework holds it on a device.
-Held = Any
+DeviceArray = Any
 
 # Called after each step with its loss, which is only converted to a float where somebody looks:
 # on a GPU that would wait for the device.
@@ -59,18 +59,18 @@ class Device(Protocol):
 
     is_cpu: bool
 
-    def hold(self, array: np.ndarray, dtype: str) -> Held:
+    def hold(self, array: np.ndarray, dtype: str) -> DeviceArray:
         """A copy of an array, as `dtype`, in the framework's memory."""
 
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> Held: ...
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceArray: ...
 
-    def read(self, held: Held) -> np.ndarray:
+    def read(self, array: DeviceArray) -> np.ndarray:
         """The array in NumPy, bfloat16 as float32; may be a view."""
 
-    def write(self, held: Held, array: np.ndarray) -> None:
-        """Overwrite a held array."""
+    def write(self, target: DeviceArray, array: np.ndarray) -> None:
+        """Overwrite an array on the device."""
 
-    def bytes(self, held: Held) -> int:
+    def bytes(self, array: DeviceArray) -> int:
         """Its size in memory."""
 
     def tensor(self, array: np.ndarray) -> Any:

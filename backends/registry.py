@@ -132,8 +132,8 @@ def make_trainer(
 ) -> Trainer:
     """Build the trainer of `backend`; imports that framework and no other.
 
-    execution, storage: see there. device: "cpu", "cuda", or "auto" for a GPU when there is one.
-    threads: CPU threads, 0 for all.
+    execution: how to train; storage: of weights and moments, see `Storage`. device: "cpu", "cuda",
+    or "auto" for a GPU when there is one. threads: CPU threads, 0 for all.
     A missing framework raises ImportError with what to install: never a silent skip.
     """
     if execution == "autograd" and storage != FLOAT32:

@@ -17,7 +17,7 @@ from typing import SupportsFloat
 import numpy as np
 
 from fanin.backends.arrays import Rewiring, check_arrays, checked, copied, plan_rewiring
-from fanin.backends.interface import Device, Held, OnStep, Storage, TrainingBatch
+from fanin.backends.interface import Device, DeviceArray, OnStep, Storage, TrainingBatch
 from fanin.backends.setup import LayerSetup
 
 _STEPS_BETWEEN_LOOKS = 100
@@ -27,9 +27,9 @@ _STEPS_BETWEEN_LOOKS = 100
 class Trained:
     """An array with Adam's moments, as the device holds them."""
 
-    values: Held
-    m: Held
-    v: Held
+    values: DeviceArray
+    m: DeviceArray
+    v: DeviceArray
 
 
 class Executor(ABC):
@@ -97,14 +97,14 @@ class Trainer:
         self._executor = executor
         self._storage = storage
         self._steps = 0
-        values: dict[str, Held] = {}
+        values: dict[str, DeviceArray] = {}
         for name, array in checked(setup, arrays):
             if name in setup.index_arrays():
                 executor.set_connections(name, array)
             else:
                 values[name] = self.device.hold(self._inside(name, array), self._dtype(name))
         # Moments last: what was needed on the way has been given back by then.
-        self._trained = {name: self._with_moments(name, held) for name, held in values.items()}
+        self._trained = {name: self._with_moments(name, array) for name, array in values.items()}
         executor.start(self._trained)
 
     # Arrays -------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class Trainer:
             return "float32"
         return self._storage.moments if moments else self._storage.weights
 
-    def _with_moments(self, name: str, values: Held) -> Trained:
+    def _with_moments(self, name: str, values: DeviceArray) -> Trained:
         shape = self.setup.array_shapes()[name]
         if self._executor.is_transposed(name):
             shape = shape[::-1]
@@ -124,8 +124,8 @@ class Trainer:
     def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
         return array.T if self._executor.is_transposed(name) else array
 
-    def _read(self, name: str, held: Held) -> np.ndarray:
-        return self._inside(name, self.device.read(held))
+    def _read(self, name: str, array: DeviceArray) -> np.ndarray:
+        return self._inside(name, self.device.read(array))
 
     def _array(self, name: str) -> np.ndarray:
         if name in self._trained:
@@ -166,7 +166,7 @@ class Trainer:
                 else:
                     self._executor.set_connections(name, arrays[name])
 
-    def _moments(self) -> Iterator[tuple[str, str, Held]]:
+    def _moments(self) -> Iterator[tuple[str, str, DeviceArray]]:
         """Name of the array, name of its moment, the moment."""
         for name, trained in self._trained.items():
             yield name, f"{name}.m", trained.m
@@ -176,23 +176,23 @@ class Trainer:
         """Adam's state: `<name>.m` and `<name>.v` for each trained array, and `steps`, an int64
         scalar; as `arrays`, one after the other."""
         with self._executor.in_label_order():
-            for name, key, held in self._moments():
-                yield key, self._read(name, held)
+            for name, key, moment in self._moments():
+                yield key, self._read(name, moment)
         yield "steps", np.array(self._steps, np.int64)
 
     def load_optimizer_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over what `optimizer_arrays` gave, in this or the other backend. Each array is
         asked for once, when it is its turn."""
         with self._executor.in_label_order():
-            for name, key, held in self._moments():
-                self.device.write(held, self._inside(name, arrays[key]))
+            for name, key, moment in self._moments():
+                self.device.write(moment, self._inside(name, arrays[key]))
         self._steps = int(arrays["steps"])
 
     def state_bytes(self) -> tuple[int, int]:
         """Bytes of the parameters (indices included) and of the optimiser state, counted."""
         size = self.device.bytes
         values = sum(size(trained.values) for trained in self._trained.values())
-        moments = sum(size(held) for _, _, held in self._moments())
+        moments = sum(size(moment) for _, _, moment in self._moments())
         return values + self._executor.connection_bytes(), moments
 
     # Training and prediction --------------------------------------------------------------------

@@ -54,7 +54,7 @@ class FanInOutput(TensorFlowOutput):
         return top_k(features, connections, weights, bias, k, threads=self.device.threads)[1]
 
     def sources(self) -> tf.Variable:
-        return self.held["output.indices"]
+        return self.arrays["output.indices"]
 
 
 class SparseOutput(TensorFlowOutput):
@@ -63,19 +63,19 @@ class SparseOutput(TensorFlowOutput):
     _COLUMNS: ClassVar = {"output.rows": 0, "output.columns": 1}
 
     def set_connections(self, name: str, array: np.ndarray) -> None:
-        if "pairs" not in self.held:
-            self.held["pairs"] = self.device.zeros((len(array), 2), "int64")
-        pairs = self.device.read(self.held["pairs"]).copy()
+        if "pairs" not in self.arrays:
+            self.arrays["pairs"] = self.device.zeros((len(array), 2), "int64")
+        pairs = self.device.read(self.arrays["pairs"]).copy()
         pairs[:, self._COLUMNS[name]] = array
-        self.device.write(self.held["pairs"], pairs)
+        self.device.write(self.arrays["pairs"], pairs)
 
     def connections(self, name: str) -> np.ndarray:
-        pairs = self.device.read(self.held["pairs"])
+        pairs = self.device.read(self.arrays["pairs"])
         return np.array(pairs[:, self._COLUMNS[name]], np.int32)
 
     def scores(self, features: tf.Tensor, weights: tf.Variable, bias: tf.Variable) -> tf.Tensor:
         shape = (self.setup.labels, self.setup.output_inputs)
-        matrix = tf.SparseTensor(self.held["pairs"], tf.convert_to_tensor(weights), shape)
+        matrix = tf.SparseTensor(self.arrays["pairs"], tf.convert_to_tensor(weights), shape)
         product = tf.sparse.sparse_dense_matmul(matrix, features, adjoint_b=True)
         return tf.transpose(product) + bias
 

@@ -63,20 +63,20 @@ class TensorFlowDevice:
         with self.scope():  # not by way of NumPy, whose array would be there beside it
             return tf.Variable(tf.zeros(shape, _held_type(dtype)), trainable=False)
 
-    def read(self, held: tf.Variable) -> np.ndarray:
-        if held.dtype == tf.bfloat16:
-            rounded: np.ndarray = held.numpy().astype(np.float32)
+    def read(self, array: tf.Variable) -> np.ndarray:
+        if array.dtype == tf.bfloat16:
+            rounded: np.ndarray = array.numpy().astype(np.float32)
             return rounded
         # A view, where `numpy()` would copy; who changes the variable while it lives copies first.
-        return np.asarray(memoryview(held.read_value()))
+        return np.asarray(memoryview(array.read_value()))
 
-    def write(self, held: tf.Variable, array: np.ndarray) -> None:
+    def write(self, target: tf.Variable, array: np.ndarray) -> None:
         # The whole at once: TensorFlow copies a variable at every later reading once parts of it
         # have been assigned.
-        held.assign(_converted(array, held.dtype))
+        target.assign(_converted(array, target.dtype))
 
-    def bytes(self, held: tf.Variable) -> int:
-        return held.shape.num_elements() * held.dtype.size
+    def bytes(self, array: tf.Variable) -> int:
+        return array.shape.num_elements() * array.dtype.size
 
     def tensor(self, array: np.ndarray) -> tf.Tensor:
         with self.scope():

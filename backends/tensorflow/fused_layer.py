@@ -85,7 +85,7 @@ class FusedFanIn(Connected):
         self.seed = seed
         self.threads = threads
         self.supports_jit = False
-        self._told = False  # that `fit` does not train it
+        self._has_warned = False  # that `fit` does not train it
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         inputs = known_inputs(input_shape, self.fan_in)
@@ -145,8 +145,8 @@ class FusedFanIn(Connected):
             self.initial_learning_rate = checks.learning_rate(value)
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        if training and not self._told:
-            self._told = True
+        if training and not self._has_warned:
+            self._has_warned = True
             warnings.warn(
                 "FusedFanIn only gives scores when it is called, as `fit` does: nothing trains it "
                 "but its method `training_step`; for `fit` there is FixedFanIn",

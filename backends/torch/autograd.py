@@ -53,7 +53,7 @@ class FanInOutput(TorchOutput):
         return ids
 
     def sources(self) -> Tensor:
-        return self.held["output.indices"]
+        return self.arrays["output.indices"]
 
 
 class SparseOutput(TorchOutput):
@@ -62,15 +62,15 @@ class SparseOutput(TorchOutput):
     def set_connections(self, name: str, array: np.ndarray) -> None:
         super().set_connections(name, array)
         if name == "output.rows":
-            self.held["starts"] = csr_starts(self.held[name], self.setup.labels)
+            self.arrays["starts"] = csr_starts(self.arrays[name], self.setup.labels)
 
     def scores(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
-        starts, columns = self.held["starts"], self.held["output.columns"]
+        starts, columns = self.arrays["starts"], self.arrays["output.columns"]
         product = SparseProduct.apply(features, weights, starts, columns, self.setup.labels)
         return product + bias
 
     def sources(self) -> Tensor:
-        return self.held["output.columns"].view(torch.uint32)
+        return self.arrays["output.columns"].view(torch.uint32)
 
 
 class SparseProduct(torch.autograd.Function):

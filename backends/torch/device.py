@@ -33,25 +33,25 @@ class TorchDevice:
         self.is_cpu = self.torch.type == "cpu"
 
     def hold(self, array: np.ndarray, dtype: str) -> torch.Tensor:
-        held = self.zeros(array.shape, dtype)
-        self.write(held, array)
-        return held
+        tensor = self.zeros(array.shape, dtype)
+        self.write(tensor, array)
+        return tensor
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         return torch.zeros(shape, dtype=getattr(torch, dtype), device=self.torch)
 
-    def read(self, held: torch.Tensor) -> np.ndarray:
-        held = held.detach()
-        return (held.float() if held.dtype == torch.bfloat16 else held).cpu().numpy()
+    def read(self, array: torch.Tensor) -> np.ndarray:
+        array = array.detach()
+        return (array.float() if array.dtype == torch.bfloat16 else array).cpu().numpy()
 
     @torch.no_grad()
-    def write(self, held: torch.Tensor, array: np.ndarray) -> None:
-        if held.dtype in (torch.uint16, torch.uint32):  # torch converts nothing to these
-            array = array.astype(str(held.dtype).removeprefix("torch."), copy=False)
-        held.copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
+    def write(self, target: torch.Tensor, array: np.ndarray) -> None:
+        if target.dtype in (torch.uint16, torch.uint32):  # torch converts nothing to these
+            array = array.astype(str(target.dtype).removeprefix("torch."), copy=False)
+        target.copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
 
-    def bytes(self, held: torch.Tensor) -> int:
-        return held.nbytes
+    def bytes(self, array: torch.Tensor) -> int:
+        return array.nbytes
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:
         """The array itself on a CPU; on a GPU a copy that nobody waits for: from memory that the

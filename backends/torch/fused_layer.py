@@ -122,8 +122,8 @@ class FusedFanIn(Connected):
     def _apply(self, fn: Any, recurse: bool = True) -> FusedFanIn:
         def moved(tensor: Tensor) -> Tensor:
             # `model.half()` is not meant for moments; which types they have the layer was told.
-            there: Tensor = fn(tensor)
-            return there if there.dtype == tensor.dtype else tensor.to(there.device)
+            result: Tensor = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
 
         steps, rate = self.steps, self.rate
         super()._apply(moved, recurse)
@@ -132,7 +132,7 @@ class FusedFanIn(Connected):
 
     def forward(self, features: Tensor) -> Tensor:
         """All scores, [batch, labels]; differentiable in the features."""
-        return fan_in_linear(self._known(features), self.indices, self.weights.float(), self.bias)
+        return fan_in_linear(self._checked(features), self.indices, self.weights.float(), self.bias)
 
     def training_step(
         self,
@@ -179,13 +179,13 @@ class FusedFanIn(Connected):
     def _batch(
         self, features: Tensor, positive_instances: Any, positive_labels: Any
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        features = self._known(features)
+        features = self._checked(features)
         if not features.shape[0]:
             raise ValueError("a loss needs at least one instance; the batch is empty")
         given = (torch.as_tensor(positive_instances), torch.as_tensor(positive_labels))
         return features, known_positives(*given, features.shape[0], self.labels)
 
-    def _known(self, features: Tensor) -> Tensor:
+    def _checked(self, features: Tensor) -> Tensor:
         """Features as the ops read them: contiguous, and in float32 what autocast made smaller."""
         check_width(features, self.in_features)
         if features.dtype in (torch.float16, torch.bfloat16):
@@ -196,12 +196,12 @@ class FusedFanIn(Connected):
     def top_k(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Scores and ids of the k best labels, [batch, k] each, best first, ties to the lower id;
         all scores are never held."""
-        found: tuple[Tensor, Tensor] = top_k(
-            self._known(features),
+        best: tuple[Tensor, Tensor] = top_k(
+            self._checked(features),
             *(self.indices, None, None, self.weights, self.bias),
             checks.best(k, self.labels),
         )
-        return found
+        return best
 
     @torch.no_grad()
     def rewire(self, fraction: float, rng: np.random.Generator | int | None = None) -> int:

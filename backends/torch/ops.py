@@ -63,19 +63,19 @@ def stream(where: Tensor) -> int | None:
 # Scratch memory on a CPU is kept from call to call, one piece a thread. Were it given back, glibc's
 # malloc would cut small pieces off it, not find room for the next, and take more from the system
 # for dozens of steps. What is larger than this comes from the system and goes straight back there.
-_HELD_BYTES = 32 << 20
-_held = threading.local()
+_KEPT_BYTES = 32 << 20
+_kept = threading.local()
 
 
 def _scratch(size: int, where: Tensor) -> Tensor:
     """At least so many bytes on the device of `where`. On a GPU torch's allocator keeps them."""
-    held: Tensor | None = getattr(_held, "memory", None)
-    hold = where.device.type == "cpu" and size <= _HELD_BYTES
-    if hold and held is not None and held.numel() >= size:
-        return held
+    kept: Tensor | None = getattr(_kept, "memory", None)
+    keep = where.device.type == "cpu" and size <= _KEPT_BYTES
+    if keep and kept is not None and kept.numel() >= size:
+        return kept
     memory = torch.empty(size, dtype=torch.uint8, device=where.device)
-    if hold:
-        _held.memory = memory
+    if keep:
+        _kept.memory = memory
     return memory
 
 

@@ -97,8 +97,8 @@ def test_scratch_memory_is_kept_by_the_thread_that_calls():
     assert larger.numel() > one.numel() and ops._scratch(1000, where) is larger
     with ThreadPoolExecutor(1) as threads:
         assert threads.submit(ops._scratch, 1000, where).result() is not larger
-    huge = ops._scratch(ops._HELD_BYTES + 1, where)
-    assert huge.numel() > ops._HELD_BYTES and ops._scratch(1000, where) is larger
+    huge = ops._scratch(ops._KEPT_BYTES + 1, where)
+    assert huge.numel() > ops._KEPT_BYTES and ops._scratch(1000, where) is larger
 
 
 def test_no_forward_derivative_rather_than_a_wrong_one():
