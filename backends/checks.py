@@ -78,3 +78,12 @@ def loaded_indices(indices: Any, inputs: int) -> None:
         raise ValueError(
             f"indices[{', '.join(map(str, at))}] is {found[at]}, out of range for {inputs} inputs"
         )
+
+
+def connections(indices: Any, labels: int, fan_in: int, inputs: int) -> np.ndarray:
+    """The sources of all connections of a layer, as an array."""
+    sources = np.asarray(indices)
+    if sources.shape != (labels, fan_in):
+        raise ValueError(f"indices must be {[labels, fan_in]}, got {list(sources.shape)}")
+    loaded_indices(sources, inputs)
+    return sources
