@@ -80,10 +80,10 @@ def loaded_indices(indices: Any, inputs: int) -> None:
         )
 
 
-def connections(indices: Any, labels: int, fan_in: int, inputs: int) -> np.ndarray:
-    """The sources of all connections of a layer, as an array."""
+def connections(indices: Any, shape: tuple[int, ...], inputs: int) -> np.ndarray:
+    """The sources of all connections of a layer, as an array; shape: [labels, fan_in]."""
     sources = np.asarray(indices)
-    if sources.shape != (labels, fan_in):
-        raise ValueError(f"indices must be {[labels, fan_in]}, got {list(sources.shape)}")
+    if sources.shape != shape:
+        raise ValueError(f"indices must be {list(shape)}, got {list(sources.shape)}")
     loaded_indices(sources, inputs)
     return sources

@@ -1,8 +1,8 @@
-"""Connections chosen by the data: for each label the inputs by which its positives differ most from all
-instances.
+"""Connections chosen by the data: for each label the inputs by which its positives differ most from
+all instances.
 
-An input's strength for a label is |mean over the label's positives - mean over all instances|, times
-a scale where features are scaled. Features and labels are read in passes: of labels, as many
+An input's strength for a label is |mean over the label's positives - mean over all instances|,
+times a scale where features are scaled. Features and labels are read in passes: of labels, as many
 together as their sums have room for; of instances, all that are in memory, or a part of a memory
 map, whose pages are given back. The work itself is done by the kernels (fanin.h).
 """
@@ -23,6 +23,7 @@ from fanin.kernels import add_label_sums
 from fanin.kernels import choose_sources as choose_block
 
 Method = Literal["centroid"]
+Features = np.ndarray | sp.csr_array
 
 # Half for the sums of labels, half for the instances that are read together from a memory map.
 MOST_BYTES = 1 << 30
@@ -50,16 +51,15 @@ def input_statistics(features: Any) -> tuple[np.ndarray, np.ndarray]:
     features = _known_features(features)
     instances, inputs = features.shape
     total, squares, seen = np.zeros(inputs), np.zeros(inputs), 0
-    # Each block's mean and squares about it, then merged (Chan, Golub & LeVeque, 1983): squares
-    # about 0 would lose what is small beside the mean.
-    for count, block_sum, about in _blocks(features):
-        mean = block_sum / count
+    # Squares about 0 would lose what is small beside the mean; those about the means of blocks are
+    # merged (Chan, Golub & LeVeque, 1983).
+    for part in _sums(features):
         if seen:
-            distance = mean - total / seen
-            squares += distance**2 * (seen * count / (seen + count))
-        squares += about(mean)
-        total += block_sum
-        seen += count
+            distance = part.total / part.count - total / seen
+            squares += distance**2 * (seen * part.count / (seen + part.count))
+        squares += part.squares
+        total += part.total
+        seen += part.count
     mean, deviation = total / instances, np.sqrt(squares / instances)
     if not (good := np.isfinite(deviation)).all():
         raise ValueError(
@@ -108,8 +108,9 @@ def choose_sources(
     ascending; of equal ones the lower. random_share: of a label's slots, the last ones, that get
     random sources instead, as all slots of a label without positives do; they follow from `seed`.
     most_bytes: about so much is used beside the data, the result and the positives in another
-    order (4 bytes each). on_labels(done) is called as the work goes on. The result does not depend
-    on threads (0 for all) or, but for rounding, on most_bytes. Raises ValueError naming what is wrong.
+    order (4 bytes each). on_labels(done) is called as the work goes on. The result depends neither
+    on threads (0 for all) nor, but for rounding, on most_bytes. Raises ValueError naming what is
+    wrong.
     """
     if method not in get_args(Method):
         known = ", ".join(get_args(Method))
@@ -134,6 +135,7 @@ def choose_sources(
     starts = by_label.indptr.astype(np.int64)
     positives = by_label.indices.astype(np.int32, copy=False)
     del by_label, labels
+    stored = _stored(features)
     together = labels_together(inputs, count, most_bytes)
     sums = np.empty((together, inputs), np.float32)
     for first in range(0, count, together):
@@ -143,7 +145,7 @@ def choose_sources(
         near = starts[first : end + 1]
         own = positives[near[0] : near[-1]]
         for part in _parts(features, near - near[0], own, most_bytes // 2):
-            part.add_to(block, threads)
+            add_label_sums(*part, block, **stored, threads=threads)
         choose_block(
             block,
             np.diff(near),
@@ -180,27 +182,45 @@ def choosing_bytes(inputs: int, labels: int, positives: int, fan_in: int) -> int
 # What is read ----------------------------------------------------------------------------------
 
 
-def _known_features(features: Any) -> Any:
-    """Features as the kernels read them; ValueError for others."""
-    if sp.issparse(features):
-        if features.format != "csr":
-            raise ValueError(f"sparse features must be CSR, got {features.format}")
-    elif not isinstance(features, np.ndarray):
-        kind = type(features).__name__
+def _known_features(given: Any) -> Features:
+    """Features as they are read here; ValueError for others."""
+    features: Features
+    is_sparse = bool(sp.issparse(given))  # as a condition, it would hide all but SciPy's base class
+    if is_sparse:
+        if given.format != "csr":
+            raise ValueError(f"sparse features must be CSR, got {given.format}")
+        features = sp.csr_array(given)
+    elif isinstance(given, np.ndarray):
+        if not given.flags.c_contiguous:
+            raise ValueError("features must be C-contiguous; make a contiguous copy first")
+        features = given
+    else:
+        kind = type(given).__name__
         raise ValueError(f"features must be a NumPy array or a SciPy CSR array, got {kind}")
-    elif features.ndim == 2 and not features.flags.c_contiguous:
-        raise ValueError("features must be C-contiguous; make a contiguous copy first")
     if features.ndim != 2 or 0 in features.shape:
-        shape = list(features.shape)
-        raise ValueError(f"features must be [instances, inputs] with at least one each, got {shape}")
+        raise ValueError(
+            "features must be [instances, inputs] with at least one each, got "
+            f"{list(features.shape)}"
+        )
     if features.dtype != np.float32:
         raise ValueError(f"features must be float32, got {features.dtype}")
     return features
 
 
+def _stored(features: Features) -> dict[str, np.ndarray]:
+    """Where the values of CSR features belong, as the kernels read it."""
+    if isinstance(features, np.ndarray):
+        return {}
+    return {
+        "starts": features.indptr.astype(np.int64, copy=False),
+        "columns": features.indices.astype(np.int32, copy=False),
+    }
+
+
 def _known_labels(labels: Any, instances: int) -> sp.csr_array:
     """Positives, each once; ValueError for what are none of so many instances."""
-    if not sp.issparse(labels):
+    is_sparse = bool(sp.issparse(labels))
+    if not is_sparse:
         kind = type(labels).__name__
         raise ValueError(f"labels must be a SciPy sparse array [instances, labels], got {kind}")
     if labels.ndim != 2 or labels.shape[0] != instances:
@@ -210,7 +230,7 @@ def _known_labels(labels: Any, instances: int) -> sp.csr_array:
         )
     if not labels.shape[1]:
         raise ValueError("labels must be at least 1, got 0")
-    known = sp.csr_array(labels)
+    known: sp.csr_array = labels.tocsr()
     if not known.has_canonical_format or not known.data.all():
         known = known.astype(bool)  # a copy; two of the same would be summed
         known.sum_duplicates()
@@ -233,79 +253,65 @@ def _vector(name: str, values: Any, inputs: int) -> np.ndarray:
     if vector.shape != (inputs,):
         raise ValueError(f"{name} must be [{inputs}] (the inputs), got {list(vector.shape)}")
     if not np.isfinite(vector).all():
-        raise ValueError(f"{name} must be finite, but {name}[{np.isfinite(vector).argmin()}] is not")
+        at = int(np.isfinite(vector).argmin())
+        raise ValueError(f"{name}[{at}] is {vector[at]}; all of {name} must be finite")
     return vector
 
 
-Block = tuple[int, np.ndarray, Callable[[np.ndarray], np.ndarray]]
+@dataclass(frozen=True)
+class _Sums:
+    """Of some instances: how many, their sum [inputs], and their squares about their mean."""
+
+    count: int
+    total: np.ndarray
+    squares: np.ndarray
 
 
-def _blocks(features: Any) -> Iterator[Block]:
-    """Of some instances after others: how many, their sum, and what gives their squares about a
-    mean."""
+def _sums(features: Features) -> Iterator[_Sums]:
+    """Of some instances after others, in float64."""
     instances, inputs = features.shape
-    if sp.issparse(features):
-        stored = np.bincount(features.indices, minlength=inputs)
-        total = np.bincount(features.indices, features.data, inputs)
-
-        def about(mean: np.ndarray) -> np.ndarray:
-            squares = (features.data - mean[features.indices]) ** 2
-            return np.bincount(features.indices, squares, inputs) + (instances - stored) * mean**2
-
-        yield instances, total, about
+    if isinstance(features, sp.csr_array):
+        columns, values = features.indices, features.data
+        stored = np.bincount(columns, minlength=inputs)
+        total = np.bincount(columns, values, inputs)
+        mean = total / instances
+        squares = np.bincount(columns, (values - mean[columns]) ** 2, inputs)
+        yield _Sums(instances, total, squares + (instances - stored) * mean**2)
         return
     size = max(1, _STATISTICS_BYTES // (4 * inputs))
     for first in range(0, instances, size):
         wide = np.asarray(features[first : first + size], np.float64)
-        yield len(wide), wide.sum(0), lambda mean, wide=wide: ((wide - mean) ** 2).sum(0)
+        total = wide.sum(0)
+        wide -= total / len(wide)
+        yield _Sums(len(wide), total, np.einsum("ij,ij->j", wide, wide))
         _give_back(features, first, first + size)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Some instances, and which of them are positives of which labels of a block."""
-
-    features: Any
-    starts: np.ndarray
-    instances: np.ndarray
-
-    def add_to(self, sums: np.ndarray, threads: int) -> None:
-        if not len(self.instances):
-            return
-        if sp.issparse(self.features):
-            add_label_sums(
-                self.features.data,
-                self.starts,
-                self.instances,
-                sums,
-                starts=self.features.indptr.astype(np.int64, copy=False),
-                columns=self.features.indices.astype(np.int32, copy=False),
-                threads=threads,
-            )
-        else:
-            add_label_sums(self.features, self.starts, self.instances, sums, threads=threads)
+Part = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _parts(
-    features: Any, starts: np.ndarray, instances: np.ndarray, most_bytes: int
-) -> Iterator[_Part]:
-    """The positives of a block of labels: all at once, or, of a memory map, by the part of the
-    instances that they are in, so that each part is read once."""
-    if _memory_map(features) is None:
-        yield _Part(features, starts, instances)
+    features: Features, starts: np.ndarray, instances: np.ndarray, most_bytes: int
+) -> Iterator[Part]:
+    """The features of some instances, and which of them are positives of which labels of a block,
+    as `kernels.add_label_sums` reads them: all at once, or, of a memory map, part after part."""
+    if not isinstance(features, np.ndarray):
+        yield features.data, starts, instances
         return
-    size = max(1, most_bytes // (4 * features.shape[1]))
+    if _memory_map(features) is None:
+        yield features, starts, instances
+        return
+    size = min(len(features), max(1, most_bytes // (4 * features.shape[1])))
     parts = -(-len(features) // size)
-    part_of = instances // np.int32(min(size, 2**31 - 1))
-    # NumPy sorts the narrow types by counting.
-    order = np.argsort(part_of.astype(np.min_scalar_type(parts)), kind="stable")
+    part_of = (instances // np.int32(size)).astype(np.min_scalar_type(parts))
+    order = np.argsort(part_of, kind="stable")  # NumPy sorts the narrow types by counting
     labels = np.repeat(np.arange(len(starts) - 1, dtype=np.int32), np.diff(starts))[order]
     bounds = np.searchsorted(part_of[order], np.arange(parts + 1))
     for part in range(parts):
         near = slice(bounds[part], bounds[part + 1])
         counts = np.bincount(labels[near], minlength=len(starts) - 1)
         first = part * size
-        yield _Part(
+        yield (
             features[first : first + size],
             np.concatenate([[0], np.cumsum(counts)]),
             instances[order[near]] - np.int32(first),

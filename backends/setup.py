@@ -242,7 +242,8 @@ class LayerSetup:
 
     inputs, labels: counts. output: how the labels are connected, to the intermediate units where
     there are some and else to the features. scaled: whether the features are multiplied by numbers
-    of the model, one an input, before anything else. Raises ValueError for sizes that make no model.
+    of the model, one an input, before anything else. Raises ValueError for sizes that make no
+    model.
     """
 
     inputs: int

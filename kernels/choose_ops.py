@@ -1,5 +1,5 @@
-"""The ops that choose sources by the data, on NumPy arrays; `fanin.backends.choosing` goes through a
-data set with them, block after block."""
+"""The ops that choose sources by the data, on NumPy arrays; `fanin.backends.choosing` goes through
+a data set with them, block after block."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def add_label_sums(
     """Add the features of each label's positives to its sums, in place.
 
     features [instances, inputs] float32; or, of features stored by rows (CSR), the stored values
-    [stored], with `starts` [instances + 1] int64 and `columns` [stored] int32. The positives of label
-    l are positive_instances[positive_starts[l]] to positive_instances[positive_starts[l + 1] - 1]:
-    int64 [labels + 1], and int32 [positives], each an instance of `features`. sums [labels, inputs]
-    float32. Raises ValueError naming what is wrong; sums are then unspecified.
+    [stored], with `starts` [instances + 1] int64 and `columns` [stored] int32.
+    positive_instances [positives] int32, label after label; those of label l begin at
+    positive_starts[l]: int64 [labels + 1]. sums [labels, inputs] float32. Raises ValueError naming
+    what is wrong; sums are then unspecified.
     """
     read = {
         "features": features,
@@ -35,7 +35,11 @@ def add_label_sums(
         "positive_instances": positive_instances,
     }
     arguments = params.LabelSumsParams(
-        **{name: _describe(array, name) for name, array in read.items()},
+        features=_describe(features, "features"),
+        starts=_describe(starts, "starts"),
+        columns=_describe(columns, "columns"),
+        positive_starts=_describe(positive_starts, "positive_starts"),
+        positive_instances=_describe(positive_instances, "positive_instances"),
         sums=_describe(sums, "sums", written=True),
         threads=threads,
     )
@@ -70,7 +74,10 @@ def choose_sources(
     read = {"sums": sums, "counts": counts, "mean": mean, "scale": scale}
     written = {"indices": indices} if values is None else {"indices": indices, "values": values}
     arguments = params.ChooseSourcesParams(
-        **{name: _describe(array, name) for name, array in read.items()},
+        sums=_describe(sums, "sums"),
+        counts=_describe(counts, "counts"),
+        mean=_describe(mean, "mean"),
+        scale=_describe(scale, "scale"),
         indices=_describe(indices, "indices", written=True),
         values=_describe(values, "values", written=True),
         first_label=first_label,

@@ -61,7 +61,7 @@ class Connected(keras.layers.Layer):
             raise ValueError("the layer is not built yet, so it has no connections to set")
         before = self.indices.numpy()
         inputs = self.input_spec.axes[-1]
-        sources = checks.connections(indices, *before.shape, inputs).astype(before.dtype)
+        sources = checks.connections(indices, before.shape, inputs).astype(before.dtype)
         self.indices.assign(sources)
         for name in self.own_moments:
             moment = getattr(self, name)

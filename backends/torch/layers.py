@@ -36,7 +36,7 @@ class Connected(nn.Module):
         """
         given = indices.cpu().numpy() if isinstance(indices, Tensor) else indices
         before = self.indices.cpu().numpy()
-        sources = checks.connections(given, *before.shape, self.in_features).astype(before.dtype)
+        sources = checks.connections(given, before.shape, self.in_features).astype(before.dtype)
         has_moved = torch.from_numpy(sources != before).to(self.indices.device)
         self.indices.copy_(torch.from_numpy(sources))
         for name in self.own_moments:

@@ -131,6 +131,4 @@ def read_sizes(dataset: str, features: str, data_dir: Path | None) -> Sizes:
         )
     data = load(dataset, features, data_dir)
     positives = int(data.train_y.nnz)
-    return Sizes(
-        data.inputs, data.labels, data.train_instances, data.test_instances, positives
-    )
+    return Sizes(data.inputs, data.labels, data.train_instances, data.test_instances, positives)

@@ -195,9 +195,7 @@ def with_choosing(expected: Estimate, task: Task, setup: LayerSetup, sizes: Size
     """The same with what choosing connections by the data needs, before there is a model."""
     if task.connections == "random" or not task.connectivity:
         return expected
-    choosing = choosing_bytes(
-        setup.inputs, setup.labels, sizes.train_positives, task.connectivity
-    )
+    choosing = choosing_bytes(setup.inputs, setup.labels, sizes.train_positives, task.connectivity)
     model = expected.parameter_bytes + expected.optimizer_bytes + expected.gradient_bytes
     temporary = max(expected.temporary_bytes, choosing - model)
     return replace(expected, temporary_bytes=temporary)
