@@ -53,13 +53,14 @@ def input_statistics(features: Any) -> tuple[np.ndarray, np.ndarray]:
     total, squares, seen = np.zeros(inputs), np.zeros(inputs), 0
     # Squares about 0 would lose what is small beside the mean; those about the means of blocks are
     # merged (Chan, Golub & LeVeque, 1983).
-    for part in _sums(features):
-        if seen:
-            distance = part.total / part.count - total / seen
-            squares += distance**2 * (seen * part.count / (seen + part.count))
-        squares += part.squares
-        total += part.total
-        seen += part.count
+    with np.errstate(invalid="ignore"):  # infinite features, which are named below
+        for part in _sums(features):
+            if seen:
+                distance = part.total / part.count - total / seen
+                squares += distance**2 * (seen * part.count / (seen + part.count))
+            squares += part.squares
+            total += part.total
+            seen += part.count
     mean, deviation = total / instances, np.sqrt(squares / instances)
     if not (good := np.isfinite(deviation)).all():
         raise ValueError(
