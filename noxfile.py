@@ -103,11 +103,20 @@ def tests(session: nox.Session) -> None:
     run(session, "pytest", *arguments)
 
 
+def cpp_files() -> list[str]:
+    """The C++ and CUDA files, tests included."""
+    files = (
+        path for folder in ("kernels", "backends", "tests") for path in (ROOT / folder).rglob("*")
+    )
+    return sorted(str(path) for path in files if path.suffix in {".h", ".cpp", ".cc", ".cu"})
+
+
 @shared
 def lint(session: nox.Session) -> None:
-    """Check style with ruff and types with mypy."""
+    """Check style with ruff and clang-format, and types with mypy."""
     run(session, "ruff", "check")
     run(session, "ruff", "format", "--check")
+    run(session, "clang-format", "--dry-run", "--Werror", *cpp_files())
     run(session, "mypy", *(part for folder in FOLDERS for part in ("-p", f"fanin.{folder}")))
 
 

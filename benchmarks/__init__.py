@@ -1,5 +1,7 @@
-"""The harness: task files, the runner, what is measured, and the command line.
+"""The harness: task files, runs, what is measured, and the command line.
 
-A run goes one way: `tasks/*/*.json` -> `task.Task` -> `runner` (one child process each) -> `run`
-(data set, trainer, measuring) -> a `results.RunResult` file, which `fanin.reports` reads.
+A run goes one way: `tasks/*/*.json` -> `records.task.Task` -> `harness.parent` (one child process
+each) -> `harness.child` (data set, trainer, measuring) -> a `records.run.RunResult` file, which
+`fanin.reports` reads. Each room imports only rooms before it: records, measuring, harness, timing,
+gpu_parts, cli.
 """

@@ -12,12 +12,12 @@ import numpy as np
 
 from fanin.kernels import library, params
 
-_DEVICE = "cpu"  # the tests say "cuda" to kernels that an emulated GPU runs
+_DEVICE = "cpu"  # tests set it to "cuda", for kernels that an emulated GPU runs
 
 
 def _describe(array: np.ndarray | None, name: str, *, written: bool = False) -> params.Tensor:
-    """The array as the C interface has it. ValueError for what is no array, whose memory would be
-    gone before it is read, and for one that is `written` to and must not be."""
+    """The array as the C interface has it. ValueError for anything else than an array, since its
+    memory would be gone before it is read, and for a read-only array that is to be `written`."""
     if array is None:
         return library.absent()
     if not isinstance(array, np.ndarray):
@@ -27,20 +27,21 @@ def _describe(array: np.ndarray | None, name: str, *, written: bool = False) -> 
     if written and not array.flags.writeable:
         raise ValueError(f"{name} is updated in place and must be writeable, got a read-only array")
     size = array.dtype.itemsize or 1
-    # In elements; -1, which never fits, where one does not begin where another ends (a record).
+    # Strides count elements. In an array of a record's field they are no whole numbers of elements;
+    # -1 stands for those, and the library refuses it.
     strides = [s // size if s % size == 0 else -1 for s in array.strides]
     return library.describe(array.ctypes.data, array.dtype.name, array.shape, strides, _DEVICE)
 
 
 def _length(array: Any) -> int:
-    """How long an array is that has not been looked at yet; what is none is named later."""
+    """The length of an argument that has not been checked yet; 0 where it has none."""
     return int(np.shape(array)[0]) if np.ndim(array) else 0
 
 
 def _refuse_shared(
     written: dict[str, np.ndarray], read: Mapping[str, np.ndarray | None] = MappingProxyType({})
 ) -> None:
-    """ValueError where an array that is written shares memory with another."""
+    """ValueError where an array that is written shares memory with another array."""
     pairs = chain(combinations(written.items(), 2), product(written.items(), read.items()))
     for (name, array), (other_name, other) in pairs:
         if other is not None and np.may_share_memory(array, other):
@@ -48,7 +49,7 @@ def _refuse_shared(
 
 
 def _parts(array: Trained | None, name: str) -> dict[str, np.ndarray]:
-    """The arrays that are trained, by name."""
+    """The values and moments of an array, by name."""
     if array is None:
         return {}
     return {name: array.values, f"{name}.m": array.m, f"{name}.v": array.v}
@@ -73,8 +74,7 @@ def fan_in_linear(
     features [batch, inputs] float32 or float64, finite; indices [labels, fan_in] uint16 or
     uint32, each below inputs; weights [labels, fan_in] and bias [labels] like features; out
     [batch, labels], overwritten (errors call it scores); all C-contiguous. threads: CPU threads, 0
-    for all. Returns the scores [batch, labels]. Raises ValueError naming the argument that is
-    wrong.
+    for all. Returns the scores [batch, labels]. Raises ValueError, which names the wrong argument.
     """
     arguments = params.ForwardParams(
         features=_describe(features, "features"),
@@ -105,8 +105,8 @@ def fan_in_linear_backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `fan_in_linear`, given grad_scores [batch, labels].
 
-    Returns those of features [batch, inputs], weights [labels, fan_in] and bias [labels]. Where a
-    row names a source twice, each of the two weights gets its own (equal) gradient.
+    Returns the gradients of features [batch, inputs], weights [labels, fan_in] and bias [labels].
+    Where a label names a source twice, each of the two weights gets its own (equal) gradient.
     """
     grads = (
         np.empty(np.shape(features), np.asarray(features).dtype),
@@ -129,9 +129,9 @@ def fan_in_linear_backward(
 
 @dataclass(frozen=True)
 class Trained:
-    """An array that is trained, with Adam's first and second moment; updated in place.
+    """An array that is trained, with Adam's first and second moment. All are updated in place.
 
-    values float32 or bfloat16 (ml_dtypes); m and v likewise, alike, and all of one shape.
+    values is float32 or bfloat16 (ml_dtypes); m and v too, both of one type; all have one shape.
     """
 
     values: np.ndarray
@@ -143,8 +143,8 @@ class Trained:
 class Adam:
     """One step of Adam as Keras has it, epsilon added before the bias correction:
     w -= learning_rate sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(v) + epsilon)
-    (Kingma & Ba, 2015, end of section 2). step counts from 1; seed: of the stochastic rounding of
-    bfloat16 arrays, which is another one at each step."""
+    (Kingma & Ba, 2015, end of section 2). step counts from 1. seed is that of the stochastic
+    rounding of bfloat16 arrays, which differs from step to step."""
 
     step: int
     learning_rate: float = 1e-3
@@ -154,7 +154,7 @@ class Adam:
     seed: int = 0
 
     def params(self) -> params.Adam:
-        """As the C interface has it. ValueError for a step that it has no room for."""
+        """The struct of the C interface. ValueError for a step that does not fit its 64 bits."""
         if not -(2**63) <= self.step < 2**63:
             raise ValueError(f"step counts from 1, below 2^63, got {self.step}")
         return params.Adam(
@@ -205,15 +205,17 @@ def step(
     """One training step of an output layer: score, loss, gradients and Adam in one pass.
 
     features [batch, inputs] float32, finite. Connections: `indices` [labels, fan_in] uint16 or
-    uint32 with weights alike; or, with `starts` [labels + 1] int32, `indices` and weights
-    [connections] label after label; or none of them for a dense layer, weights [labels, inputs].
+    uint32, with weights of the same shape; or, with `starts` [labels + 1] int32, `indices` and
+    weights [connections], label after label; or, for a dense layer, none of them, and weights
+    [labels, inputs].
     `tile_labels` with indices: sorted connections, see fanin.h. bias [labels] float32.
     positive_instances [positives] int32 and positive_labels int64 name the positives (a pair that
     stands twice counts once); all else is negative. loss: "squared_hinge" or "bce", the mean over
     labels, then over the batch.
 
     Returns the loss before the update and, where wanted, its gradient by the features
-    [batch, inputs]. weights and bias are updated in place. Raises ValueError naming what is wrong.
+    [batch, inputs]. weights and bias are updated in place. Raises ValueError, which names what is
+    wrong.
     """
     if loss not in params.LOSSES:
         raise ValueError(f"unknown loss {loss!r}; there are {', '.join(params.LOSSES)}")
@@ -277,8 +279,8 @@ def dense_update(
 ) -> np.ndarray | None:
     """Backward pass of `dense_forward` with Adam; weights and bias are updated in place.
 
-    grad_outputs [batch, units] float32; outputs: what the forward pass with relu gave, None where
-    there was no relu. Returns the gradient of features [batch, inputs] where it is wanted.
+    grad_outputs [batch, units] float32; outputs: what the forward pass with relu returned, or None
+    without relu. Returns the gradient of features [batch, inputs] where it is wanted.
     """
     grad = np.empty(np.shape(features), np.float32) if want_grad else None
     arguments = params.DenseUpdateParams(
@@ -308,8 +310,9 @@ def top_k(
     tile_labels: np.ndarray | None = None,
     threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and ids of the k highest scored labels of each instance, best first; equal scores in
-    order of their label. Arguments as in `step`. Scores of all labels are never held.
+    """Scores and ids of the k highest scored labels of each instance, best first; equal scores
+    stand in the order of their labels. Arguments are those of `step`. The scores of all labels are
+    never held at once.
 
     Returns scores, float32 [batch, k], and ids, int64 [batch, k].
     """
@@ -343,10 +346,10 @@ def rewire(
 ) -> tuple[int, float]:
     """Give the `fraction` of connections with the smallest |weight| new random sources.
 
-    indices uint16 or uint32 like weights, [labels, fan_in] or [connections]; both are updated:
-    weights keep their value, their moments become 0. What each connection gets depends on its
-    position and the seed alone (see fanin.h). Returns how many moved, and the threshold, below
-    which (strictly) |weight| had to be.
+    indices uint16 or uint32, of the shape of weights: [labels, fan_in] or [connections]. Both are
+    updated: weights keep their value, but their moments become 0. The new source of a connection
+    depends on its position and the seed alone (see fanin.h). Returns how many connections moved,
+    and the threshold: |weight| had to be strictly below it.
     """
     arguments = params.RewireParams(
         indices=_describe(indices, "indices", written=True),
@@ -371,8 +374,8 @@ def sort_connections(
     undo: bool = False,
     threads: int = 0,
 ) -> None:
-    """Sort the connections of a fixed fan-in layer by source within tiles of labels, all in place;
-    or bring them back into the order of their labels (undo).
+    """Sort the connections of a fixed fan-in layer by source within tiles of labels, in place; or,
+    with undo, bring them back into the order of their labels.
 
     indices [labels, fan_in] uint16 or uint32; weights have the same shape. tile_labels uint16 and
     slots uint8 (uint32 where fan_in > 256), of that shape too, are written when sorting and read

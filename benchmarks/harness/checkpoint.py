@@ -7,8 +7,8 @@ A folder beside the result file, `<backend>-<repeat>.checkpoint/`:
     moments-<epoch>/   Adam's state after the last epoch
 
 `state.json` is renamed into place after the folders that it needs are complete, and only then are
-those of the state before removed. So at any moment either can be killed and one whole state is
-there; a folder that `state.json` does not need is a leftover. Arrays are written and read one at a
+those of the state before removed. So one whole state is there whenever the process is
+killed; a folder that `state.json` does not need is a leftover. Arrays are written and read one at a
 time: the peak memory of a run is measured, and a checkpoint must not raise it.
 """
 
@@ -57,8 +57,8 @@ class StoredArrays(Mapping[str, np.ndarray]):
         return len(self._names)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        # "c": whoever writes to it changes memory and not the file. With "r" the frameworks warn
-        # about an array that cannot be written to, or copy it first.
+        # "c": whoever writes to the array changes memory and not the file. With "r" the frameworks
+        # would warn of an array that cannot be written to, or copy it first.
         array: np.ndarray = np.load(self._folder / f"{name}.npy", mmap_mode="c")
         return array
 

@@ -238,7 +238,8 @@ def excuse_kinks(sides: list[SideChild], before: Intermediate, features: np.ndar
     units = units[at_kink.any(axis=0)]
     if units.size:
         giver, taker = sides
-        np.save(giver.folder / "units.npy", units)
+        for side in sides:
+            np.save(side.folder / "units.npy", units)
         giver.ask("give")
         taker.ask("take", giver=str(giver.folder))
     return len(units)

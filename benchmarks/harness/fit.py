@@ -30,9 +30,9 @@ from fanin.datasets import Batches, evaluation_blocks
 RATE_FACTOR, RATE_RISE, RATE_PATIENCE, RATE_FLOOR = 0.5, 1e-3, 2, 1e-4
 STOP_RISE, STOP_PATIENCE = 5e-5, 4
 
-# Instances predicted together: many, but their inputs to the output layer fill at most 8 MiB, since
-# malloc may take up to ten such blocks from the system before it uses one of them again: that would
-# be in the run's peak memory.
+# How many instances are predicted together. Their inputs to the output layer fill at most 8 MiB:
+# malloc may take up to ten such blocks from the system before it uses one of them again, and the
+# run's peak memory would contain them.
 _EVALUATION_BLOCK, _EVALUATION_FLOATS = 512, 2 << 20
 
 
@@ -106,8 +106,8 @@ def evaluation_block(setup: LayerSetup) -> int:
 def predict(trainer: Trainer, x: np.ndarray) -> np.ndarray:
     """Ids of the best five labels of instances x [instances, inputs], without dropout; fewer
     columns where fewer labels exist."""
-    # Into one array made before: small ones of each block, kept between large ones that go, would
-    # split the memory that malloc gets back, and the next block would take new memory.
+    # One array is made before all blocks. Small arrays that stay between large ones that go would
+    # split the memory that malloc gets back, and each block would take new memory.
     ids = np.empty((len(x), min(5, trainer.setup.labels)), np.int64)
     done = 0
     for block in evaluation_blocks(x, evaluation_block(trainer.setup)):

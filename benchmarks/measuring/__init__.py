@@ -1,1 +1,1 @@
-"""What is measured, and how: memory, NVML, clocks, the machine, ranking metrics."""
+"""What is measured, and the processes in which it is measured."""

@@ -11,8 +11,11 @@ _WARMUP_STEPS = 10
 
 
 class StepClock:
-    """Time of each training step, by marks in the device's order of work, so that nothing waits on
-    a GPU either; call it as a trainer's `on_step`."""
+    """Measures the time of each training step; call it as a trainer's `on_step`.
+
+    It puts marks between the steps into the device's own order of work, so that nothing has to wait
+    for a GPU.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self.steps = 0
@@ -27,7 +30,7 @@ class StepClock:
             self._marks.append(mark)
 
     def pause(self) -> None:
-        """Something else than training follows; the time until the next step does not count."""
+        """Leave out the time until the next step, in which something else is done."""
         self._seconds += self._trainer.device.seconds(self._marks)
         self._marks = []
 

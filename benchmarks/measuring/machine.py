@@ -68,7 +68,7 @@ def code_identity() -> str:
     TensorFlow op's source and task files."""
     digest = hashlib.sha256(library_path().read_bytes())
     for package in ("kernels", "backends", "datasets", "benchmarks", "reports"):
-        # Not imported: reports need more than a machine that only measures may have.
+        # The package is not imported: reports need more than a machine that only measures may have.
         spec = importlib.util.find_spec(f"fanin.{package}")
         assert spec is not None and spec.origin is not None
         root = Path(spec.origin).parent

@@ -73,16 +73,19 @@ class MemoryWatch:
 
 
 def _give_back() -> None:
-    """Hand what malloc kept of freed memory (from reading the data, say) back to the system: a
-    model that fits into it would seem to need no memory at all. Only glibc can be asked to."""
+    """Have malloc give freed memory (of reading the data, say) back to the system: a model that
+    fits into it would seem to need no memory at all. Only glibc can be asked to do so."""
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_memory() -> None:
-    """Let malloc keep whatever is freed in this process. Else it may hand large arrays back to the
-    system and take new ones from it, page by page: milliseconds for each, which depend on what lies
-    where and say nothing of an op. Only glibc can be asked to; this cannot be undone."""
+    """Have malloc keep whatever this process frees, from now on for good.
+
+    Otherwise it may give the memory of large arrays back to the system and take new memory for the
+    next ones, page by page. That costs milliseconds for each array, which depend on where other
+    arrays lie and tell nothing about an op. Only glibc can be asked to do so.
+    """
     most_mapped, trim_threshold = -4, -1  # of malloc.h
     with suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)

@@ -1,5 +1,5 @@
-/* The C interface of fanin's kernels: fixed fan-in linear layers, and their fused training, on a CPU
- * or a GPU.
+/* The C interface of fanin's kernels: fixed fan-in linear layers, and their fused training, on a
+ * CPU or a GPU.
  *
  * Rules of this boundary. Parameters are plain structs. Tensors are described, never owned. Every
  * call returns a status; where that is not FANIN_OK, it writes one sentence for a person into
@@ -52,7 +52,8 @@ typedef enum { FANIN_DEVICE_OTHER = 0, FANIN_CPU = 1, FANIN_CUDA = 2 } fanin_dev
 #define FANIN_MAX_RANK 4
 
 /* A tensor as a framework holds it. Strides count elements. An absent tensor has rank -1. A size
- * that is not known yet (while tracing) is -1; then only fanin_linear_forward_check may be called. */
+ * that is not known yet (while tracing) is -1; then only fanin_linear_forward_check may be called.
+ */
 typedef struct {
   void *data;
   int32_t dtype;  /* fanin_dtype */
@@ -85,8 +86,8 @@ typedef struct {
 
 /* The backward pass of the layer. */
 typedef struct {
-  fanin_tensor grad_scores;   /* [batch, labels] float32 or float64 */
-  fanin_tensor features;      /* features, indices and weights are those of the forward pass */
+  fanin_tensor grad_scores; /* [batch, labels] float32 or float64 */
+  fanin_tensor features;    /* features, indices and weights are those of the forward pass */
   fanin_tensor indices;
   fanin_tensor weights;
   fanin_tensor grad_features; /* [batch, inputs], or absent; written as a whole */
@@ -96,8 +97,8 @@ typedef struct {
 } fanin_linear_backward_params;
 
 /* An array that is trained, with Adam's moments. All three are updated in place. Values are float32
- * or bfloat16, and so are the moments, which share one type; a bfloat16 is rounded stochastically. A
- * bias is float32 throughout. A layer without bias has all three absent. */
+ * or bfloat16, and so are the moments, which share one type; a bfloat16 is rounded stochastically.
+ * A bias is float32 throughout. A layer without bias has all three absent. */
 typedef struct {
   fanin_tensor values;
   fanin_tensor m;
@@ -133,8 +134,8 @@ typedef struct {
   fanin_tensor tile_labels;
 } fanin_connections;
 
-/* One training step of an output layer: scores, loss (the mean over labels, then over the batch), all
- * gradients and Adam. The step never holds all scores, nor all gradients of weights. */
+/* One training step of an output layer: scores, loss (the mean over labels, then over the batch),
+ * all gradients and Adam. The step never holds all scores, nor all gradients of weights. */
 typedef struct {
   fanin_tensor features; /* [batch, inputs] float32 */
   fanin_connections connections;
@@ -172,9 +173,9 @@ typedef struct {
   fanin_resources resources;
 } fanin_dense_update_params;
 
-/* The k highest scored labels of each instance, best first. Equal scores stand in the order of their
- * labels. A NaN ranks last, after -inf, and comes out as a NaN. The call never holds more than k
- * scores of an instance per thread. */
+/* The k highest scored labels of each instance, best first. Equal scores stand in the order of
+ * their labels. A NaN ranks last, after -inf, and comes out as a NaN. The call never holds more
+ * than k scores of an instance per thread. */
 typedef struct {
   fanin_tensor features; /* [batch, inputs] float32 */
   fanin_connections connections;
@@ -186,10 +187,10 @@ typedef struct {
 } fanin_top_k_params;
 
 /* Rewiring: connections whose |weight| is strictly below the threshold get a new source and lose
- * their moments; their weight stays. The threshold is the value at rank (int)(fraction * count) among
- * all |weight|, counted from the smallest, which has rank 0. The new source of the connection at flat
- * position p is (z >> 32) * inputs >> 32, where z is SplitMix64's output number p + 1 from the state
- * `seed` (Steele, Lea & Flood, 2014). Sorted connections cannot be rewired. */
+ * their moments; their weight stays. The threshold is the value at rank (int)(fraction * count)
+ * among all |weight|, counted from the smallest, which has rank 0. The new source of the connection
+ * at flat position p is (z >> 32) * inputs >> 32, where z is SplitMix64's output number p + 1 from
+ * the state `seed` (Steele, Lea & Flood, 2014). Sorted connections cannot be rewired. */
 typedef struct {
   fanin_tensor indices; /* uint16 or uint32, of the shape of weights; updated */
   fanin_trained weights;
@@ -201,10 +202,10 @@ typedef struct {
   fanin_resources resources;
 } fanin_rewire_params;
 
-/* Sorts the connections of a fixed fan-in layer in place, or brings them back into the order of their
- * labels. A slot is the place of a connection within its label. tile_labels and slots are written
- * when sorting and read when undoing it; all other arrays move along. inputs is the width of the
- * features that the layer is given afterwards, since the tiles depend on it. CPU only. */
+/* Sorts the connections of a fixed fan-in layer in place, or brings them back into the order of
+ * their labels. A slot is the place of a connection within its label. tile_labels and slots are
+ * written when sorting and read when undoing it; all other arrays move along. inputs is the width
+ * of the features that the layer is given afterwards, since the tiles depend on it. CPU only. */
 typedef struct {
   fanin_tensor indices;     /* [labels, fan_in] uint16 or uint32 */
   fanin_tensor tile_labels; /* [labels, fan_in] uint16 */
@@ -215,12 +216,13 @@ typedef struct {
   fanin_resources resources;
 } fanin_sort_params;
 
-/* Adds the features of a block of instances to the sums of a block of labels: to sums[l, i] the sum of
- * features[p, i] over the label's positives p in that block, positive_instances[positive_starts[l]] to
- * positive_instances[positive_starts[l + 1] - 1]. They are added in that order, whatever the number of
- * threads. Features are [instances, inputs], or stored by rows (CSR): then they are the stored values,
- * those of instance p from starts[p] to starts[p + 1] - 1, each in its column. On a GPU a label whose
- * positives or features cannot be followed gets NaN. */
+/* Adds the features of a block of instances to the sums of a block of labels: to sums[l, i] the sum
+ * of features[p, i] over the label's positives p in that block,
+ * positive_instances[positive_starts[l]] to positive_instances[positive_starts[l + 1] - 1]. They
+ * are added in that order, whatever the number of threads. Features are [instances, inputs], or
+ * stored by rows (CSR): then they are the stored values, those of instance p from starts[p] to
+ * starts[p + 1] - 1, each in its column. On a GPU a label whose positives or features cannot be
+ * followed gets NaN. */
 typedef struct {
   fanin_tensor features;           /* [instances, inputs] float32, or [stored] float32 */
   fanin_tensor starts;             /* [instances + 1] int64, or absent; ascends */
@@ -232,11 +234,11 @@ typedef struct {
 } fanin_label_sums_params;
 
 /* Chooses the sources of a block of labels: the inputs i of the largest |value|, where
- * value(l, i) = (sums[l, i] / counts[l] - mean[i]) * scale[i]. Of equal ones the lower input is taken;
- * NaN counts as 0. They stand in the order of the inputs, and no label has one twice. The last `random`
- * slots of a label, or all where its count is 0, are random: the number that rewiring draws for their
- * position (first_label + l) * fan_in + slot, or the next higher input (after the last, 0) that the label
- * does not have yet. Labels without positives have 0 as values. */
+ * value(l, i) = (sums[l, i] / counts[l] - mean[i]) * scale[i]. Of equal ones the lower input is
+ * taken; NaN counts as 0. They stand in the order of the inputs, and no label has one twice. The
+ * last `random` slots of a label, or all where its count is 0, are random: the number that rewiring
+ * draws for their position (first_label + l) * fan_in + slot, or the next higher input (after the
+ * last, 0) that the label does not have yet. Labels without positives have 0 as values. */
 typedef struct {
   fanin_tensor sums;    /* [labels, inputs] float32 */
   fanin_tensor counts;  /* [labels] int64: how many positives a label has in all */
@@ -282,20 +284,20 @@ FANIN_API uint64_t fanin_linear_forward_workspace(const fanin_linear_forward_par
 FANIN_API uint64_t fanin_linear_backward_workspace(const fanin_linear_backward_params *params);
 
 /* On a CPU an index out of range or a feature that is not finite is FANIN_INVALID, and the outputs
- * are then unspecified. On a GPU, where nothing may wait, all labels of a tile with a bad index have
- * NaN as score, and features that are not finite propagate as IEEE 754 says. */
+ * are then unspecified. On a GPU, where nothing may wait, all labels of a tile with a bad index
+ * have NaN as score, and features that are not finite propagate as IEEE 754 says. */
 FANIN_API int32_t fanin_linear_forward(const fanin_linear_forward_params *params, char *message,
                                        size_t message_bytes);
 FANIN_API int32_t fanin_linear_backward(const fanin_linear_backward_params *params, char *message,
                                         size_t message_bytes);
 
-/* The same holds for the calls below. Where a step finds an index or an element of tile_labels out of
- * range, it has updated part of the labels; where it finds anything else wrong, it has updated
- * nothing. On a GPU the loss is NaN where connections cannot be followed, and where a positive names
- * no instance or label; such a positive is left out. Labels of connections that cannot be followed
- * rank last in top-k. On a GPU only fanin_rewire waits for the stream, since it returns two results.
- * All other calls can be captured in a CUDA graph; a replayed step uses the step number, rate and
- * seed with which it was captured. */
+/* The same holds for the calls below. Where a step finds an index or an element of tile_labels out
+ * of range, it has updated part of the labels; where it finds anything else wrong, it has updated
+ * nothing. On a GPU the loss is NaN where connections cannot be followed, and where a positive
+ * names no instance or label; such a positive is left out. Labels of connections that cannot be
+ * followed rank last in top-k. On a GPU only fanin_rewire waits for the stream, since it returns
+ * two results. All other calls can be captured in a CUDA graph; a replayed step uses the step
+ * number, rate and seed with which it was captured. */
 FANIN_API uint64_t fanin_step_workspace(const fanin_step_params *params);
 FANIN_API int32_t fanin_step(const fanin_step_params *params, char *message, size_t message_bytes);
 FANIN_API uint64_t fanin_dense_forward_workspace(const fanin_dense_forward_params *params);

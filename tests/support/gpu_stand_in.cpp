@@ -1,13 +1,14 @@
-// A GPU that is none, by which the GPU kernels of TensorFlow's ops run on any machine: TensorFlow's
-// "GPU:0", through its interface for device plug-ins, and fanin's kernels for it, which are those of
-// the CPU.
+// A stand-in for a GPU, with which the GPU kernels of TensorFlow's ops run on any machine. It is
+// TensorFlow's "GPU:0", through the interface for device plug-ins; and it has fanin's kernels for
+// that device, which are those of the CPU.
 //
-// Device memory is address space that nobody may touch; what it holds lies at a fixed distance from
-// it, where this file alone looks. So the host that reads device memory dies, and a kernel that is
-// given a pointer to the host's memory refuses it, as it would be on a GPU. What cannot be seen
-// here is order: all work is done at once, and there is but one stream, the null one.
+// Device memory is address space that nobody may touch. Its contents lie at a fixed distance from
+// it, where this file alone looks. So a host that reads device memory dies, and a kernel that is
+// given a pointer to the host's memory refuses it, as on a GPU. Order cannot be seen here: all work
+// is done at once, and the null stream is the only one.
 //
-// Linked to libfanin and loaded in its place (FANIN_LIBRARY), then as TensorFlow's plug-in.
+// It is linked to libfanin and loaded in its place (FANIN_LIBRARY), and then as TensorFlow's
+// plug-in.
 #include <dlfcn.h>
 #include <sys/mman.h>
 
@@ -197,18 +198,18 @@ int32_t call(const char *name, Params *params, size_t rest, char *message, size_
 
 }  // namespace
 
-#define STAND_IN(function, first_other)                                                        \
-  extern "C" FANIN_API int32_t function(const function##_params *params, char *message,        \
-                                        size_t bytes) {                                        \
-    auto copy = *params;                                                                       \
-    return call(#function, &copy, offsetof(function##_params, first_other), message, bytes);   \
-  }                                                                                            \
+#define STAND_IN(function, first_other)                                                      \
+  extern "C" FANIN_API int32_t function(const function##_params *params, char *message,      \
+                                        size_t bytes) {                                      \
+    auto copy = *params;                                                                     \
+    return call(#function, &copy, offsetof(function##_params, first_other), message, bytes); \
+  }                                                                                          \
   STAND_IN_WORKSPACE(function, first_other)
-#define STAND_IN_WORKSPACE(function, first_other)                                              \
-  extern "C" FANIN_API uint64_t function##_workspace(const function##_params *params) {        \
-    auto copy = *params;                                                                       \
-    for_cpu(&copy, offsetof(function##_params, first_other));                                  \
-    return own<uint64_t(const function##_params *)>(#function "_workspace")(&copy);            \
+#define STAND_IN_WORKSPACE(function, first_other)                                       \
+  extern "C" FANIN_API uint64_t function##_workspace(const function##_params *params) { \
+    auto copy = *params;                                                                \
+    for_cpu(&copy, offsetof(function##_params, first_other));                           \
+    return own<uint64_t(const function##_params *)>(#function "_workspace")(&copy);     \
   }
 
 STAND_IN(fanin_linear_forward, resources)

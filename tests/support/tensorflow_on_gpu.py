@@ -19,6 +19,7 @@ from fanin.backends.registry import make_trainer
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.backends.tensorflow import FusedFanIn, fan_in_linear
 from fanin.datasets import Batch
+from fanin.kernels import sorting_pays
 
 STAND_IN = sys.argv[1] if len(sys.argv) > 1 else None
 CPU, GPU = "CPU:0", "GPU:0"
@@ -56,11 +57,9 @@ def batches(setup, count, seed=0):
 
 
 def variables(trainer):
-    layers = filter(None, (trainer._hidden, trainer._output))
-    for layer in layers:
-        for trained in (layer.weights, layer.bias):
-            yield from (trained.values, trained.m, trained.v)
-        yield from layer.connections.values()
+    for trained in trainer._trained.values():
+        yield from (trained.values, trained.m, trained.v)
+    yield from trainer._executor.connection_arrays.values()
 
 
 def training(setup, storage):
@@ -77,11 +76,12 @@ def training(setup, storage):
     )
     assert all(variable.device.endswith(GPU) for variable in variables(gpu))
     assert all(variable.device.endswith(CPU) for variable in variables(cpu))
-    assert cpu._engine.sorts_connections and not gpu._engine.sorts_connections
+    sorts = setup.output.is_sortable and sorting_pays(setup.output_inputs)
+    assert cpu._executor.is_sorted == sorts and not gpu._executor.is_sorted
     # Rounding to bfloat16 is by chance where two are not the same to the last digit.
     tolerance = 1e-4 if storage == Storage() else 2e-2
     # Read here and held on to: the steps have to leave it as it is.
-    kept = gpu._output.weights.values.read_value(), gpu.array("output.weights").copy()
+    kept = gpu._trained["output.weights"].values.read_value(), gpu.array("output.weights").copy()
     waits, counts = fetched(), []
     losses = gpu.train(batches(setup, 3), 1e-2, lambda loss: counts.append(fetched()))
     assert counts == [waits] * 3  # a step, its loss included, is not waited for

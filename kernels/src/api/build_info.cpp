@@ -67,7 +67,9 @@ int32_t fanin_abi_version(void) { return FANIN_ABI_VERSION; }
 
 const char *fanin_version(void) { return FANIN_LIBRARY_VERSION; }
 
-int64_t fanin_sorted_labels(int64_t inputs, int64_t labels) { return sorted_labels(inputs, labels); }
+int64_t fanin_sorted_labels(int64_t inputs, int64_t labels) {
+  return sorted_labels(inputs, labels);
+}
 
 const char *fanin_build_info(void) {
   static thread_local std::string text;

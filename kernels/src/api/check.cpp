@@ -18,9 +18,20 @@ int32_t Message::say(fanin_status status, const char *format, ...) const {
 }
 
 const char *name_of(int32_t dtype) {
-  static const char *const names[] = {"an unsupported type", "float32", "float64", "uint16",
-                                      "uint32", "float16", "bfloat16", "uint8", "uint64", "int8",
-                                      "int16", "int32", "int64", "bool"};
+  static const char *const names[] = {"an unsupported type",
+                                      "float32",
+                                      "float64",
+                                      "uint16",
+                                      "uint32",
+                                      "float16",
+                                      "bfloat16",
+                                      "uint8",
+                                      "uint64",
+                                      "int8",
+                                      "int16",
+                                      "int32",
+                                      "int64",
+                                      "bool"};
   return dtype > 0 && dtype <= FANIN_BOOL ? names[dtype] : names[0];
 }
 
@@ -164,7 +175,8 @@ void Check::sizes(const Dimension &inputs, const Dimension &labels, const Dimens
 }
 
 void Check::threads(int32_t wanted) {
-  // Many more than cores are of no use, and the OpenMP runtime ends a process that cannot have them.
+  // Many more than cores are of no use, and the OpenMP runtime ends a process that cannot have
+  // them.
   constexpr int32_t most = 1024;
   if (good() && (wanted < 0 || wanted > most))
     wrong("threads must be 0 (all) or 1 to %d, got %d", most, wanted);

@@ -1,5 +1,5 @@
-// How arguments are checked and errors worded: one place for all files of the C interface, so that every
-// binding raises the same text.
+// How arguments are checked and errors worded: one place for all files of the C interface, so that
+// every binding raises the same text.
 #pragma once
 
 #include <cinttypes>
@@ -59,8 +59,8 @@ class Check {
   // For a call that is going to be made, all sizes have to be known and all data there.
   void known();
 
-  // Connections of any kind. `weights(dims)` checks the weights, of the shape that fits them. fan_in is set
-  // to 0 for unstructured connections.
+  // Connections of any kind. `weights(dims)` checks the weights, of the shape that fits them.
+  // fan_in is set to 0 for unstructured connections.
   template <class CheckWeights>
   void connections(const fanin_connections &c, Dimension &inputs, Dimension &labels,
                    Dimension &fan_in, const CheckWeights &weights) {

@@ -30,7 +30,8 @@ int32_t prepare(const fanin_label_sums_params *p, LabelSumsCall *call, Message m
   check.threads(p->resources.threads);
   check.known();
   if (check.good() && label_bounds.size != labels.size + 1)
-    check.wrong("positive_starts must have %" PRId64 " elements for %" PRId64 " labels, got %" PRId64,
+    check.wrong("positive_starts must have %" PRId64 " elements for %" PRId64
+                " labels, got %" PRId64,
                 labels.size + 1, labels.size, label_bounds.size);
   if (check.good() && inputs.size == 0)
     check.wrong("inputs must be at least 1, but inputs is 0 in %s", inputs.given_by);
@@ -102,7 +103,8 @@ int32_t check_division(const char *name, const int64_t *starts, int64_t count, i
     const int64_t least = i ? starts[i - 1] : 0;
     if (starts[i] < least || starts[i] > size)
       return message.say(FANIN_INVALID,
-                         "%s[%" PRId64 "] is %" PRId64 "; they must ascend from 0 to at most %" PRId64,
+                         "%s[%" PRId64 "] is %" PRId64
+                         "; they must ascend from 0 to at most %" PRId64,
                          name, i, starts[i], size);
   }
   return FANIN_OK;

@@ -88,8 +88,8 @@ int32_t fanin_rewire(fanin_rewire_params *params, char *text, size_t bytes) {
     done = rewire(call);
     return int32_t(FANIN_OK);
   };
-  const int32_t status = run(call, params->resources, message, on_cpu,
-                             [&] { return cuda::rewire(call, &done); });
+  const int32_t status =
+      run(call, params->resources, message, on_cpu, [&] { return cuda::rewire(call, &done); });
   if (status) return status;
   params->threshold = done.threshold;
   params->moved = done.moved;

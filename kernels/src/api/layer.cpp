@@ -32,8 +32,8 @@ int32_t check_starts(const int32_t *starts, int64_t labels, int64_t connections,
   bool good = starts[0] == 0 && starts[labels] == connections;
   for (int64_t l = 0; l < labels; ++l) good &= starts[l] <= starts[l + 1];
   if (good) return FANIN_OK;
-  return message.say(FANIN_INVALID,
-                     "starts must ascend from 0 to the %" PRId64 " connections", connections);
+  return message.say(FANIN_INVALID, "starts must ascend from 0 to the %" PRId64 " connections",
+                     connections);
 }
 
 }  // namespace fanin

@@ -6,8 +6,8 @@
 namespace fanin {
 namespace {
 
-// Checks the arguments. With a call, which is then filled, all sizes have to be known; without one, those
-// that are not are skipped.
+// Checks the arguments. With a call, which is then filled, all sizes have to be known; without one,
+// those that are not are skipped.
 int32_t prepare(const fanin_linear_forward_params *p, ForwardCall *call, Message message) {
   if (!p) return message.say(FANIN_INVALID, "params is null");
   Check check(message);
@@ -121,8 +121,7 @@ int32_t fanin_linear_forward(const fanin_linear_forward_params *params, char *te
     prefer_huge_pages(call.scores, uint64_t(call.batch * call.labels) * value_bytes(call));
     return report(target.forward(call), op_data(call), message);
   };
-  return run(call, params->resources, message, on_cpu,
-             [&] { return cuda::forward(call); });
+  return run(call, params->resources, message, on_cpu, [&] { return cuda::forward(call); });
 }
 
 uint64_t fanin_linear_backward_workspace(const fanin_linear_backward_params *params) {
@@ -139,8 +138,7 @@ int32_t fanin_linear_backward(const fanin_linear_backward_params *params, char *
     prefer_huge_pages(call.grad_weights, uint64_t(call.labels * call.fan_in) * value_bytes(call));
     return report(target.backward(call), op_data(call), message);
   };
-  return run(call, params->resources, message, on_cpu,
-             [&] { return cuda::backward(call); });
+  return run(call, params->resources, message, on_cpu, [&] { return cuda::backward(call); });
 }
 
 }  // extern "C"

@@ -16,8 +16,8 @@
 namespace fanin {
 
 #if defined(_OPENMP)
-// Whether this process was forked from one that has used the library. OpenMP's threads do not exist in such
-// a child, and to wait for them would last for ever, so it works with one.
+// Whether this process was forked from one that has used the library. OpenMP's threads do not exist
+// in such a child, and to wait for them would last for ever, so it works with one.
 static bool is_forked() {
   static std::atomic<bool> forked{false};
 #if defined(__unix__) || defined(__APPLE__)
@@ -54,9 +54,9 @@ int32_t require_workspace(const fanin_resources &resources, uint64_t bytes, Mess
                      given, bytes);
 }
 
-// Results of many MiB are mostly fresh memory. To get it in pages of 4 KiB, each through a fault of its own,
-// can take longer than to compute the results. This is only a hint: where it does not help, nothing
-// happens.
+// Results of many MiB are mostly fresh memory. To get it in pages of 4 KiB, each through a fault of
+// its own, can take longer than to compute the results. This is only a hint: where it does not
+// help, nothing happens.
 void prefer_huge_pages(void *data, uint64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uint64_t huge = 2 << 20, worth = 8 << 20;
@@ -87,7 +87,9 @@ static int32_t report_feature(int64_t position, const CheckedData &data, Message
   return message.say(FANIN_INVALID,
                      "features[%" PRId64 ", %" PRId64 "] is %s; all features must be finite",
                      position / data.inputs, position % data.inputs,
-                     value != value ? "NaN" : value > 0 ? "inf" : "-inf");
+                     value != value ? "NaN"
+                     : value > 0    ? "inf"
+                                    : "-inf");
 }
 
 int32_t report(const Finding &finding, const CheckedData &data, Message message) {

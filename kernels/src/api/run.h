@@ -1,5 +1,5 @@
-// From a checked call to its launcher and back: threads, scratch memory, the device and the instruction set,
-// and the words for what launchers find in the data.
+// From a checked call to its launcher and back: threads, scratch memory, the device and the
+// instruction set, and the words for what launchers find in the data.
 #pragma once
 
 #include "api/check.h"
@@ -11,8 +11,8 @@ namespace fanin {
 // How many CPU threads work on so many labels.
 int threads_for(int32_t wanted, int64_t labels);
 
-// Sets what every call has, from the resources and a tensor on the device. On a GPU, which keeps one set
-// of sums for all, threads is 1.
+// Sets what every call has, from the resources and a tensor on the device. On a GPU, which keeps
+// one set of sums for all, threads is 1.
 void set_resources(Call *call, const fanin_resources &resources, const fanin_tensor &tensor,
                    int64_t labels);
 
@@ -65,8 +65,8 @@ CheckedData dense_data(const DenseCall &c) {
   return data;
 }
 
-// Makes a call that `prepare` has filled. on_gpu() returns a Finding; on_cpu(target), which may look at the
-// data first, returns a status.
+// Makes a call that `prepare` has filled. on_gpu() returns a Finding; on_cpu(target), which may
+// look at the data first, returns a status.
 template <class AnyCall, class OnCpu, class OnGpu>
 int32_t run(const AnyCall &call, const fanin_resources &resources, Message message,
             const OnCpu &on_cpu, const OnGpu &on_gpu) {
@@ -78,8 +78,8 @@ int32_t run(const AnyCall &call, const fanin_resources &resources, Message messa
   return on_cpu(*target);
 }
 
-// What fanin_*_workspace returns. prepare: the op's own function, which checks the arguments and fills a
-// call.
+// What fanin_*_workspace returns. prepare: the op's own function, which checks the arguments and
+// fills a call.
 template <class AnyCall, class Params>
 uint64_t workspace_of(const Params *params,
                       int32_t (*prepare)(const Params *, AnyCall *, Message)) {

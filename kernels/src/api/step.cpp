@@ -60,8 +60,8 @@ int32_t check_positives(const StepCall &c, Message message) {
                          i, c.positive_instances[i], c.batch);
     if (c.positive_labels[i] < 0 || c.positive_labels[i] >= c.labels)
       return message.say(FANIN_INVALID,
-                         "positive_labels[%" PRId64 "] is %" PRId64
-                         ", out of range for %" PRId64 " labels",
+                         "positive_labels[%" PRId64 "] is %" PRId64 ", out of range for %" PRId64
+                         " labels",
                          i, c.positive_labels[i], c.labels);
   }
   return FANIN_OK;

@@ -3,8 +3,8 @@
 // As Keras has it ("epsilon hat" in Kingma & Ba, 2015, end of section 2):
 // w -= rate * m / (sqrt(v) + epsilon), rate = learning_rate * sqrt(1 - beta2^t) / (1 - beta1^t).
 //
-// Arrays in bfloat16 are rounded stochastically. Most updates are less than half a unit in the last place;
-// rounded so, they are right on average rather than lost.
+// Arrays in bfloat16 are rounded stochastically. Most updates are less than half a unit in the last
+// place; rounded so, they are right on average rather than lost.
 #pragma once
 
 #include "core/lanes.h"

@@ -1,8 +1,8 @@
 // What passes between the C interface (api/), which checks everything, and the launchers (cpu/ and
 // cuda/), which trust it: one struct per op.
 //
-// Functions in the headers of core/ belong to the file that includes them (static, or in a namespace of
-// the target): see lanes.h for the reason.
+// Functions in the headers of core/ belong to the file that includes them (static, or in a
+// namespace of the target): see lanes.h for the reason.
 #pragma once
 
 #include <stddef.h>
@@ -49,15 +49,15 @@ struct BackwardCall : Call {
   void *grad_features, *grad_weights, *grad_bias;  // each may be null
 };
 
-// Adam's numbers at one step: see adam.h. The betas are held as 1 - beta, since a float has more digits
-// of that.
+// Adam's numbers at one step: see adam.h. The betas are held as 1 - beta, since a float has more
+// digits of that.
 struct AdamCall {
   float rate, rest1, rest2, epsilon;
   uint32_t seed;  // of stochastic rounding, another one for every step
 };
 
-// Weights are [labels, fan_in], or, with starts, [connections]. Where m and v stand beside an array,
-// they are its moments.
+// Weights are [labels, fan_in], or, with starts, [connections]. Where m and v stand beside an
+// array, they are its moments.
 struct StepCall : Call {
   int64_t batch, inputs, labels, fan_in, connections, positives;
   bool wide_indices, bf16_weights, bf16_moments;
@@ -100,7 +100,7 @@ struct TopKCall : Call {
   int64_t batch, inputs, labels, fan_in, connections, k;
   bool wide_indices, bf16_weights;
   const float *features;
-  const void *indices;          // connections are as in StepCall
+  const void *indices;  // connections are as in StepCall
   const int32_t *starts;
   const uint16_t *tile_labels;
   const void *weights;
@@ -134,7 +134,7 @@ struct SortCall : Call {
 struct LabelSumsCall : Call {
   int64_t instances, inputs, labels, stored, positives;
   const float *features;
-  const int64_t *starts;   // of CSR features, else null
+  const int64_t *starts;  // of CSR features, else null
   const int32_t *columns;
   const int64_t *positive_starts;
   const int32_t *positive_instances;

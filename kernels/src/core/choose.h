@@ -1,5 +1,6 @@
-// Choosing sources by the data: sums of the features of each label's positives, and from them the inputs of
-// largest strength. Written once for a CPU thread and a GPU warp; each works on one label at a time.
+// Choosing sources by the data: sums of the features of each label's positives, and from them the
+// inputs of largest strength. Written once for a CPU thread and a GPU warp; each works on one label
+// at a time.
 #pragma once
 
 #include "core/lanes.h"
@@ -96,7 +97,8 @@ FANIN_FN void add_row(const float *row, int64_t inputs, float *sums) {
 }
 
 // Adds one row of CSR features; false where it cannot be followed.
-FANIN_FN bool add_stored(const LabelSumsCall &c, int64_t instance, float *sums, const Team<float> &team) {
+FANIN_FN bool add_stored(const LabelSumsCall &c, int64_t instance, float *sums,
+                         const Team<float> &team) {
   const int64_t begin = c.starts[instance], end = c.starts[instance + 1];
   if (begin < 0 || begin > end || end > c.stored) return false;
   bool good = true;
@@ -116,6 +118,8 @@ FANIN_FN bool add_stored(const LabelSumsCall &c, int64_t instance, float *sums, 
 }
 
 // Adds the features of a label's positives to its sums; false where they cannot be followed.
+// stored: whether features are stored by rows (CSR).
+template <bool stored>
 FANIN_FN bool add_label(const LabelSumsCall &c, int64_t label, const Team<float> &team) {
   const int64_t begin = c.positive_starts[label], end = c.positive_starts[label + 1];
   if (begin < 0 || begin > end || end > c.positives) return false;
@@ -123,11 +127,11 @@ FANIN_FN bool add_label(const LabelSumsCall &c, int64_t label, const Team<float>
   for (int64_t p = begin; p < end; ++p) {
     const int64_t instance = c.positive_instances[p];
     if (instance < 0 || instance >= c.instances) return false;
-    if (!c.starts) {
+    if constexpr (stored) {
+      if (!add_stored(c, instance, sums, team)) return false;
+    } else {
       if (p + 1 < end) fetch(c.features + c.positive_instances[p + 1] * c.inputs, c.inputs);
       add_row(c.features + instance * c.inputs, c.inputs, sums);
-    } else if (!add_stored(c, instance, sums, team)) {
-      return false;
     }
   }
   return true;
@@ -141,34 +145,39 @@ FANIN_ANYWHERE static inline float float_of(uint32_t bits) {
   return value;
 }
 
-// By how much an input of a label stands out; see fanin_choose_sources_params.
+// By how much an input of a label stands out; see fanin_choose_sources_params. share: 1 / the
+// count.
 template <class V>
-FANIN_FN V value_of(V sum, float count, V mean, V scale) {
-  return (sum / count - mean) * scale;
+FANIN_FN V value_of(V sum, float share, V mean, V scale) {
+  return (sum * share - mean) * scale;
 }
 
-// Writes the label's strengths, |value|, in whole groups; those beyond the inputs are below any other.
-FANIN_FN void write_strengths(const ChooseCall &c, const float *sums, float count, float *strengths) {
+// Writes the label's strengths, |value|, in whole groups; those beyond the inputs are below any
+// other.
+FANIN_FN void write_strengths(const ChooseCall &c, const float *sums, float share,
+                              float *strengths) {
   each_chunk(c.inputs, [&](int64_t i, int size) FANIN_INLINE {
-    const auto sum = load_chunk<float>(sums + i, size).v, mean = load_chunk<float>(c.mean + i, size).v;
+    const auto sum = load_chunk<float>(sums + i, size).v,
+               mean = load_chunk<float>(c.mean + i, size).v;
     const auto one = decltype(load_chunk<float>(sums, 0).v){} + 1.0f;
     const auto scale = c.scale ? load_chunk<float>(c.scale + i, size).v : one;
-    auto strength = value_of(sum, count, mean, scale);
+    auto strength = value_of(sum, share, mean, scale);
     strength = strength < 0.0f ? -strength : strength;
     strength = strength == strength ? strength : one - 1.0f;  // not NaN
     write_chunk(strengths + i, size, Chunk<float>{strength}, false, false);
   });
-  each_of(c.inputs, groups_of(c.inputs) * kGroup, [&](int64_t i) FANIN_INLINE { strengths[i] = -1; });
+  each_of(c.inputs, groups_of(c.inputs) * kGroup,
+          [&](int64_t i) FANIN_INLINE { strengths[i] = -1; });
 }
 
-// Where to cut: all strengths from `above` on are chosen, and the first `equal` of those from `least` on
-// but below `above`.
+// Where to cut: all strengths from `above` on are chosen, and the first `equal` of those from
+// `least` on but below `above`.
 struct Cut {
   float least, above;
   int64_t equal;
 };
-// The cut that chooses exactly `wanted` of the strengths, 1 to all. Floats that are not negative are ordered
-// as their bits are, so it is found by halving the range of the bits.
+// The cut that chooses exactly `wanted` of the strengths, 1 to all. Floats that are not negative
+// are ordered as their bits are, so it is found by halving the range of the bits.
 FANIN_FN Cut find_cut(const float *strengths, int64_t inputs, int64_t wanted) {
   const int64_t count = groups_of(inputs) * kGroup;
   uint32_t low = 0, high = 0x7f800001u;  // at least `wanted` reach low, fewer reach high
@@ -203,17 +212,17 @@ FANIN_FN void choose_label(const ChooseCall &c, int64_t label, const ChooseMemor
   const int64_t chosen = positives > 0 ? c.fan_in - c.random : 0;
   I *const indices = static_cast<I *>(c.indices) + label * c.fan_in;
   float *const values = c.values ? c.values + label * c.fan_in : nullptr;
-  const float count = float(positives);
+  const float share = 1.0f / float(positives);
   const auto write = [&](int64_t slot, int64_t input) FANIN_INLINE {
     indices[slot] = I(input);
     if (values)
-      values[slot] = positives > 0 ? value_of(sums[input], count, c.mean[input],
+      values[slot] = positives > 0 ? value_of(sums[input], share, c.mean[input],
                                               c.scale ? c.scale[input] : 1.0f)
                                    : 0.0f;
   };
   const int64_t groups = groups_of(c.inputs);
   if (chosen > 0) {
-    write_strengths(c, sums, count, memory.strengths);
+    write_strengths(c, sums, share, memory.strengths);
     team.sync();
     Cut cut = find_cut(memory.strengths, c.inputs, chosen);
     int64_t slot = 0;
@@ -225,9 +234,8 @@ FANIN_FN void choose_label(const ChooseCall &c, int64_t label, const ChooseMemor
         uint32_t equal = mask_at_least(strengths, cut.least) & ~sure;
         for (; equal && cut.equal > 0; equal &= equal - 1, --cut.equal) mask |= equal & -equal;
       }
-      each_bit(mask, [&](int bit, int below) FANIN_INLINE {
-        write(slot + below, group * kGroup + bit);
-      });
+      each_bit(mask,
+               [&](int bit, int below) FANIN_INLINE { write(slot + below, group * kGroup + bit); });
       slot += bits_of(mask);
       if (chosen < c.fan_in) by_one([&]() FANIN_INLINE { memory.taken[group] = mask; });
     }

@@ -1,6 +1,6 @@
-// Dense layers over lane groups, a block of labels at a time: the forward pass (dense_tile), the backward
-// pass with Adam (update_tile), and the fused step of a dense output layer (step_block). Backward pass and
-// Adam are one pass, so that no gradient of a weight is ever stored.
+// Dense layers over lane groups, a block of labels at a time: the forward pass (dense_tile), the
+// backward pass with Adam (update_tile), and the fused step of a dense output layer (step_block).
+// Backward pass and Adam are one pass, so that no gradient of a weight is ever stored.
 //
 // Weights are [labels, inputs]: a label's weights are contiguous, as in fixed fan-in layers.
 #pragma once
@@ -10,9 +10,9 @@
 namespace fanin {
 namespace FANIN_TARGET {
 
-// kBlock labels are worked on together, so that features are read once for all of them: as many as there
-// are registers for their sums. In the backward pass so are kInputVectors vectors of neighbouring inputs.
-// The weights of kUpdated labels are loaded together before they are updated.
+// kBlock labels are worked on together, so that features are read once for all of them: as many as
+// there are registers for their sums. In the backward pass so are kInputVectors vectors of
+// neighbouring inputs. The weights of kUpdated labels are loaded together before they are updated.
 #if defined(__CUDACC__)
 constexpr int kBlock = 8, kInputVectors = 2, kUpdated = 2;
 #else
@@ -21,7 +21,8 @@ constexpr int kInputVectors = kVectorBytes == 64 ? 2 : kVectorBytes == 32 ? 4 : 
 constexpr int kUpdated = 1;
 #endif
 static_assert(kBlock <= kMostBlock, "memory.h makes room for it");
-// Scratch of the functions below: the weights of a block and a chunk of inputs, which all lanes read.
+// Scratch of the functions below: the weights of a block and a chunk of inputs, which all lanes
+// read.
 constexpr int kStaged = kBlock * Chunk<float>::size;
 
 // staged[j][c] = weight c of label j, float32. weights: the chunk's first, of the first label.
@@ -80,9 +81,10 @@ FANIN_FN void spread_block(const W *weights, int64_t inputs, int labels, const L
   }
 }
 
-// Gradients of weights, and Adam with them. features: [batch, inputs] as the caller has them, so that a
-// vector holds neighbouring inputs and nothing has to be summed across it. grads: [groups][kBlock][32],
-// which other lanes have written. at: the first weight; end: the size of the arrays.
+// Gradients of weights, and Adam with them. features: [batch, inputs] as the caller has them, so
+// that a vector holds neighbouring inputs and nothing has to be summed across it. grads:
+// [groups][kBlock][32], which other lanes have written. at: the first weight; end: the size of the
+// arrays.
 template <int Vectors, class W, class M>
 FANIN_FN void update_columns(const Adam &a, W *weights, M *m, M *v, int64_t at, int64_t end,
                              int64_t inputs, int labels, const float *features, int64_t batch,
@@ -108,9 +110,10 @@ FANIN_FN void update_columns(const Adam &a, W *weights, M *m, M *v, int64_t at, 
     FANIN_UNROLL
     for (int i = 0; i < Vectors; ++i) x[i] = load_chunk<float>(row + i * chunk, count).v;
     FANIN_UNROLL
-    for (int j = 0; j < kBlock; ++j)
+    for (int j = 0; j < kBlock; ++j) {
       FANIN_UNROLL
       for (int i = 0; i < Vectors; ++i) total[j][i] += grad[j * kLanes] * x[i];
+    }
   }
   FANIN_UNROLL
   for (int j = 0; j < kBlock; j += kUpdated) {
@@ -123,10 +126,11 @@ FANIN_FN void update_columns(const Adam &a, W *weights, M *m, M *v, int64_t at, 
           for (int i = 0; i < Vectors; ++i) f(u, i, at + (j + u) * inputs + i * chunk);
         }
     };
-    each([&](int u, int i, int64_t from) FANIN_INLINE {
-      chunks[u][i].load(weights, m, v, from, count); });
+    each([&](int u, int i, int64_t from)
+             FANIN_INLINE { chunks[u][i].load(weights, m, v, from, count); });
     each([&](int u, int i, int64_t to) FANIN_INLINE {
-      chunks[u][i].step(a, weights, m, v, to, count, Chunk<float>{total[j + u][i]}); });
+      chunks[u][i].step(a, weights, m, v, to, count, Chunk<float>{total[j + u][i]});
+    });
   }
 }
 
@@ -153,8 +157,8 @@ FANIN_OUTLINED Lanes<float> block_gradient(fanin_loss kind, const Lanes<float> &
   return loss_gradient(kind, scores, positives, scale, loss);
 }
 
-// The fused step of one block of an output layer. rows: the features as the caller has them; features: the
-// same in lanes. grads: scratch, [groups][kBlock][32].
+// The fused step of one block of an output layer. rows: the features as the caller has them;
+// features: the same in lanes. grads: scratch, [groups][kBlock][32].
 template <class W, class M, class Rows>
 FANIN_FN void step_block(const TrainedLayer<uint16_t, W, M> &layer, const float *rows,
                          const float *features, int64_t first, const uint32_t *masks, float *grads,
@@ -218,12 +222,16 @@ DenseLayer<W, M> dense_layer(const DenseUpdateCall &c) {
   return layer;
 }
 
+FANIN_FN Lanes<float> positive_part(const Lanes<float> &a) {
+  return map([](auto x) FANIN_INLINE { return x < decltype(x){} ? decltype(x){} : x; }, a);
+}
+
 // outputs[group * 32 + lane, first + j] for the 32 units j of a tile, negative ones 0 with relu.
 // features: this group's [inputs][32]. tile: scratch of 32 * kTilePitch values.
 template <class W>
 FANIN_FN void dense_tile(const W *weights, const float *bias, int64_t inputs, int64_t units,
-                         int64_t first, bool relu, const float *features, float *outputs,
-                         int lanes, float *tile, float *staged, Team<float> &team) {
+                         int64_t first, bool relu, const float *features, float *outputs, int lanes,
+                         float *tile, float *staged, Team<float> &team) {
   const int here = int(smaller<int64_t>(kTile, units - first));
   for (int j = 0; j < here; j += kBlock) {
     const int labels = smaller(kBlock, here - j);
@@ -232,18 +240,16 @@ FANIN_FN void dense_tile(const W *weights, const float *bias, int64_t inputs, in
                 features, staged, block, team);
     FANIN_UNROLL
     for (int i = 0; i < kBlock; ++i)
-      if (i < labels)
-        store(tile + (j + i) * kTilePitch, relu ? map([](auto x) FANIN_INLINE {
-                return x < decltype(x){} ? decltype(x){} : x; }, block[i]) : block[i]);
+      if (i < labels) store(tile + (j + i) * kTilePitch, relu ? positive_part(block[i]) : block[i]);
   }
   team.sync();
   team.write_tile(tile, outputs + first, units, lanes, here);
   team.sync();
 }
 
-// Backward pass and Adam for the 32 units of a tile. grad_outputs and outputs are [batch, units]; without
-// relu, outputs is null. rows: features [batch, inputs]. tiles: scratch of two tiles, 32 * kTilePitch
-// values each. grads: scratch, [32 / kBlock][groups][kBlock][32].
+// Backward pass and Adam for the 32 units of a tile. grad_outputs and outputs are [batch, units];
+// without relu, outputs is null. rows: features [batch, inputs]. tiles: scratch of two tiles, 32 *
+// kTilePitch values each. grads: scratch, [32 / kBlock][groups][kBlock][32].
 template <class W, class M, class Rows>
 FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const float *grad_outputs,
                           const float *outputs, const float *rows, float *tiles, float *grads,
@@ -265,8 +271,9 @@ FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const fl
     for (int j = 0; j < kTile; ++j) {
       Lanes<float> grad = load(tiles + j * kTilePitch);
       if (outputs)
-        grad = map([](auto g, auto y) FANIN_INLINE {
-          return y > decltype(y){} ? g : decltype(g){}; }, grad, load(output_tile + j * kTilePitch));
+        grad =
+            map([](auto g, auto y) FANIN_INLINE { return y > decltype(y){} ? g : decltype(g){}; },
+                grad, load(output_tile + j * kTilePitch));
       store(rows_of(group, j), grad);
     }
     team.sync();
@@ -282,8 +289,8 @@ FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const fl
       spread_block(layer.weights + at, inputs, here, block, staged,
                    grad_features + group * inputs * kLanes, team);
     }
-    update_block(layer.adam, layer.weights, layer.m, layer.v, at, layer.units * inputs, inputs, here,
-                 rows, layer.batch, rows_of(0, j));
+    update_block(layer.adam, layer.weights, layer.m, layer.v, at, layer.units * inputs, inputs,
+                 here, rows, layer.batch, rows_of(0, j));
     if (layer.bias) {
       float bias_grads[kBlock] = {};
       for (int64_t group = 0; group < groups; ++group) {

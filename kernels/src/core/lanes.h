@@ -1,13 +1,14 @@
 // A lane group: 32 values that are worked on together, one per instance of the batch.
 //
-// On CUDA a group is one warp, and each thread holds one lane. On a CPU one thread holds all 32 lanes in
-// SIMD registers. (Those are the compiler's vector types, so there are no intrinsics, and any instruction
-// set will do.) The kernels above this file are written once over what is defined here:
+// On CUDA a group is one warp, and each thread holds one lane. On a CPU one thread holds all 32
+// lanes in SIMD registers. (Those are the compiler's vector types, so there are no intrinsics, and
+// any instruction set will do.) The kernels above this file are written once over what is defined
+// here:
 //
 //   Lanes<T>            32 values of type T (on a CPU also fewer, see sorted.h)
 //   broadcast, load, store, fma, sum, map, any, from_mask, each_lane
-//   Chunk<T>            Chunk<T>::size values side by side, one for each connection: what Adam works on
-//   load_chunk, write_chunk, store_chunk (which rounds), random_chunk, stage
+//   Chunk<T>            Chunk<T>::size values side by side, one for each connection: what Adam
+//   works on load_chunk, write_chunk, store_chunk (which rounds), random_chunk, stage
 //   Connections<T, I, W>   the (source, weight) pairs of a chunk; W is how weights are stored
 //   Gathered<T>         sums rows of sources into the lanes of a label, along its connections
 //   row_sums, spread    the way back: from the lanes of a label to a weight each, and to the rows;
@@ -17,9 +18,9 @@
 //
 // lanes_cuda.h and lanes_cpu.h define them.
 //
-// FANIN_TARGET names the namespace. Each instruction set is compiled into its own: an inline function
-// that differently compiled files share could be linked in its AVX-512 form and then run on a machine
-// without it. For the same reason nothing of std:: with a body is used here.
+// FANIN_TARGET names the namespace. Each instruction set is compiled into its own: an inline
+// function that differently compiled files share could be linked in its AVX-512 form and then run
+// on a machine without it. For the same reason nothing of std:: with a body is used here.
 #pragma once
 
 #include <stddef.h>

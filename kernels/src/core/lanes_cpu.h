@@ -1,5 +1,5 @@
-// Lane groups on a CPU: one thread holds all 32 lanes in SIMD registers, which are the compiler's vector
-// types. See lanes.h, which includes this.
+// Lane groups on a CPU: one thread holds all 32 lanes in SIMD registers, which are the compiler's
+// vector types. See lanes.h, which includes this.
 //
 // This file has vectors and Lanes; lanes_cpu_sums.h transposes and sums squares of vectors;
 // lanes_cpu_chunks.h has values along connections; lanes_cpu_team.h reads and writes tiles.
@@ -31,6 +31,9 @@ using Vector = typename VectorOf<T>::type;
 typedef int32_t SignedBits __attribute__((vector_size(kVectorBytes)));
 typedef int16_t SignedWords __attribute__((vector_size(kVectorBytes)));
 constexpr int kGreater = 6;  // of a comparison that gives a bit per element
+#elif defined(__AVX2__) && defined(__GNUC__) && !defined(__clang__)
+#define FANIN_GCC_AVX2
+typedef int32_t SignedBits __attribute__((vector_size(kVectorBytes)));
 #endif
 
 // Integers beside the elements of a Vector<float>.
@@ -173,9 +176,9 @@ FANIN_FN Vector<float> root(Vector<float> x) {
   return r;
 #endif
 }
-// exp(x) = 2^n exp(r) with |r| <= ln(2) / 2, exp(r) by its Taylor series: within 2 units in the last
-// place. Below -87 it gives exp(-87), above 88 exp(88): still finite, and as good as 0 and infinity
-// for a loss.
+// exp(x) = 2^n exp(r) with |r| <= ln(2) / 2, exp(r) by its Taylor series: within 2 units in the
+// last place. Below -87 it gives exp(-87), above 88 exp(88): still finite, and as good as 0 and
+// infinity for a loss.
 FANIN_FN Vector<float> exponential(Vector<float> x) {
   typedef Vector<float> V;
   x = x < -87.0f ? V{} - 87.0f : x > 88.0f ? V{} + 88.0f : x;
@@ -198,6 +201,6 @@ FANIN_FN Vector<float> exponential(Vector<float> x) {
 }  // namespace FANIN_TARGET
 }  // namespace fanin
 
-#include "core/lanes_cpu_sums.h"
 #include "core/lanes_cpu_chunks.h"
+#include "core/lanes_cpu_sums.h"
 #include "core/lanes_cpu_team.h"

@@ -1,10 +1,12 @@
-// Chunks on a CPU, one value for each of as many connections as a vector holds, and the ways of values
-// along connections. lanes_cpu.h includes this.
+// Chunks on a CPU, one value for each of as many connections as a vector holds, and the ways of
+// values along connections. lanes_cpu.h includes this.
 //
-// Every function has two variants: one for a whole chunk, unrolled, and one for the first `count` values,
-// which the last chunk of a label needs. The latter are loops, and out of line where they can be: inlined
-// into every kernel, they took the compiler as long as the kernels themselves.
+// Every function has two variants: one for a whole chunk, unrolled, and one for the first `count`
+// values, which the last chunk of a label needs. The latter are loops, and out of line where they
+// can be: inlined into every kernel, they took the compiler as long as the kernels themselves.
 #pragma once
+
+#include "core/lanes_cpu_sums.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
@@ -18,10 +20,11 @@ struct Chunk {
 // Announces what is read next. A CPU fetches that by itself.
 template <class T>
 FANIN_FN void announce(const T *, int64_t) {}
-// Fetches what is read a good while later. By itself a CPU fetches no further than to the end of a page,
-// and an AMD (Zen 5) at times nothing at all beside sums that are spread over much memory: a step from
-// 32,768 inputs took 42 to 86 ms, depending on where in memory its code happened to lie. It takes 44 to 56
-// ms with moments fetched so; with weights and indices as well it was slower again.
+// Fetches what is read a good while later. By itself a CPU fetches no further than to the end of a
+// page, and an AMD (Zen 5) at times nothing at all beside sums that are spread over much memory: a
+// step from 32,768 inputs took 42 to 86 ms, depending on where in memory its code happened to lie.
+// It takes 44 to 56 ms with moments fetched so; with weights and indices as well it was slower
+// again.
 template <class T>
 FANIN_FN void fetch(const T *p, int64_t count) {
   for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i);
@@ -48,6 +51,17 @@ FANIN_OUTLINED Chunk<T> load_part(const T *p, int count) {
   for (int j = 0; j < count; ++j) r.v[j] = p[j];
   return r;
 }
+#if defined(FANIN_GCC_AVX512)
+FANIN_FN Chunk<float> load_part(const float *p, int count) {
+  return {(Vector<float>)__builtin_ia32_loadups512_mask(p, Vector<float>{},
+                                                        uint16_t((1u << count) - 1))};
+}
+#elif defined(FANIN_GCC_AVX2)
+FANIN_FN Chunk<float> load_part(const float *p, int count) {
+  const SignedBits lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  return {(Vector<float>)__builtin_ia32_maskloadps256((const Vector<float> *)p, lane < count)};
+}
+#endif
 FANIN_FN Chunk<float> to_float(const HalfBits &bits) {
   return {(Vector<float>)(widened(bits) << 16)};
 }
@@ -71,6 +85,12 @@ template <class T>
 FANIN_OUTLINED void write_part(T *out, int count, Chunk<T> a, bool add) {
   for (int j = 0; j < count; ++j) out[j] = add ? out[j] + a.v[j] : a.v[j];
 }
+#if defined(FANIN_GCC_AVX512)  // AVX2 has no such instruction that is fast on AMD
+FANIN_FN void write_part(float *out, int count, Chunk<float> a, bool add) {
+  if (add) a.v += load_part(out, count).v;
+  __builtin_ia32_storeups512_mask(out, a.v, uint16_t((1u << count) - 1));
+}
+#endif
 template <class T>
 FANIN_FN void write_chunk(T *out, int count, const Chunk<T> &a, bool add, bool streaming) {
   if (count < Chunk<T>::size)
@@ -111,8 +131,8 @@ FANIN_FN void store_chunk(Bf16 *p, int count, const Chunk<float> &a, const Bits 
 
 // Products and their sums ------------------------------------------------------------------------
 
-// Makes the compiler compute a value by now. GCC would hold products back until they are summed, all of a
-// chunk at a time, and run out of registers for what they are made of.
+// Makes the compiler compute a value by now. GCC would hold products back until they are summed,
+// all of a chunk at a time, and run out of registers for what they are made of.
 template <class V>
 FANIN_FN void settle(V &a) {
 #if defined(__x86_64__)
@@ -135,11 +155,13 @@ template <class T, class Products>
 FANIN_FN Chunk<T> sums(const Products &products) {
   return {sum_rows<T, 1, 0>(products)};
 }
-// The same for c < count; the other elements are 0.
+// The same for c < count, in the same order; the other elements are 0.
 template <class T, class Products>
 FANIN_FN Chunk<T> sums_of_part(int count, const Products &products) {
+  static constexpr SumOrder<T> order;
   Chunk<T> rows[Chunk<T>::size] = {};
-  for (int c = 0; c < count; ++c) rows[c] = products(c);
+  for (const int c : order.rows)
+    if (c < count) rows[c] = products(c);
   return sums<T>([&](int c) FANIN_INLINE { return rows[c]; });
 }
 
@@ -153,9 +175,7 @@ struct Sources {
   static constexpr int in_word = int(sizeof(Word) / sizeof(I));
   Word words[size / in_word];
 
-  FANIN_FN explicit Sources(const I *indices) {
-    __builtin_memcpy(words, indices, sizeof words);
-  }
+  FANIN_FN explicit Sources(const I *indices) { __builtin_memcpy(words, indices, sizeof words); }
   FANIN_FN size_t operator[](int j) const {
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
     const int place = j % in_word;
@@ -181,8 +201,8 @@ struct Connections<float, I, Bf16> {
   FANIN_FN Connections(const I *i, const Bf16 *w, int count) : indices(i) {
     store_vector(weights, load_chunk<float>(w, count).v);
 #if defined(__x86_64__)
-    // Each is read back from memory, as float32 weights are. Taken out of the vector, they would keep
-    // the port busy that the sums of rows need.
+    // Each is read back from memory, as float32 weights are. Taken out of the vector, they would
+    // keep the port busy that the sums of rows need.
     asm volatile("" : "+m"(weights));
 #endif
   }
@@ -190,8 +210,9 @@ struct Connections<float, I, Bf16> {
   FANIN_FN float weight(int j) const { return weights[j]; }
 };
 
-// The sum over connections of weight * the source's row: it is begun, chunks are added, and it is read.
-// There are two sums, of even and of odd connections, so that one addition need not wait for another.
+// The sum over connections of weight * the source's row: it is begun, chunks are added, and it is
+// read. There are two sums, of even and of odd connections, so that one addition need not wait for
+// another.
 template <class T>
 struct Gathered {
   Lanes<T> even, odd;
@@ -219,13 +240,13 @@ struct Gathered {
 template <class T, class I, class W>
 FANIN_FN Chunk<T> row_sums(const Connections<T, I, W> &connections, int count, const Lanes<T> &grad,
                            const T *rows) {
-  if (count < Chunk<T>::size)
-    return sums_of_part<T>(count, [&](int c) FANIN_INLINE {
-      return product(grad, load(rows + connections.source(c) * kLanes));
-    });
-  const Sources<T, I> sources(connections.indices);
-  return sums<T>([&](int c)
-                     FANIN_INLINE { return product(grad, load(rows + sources[c] * kLanes)); });
+  const auto row_sum = [&](size_t source)
+                           FANIN_INLINE { return product(grad, load(rows + source * kLanes)); };
+  if (count == Chunk<T>::size) {
+    const Sources<T, I> sources(connections.indices);
+    return sums<T>([&](int c) FANIN_INLINE { return row_sum(sources[c]); });
+  }
+  return sums_of_part<T>(count, [&](int c) FANIN_INLINE { return row_sum(connections.source(c)); });
 }
 
 // Adds weight * grad to each source's row.
@@ -244,7 +265,8 @@ FANIN_FN void spread(const Connections<T, I, W> &connections, int count, const L
   }
 }
 
-// Both of them, connection by connection, so that the arithmetic of one overlaps the stores of the other.
+// Both of them, connection by connection, so that the arithmetic of one overlaps the stores of the
+// other.
 template <class T, class I, class W>
 FANIN_FN Chunk<T> row_sums_and_spread(const Connections<T, I, W> &connections, int count,
                                       const Lanes<T> &grad, const T *rows, T *targets) {

@@ -30,20 +30,21 @@ FANIN_FN void transpose(Vector<T> (&rows)[VectorOf<T>::width]) {
   if constexpr (D > 1) transpose<T, D / 2>(rows);
 }
 
-// Summing the rows of a square exchanges elements in the same way, but it does not matter where a sum
-// ends up. So each exchange can be one cheap instruction (vshufps, vshuff32x4) on any instruction set.
-// Those instructions move whole 128-bit lanes, or values within one. Therefore the bits of a column fall
-// into two fields of one or two bits each. In a field of one bit, operand a fills the half where it is
-// clear, and b the other half. In a field of two bits, the upper one tells the operand, and the lower one
-// holds what is left of the column.
+// Summing the rows of a square exchanges elements in the same way, but it does not matter where a
+// sum ends up. So each exchange can be one cheap instruction (vshufps, vshuff32x4) on any
+// instruction set. Those instructions move whole 128-bit lanes, or values within one. Therefore the
+// bits of a column fall into two fields of one or two bits each. In a field of one bit, operand a
+// fills the half where it is clear, and b the other half. In a field of two bits, the upper one
+// tells the operand, and the lower one holds what is left of the column.
 template <class T, int D>
 struct Field {
   static constexpr int in_lane = int(16 / sizeof(T)), width = VectorOf<T>::width;
-  static constexpr int low = D < in_lane ? 1 : in_lane;            // its lowest bit
+  static constexpr int low = D < in_lane ? 1 : in_lane;              // its lowest bit
   static constexpr int all = (D < in_lane ? in_lane : width) - low;  // its bits
   static constexpr bool pair = all == 3 * low;
 };
-// Where column J of the result comes from: the summand whose bit D is clear, or the one whose bit is set.
+// Where column J of the result comes from: the summand whose bit D is clear, or the one whose bit
+// is set.
 template <class T, int D>
 constexpr int summand(int J, bool set) {
   typedef Field<T, D> F;
@@ -68,17 +69,32 @@ constexpr int sum_position(int row) {
   else
     return here;
 }
-// Sums each of the rows Row, Row + D, Row + 2 D, ... into one element. It goes depth first, so that few
-// rows are in registers at a time, and the exchanges of the first overlap the loads of the next.
+// Sums each of the rows Row, Row + D, Row + 2 D, ... into one element. It goes depth first, so that
+// few rows are in registers at a time, and the exchanges of the first overlap the loads of the
+// next.
 template <class T, int D, int Row, class Rows>
 FANIN_FN Vector<T> sum_rows(const Rows &rows) {
   constexpr int width = VectorOf<T>::width;
-  if constexpr (D == width)
+  if constexpr (D == width) {
     return rows(sum_position<T>(Row)).v;
-  else
-    return sum_pair<T, D>(sum_rows<T, 2 * D, Row>(rows), sum_rows<T, 2 * D, Row + D>(rows),
-                          std::make_index_sequence<width>());
+  } else {
+    const Vector<T> second = sum_rows<T, 2 * D, Row + D>(rows);
+    return sum_pair<T, D>(sum_rows<T, 2 * D, Row>(rows), second, std::make_index_sequence<width>());
+  }
 }
+// The order in which sum_rows asks for the rows: it matters where they have side effects.
+template <class T>
+struct SumOrder {
+  int rows[VectorOf<T>::width] = {};
+  constexpr SumOrder() { fill(1, 0, 0); }
+  constexpr int fill(int distance, int row, int next) {
+    if (distance == VectorOf<T>::width) {
+      rows[next] = sum_position<T>(row);
+      return next + 1;
+    }
+    return fill(2 * distance, row, fill(2 * distance, row + distance, next));
+  }
+};
 
 // Adds halves to halves, not one element after the other: so the chain of additions is short.
 template <int D, class V, size_t... J>

@@ -1,16 +1,19 @@
 // How a CPU thread reads and writes tiles of [batch, labels] arrays. lanes_cpu.h includes this.
 #pragma once
 
+#include "core/lanes_cpu_sums.h"
+
 namespace fanin {
 namespace FANIN_TARGET {
 
-// The 32 rows of a tile lie far apart in memory, and touching all of them at once would wait for each. So
-// a finished tile is kept, transposed; one row of it is stored beside each label of the next tile. In the
-// same way, one row of the tile to come is fetched beside each label of the present one.
+// The 32 rows of a tile lie far apart in memory, and touching all of them at once would wait for
+// each. So a finished tile is kept, transposed; one row of it is stored beside each label of the
+// next tile. In the same way, one row of the tile to come is fetched beside each label of the
+// present one.
 //
-// Only whole cache lines are worth storing past the caches. Unless the number of labels is a multiple of
-// 16, rows begin somewhere within a line. So the part of a line that a tile leaves at its end is kept with
-// the row, and the next tile completes it.
+// Only whole cache lines are worth storing past the caches. Unless the number of labels is a
+// multiple of 16, rows begin somewhere within a line. So the part of a line that a tile leaves at
+// its end is kept with the row, and the next tile completes it.
 template <class T>
 struct Team {
   static constexpr int kLine = int(64 / sizeof(T));
@@ -21,8 +24,9 @@ struct Team {
   const T *ahead_of = nullptr;  // where the tile in `ahead` comes from
   int64_t target_pitch = 0;
   int next_row = 0, rows_kept = 0, rows_ahead = 0;
-  bool streaming;        // the output is large: store past the caches
-  bool follows = false;  // the kept tile follows the one before: the beginnings of its lines are kept
+  bool streaming;  // the output is large: store past the caches
+  bool follows =
+      false;  // the kept tile follows the one before: the beginnings of its lines are kept
 
   explicit Team(bool s = false) : streaming(s) {}
 
@@ -58,8 +62,8 @@ struct Team {
     for (; i < count; ++i) good &= values[i] <= last;
     return good;
   }
-  // Whether all indices of a label name an input. This is checked beside the label's work, while the
-  // indices pass through the caches anyway.
+  // Whether all indices of a label name an input. This is checked beside the label's work, while
+  // the indices pass through the caches anyway.
   template <class I>
   FANIN_FN bool admits(const I *indices, int64_t fan_in, int64_t inputs) const {
     return all_below(indices, fan_in, inputs);
@@ -71,7 +75,8 @@ struct Team {
   // Writes one more row of the kept tile, if there is one.
   FANIN_FN void write_some() {
     if (next_row == rows_kept) return;
-    T *const row = target + next_row * target_pitch, *const values = kept + next_row * kKept + kLine;
+    T *const row = target + next_row * target_pitch, *const values =
+                                                         kept + next_row * kKept + kLine;
     ++next_row;
     if (!streaming) return store(row, load(values));
     const int before = into_line(row);
@@ -88,7 +93,8 @@ struct Team {
     for (int i = 0; i < kLine; i += VectorOf<T>::width)
       store_vector(values - kLine + i, load_vector(values + kTile - kLine + i));
   }
-  // Writes the rows of the kept tile, and, where no tile follows, what they leave of their last lines.
+  // Writes the rows of the kept tile, and, where no tile follows, what they leave of their last
+  // lines.
   FANIN_FN void write_rest(bool another_follows) {
     while (next_row < rows_kept) write_some();
     if (streaming && !another_follows)
@@ -103,10 +109,11 @@ struct Team {
     write_rest(false);
     if (streaming) end_stream();
   }
-  // Fetches row `row` of the whole tile at `in`; called in order, from row 0. Rows beyond `lanes` do not
-  // exist.
+  // Fetches row `row` of the whole tile at `in`; called in order, from row 0. Rows beyond `lanes`
+  // do not exist.
   FANIN_FN void read_some(const T *in, int64_t pitch, int lanes, int row) {
-    constexpr int distance = 4;  // what is prefetched are the ends of rows: the tile before had the rest
+    constexpr int distance =
+        4;  // what is prefetched are the ends of rows: the tile before had the rest
     if (row == 0) rows_ahead = 0;
     if (row != rows_ahead || lanes < kLanes) return;
     if (row + distance < kLanes)

@@ -1,8 +1,8 @@
 // Lane groups in CUDA: a group is one warp, and each thread holds one lane. See lanes.h, which
 // includes this.
 //
-// Rows of 32 lanes are read and written 16 bytes a thread, the widest there is: for floats 8 threads
-// share a row, and one instruction moves 4 rows (for doubles 16 and 2). Threads that are
+// Rows of 32 lanes are read and written 16 bytes a thread, the widest there is: for floats 8
+// threads share a row, and one instruction moves 4 rows (for doubles 16 and 2). Threads that are
 // Sharing<T>::part apart hold the same lanes of different rows. Where their sums meet, each thread
 // keeps one lane, lane_of<T>(): which one follows from the exchange, and no order would do better,
 // since a permuted row is still one contiguous row.
@@ -123,7 +123,8 @@ struct alignas(16) Wide {
 };
 template <class T>
 FANIN_FN Wide<T> load_wide(const T *row) {
-  return *reinterpret_cast<const Wide<T> *>(row + thread_id() % Sharing<T>::part * Sharing<T>::wide);
+  return *reinterpret_cast<const Wide<T> *>(row +
+                                            thread_id() % Sharing<T>::part * Sharing<T>::wide);
 }
 // The lanes that this thread has in a Wide.
 template <class T>
@@ -163,8 +164,8 @@ struct Connections {
   FANIN_FN T weight(int j) const { return __shfl_sync(kAll, my_weight, j); }
 };
 
-// f(i, connection) for the connections whose rows this thread has a part in: one after the other, those
-// of its row group.
+// f(i, connection) for the connections whose rows this thread has a part in: one after the other,
+// those of its row group.
 template <class T, class F>
 FANIN_FN void each_row(const F &f) {
   FANIN_UNROLL
@@ -252,8 +253,8 @@ FANIN_FN void announce(const T *p, int64_t count) {
 template <class T>
 FANIN_FN void fetch(const T *, int64_t) {}
 
-// Rows that all warps add to are in device memory (a T *), or, as SharedRows, in a block's shared memory.
-// There one row at a time is free of bank conflicts.
+// Rows that all warps add to are in device memory (a T *), or, as SharedRows, in a block's shared
+// memory. There one row at a time is free of bank conflicts.
 template <class T>
 struct SharedRows {
   T *rows;
@@ -280,8 +281,8 @@ FANIN_FN void spread(const Connections<T, I, W> &connections, int count, Lanes<T
       T *const row = rows + connections.source(c) * kLanes;
       const auto part = [&](int k) { return weight * grads.v[k]; };
       if (c < count)
-        reduce_add(row + thread_id() % Sharing<T>::part * Sharing<T>::wide, part(0), part(1), part(2),
-                   part(3));
+        reduce_add(row + thread_id() % Sharing<T>::part * Sharing<T>::wide, part(0), part(1),
+                   part(2), part(3));
     });
   } else {
     for (int c = 0; c < count; ++c)

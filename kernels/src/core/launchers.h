@@ -1,4 +1,5 @@
-// The launchers' signatures: what the C interface calls on a CPU, once per instruction set, and on a GPU.
+// The launchers' signatures: what the C interface calls on a CPU, once per instruction set, and on
+// a GPU.
 #pragma once
 
 #include "core/call.h"

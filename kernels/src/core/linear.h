@@ -1,5 +1,5 @@
-// The fixed fan-in layer over lane groups, written once for CUDA and for every CPU: forward_tile and
-// backward_tile.
+// The fixed fan-in layer over lane groups, written once for CUDA and for every CPU: forward_tile
+// and backward_tile.
 //
 // A call works on one tile of 32 labels and one group of 32 instances. Features lie transposed,
 // [inputs, 32], so that each connection reads one contiguous row of 32 values. The launchers
@@ -35,8 +35,8 @@ Layer<T, I> layer_of(const Call &c, const void *bias) {
   return layer;
 }
 
-// While the connections of one label are worked on, those of a later one are fetched: `count` values of
-// each array, kFetched behind those that begin at `begin`. end: the size of the arrays.
+// While the connections of one label are worked on, those of a later one are fetched: `count`
+// values of each array, kFetched behind those that begin at `begin`. end: the size of the arrays.
 constexpr int64_t kFetched = 256;
 template <class... T>
 FANIN_FN void fetch_later(int64_t begin, int64_t count, int64_t end, const T *...arrays) {
@@ -58,8 +58,8 @@ FANIN_FN Lanes<T> score(const I *indices, const W *weights, int64_t fan_in, cons
 }
 
 // scores[group * 32 + lane, first_label + j] for the 32 labels j of a tile.
-// features: this group's [inputs, 32]. tile: the team's scratch of 32 * kTilePitch values. Returns false
-// where the team finds an index that names no input; the rest is then left undone.
+// features: this group's [inputs, 32]. tile: the team's scratch of 32 * kTilePitch values. Returns
+// false where the team finds an index that names no input; the rest is then left undone.
 template <class T, class I>
 FANIN_FN bool forward_tile(const Layer<T, I> &layer, const T *features, int64_t group,
                            int64_t first_label, T *scores, T *tile, Team<T> &team) {
@@ -80,10 +80,10 @@ FANIN_FN bool forward_tile(const Layer<T, I> &layer, const T *features, int64_t 
   return true;
 }
 
-// Gradients of a tile's labels. grad_features is this group's accumulator [inputs, 32] (a T *, or on a
-// GPU SharedRows), which holds what earlier tiles added. grad_weights [labels, fan_in] and grad_bias
-// [labels] are written by the first group; the later ones add to them. Any of the three may be null.
-// Returns false as forward_tile does.
+// Gradients of a tile's labels. grad_features is this group's accumulator [inputs, 32] (a T *, or
+// on a GPU SharedRows), which holds what earlier tiles added. grad_weights [labels, fan_in] and
+// grad_bias [labels] are written by the first group; the later ones add to them. Any of the three
+// may be null. Returns false as forward_tile does.
 template <class T, class I, class Rows>
 FANIN_FN bool backward_tile(const Layer<T, I> &layer, const T *features, int64_t group,
                             int64_t first_label, const T *grad_scores, Rows grad_features,

@@ -9,9 +9,9 @@
 namespace fanin {
 namespace FANIN_TARGET {
 
-// In the functions below, positives has a bit for each lane in which the label is true. scale is 1 /
-// (batch * labels), and 0 for lanes beyond the batch. The loss is added to `loss`; the gradient is
-// returned.
+// In the functions below, positives has a bit for each lane in which the label is true. scale is 1
+// / (batch * labels), and 0 for lanes beyond the batch. The loss is added to `loss`; the gradient
+// is returned.
 
 // max(0, 1 - y s)^2 with y = +1 for positives, else -1.
 FANIN_FN Lanes<float> squared_hinge(const Lanes<float> &scores, uint32_t positives,
@@ -47,8 +47,8 @@ FANIN_OUTLINED Lanes<float> cross_entropy(const Lanes<float> &scores, uint32_t p
         return sum + c * ((s < decltype(s){} ? decltype(s){} : s) - t * s + log1p);
       },
       loss, scores, e, target, scale);
-  // The gradient is sigmoid(s), and for positives -sigmoid(-s), which is sigmoid(s) - 1 with all of its
-  // digits.
+  // The gradient is sigmoid(s), and for positives -sigmoid(-s), which is sigmoid(s) - 1 with all of
+  // its digits.
   return map(
       [](auto s, auto x, auto t, auto c) FANIN_INLINE {
         const auto sign = 1.0f - 2.0f * t, logit = sign * s;

@@ -1,5 +1,5 @@
-// How scratch memory is laid out, and how much of it each call needs: asked by the C interface, followed
-// by the launchers. Also the sizes that depend on what fits a core's cache.
+// How scratch memory is laid out, and how much of it each call needs: asked by the C interface,
+// followed by the launchers. Also the sizes that depend on what fits a core's cache.
 #pragma once
 
 #include "core/call.h"
@@ -49,8 +49,9 @@ constexpr int64_t kStepLabels = 256;  // labels of a fixed fan-in between which 
 // From so many bytes on, features and their gradients together fill a core's second-level cache.
 constexpr int64_t kCacheBytes = 768 << 10;
 
-// How many scores of a sorted tile are worked on together: those of all lanes, or, with many inputs, of
-// half the lanes and twice the labels, if threads then still find enough tiles. See sorted.h.
+// How many scores of a sorted tile are worked on together: those of all lanes, or, with many
+// inputs, of half the lanes and twice the labels, if threads then still find enough tiles. See
+// sorted.h.
 constexpr int64_t kSortedScores = 65536, kHalf = kGroup / 2;
 static constexpr bool in_halves(int64_t inputs, int64_t labels) {
   return inputs > 24576 && labels >= 16 * (kSortedScores / kHalf);

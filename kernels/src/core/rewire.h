@@ -10,8 +10,8 @@
 
 namespace fanin {
 
-// SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014): returns the
-// next output and moves the state on.
+// SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014): returns
+// the next output and moves the state on.
 FANIN_ANYWHERE static inline uint64_t split_mix(uint64_t &state) {
   uint64_t z = state += 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -26,9 +26,9 @@ FANIN_ANYWHERE static inline int64_t drawn_source(uint64_t seed, uint64_t positi
   return int64_t((split_mix(state) >> 32) * uint64_t(inputs) >> 32);
 }
 
-// The threshold is found by counting, not by sorting. The bits of |weight| are ordered as |weight| is.
-// So a table of their upper 16 bits tells which 65,536th of the range holds the wanted rank, and a
-// second table, of the lower 16 bits within it, tells which value.
+// The threshold is found by counting, not by sorting. The bits of |weight| are ordered as |weight|
+// is. So a table of their upper 16 bits tells which 65,536th of the range holds the wanted rank,
+// and a second table, of the lower 16 bits within it, tells which value.
 FANIN_ANYWHERE static inline uint32_t magnitude(float weight) {
   uint32_t bits;
   memcpy(&bits, &weight, sizeof bits);
@@ -48,8 +48,8 @@ static inline uint64_t threshold_rank(const RewireCall &c) {
   return uint64_t(c.fraction * double(c.connections));
 }
 
-// Gives the connection at flat position i a new source if its |weight| is below the threshold; returns
-// whether it did. Nothing is below NaN. The new source is defined at fanin_rewire_params.
+// Gives the connection at flat position i a new source if its |weight| is below the threshold;
+// returns whether it did. Nothing is below NaN. The new source is defined at fanin_rewire_params.
 template <class I, class W, class M>
 FANIN_ANYWHERE static inline bool regrow(const RewireCall &c, int64_t i, uint32_t threshold) {
   constexpr uint32_t infinity = 0x7f800000u;

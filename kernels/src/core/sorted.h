@@ -1,18 +1,19 @@
-// The fused step, and scores, of a layer whose connections are sorted by source within tiles of labels,
-// rather than label by label. For CPUs, and for a fixed fan-in.
+// The fused step, and scores, of a layer whose connections are sorted by source within tiles of
+// labels, rather than label by label. For CPUs, and for a fixed fan-in.
 //
-// Where features and their gradients do not fit a core's cache, label order makes every connection wait
-// for memory. In a sorted tile they pass once, in order. What is accessed at random then are the tile's
-// scores, which do fit. Each connection carries the number of its label within the tile (`tile_labels`).
+// Where features and their gradients do not fit a core's cache, label order makes every connection
+// wait for memory. In a sorted tile they pass once, in order. What is accessed at random then are
+// the tile's scores, which do fit. Each connection carries the number of its label within the tile
+// (`tile_labels`).
 //
-// The more labels share a pass over the features, the better; but their scores, kSortedScores at a time,
-// have to stay in the cache. So there are two variants. With many inputs (in_halves, memory.h) a group is
-// worked on in two parts of half its lanes, one after the other, and a tile holds twice the labels. With
-// fewer inputs a group is one part, so that connections are visited less often. N is the number of lanes
-// in a part.
+// The more labels share a pass over the features, the better; but their scores, kSortedScores at a
+// time, have to stay in the cache. So there are two variants. With many inputs (in_halves,
+// memory.h) a group is worked on in two parts of half its lanes, one after the other, and a tile
+// holds twice the labels. With fewer inputs a group is one part, so that connections are visited
+// less often. N is the number of lanes in a part.
 //
-// Measured with 1 MiB of second-level cache: 65,536 scores were fastest. Halves were 0.9 times as fast
-// with 16,384 inputs, 1.05 times with 32,768 and 1.3 times with 65,536.
+// Measured with 1 MiB of second-level cache: 65,536 scores were fastest. Halves were 0.9 times as
+// fast with 16,384 inputs, 1.05 times with 32,768 and 1.3 times with 65,536.
 #pragma once
 
 #include "core/trained.h"
@@ -46,12 +47,13 @@ struct SortedScores {
   }
 };
 
-// Scores of a tile's labels for one group of `lanes` instances, whose features are [parts][inputs][N].
-// bias: of the tile's labels, or null. Lanes of a part without instances get no more than it.
+// Scores of a tile's labels for one group of `lanes` instances, whose features are
+// [parts][inputs][N]. bias: of the tile's labels, or null. Lanes of a part without instances get no
+// more than it.
 template <int N, class I, class W>
-FANIN_FN void score_sorted(const I *indices, const uint16_t *tile_labels, const W *weights, int64_t count,
-                           const float *bias, int64_t labels, const float *features, int64_t inputs,
-                           int64_t lanes, const SortedScores<N> &scores) {
+FANIN_FN void score_sorted(const I *indices, const uint16_t *tile_labels, const W *weights,
+                           int64_t count, const float *bias, int64_t labels, const float *features,
+                           int64_t inputs, int64_t lanes, const SortedScores<N> &scores) {
   for (int64_t l = 0; l < labels; ++l) scores.set(l, broadcast(bias ? bias[l] : 0.0f));
   constexpr int chunk = Chunk<float>::size;
   for (int64_t part = 0; part * N < lanes; ++part) {
@@ -74,12 +76,13 @@ FANIN_FN void score_sorted(const I *indices, const uint16_t *tile_labels, const 
   }
 }
 
-// For each connection of a tile, grad * the source's row, summed over the lanes of a part. The sums are
-// handed to finish(position, count, sums), chunk by chunk. Beside that, weight * grad is added to the
-// source's row of `targets`, unless it is null. grads: [labels][N]; sources and targets: [inputs][N].
+// For each connection of a tile, grad * the source's row, summed over the lanes of a part. The sums
+// are handed to finish(position, count, sums), chunk by chunk. Beside that, weight * grad is added
+// to the source's row of `targets`, unless it is null. grads: [labels][N]; sources and targets:
+// [inputs][N].
 template <int N, class I, class W, class F>
-FANIN_FN void spread_sorted(const I *indices, const uint16_t *tile_labels, const W *weights, int64_t count,
-                            const float *grads, const float *sources, float *targets,
+FANIN_FN void spread_sorted(const I *indices, const uint16_t *tile_labels, const W *weights,
+                            int64_t count, const float *grads, const float *sources, float *targets,
                             const F &finish) {
   constexpr int chunk = Chunk<float>::size;
   for (int64_t e = 0; e < count; e += chunk) {
@@ -91,14 +94,17 @@ FANIN_FN void spread_sorted(const I *indices, const uint16_t *tile_labels, const
       if (targets) add_to(targets + source, connections.weight(c), grad);
       return product(grad, load<N>(sources + source));
     };
-    finish(e, here, here == chunk ? sums<float>(row_sum) : sums_of_part<float>(here, row_sum));
+    if (here == chunk)
+      finish(e, here, sums<float>(row_sum));
+    else
+      finish(e, here, sums_of_part<float>(here, row_sum));
   }
 }
 
-// The step of the sorted tile of `labels` labels from first_label on. Arguments are those of step_tile
-// (step.h), but features and grad_features are [parts of the batch][inputs][N]. tile_labels: of the whole
-// layer. scratch: the scores of all groups, then, where there is more than one part, a value for each of
-// the tile's connections.
+// The step of the sorted tile of `labels` labels from first_label on. Arguments are those of
+// step_tile (step.h), but features and grad_features are [parts of the batch][inputs][N].
+// tile_labels: of the whole layer. scratch: the scores of all groups, then, where there is more
+// than one part, a value for each of the tile's connections.
 template <int N, class I, class W, class M>
 FANIN_FN void step_sorted(const TrainedLayer<I, W, M> &layer, const uint16_t *tile_labels,
                           const float *features, int64_t first_label, int64_t labels,
@@ -112,8 +118,9 @@ FANIN_FN void step_sorted(const TrainedLayer<I, W, M> &layer, const uint16_t *ti
   tile_labels += begin;
   for (int64_t group = 0; group < groups; ++group) {
     const SortedScores<N> scores{scratch + group * scores_size};
-    score_sorted(indices, tile_labels, weights, count, layer.bias ? layer.bias + first_label : nullptr,
-                 labels, features + group * layer.inputs * kLanes, layer.inputs,
+    score_sorted(indices, tile_labels, weights, count,
+                 layer.bias ? layer.bias + first_label : nullptr, labels,
+                 features + group * layer.inputs * kLanes, layer.inputs,
                  smaller<int64_t>(kLanes, layer.batch - group * kLanes), scores);
     const Lanes<float> scale = layer.scale_of(group);
     for (int64_t l = 0; l < labels; ++l)

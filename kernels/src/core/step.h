@@ -1,13 +1,13 @@
-// The fused training step of an output layer whose connections stand label by label: with a fixed fan-in,
-// or unstructured. Score, loss, gradients and Adam in one pass over the labels; neither scores nor
-// gradients of weights outlive a label.
+// The fused training step of an output layer whose connections stand label by label: with a fixed
+// fan-in, or unstructured. Score, loss, gradients and Adam in one pass over the labels; neither
+// scores nor gradients of weights outlive a label.
 //
-// The other kinds: sorted.h is a CPU's way around features that do not fit its cache; dense.h has dense
-// layers.
+// The other kinds: sorted.h is a CPU's way around features that do not fit its cache; dense.h has
+// dense layers.
 //
-// Two variants. With `one_group` the batch (or the part of it that is worked on at a time) is a single
-// group of 32 instances, and the loops over groups fall away. Else a label's gradients of all groups are
-// kept in scratch memory, and each connection's sum goes over all of them.
+// Two variants. With `one_group` the batch (or the part of it that is worked on at a time) is a
+// single group of 32 instances, and the loops over groups fall away. Else a label's gradients of
+// all groups are kept in scratch memory, and each connection's sum goes over all of them.
 #pragma once
 
 #include "core/linear.h"
@@ -16,8 +16,9 @@
 namespace fanin {
 namespace FANIN_TARGET {
 
-// Groups of the batch that are worked on at a time. Where that is not all of them, `before` holds the sum
-// of each connection of a tile over the groups that have passed; the last groups then make the step.
+// Groups of the batch that are worked on at a time. Where that is not all of them, `before` holds
+// the sum of each connection of a tile over the groups that have passed; the last groups then make
+// the step.
 struct GroupRange {
   int64_t first, end;
   float *before;  // or null
@@ -25,10 +26,10 @@ struct GroupRange {
 
 // The step of a tile of up to 32 labels.
 //
-// features: [groups][inputs][32]. masks: of the positives, [groups][labels of the layer]. bias_grads: the
-// gradients of the tile's biases, kept from one range of groups to the next. grads: scratch of the
-// team's, 32 values a group. grad_features: like features (a float *, or on a GPU SharedRows), added to;
-// or null. loss: added to.
+// features: [groups][inputs][32]. masks: of the positives, [groups][labels of the layer].
+// bias_grads: the gradients of the tile's biases, kept from one range of groups to the next. grads:
+// scratch of the team's, 32 values a group. grad_features: like features (a float *, or on a GPU
+// SharedRows), added to; or null. loss: added to.
 template <bool one_group, class I, class W, class M, class Rows>
 FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *features,
                         int64_t first_label, const uint32_t *masks, const GroupRange &range,
@@ -58,9 +59,8 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
       const Lanes<float> scores =
           score(layer.indices + begin, layer.weights + begin, fan_in, features + group * group_size,
                 layer.bias ? layer.bias[label] : 0.0f);
-      const Lanes<float> grad =
-          loss_gradient(layer.loss, scores, masks[group * layer.labels + label],
-                        layer.scale_of(group), loss);
+      const Lanes<float> grad = loss_gradient(
+          layer.loss, scores, masks[group * layer.labels + label], layer.scale_of(group), loss);
       store(grads + (group - first_group) * kLanes, grad);
       needed |= any(grad);
       bias_grad += sum(grad);

@@ -1,5 +1,5 @@
-// The k best labels of each instance, kept while scores pass by and are forgotten: lists of the best
-// (Best), and the labels that are offered to them (offer_labels).
+// The k best labels of each instance, kept while scores pass by and are forgotten: lists of the
+// best (Best), and the labels that are offered to them (offer_labels).
 #pragma once
 
 #include "core/dense.h"
@@ -11,8 +11,8 @@ namespace FANIN_TARGET {
 // Whether score a ranks before b, which has the lower label: NaN comes last, after -inf too.
 FANIN_ANYWHERE inline bool ranks_before(float a, float b) { return a > b || (b != b && a == a); }
 
-// The best so far of the 32 instances of one group, best first: scores[k][lane], ids[k][lane]. Labels have
-// to come in ascending order, since of equal scores the earlier one stays.
+// The best so far of the 32 instances of one group, best first: scores[k][lane], ids[k][lane].
+// Labels have to come in ascending order, since of equal scores the earlier one stays.
 struct Best {
   int64_t k;
   int64_t *ids;
@@ -20,7 +20,8 @@ struct Best {
   float *thresholds;  // [32]: in its lane a score above it gets in
   int64_t count;      // labels seen, at most k
 
-  // memory: as memory.h lays it out, aligned to a cache line. seen: how many labels were offered before.
+  // memory: as memory.h lays it out, aligned to a cache line. seen: how many labels were offered
+  // before.
   FANIN_FN Best(char *memory, int64_t wanted, int64_t seen = 0)
       : k(wanted),
         ids(reinterpret_cast<int64_t *>(memory)),
@@ -38,9 +39,7 @@ struct Best {
     if (count == k) {
       // Most labels are below all thresholds. Where one of the two is NaN, `insert` looks at it.
       const Lanes<float> above = map(
-          [](auto s, auto t) FANIN_INLINE {
-            return s <= t ? decltype(s){} : decltype(s){} + 1.0f;
-          },
+          [](auto s, auto t) FANIN_INLINE { return s <= t ? decltype(s){} : decltype(s){} + 1.0f; },
           values, load(thresholds));
       if (!any(above)) return;
     }
@@ -89,8 +88,8 @@ ScoredLayer<I, W> scored_layer(const TopKCall &c) {
   return layer;
 }
 
-// Offers the labels from first to end - 1. features: this group's [inputs][32]. staged: scratch of kStaged
-// values.
+// Offers the labels from first to end - 1. features: this group's [inputs][32]. staged: scratch of
+// kStaged values.
 template <class I, class W>
 FANIN_FN void offer_labels(const ScoredLayer<I, W> &layer, int64_t first, int64_t end,
                            const float *features, int lanes, float *staged, Best &best,

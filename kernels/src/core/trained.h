@@ -1,4 +1,5 @@
-// An output layer while it is trained: its arrays, and what the steps of all kinds of connections share.
+// An output layer while it is trained: its arrays, and what the steps of all kinds of connections
+// share.
 #pragma once
 
 #include "core/adam.h"

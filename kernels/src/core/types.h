@@ -1,10 +1,11 @@
 // From the flags of a call to types: how every launcher gets to its instance of a kernel.
 //
-//   return with_types([&](auto index, auto weight) { return run<decltype(index), decltype(weight)>(c); },
+//   return with_types([&](auto index, auto weight) { return run<decltype(index),
+//   decltype(weight)>(c); },
 //                     index_type(c), weight_type(c));
 //
-// runs one of the four instances. Kernels that are long have their instances in several files, so that
-// they compile side by side: see FANIN_INDEX in cpu/step.cpp.
+// runs one of the four instances. Kernels that are long have their instances in several files, so
+// that they compile side by side: see FANIN_INDEX in cpu/step.cpp.
 #pragma once
 
 #include <stdint.h>
@@ -22,23 +23,25 @@ struct Bf16 {
 template <class Narrow, class Wide>
 struct TypeChoice {
   bool wide;
+  // Said, since nvcc 13 with GCC 12 does not take {wide} for it in templates.
+  explicit TypeChoice(bool w) : wide(w) {}
 };
 
 template <class Call>
 static TypeChoice<float, double> value_type(const Call &c) {
-  return {c.wide_values};
+  return TypeChoice<float, double>(c.wide_values);
 }
 template <class Call>
 static TypeChoice<uint16_t, uint32_t> index_type(const Call &c) {
-  return {c.wide_indices};
+  return TypeChoice<uint16_t, uint32_t>(c.wide_indices);
 }
 template <class Call>
 static TypeChoice<float, Bf16> weight_type(const Call &c) {
-  return {c.bf16_weights};
+  return TypeChoice<float, Bf16>(c.bf16_weights);
 }
 template <class Call>
 static TypeChoice<float, Bf16> moment_type(const Call &c) {
-  return {c.bf16_moments};
+  return TypeChoice<float, Bf16>(c.bf16_moments);
 }
 
 // f(a value of each chosen type).
@@ -48,8 +51,7 @@ static auto with_types(const F &f) {
 }
 template <class F, class Narrow, class Wide, class... More>
 static auto with_types(const F &f, TypeChoice<Narrow, Wide> choice, More... more) {
-  if (choice.wide)
-    return with_types([&](auto... others) { return f(Wide(), others...); }, more...);
+  if (choice.wide) return with_types([&](auto... others) { return f(Wide(), others...); }, more...);
   return with_types([&](auto... others) { return f(Narrow(), others...); }, more...);
 }
 

@@ -1,5 +1,5 @@
-// Launches the choice of sources: threads take labels one after the other, and what a label gets does not
-// depend on which thread takes it. See core/choose.h.
+// Launches the choice of sources: threads take labels one after the other, and what a label gets
+// does not depend on which thread takes it. See core/choose.h.
 #include "core/choose.h"
 
 #include "cpu/common.h"
@@ -29,16 +29,24 @@ int64_t bad_column(const LabelSumsCall &c) {
   return -1;
 }
 
-}  // namespace
-
-Finding label_sums(const LabelSumsCall &c) {
+// Whether all could be followed.
+template <bool stored>
+bool add_labels(const LabelSumsCall &c) {
   bool good = true;
 #pragma omp parallel num_threads(c.threads)
   {
     Team<float> team;
 #pragma omp for schedule(dynamic, kTogether) reduction(&& : good)
-    for (int64_t label = 0; label < c.labels; ++label) good = add_label(c, label, team) && good;
+    for (int64_t label = 0; label < c.labels; ++label)
+      good = add_label<stored>(c, label, team) && good;
   }
+  return good;
+}
+
+}  // namespace
+
+Finding label_sums(const LabelSumsCall &c) {
+  const bool good = c.starts ? add_labels<true>(c) : add_labels<false>(c);
   if (good) return kNothing;
   return {Finding::bad_column, bad_column(c), nullptr};
 }

@@ -1,5 +1,5 @@
-// What is the same for all types and kinds of connections: the way of features into lanes and back, and
-// the run of a step around its kernel.
+// What is the same for all types and kinds of connections: the way of features into lanes and back,
+// and the run of a step around its kernel.
 #include "cpu/common.h"
 
 namespace fanin {

@@ -1,9 +1,9 @@
-// What the CPU launchers share: OpenMP threads, what they report, and the way of features into lanes and
-// back. All files of this folder but rewire.cpp and sort.cpp are compiled once per instruction set, and
-// FANIN_TARGET names it.
+// What the CPU launchers share: OpenMP threads, what they report, and the way of features into
+// lanes and back. All files of this folder but rewire.cpp and sort.cpp are compiled once per
+// instruction set, and FANIN_TARGET names it.
 //
-// Where a sum depends on the order of additions, each thread takes one contiguous range of labels. So
-// results depend on the number of threads and on nothing else.
+// Where a sum depends on the order of additions, each thread takes one contiguous range of labels.
+// So results depend on the number of threads and on nothing else.
 #pragma once
 
 #if defined(_OPENMP)
@@ -39,7 +39,8 @@ static inline int lanes_of(int64_t batch, int64_t part) {
   return int(smaller<int64_t>(N, batch - part * N));
 }
 
-// What is wrong with the data. All threads note what they find, and the first position of a kind is kept.
+// What is wrong with the data. All threads note what they find, and the first position of a kind is
+// kept.
 struct Faults {
   int64_t feature = -1, index = -1;
   int64_t tile_label = -1;  // names a label beyond its tile
@@ -68,8 +69,8 @@ static void note_above(const I *values, int64_t begin, int64_t count, int64_t bo
     if (int64_t(values[i]) >= bound) return note(first_bad, i);
 }
 
-// Whether connections can be followed: `count` of them, from `begin` on, which belong to `labels` labels.
-// tile_labels: null where connections are not sorted.
+// Whether connections can be followed: `count` of them, from `begin` on, which belong to `labels`
+// labels. tile_labels: null where connections are not sorted.
 template <class I>
 static bool check_connections(const Team<float> &team, const I *indices,
                               const uint16_t *tile_labels, int64_t begin, int64_t count,
@@ -85,22 +86,22 @@ static bool check_connections(const Team<float> &team, const I *indices,
   return false;
 }
 
-// features [batch, inputs] -> [part][inputs][N], in parts of N lanes (a group, or half of one); lanes
-// beyond the batch get 0. Called by all threads of a team. Notes the first value that is not finite.
-// Defined for N = 32 and 16 with float, and for 32 with double.
+// features [batch, inputs] -> [part][inputs][N], in parts of N lanes (a group, or half of one);
+// lanes beyond the batch get 0. Called by all threads of a team. Notes the first value that is not
+// finite. Defined for N = 32 and 16 with float, and for 32 with double.
 template <int N = kLanes, class T>
 void transpose_features(const T *features, int64_t batch, int64_t inputs, T *out,
                         int64_t *first_bad);
 
-// Adds up the accumulators [inputs][N] of `count` threads, of which each begins `distance` values behind
-// the one before -> grad_features [lanes, inputs] of one part of N lanes. Called by all threads of a team.
-// Defined like transpose_features.
+// Adds up the accumulators [inputs][N] of `count` threads, of which each begins `distance` values
+// behind the one before -> grad_features [lanes, inputs] of one part of N lanes. Called by all
+// threads of a team. Defined like transpose_features.
 template <int N = kLanes, class T>
 void collect(const T *accumulators, int count, int64_t distance, int64_t inputs, int lanes,
              T *grad_features);
 
-// The accumulators of all threads, in parts of `part` lanes (32 or 16) -> grad_features [batch, inputs].
-// Called by all threads.
+// The accumulators of all threads, in parts of `part` lanes (32 or 16) -> grad_features [batch,
+// inputs]. Called by all threads.
 void collect_parts(int part, const float *accumulators, int64_t distance, int64_t batch,
                    int64_t inputs, float *grad_features);
 
@@ -113,8 +114,8 @@ struct StepShare {
   Faults *faults;
 };
 
-// The step of the labels from `first` to `end` - 1, in a kernel for one kind of connections and their
-// types. Adds to the loss. Returns false where connections cannot be followed.
+// The step of the labels from `first` to `end` - 1, in a kernel for one kind of connections and
+// their types. Adds to the loss. Returns false where connections cannot be followed.
 typedef bool StepLabels(const StepCall &, const StepShare &, int64_t first, int64_t end,
                         Lanes<float> *loss);
 

@@ -1,4 +1,5 @@
-// Launches dense layers: their fused step as output layers, forward pass, and backward pass with Adam.
+// Launches dense layers: their fused step as output layers, forward pass, and backward pass with
+// Adam.
 #include "core/dense.h"
 
 #include "cpu/common.h"

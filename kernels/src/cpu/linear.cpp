@@ -9,15 +9,16 @@ namespace {
 
 // Results larger than this do not stay in a cache until somebody reads them.
 constexpr uint64_t kStreamedBytes = 12 << 20;
-// Features and their gradients that do not fit a core's cache together are better visited one after the
-// other, this many labels at a time.
+// Features and their gradients that do not fit a core's cache together are better visited one after
+// the other, this many labels at a time.
 constexpr int64_t kBlockLabels = 4096;
 
 template <class T, class I>
 Finding run_forward(const ForwardCall &c) {
   const Layer<T, I> layer = layer_of<T, I>(c, c.bias);
   const int64_t tiles = (c.labels + kTile - 1) / kTile, groups = groups_of(c.batch);
-  const int64_t share = tiles / (4 * c.threads), block = share < 1 ? 1 : smaller<int64_t>(share, 64);
+  const int64_t share = tiles / (4 * c.threads),
+                block = share < 1 ? 1 : smaller<int64_t>(share, 64);
   T *features = static_cast<T *>(c.workspace);
   Faults faults;
 #pragma omp parallel num_threads(c.threads)
@@ -27,9 +28,9 @@ Finding run_forward(const ForwardCall &c) {
 #pragma omp barrier
     Team<T> team(uint64_t(c.batch) * uint64_t(c.labels) * sizeof(T) > kStreamedBytes);
     alignas(64) T scratch[kTile * kTilePitch];
-    // A label's scores are the same whichever thread computes them, so threads take what is left: they
-    // are not always equally fast. Groups go outside of a block's tiles, so that a group's features stay
-    // in the cache.
+    // A label's scores are the same whichever thread computes them, so threads take what is left:
+    // they are not always equally fast. Groups go outside of a block's tiles, so that a group's
+    // features stay in the cache.
 #pragma omp for schedule(dynamic, 1)
     for (int64_t begin = 0; begin < tiles; begin += block) {
       const int64_t end = smaller(begin + block, tiles);
@@ -68,7 +69,8 @@ Finding run_backward(const BackwardCall &c) {
     alignas(64) T scratch[kTile * kTilePitch];
     const Share share(tiles);
     T *const accumulator = c.grad_features ? accumulators + thread_id() * group_size : nullptr;
-    T *const weights = static_cast<T *>(c.grad_weights), *const bias = static_cast<T *>(c.grad_bias);
+    T *const weights = static_cast<T *>(c.grad_weights), *const bias =
+                                                             static_cast<T *>(c.grad_bias);
     // Groups go outside, so that one accumulator a thread is enough however large the batch.
     for (int64_t group = 0; group < groups; ++group) {
       if (accumulator)

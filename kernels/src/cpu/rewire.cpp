@@ -1,5 +1,5 @@
-// Rewiring on a CPU: two passes count, with one table per thread, and give the threshold; a third gives
-// connections new sources. See core/rewire.h.
+// Rewiring on a CPU: two passes count, with one table per thread, and give the threshold; a third
+// gives connections new sources. See core/rewire.h.
 #include "core/rewire.h"
 
 #if defined(_OPENMP)
@@ -19,8 +19,8 @@ int thread_id() {
 #endif
 }
 
-// Counts the weights in each bucket; bucket(|weight|) is negative for those that do not count. Returns the
-// bucket of rank `rank`, and makes `rank` the rank within it.
+// Counts the weights in each bucket; bucket(|weight|) is negative for those that do not count.
+// Returns the bucket of rank `rank`, and makes `rank` the rank within it.
 template <class W, class Bucket>
 int64_t select(const W *weights, int64_t count, int threads, uint64_t *tables, uint64_t &rank,
                const Bucket &bucket) {
@@ -50,10 +50,9 @@ Rewired run(const RewireCall &c) {
   uint64_t rank = threshold_rank(c);
   const int64_t upper = select(weights, c.connections, c.threads, tables, rank,
                                [](uint32_t bits) { return int64_t(bits >> 16); });
-  const int64_t lower =
-      select(weights, c.connections, c.threads, tables, rank, [=](uint32_t bits) {
-        return int64_t(bits >> 16) == upper ? int64_t(bits & 0xffffu) : int64_t(-1);
-      });
+  const int64_t lower = select(weights, c.connections, c.threads, tables, rank, [=](uint32_t bits) {
+    return int64_t(bits >> 16) == upper ? int64_t(bits & 0xffffu) : int64_t(-1);
+  });
   const uint32_t threshold = uint32_t(upper << 16 | lower);
   int64_t moved = 0;
 #pragma omp parallel for num_threads(c.threads) schedule(static) reduction(+ : moved)

@@ -1,5 +1,5 @@
-// Sorts the connections of a fixed fan-in layer by source within tiles of labels, in place, and back: the
-// order that core/sorted.h wants. Each thread holds one tile a second time.
+// Sorts the connections of a fixed fan-in layer by source within tiles of labels, in place, and
+// back: the order that core/sorted.h wants. Each thread holds one tile a second time.
 #include <string.h>
 
 #if defined(_OPENMP)
@@ -25,7 +25,8 @@ void reorder(void *array, int64_t begin, int64_t count, bool undo, const SortMem
     for (int64_t e = 0; e < count; ++e) values[e] = copy[memory.order[e]];
 }
 
-// Fills memory.order from tile_labels and slots; returns the first position where they are wrong, or -1.
+// Fills memory.order from tile_labels and slots; returns the first position where they are wrong,
+// or -1.
 template <class S>
 int64_t order_of_slots(const SortCall &c, int64_t begin, int64_t count, const SortMemory &memory) {
   const uint16_t *const tile_labels = c.tile_labels + begin;

@@ -1,5 +1,5 @@
-// Launches the fused step of sorted connections, tile by tile: with whole groups of instances, or with
-// halves of them (see core/sorted.h).
+// Launches the fused step of sorted connections, tile by tile: with whole groups of instances, or
+// with halves of them (see core/sorted.h).
 #include "core/sorted.h"
 
 #include "cpu/common.h"

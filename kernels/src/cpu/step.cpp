@@ -1,7 +1,7 @@
 // Launches the fused step of connections that stand label by label: fixed fan-in and unstructured.
 //
-// Two variants: all groups of the batch at once; or, where their features do not fit the cache, as many as
-// do at a time, each for some hundred labels.
+// Two variants: all groups of the batch at once; or, where their features do not fit the cache, as
+// many as do at a time, each for some hundred labels.
 #include "core/step.h"
 
 #include "cpu/common.h"
@@ -10,8 +10,8 @@ namespace fanin {
 namespace FANIN_TARGET {
 namespace {
 
-// The step's scratch: 32 values a group, then for each label one, and, unless all groups are worked on at
-// once, fan_in more.
+// The step's scratch: 32 values a group, then for each label one, and, unless all groups are worked
+// on at once, fan_in more.
 template <class I, class W, class M>
 bool step_labels(const StepCall &c, const StepShare &share, int64_t first, int64_t end,
                  Lanes<float> *loss) {
@@ -30,10 +30,9 @@ bool step_labels(const StepCall &c, const StepShare &share, int64_t first, int64
       range.end = smaller(group + at_a_time, groups);
       range.before = at_a_time < groups ? before + (label - first) * layer.fan_in : nullptr;
       const auto step = [&](auto one_group) FANIN_INLINE {
-        step_tile<decltype(one_group)::value>(layer, share.memory.features, label,
-                                              share.memory.masks, range,
-                                              bias_grads + (label - first), grads, share.targets,
-                                              *loss, share.team);
+        step_tile<decltype(one_group)::value>(
+            layer, share.memory.features, label, share.memory.masks, range,
+            bias_grads + (label - first), grads, share.targets, *loss, share.team);
       };
       if (range.end - group == 1)
         step(std::true_type());

@@ -18,10 +18,17 @@ Finding choose_sources(const ChooseCall &);
 #define FANIN_STRING(x) #x
 #define FANIN_NAME(x) FANIN_STRING(x)
 
-extern const CpuTarget target = {FANIN_NAME(FANIN_TARGET), forward,    backward,
-                                 step,                     sorted_step, dense_step,
-                                 dense_forward,            dense_update, top_k,
-                                 label_sums,               choose_sources};
+extern const CpuTarget target = {FANIN_NAME(FANIN_TARGET),
+                                 forward,
+                                 backward,
+                                 step,
+                                 sorted_step,
+                                 dense_step,
+                                 dense_forward,
+                                 dense_update,
+                                 top_k,
+                                 label_sums,
+                                 choose_sources};
 
 }  // namespace FANIN_TARGET
 }  // namespace fanin

@@ -1,6 +1,6 @@
-// Launches top-k: every thread offers its share of the labels to lists of its own, one for each group of
-// instances; then the lists are merged. Labels are offered in label order, or by sorted tiles, with whole
-// groups of instances or halves of them (see core/sorted.h).
+// Launches top-k: every thread offers its share of the labels to lists of its own, one for each
+// group of instances; then the lists are merged. Labels are offered in label order, or by sorted
+// tiles, with whole groups of instances or halves of them (see core/sorted.h).
 #include "core/top_k.h"
 
 #include "core/sorted.h"
@@ -10,8 +10,8 @@ namespace fanin {
 namespace FANIN_TARGET {
 namespace {
 
-// So many labels are offered to one group of instances before the next: its features then stay in the
-// cache for that long.
+// So many labels are offered to one group of instances before the next: its features then stay in
+// the cache for that long.
 constexpr int64_t kScoredLabels = 512;
 
 // One thread's share of the labels.
@@ -23,8 +23,8 @@ struct OfferShare {
   Faults *faults;
 };
 
-// Offers the labels from `first` to `end` - 1, after `seen` others, to the lists. Returns false where
-// connections cannot be followed.
+// Offers the labels from `first` to `end` - 1, after `seen` others, to the lists. Returns false
+// where connections cannot be followed.
 template <class I, class W>
 bool offer(const TopKCall &c, const OfferShare &share, int64_t first, int64_t end, int64_t seen) {
   const ScoredLayer<I, W> layer = scored_layer<I, W>(c);
@@ -53,8 +53,8 @@ bool offer(const TopKCall &c, const OfferShare &share, int64_t first, int64_t en
   return true;
 }
 
-// Merges the lists of all threads for one instance. Threads hold ascending ranges of labels, so of equal
-// scores that of the earlier thread has the lower label. used: one number a thread.
+// Merges the lists of all threads for one instance. Threads hold ascending ranges of labels, so of
+// equal scores that of the earlier thread has the lower label. used: one number a thread.
 void merge(const TopKCall &c, const TopKMemory &memory, int threads, int64_t instance,
            int64_t *used) {
   const int64_t groups = groups_of(c.batch), group = instance / kLanes, lane = instance % kLanes;
@@ -121,9 +121,7 @@ Finding run(const TopKCall &c, Offer *offer) {
 
 Finding top_k(const TopKCall &c) {
   return with_types(
-      [&](auto index, auto weight) {
-        return run(c, offer<decltype(index), decltype(weight)>);
-      },
+      [&](auto index, auto weight) { return run(c, offer<decltype(index), decltype(weight)>); },
       index_type(c), weight_type(c));
 }
 

@@ -1,5 +1,5 @@
-// Stands in for the GPU launchers where no CUDA compiler was found. Whoever hands over tensors on a GPU is
-// told so.
+// Stands in for the GPU launchers where no CUDA compiler was found. Whoever hands over tensors on a
+// GPU is told so.
 #include "core/launchers.h"
 
 namespace fanin {

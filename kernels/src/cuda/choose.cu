@@ -9,10 +9,11 @@ namespace {
 
 constexpr int64_t kMostBlocks = 4096;  // with more labels, a warp takes several
 
+template <bool stored>
 __global__ void __launch_bounds__(kFewWarps *kLanes) sums_kernel(LabelSumsCall c) {
   Team<float> team;
   each_tile(c.labels, [&](int64_t label) {
-    if (!add_label(c, label, team))
+    if (!add_label<stored>(c, label, team))
       each_of(0, c.inputs, [&](int64_t i) { c.sums[label * c.inputs + i] = NAN; });
   });
 }
@@ -37,7 +38,8 @@ dim3 blocks_for(int64_t warps) {
 }  // namespace
 
 Finding label_sums(const LabelSumsCall &c) {
-  if (c.labels) launch(sums_kernel, blocks_for(c.labels), kFewWarps * kLanes, 0, c.stream, c);
+  const auto kernel = c.starts ? sums_kernel<true> : sums_kernel<false>;
+  if (c.labels) launch(kernel, blocks_for(c.labels), kFewWarps * kLanes, 0, c.stream, c);
   return last_error();
 }
 
@@ -46,8 +48,8 @@ Finding choose_sources(const ChooseCall &c) {
   if (all)
     with_types(
         [&](auto index) {
-          launch(choose_kernel<decltype(index)>, blocks_for(all), kFewWarps * kLanes, 0, c.stream, c,
-                 all);
+          launch(choose_kernel<decltype(index)>, blocks_for(all), kFewWarps * kLanes, 0, c.stream,
+                 c, all);
         },
         index_type(c));
   return last_error();

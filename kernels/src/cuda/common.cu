@@ -1,5 +1,5 @@
-// What is the same for all types and kinds of connections: the way of features into lanes and back, and what
-// comes before and after the kernel of a step.
+// What is the same for all types and kinds of connections: the way of features into lanes and back,
+// and what comes before and after the kernel of a step.
 #include "cuda/common.h"
 
 namespace fanin {
@@ -33,8 +33,7 @@ __global__ void transpose_kernel(const T *in, T *out, int64_t batch, int64_t inp
 
 // Sets the bits of the positives. One that names no instance or label makes the loss NaN.
 __global__ void mark_kernel(const int32_t *rows, const int64_t *labels, int64_t positives,
-                            int64_t batch, int64_t label_count, uint32_t *masks,
-                            double *loss_sum) {
+                            int64_t batch, int64_t label_count, uint32_t *masks, double *loss_sum) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= positives) return;
   if (rows[i] < 0 || rows[i] >= batch || labels[i] < 0 || labels[i] >= label_count) {

@@ -1,5 +1,5 @@
-// What the GPU launchers share: how kernels are launched, what blocks keep in shared memory, the way of
-// features into lanes and back, and the run of a step around its kernel.
+// What the GPU launchers share: how kernels are launched, what blocks keep in shared memory, the
+// way of features into lanes and back, and the run of a step around its kernel.
 //
 // Every warp takes one tile of labels after the other (a persistent grid). Several warps share a
 // multiprocessor and hide each other's waits. Nothing here waits for the device.
@@ -75,8 +75,8 @@ FANIN_FN void add_by_block(T *to, const T *from, int64_t count) {
   }
 }
 
-// Rows [inputs, 32] that all warps of a block read, and others that they add to. With `keep` these are the
-// block's own, in shared memory, else those in device memory. sums may be null.
+// Rows [inputs, 32] that all warps of a block read, and others that they add to. With `keep` these
+// are the block's own, in shared memory, else those in device memory. sums may be null.
 template <class T, bool keep>
 struct BlockRows {
   const T *features;
@@ -133,7 +133,8 @@ inline Finding last_error() {
   return {Finding::device_error, 0, cudaGetErrorString(error)};
 }
 
-// The first of two findings. Both have been asked for, so that no error is left behind for the next call.
+// The first of two findings. Both have been asked for, so that no error is left behind for the next
+// call.
 inline Finding first_of(const Finding &a, const Finding &b) {
   return a.kind == Finding::nothing ? b : a;
 }
@@ -148,22 +149,25 @@ void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, void *s
   cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 
-// Launches a persistent grid: as many blocks as the device holds at a time, of `warps` warps, or of as many
-// as there is shared memory for. Where not even one fits, nothing is launched, and that is the finding.
+// Launches a persistent grid: as many blocks as the device holds at a time, of `warps` warps, or of
+// as many as there is shared memory for. Where not even one fits, nothing is launched, and that is
+// the finding.
 template <class... P, class... A>
 Finding launch_tiles(void (*kernel)(P...), int64_t tiles, int warps, size_t block_bytes,
                      size_t warp_bytes, void *stream, A... args) {
   const Device here = device();
   if (const Finding before = last_error(); before.kind != Finding::nothing) return before;
-  // Narrow layers use more multiprocessors rather than more warps of a few. But what a block keeps is worth
-  // many warps.
+  // Narrow layers use more multiprocessors rather than more warps of a few. But what a block keeps
+  // is worth many warps.
   while (!block_bytes && warps > 1 && tiles < int64_t(warps) * here.multiprocessors) warps /= 2;
   while (warps && block_bytes + warps * warp_bytes > size_t(here.shared)) warps /= 2;
   if (!warps)
-    return {Finding::unavailable, 0, "the batch needs more shared memory than this GPU has; "
-                                   "use smaller batches"};
+    return {Finding::unavailable, 0,
+            "the batch needs more shared memory than this GPU has; "
+            "use smaller batches"};
   const size_t shared = block_bytes + warps * warp_bytes;
-  // Always the most there is: then another thread cannot set anything else between this and the launch.
+  // Always the most there is: then another thread cannot set anything else between this and the
+  // launch.
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, here.shared);
   int resident = 0;
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, warps * kLanes, shared);
@@ -174,9 +178,9 @@ Finding launch_tiles(void (*kernel)(P...), int64_t tiles, int warps, size_t bloc
   return last_error();
 }
 
-// Whether a block keeps the rows [32] that all of its warps read or add to in shared memory. It does where
-// they fit beside `warps` warps, unless filling the memory of every multiprocessor takes more reading than it
-// saves. uses: how often rows are read or added to in all.
+// Whether a block keeps the rows [32] that all of its warps read or add to in shared memory. It
+// does where they fit beside `warps` warps, unless filling the memory of every multiprocessor takes
+// more reading than it saves. uses: how often rows are read or added to in all.
 inline bool keeps(int64_t rows, int64_t row_bytes, int64_t uses, int warps, size_t warp_bytes) {
   const Device here = device();
   return rows * row_bytes <= here.shared - int64_t(warp_bytes) * warps &&
@@ -208,8 +212,8 @@ FANIN_FN void add_loss(Lanes<float> loss, double *loss_sum) {
 
 // Around kernels --------------------------------------------------------------------------------
 
-// features [batch, inputs] -> [groups][inputs][32]; lanes beyond the batch get 0. Defined for float and
-// double.
+// features [batch, inputs] -> [groups][inputs][32]; lanes beyond the batch get 0. Defined for float
+// and double.
 template <class T>
 void to_lanes(const void *features, T *out, int64_t batch, int64_t inputs, void *stream);
 // `groups` groups from first_group on, back into their rows of out [batch, inputs].
@@ -217,8 +221,8 @@ template <class T>
 void from_lanes(const T *in, void *out, int64_t batch, int64_t inputs, int64_t first_group,
                 int64_t groups, void *stream);
 
-// What comes before and after the kernel of a step: features, positives, memory to add to; and the loss and
-// the gradients of features. launched: what the kernel's launch gave.
+// What comes before and after the kernel of a step: features, positives, memory to add to; and the
+// loss and the gradients of features. launched: what the kernel's launch gave.
 Finding begin_step(const StepCall &c, const StepMemory &memory);
 Finding end_step(const StepCall &c, const StepMemory &memory, const Finding &launched);
 

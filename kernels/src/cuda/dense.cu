@@ -1,5 +1,5 @@
-// Launches dense layers on a GPU: their fused step as output layers, forward pass, and backward pass with
-// Adam.
+// Launches dense layers on a GPU: their fused step as output layers, forward pass, and backward
+// pass with Adam.
 #include "cuda/common.h"
 
 #include "core/dense.h"
@@ -8,7 +8,8 @@ namespace fanin {
 namespace cuda {
 namespace {
 
-constexpr int kUpdateWarps = 4;  // of a block that updates a dense layer: takes 160 registers a thread
+constexpr int kUpdateWarps =
+    4;  // of a block that updates a dense layer: takes 160 registers a thread
 
 // How many floats of scratch a warp needs.
 int64_t step_scratch(int64_t groups) { return kStaged + groups * kBlock * kLanes; }
@@ -69,7 +70,6 @@ __global__ void __launch_bounds__(kUpdateWarps *kLanes, 3)
   });
 }
 
-
 template <class W, class M>
 Finding run_dense_step(const StepCall &c) {
   const TrainedLayer<uint16_t, W, M> layer = trained_layer<uint16_t, W, M>(c);
@@ -92,10 +92,9 @@ Finding run_dense_forward(const DenseForwardCall &c) {
   const DenseForwardMemory memory = dense_forward_memory(c, c.workspace);
   to_lanes(c.features, memory.features, c.batch, c.inputs, c.stream);
   const int64_t tiles = (c.units + kTile - 1) / kTile * groups_of(c.batch);
-  return launch_tiles(dense_forward_kernel<W>, tiles, kFewWarps, 0,
-                      kForwardScratch * sizeof(float), c.stream,
-                      static_cast<const W *>(c.weights), c.bias, c.inputs, c.units, c.relu,
-                      memory.features, c.outputs, c.batch);
+  return launch_tiles(dense_forward_kernel<W>, tiles, kFewWarps, 0, kForwardScratch * sizeof(float),
+                      c.stream, static_cast<const W *>(c.weights), c.bias, c.inputs, c.units,
+                      c.relu, memory.features, c.outputs, c.batch);
 }
 
 template <class W, class M>

@@ -1,7 +1,8 @@
-// Launches the op on a GPU: forward and backward pass of the fixed fan-in layer, a group of instances after
-// the other.
+// Launches the op on a GPU: forward and backward pass of the fixed fan-in layer, a group of
+// instances after the other.
 //
-// Two variants: a block keeps features and their gradients in shared memory, or leaves them in device memory.
+// Two variants: a block keeps features and their gradients in shared memory, or leaves them in
+// device memory.
 #include "cuda/common.h"
 
 #include "core/linear.h"
@@ -54,8 +55,7 @@ __global__ void __launch_bounds__(kWarps<T> *kLanes, 1)
     }
     for (int64_t i = thread_id(); grad_weights && i < count; i += kLanes)
       grad_weights[first * layer.fan_in + i] = T(NAN);
-    if (grad_bias && first + thread_id() < layer.labels)
-      grad_bias[first + thread_id()] = T(NAN);
+    if (grad_bias && first + thread_id() < layer.labels) grad_bias[first + thread_id()] = T(NAN);
   });
   block.finish();
 }
@@ -71,11 +71,11 @@ Finding run_forward(const ForwardCall &c) {
   Finding finding = last_error();
   for (int64_t group = 0; group < groups_of(c.batch) && finding.kind == Finding::nothing; ++group) {
     const T *const rows = features + group * size;
-    finding = keep ? launch_tiles(forward_kernel<T, I, true>, tiles, kWarps<T>,
-                                size_t(size) * sizeof(T), kTileBytes<T>, c.stream, layer, rows,
-                                group, scores)
-                 : launch_tiles(forward_kernel<T, I, false>, tiles, kFewWarps, 0, kTileBytes<T>,
-                                c.stream, layer, rows, group, scores);
+    finding =
+        keep ? launch_tiles(forward_kernel<T, I, true>, tiles, kWarps<T>, size_t(size) * sizeof(T),
+                            kTileBytes<T>, c.stream, layer, rows, group, scores)
+             : launch_tiles(forward_kernel<T, I, false>, tiles, kFewWarps, 0, kTileBytes<T>,
+                            c.stream, layer, rows, group, scores);
   }
   return finding;
 }
@@ -97,8 +97,9 @@ Finding run_backward(const BackwardCall &c) {
                           sums, static_cast<T *>(c.grad_weights), static_cast<T *>(c.grad_bias));
     };
     if (sums) clear(sums, size, c.stream);
-    finding = keep ? start(backward_kernel<T, I, true>, kWarps<T>, size_t(rows) * kLanes * sizeof(T))
-                 : start(backward_kernel<T, I, false>, kFewWarps, 0);
+    finding = keep
+                  ? start(backward_kernel<T, I, true>, kWarps<T>, size_t(rows) * kLanes * sizeof(T))
+                  : start(backward_kernel<T, I, false>, kFewWarps, 0);
     if (sums) from_lanes(sums, c.grad_features, c.batch, c.inputs, group, 1, c.stream);
   }
   return first_of(finding, last_error());

@@ -1,5 +1,5 @@
-// Rewiring on a GPU: see core/rewire.h. It waits for the stream, since the caller wants to know how many
-// connections moved; a training step never waits.
+// Rewiring on a GPU: see core/rewire.h. It waits for the stream, since the caller wants to know how
+// many connections moved; a training step never waits.
 #include "cuda/common.h"
 
 #include "core/rewire.h"

@@ -1,6 +1,7 @@
 // Launches the fused step on a GPU: of a fixed fan-in, and of unstructured connections.
 //
-// Two variants: a block keeps features and their gradients in shared memory, or leaves them in device memory.
+// Two variants: a block keeps features and their gradients in shared memory, or leaves them in
+// device memory.
 #include "cuda/common.h"
 
 #include "core/step.h"
@@ -30,7 +31,6 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   add_loss(loss, loss_sum);
   block.finish();
 }
-
 
 template <class I, class W, class M>
 Finding run(const StepCall &c) {

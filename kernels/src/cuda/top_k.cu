@@ -1,4 +1,5 @@
-// Launches top-k on a GPU: one kernel fills lists, as many as memory.h says; a second one merges them.
+// Launches top-k on a GPU: one kernel fills lists, as many as memory.h says; a second one merges
+// them.
 #include "cuda/common.h"
 
 #include "core/top_k.h"

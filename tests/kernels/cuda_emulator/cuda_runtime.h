@@ -1,13 +1,14 @@
-// A stand-in for CUDA's header that runs kernels on a CPU, one block after the other: it stands in
-// the place of <cuda_runtime.h> when kernels/src/*.cu are compiled as C++ (FANIN_CUDA=EMULATED), so
-// that what is written for a GPU is executed, with the very same launches, on any machine.
+// A stand-in for CUDA's header that runs kernels on a CPU, one block after the other. It takes the
+// place of <cuda_runtime.h> when kernels/src/cuda/*.cu are compiled as C++ (FANIN_CUDA=EMULATED).
+// So what is written for a GPU is executed, with the very same launches, on any machine.
 //
-// Every thread of a block is a fiber. It runs until it has to wait for others (a shuffle, a barrier);
-// then another one runs, in an order of FANIN_EMULATOR_ORDER, so that code which leans on an order
-// that CUDA does not promise gives wrong results: 0, one warp as far as it can, then the next; 1,
-// likewise from the last one on; 2, any warp. Lanes of a warp take turns at random. Shared memory is
-// full of NaN when a block begins. What a GPU would refuse or hang on (too much shared memory, a shuffle that threads have
-// left) ends the process with a message. It tells nothing about speed.
+// Every thread of a block is a fiber. It runs until it has to wait for others (a shuffle, a
+// barrier); then another one runs. FANIN_EMULATOR_ORDER gives the order: with 0, one warp runs as
+// far as it can, then the next; with 1, likewise from the last one on; with 2, any warp. Code that
+// relies on an order which CUDA does not promise gives wrong results in one of them. Lanes of a
+// warp take turns at random. Shared memory is full of NaN when a block begins. What a GPU would
+// refuse or hang on (too much shared memory, a shuffle that threads have left) ends the process
+// with a message. The emulator tells nothing about speed.
 #pragma once
 
 #include <math.h>
@@ -75,8 +76,8 @@ struct Block {
   std::vector<Fiber> fibers;
   std::vector<Meeting> warps;
   Meeting all;
-  std::vector<uint64_t> values;  // of a shuffle: two sets of one for each thread, in turns
-  std::vector<int> turn;         // of each thread
+  std::vector<uint64_t> values;         // of a shuffle: two sets of one for each thread, in turns
+  std::vector<int> turn;                // of each thread
   std::vector<std::vector<int>> ready;  // of each warp
   std::vector<char> shared;
   ucontext_t scheduler;
@@ -260,7 +261,8 @@ inline uint32_t __float_as_uint(float value) {
 // What launchers use of it.
 
 template <class... P, class... A>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P...), A &&...args) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P...),
+                               A &&...args) {
   emulator::run<P...>(config->gridDim, config->blockDim, config->dynamicSmemBytes, kernel,
                       P(args)...);
   return cudaSuccess;

@@ -1,0 +1,98 @@
+// The fused training step of an output layer.
+#include "training.h"
+
+namespace {
+
+// The fused execution. Resources are variables that the op updates in place; `bias` is a list of
+// nothing or of bias, m and v. A gradient that is not wanted is an empty vector. `starts` are
+// fanin.h's int32 as uint32, the same bits for what they can be: TensorFlow keeps int32 variables
+// in the host's memory, from where they would be copied to a GPU at every step.
+REGISTER_OP("Fanin>FusedStep")
+    .Input("features: float")
+    .Input("indices: num_indices * Tindices")
+    .Input("starts: num_starts * uint32")
+    .Input("tile_labels: num_tile_labels * uint16")
+    .Input("weights: resource")
+    .Input("weights_m: resource")
+    .Input("weights_v: resource")
+    .Input("bias: num_bias * resource")
+    .Input("positive_instances: int32")
+    .Input("positive_labels: int64")
+    .Input("learning_rate: double")
+    .Input("beta1: double")
+    .Input("beta2: double")
+    .Input("epsilon: double")
+    .Input("step: int64")
+    .Output("loss: float")
+    .Output("grad_features: float")
+    .Attr("Tindices: {uint16, uint32} = DT_UINT16")
+    .Attr("num_indices: int >= 0")
+    .Attr("num_starts: int >= 0")
+    .Attr("num_tile_labels: int >= 0")
+    .Attr("num_bias: int >= 0")
+    .Attr("loss_kind: int")
+    .Attr("seed: int = 0")
+    .Attr("want_grad: bool")
+    .Attr("threads: int = 0")
+    .SetIsStateful()
+    .SetShapeFn([](InferenceContext *c) -> absl::Status {
+      bool want_grad;
+      TF_RETURN_IF_ERROR(c->GetAttr("want_grad", &want_grad));
+      c->set_output(0, c->Scalar());
+      c->set_output(1, want_grad ? c->input(0) : c->Vector(0));
+      return absl::OkStatus();
+    });
+
+template <fanin_device device>
+class FusedStep : public TrainingKernel<device> {
+ public:
+  explicit FusedStep(OpKernelConstruction *ctx) : TrainingKernel<device>(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("loss_kind", &loss_kind_));
+  }
+
+  void Compute(OpKernelContext *ctx) override {
+    Tensor scratch;
+    Variables<device> variables;
+    OP_REQUIRES_OK(ctx, variables.open(ctx, {"weights", "weights_m", "weights_v", "bias"}));
+    Tensor *const loss = this->output(ctx, 0, TensorShape({}));
+    Tensor *const grad =
+        this->output(ctx, 1, this->want_grad_ ? ctx->input(0).shape() : TensorShape({0}));
+    if (!ctx->status().ok()) return;
+    fanin_step_params params{};
+    params.features = this->named(ctx, "features");
+    params.connections = this->connections(ctx);
+    params.weights = variables.trained_next();
+    params.bias = variables.trained_next();
+    params.positive_instances = this->named(ctx, "positive_instances");
+    params.positive_labels = this->named(ctx, "positive_labels");
+    params.loss = describe(*loss, device);
+    params.loss.rank = 1;
+    params.loss.shape[0] = params.loss.strides[0] = 1;
+    params.grad_features = this->want_grad_ ? describe(*grad, device) : absent();
+    params.adam = this->adam(ctx);
+    params.loss_kind = loss_kind_;
+    params.resources.threads = this->threads_;
+    if (!ctx->status().ok()) return;
+    this->run(ctx, &params, &scratch, fanin_step_workspace(&params), fanin_step);
+  }
+
+ private:
+  int loss_kind_;
+};
+
+// On a GPU the host reads scalars and the handles of variables; everything else lies on the device.
+REGISTER_KERNEL_BUILDER(Name("Fanin>FusedStep").Device(DEVICE_CPU), FusedStep<FANIN_CPU>);
+REGISTER_KERNEL_BUILDER(Name("Fanin>FusedStep")
+                            .Device(DEVICE_GPU)
+                            .HostMemory("weights")
+                            .HostMemory("weights_m")
+                            .HostMemory("weights_v")
+                            .HostMemory("bias")
+                            .HostMemory("learning_rate")
+                            .HostMemory("beta1")
+                            .HostMemory("beta2")
+                            .HostMemory("epsilon")
+                            .HostMemory("step"),
+                        FusedStep<FANIN_CUDA>);
+
+}  // namespace

@@ -1,0 +1,146 @@
+// What the ops of training and prediction share: variables that are updated in place, inputs by
+// name.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <future>
+#include <string>
+#include <vector>
+
+#include "kernel.h"
+#include "tensorflow/core/framework/resource_mgr.h"
+#include "tensorflow/core/framework/resource_var.h"
+
+namespace {
+
+// Variables that an op updates in place: locked, and their memory nobody else's, while this lives.
+template <fanin_device device>
+class Variables {
+ public:
+  ~Variables() {
+    for (tensorflow::mutex *mutex : locked_) mutex->unlock();
+  }
+
+  // The resource inputs of these names, one after the other.
+  absl::Status open(OpKernelContext *ctx, std::initializer_list<const char *> names) {
+    for (const char *name : names) {
+      int start, stop;
+      TF_RETURN_IF_ERROR(ctx->op_kernel().InputRange(name, &start, &stop));
+      for (int i = start; i < stop; ++i) {
+        tensorflow::core::RefCountPtr<tensorflow::Var> variable;
+        TF_RETURN_IF_ERROR(
+            tensorflow::LookupResource(ctx, tensorflow::HandleFromInput(ctx, i), &variable));
+        variables_.push_back(std::move(variable));
+      }
+    }
+    // In one order everywhere, so that two ops cannot wait for each other.
+    for (const auto &variable : variables_) locked_.push_back(variable->mu());
+    std::sort(locked_.begin(), locked_.end());
+    locked_.erase(std::unique(locked_.begin(), locked_.end()), locked_.end());
+    for (tensorflow::mutex *mutex : locked_) mutex->lock();
+    for (const auto &variable : variables_) {
+      Tensor *const tensor = variable->tensor();
+      if (tensor->RefCountIsOne()) continue;
+      // Somebody still holds the value that was read before: it has to stay what it was.
+      Tensor copy;
+      TF_RETURN_IF_ERROR(ctx->allocate_temp(tensor->dtype(), tensor->shape(), &copy));
+      TF_RETURN_IF_ERROR(copy_values(ctx, *tensor, &copy));
+      *tensor = copy;
+    }
+    return absl::OkStatus();
+  }
+
+  fanin_tensor describe_next() {
+    if (next_ == variables_.size()) return absent();
+    return describe(*variables_[next_++]->tensor(), device);
+  }
+  fanin_trained trained_next() {
+    fanin_trained trained;
+    trained.values = describe_next();
+    trained.m = describe_next();
+    trained.v = describe_next();
+    return trained;
+  }
+
+ private:
+  static absl::Status copy_values(OpKernelContext *ctx, const Tensor &from, Tensor *to) {
+    if (device == FANIN_CPU) {
+      std::memcpy(to->data(), from.data(), from.TotalBytes());
+      return absl::OkStatus();
+    }
+    // Queued on the op's stream, as TensorFlow's own ReadVariableOp copies; only that it has been
+    // queued is waited for.
+    std::promise<absl::Status> queued;
+    ctx->op_device_context()->CopyTensorInSameDevice(
+        &from, static_cast<tensorflow::Device *>(ctx->device()), to,
+        [&queued](const absl::Status &status) { queued.set_value(status); });
+    return queued.get_future().get();
+  }
+
+  std::vector<tensorflow::core::RefCountPtr<tensorflow::Var>> variables_;
+  std::vector<tensorflow::mutex *> locked_;
+  size_t next_ = 0;
+};
+
+// Inputs by name, connections and outputs.
+template <fanin_device device>
+class FusedKernel : public FaninKernel<device> {
+ public:
+  using FaninKernel<device>::FaninKernel;
+
+ protected:
+  // The only input of a name, or none where the list is empty.
+  static fanin_tensor named(OpKernelContext *ctx, const char *name) {
+    int start = 0, stop = 0;
+    if (!ctx->op_kernel().InputRange(name, &start, &stop).ok() || start == stop) return absent();
+    return FusedKernel::input(ctx, start);
+  }
+  // Of an input in the host's memory, on a GPU too.
+  template <class T>
+  static T scalar(OpKernelContext *ctx, const char *name) {
+    int start = 0, stop = 0;
+    const absl::Status status = ctx->op_kernel().InputRange(name, &start, &stop);
+    if (!status.ok() || ctx->input(start).NumElements() != 1) {
+      ctx->CtxFailure(absl::InvalidArgumentError(std::string(name) + " must be a scalar"));
+      return T();
+    }
+    return ctx->input(start).flat<T>()(0);
+  }
+  static fanin_connections connections(OpKernelContext *ctx) {
+    fanin_tensor starts = named(ctx, "starts");
+    if (starts.rank >= 0) starts.dtype = FANIN_INT32;
+    return {named(ctx, "indices"), starts, named(ctx, "tile_labels")};
+  }
+  static Tensor *output(OpKernelContext *ctx, int at, const TensorShape &shape) {
+    Tensor *tensor = nullptr;
+    const absl::Status status = ctx->allocate_output(at, shape, &tensor);
+    if (!status.ok()) ctx->CtxFailure(status);
+    return tensor;
+  }
+};
+
+template <fanin_device device>
+class TrainingKernel : public FusedKernel<device> {
+ public:
+  explicit TrainingKernel(OpKernelConstruction *ctx) : FusedKernel<device>(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("seed", &seed_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("want_grad", &want_grad_));
+  }
+
+ protected:
+  fanin_adam adam(OpKernelContext *ctx) const {
+    const auto number = this->template scalar<double>;
+    return {number(ctx, "learning_rate"),
+            number(ctx, "beta1"),
+            number(ctx, "beta2"),
+            number(ctx, "epsilon"),
+            this->template scalar<int64_t>(ctx, "step"),
+            uint64_t(seed_)};
+  }
+
+  int64_t seed_;
+  bool want_grad_;
+};
+
+}  // namespace

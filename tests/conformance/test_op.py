@@ -1,0 +1,154 @@
+"""The op `fan_in_linear` and the losses in both frameworks, against float64 NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass, replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from near import assert_near
+
+TOLERANCE = {np.float32: 2e-5, np.float64: 1e-12}
+
+
+@dataclass
+class Layer:
+    features: np.ndarray
+    indices: np.ndarray
+    weights: np.ndarray
+    bias: np.ndarray | None
+
+    def arrays(self):
+        return astuple(self)
+
+
+def random_layer(batch, inputs, labels, fan_in, values=np.float32, index=np.uint16, seed=0):
+    rng = np.random.default_rng(seed)
+    return Layer(
+        rng.standard_normal((batch, inputs)).astype(values),
+        rng.integers(0, inputs, (labels, fan_in), index),
+        rng.standard_normal((labels, fan_in)).astype(values),
+        rng.standard_normal(labels).astype(values),
+    )
+
+
+@st.composite
+def layers(draw):
+    # The kernels work on 32 instances and 32 labels at a time: sizes around these are drawn often.
+    batch = draw(st.sampled_from([0, 1, 2, 31, 32, 33, 64, 100]))
+    labels = draw(st.sampled_from([1, 2, 31, 32, 33, 65, 300]))
+    inputs = draw(st.sampled_from([1, 2, 17, 130, 700]))
+    fan_in = draw(st.integers(1, min(inputs, 130)))
+    values = draw(st.sampled_from([np.float32, np.float64]))
+    index = draw(st.sampled_from([np.uint16, np.uint32]))
+    return random_layer(batch, inputs, labels, fan_in, values, index, draw(st.integers(0, 99)))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(layers(), st.booleans(), st.booleans())
+def test_op_and_gradients_agree_with_the_reference(on_device, layer, traced, with_bias):
+    layer = layer if with_bias else replace(layer, bias=None)
+    rng = np.random.default_rng(1)
+    grad = rng.standard_normal((len(layer.features), len(layer.indices)))
+    grad = grad.astype(layer.features.dtype)
+    scores, grads = on_device.op_gradients(layer.arrays(), grad, traced=traced)
+    tolerance = TOLERANCE[layer.features.dtype.type]
+    assert_near(scores, reference.scores(*layer.arrays()), tolerance)
+    expected = reference.gradients(grad, layer.features, layer.indices, layer.weights)
+    for found, right in zip(grads, expected[: len(grads)], strict=True):
+        assert_near(found, right, tolerance)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(0, 70), inputs=st.integers(1, 90), labels=st.integers(1, 90), data=st.data()
+)
+def test_op_and_gradients_of_any_size(on_device, batch, inputs, labels, data):
+    fan_in = data.draw(st.integers(1, inputs))
+    index = data.draw(st.sampled_from([np.uint16, np.uint32]))
+    layer = random_layer(batch, inputs, labels, fan_in, index=index)
+    grad = np.random.default_rng(1).standard_normal((batch, labels)).astype(np.float32)
+    scores, grads = on_device.op_gradients(layer.arrays(), grad)
+    assert np.abs(scores - reference.scores(*layer.arrays())).max(initial=0) < 1e-4
+    expected = reference.gradients(grad, layer.features, layer.indices, layer.weights)
+    for found, right in zip(grads, expected, strict=True):
+        assert np.abs(found - right).max(initial=0) < 3e-4
+
+
+@pytest.mark.parametrize("inputs, index", [(65_536, np.uint16), (70_000, np.uint32)])
+def test_the_last_input_of_either_index_type(on_device, inputs, index):
+    layer = random_layer(3, inputs, 40, 5, index=index)
+    layer.indices[:] = inputs - 1 - layer.indices % 2
+    assert_near(on_device.op(*layer.arrays()), reference.scores(*layer.arrays()), 2e-5)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda a: {"indices": a.indices.astype(np.int64)},
+            "indices must be uint16 or uint32, got int64",
+        ),
+        (
+            lambda a: {"features": a.features.astype(np.float16)},
+            "features must be float32 or float64, got float16",
+        ),
+        (lambda a: {"features": a.features.astype(ml_dtypes.bfloat16)}, "got bfloat16"),
+        (
+            lambda a: {"weights": a.weights.astype(float)},
+            "weights is float64 but features is float32",
+        ),
+        (lambda a: {"features": a.features[:, :2]}, "fan_in 3 is larger than the 2 inputs"),
+        (lambda a: {"features": a.features[0]}, r"features must be \[batch, inputs\], got 1 dimen"),
+        (lambda a: {"weights": a.weights[:, :2]}, r"weights \[7, 2\] must be \[labels, fan_in\]"),
+        (lambda a: {"weights": a.weights[:, :2]}, "fan_in is 2 here but 3 in indices"),
+        (lambda a: {"weights": a.weights[:5]}, "labels is 5 here but 7 in indices"),
+        (lambda a: {"bias": a.bias[:6]}, r"bias \[6\] must be \[labels\]"),
+        (lambda a: {"indices": a.indices[:, :0], "weights": a.weights[:, :0]}, "fan_in must be at"),
+    ],
+)
+def test_shapes_and_types_that_do_not_fit_are_value_errors(on_device, change, message):
+    layer = random_layer(5, 20, 7, 3)
+    bad = replace(layer, **change(layer))
+    for traced in on_device.ways:
+        with pytest.raises(ValueError, match=message):
+            on_device.op(*bad.arrays(), traced=traced)
+    assert np.isfinite(on_device.op(*layer.arrays())).all()  # alive
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_bad_numbers_are_named(on_cpu, backward):
+    wrong_index, wrong_feature = random_layer(5, 20, 7, 3), random_layer(5, 20, 7, 3)
+    wrong_index.indices[4, 1] = 20
+    wrong_feature.features[3, 2] = np.nan
+    for layer, message in (
+        (wrong_index, r"indices\[4, 1\] is 20, out of range for 20 inputs"),
+        (wrong_feature, r"features\[3, 2\] is NaN; all features must be"),
+    ):
+        for traced in on_cpu.ways:
+            with pytest.raises(on_cpu.data_error, match=message):
+                if backward:
+                    on_cpu.op_gradients(layer.arrays(), np.ones((5, 7), np.float32), traced=traced)
+                else:
+                    on_cpu.op(*layer.arrays(), traced=traced)
+    assert np.isfinite(on_cpu.op(*random_layer(5, 20, 7, 3).arrays())).all()  # alive
+
+
+@pytest.mark.parametrize("name", ["squared_hinge", "bce"])
+@pytest.mark.parametrize(
+    "dtype, size, tolerance",
+    [(np.float32, 2, 1e-6), (np.float32, 20, 1e-6), (np.float64, 2, 1e-12)],
+)
+def test_losses_agree_with_the_reference(on_device, name, dtype, size, tolerance):
+    rng = np.random.default_rng(0)
+    positives = np.nonzero(rng.random((33, 40)) < 0.1)
+    scores = (size * rng.standard_normal((33, 40))).astype(dtype)
+    value, gradient = on_device.loss(name, scores, *positives)
+    with np.errstate(over="ignore"):
+        expected = reference.loss(name, scores.astype(np.float64), *positives)
+    assert_near(value, expected[0], tolerance)
+    assert_near(gradient, expected[1], tolerance)

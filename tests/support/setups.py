@@ -1,0 +1,36 @@
+"""Small setups of every kind, and batches for them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fanin.backends.arrays import InitialArrays
+from fanin.backends.registry import make_trainer
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.datasets import Batch
+
+
+def every_setup(inputs, labels, units):
+    """Each kind of connection, without and with an intermediate layer of so many units."""
+    kinds = (Dense(), Unstructured(4), FixedFanIn(4))
+    return [LayerSetup(inputs, labels, kind, unit) for unit in (None, units) for kind in kinds]
+
+
+def setup_name(setup):
+    return f"{setup.output}-{setup.output_inputs}-{setup.loss}"
+
+
+def random_batch(setup, size, seed, share=0.1):
+    """share: of all pairs of instance and label, those that are positives."""
+    rng = np.random.default_rng(seed)
+    instances, label_ids = np.nonzero(rng.random((size, setup.labels)) < share)
+    features = rng.standard_normal((size, setup.inputs)).astype(np.float32)
+    return Batch(features, instances.astype(np.int32), label_ids)
+
+
+def random_batches(setup, count, seed=0, size=32, share=0.01):
+    return [random_batch(setup, size, [seed, step], share) for step in range(count)]
+
+
+def trainer(framework, setup, seed=1, device="cpu", **options):
+    return make_trainer(framework, setup, InitialArrays(setup, seed), device=device, **options)
