@@ -23,25 +23,25 @@ struct Bf16 {
 template <class Narrow, class Wide>
 struct TypeChoice {
   bool wide;
-  // Said, since nvcc 13 with GCC 12 does not take {wide} for it in templates.
-  explicit TypeChoice(bool w) : wide(w) {}
+  // nvcc 13 over GCC 12 does not make one of {c.flag} without it.
+  TypeChoice(bool w) : wide(w) {}
 };
 
 template <class Call>
 static TypeChoice<float, double> value_type(const Call &c) {
-  return TypeChoice<float, double>(c.wide_values);
+  return {c.wide_values};
 }
 template <class Call>
 static TypeChoice<uint16_t, uint32_t> index_type(const Call &c) {
-  return TypeChoice<uint16_t, uint32_t>(c.wide_indices);
+  return {c.wide_indices};
 }
 template <class Call>
 static TypeChoice<float, Bf16> weight_type(const Call &c) {
-  return TypeChoice<float, Bf16>(c.bf16_weights);
+  return {c.bf16_weights};
 }
 template <class Call>
 static TypeChoice<float, Bf16> moment_type(const Call &c) {
-  return TypeChoice<float, Bf16>(c.bf16_moments);
+  return {c.bf16_moments};
 }
 
 // f(a value of each chosen type).
