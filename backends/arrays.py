@@ -17,12 +17,18 @@ from fanin.backends.setup import LayerSetup
 
 class InitialArrays(Mapping[str, np.ndarray]):
     """Initial values under the names of `LayerSetup.array_shapes`, each made when it is asked for:
-    a large model and a copy of it need not be in memory together."""
+    a large model and a copy of it need not be in memory together. given: those that start with
+    other values, such as sources chosen by the data; KeyError for names that are none."""
 
-    def __init__(self, setup: LayerSetup, seed: int) -> None:
+    def __init__(
+        self, setup: LayerSetup, seed: int, given: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         self._setup = setup
         self._seed = seed
+        self._given = given or {}
         self._names = tuple(setup.array_shapes())
+        for name in self._given:
+            setup.check_name(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -31,6 +37,8 @@ class InitialArrays(Mapping[str, np.ndarray]):
         return len(self._names)
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if name in self._given:
+            return self._given[name]
         return self._setup.initial_array(name, self._seed)
 
 

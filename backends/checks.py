@@ -78,3 +78,12 @@ def loaded_indices(indices: Any, inputs: int) -> None:
         raise ValueError(
             f"indices[{', '.join(map(str, at))}] is {values[at]}, out of range for {inputs} inputs"
         )
+
+
+def connections(indices: Any, shape: tuple[int, ...], inputs: int) -> np.ndarray:
+    """The sources of all connections of a layer, as an array; shape: [labels, fan_in]."""
+    sources = np.asarray(indices)
+    if sources.shape != shape:
+        raise ValueError(f"indices must be {list(shape)}, got {list(sources.shape)}")
+    loaded_indices(sources, inputs)
+    return sources

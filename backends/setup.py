@@ -22,6 +22,9 @@ Loss = Literal["squared_hinge", "bce"]
 Operations = Literal["dense", "sparse", "fanin"]
 Shapes = dict[str, tuple[int, ...]]
 
+# The array by which a scaled model multiplies the features.
+FEATURE_SCALE = "features.scale"
+
 
 def index_dtype(inputs: int) -> type[np.uint16] | type[np.uint32]:
     """The narrower of the two index types that can name `inputs` sources."""
@@ -238,7 +241,9 @@ class LayerSetup:
     """One model: `features -> [dense layer of `intermediate` units, ReLU] -> output layer`.
 
     inputs, labels: counts. output: how the labels are connected, to the intermediate units where
-    there are some and else to the features. Raises ValueError for sizes that make no model.
+    there are some and else to the features. scaled: whether the features are multiplied by numbers
+    of the model, one an input, before anything else. Raises ValueError for sizes that make no
+    model.
     """
 
     inputs: int
@@ -246,6 +251,7 @@ class LayerSetup:
     output: ConnectionKind
     intermediate: int | None = None
     loss: Loss = "squared_hinge"
+    scaled: bool = False
 
     def __post_init__(self) -> None:
         if self.inputs < 1 or self.labels < 1:
@@ -281,10 +287,12 @@ class LayerSetup:
     def array_shapes(self) -> Shapes:
         """Names and shapes of all arrays of the model, in the order of the data flow.
 
-        `intermediate.weights` is [inputs, intermediate]; the kind of connection tells the arrays of
-        the output layer, but for `output.bias` [labels].
+        `features.scale` is [inputs]; `intermediate.weights` is [inputs, intermediate]; the kind of
+        connection tells the arrays of the output layer, but for `output.bias` [labels].
         """
         shapes: Shapes = {}
+        if self.scaled:
+            shapes[FEATURE_SCALE] = (self.inputs,)
         if self.intermediate:
             shapes["intermediate.weights"] = (self.inputs, self.intermediate)
             shapes["intermediate.bias"] = (self.intermediate,)
@@ -293,14 +301,17 @@ class LayerSetup:
         return shapes
 
     def index_arrays(self) -> dict[str, IndexArray]:
-        """The arrays of `array_shapes` that say where connections are; all others are trained."""
+        """The arrays of `array_shapes` that say where connections are; all others but
+        `features.scale` are trained."""
         return self.output.index_arrays(self.output_inputs, self.labels)
 
     def initial_array(self, name: str, seed: int) -> np.ndarray:
-        """The values that an array starts with. Biases are 0, intermediate weights Glorot-uniform;
-        the kind of connection tells the others."""
+        """The values that an array starts with. The scale is 1, biases are 0, intermediate weights
+        Glorot-uniform; the kind of connection tells the others."""
         self.check_name(name)
         shapes = self.array_shapes()
+        if shapes.pop(FEATURE_SCALE, None) and name == FEATURE_SCALE:
+            return np.ones(self.inputs, np.float32)
         # A generator per array: adding a layer does not change the numbers of another.
         rng = np.random.default_rng([seed, list(shapes).index(name)])
         if name.endswith("bias"):
@@ -314,6 +325,8 @@ class LayerSetup:
         shape = self.array_shapes()[name]
         if array.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(array.shape)}")
+        if name == FEATURE_SCALE and not (np.isfinite(array) & (array > 0)).all():
+            raise ValueError(f"{name} must be finite and above 0")
         index_array = self.index_arrays().get(name)
         if index_array is None:
             return

@@ -18,7 +18,7 @@ import numpy as np
 
 from fanin.backends.arrays import Rewiring, check_arrays, checked, copied, plan_rewiring
 from fanin.backends.interface import Device, DeviceArray, OnStep, Storage, TrainingBatch
-from fanin.backends.setup import LayerSetup
+from fanin.backends.setup import FEATURE_SCALE, LayerSetup
 
 _STEPS_BETWEEN_LOOKS = 100
 
@@ -30,6 +30,15 @@ class Trained:
     values: DeviceArray
     m: DeviceArray
     v: DeviceArray
+
+
+@dataclass(frozen=True)
+class ScaledBatch:
+    """A batch whose features were multiplied by the model's scale."""
+
+    features: np.ndarray
+    positive_instances: np.ndarray
+    positive_labels: np.ndarray
 
 
 class Executor(ABC):
@@ -97,10 +106,13 @@ class Trainer:
         self._executor = executor
         self._storage = storage
         self._steps = 0
+        self._scale: np.ndarray | None = None
         values: dict[str, DeviceArray] = {}
         for name, array in checked(setup, arrays):
             if name in setup.index_arrays():
                 executor.set_connections(name, array)
+            elif name == FEATURE_SCALE:
+                self._scale = array.astype(np.float32)
             else:
                 values[name] = self.device.hold(self._inside(name, array), self._dtype(name))
         # Moments last: what was needed on the way has been given back by then.
@@ -130,6 +142,9 @@ class Trainer:
     def _array(self, name: str) -> np.ndarray:
         if name in self._trained:
             return self._read(name, self._trained[name].values)
+        if name == FEATURE_SCALE:
+            assert self._scale is not None
+            return self._scale.copy()
         return self._executor.connections(name)
 
     def array(self, name: str) -> np.ndarray:
@@ -163,6 +178,8 @@ class Trainer:
                 if name in self._trained:
                     inside = self._inside(name, arrays[name])
                     self.device.write(self._trained[name].values, inside)
+                elif name == FEATURE_SCALE:
+                    self._scale = arrays[name].astype(np.float32)
                 else:
                     self._executor.set_connections(name, arrays[name])
 
@@ -193,9 +210,19 @@ class Trainer:
         size = self.device.bytes
         values = sum(size(trained.values) for trained in self._trained.values())
         moments = sum(size(moment) for _, _, moment in self._moments())
-        return values + self._executor.connection_bytes(), moments
+        scale = 0 if self._scale is None else self._scale.nbytes
+        return scale + values + self._executor.connection_bytes(), moments
 
     # Training and prediction --------------------------------------------------------------------
+
+    def _scaled(self, features: np.ndarray) -> np.ndarray:
+        return features if self._scale is None else features * self._scale
+
+    def _scaled_batch(self, batch: TrainingBatch) -> TrainingBatch:
+        if self._scale is None:
+            return batch
+        features = self._scaled(batch.features)
+        return ScaledBatch(features, batch.positive_instances, batch.positive_labels)
 
     def train(
         self, batches: Iterable[TrainingBatch], learning_rate: float, on_step: OnStep | None = None
@@ -204,7 +231,8 @@ class Trainer:
         naming the step whose loss is not finite."""
         losses = Losses(self.device, self._steps + 1)
         for batch in batches:
-            loss = self._executor.step(batch, learning_rate, self._steps + 1)
+            scaled = self._scaled_batch(batch)
+            loss = self._executor.step(scaled, learning_rate, self._steps + 1)
             self._steps += 1  # a step that was refused does not count
             losses.add(loss)
             if on_step:
@@ -216,7 +244,7 @@ class Trainer:
         features: float32 [instances, inputs]. Ties go to the lower id. ValueError where k is not
         in 1..labels."""
         self.setup.check_k(k)
-        return self._executor.top_k(features, k)
+        return self._executor.top_k(self._scaled(features), k)
 
     # Rewiring -----------------------------------------------------------------------------------
 

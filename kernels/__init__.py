@@ -5,6 +5,7 @@ lanes. `library.py` loads the built library and `params.py` has its structs; the
 its form for NumPy arrays. README.md tells how to read and extend the kernels.
 """
 
+from fanin.kernels.choose_ops import add_label_sums, choose_sources
 from fanin.kernels.cpu import processor, sorting_pays
 from fanin.kernels.library import build_info, set_instruction_set, sorted_labels
 from fanin.kernels.numpy_ops import (
@@ -23,7 +24,9 @@ from fanin.kernels.numpy_ops import (
 __all__ = [
     "Adam",
     "Trained",
+    "add_label_sums",
     "build_info",
+    "choose_sources",
     "dense_forward",
     "dense_update",
     "fan_in_linear",

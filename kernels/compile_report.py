@@ -39,6 +39,8 @@ KERNELS = {
     "count_kernel": 2,
     "find_kernel": 1,
     "regrow_kernel": 8,
+    "sums_kernel": 2,
+    "choose_kernel": 2,
 }
 
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for 'sm_(\w+)'")

@@ -193,7 +193,31 @@ class SortParams(Params):
     )
 
 
+class LabelSumsParams(Params):
+    """`fanin_label_sums_params`."""
+
+    FUNCTION = "fanin_label_sums"
+    _fields_ = (
+        *_tensors("features", "starts", "columns", "positive_starts", "positive_instances"),
+        *_tensors("sums"),
+        _RESOURCES,
+    )
+
+
+class ChooseSourcesParams(Params):
+    """`fanin_choose_sources_params`."""
+
+    FUNCTION = "fanin_choose_sources"
+    _fields_ = (
+        *_tensors("sums", "counts", "mean", "scale", "indices", "values"),
+        ("first_label", ctypes.c_int64),
+        ("random", ctypes.c_int64),
+        ("seed", ctypes.c_uint64),
+        _RESOURCES,
+    )
+
+
 PARAMS: tuple[type[Params], ...] = (
     *(ForwardParams, BackwardParams, StepParams, DenseForwardParams, DenseUpdateParams),
-    *(TopKParams, RewireParams, SortParams),
+    *(TopKParams, RewireParams, SortParams, LabelSumsParams, ChooseSourcesParams),
 )

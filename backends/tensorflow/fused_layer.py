@@ -56,6 +56,8 @@ class FusedFanIn(Connected):
     Raises ValueError for values that make no layer.
     """
 
+    own_moments = ("kernel_m", "kernel_v")
+
     def __init__(
         self,
         labels: int,

@@ -46,6 +46,29 @@ def known_inputs(input_shape: tuple[int | None, ...], fan_in: int) -> int:
 class Connected(keras.layers.Layer):
     """What the layers with a variable `indices` [labels, fan_in] have in common."""
 
+    own_moments: tuple[str, ...] = ()
+    """Names of the variables that belong to the connections, of a layer that trains itself."""
+
+    def set_connections(self, indices: Any) -> None:
+        """Take over the sources of all connections, integers [labels, fan_in], each below the
+        inputs: as `fanin.backends.choosing.choose_sources` gives them, say.
+
+        The kernel keeps its values, and in a layer that trains itself the moments of connections
+        whose source has changed become 0. ValueError for others, where nothing has changed, and for
+        a layer that is not built.
+        """
+        if not self.built:
+            raise ValueError("the layer is not built yet, so it has no connections to set")
+        before = self.indices.numpy()
+        inputs = self.input_spec.axes[-1]
+        sources = checks.connections(indices, before.shape, inputs).astype(before.dtype)
+        self.indices.assign(sources)
+        for name in self.own_moments:
+            moment = getattr(self, name)
+            values = np.array(moment.numpy())
+            values[sources != before] = 0
+            moment.assign(values)
+
     def _check_indices(self, count: int, value: Callable[[int], Any]) -> None:
         """value(i): of the i-th of `count` weights. Other numbers of them Keras refuses."""
         if count and count == len(self.weights):

@@ -72,6 +72,7 @@ class FusedFanIn(Connected):
     bias_v: Tensor
     steps: Tensor
     rate: Tensor
+    own_moments = ("weights_m", "weights_v")
 
     def __init__(
         self,

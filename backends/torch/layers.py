@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +23,24 @@ class Connected(nn.Module):
 
     indices: Tensor
     in_features: int
+    own_moments: ClassVar[tuple[str, ...]] = ()
+    """Names of the buffers that belong to the connections, of a layer that trains itself."""
+
+    @torch.no_grad()
+    def set_connections(self, indices: np.ndarray | Tensor) -> None:
+        """Take over the sources of all connections, integers [labels, fan_in], each below
+        in_features: as `fanin.backends.choosing.choose_sources` gives them, say.
+
+        Weights keep their value, and in a layer that trains itself the moments of connections whose
+        source has changed become 0. ValueError for others; nothing has changed then.
+        """
+        given = indices.cpu().numpy() if isinstance(indices, Tensor) else indices
+        before = self.indices.cpu().numpy()
+        sources = checks.connections(given, before.shape, self.in_features).astype(before.dtype)
+        has_moved = torch.from_numpy(sources != before).to(self.indices.device)
+        self.indices.copy_(torch.from_numpy(sources))
+        for name in self.own_moments:
+            getattr(self, name)[has_moved] = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # What plain pickle makes of an unsigned tensor cannot be read again (torch 2.13).

@@ -125,6 +125,10 @@ def read_sizes(dataset: str, features: str, data_dir: Path | None) -> Sizes:
     if not is_here and dataset in PUBLISHED and features in PUBLISHED[dataset].features:
         twin = shape_twin(dataset, features)
         sizes = twin.published
-        return Sizes(twin.inputs, sizes.labels, sizes.train_instances, sizes.test_instances)
+        positives = round(sizes.train_instances * sizes.labels_per_instance)
+        return Sizes(
+            twin.inputs, sizes.labels, sizes.train_instances, sizes.test_instances, positives
+        )
     data = load(dataset, features, data_dir)
-    return Sizes(data.inputs, data.labels, data.train_instances, data.test_instances)
+    positives = int(data.train_y.nnz)
+    return Sizes(data.inputs, data.labels, data.train_instances, data.test_instances, positives)

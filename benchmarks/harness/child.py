@@ -15,11 +15,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, SupportsFloat
 
+import numpy as np
+
 from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.checkpoint import Checkpoint, checkpoint_folder, remove_checkpoint
 from fanin.benchmarks.harness.fit import fit, predict
 from fanin.benchmarks.harness.plan import TooLargeError, check_counted, estimate
-from fanin.benchmarks.harness.prepare import build, dataset_info, make_batches, split, warm_up
+from fanin.benchmarks.harness.prepare import (
+    Split,
+    build,
+    chosen_arrays,
+    dataset_info,
+    make_batches,
+    split,
+    warm_up,
+)
 from fanin.benchmarks.harness.request import Request, begun, failed
 from fanin.benchmarks.measuring import machine
 from fanin.benchmarks.measuring.clock import StepClock
@@ -83,6 +93,22 @@ def open_checkpoint(request: Request, data: Dataset, events: Events) -> Checkpoi
     return checkpoint
 
 
+def choose(
+    request: Request, train: Split, events: Events
+) -> tuple[dict[str, np.ndarray], float | None]:
+    """The arrays that the task wants chosen by its training instances, and the seconds that this
+    took; None where nothing was to choose."""
+    start = time.perf_counter()
+
+    def on_labels(done: int) -> None:
+        events.send(event="phase", name=f"choosing connections, {done} labels")
+
+    if request.task.looks_at_data:
+        events.send(event="phase", name="looking at the data")
+    given = chosen_arrays(request, train, on_labels)
+    return given, time.perf_counter() - start if request.task.looks_at_data else None
+
+
 def run(request: Request, events: Events, result: RunResult) -> None:
     """Train and measure, and fill the result in. Exceptions pass; `main` records them."""
     task, options = request.task, request.options
@@ -102,8 +128,11 @@ def run(request: Request, events: Events, result: RunResult) -> None:
     result.resumed = checkpoint.resumed
     before = len(checkpoint.history) * len(batches)
     with MemoryWatch() as memory:
+        # A checkpoint has them.
+        given, choose_seconds = ({}, None) if checkpoint.history else choose(request, train, events)
         events.send(event="phase", name="building the model")
-        trainer = build(request, setup)
+        trainer = build(request, setup, given=given)
+        del given
         clock = StepClock(trainer)
         events.send(event="phase", name="training")
 
@@ -131,6 +160,7 @@ def run(request: Request, events: Events, result: RunResult) -> None:
             evaluate_seconds=sum(e.evaluate_seconds for e in result.history),
             final_evaluate_seconds=time.perf_counter() - start,
             median_step_seconds=clock.median(),
+            choose_seconds=choose_seconds,
         )
         result.memory = memory.result(trainer)
     if request.weights_path:

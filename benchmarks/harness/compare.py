@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fanin.backends.registry import BACKENDS
+from fanin.backends.setup import FEATURE_SCALE
 from fanin.benchmarks.harness.fit import rewire_due
 from fanin.benchmarks.harness.parent import log_path
 from fanin.benchmarks.harness.prepare import dataset_info, endless, make_batches, split
@@ -127,6 +128,9 @@ def compare(
                 before = intermediate_layer(sides[0])
             losses = {side.backend: side.ask("step") for side in sides}
             if before:
+                if setup.scaled:
+                    sides[0].ask("save", names=[FEATURE_SCALE])
+                    features = features * sides[0].read(FEATURE_SCALE)
                 kinks += excuse_kinks(sides, before, features)
             arrays = compare_arrays(sides, names, step)
             loss = difference(*(np.array(value) for value in losses.values()))

@@ -10,10 +10,11 @@ rate of a dense product.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+from fanin.backends.choosing import choosing_bytes
 from fanin.backends.registry import BACKENDS, MemoryModel
-from fanin.backends.setup import LayerSetup
+from fanin.backends.setup import FEATURE_SCALE, LayerSetup
 from fanin.benchmarks.harness.fit import evaluation_block
 from fanin.benchmarks.harness.speed import Speed
 from fanin.benchmarks.records.statistics import GIB
@@ -68,6 +69,7 @@ class Sizes:
     labels: int
     train_instances: int
     test_instances: int
+    train_positives: int = 0
 
 
 def hours_per_epoch(expected: Estimate, task: Task, sizes: Sizes, speed: Speed) -> float:
@@ -108,7 +110,7 @@ class Plan:
         cls, task: Task, backend: str, sizes: Sizes, speed: Speed, available: int, threads: int
     ) -> Plan:
         setup = task.setup(sizes.inputs, sizes.labels)
-        expected = estimate(task, setup, backend, threads)
+        expected = with_choosing(estimate(task, setup, backend, threads), task, setup, sizes)
         trained = (
             math.prod(shape)
             for name, shape in setup.array_shapes().items()
@@ -189,6 +191,16 @@ def estimate(
     return _autograd(task, setup, memory, threads)
 
 
+def with_choosing(expected: Estimate, task: Task, setup: LayerSetup, sizes: Sizes) -> Estimate:
+    """The same with what choosing connections by the data needs, before there is a model."""
+    if task.connections == "random" or not task.connectivity:
+        return expected
+    choosing = choosing_bytes(setup.inputs, setup.labels, sizes.train_positives, task.connectivity)
+    model = expected.parameter_bytes + expected.optimizer_bytes + expected.gradient_bytes
+    temporary = max(expected.temporary_bytes, choosing - model)
+    return replace(expected, temporary_bytes=temporary)
+
+
 def _overhead(memory: MemoryModel, model_bytes: int) -> int:
     """Bytes that no array accounts for, in a model of so many."""
     return _OVERHEAD + round(memory.rounding * model_bytes)
@@ -235,7 +247,7 @@ def _fused(
         moved += connections * (weight + 2 * 2) + sources
     return Estimate(
         parameter_bytes=(inner + connections) * weight
-        + biases * 4
+        + (biases + setup.count(FEATURE_SCALE)) * 4
         + sources
         + sorting
         + kind.starts_bytes(inputs, labels),
@@ -263,7 +275,7 @@ def _autograd(task: Task, setup: LayerSetup, memory: MemoryModel, threads: int) 
     temporary = _SCORES * scores + memory.sparse_temporary_bytes(setup, task.batch_size)
     temporary = max(temporary, memory.optimizer_copies * trained)
     return Estimate(
-        parameter_bytes=trained + structure,
+        parameter_bytes=trained + structure + 4 * setup.count(FEATURE_SCALE),
         optimizer_bytes=2 * trained,
         gradient_bytes=trained,
         temporary_bytes=round(temporary) + (2 + threads) * lanes,

@@ -21,7 +21,14 @@ import numpy as np
 from fanin.backends.arrays import Rewiring, copied, plan_rewiring
 from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.fit import evaluate, rewiring_seed
-from fanin.benchmarks.harness.prepare import build, endless, make_batches, split, warm_up
+from fanin.benchmarks.harness.prepare import (
+    build,
+    chosen_arrays,
+    endless,
+    make_batches,
+    split,
+    warm_up,
+)
 from fanin.benchmarks.harness.request import Request
 from fanin.benchmarks.measuring.memory import MemoryWatch
 from fanin.benchmarks.measuring.process import Parent
@@ -120,10 +127,13 @@ def serve(request: Request, parent: Parent) -> None:
     """Build the model and answer the parent until it has no more use for this process."""
     task = request.task
     data = load(task.dataset, task.features, request.options.data_dir)
-    stream = endless(make_batches(task, split(data, task)[0], request.seed))
+    train = split(data, task)[0]
+    stream = endless(make_batches(task, train, request.seed))
     machine = warm_up(request)
     with MemoryWatch() as memory:
-        trainer = build(request, task.setup(data.inputs, data.labels))
+        given = chosen_arrays(request, train)
+        trainer = build(request, task.setup(data.inputs, data.labels), given=given)
+        del given
         side = Side(request, data, stream, trainer, memory, machine)
         parent.send({"value": None})
         while True:

@@ -53,6 +53,11 @@ class Timing(Record):
     evaluate_seconds: float = Field(description="validation during training")
     final_evaluate_seconds: float = Field(description="train and test P@k with the best weights")
     median_step_seconds: float | None = Field(description="over all steps after the first ten")
+    choose_seconds: float | None = Field(
+        default=None,
+        description="choosing connections, scale and biases by the data, before the training; null "
+        "where nothing was to choose, or a run that was resumed had done it",
+    )
 
 
 class Extrapolation(Record):

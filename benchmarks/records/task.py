@@ -30,6 +30,8 @@ from fanin.backends.setup import (
 from fanin.datasets import canonical_name
 
 EvaluationProtocol = Literal["paper", "holdout"]
+Connections = Literal["random", "centroid"]
+FeatureScaling = Literal["none", "unit_variance"]
 
 # The paper's names of its models.
 Architecture = Literal[
@@ -97,6 +99,13 @@ class Task(BaseModel):
     execution: Execution = "autograd"
     weights_dtype: StoredType = "float32"
     moments_dtype: StoredType = "float32"
+    connections: Connections = Field(
+        default="random", description="centroid: chosen by the data, see fanin.backends.choosing"
+    )
+    feature_scaling: FeatureScaling = "none"
+    initial_bias: float | Literal["prior"] = Field(
+        default=0.0, description="of the output layer; prior: each label's log-odds"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -128,7 +137,28 @@ class Task(BaseModel):
             raise ValueError(
                 "weights_dtype and moments_dtype other than float32 need execution 'fused'"
             )
+        if self.connections != "random":
+            if self.architecture == "dense-stratified":
+                raise ValueError(
+                    f"connections {self.connections!r} are chosen by the features, and this output "
+                    "layer reads an intermediate layer; use connections 'random' there"
+                )
+            if self.architecture != "stratified":
+                raise ValueError(
+                    f"connections {self.connections!r} need architecture 'stratified', which has a "
+                    f"fixed fan-in, got {self.architecture!r}"
+                )
+        if self.initial_bias == "prior" and self.loss_fn != "bce":
+            raise ValueError(
+                f"initial_bias 'prior' is for loss_fn 'bce', got {self.loss_fn!r}; give a number"
+            )
         return self
+
+    @property
+    def looks_at_data(self) -> bool:
+        """Whether initial arrays depend on the training instances."""
+        chosen = self.connections != "random" or self.feature_scaling != "none"
+        return chosen or self.initial_bias == "prior"
 
     @property
     def storage(self) -> Storage:
@@ -163,7 +193,8 @@ class Task(BaseModel):
                     "of the output layer"
                 )
             output = model.connections(self.connectivity)
-        return LayerSetup(inputs, labels, output, self.intermediate, self.loss_fn)
+        scaled = self.feature_scaling != "none"
+        return LayerSetup(inputs, labels, output, self.intermediate, self.loss_fn, scaled)
 
     @property
     def departures(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* This is raised whenever a struct or a meaning below changes. Both loaders compare it. */
-#define FANIN_ABI_VERSION 4
+#define FANIN_ABI_VERSION 5
 
 typedef enum {
   FANIN_OK = 0,
@@ -216,6 +216,42 @@ typedef struct {
   fanin_resources resources;
 } fanin_sort_params;
 
+/* Adds the features of a block of instances to the sums of a block of labels: to sums[l, i] the sum
+ * of features[p, i] over the label's positives p in that block,
+ * positive_instances[positive_starts[l]] to positive_instances[positive_starts[l + 1] - 1]. They
+ * are added in that order, whatever the number of threads. Features are [instances, inputs], or
+ * stored by rows (CSR): then they are the stored values, those of instance p from starts[p] to
+ * starts[p + 1] - 1, each in its column. On a GPU a label whose positives or features cannot be
+ * followed gets NaN. */
+typedef struct {
+  fanin_tensor features;           /* [instances, inputs] float32, or [stored] float32 */
+  fanin_tensor starts;             /* [instances + 1] int64, or absent; ascends */
+  fanin_tensor columns;            /* [stored] int32, or absent; each below inputs */
+  fanin_tensor positive_starts;    /* [labels + 1] int64; ascends */
+  fanin_tensor positive_instances; /* [positives] int32; each is an instance of the block */
+  fanin_tensor sums;               /* [labels, inputs] float32; updated */
+  fanin_resources resources;
+} fanin_label_sums_params;
+
+/* Chooses the sources of a block of labels: the inputs i of the largest |value|, where
+ * value(l, i) = (sums[l, i] / counts[l] - mean[i]) * scale[i]. Of equal ones the lower input is
+ * taken; NaN counts as 0. They stand in the order of the inputs, and no label has one twice. The
+ * last `random` slots of a label, or all where its count is 0, are random: the number that rewiring
+ * draws for their position (first_label + l) * fan_in + slot, or the next higher input (after the
+ * last, 0) that the label does not have yet. Labels without positives have 0 as values. */
+typedef struct {
+  fanin_tensor sums;    /* [labels, inputs] float32 */
+  fanin_tensor counts;  /* [labels] int64: how many positives a label has in all */
+  fanin_tensor mean;    /* [inputs] float32 */
+  fanin_tensor scale;   /* [inputs] float32, or absent: 1 */
+  fanin_tensor indices; /* [labels, fan_in] uint16 or uint32; written as a whole */
+  fanin_tensor values;  /* [labels, fan_in] float32, or absent; written as a whole */
+  int64_t first_label;  /* how many labels stand before this block */
+  int64_t random;       /* 0 to fan_in */
+  uint64_t seed;
+  fanin_resources resources;
+} fanin_choose_sources_params;
+
 #if defined(__GNUC__)
 #define FANIN_API __attribute__((visibility("default")))
 #else
@@ -277,6 +313,12 @@ FANIN_API uint64_t fanin_rewire_workspace(const fanin_rewire_params *params);
 FANIN_API int32_t fanin_rewire(fanin_rewire_params *params, char *message, size_t message_bytes);
 FANIN_API uint64_t fanin_sort_workspace(const fanin_sort_params *params);
 FANIN_API int32_t fanin_sort(const fanin_sort_params *params, char *message, size_t message_bytes);
+FANIN_API uint64_t fanin_label_sums_workspace(const fanin_label_sums_params *params);
+FANIN_API int32_t fanin_label_sums(const fanin_label_sums_params *params, char *message,
+                                   size_t message_bytes);
+FANIN_API uint64_t fanin_choose_sources_workspace(const fanin_choose_sources_params *params);
+FANIN_API int32_t fanin_choose_sources(const fanin_choose_sources_params *params, char *message,
+                                       size_t message_bytes);
 
 #ifdef __cplusplus
 }

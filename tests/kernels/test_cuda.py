@@ -14,9 +14,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import choose_reference
 import ml_dtypes
 import numpy as np
 import pytest
+import test_choose
 import test_linear
 from kernel_layers import check_steps, make_batch, make_layer, make_setup, near, trained
 
@@ -326,3 +328,38 @@ def test_what_a_gpu_does_not_do_is_refused():
             ),
             kernels.Adam(1),
         )
+
+
+@pytest.mark.parametrize("csr", [False, True])
+@pytest.mark.parametrize(
+    ("instances", "inputs", "labels", "fan_in", "random"),
+    [(1, 1, 1, 1, 0), (20, 33, 70, 5, 2), (9, 64, 300, 64, 0), (30, 200, 40, 17, 17)],
+)
+def test_choosing_sources_follows_the_reference(instances, inputs, labels, fan_in, random, csr):
+    rng = np.random.default_rng(inputs)
+    # Whole numbers, and few of them: sums are exact, and many strengths are equal.
+    x = rng.integers(-2, 3, (instances, inputs)).astype(np.float32)
+    y = rng.random((instances, labels)) < 0.2
+    sums = test_choose.added(x, y, csr=csr)
+    np.testing.assert_array_equal(sums, y.T.astype(np.float64) @ x)
+    counts = np.where(y.any(0), 4, 0)
+    mean = rng.integers(-1, 2, inputs).astype(np.float32)
+    options = {"random": random, "seed": 3, "first_label": 2, "scale": np.float32(2) ** mean}
+    for index in (np.uint16, np.uint32):
+        indices, values = test_choose.chosen(sums, counts, mean, fan_in, index=index, **options)
+        known = choose_reference.sources(sums, counts, mean, fan_in, **options)
+        np.testing.assert_array_equal(indices, known[0])
+        np.testing.assert_array_equal(values, known[1])
+
+
+def test_sums_that_cannot_be_followed_are_nan():
+    x, starts = np.ones((4, 6), np.float32), np.arange(4)
+    for instances in ([0, 4, 1], [0, -1, 1]):
+        sums = np.zeros((3, 6), np.float32)
+        kernels.add_label_sums(x, starts, np.array(instances, np.int32), sums)
+        assert np.isnan(sums).all(1).tolist() == [False, True, False]
+    values, places = test_choose.stored(x)
+    places["columns"][7] = 6
+    sums = np.zeros((3, 6), np.float32)
+    kernels.add_label_sums(values, starts, np.arange(3, dtype=np.int32), sums, **places)
+    assert np.isnan(sums).all(1).tolist() == [False, True, False]

@@ -24,7 +24,11 @@ WORDS = " ".join(" ".join(TEXTS.values()).split())
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "framework", ["torch", "tensorflow", "torch, fused", "tensorflow, fused", "torch, trained"]
+    "framework",
+    [
+        *("torch", "tensorflow", "torch, fused", "tensorflow, fused", "torch, trained"),
+        *("torch, chosen", "tensorflow, chosen"),
+    ],
 )
 def test_examples_run(framework, tmp_path):
     code = "\n".join(TEXTS.values())

@@ -131,6 +131,27 @@ struct SortCall : Call {
   uint16_t *tile_labels;
 };
 
+struct LabelSumsCall : Call {
+  int64_t instances, inputs, labels, stored, positives;
+  const float *features;
+  const int64_t *starts;  // of CSR features, else null
+  const int32_t *columns;
+  const int64_t *positive_starts;
+  const int32_t *positive_instances;
+  float *sums;
+};
+
+struct ChooseCall : Call {
+  int64_t inputs, labels, fan_in, first_label, random;
+  uint64_t seed;
+  bool wide_indices;
+  const float *sums, *mean;
+  const int64_t *counts;
+  const float *scale;  // or null
+  void *indices;
+  float *values;  // or null
+};
+
 // What a launcher reports. `position` is flat, in the array concerned.
 struct Finding {
   enum Kind {
@@ -140,6 +161,7 @@ struct Finding {
     bad_tile,
     bad_feature,
     bad_slot,
+    bad_column,
     unavailable,
     device_error
   } kind;

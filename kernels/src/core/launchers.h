@@ -17,6 +17,8 @@ struct CpuTarget {
   Finding (*dense_forward)(const DenseForwardCall &);
   Finding (*dense_update)(const DenseUpdateCall &);
   Finding (*top_k)(const TopKCall &);
+  Finding (*label_sums)(const LabelSumsCall &);
+  Finding (*choose_sources)(const ChooseCall &);
 };
 
 namespace baseline { extern const CpuTarget target; }
@@ -37,6 +39,8 @@ Finding dense_step(const StepCall &);
 Finding dense_forward(const DenseForwardCall &);
 Finding dense_update(const DenseUpdateCall &);
 Finding top_k(const TopKCall &);
+Finding label_sums(const LabelSumsCall &);
+Finding choose_sources(const ChooseCall &);
 Finding rewire(const RewireCall &, Rewired *);  // waits for the stream
 Finding zero(void *a, size_t a_bytes, void *b, size_t b_bytes, void *stream);
 }  // namespace cuda

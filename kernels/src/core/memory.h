@@ -220,4 +220,34 @@ static inline uint64_t workspace_bytes(const SortCall &c) {
   return bytes;
 }
 
+// Choosing sources -------------------------------------------------------------------------------
+
+// On a GPU so many warps choose, one label after the other.
+static inline int64_t choosers(const ChooseCall &c) {
+  constexpr int64_t most = 4096;
+  return !c.on_gpu ? c.threads : c.labels < most ? c.labels : most;
+}
+
+// Scratch of one who chooses.
+struct ChooseMemory {
+  float *strengths;  // [inputs], in whole groups
+  uint32_t *taken;   // a bit for each input
+};
+// The scratch of chooser `which`; *bytes: what all need.
+FANIN_ANYWHERE static inline ChooseMemory choose_memory(int64_t inputs, int64_t all,
+                                                        void *workspace, int64_t which,
+                                                        uint64_t *bytes = nullptr) {
+  const int64_t groups = groups_of(inputs), line = int64_t(kCacheLine) / 4;
+  const int64_t words = groups * kGroup + (groups + line - 1) / line * line;
+  float *const start = static_cast<float *>(workspace) + (workspace ? which * words : 0);
+  if (bytes) *bytes = uint64_t(all * words) * sizeof(float) + kCacheLine;
+  return {start, reinterpret_cast<uint32_t *>(start + (workspace ? groups * kGroup : 0))};
+}
+static inline uint64_t workspace_bytes(const ChooseCall &c) {
+  uint64_t bytes;
+  choose_memory(c.inputs, choosers(c), nullptr, 0, &bytes);
+  return bytes;
+}
+static inline uint64_t workspace_bytes(const LabelSumsCall &) { return 0; }
+
 }  // namespace fanin

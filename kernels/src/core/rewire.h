@@ -19,6 +19,13 @@ FANIN_ANYWHERE static inline uint64_t split_mix(uint64_t &state) {
   return z ^ (z >> 31);
 }
 
+// The random source of the connection at a flat position; it is defined at fanin_rewire_params.
+FANIN_ANYWHERE static inline int64_t drawn_source(uint64_t seed, uint64_t position,
+                                                  int64_t inputs) {
+  uint64_t state = seed + position * 0x9e3779b97f4a7c15u;
+  return int64_t((split_mix(state) >> 32) * uint64_t(inputs) >> 32);
+}
+
 // The threshold is found by counting, not by sorting. The bits of |weight| are ordered as |weight|
 // is. So a table of their upper 16 bits tells which 65,536th of the range holds the wanted rank,
 // and a second table, of the lower 16 bits within it, tells which value.
@@ -48,8 +55,7 @@ FANIN_ANYWHERE static inline bool regrow(const RewireCall &c, int64_t i, uint32_
   constexpr uint32_t infinity = 0x7f800000u;
   if (threshold > infinity || magnitude(static_cast<const W *>(c.weights)[i]) >= threshold)
     return false;
-  uint64_t state = c.seed + uint64_t(i) * 0x9e3779b97f4a7c15u;
-  static_cast<I *>(c.indices)[i] = I((split_mix(state) >> 32) * uint64_t(c.inputs) >> 32);
+  static_cast<I *>(c.indices)[i] = I(drawn_source(c.seed, uint64_t(i), c.inputs));
   static_cast<M *>(c.m)[i] = static_cast<M *>(c.v)[i] = M();
   return true;
 }

@@ -23,6 +23,8 @@ struct Bf16 {
 template <class Narrow, class Wide>
 struct TypeChoice {
   bool wide;
+  // nvcc 13 over GCC 12 does not make one of {c.flag} without it.
+  TypeChoice(bool w) : wide(w) {}
 };
 
 template <class Call>

@@ -12,6 +12,8 @@ Finding dense_step(const StepCall &);
 Finding dense_forward(const DenseForwardCall &);
 Finding dense_update(const DenseUpdateCall &);
 Finding top_k(const TopKCall &);
+Finding label_sums(const LabelSumsCall &);
+Finding choose_sources(const ChooseCall &);
 
 #define FANIN_STRING(x) #x
 #define FANIN_NAME(x) FANIN_STRING(x)
@@ -24,7 +26,9 @@ extern const CpuTarget target = {FANIN_NAME(FANIN_TARGET),
                                  dense_step,
                                  dense_forward,
                                  dense_update,
-                                 top_k};
+                                 top_k,
+                                 label_sums,
+                                 choose_sources};
 
 }  // namespace FANIN_TARGET
 }  // namespace fanin

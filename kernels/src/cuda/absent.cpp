@@ -17,6 +17,8 @@ Finding dense_step(const StepCall &) { return kUnavailable; }
 Finding dense_forward(const DenseForwardCall &) { return kUnavailable; }
 Finding dense_update(const DenseUpdateCall &) { return kUnavailable; }
 Finding top_k(const TopKCall &) { return kUnavailable; }
+Finding label_sums(const LabelSumsCall &) { return kUnavailable; }
+Finding choose_sources(const ChooseCall &) { return kUnavailable; }
 Finding rewire(const RewireCall &, Rewired *) { return kUnavailable; }
 Finding zero(void *, size_t, void *, size_t, void *) { return kUnavailable; }
 

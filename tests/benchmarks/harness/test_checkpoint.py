@@ -15,7 +15,7 @@ from fanin.backends import fused
 from fanin.backends.arrays import InitialArrays, copied
 from fanin.backends.interface import Storage
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import FEATURE_SCALE, FixedFanIn, LayerSetup
 from fanin.benchmarks.harness.checkpoint import Checkpoint
 from fanin.benchmarks.harness.fit import fit
 from fanin.benchmarks.records.task import Task
@@ -49,10 +49,13 @@ class Training:
 
     def trainer(self):
         setup = self.task.setup(20, 50)
+        given = {}
+        if setup.scaled and not (self.folder / "state.json").exists():  # which has the scale
+            given[FEATURE_SCALE] = np.linspace(0.2, 3, 20).astype(np.float32)
         return make_trainer(
             self.backend,
             setup,
-            InitialArrays(setup, 3),
+            InitialArrays(setup, 3, given),
             execution=self.task.execution,
             storage=self.task.storage,
             device="cpu",
@@ -89,8 +92,12 @@ class Training:
         ({**DEEP, **HALF}, 16),
         ({**DEEP, **FUSED}, 4096),  # sorted inside
         ({"architecture": "dense", **FUSED}, None),
+        ({**DEEP, **FUSED, "feature_scaling": "unit_variance"}, 16),
     ],
-    ids=["ffi", "unstructured", "ffi-fused", "ffi-bfloat16", "ffi-fused-sorted", "dense-fused"],
+    ids=[
+        *("ffi", "unstructured", "ffi-fused", "ffi-bfloat16", "ffi-fused-sorted", "dense-fused"),
+        "ffi-fused-scaled",
+    ],
 )
 @pytest.mark.parametrize("backend", EACH_BACKEND)
 def test_going_on_changes_no_bit(backend, values, intermediate, tmp_path, monkeypatch):

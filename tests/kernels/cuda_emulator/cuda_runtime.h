@@ -230,6 +230,7 @@ inline unsigned __ballot_sync(unsigned, bool value) {
 }
 inline bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
 inline bool __all_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) == ~0u; }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 template <class T>
 T atomicAdd(T *at, T value) {
   const T before = *at;

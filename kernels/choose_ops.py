@@ -1,0 +1,89 @@
+"""The ops that choose sources by the data, on NumPy arrays; `fanin.backends.choosing` goes through
+a data set with them, block after block."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fanin.kernels import library, params
+from fanin.kernels.numpy_ops import _allocate, _describe, _refuse_shared
+
+
+def add_label_sums(
+    features: np.ndarray,
+    positive_starts: np.ndarray,
+    positive_instances: np.ndarray,
+    sums: np.ndarray,
+    *,
+    starts: np.ndarray | None = None,
+    columns: np.ndarray | None = None,
+    threads: int = 0,
+) -> None:
+    """Add the features of each label's positives to its sums, in place.
+
+    features [instances, inputs] float32; or, of features stored by rows (CSR), the stored values
+    [stored], with `starts` [instances + 1] int64 and `columns` [stored] int32.
+    positive_instances [positives] int32, label after label; those of label l begin at
+    positive_starts[l]: int64 [labels + 1]. sums [labels, inputs] float32. Raises ValueError naming
+    what is wrong; sums are then unspecified.
+    """
+    read = {
+        "features": features,
+        "starts": starts,
+        "columns": columns,
+        "positive_starts": positive_starts,
+        "positive_instances": positive_instances,
+    }
+    arguments = params.LabelSumsParams(
+        features=_describe(features, "features"),
+        starts=_describe(starts, "starts"),
+        columns=_describe(columns, "columns"),
+        positive_starts=_describe(positive_starts, "positive_starts"),
+        positive_instances=_describe(positive_instances, "positive_instances"),
+        sums=_describe(sums, "sums", written=True),
+        threads=threads,
+    )
+    _refuse_shared({"sums": sums}, read)
+    library.call(arguments, _allocate)
+
+
+def choose_sources(
+    sums: np.ndarray,
+    counts: np.ndarray,
+    mean: np.ndarray,
+    indices: np.ndarray,
+    *,
+    scale: np.ndarray | None = None,
+    values: np.ndarray | None = None,
+    first_label: int = 0,
+    random: int = 0,
+    seed: int = 0,
+    threads: int = 0,
+) -> None:
+    """Write the sources of each label: the inputs i of the largest |value|, ascending, where
+    value = (sums[l, i] / counts[l] - mean[i]) * scale[i]. Of equal ones the lower input is taken.
+
+    sums [labels, inputs] float32; counts [labels] int64; mean and scale [inputs] float32; indices
+    [labels, fan_in] uint16 or uint32, written; values float32 alike, written where given. The last
+    `random` slots of a label, and all of one whose count is 0, are random (see fanin.h).
+    first_label: how many labels stand before these. Raises ValueError naming what is wrong.
+    """
+    for name, value in (("first_label", first_label), ("random", random)):
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name} must be at least 0 and below 2^63, got {value}")
+    read = {"sums": sums, "counts": counts, "mean": mean, "scale": scale}
+    written = {"indices": indices} if values is None else {"indices": indices, "values": values}
+    arguments = params.ChooseSourcesParams(
+        sums=_describe(sums, "sums"),
+        counts=_describe(counts, "counts"),
+        mean=_describe(mean, "mean"),
+        scale=_describe(scale, "scale"),
+        indices=_describe(indices, "indices", written=True),
+        values=_describe(values, "values", written=True),
+        first_label=first_label,
+        random=random,
+        seed=seed % 2**64,
+        threads=threads,
+    )
+    _refuse_shared(written, read)
+    library.call(arguments, _allocate)

@@ -1,0 +1,256 @@
+// Choosing sources by the data: sums of the features of each label's positives, and from them the
+// inputs of largest strength. Written once for a CPU thread and a GPU warp; each works on one label
+// at a time.
+#pragma once
+
+#include "core/lanes.h"
+#include "core/memory.h"
+#include "core/rewire.h"
+
+namespace fanin {
+namespace FANIN_TARGET {
+
+// What a CPU thread and a warp do each in its own way --------------------------------------------
+
+#if defined(__CUDACC__)
+// f(i) for each i from begin to end - 1, by all threads of the warp.
+template <class F>
+FANIN_FN void each_of(int64_t begin, int64_t end, const F &f) {
+  for (int64_t i = begin + thread_id(); i < end; i += kLanes) f(i);
+}
+FANIN_FN bool all_hold(bool good) { return __all_sync(kAll, good); }
+// A bit for each of the 32 values that is at least the bound.
+FANIN_FN uint32_t mask_at_least(const float *values, float bound) {
+  return __ballot_sync(kAll, values[thread_id()] >= bound);
+}
+FANIN_FN int bits_of(uint32_t mask) { return __popc(mask); }
+// f(bit, how many bits are below it) for each bit that is set.
+template <class F>
+FANIN_FN void each_bit(uint32_t mask, const F &f) {
+  if (mask >> thread_id() & 1) f(thread_id(), __popc(mask & ((1u << thread_id()) - 1)));
+}
+// How many of the values, in whole groups, are at least the bound.
+FANIN_FN int64_t count_at_least(const float *values, int64_t count, float bound) {
+  int found = 0;
+  for (int64_t i = 0; i < count; i += kLanes) found += bits_of(mask_at_least(values + i, bound));
+  return found;
+}
+// f() by one thread; what it wrote is seen by all of the warp afterwards.
+template <class F>
+FANIN_FN void by_one(const F &f) {
+  __syncwarp();
+  if (thread_id() == 0) f();
+  __syncwarp();
+}
+#else
+template <class F>
+FANIN_FN void each_of(int64_t begin, int64_t end, const F &f) {
+  for (int64_t i = begin; i < end; ++i) f(i);
+}
+FANIN_FN bool all_hold(bool good) { return good; }
+FANIN_FN uint32_t mask_at_least(const float *values, float bound) {
+  uint32_t mask = 0;
+  for (int lane = 0; lane < kLanes; ++lane) mask |= uint32_t(values[lane] >= bound) << lane;
+  return mask;
+}
+FANIN_FN int bits_of(uint32_t mask) { return __builtin_popcount(mask); }
+template <class F>
+FANIN_FN void each_bit(uint32_t mask, const F &f) {
+  for (int below = 0; mask; mask &= mask - 1, ++below) f(__builtin_ctz(mask), below);
+}
+FANIN_FN int64_t count_at_least(const float *values, int64_t count, float bound) {
+  constexpr int width = VectorOf<float>::width;
+  const Vector<float> least = Vector<float>{} + bound;
+  Bits found[4] = {};  // so that one addition need not wait for another
+  for (int64_t i = 0; i < count; i += 4 * width) {
+    FANIN_UNROLL
+    for (int j = 0; j < 4; ++j)
+      if (4 * width <= kLanes || i + j * width < count)
+        found[j] -= (Bits)(load_vector(values + i + j * width) >= least);
+  }
+  const Bits all = found[0] + found[1] + found[2] + found[3];
+  int64_t total = 0;
+  for (int j = 0; j < width; ++j) total += all[j];
+  return total;
+}
+template <class F>
+FANIN_FN void by_one(const F &f) {
+  f();
+}
+#endif
+
+// f(first, count) for one chunk of the inputs after the other.
+template <class F>
+FANIN_FN void each_chunk(int64_t inputs, const F &f) {
+  constexpr int size = Chunk<float>::size;
+  int64_t i = 0;
+  for (; i + size <= inputs; i += size) f(i, size);
+  if (i < inputs) f(i, int(inputs - i));
+}
+
+// Sums -------------------------------------------------------------------------------------------
+
+FANIN_FN void add_row(const float *row, int64_t inputs, float *sums) {
+  each_chunk(inputs, [&](int64_t i, int count) FANIN_INLINE {
+    write_chunk(sums + i, count, load_chunk<float>(row + i, count), true, false);
+  });
+}
+
+// Adds one row of CSR features; false where it cannot be followed.
+FANIN_FN bool add_stored(const LabelSumsCall &c, int64_t instance, float *sums,
+                         const Team<float> &team) {
+  const int64_t begin = c.starts[instance], end = c.starts[instance + 1];
+  if (begin < 0 || begin > end || end > c.stored) return false;
+  bool good = true;
+  each_of(begin, end, [&](int64_t i) FANIN_INLINE {
+    const int32_t column = c.columns[i];
+    if (column >= 0 && column < c.inputs)
+#if defined(__CUDACC__)
+      atomicAdd(sums + column, c.features[i]);  // a column may stand twice
+#else
+      sums[column] += c.features[i];
+#endif
+    else
+      good = false;
+  });
+  team.sync();  // another thread may add to the same column next
+  return all_hold(good);
+}
+
+// Adds the features of a label's positives to its sums; false where they cannot be followed.
+// stored: whether features are stored by rows (CSR).
+template <bool stored>
+FANIN_FN bool add_label(const LabelSumsCall &c, int64_t label, const Team<float> &team) {
+  const int64_t begin = c.positive_starts[label], end = c.positive_starts[label + 1];
+  if (begin < 0 || begin > end || end > c.positives) return false;
+  float *const sums = c.sums + label * c.inputs;
+  for (int64_t p = begin; p < end; ++p) {
+    const int64_t instance = c.positive_instances[p];
+    if (instance < 0 || instance >= c.instances) return false;
+    if constexpr (stored) {
+      if (!add_stored(c, instance, sums, team)) return false;
+    } else {
+      if (p + 1 < end) fetch(c.features + c.positive_instances[p + 1] * c.inputs, c.inputs);
+      add_row(c.features + instance * c.inputs, c.inputs, sums);
+    }
+  }
+  return true;
+}
+
+// Sources ----------------------------------------------------------------------------------------
+
+FANIN_ANYWHERE static inline float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// By how much an input of a label stands out; see fanin_choose_sources_params. share: 1 / the
+// count.
+template <class V>
+FANIN_FN V value_of(V sum, float share, V mean, V scale) {
+  return (sum * share - mean) * scale;
+}
+
+// Writes the label's strengths, |value|, in whole groups; those beyond the inputs are below any
+// other.
+FANIN_FN void write_strengths(const ChooseCall &c, const float *sums, float share,
+                              float *strengths) {
+  each_chunk(c.inputs, [&](int64_t i, int size) FANIN_INLINE {
+    const auto sum = load_chunk<float>(sums + i, size).v,
+               mean = load_chunk<float>(c.mean + i, size).v;
+    const auto one = decltype(load_chunk<float>(sums, 0).v){} + 1.0f;
+    const auto scale = c.scale ? load_chunk<float>(c.scale + i, size).v : one;
+    auto strength = value_of(sum, share, mean, scale);
+    strength = strength < 0.0f ? -strength : strength;
+    strength = strength == strength ? strength : one - 1.0f;  // not NaN
+    write_chunk(strengths + i, size, Chunk<float>{strength}, false, false);
+  });
+  each_of(c.inputs, groups_of(c.inputs) * kGroup,
+          [&](int64_t i) FANIN_INLINE { strengths[i] = -1; });
+}
+
+// Where to cut: all strengths from `above` on are chosen, and the first `equal` of those from
+// `least` on but below `above`.
+struct Cut {
+  float least, above;
+  int64_t equal;
+};
+// The cut that chooses exactly `wanted` of the strengths, 1 to all. Floats that are not negative
+// are ordered as their bits are, so it is found by halving the range of the bits.
+FANIN_FN Cut find_cut(const float *strengths, int64_t inputs, int64_t wanted) {
+  const int64_t count = groups_of(inputs) * kGroup;
+  uint32_t low = 0, high = 0x7f800001u;  // at least `wanted` reach low, fewer reach high
+  int64_t reach_high = 0;
+  while (high - low > 1) {
+    const uint32_t middle = low + (high - low) / 2;
+    const int64_t reach = count_at_least(strengths, count, float_of(middle));
+    if (reach == wanted) return {float_of(middle), float_of(middle), 0};
+    if (reach > wanted) {
+      low = middle;
+    } else {
+      high = middle;
+      reach_high = reach;
+    }
+  }
+  return {float_of(low), float_of(high), wanted - reach_high};
+}
+
+// The first input from `input` on (after the last, 0 is next) that is not taken yet; takes it.
+FANIN_FN int64_t take_free(uint32_t *taken, int64_t inputs, int64_t input) {
+  while (taken[input / 32] >> (input % 32) & 1) input = input + 1 < inputs ? input + 1 : 0;
+  taken[input / 32] |= 1u << (input % 32);
+  return input;
+}
+
+// Writes the sources and values of one label.
+template <class I>
+FANIN_FN void choose_label(const ChooseCall &c, int64_t label, const ChooseMemory &memory,
+                           const Team<float> &team) {
+  const float *const sums = c.sums + label * c.inputs;
+  const int64_t positives = c.counts[label];
+  const int64_t chosen = positives > 0 ? c.fan_in - c.random : 0;
+  I *const indices = static_cast<I *>(c.indices) + label * c.fan_in;
+  float *const values = c.values ? c.values + label * c.fan_in : nullptr;
+  const float share = 1.0f / float(positives);
+  const auto write = [&](int64_t slot, int64_t input) FANIN_INLINE {
+    indices[slot] = I(input);
+    if (values)
+      values[slot] = positives > 0 ? value_of(sums[input], share, c.mean[input],
+                                              c.scale ? c.scale[input] : 1.0f)
+                                   : 0.0f;
+  };
+  const int64_t groups = groups_of(c.inputs);
+  if (chosen > 0) {
+    write_strengths(c, sums, share, memory.strengths);
+    team.sync();
+    Cut cut = find_cut(memory.strengths, c.inputs, chosen);
+    int64_t slot = 0;
+    for (int64_t group = 0; group < groups; ++group) {
+      const float *const strengths = memory.strengths + group * kGroup;
+      const uint32_t sure = mask_at_least(strengths, cut.above);
+      uint32_t mask = sure;
+      if (cut.equal > 0) {
+        uint32_t equal = mask_at_least(strengths, cut.least) & ~sure;
+        for (; equal && cut.equal > 0; equal &= equal - 1, --cut.equal) mask |= equal & -equal;
+      }
+      each_bit(mask,
+               [&](int bit, int below) FANIN_INLINE { write(slot + below, group * kGroup + bit); });
+      slot += bits_of(mask);
+      if (chosen < c.fan_in) by_one([&]() FANIN_INLINE { memory.taken[group] = mask; });
+    }
+  } else {
+    each_of(0, groups, [&](int64_t group) FANIN_INLINE { memory.taken[group] = 0; });
+  }
+  if (chosen == c.fan_in) return;
+  by_one([&]() FANIN_INLINE {
+    for (int64_t slot = chosen; slot < c.fan_in; ++slot) {
+      const uint64_t position = uint64_t((c.first_label + label) * c.fan_in + slot);
+      const int64_t drawn = drawn_source(c.seed, position, c.inputs);
+      write(slot, take_free(memory.taken, c.inputs, drawn));
+    }
+  });
+}
+
+}  // namespace FANIN_TARGET
+}  // namespace fanin

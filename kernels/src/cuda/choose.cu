@@ -1,0 +1,59 @@
+// Launches the choice of sources on a GPU: a warp for each label. See core/choose.h.
+#include "cuda/common.h"
+
+#include "core/choose.h"
+
+namespace fanin {
+namespace cuda {
+namespace {
+
+constexpr int64_t kMostBlocks = 4096;  // with more labels, a warp takes several
+
+template <bool stored>
+__global__ void __launch_bounds__(kFewWarps *kLanes) sums_kernel(LabelSumsCall c) {
+  Team<float> team;
+  each_tile(c.labels, [&](int64_t label) {
+    if (!add_label<stored>(c, label, team))
+      each_of(0, c.inputs, [&](int64_t i) { c.sums[label * c.inputs + i] = NAN; });
+  });
+}
+
+template <class I>
+__global__ void __launch_bounds__(kFewWarps *kLanes) choose_kernel(ChooseCall c, int64_t choosers) {
+  Team<float> team;
+  const int64_t me = int64_t(blockIdx.x) * warps_of_block() + warp_of_block();
+  if (me >= choosers) return;
+  const ChooseMemory memory = choose_memory(c.inputs, choosers, c.workspace, me);
+  for (int64_t label = me; label < c.labels; label += choosers) {
+    choose_label<I>(c, label, memory, team);
+    team.sync();
+  }
+}
+
+dim3 blocks_for(int64_t warps) {
+  const int64_t blocks = (warps + kFewWarps - 1) / kFewWarps;
+  return dim3(unsigned(blocks < kMostBlocks ? blocks : kMostBlocks));
+}
+
+}  // namespace
+
+Finding label_sums(const LabelSumsCall &c) {
+  const auto kernel = c.starts ? sums_kernel<true> : sums_kernel<false>;
+  if (c.labels) launch(kernel, blocks_for(c.labels), kFewWarps * kLanes, 0, c.stream, c);
+  return last_error();
+}
+
+Finding choose_sources(const ChooseCall &c) {
+  const int64_t all = choosers(c);
+  if (all)
+    with_types(
+        [&](auto index) {
+          launch(choose_kernel<decltype(index)>, blocks_for(all), kFewWarps * kLanes, 0, c.stream,
+                 c, all);
+        },
+        index_type(c));
+  return last_error();
+}
+
+}  // namespace cuda
+}  // namespace fanin

@@ -1,0 +1,163 @@
+"""Tasks whose connections, scale and biases follow from the data: from task file to result."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from choose_reference import centroid_values
+from fakes import command, make_task
+from frameworks import EACH_BACKEND
+
+from fanin.backends.setup import FEATURE_SCALE
+from fanin.benchmarks.harness import plan
+from fanin.benchmarks.harness.prepare import build, chosen_arrays, split
+from fanin.benchmarks.harness.request import Options, Request
+from fanin.benchmarks.harness.speed import Speed
+from fanin.benchmarks.records.store import read_results
+from fanin.datasets import load
+
+CHOSEN = {
+    "dataset": "tiny",
+    "features": "dense40",
+    "architecture": "stratified",
+    "connectivity": 8,
+    "connections": "centroid",
+    "feature_scaling": "unit_variance",
+    "initial_bias": -1,
+}
+
+
+def request_for(place, backend="torch", **values):
+    options = Options(data_dir=place / "data", results=place / "none", device="cpu")
+    return Request(task=make_task(**values), backend=backend, repeat=0, options=options)
+
+
+class TestArrays:
+    @pytest.fixture
+    def data(self, place):
+        return load("tiny", "dense40", place / "data")
+
+    def chosen(self, place, data, **values):
+        request = request_for(place, **values)
+        return chosen_arrays(request, split(data, request.task)[0])
+
+    def test_the_paper_has_none(self, place, data):
+        assert self.chosen(place, data) == {}
+        assert not make_task().looks_at_data
+
+    def test_sources_and_scale(self, place, data):
+        given = self.chosen(place, data, **CHOSEN)
+        assert set(given) == {"output.indices", FEATURE_SCALE, "output.bias"}
+        x, y = data.train_x, data.train_y.toarray()
+        np.testing.assert_allclose(given[FEATURE_SCALE], 1 / x.std(0), rtol=1e-5)
+        values = np.abs(centroid_values(x, y)) / x.std(0)
+        best = np.sort(np.argsort(-values, axis=1, kind="stable")[:, :8], axis=1)
+        known = y.any(0)
+        np.testing.assert_array_equal(given["output.indices"][known], best[known])
+        assert (given["output.bias"] == -1).all()
+
+    def test_sources_of_features_that_are_not_scaled(self, place, data):
+        given = self.chosen(place, data, **{**CHOSEN, "feature_scaling": "none", "initial_bias": 0})
+        assert set(given) == {"output.indices"}
+        values = np.abs(centroid_values(data.train_x, data.train_y.toarray()))
+        best = np.sort(np.argsort(-values, axis=1, kind="stable")[:, :8], axis=1)
+        known = data.train_y.toarray().any(0)
+        np.testing.assert_array_equal(given["output.indices"][known], best[known])
+
+    def test_only_what_is_trained_on_counts(self, place, data):
+        whole = self.chosen(place, data, **CHOSEN)
+        part = self.chosen(place, data, **CHOSEN, protocol="holdout")
+        assert (whole[FEATURE_SCALE] != part[FEATURE_SCALE]).all()
+
+    def test_the_prior(self, place, data):
+        given = self.chosen(place, data, loss_fn="bce", initial_bias="prior")
+        n, positives = data.train_instances, data.train_y.toarray().sum(0)
+        odds = (positives + 0.5) / (n - positives + 0.5)
+        np.testing.assert_allclose(given["output.bias"], np.log(odds), rtol=1e-5)
+
+    @pytest.mark.parametrize("backend", EACH_BACKEND)
+    def test_the_model_starts_with_them(self, place, data, backend):
+        request = request_for(place, backend, **CHOSEN, execution="fused")
+        given = chosen_arrays(request, split(data, request.task)[0])
+        trainer = build(request, request.task.setup(data.inputs, data.labels), given=given)
+        for name, array in given.items():
+            np.testing.assert_array_equal(trainer.array(name), array, name)
+
+
+@pytest.mark.parametrize(
+    ("backend", "execution"), [("torch", "fused"), ("torch", "autograd"), ("tensorflow", "fused")]
+)
+def test_a_run_holds_what_was_chosen(place, tmp_path, backend, execution):
+    from safetensors.numpy import load_file
+
+    file = tmp_path / "tasks.json"
+    task = {**CHOSEN, "rewire_interval": 0, "epochs": 2, "execution": execution}
+    file.write_text(json.dumps({"tasks": [task]}))
+    options = ("--data-dir", place / "data", "--tasks", file, "--results", tmp_path / "results")
+    done = command("reproduce", *options, "--save-weights", "--backend", backend)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (result,) = read_results(tmp_path / "results")
+    assert result.status == "finished" and result.timing.choose_seconds > 0
+    slug = "ffi-8_connections=centroid_epochs=2"
+    assert result.task.slug.startswith(slug)
+    (weights,) = (tmp_path / "results").rglob("*.safetensors")
+    request = request_for(place, backend, **task)
+    data = load("tiny", "dense40", place / "data")
+    given = chosen_arrays(request, split(data, request.task)[0])
+    held = load_file(weights)
+    for name in ("output.indices", FEATURE_SCALE):
+        np.testing.assert_array_equal(held[name], given[name], name)
+
+
+def test_the_plan_counts_the_scale_and_the_choosing():
+    sizes = plan.Sizes(768, 670_091, 490_449, 153_025, 2_670_000)
+    usual = {"architecture": "stratified", "connectivity": 32, "execution": "fused"}
+    plans = [
+        plan.Plan.of(
+            make_task(**usual, **more), "torch", sizes, Speed(1e10, 1e11), 1 << 40, threads=2
+        ).expected
+        for more in (
+            {},
+            {"feature_scaling": "unit_variance"},
+            {"connections": "centroid"},
+        )
+    ]
+    paper, scaled, chosen = plans
+    assert scaled.parameter_bytes - paper.parameter_bytes == 4 * 768
+    assert chosen.parameter_bytes == paper.parameter_bytes
+    before = plan.choosing_bytes(768, 670_091, 2_670_000, 32)
+    assert 1 << 30 < before < 1.2 * (1 << 30)
+    assert chosen.peak_bytes - chosen.overhead_bytes == max(
+        before, paper.peak_bytes - paper.overhead_bytes
+    )
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_chosen_connections_are_better_than_random_ones():
+    """On real texts, two epochs."""
+    from fanin.benchmarks.harness.fit import evaluate, train_epoch
+    from fanin.benchmarks.harness.prepare import make_batches
+
+    data = load("wordnet-small", "tfidf-svd512")
+    found = {}
+    for connections in ("random", "centroid"):
+        task = make_task(
+            architecture="stratified",
+            connectivity=32,
+            connections=connections,
+            rewire_interval=0,
+            learning_rate=3e-3,
+            execution="fused",
+        )
+        request = Request(task=task, backend="torch", repeat=0, options=Options(device="cpu"))
+        train, test = split(data, task)
+        given = chosen_arrays(request, train)
+        trainer = build(request, task.setup(data.inputs, data.labels), given=given)
+        for epoch in (1, 2):
+            batches = make_batches(task, train, 0)
+            train_epoch(trainer, batches, epoch, task, 0, task.learning_rate)
+        found[connections] = evaluate(trainer, *test).at_1
+    assert found["centroid"] > found["random"] + 0.05, found
