@@ -169,15 +169,21 @@ def labels_together(inputs: int, labels: int, most_bytes: int = MOST_BYTES) -> i
     return max(1, min(labels, most_bytes // 2 // (4 * inputs)))
 
 
-def choosing_bytes(inputs: int, labels: int, positives: int, fan_in: int) -> int:
+def choosing_bytes(
+    instances: int, inputs: int, labels: int, positives: int, fan_in: int, *, is_mapped: bool
+) -> int:
     """What `choose_sources` takes at most beside the data, the result included: sums, positives by
-    label with the places where a label's begin, and the order of a block's by the part of the
-    memory map that they are in, with that part."""
+    label with the places where a label's begin; of features in a memory map, the part that is read,
+    and a block's positives in its order. Or, before that, what `input_statistics` takes: some
+    instances in float64, and as they are in the map."""
     together = labels_together(inputs, labels)
-    block = -(-positives * together // labels)
     result = labels * fan_in * np.dtype(index_dtype(inputs)).itemsize
-    by_label = 5 * positives + 12 * labels
-    return 4 * inputs * together + by_label + 24 * block + result + MOST_BYTES // 2
+    choosing = 4 * inputs * together + 5 * positives + 12 * labels + result
+    features = 4 * instances * inputs
+    read = min(_STATISTICS_BYTES, features)
+    if is_mapped:
+        choosing += min(MOST_BYTES // 2, features) + 24 * -(-positives * together // labels)
+    return max(choosing, (2 + is_mapped) * read)
 
 
 # What is read ----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from fanin.benchmarks.cli.options import (
@@ -127,8 +128,19 @@ def read_sizes(dataset: str, features: str, data_dir: Path | None) -> Sizes:
         sizes = twin.published
         positives = round(sizes.train_instances * sizes.labels_per_instance)
         return Sizes(
-            twin.inputs, sizes.labels, sizes.train_instances, sizes.test_instances, positives
+            twin.inputs,
+            sizes.labels,
+            sizes.train_instances,
+            sizes.test_instances,
+            positives,
+            is_mapped=True,
         )
     data = load(dataset, features, data_dir)
-    positives = int(data.train_y.nnz)
-    return Sizes(data.inputs, data.labels, data.train_instances, data.test_instances, positives)
+    return Sizes(
+        data.inputs,
+        data.labels,
+        data.train_instances,
+        data.test_instances,
+        int(data.train_y.nnz),
+        is_mapped=isinstance(data.train_x, np.memmap),
+    )

@@ -63,13 +63,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a data set, as far as a plan needs them."""
+    """Of a data set, as far as a plan needs them. is_mapped: whether the training features are a
+    memory map."""
 
     inputs: int
     labels: int
     train_instances: int
     test_instances: int
     train_positives: int = 0
+    is_mapped: bool = False
 
 
 def hours_per_epoch(expected: Estimate, task: Task, sizes: Sizes, speed: Speed) -> float:
@@ -195,7 +197,8 @@ def with_choosing(expected: Estimate, task: Task, setup: LayerSetup, sizes: Size
     """The same with what choosing connections by the data needs, before there is a model."""
     if task.connections == "random" or not task.connectivity:
         return expected
-    choosing = choosing_bytes(setup.inputs, setup.labels, sizes.train_positives, task.connectivity)
+    data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)
+    choosing = choosing_bytes(*data, task.connectivity, is_mapped=sizes.is_mapped)
     model = expected.parameter_bytes + expected.optimizer_bytes + expected.gradient_bytes
     temporary = max(expected.temporary_bytes, choosing - model)
     return replace(expected, temporary_bytes=temporary)

@@ -189,9 +189,13 @@ class TestSources:
         assert (mapped == 7).all()
 
     def test_planned_bytes_are_those_of_the_arrays(self):
-        assert choosing.choosing_bytes(100, 1000, 3000, 4) == (
-            4 * 100 * 1000 + 5 * 3000 + 12 * 1000 + 24 * 3000 + 2 * 4 * 1000 + (512 << 20)
-        )
+        sums, by_label, result = 4 * 100 * 1000, 5 * 3000 + 12 * 1000, 2 * 4 * 1000
+        in_memory = choosing.choosing_bytes(50, 100, 1000, 3000, 4, is_mapped=False)
+        assert in_memory == sums + by_label + result
+        mapped = choosing.choosing_bytes(50, 100, 1000, 3000, 4, is_mapped=True)
+        assert mapped == in_memory + 50 * 100 * 4 + 24 * 3000
+        # Of many instances and few labels, the statistics need more.
+        assert choosing.choosing_bytes(10**6, 100, 5, 50, 4, is_mapped=False) == 2 * (16 << 20)
 
 
 X, Y = np.ones((4, 6), np.float32), sp.csr_array(np.eye(4, 5, dtype=bool))

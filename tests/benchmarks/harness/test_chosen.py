@@ -112,7 +112,7 @@ def test_a_run_holds_what_was_chosen(place, tmp_path, backend, execution):
 
 
 def test_the_plan_counts_the_scale_and_the_choosing():
-    sizes = plan.Sizes(768, 670_091, 490_449, 153_025, 2_670_000)
+    sizes = plan.Sizes(768, 670_091, 490_449, 153_025, 2_670_000, is_mapped=True)
     usual = {"architecture": "stratified", "connectivity": 32, "execution": "fused"}
     plans = [
         plan.Plan.of(
@@ -127,7 +127,7 @@ def test_the_plan_counts_the_scale_and_the_choosing():
     paper, scaled, chosen = plans
     assert scaled.parameter_bytes - paper.parameter_bytes == 4 * 768
     assert chosen.parameter_bytes == paper.parameter_bytes
-    before = plan.choosing_bytes(768, 670_091, 2_670_000, 32)
+    before = plan.choosing_bytes(490_449, 768, 670_091, 2_670_000, 32, is_mapped=True)
     assert 1 << 30 < before < 1.2 * (1 << 30)
     assert chosen.peak_bytes - chosen.overhead_bytes == max(
         before, paper.peak_bytes - paper.overhead_bytes
