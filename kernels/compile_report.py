@@ -38,7 +38,7 @@ KERNELS = {
     "begin_kernel": 1,
     "count_kernel": 2,
     "find_kernel": 1,
-    "regrow_kernel": 8,
+    "rewire_kernel": 8,
     "sums_kernel": 2,
     "choose_kernel": 2,
 }

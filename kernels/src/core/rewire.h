@@ -51,7 +51,7 @@ static inline uint64_t threshold_rank(const RewireCall &c) {
 // Gives the connection at flat position i a new source if its |weight| is below the threshold;
 // returns whether it did. Nothing is below NaN. The new source is defined at fanin_rewire_params.
 template <class I, class W, class M>
-FANIN_ANYWHERE static inline bool regrow(const RewireCall &c, int64_t i, uint32_t threshold) {
+FANIN_ANYWHERE static inline bool rewire_one(const RewireCall &c, int64_t i, uint32_t threshold) {
   constexpr uint32_t infinity = 0x7f800000u;
   if (threshold > infinity || magnitude(static_cast<const W *>(c.weights)[i]) >= threshold)
     return false;

@@ -56,7 +56,7 @@ Rewired run(const RewireCall &c) {
   const uint32_t threshold = uint32_t(upper << 16 | lower);
   int64_t moved = 0;
 #pragma omp parallel for num_threads(c.threads) schedule(static) reduction(+ : moved)
-  for (int64_t i = 0; i < c.connections; ++i) moved += regrow<I, W, M>(c, i, threshold);
+  for (int64_t i = 0; i < c.connections; ++i) moved += rewire_one<I, W, M>(c, i, threshold);
   return {weight_of(threshold), moved};
 }
 

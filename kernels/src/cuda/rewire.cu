@@ -9,6 +9,7 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 1024;
+constexpr int kRewireThreads = 512;  // more would leave a thread too few registers
 constexpr int64_t kMostBlocks = 512;  // with more connections, a thread takes several
 
 // What passes from kernel to kernel, and at the end to the caller.
@@ -60,11 +61,11 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void begin_kernel(Count rank, Search *search) { *search = {rank, 0, 0, 0}; }
 
 template <class I, class W, class M>
-__global__ void __launch_bounds__(kThreads) regrow_kernel(RewireCall c, Search *search) {
+__global__ void __launch_bounds__(kRewireThreads, 1) rewire_kernel(RewireCall c, Search *search) {
   int moved = 0;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < c.connections;
        i += int64_t(gridDim.x) * blockDim.x)
-    moved += regrow<I, W, M>(c, i, search->threshold);
+    moved += rewire_one<I, W, M>(c, i, search->threshold);
   for (int d = kLanes / 2; d; d /= 2) moved += __shfl_xor_sync(kAll, moved, d);
   if (thread_id() == 0 && moved) atomicAdd(&search->moved, Count(moved));
 }
@@ -83,7 +84,7 @@ Finding run(const RewireCall &c, Search *result) {
            counts);
     launch(find_kernel, dim3(1), kThreads, 0, c.stream, counts, second, search);
   }
-  launch(regrow_kernel<I, W, M>, blocks, kThreads, 0, c.stream, c, search);
+  launch(rewire_kernel<I, W, M>, blocks, kRewireThreads, 0, c.stream, c, search);
   const auto stream = static_cast<cudaStream_t>(c.stream);
   cudaMemcpyAsync(result, search, sizeof *result, cudaMemcpyDeviceToHost, stream);
   const cudaError_t waited = cudaStreamSynchronize(stream);
