@@ -19,7 +19,8 @@ __global__ void __launch_bounds__(kFewWarps *kLanes) sums_kernel(LabelSumsCall c
 }
 
 template <class I>
-__global__ void __launch_bounds__(kFewWarps *kLanes, 1) choose_kernel(ChooseCall c, int64_t choosers) {
+__global__ void __launch_bounds__(kFewWarps *kLanes, 1)
+    choose_kernel(ChooseCall c, int64_t choosers) {
   Team<float> team;
   const int64_t me = int64_t(blockIdx.x) * warps_of_block() + warp_of_block();
   if (me >= choosers) return;

@@ -9,7 +9,7 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 1024;
-constexpr int kRewireThreads = 512;  // more would leave a thread too few registers
+constexpr int kRewireThreads = 512;   // more would leave a thread too few registers
 constexpr int64_t kMostBlocks = 512;  // with more connections, a thread takes several
 
 // What passes from kernel to kernel, and at the end to the caller.
