@@ -28,7 +28,8 @@ Features = np.ndarray | sp.csr_array
 # Half for the sums of labels, half for the instances that are read together from a memory map.
 MOST_BYTES = 1 << 30
 _STATISTICS_BYTES = 16 << 20
-# A standard deviation that is smaller beside the mean is what float32 makes of a constant.
+# Rounding gives a constant input a small standard deviation. Below this share of its mean an input
+# counts as constant.
 _CONSTANT = 1e-6
 
 
@@ -77,8 +78,8 @@ def unit_variance_scale(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
 
 
 def log_odds(labels: sp.csr_array) -> np.ndarray:
-    """The logarithm of each label's odds, float32 [labels], from positives [instances, labels]; as
-    if there were half a positive more, and half a negative, so that all are finite."""
+    """The logarithm of each label's odds, float32 [labels], from positives [instances, labels].
+    Half a positive and half a negative are added to each, so that all are finite."""
     labels = _known_labels(labels, labels.shape[0])
     positives = np.bincount(labels.indices, minlength=labels.shape[1])
     return np.log((positives + 0.5) / (labels.shape[0] - positives + 0.5)).astype(np.float32)
@@ -225,7 +226,7 @@ def _stored(features: Features) -> dict[str, np.ndarray]:
 
 
 def _known_labels(labels: Any, instances: int) -> sp.csr_array:
-    """Positives, each once; ValueError for what are none of so many instances."""
+    """The labels as CSR, each positive once; ValueError where they do not fit the instances."""
     is_sparse = bool(sp.issparse(labels))
     if not is_sparse:
         kind = type(labels).__name__

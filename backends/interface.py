@@ -77,7 +77,7 @@ class Device(Protocol):
         """Numbers of a batch as the framework computes with them; may share the memory."""
 
     def number(self, loss: Any) -> SupportsFloat:
-        """A loss as a number, but on a GPU, where that would wait, as it is.
+        """A loss as a number. On a GPU reading it would wait, so there it stays a tensor.
 
         A tensor of four bytes that is kept, step after step, between large ones that are freed also
         keeps the C library from using their memory again: a run would grow without end.

@@ -22,7 +22,7 @@ Loss = Literal["squared_hinge", "bce"]
 Operations = Literal["dense", "sparse", "fanin"]
 Shapes = dict[str, tuple[int, ...]]
 
-# The array by which a scaled model multiplies the features.
+# A scaled model multiplies the features by this array.
 FEATURE_SCALE = "features.scale"
 
 

@@ -115,7 +115,7 @@ class Trainer:
                 self._scale = array.astype(np.float32)
             else:
                 values[name] = self.device.hold(self._inside(name, array), self._dtype(name))
-        # Moments last: what was needed on the way has been given back by then.
+        # Moments are made last: the temporary memory of the steps above is free again by then.
         self._trained = {name: self._with_moments(name, array) for name, array in values.items()}
         executor.start(self._trained)
 

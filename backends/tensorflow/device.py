@@ -60,7 +60,7 @@ class TensorFlowDevice:
             return tf.Variable(_converted(array, _held_type(dtype)), trainable=False)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> tf.Variable:
-        with self.scope():  # not by way of NumPy, whose array would be there beside it
+        with self.scope():  # NumPy would need the memory a second time
             return tf.Variable(tf.zeros(shape, _held_type(dtype)), trainable=False)
 
     def read(self, array: tf.Variable) -> np.ndarray:

@@ -140,7 +140,7 @@ class FusedFanIn(Connected):
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         if self.built:
-            # In a tf.function it may be a tensor, of which nothing is known.
+            # In a tf.function it may be a tensor that has no value yet.
             known = value if tf.is_symbolic_tensor(value) else checks.learning_rate(value)
             self._learning_rate.assign(known)
         else:

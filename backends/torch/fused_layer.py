@@ -122,7 +122,7 @@ class FusedFanIn(Connected):
 
     def _apply(self, fn: Any, recurse: bool = True) -> FusedFanIn:
         def moved(tensor: Tensor) -> Tensor:
-            # `model.half()` is not meant for moments; which types they have the layer was told.
+            # `model.half()` must not change the moments: their types were given to the layer.
             result: Tensor = fn(tensor)
             return result if result.dtype == tensor.dtype else tensor.to(result.device)
 

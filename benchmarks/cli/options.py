@@ -20,7 +20,7 @@ DEFAULTS = Options()
 
 
 def finite(value: float | None) -> float | None:
-    """Not inf, nan, or so large that what is computed from it were inf."""
+    """A number below 1e12; larger ones would make the results infinite."""
     if value is not None and not value < 1e12:
         raise typer.BadParameter(f"{value:g} is not a number below 1e12")
     return value

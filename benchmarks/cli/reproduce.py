@@ -134,7 +134,7 @@ def reproduce(
     with Terminal(console) as display:
         done = run_all(todo, options, display)
     page = write_report(results)
-    # That something is too large for this machine is what a shape profile is asked.
+    # A shape profile shall find out what is too large for this machine: that is no failure of it.
     failures = [r.failure for r in done if r.failure]
     failed = [each for each in failures if not (shapes and each.is_too_large)]
     if as_json:

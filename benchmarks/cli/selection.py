@@ -84,8 +84,8 @@ def select_tasks(
 
 
 def _setup_names(task: Task) -> set[str]:
-    """What `--setup` may call it: as its folder or the table does, with what departs from the
-    defaults or without, which names every task of that setup."""
+    """The names that `--setup` accepts for a task: that of its folder and that of the table. A name
+    without the departures from the defaults means every task of that setup."""
     label = Setup.from_task(task, None).label
     names = (task.slug, task.setup_name, label, label.partition(",")[0])
     return set(map(_plain, names))

@@ -69,7 +69,7 @@ def checkpoint_folder(result: Path) -> Path:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove it; what a kill on the way leaves is not taken for a checkpoint."""
+    """Remove it. If a kill interrupts this, the rest is not taken for a checkpoint."""
     (folder / "state.json").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 

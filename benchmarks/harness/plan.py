@@ -194,7 +194,7 @@ def estimate(
 
 
 def with_choosing(expected: Estimate, task: Task, setup: LayerSetup, sizes: Sizes) -> Estimate:
-    """The same with what choosing connections by the data needs, before there is a model."""
+    """The estimate with the memory for choosing connections, which comes before the model."""
     if task.connections == "random" or not task.connectivity:
         return expected
     data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)

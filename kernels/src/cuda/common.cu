@@ -32,15 +32,16 @@ __global__ void transpose_kernel(const T *in, T *out, int64_t batch, int64_t inp
 }
 
 // Sets the bits of the positives. One that names no instance or label makes the loss NaN.
-__global__ void mark_kernel(const int32_t *rows, const int64_t *labels, int64_t positives,
+__global__ void mark_kernel(const int32_t *instances, const int64_t *label_ids, int64_t positives,
                             int64_t batch, int64_t label_count, uint32_t *masks, double *loss_sum) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= positives) return;
-  if (rows[i] < 0 || rows[i] >= batch || labels[i] < 0 || labels[i] >= label_count) {
+  if (instances[i] < 0 || instances[i] >= batch || label_ids[i] < 0 ||
+      label_ids[i] >= label_count) {
     atomicAdd(loss_sum, double(NAN));
     return;
   }
-  atomicOr(masks + rows[i] / kLanes * label_count + labels[i], 1u << rows[i] % kLanes);
+  atomicOr(masks + instances[i] / kLanes * label_count + label_ids[i], 1u << instances[i] % kLanes);
 }
 
 __global__ void write_loss_kernel(const double *sum, float *loss) { *loss = float(*sum); }
