@@ -23,7 +23,7 @@ struct Bf16 {
 template <class Narrow, class Wide>
 struct TypeChoice {
   bool wide;
-  // nvcc 13 over GCC 12 does not make one of {c.flag} without it.
+  // Without a constructor, nvcc 13 with GCC 12 refuses `return {c.flag}`.
   TypeChoice(bool w) : wide(w) {}
 };
 

@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(kFewWarps *kLanes) sums_kernel(LabelSumsCall c
   });
 }
 
+// The 1 lets the compiler use more than 64 registers, which it else spills on sm_100.
 template <class I>
 __global__ void __launch_bounds__(kFewWarps *kLanes, 1)
     choose_kernel(ChooseCall c, int64_t choosers) {
