@@ -5,7 +5,7 @@ lanes. `library.py` loads the built library and `params.py` has its structs; the
 its form for NumPy arrays. README.md tells how to read and extend the kernels.
 """
 
-from fanin.kernels.choose_ops import add_label_sums, choose_sources
+from fanin.kernels.choose_ops import add_label_sums, choose_sources, replace_sources
 from fanin.kernels.cpu import processor, sorting_pays
 from fanin.kernels.library import build_info, set_instruction_set, sorted_labels
 from fanin.kernels.numpy_ops import (
@@ -32,6 +32,7 @@ __all__ = [
     "fan_in_linear",
     "fan_in_linear_backward",
     "processor",
+    "replace_sources",
     "rewire",
     "set_instruction_set",
     "sort_connections",

@@ -1,12 +1,19 @@
-"""The ops that choose sources by the data, on NumPy arrays; `fanin.backends.choosing` goes through
-a data set with them, block after block."""
+"""The ops that choose and replace sources by the data, on NumPy arrays; `fanin.backends.choosing`
+goes through a data set with them, block after block."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from fanin.kernels import library, params
-from fanin.kernels.numpy_ops import _allocate, _describe, _refuse_shared
+from fanin.kernels.numpy_ops import (
+    Trained,
+    _allocate,
+    _describe,
+    _parts,
+    _refuse_shared,
+    _trained,
+)
 
 
 def add_label_sums(
@@ -17,15 +24,17 @@ def add_label_sums(
     *,
     starts: np.ndarray | None = None,
     columns: np.ndarray | None = None,
+    positive_weights: np.ndarray | None = None,
     threads: int = 0,
 ) -> None:
-    """Add the features of each label's positives to its sums, in place.
+    """Add the features of each label's positives, times a weight where given, to its sums, in place.
 
     features [instances, inputs] float32; or, of features stored by rows (CSR), the stored values
     [stored], with `starts` [instances + 1] int64 and `columns` [stored] int32.
     positive_instances [positives] int32, label after label; those of label l begin at
-    positive_starts[l]: int64 [labels + 1]. sums [labels, inputs] float32. Raises ValueError naming
-    what is wrong; sums are then unspecified.
+    positive_starts[l]: int64 [labels + 1]. positive_weights [positives] float32; without them each
+    is 1. sums [labels, inputs] float32. Raises ValueError naming what is wrong; sums are then
+    unspecified.
     """
     read = {
         "features": features,
@@ -33,6 +42,7 @@ def add_label_sums(
         "columns": columns,
         "positive_starts": positive_starts,
         "positive_instances": positive_instances,
+        "positive_weights": positive_weights,
     }
     arguments = params.LabelSumsParams(
         features=_describe(features, "features"),
@@ -40,6 +50,7 @@ def add_label_sums(
         columns=_describe(columns, "columns"),
         positive_starts=_describe(positive_starts, "positive_starts"),
         positive_instances=_describe(positive_instances, "positive_instances"),
+        positive_weights=_describe(positive_weights, "positive_weights"),
         sums=_describe(sums, "sums", written=True),
         threads=threads,
     )
@@ -86,4 +97,42 @@ def choose_sources(
         threads=threads,
     )
     _refuse_shared(written, read)
+    library.call(arguments, _allocate)
+
+
+def replace_sources(
+    gradients: np.ndarray,
+    indices: np.ndarray,
+    weights: Trained,
+    replaced: int,
+    *,
+    keep_weights: bool = False,
+    moved: np.ndarray | None = None,
+    threads: int = 0,
+) -> None:
+    """Move the `replaced` connections of smallest |weight| of each label to the inputs of largest
+    |gradient| that are no source of it yet, in place (RigL: Evci et al., ICML 2020).
+
+    gradients [labels, inputs] float32, of the loss by each weight of a dense layer; indices
+    [labels, fan_in] uint16 or uint32; weights [labels, fan_in]. What moved has moments of 0 and,
+    unless `keep_weights`, a weight of 0. An input whose gradient is 0 or NaN is never taken, so
+    fewer may move; ties, and which slot gets which input, are in fanin.h. moved [labels] int32: how
+    many connections moved, written where given. Raises ValueError naming what is wrong; where that
+    is an index, other labels may have been updated.
+    """
+    if not -(2**63) <= replaced < 2**63:
+        raise ValueError(f"replaced must be at least 0 and below 2^63, got {replaced}")
+    arguments = params.ReplaceSourcesParams(
+        gradients=_describe(gradients, "gradients"),
+        indices=_describe(indices, "indices", written=True),
+        weights=_trained(weights, "weights"),
+        moved=_describe(moved, "moved", written=True),
+        replaced=replaced,
+        keep_weights=keep_weights,
+        threads=threads,
+    )
+    written = {"indices": indices, **_parts(weights, "weights")}
+    if moved is not None:
+        written["moved"] = moved
+    _refuse_shared(written, {"gradients": gradients})
     library.call(arguments, _allocate)

@@ -41,6 +41,7 @@ KERNELS = {
     "rewire_kernel": 8,
     "sums_kernel": 2,
     "choose_kernel": 2,
+    "replace_kernel": 8,
 }
 
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for 'sm_(\w+)'")

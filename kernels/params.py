@@ -199,7 +199,7 @@ class LabelSumsParams(Params):
     FUNCTION = "fanin_label_sums"
     _fields_ = (
         *_tensors("features", "starts", "columns", "positive_starts", "positive_instances"),
-        *_tensors("sums"),
+        *_tensors("positive_weights", "sums"),
         _RESOURCES,
     )
 
@@ -217,7 +217,22 @@ class ChooseSourcesParams(Params):
     )
 
 
+class ReplaceSourcesParams(Params):
+    """`fanin_replace_sources_params`."""
+
+    FUNCTION = "fanin_replace_sources"
+    _fields_ = (
+        *_tensors("gradients", "indices"),
+        ("weights", Trained),
+        *_tensors("moved"),
+        ("replaced", ctypes.c_int64),
+        ("keep_weights", ctypes.c_int32),
+        _RESOURCES,
+    )
+
+
 PARAMS: tuple[type[Params], ...] = (
     *(ForwardParams, BackwardParams, StepParams, DenseForwardParams, DenseUpdateParams),
     *(TopKParams, RewireParams, SortParams, LabelSumsParams, ChooseSourcesParams),
+    ReplaceSourcesParams,
 )

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* This is raised whenever a struct or a meaning below changes. Both loaders compare it. */
-#define FANIN_ABI_VERSION 5
+#define FANIN_ABI_VERSION 6
 
 typedef enum {
   FANIN_OK = 0,
@@ -217,18 +217,19 @@ typedef struct {
 } fanin_sort_params;
 
 /* Adds the features of a block of instances to the sums of a block of labels: to sums[l, i] the sum
- * of features[p, i] over the label's positives p in that block,
- * positive_instances[positive_starts[l]] to positive_instances[positive_starts[l + 1] - 1]. They
- * are added in that order, whatever the number of threads. Features are [instances, inputs], or
- * stored by rows (CSR): then they are the stored values, those of instance p from starts[p] to
- * starts[p + 1] - 1, each in its column. On a GPU a label whose positives or features cannot be
- * followed gets NaN. */
+ * of positive_weights[j] * features[positive_instances[j], i] over the label's positives in that
+ * block, j from positive_starts[l] to positive_starts[l + 1] - 1. They are added in that order,
+ * whatever the number of threads. Features are [instances, inputs], or stored by rows (CSR): then
+ * they are the stored values, those of instance p from starts[p] to starts[p + 1] - 1, each in its
+ * column. Features and weights that are not finite propagate as IEEE 754 says, on a CPU too. On a
+ * GPU a label whose positives or features cannot be followed gets NaN. */
 typedef struct {
   fanin_tensor features;           /* [instances, inputs] float32, or [stored] float32 */
   fanin_tensor starts;             /* [instances + 1] int64, or absent; ascends */
   fanin_tensor columns;            /* [stored] int32, or absent; each below inputs */
   fanin_tensor positive_starts;    /* [labels + 1] int64; ascends */
   fanin_tensor positive_instances; /* [positives] int32; each is an instance of the block */
+  fanin_tensor positive_weights;   /* [positives] float32, or absent: 1 */
   fanin_tensor sums;               /* [labels, inputs] float32; updated */
   fanin_resources resources;
 } fanin_label_sums_params;
@@ -251,6 +252,26 @@ typedef struct {
   uint64_t seed;
   fanin_resources resources;
 } fanin_choose_sources_params;
+
+/* Gives a block of labels better sources, as RigL does (Evci et al., "Rigging the lottery", ICML
+ * 2020). Of each label, the `replaced` connections of smallest |weight| move to the inputs of
+ * largest |gradient| that are no source of the label yet. Of equal weights that in the lower slot
+ * moves (a NaN counts as infinite); of equal gradients the lower input is taken. An input whose
+ * gradient is 0 or NaN is never taken, so fewer connections may move. In ascending order, the slots
+ * that move get the inputs that are taken. What moved has 0 as m, as v and, unless keep_weights, as
+ * weight. The result of a label depends on its own rows alone. A label with an index out of range
+ * stays as it is; on a CPU it is FANIN_INVALID, and other labels may have been updated. The
+ * connections must not be sorted (see fanin_connections). */
+typedef struct {
+  fanin_tensor
+      gradients;         /* [labels, inputs] float32: of the loss by each weight of a dense layer */
+  fanin_tensor indices;  /* [labels, fan_in] uint16 or uint32; updated */
+  fanin_trained weights; /* [labels, fan_in]; updated */
+  fanin_tensor moved;    /* [labels] int32, or absent; written: how many connections moved */
+  int64_t replaced;      /* 0 to fan_in */
+  int32_t keep_weights;
+  fanin_resources resources;
+} fanin_replace_sources_params;
 
 #if defined(__GNUC__)
 #define FANIN_API __attribute__((visibility("default")))
@@ -319,6 +340,9 @@ FANIN_API int32_t fanin_label_sums(const fanin_label_sums_params *params, char *
 FANIN_API uint64_t fanin_choose_sources_workspace(const fanin_choose_sources_params *params);
 FANIN_API int32_t fanin_choose_sources(const fanin_choose_sources_params *params, char *message,
                                        size_t message_bytes);
+FANIN_API uint64_t fanin_replace_sources_workspace(const fanin_replace_sources_params *params);
+FANIN_API int32_t fanin_replace_sources(const fanin_replace_sources_params *params, char *message,
+                                        size_t message_bytes);
 
 #ifdef __cplusplus
 }

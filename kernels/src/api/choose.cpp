@@ -1,5 +1,5 @@
-// The C interface of choosing sources by the data.
-#include "api/run.h"
+// The C interface of choosing sources by the data, and of replacing them.
+#include "api/layer.h"
 
 namespace fanin {
 namespace {
@@ -27,6 +27,8 @@ int32_t prepare(const fanin_label_sums_params *p, LabelSumsCall *call, Message m
   check.type("positive_starts", p->positive_starts, {FANIN_INT64});
   check.tensor("positive_instances", p->positive_instances, {&positives});
   check.type("positive_instances", p->positive_instances, {FANIN_INT32});
+  check.tensor("positive_weights", p->positive_weights, {&positives}, kOptional);
+  check.type("positive_weights", p->positive_weights, {FANIN_FLOAT32}, kOptional);
   check.threads(p->resources.threads);
   check.known();
   if (check.good() && label_bounds.size != labels.size + 1)
@@ -49,8 +51,15 @@ int32_t prepare(const fanin_label_sums_params *p, LabelSumsCall *call, Message m
   call->columns = csr ? data_as<int32_t>(p->columns) : nullptr;
   call->positive_starts = data_as<int64_t>(p->positive_starts);
   call->positive_instances = data_as<int32_t>(p->positive_instances);
+  call->positive_weights = data_as<float>(p->positive_weights);
   call->sums = data_as<float>(p->sums);
   return FANIN_OK;
+}
+
+// Whether indices can name every input.
+void check_narrow(Check &check, const fanin_tensor &indices, const Dimension &inputs) {
+  if (check.good() && indices.dtype == FANIN_UINT16 && inputs.size > 65536)
+    check.wrong("inputs %" PRId64 " do not fit indices of type uint16", inputs.size);
 }
 
 int32_t prepare(const fanin_choose_sources_params *p, ChooseCall *call, Message message) {
@@ -72,8 +81,7 @@ int32_t prepare(const fanin_choose_sources_params *p, ChooseCall *call, Message 
   check.sizes(inputs, labels, fan_in);
   check.threads(p->resources.threads);
   check.known();
-  if (check.good() && p->indices.dtype == FANIN_UINT16 && inputs.size > 65536)
-    check.wrong("inputs %" PRId64 " do not fit indices of type uint16", inputs.size);
+  check_narrow(check, p->indices, inputs);
   if (check.good() && (p->random < 0 || p->random > fan_in.size))
     check.wrong("random must be in 0..%" PRId64 " (fan_in), got %" PRId64, fan_in.size, p->random);
   if (check.good() && p->first_label < 0)
@@ -93,6 +101,39 @@ int32_t prepare(const fanin_choose_sources_params *p, ChooseCall *call, Message 
   call->scale = data_as<float>(p->scale);
   call->indices = p->indices.data;
   call->values = data_as<float>(p->values);
+  return FANIN_OK;
+}
+
+int32_t prepare(const fanin_replace_sources_params *p, ReplaceCall *call, Message message) {
+  if (!p) return message.say(FANIN_INVALID, "params is null");
+  Check check(message);
+  Dimension inputs{"inputs"}, labels{"labels"}, fan_in{"fan_in"};
+  check.tensor("gradients", p->gradients, {&labels, &inputs});
+  check.type("gradients", p->gradients, {FANIN_FLOAT32});
+  check.tensor("indices", p->indices, {&labels, &fan_in});
+  check.indices(p->indices);
+  check.trained("weights", p->weights, {&labels, &fan_in});
+  check.tensor("moved", p->moved, {&labels}, kOptional);
+  check.type("moved", p->moved, {FANIN_INT32}, kOptional);
+  check.sizes(inputs, labels, fan_in);
+  check.threads(p->resources.threads);
+  check.known();
+  check_narrow(check, p->indices, inputs);
+  if (check.good() && (p->replaced < 0 || p->replaced > fan_in.size))
+    check.wrong("replaced must be in 0..%" PRId64 " (fan_in), got %" PRId64, fan_in.size,
+                p->replaced);
+  if (!check.good()) return check.status();
+  set_resources(call, p->resources, p->gradients, labels.size);
+  call->inputs = inputs.size;
+  call->labels = labels.size;
+  call->fan_in = fan_in.size;
+  call->replaced = p->replaced;
+  call->keep_weights = p->keep_weights != 0;
+  call->wide_indices = p->indices.dtype == FANIN_UINT32;
+  call->gradients = data_as<float>(p->gradients);
+  call->indices = p->indices.data;
+  set_weights(call, p->weights);
+  call->moved = data_as<int32_t>(p->moved);
   return FANIN_OK;
 }
 
@@ -165,6 +206,21 @@ int32_t fanin_choose_sources(const fanin_choose_sources_params *params, char *te
     return report(target.choose_sources(call), {}, message);
   };
   return run(call, params->resources, message, on_cpu, [&] { return cuda::choose_sources(call); });
+}
+
+uint64_t fanin_replace_sources_workspace(const fanin_replace_sources_params *params) {
+  return workspace_of<ReplaceCall>(params, prepare);
+}
+
+int32_t fanin_replace_sources(const fanin_replace_sources_params *params, char *text,
+                              size_t bytes) {
+  const Message message{text, bytes};
+  ReplaceCall call;
+  if (const int32_t status = prepare(params, &call, message)) return status;
+  const auto on_cpu = [&](const CpuTarget &target) {
+    return report(target.replace_sources(call), connection_data(call), message);
+  };
+  return run(call, params->resources, message, on_cpu, [&] { return cuda::replace_sources(call); });
 }
 
 }  // extern "C"

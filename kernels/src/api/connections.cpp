@@ -104,12 +104,9 @@ int32_t fanin_sort(const fanin_sort_params *params, char *text, size_t bytes) {
   const Message message{text, bytes};
   SortCall call;
   if (const int32_t status = prepare(params, &call, message)) return status;
-  CheckedData data;
-  data.indices = call.indices;
-  data.wide_indices = call.wide_indices;
-  data.inputs = call.inputs;
-  data.fan_in = call.fan_in;
-  const auto on_cpu = [&](const CpuTarget &) { return report(sort(call), data, message); };
+  const auto on_cpu = [&](const CpuTarget &) {
+    return report(sort(call), connection_data(call), message);
+  };
   return run(call, params->resources, message, on_cpu, [] { return kCpuOnly; });
 }
 

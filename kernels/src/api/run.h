@@ -56,12 +56,22 @@ CheckedData layer_data(const LayerCall &c) {
   data.fan_in = c.fan_in;
   return data;
 }
-// and of dense layers.
+// of dense layers,
 template <class DenseCall>
 CheckedData dense_data(const DenseCall &c) {
   CheckedData data;
   data.features = c.features;
   data.inputs = c.inputs;
+  return data;
+}
+// and, for calls that read no features, of connections alone.
+template <class AnyCall>
+CheckedData connection_data(const AnyCall &c) {
+  CheckedData data;
+  data.indices = c.indices;
+  data.wide_indices = c.wide_indices;
+  data.inputs = c.inputs;
+  data.fan_in = c.fan_in;
   return data;
 }
 

@@ -138,6 +138,7 @@ struct LabelSumsCall : Call {
   const int32_t *columns;
   const int64_t *positive_starts;
   const int32_t *positive_instances;
+  const float *positive_weights;  // or null
   float *sums;
 };
 
@@ -150,6 +151,14 @@ struct ChooseCall : Call {
   const float *scale;  // or null
   void *indices;
   float *values;  // or null
+};
+
+struct ReplaceCall : Call {
+  int64_t inputs, labels, fan_in, replaced;
+  bool wide_indices, bf16_weights, bf16_moments, keep_weights;
+  const float *gradients;
+  void *indices, *weights, *m, *v;
+  int32_t *moved;  // or null
 };
 
 // What a launcher reports. `position` is flat, in the array concerned.

@@ -1,6 +1,6 @@
-// Choosing sources by the data: sums of the features of each label's positives, and from them the
-// inputs of largest strength. Written once for a CPU thread and a GPU warp; each works on one label
-// at a time.
+// Choosing sources by the data: sums of the features of each label's positives, from them the
+// inputs of largest strength, and better sources in place of the weakest connections. Written once
+// for a CPU thread and a GPU warp; each works on one label at a time.
 #pragma once
 
 #include "core/lanes.h"
@@ -90,14 +90,15 @@ FANIN_FN void each_chunk(int64_t inputs, const F &f) {
 
 // Sums -------------------------------------------------------------------------------------------
 
-FANIN_FN void add_row(const float *row, int64_t inputs, float *sums) {
+FANIN_FN void add_row(const float *row, float weight, int64_t inputs, float *sums) {
   each_chunk(inputs, [&](int64_t i, int count) FANIN_INLINE {
-    write_chunk(sums + i, count, load_chunk<float>(row + i, count), true, false);
+    const Chunk<float> added{load_chunk<float>(row + i, count).v * weight};
+    write_chunk(sums + i, count, added, true, false);
   });
 }
 
 // Adds one row of CSR features; false where it cannot be followed.
-FANIN_FN bool add_stored(const LabelSumsCall &c, int64_t instance, float *sums,
+FANIN_FN bool add_stored(const LabelSumsCall &c, int64_t instance, float weight, float *sums,
                          const Team<float> &team) {
   const int64_t begin = c.starts[instance], end = c.starts[instance + 1];
   if (begin < 0 || begin > end || end > c.stored) return false;
@@ -106,9 +107,9 @@ FANIN_FN bool add_stored(const LabelSumsCall &c, int64_t instance, float *sums,
     const int32_t column = c.columns[i];
     if (column >= 0 && column < c.inputs)
 #if defined(__CUDACC__)
-      atomicAdd(sums + column, c.features[i]);  // a column may stand twice
+      atomicAdd(sums + column, weight * c.features[i]);  // a column may stand twice
 #else
-      sums[column] += c.features[i];
+      sums[column] += weight * c.features[i];
 #endif
     else
       good = false;
@@ -127,11 +128,12 @@ FANIN_FN bool add_label(const LabelSumsCall &c, int64_t label, const Team<float>
   for (int64_t p = begin; p < end; ++p) {
     const int64_t instance = c.positive_instances[p];
     if (instance < 0 || instance >= c.instances) return false;
+    const float weight = c.positive_weights ? c.positive_weights[p] : 1.0f;
     if constexpr (stored) {
-      if (!add_stored(c, instance, sums, team)) return false;
+      if (!add_stored(c, instance, weight, sums, team)) return false;
     } else {
       if (p + 1 < end) fetch(c.features + c.positive_instances[p + 1] * c.inputs, c.inputs);
-      add_row(c.features + instance * c.inputs, c.inputs, sums);
+      add_row(c.features + instance * c.inputs, weight, c.inputs, sums);
     }
   }
   return true;
@@ -196,6 +198,21 @@ FANIN_FN Cut find_cut(const float *strengths, int64_t inputs, int64_t wanted) {
   return {float_of(low), float_of(high), wanted - reach_high};
 }
 
+// f(first of the group, a bit for each that the cut chooses) for one group of strengths after the
+// other.
+template <class F>
+FANIN_FN void each_choice(const float *strengths, int64_t count, Cut cut, const F &f) {
+  for (int64_t first = 0; first < count; first += kGroup) {
+    const uint32_t sure = mask_at_least(strengths + first, cut.above);
+    uint32_t mask = sure;
+    if (cut.equal > 0) {
+      uint32_t equal = mask_at_least(strengths + first, cut.least) & ~sure;
+      for (; equal && cut.equal > 0; equal &= equal - 1, --cut.equal) mask |= equal & -equal;
+    }
+    f(first, mask);
+  }
+}
+
 // The first input from `input` on (after the last, 0 is next) that is not taken yet; takes it.
 FANIN_FN int64_t take_free(uint32_t *taken, int64_t inputs, int64_t input) {
   while (taken[input / 32] >> (input % 32) & 1) input = input + 1 < inputs ? input + 1 : 0;
@@ -224,21 +241,13 @@ FANIN_FN void choose_label(const ChooseCall &c, int64_t label, const ChooseMemor
   if (chosen > 0) {
     write_strengths(c, sums, share, memory.strengths);
     team.sync();
-    Cut cut = find_cut(memory.strengths, c.inputs, chosen);
+    const Cut cut = find_cut(memory.strengths, c.inputs, chosen);
     int64_t slot = 0;
-    for (int64_t group = 0; group < groups; ++group) {
-      const float *const strengths = memory.strengths + group * kGroup;
-      const uint32_t sure = mask_at_least(strengths, cut.above);
-      uint32_t mask = sure;
-      if (cut.equal > 0) {
-        uint32_t equal = mask_at_least(strengths, cut.least) & ~sure;
-        for (; equal && cut.equal > 0; equal &= equal - 1, --cut.equal) mask |= equal & -equal;
-      }
-      each_bit(mask,
-               [&](int bit, int below) FANIN_INLINE { write(slot + below, group * kGroup + bit); });
+    each_choice(memory.strengths, c.inputs, cut, [&](int64_t first, uint32_t mask) FANIN_INLINE {
+      each_bit(mask, [&](int bit, int below) FANIN_INLINE { write(slot + below, first + bit); });
       slot += bits_of(mask);
-      if (chosen < c.fan_in) by_one([&]() FANIN_INLINE { memory.taken[group] = mask; });
-    }
+      if (chosen < c.fan_in) by_one([&]() FANIN_INLINE { memory.taken[first / kGroup] = mask; });
+    });
   } else {
     each_of(0, groups, [&](int64_t group) FANIN_INLINE { memory.taken[group] = 0; });
   }
@@ -250,6 +259,78 @@ FANIN_FN void choose_label(const ChooseCall &c, int64_t label, const ChooseMemor
       write(slot, take_free(memory.taken, c.inputs, drawn));
     }
   });
+}
+
+// Better sources ---------------------------------------------------------------------------------
+
+// Writes how much each input wants to be a source, |gradient|, in whole groups. Those that are none
+// to take are below 0: those that are sources, those of gradient 0 or NaN, and those beyond the
+// inputs.
+template <class I>
+FANIN_FN void write_wanted(const ReplaceCall &c, const float *gradients, const I *indices,
+                           float *strengths, const Team<float> &team) {
+  each_chunk(c.inputs, [&](int64_t i, int size) FANIN_INLINE {
+    const auto gradient = load_chunk<float>(gradients + i, size).v;
+    const auto none = decltype(load_chunk<float>(gradients, 0).v){} - 1.0f;
+    const auto strength = gradient < 0.0f ? -gradient : gradient;
+    write_chunk(strengths + i, size, Chunk<float>{strength > 0.0f ? strength : none}, false, false);
+  });
+  each_of(c.inputs, groups_of(c.inputs) * kGroup,
+          [&](int64_t i) FANIN_INLINE { strengths[i] = -1; });
+  team.sync();
+  each_of(0, c.fan_in, [&](int64_t i) FANIN_INLINE { strengths[indices[i]] = -1; });
+  team.sync();
+}
+
+// Writes the weakness of each connection, in whole groups: a float that is larger the smaller
+// |weight| is, 0 where that is infinite or NaN.
+template <class W>
+FANIN_FN void write_weakness(const W *weights, int64_t fan_in, float *weakness,
+                             const Team<float> &team) {
+  constexpr uint32_t infinity = 0x7f800000u;
+  each_of(0, groups_of(fan_in) * kGroup, [&](int64_t i) FANIN_INLINE {
+    weakness[i] = i < fan_in ? float_of(infinity - smaller(magnitude(weights[i]), infinity)) : -1;
+  });
+  team.sync();
+}
+
+// Moves a label's weakest connections to the inputs of largest gradient; returns how many moved, or
+// -1 where the indices cannot be followed.
+template <class I, class W, class M>
+FANIN_FN int64_t replace_label(const ReplaceCall &c, int64_t label, const ChooseMemory &memory,
+                               const Team<float> &team) {
+  const int64_t start = label * c.fan_in;
+  I *const indices = static_cast<I *>(c.indices) + start;
+  W *const weights = static_cast<W *>(c.weights) + start;
+  M *const m = static_cast<M *>(c.m) + start, *const v = static_cast<M *>(c.v) + start;
+  if (!team.all_below(indices, c.fan_in, c.inputs)) return -1;
+  float *const strengths = memory.strengths;
+  write_wanted(c, c.gradients + label * c.inputs, indices, strengths, team);
+  const int64_t count = groups_of(c.inputs) * kGroup;
+  const int64_t moved = smaller(c.replaced, count_at_least(strengths, count, 0.0f));
+  if (moved == 0) return 0;
+  int64_t place = 0;
+  each_choice(strengths, c.inputs, find_cut(strengths, c.inputs, moved),
+              [&](int64_t first, uint32_t mask) FANIN_INLINE {
+                each_bit(mask, [&](int bit, int below) FANIN_INLINE {
+                  memory.taken[place + below] = uint32_t(first + bit);
+                });
+                place += bits_of(mask);
+              });
+  team.sync();
+  write_weakness(weights, c.fan_in, strengths, team);
+  place = 0;
+  each_choice(strengths, c.fan_in, find_cut(strengths, c.fan_in, moved),
+              [&](int64_t first, uint32_t mask) FANIN_INLINE {
+                each_bit(mask, [&](int bit, int below) FANIN_INLINE {
+                  const int64_t slot = first + bit;
+                  indices[slot] = I(memory.taken[place + below]);
+                  m[slot] = v[slot] = M();
+                  if (!c.keep_weights) weights[slot] = W();
+                });
+                place += bits_of(mask);
+              });
+  return moved;
 }
 
 }  // namespace FANIN_TARGET

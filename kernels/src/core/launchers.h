@@ -19,6 +19,7 @@ struct CpuTarget {
   Finding (*top_k)(const TopKCall &);
   Finding (*label_sums)(const LabelSumsCall &);
   Finding (*choose_sources)(const ChooseCall &);
+  Finding (*replace_sources)(const ReplaceCall &);
 };
 
 namespace baseline { extern const CpuTarget target; }
@@ -41,6 +42,7 @@ Finding dense_update(const DenseUpdateCall &);
 Finding top_k(const TopKCall &);
 Finding label_sums(const LabelSumsCall &);
 Finding choose_sources(const ChooseCall &);
+Finding replace_sources(const ReplaceCall &);
 Finding rewire(const RewireCall &, Rewired *);  // waits for the stream
 Finding zero(void *a, size_t a_bytes, void *b, size_t b_bytes, void *stream);
 }  // namespace cuda

@@ -220,10 +220,11 @@ static inline uint64_t workspace_bytes(const SortCall &c) {
   return bytes;
 }
 
-// Choosing sources -------------------------------------------------------------------------------
+// Choosing and replacing sources -----------------------------------------------------------------
 
 // On a GPU so many warps choose, one label after the other.
-static inline int64_t choosers(const ChooseCall &c) {
+template <class AnyCall>
+static inline int64_t choosers(const AnyCall &c) {
   constexpr int64_t most = 4096;
   return !c.on_gpu ? c.threads : c.labels < most ? c.labels : most;
 }
@@ -231,23 +232,29 @@ static inline int64_t choosers(const ChooseCall &c) {
 // Scratch of one who chooses.
 struct ChooseMemory {
   float *strengths;  // [inputs], in whole groups
-  uint32_t *taken;   // a bit for each input
+  uint32_t *taken;   // choosing: a bit for each input; replacing: the inputs taken
 };
-// The scratch of chooser `which`; *bytes: what all need.
-FANIN_ANYWHERE static inline ChooseMemory choose_memory(int64_t inputs, int64_t all,
-                                                        void *workspace, int64_t which,
-                                                        uint64_t *bytes = nullptr) {
-  const int64_t groups = groups_of(inputs), line = int64_t(kCacheLine) / 4;
-  const int64_t words = groups * kGroup + (groups + line - 1) / line * line;
-  float *const start = static_cast<float *>(workspace) + (workspace ? which * words : 0);
-  if (bytes) *bytes = uint64_t(all * words) * sizeof(float) + kCacheLine;
-  return {start, reinterpret_cast<uint32_t *>(start + (workspace ? groups * kGroup : 0))};
+FANIN_ANYWHERE static inline int64_t taken_words(const ChooseCall &c) {
+  return groups_of(c.inputs);
 }
-static inline uint64_t workspace_bytes(const ChooseCall &c) {
-  uint64_t bytes;
-  choose_memory(c.inputs, choosers(c), nullptr, 0, &bytes);
-  return bytes;
+FANIN_ANYWHERE static inline int64_t taken_words(const ReplaceCall &c) { return c.replaced; }
+template <class AnyCall>
+FANIN_ANYWHERE static inline int64_t chooser_words(const AnyCall &c) {
+  constexpr int64_t line = int64_t(kCacheLine) / 4;
+  return groups_of(c.inputs) * kGroup + (taken_words(c) + line - 1) / line * line;
 }
+// The scratch of chooser `which`.
+template <class AnyCall>
+FANIN_ANYWHERE static inline ChooseMemory choose_memory(const AnyCall &c, int64_t which) {
+  float *const start = static_cast<float *>(c.workspace) + which * chooser_words(c);
+  return {start, reinterpret_cast<uint32_t *>(start + groups_of(c.inputs) * kGroup)};
+}
+template <class AnyCall>
+static inline uint64_t choosing_bytes(const AnyCall &c) {
+  return uint64_t(choosers(c) * chooser_words(c)) * sizeof(float) + kCacheLine;
+}
+static inline uint64_t workspace_bytes(const ChooseCall &c) { return choosing_bytes(c); }
+static inline uint64_t workspace_bytes(const ReplaceCall &c) { return choosing_bytes(c); }
 static inline uint64_t workspace_bytes(const LabelSumsCall &) { return 0; }
 
 }  // namespace fanin

@@ -1,5 +1,5 @@
-// Launches the choice of sources: threads take labels one after the other, and what a label gets
-// does not depend on which thread takes it. See core/choose.h.
+// Launches the choice of sources and what replaces them: threads take labels one after the other,
+// and what a label gets does not depend on which thread takes it. See core/choose.h.
 #include "core/choose.h"
 
 #include "cpu/common.h"
@@ -15,11 +15,30 @@ Finding run(const ChooseCall &c) {
 #pragma omp parallel num_threads(c.threads)
   {
     Team<float> team;
-    const ChooseMemory memory = choose_memory(c.inputs, c.threads, c.workspace, thread_id());
+    const ChooseMemory memory = choose_memory(c, thread_id());
 #pragma omp for schedule(dynamic, kTogether)
     for (int64_t label = 0; label < c.labels; ++label) choose_label<I>(c, label, memory, team);
   }
   return kNothing;
+}
+
+template <class I, class W, class M>
+Finding replace(const ReplaceCall &c) {
+  Faults faults;
+#pragma omp parallel num_threads(c.threads)
+  {
+    Team<float> team;
+    const ChooseMemory memory = choose_memory(c, thread_id());
+#pragma omp for schedule(dynamic, kTogether)
+    for (int64_t label = 0; label < c.labels; ++label) {
+      const int64_t moved = replace_label<I, W, M>(c, label, memory, team);
+      if (c.moved) c.moved[label] = int32_t(moved < 0 ? 0 : moved);
+      if (moved < 0)
+        note_above(static_cast<const I *>(c.indices), label * c.fan_in, c.fan_in, c.inputs,
+                   &faults.index);
+    }
+  }
+  return faults.finding();
 }
 
 // The first stored value whose column is none.
@@ -53,6 +72,14 @@ Finding label_sums(const LabelSumsCall &c) {
 
 Finding choose_sources(const ChooseCall &c) {
   return with_types([&](auto index) { return run<decltype(index)>(c); }, index_type(c));
+}
+
+Finding replace_sources(const ReplaceCall &c) {
+  return with_types(
+      [&](auto index, auto weight, auto moment) {
+        return replace<decltype(index), decltype(weight), decltype(moment)>(c);
+      },
+      index_type(c), weight_type(c), moment_type(c));
 }
 
 }  // namespace FANIN_TARGET

@@ -14,6 +14,7 @@ Finding dense_update(const DenseUpdateCall &);
 Finding top_k(const TopKCall &);
 Finding label_sums(const LabelSumsCall &);
 Finding choose_sources(const ChooseCall &);
+Finding replace_sources(const ReplaceCall &);
 
 #define FANIN_STRING(x) #x
 #define FANIN_NAME(x) FANIN_STRING(x)
@@ -28,7 +29,8 @@ extern const CpuTarget target = {FANIN_NAME(FANIN_TARGET),
                                  dense_update,
                                  top_k,
                                  label_sums,
-                                 choose_sources};
+                                 choose_sources,
+                                 replace_sources};
 
 }  // namespace FANIN_TARGET
 }  // namespace fanin

@@ -19,6 +19,7 @@ Finding dense_update(const DenseUpdateCall &) { return kUnavailable; }
 Finding top_k(const TopKCall &) { return kUnavailable; }
 Finding label_sums(const LabelSumsCall &) { return kUnavailable; }
 Finding choose_sources(const ChooseCall &) { return kUnavailable; }
+Finding replace_sources(const ReplaceCall &) { return kUnavailable; }
 Finding rewire(const RewireCall &, Rewired *) { return kUnavailable; }
 Finding zero(void *, size_t, void *, size_t, void *) { return kUnavailable; }
 

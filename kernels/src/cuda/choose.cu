@@ -1,4 +1,5 @@
-// Launches the choice of sources on a GPU: a warp for each label. See core/choose.h.
+// Launches the choice of sources and what replaces them on a GPU: a warp for each label. See
+// core/choose.h.
 #include "cuda/common.h"
 
 #include "core/choose.h"
@@ -18,18 +19,35 @@ __global__ void __launch_bounds__(kFewWarps *kLanes) sums_kernel(LabelSumsCall c
   });
 }
 
+// f(label, memory, team) for each label that this warp takes.
+template <class AnyCall, class F>
+__device__ void each_label(const AnyCall &c, int64_t choosers, const F &f) {
+  Team<float> team;
+  const int64_t me = int64_t(blockIdx.x) * warps_of_block() + warp_of_block();
+  if (me >= choosers) return;
+  const ChooseMemory memory = choose_memory(c, me);
+  for (int64_t label = me; label < c.labels; label += choosers) {
+    f(label, memory, team);
+    team.sync();
+  }
+}
+
 // The 1 lets the compiler use more than 64 registers, which it else spills on sm_100.
 template <class I>
 __global__ void __launch_bounds__(kFewWarps *kLanes, 1)
     choose_kernel(ChooseCall c, int64_t choosers) {
-  Team<float> team;
-  const int64_t me = int64_t(blockIdx.x) * warps_of_block() + warp_of_block();
-  if (me >= choosers) return;
-  const ChooseMemory memory = choose_memory(c.inputs, choosers, c.workspace, me);
-  for (int64_t label = me; label < c.labels; label += choosers) {
+  each_label(c, choosers, [&](int64_t label, const ChooseMemory &memory, const Team<float> &team) {
     choose_label<I>(c, label, memory, team);
-    team.sync();
-  }
+  });
+}
+
+template <class I, class W, class M>
+__global__ void __launch_bounds__(kFewWarps *kLanes, 1)
+    replace_kernel(ReplaceCall c, int64_t choosers) {
+  each_label(c, choosers, [&](int64_t label, const ChooseMemory &memory, const Team<float> &team) {
+    const int64_t moved = replace_label<I, W, M>(c, label, memory, team);
+    if (c.moved && thread_id() == 0) c.moved[label] = int32_t(moved < 0 ? 0 : moved);
+  });
 }
 
 dim3 blocks_for(int64_t warps) {
@@ -54,6 +72,17 @@ Finding choose_sources(const ChooseCall &c) {
                  c, all);
         },
         index_type(c));
+  return last_error();
+}
+
+Finding replace_sources(const ReplaceCall &c) {
+  const int64_t all = choosers(c);
+  with_types(
+      [&](auto index, auto weight, auto moment) {
+        launch(replace_kernel<decltype(index), decltype(weight), decltype(moment)>, blocks_for(all),
+               kFewWarps * kLanes, 0, c.stream, c, all);
+      },
+      index_type(c), weight_type(c), moment_type(c));
   return last_error();
 }
 
