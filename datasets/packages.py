@@ -163,7 +163,10 @@ def write(name: str, source: Path, out: Path, least: int, instances: int) -> str
             f"label of at least {least} training instances: {advice}, or change --least and "
             "--instances"
         )
-    train_x, test_x = text_features.tfidf_svd(train.texts, test.texts, RECIPES[name].tfidf)
+    try:
+        train_x, test_x = text_features.tfidf_svd(train.texts, test.texts, RECIPES[name].tfidf)
+    except DataError as error:
+        raise DataError(f"{source}: {error}, or {advice}") from error
     about = _describe(name, source, least, instances, train, test)
     out.mkdir(parents=True, exist_ok=True)
     # Made beside its place and then moved there, so that half of a data set is never read.
