@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fanin.datasets import svd
+from fanin.datasets.dataset import DataError
 from fanin.datasets.svd import Features
 
 _LOG = logging.getLogger(__name__)
 
 TFIDF_SVD512 = "tfidf-svd512"
 TFIDF: dict[str, Any] = {"sublinear_tf": True, "min_df": 2, "ngram_range": (1, 1)}
+# Of single words, which have parts in common: n-grams of characters, within words.
+CHARACTER_TFIDF = TFIDF | {
+    "analyzer": "char_wb",
+    "ngram_range": (1, 4),
+    "max_features": 200_000,
+}
 
 
 def load_text_features(
@@ -37,9 +44,22 @@ def load_text_features(
     )
 
 
-def tfidf_svd(train_texts: Sequence[str], test_texts: Sequence[str]) -> tuple[Features, Features]:
-    """TF-IDF of words, then `svd.reduce`; both are fitted on the training texts only."""
+def tfidf_svd(
+    train_texts: Sequence[str], test_texts: Sequence[str], tfidf: Mapping[str, Any] = TFIDF
+) -> tuple[Features, Features]:
+    """TF-IDF, by default of words, then `svd.reduce`; both are fitted on the training texts only.
+
+    Raises DataError for fewer training texts, or fewer terms in them, than the SVD has components.
+    """
     _LOG.info("making %s of %d texts, at most a minute or two", TFIDF_SVD512, len(train_texts))
-    vectorizer = TfidfVectorizer(dtype=np.float32, **TFIDF)
+    vectorizer = TfidfVectorizer(dtype=np.float32, **tfidf)
+    _check_enough(len(train_texts), "training texts")
     train = vectorizer.fit_transform(train_texts)
+    _check_enough(train.shape[1], "terms in the training texts")
     return svd.reduce(train, vectorizer.transform(test_texts))
+
+
+def _check_enough(count: int, what: str) -> None:
+    components = svd.SVD["n_components"]
+    if count < components:
+        raise DataError(f"{count} {what} are too few for {components} SVD components: give more")

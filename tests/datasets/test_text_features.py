@@ -32,6 +32,23 @@ def test_features_are_fitted_on_training_texts_only(few) -> None:
     assert np.array_equal(test, other_test[1:])
 
 
+def test_too_few_texts_or_terms(few, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="2 training texts are too few for 3 SVD components"):
+        text_features.tfidf_svd(["red apple", "red pear"], ["red"])
+    monkeypatch.setitem(svd.SVD, "n_components", 6)
+    with pytest.raises(DataError, match="5 terms in the training texts are too few for 6 SVD"):
+        text_features.tfidf_svd(*few)
+
+
+def test_characters_of_words(few) -> None:
+    """Words that have only parts in common are alike; as whole words they are not."""
+    train_texts = ["Apfelbaum", "Birnbaum", "Fischteich", "Fischnetz"] * 2
+    words, _ = text_features.tfidf_svd(train_texts, ["Apfel"])
+    parts, _ = text_features.tfidf_svd(train_texts, ["Apfel"], text_features.CHARACTER_TFIDF)
+    assert abs(words[2] @ words[3]) < 0.01
+    assert parts[2] @ parts[3] > 0.5
+
+
 def test_cache_is_used_and_depends_on_texts_and_recipe(
     few, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
