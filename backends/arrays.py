@@ -76,11 +76,13 @@ def check_arrays(setup: LayerSetup, arrays: Mapping[str, np.ndarray]) -> None:
 @dataclass(frozen=True)
 class Rewiring:
     """Which connections move where: flat positions in the weights, and their new sources (same
-    length). threshold: the |weight| below which they lie."""
+    length). threshold: the |weight| below which they lie, where there is one. weight: what their
+    weights become; None where they keep their values."""
 
     positions: np.ndarray
     sources: np.ndarray
-    threshold: float
+    threshold: float | None = None
+    weight: float | None = None
 
 
 def new_sources(positions: np.ndarray, inputs: int, seed: int) -> np.ndarray:

@@ -152,4 +152,4 @@ def make_trainer(
             ) from error
         raise
     executor = module.make_executor(setup, device=device, threads=threads)
-    return Trainer(setup, arrays, executor, storage)
+    return Trainer(setup, arrays, executor, storage, threads)

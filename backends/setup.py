@@ -15,15 +15,13 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fanin.backends import checks
+from fanin.backends.features import ROTATION, SCALE
 
 Loss = Literal["squared_hinge", "bce"]
 # Whose operations give the scores of a kind in the autograd execution: the framework's dense or
 # sparse ones, or fanin's own op.
 Operations = Literal["dense", "sparse", "fanin"]
 Shapes = dict[str, tuple[int, ...]]
-
-# A scaled model multiplies the features by this array.
-FEATURE_SCALE = "features.scale"
 
 
 def index_dtype(inputs: int) -> type[np.uint16] | type[np.uint32]:
@@ -241,9 +239,9 @@ class LayerSetup:
     """One model: `features -> [dense layer of `intermediate` units, ReLU] -> output layer`.
 
     inputs, labels: counts. output: how the labels are connected, to the intermediate units where
-    there are some and else to the features. scaled: whether the features are multiplied by numbers
-    of the model, one an input, before anything else. Raises ValueError for sizes that make no
-    model.
+    there are some and else to the features. scaled, rotated: whether the features are multiplied
+    by numbers of the model, one an input, and by a matrix, before anything else (`features`).
+    Raises ValueError for sizes that make no model.
     """
 
     inputs: int
@@ -252,6 +250,7 @@ class LayerSetup:
     intermediate: int | None = None
     loss: Loss = "squared_hinge"
     scaled: bool = False
+    rotated: bool = False
 
     def __post_init__(self) -> None:
         if self.inputs < 1 or self.labels < 1:
@@ -275,6 +274,16 @@ class LayerSetup:
             raise ValueError(f"{type(self.output).__name__} has no connections to rewire")
         return self.output.source_array
 
+    def check_chosen(self) -> None:
+        """ValueError where connections cannot be chosen by the data: where labels do not read a
+        fixed number of features."""
+        if not isinstance(self.output, FixedFanIn) or self.intermediate:
+            raise ValueError(
+                "connections are chosen by the data in a fixed fan-in layer that reads features, "
+                f"not in {type(self.output).__name__}"
+                + (f" above {self.intermediate} intermediate units" if self.intermediate else "")
+            )
+
     def check_k(self, k: int) -> None:
         """ValueError where there are no k best labels."""
         checks.best(k, self.labels)
@@ -287,12 +296,11 @@ class LayerSetup:
     def array_shapes(self) -> Shapes:
         """Names and shapes of all arrays of the model, in the order of the data flow.
 
-        `features.scale` is [inputs]; `intermediate.weights` is [inputs, intermediate]; the kind of
-        connection tells the arrays of the output layer, but for `output.bias` [labels].
+        `features.scale` is [inputs], `features.rotation` [inputs, inputs], `intermediate.weights`
+        [inputs, intermediate]; the kind of connection tells the arrays of the output layer, but
+        for `output.bias` [labels].
         """
-        shapes: Shapes = {}
-        if self.scaled:
-            shapes[FEATURE_SCALE] = (self.inputs,)
+        shapes = self._transform_shapes()
         if self.intermediate:
             shapes["intermediate.weights"] = (self.inputs, self.intermediate)
             shapes["intermediate.bias"] = (self.intermediate,)
@@ -300,20 +308,31 @@ class LayerSetup:
         shapes["output.bias"] = (self.labels,)
         return shapes
 
+    def _transform_shapes(self) -> Shapes:
+        shapes: Shapes = {}
+        if self.scaled:
+            shapes[SCALE] = (self.inputs,)
+        if self.rotated:
+            shapes[ROTATION] = (self.inputs, self.inputs)
+        return shapes
+
     def index_arrays(self) -> dict[str, IndexArray]:
-        """The arrays of `array_shapes` that say where connections are; all others but
-        `features.scale` are trained."""
+        """The arrays of `array_shapes` that say where connections are; all others but those of the
+        features are trained."""
         return self.output.index_arrays(self.output_inputs, self.labels)
 
     def initial_array(self, name: str, seed: int) -> np.ndarray:
-        """The values that an array starts with. The scale is 1, biases are 0, intermediate weights
-        Glorot-uniform; the kind of connection tells the others."""
+        """The values that an array starts with. Scale and rotation change nothing, biases are 0,
+        intermediate weights Glorot-uniform; the kind of connection tells the others."""
         self.check_name(name)
-        shapes = self.array_shapes()
-        if shapes.pop(FEATURE_SCALE, None) and name == FEATURE_SCALE:
+        if name == SCALE:
             return np.ones(self.inputs, np.float32)
+        if name == ROTATION:
+            return np.eye(self.inputs, dtype=np.float32)
+        shapes, transforms = self.array_shapes(), self._transform_shapes()
         # A generator per array: adding a layer does not change the numbers of another.
-        rng = np.random.default_rng([seed, list(shapes).index(name)])
+        names = [each for each in shapes if each not in transforms]
+        rng = np.random.default_rng([seed, names.index(name)])
         if name.endswith("bias"):
             return np.zeros(shapes[name], np.float32)
         if name == "intermediate.weights":
@@ -325,8 +344,10 @@ class LayerSetup:
         shape = self.array_shapes()[name]
         if array.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(array.shape)}")
-        if name == FEATURE_SCALE and not (np.isfinite(array) & (array > 0)).all():
+        if name == SCALE and not (np.isfinite(array) & (array > 0)).all():
             raise ValueError(f"{name} must be finite and above 0")
+        if name == ROTATION and not np.isfinite(array).all():
+            raise ValueError(f"{name} must be finite")
         index_array = self.index_arrays().get(name)
         if index_array is None:
             return

@@ -17,8 +17,10 @@ from typing import SupportsFloat
 import numpy as np
 
 from fanin.backends.arrays import Rewiring, check_arrays, checked, copied, plan_rewiring
+from fanin.backends.features import FeatureTransform
+from fanin.backends.gradients import OutputLayer
 from fanin.backends.interface import Device, DeviceArray, OnStep, Storage, TrainingBatch
-from fanin.backends.setup import FEATURE_SCALE, LayerSetup
+from fanin.backends.setup import LayerSetup
 
 _STEPS_BETWEEN_LOOKS = 100
 
@@ -33,8 +35,8 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class ScaledBatch:
-    """A batch whose features were multiplied by the model's scale."""
+class TransformedBatch:
+    """A batch with the features as the model's first layer reads them."""
 
     features: np.ndarray
     positive_instances: np.ndarray
@@ -99,22 +101,26 @@ class Trainer:
         arrays: Mapping[str, np.ndarray],
         executor: Executor,
         storage: Storage,
+        threads: int = 0,
     ) -> None:
-        """arrays: of `LayerSetup.array_shapes`; each is asked for once, and copied."""
+        """arrays: of `LayerSetup.array_shapes`; each is asked for once, and copied. threads: CPU
+        threads that it may take, 0 for all."""
         self.setup = setup
+        self.threads = threads
         self.device = executor.device
         self._executor = executor
         self._storage = storage
         self._steps = 0
-        self._scale: np.ndarray | None = None
+        features: dict[str, np.ndarray] = {}
         values: dict[str, DeviceArray] = {}
         for name, array in checked(setup, arrays):
             if name in setup.index_arrays():
                 executor.set_connections(name, array)
-            elif name == FEATURE_SCALE:
-                self._scale = array.astype(np.float32)
+            elif name.startswith("features."):
+                features[name] = array
             else:
                 values[name] = self.device.hold(self._inside(name, array), self._dtype(name))
+        self.transform = FeatureTransform.from_arrays(features)
         # Moments are made last: the temporary memory of the steps above is free again by then.
         self._trained = {name: self._with_moments(name, array) for name, array in values.items()}
         executor.start(self._trained)
@@ -142,9 +148,8 @@ class Trainer:
     def _array(self, name: str) -> np.ndarray:
         if name in self._trained:
             return self._read(name, self._trained[name].values)
-        if name == FEATURE_SCALE:
-            assert self._scale is not None
-            return self._scale.copy()
+        if name in self.transform.arrays:
+            return self.transform.arrays[name].copy()
         return self._executor.connections(name)
 
     def array(self, name: str) -> np.ndarray:
@@ -178,10 +183,9 @@ class Trainer:
                 if name in self._trained:
                     inside = self._inside(name, arrays[name])
                     self.device.write(self._trained[name].values, inside)
-                elif name == FEATURE_SCALE:
-                    self._scale = arrays[name].astype(np.float32)
-                else:
+                elif name in self.setup.index_arrays():
                     self._executor.set_connections(name, arrays[name])
+        self.transform = FeatureTransform.from_arrays(arrays)
 
     def _moments(self) -> Iterator[tuple[str, str, DeviceArray]]:
         """Name of the array, name of its moment, the moment."""
@@ -210,19 +214,16 @@ class Trainer:
         size = self.device.bytes
         values = sum(size(trained.values) for trained in self._trained.values())
         moments = sum(size(moment) for _, _, moment in self._moments())
-        scale = 0 if self._scale is None else self._scale.nbytes
-        return scale + values + self._executor.connection_bytes(), moments
+        transform = sum(array.nbytes for array in self.transform.arrays.values())
+        return transform + values + self._executor.connection_bytes(), moments
 
     # Training and prediction --------------------------------------------------------------------
 
-    def _scaled(self, features: np.ndarray) -> np.ndarray:
-        return features if self._scale is None else features * self._scale
-
-    def _scaled_batch(self, batch: TrainingBatch) -> TrainingBatch:
-        if self._scale is None:
+    def _transformed(self, batch: TrainingBatch) -> TrainingBatch:
+        if not self.transform.arrays:
             return batch
-        features = self._scaled(batch.features)
-        return ScaledBatch(features, batch.positive_instances, batch.positive_labels)
+        features = self.transform.apply(batch.features)
+        return TransformedBatch(features, batch.positive_instances, batch.positive_labels)
 
     def train(
         self, batches: Iterable[TrainingBatch], learning_rate: float, on_step: OnStep | None = None
@@ -231,8 +232,8 @@ class Trainer:
         naming the step whose loss is not finite."""
         losses = Losses(self.device, self._steps + 1)
         for batch in batches:
-            scaled = self._scaled_batch(batch)
-            loss = self._executor.step(scaled, learning_rate, self._steps + 1)
+            transformed = self._transformed(batch)
+            loss = self._executor.step(transformed, learning_rate, self._steps + 1)
             self._steps += 1  # a step that was refused does not count
             losses.add(loss)
             if on_step:
@@ -244,7 +245,7 @@ class Trainer:
         features: float32 [instances, inputs]. Ties go to the lower id. ValueError where k is not
         in 1..labels."""
         self.setup.check_k(k)
-        return self._executor.top_k(self._scaled(features), k)
+        return self._executor.top_k(self.transform.apply(features), k)
 
     # Rewiring -----------------------------------------------------------------------------------
 
@@ -263,6 +264,19 @@ class Trainer:
         self.apply_rewiring(rewiring)
         return len(rewiring.positions)
 
+    def output_layer(self) -> OutputLayer:
+        """The output layer as rewiring towards gradients reads it; ValueError where labels do not
+        have a fixed fan-in of features."""
+        self.setup.check_chosen()
+        return OutputLayer(
+            indices=self.array("output.indices"),
+            weights=self.array("output.weights"),
+            bias=self.array("output.bias"),
+            loss=self.setup.loss,
+            transform=self.transform,
+            top_k=self.top_k,
+        )
+
     def apply_rewiring(self, rewiring: Rewiring) -> None:
         """Move the connections that were chosen, here or elsewhere."""
         source_array, weights = self.setup.check_rewired(), self._trained["output.weights"]
@@ -271,9 +285,12 @@ class Trainer:
             self._executor.set_connections(source_array, sources)
             for moment in (weights.m, weights.v):
                 self.device.write(moment, _changed(self.device.read(moment), rewiring, 0))
+            if rewiring.weight is not None:
+                values = _changed(self.device.read(weights.values), rewiring, rewiring.weight)
+                self.device.write(weights.values, values)
 
 
-def _changed(array: np.ndarray, rewiring: Rewiring, new: np.ndarray | int) -> np.ndarray:
+def _changed(array: np.ndarray, rewiring: Rewiring, new: np.ndarray | float) -> np.ndarray:
     """The array, or a copy where it cannot be written to, with new values at the positions."""
     if not array.flags.writeable:
         array = array.copy()

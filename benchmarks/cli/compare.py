@@ -16,6 +16,7 @@ from fanin.benchmarks.cli.options import (
     Device,
     Execution,
     Features,
+    RecipeOption,
     Results,
     Seed,
     Setup,
@@ -39,6 +40,7 @@ def compare(
     data_dir: DataDir = None,
     tasks: Tasks = None,
     setup: Setup = None,
+    recipe: RecipeOption = None,
     execution: Execution = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps to compare.")] = 200,
     seed: Seed = None,
@@ -54,7 +56,7 @@ def compare(
     """
     console = make_console(as_json)
     installed_backends(None)
-    overrides = {"seed": seed}
+    overrides = {"recipe": recipe, "seed": seed}
     chosen = select_tasks([dataset], features, data_dir, tasks, setup, overrides, execution)
     options = Options(results=results, data_dir=data_dir, device=device, threads=threads)
     check_folder(results, {lockstep_path(results, task) for task in chosen})

@@ -11,7 +11,7 @@ from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.cli.options import AsJson
 from fanin.benchmarks.cli.output import make_console, print_json, stop
 from fanin.benchmarks.measuring import machine
-from fanin.benchmarks.records.task import task_files
+from fanin.benchmarks.records.task_files import task_files
 from fanin.datasets import available
 from fanin.kernels import build_info
 

@@ -11,6 +11,7 @@ import typer
 from fanin.backends import interface
 from fanin.backends.checks import MOST_THREADS
 from fanin.backends.interface import DEVICES
+from fanin.backends.recipes import RecipeName
 from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.harness.request import Options
 from fanin.benchmarks.timing.options import one_of
@@ -77,6 +78,15 @@ WeightsDtype = Annotated[
 ]
 MomentsDtype = Annotated[
     str | None, one_of(get_args(interface.StoredType), "Adam's moments; bfloat16: fused only.")
+]
+RecipeOption = Annotated[
+    str | None,
+    one_of(
+        get_args(RecipeName),
+        "paper: as published; best: connections chosen by the data and the rest of what gave the "
+        "highest precision, also for setups of a task file that says otherwise. By default what "
+        "the task file says (paper), and best for your own data without one.",
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and dropout.")]
 Device = Annotated[str, one_of(DEVICES, "auto: a GPU where there is one.")]

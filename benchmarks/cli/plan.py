@@ -18,6 +18,7 @@ from fanin.benchmarks.cli.options import (
     Execution,
     Features,
     MomentsDtype,
+    RecipeOption,
     Setup,
     Tasks,
     Threads,
@@ -43,6 +44,7 @@ def plan(
     data_dir: DataDir = None,
     tasks: Tasks = None,
     setup: Setup = None,
+    recipe: RecipeOption = None,
     backend: Backend = None,
     execution: Execution = None,
     weights_dtype: WeightsDtype = None,
@@ -77,8 +79,12 @@ def plan(
     """
     console = make_console(as_json)
     backends = each_once(backend)
-    dtypes = {"weights_dtype": weights_dtype, "moments_dtype": moments_dtype}
-    chosen = select_tasks([dataset], features, data_dir, tasks, setup, dtypes, execution)
+    overrides = {
+        "recipe": recipe,
+        "weights_dtype": weights_dtype,
+        "moments_dtype": moments_dtype,
+    }
+    chosen = select_tasks([dataset], features, data_dir, tasks, setup, overrides, execution)
     count = thread_count(threads)
     available = int(memory * GIB) if memory else available_bytes()
     sizes = {key: read_sizes(*key, data_dir) for key in {(t.dataset, t.features) for t in chosen}}

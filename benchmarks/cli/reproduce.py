@@ -17,6 +17,7 @@ from fanin.benchmarks.cli.options import (
     Execution,
     Features,
     MomentsDtype,
+    RecipeOption,
     Results,
     Seed,
     Setup,
@@ -45,6 +46,7 @@ def reproduce(
     data_dir: DataDir = None,
     tasks: Tasks = None,
     setup: Setup = None,
+    recipe: RecipeOption = None,
     backend: Backend = None,
     execution: Execution = None,
     weights_dtype: WeightsDtype = None,
@@ -105,6 +107,7 @@ def reproduce(
     console = make_console(as_json)
     backends = installed_backends(backend)
     overrides = {
+        "recipe": recipe,
         "repeat": repeat,
         "epochs": epochs,
         "seed": seed,

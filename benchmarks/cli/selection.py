@@ -10,13 +10,8 @@ from typing import Any
 
 from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.cli.output import stop
-from fanin.benchmarks.records.task import (
-    USUAL_TASKS,
-    Task,
-    files_of,
-    find_tasks,
-    read_tasks,
-)
+from fanin.benchmarks.records.task import Task
+from fanin.benchmarks.records.task_files import USUAL_TASKS, files_of, find_tasks, read_tasks
 from fanin.datasets import available, canonical_name, feature_kinds, find_folder, unknown
 from fanin.reports.setups import Setup
 
@@ -69,6 +64,7 @@ def select_tasks(
                     raise unknown(dataset, data_dir)
                 named["features"] = features or _only_kind(kinds, dataset)
                 files = [USUAL_TASKS]
+                named["recipe"] = "best"
         given = {key: value for key, value in named.items() if value is not None}
         given |= overrides | way
         chosen += [task for path in files for task in read_tasks(path, given)]

@@ -18,7 +18,8 @@ from fanin.benchmarks.harness.request import Options, Request, requests
 from fanin.benchmarks.records.gpu import Row, ShapeRow
 from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.store import result_path
-from fanin.benchmarks.records.task import Task, files_of, read_tasks
+from fanin.benchmarks.records.task import Task
+from fanin.benchmarks.records.task_files import files_of, read_tasks
 
 TABLES = (
     ("amazon-670k", "slice"),

@@ -17,6 +17,7 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
+from fanin.backends.starting import looks_at_data
 from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.checkpoint import Checkpoint, checkpoint_folder, remove_checkpoint
 from fanin.benchmarks.harness.fit import fit, predict
@@ -103,10 +104,11 @@ def choose(
     def on_labels(done: int) -> None:
         events.send(event="phase", name=f"choosing connections, {done} labels")
 
-    if request.task.looks_at_data:
+    reads = looks_at_data(request.task.recipe_values)
+    if reads:
         events.send(event="phase", name="looking at the data")
     given = chosen_arrays(request, train, on_labels)
-    return given, time.perf_counter() - start if request.task.looks_at_data else None
+    return given, time.perf_counter() - start if reads else None
 
 
 def run(request: Request, events: Events, result: RunResult) -> None:

@@ -1,12 +1,14 @@
-"""The training loop of the paper's protocol, the same for every backend.
+"""The training loop, the same for every backend.
 
-Per epoch: train, rewire where due, validate. The learning rate is halved and training stopped on
-the validation P@3; the weights of the best epoch are restored at the end.
+Per epoch: train, rewire where due, validate. In the paper's protocol the learning rate is halved
+and training stopped on the validation P@3; a linear schedule lowers the rate step by step and runs
+to its end. The weights of the best epoch are restored at the end.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from fanin.backends.arrays import drawn_seed
+from fanin.backends import arrays
+from fanin.backends.arrays import Rewiring, drawn_seed
+from fanin.backends.gradients import plan_towards_gradients
 from fanin.backends.interface import OnStep
 from fanin.backends.setup import LayerSetup
 from fanin.backends.trainer import Trainer
@@ -29,6 +33,9 @@ from fanin.datasets import Batches, evaluation_blocks
 # not below 1e-4; stop when it has not risen by 5e-5 for 4 epochs.
 RATE_FACTOR, RATE_RISE, RATE_PATIENCE, RATE_FLOOR = 0.5, 1e-3, 2, 1e-4
 STOP_RISE, STOP_PATIENCE = 5e-5, 4
+
+# A linear schedule falls to this share of its first rate, and changes every so many steps.
+RATE_LAST, RATE_STEPS = 0.02, 50
 
 # How many instances are predicted together. Their inputs to the output layer fill at most 8 MiB:
 # malloc may take up to ten such blocks from the system before it uses one of them again, and the
@@ -59,11 +66,14 @@ class Plateau:
 
 
 class Schedule:
-    """Learning rate, best epoch and end of a training: they follow from its history alone."""
+    """Learning rate, best epoch and end of a training: they follow from its history and its length
+    alone. steps: of all epochs that the task allows."""
 
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
+    def __init__(self, task: Task, steps: int) -> None:
+        self.rate = task.learning_rate
         self.best_epoch = 0
+        self._is_linear = task.schedule == "linear"
+        self._steps = steps
         self._rate_plateau = Plateau(RATE_RISE, RATE_PATIENCE)
         self._stop_plateau = Plateau(STOP_RISE, STOP_PATIENCE)
 
@@ -71,7 +81,7 @@ class Schedule:
         """Take in the next epoch; True when it is the best so far."""
         value = epoch.validation.at_3
         self._rate_plateau.observe(value)
-        if self._rate_plateau.reached:
+        if self._rate_plateau.reached and not self._is_linear:
             if self.rate > RATE_FLOOR:  # a smaller one that was asked for stays
                 self.rate = max(self.rate * RATE_FACTOR, RATE_FLOOR)
             self._rate_plateau.waited = 0
@@ -82,15 +92,38 @@ class Schedule:
 
     @property
     def is_over(self) -> bool:
-        return self._stop_plateau.reached
+        return self._stop_plateau.reached and not self._is_linear
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 1."""
+        if not self._is_linear:
+            return self.rate
+        done = (step - 1) // RATE_STEPS * RATE_STEPS / self._steps
+        return self.rate * max(RATE_LAST, 1 - done)
+
+    def keeps_rate_until(self, step: int) -> float:
+        """The last step with the same rate as this one."""
+        return (step - 1) // RATE_STEPS * RATE_STEPS + RATE_STEPS if self._is_linear else math.inf
 
 
-def rewire_due(step: int, interval: int, steps_per_epoch: int) -> bool:
+def rewire_due(step: int, task: Task, steps_per_epoch: int) -> bool:
     """Whether connections are rewired at the start of `step` (counted from 1): at steps 1,
-    1 + interval, ...; interval -1 means once per epoch, 0 never."""
-    if interval == 0:
+    1 + interval, ...; interval -1 means once per epoch, 0 never; until the task's share of all
+    steps is over. Towards gradients, step 1 is left out: connections were just chosen so."""
+    interval = task.rewire_interval
+    if interval == 0 or step - 1 > task.rewire_until * task.epochs * steps_per_epoch:
+        return False
+    if step == 1 and task.rewire_towards == "gradient":
         return False
     return (step - 1) % (steps_per_epoch if interval == -1 else interval) == 0
+
+
+def rewire_fraction(step: int, task: Task, steps_per_epoch: int) -> float:
+    """Which fraction of the connections is rewired at that step."""
+    if task.rewire_decay == "none":
+        return task.rewire_fraction
+    done = (step - 1) / (task.rewire_until * task.epochs * steps_per_epoch)
+    return task.rewire_fraction * (1 + math.cos(math.pi * min(1, done))) / 2
 
 
 def rewiring_seed(seed: int, step: int) -> int:
@@ -144,17 +177,18 @@ def fit(
     Goes on from what the checkpoint holds. Batches, dropout and rewiring are functions of seed,
     epoch and step, so the numbers are those of a training that was never interrupted.
     """
-    schedule = Schedule(task.learning_rate)
+    schedule = Schedule(task, task.epochs * len(batches))
     history = checkpoint.history
     if history:
         checkpoint.restore(trainer)
     for epoch in history:
         schedule.observe(epoch)
     while len(history) < task.epochs and not schedule.is_over:
-        number, rate = len(history) + 1, schedule.rate
+        number = len(history) + 1
+        rate = schedule.rate_at((number - 1) * len(batches) + 1)
         trainer.device.synchronize()
         start = time.perf_counter()
-        losses, rewired = train_epoch(trainer, batches, number, task, seed, rate, on_step)
+        losses, rewired = train_epoch(trainer, batches, number, task, seed, schedule, on_step)
         trainer.device.synchronize()
         trained = time.perf_counter()
         validated = evaluate(trainer, *validation)
@@ -186,7 +220,7 @@ def train_epoch(
     number: int,
     task: Task,
     seed: int,
-    rate: float,
+    schedule: Schedule,
     on_step: OnStep | None = None,
 ) -> tuple[np.ndarray, int]:
     """Epoch `number` (from 1): losses [steps] and how many connections were rewired."""
@@ -194,14 +228,39 @@ def train_epoch(
     step = (number - 1) * steps
     last = step + steps
     stream = batches.epoch(number - 1)
+    due = [s for s in range(step + 1, last + 1) if rewire_due(s, task, steps)]
     losses, rewired = [], 0
     while step < last:
-        due = range(step + 2, last + 1)
-        if trainer.setup.is_rewired and rewire_due(step + 1, task.rewire_interval, steps):
-            rewired += trainer.rewire(task.rewire_fraction, rewiring_seed(seed, step + 1))
-        # Up to the next step that begins with a rewiring.
-        ahead = next((s for s in due if rewire_due(s, task.rewire_interval, steps)), last + 1)
-        count = ahead - step - 1
+        if due and due[0] == step + 1:
+            del due[0]
+            if trainer.setup.is_rewired:
+                rewired += rewire(trainer, batches, task, seed, step + 1)
+        # Up to the next step that begins with a rewiring, or has another rate.
+        ahead = due[0] - 1 if due else last
+        count = int(min(ahead, schedule.keeps_rate_until(step + 1))) - step
+        rate = schedule.rate_at(step + 1)
         losses.append(trainer.train(itertools.islice(stream, count), rate, on_step))
         step += count
     return np.concatenate(losses), rewired
+
+
+def rewire(trainer: Trainer, batches: Batches, task: Task, seed: int, step: int) -> int:
+    """Rewire as the task says at that step; how many connections moved."""
+    if task.rewire_towards == "random":
+        fraction = rewire_fraction(step, task, len(batches))
+        return trainer.rewire(fraction, rewiring_seed(seed, step))
+    rewiring = plan_rewiring(trainer, batches, task, seed, step)
+    trainer.apply_rewiring(rewiring)
+    return len(rewiring.positions)
+
+
+def plan_rewiring(trainer: Trainer, batches: Batches, task: Task, seed: int, step: int) -> Rewiring:
+    """What `rewire` would move at that step."""
+    fraction, drawn = rewire_fraction(step, task, len(batches)), rewiring_seed(seed, step)
+    if task.rewire_towards == "random":
+        weights, inputs = trainer.array("output.weights"), trainer.setup.output_inputs
+        return arrays.plan_rewiring(weights, fraction, inputs, drawn)
+    layer = trainer.output_layer()
+    return plan_towards_gradients(
+        batches.x, batches.y, layer, fraction, seed=drawn, threads=trainer.threads
+    )

@@ -12,9 +12,11 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, replace
 
+from fanin.backends import features
 from fanin.backends.choosing import choosing_bytes
+from fanin.backends.gradients import rewiring_bytes
 from fanin.backends.registry import BACKENDS, MemoryModel
-from fanin.backends.setup import FEATURE_SCALE, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.harness.fit import evaluation_block
 from fanin.benchmarks.harness.speed import Speed
 from fanin.benchmarks.records.statistics import GIB
@@ -194,14 +196,24 @@ def estimate(
 
 
 def with_choosing(expected: Estimate, task: Task, setup: LayerSetup, sizes: Sizes) -> Estimate:
-    """The estimate with the memory for choosing connections, which comes before the model."""
-    if task.connections == "random" or not task.connectivity:
+    """The estimate with the memory for choosing connections, which comes before the model, and for
+    rewiring towards gradients."""
+    if not task.connectivity:
         return expected
+    temporary = expected.temporary_bytes
     data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)
-    choosing = choosing_bytes(*data, task.connectivity, is_mapped=sizes.is_mapped)
-    model = expected.parameter_bytes + expected.optimizer_bytes + expected.gradient_bytes
-    temporary = max(expected.temporary_bytes, choosing - model)
+    if task.connections != "random":
+        choosing = choosing_bytes(*data, task.connectivity, is_mapped=sizes.is_mapped)
+        model = expected.parameter_bytes + expected.optimizer_bytes + expected.gradient_bytes
+        temporary = max(temporary, choosing - model)
+    if task.rewire_towards == "gradient":
+        temporary = max(temporary, rewiring_bytes(*data, task.connectivity))
     return replace(expected, temporary_bytes=temporary)
+
+
+def _transform_values(setup: LayerSetup) -> int:
+    """How many numbers say what the model does to its features."""
+    return sum(map(setup.count, features.NAMES))
 
 
 def _overhead(memory: MemoryModel, model_bytes: int) -> int:
@@ -250,7 +262,7 @@ def _fused(
         moved += connections * (weight + 2 * 2) + sources
     return Estimate(
         parameter_bytes=(inner + connections) * weight
-        + (biases + setup.count(FEATURE_SCALE)) * 4
+        + (biases + _transform_values(setup)) * 4
         + sources
         + sorting
         + kind.starts_bytes(inputs, labels),
@@ -278,7 +290,7 @@ def _autograd(task: Task, setup: LayerSetup, memory: MemoryModel, threads: int) 
     temporary = _SCORES * scores + memory.sparse_temporary_bytes(setup, task.batch_size)
     temporary = max(temporary, memory.optimizer_copies * trained)
     return Estimate(
-        parameter_bytes=trained + structure + 4 * setup.count(FEATURE_SCALE),
+        parameter_bytes=trained + structure + 4 * _transform_values(setup),
         optimizer_bytes=2 * trained,
         gradient_bytes=trained,
         temporary_bytes=round(temporary) + (2 + threads) * lanes,

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import scipy.sparse as sp
 
-from fanin.backends import choosing
 from fanin.backends.arrays import InitialArrays
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import FEATURE_SCALE, LayerSetup
+from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.starting import starting_arrays
 from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.fit import evaluate
 from fanin.benchmarks.harness.request import Request
@@ -77,33 +77,19 @@ def endless(batches: Batches) -> Iterator[Batch]:
 def chosen_arrays(
     request: Request, train: Split, on_labels: Callable[[int], None] | None = None
 ) -> dict[str, np.ndarray]:
-    """The initial arrays that a task wants other than usual: chosen by its training instances, or a
-    bias. on_labels: see `choosing.choose_sources`."""
+    """The arrays that the task's recipe starts otherwise than usual, made from its training
+    instances. on_labels: see `choosing.choose_sources`."""
     task, (features, labels) = request.task, train
-    given: dict[str, np.ndarray] = {}
-    is_scaled, is_chosen = task.feature_scaling != "none", task.connections != "random"
-    if is_scaled or is_chosen:
-        mean, deviation = choosing.input_statistics(features)
-    if is_scaled:
-        given[FEATURE_SCALE] = choosing.unit_variance_scale(mean, deviation)
-    if is_chosen:
-        assert task.connectivity and task.connections != "random"
-        given["output.indices"] = choosing.choose_sources(
-            features,
-            labels,
-            task.connectivity,
-            method=task.connections,
-            mean=mean,
-            scale=given.get(FEATURE_SCALE),
-            seed=request.seed,
-            threads=thread_count(request.options.threads),
-            on_labels=on_labels,
-        ).indices
-    if task.initial_bias == "prior":
-        given["output.bias"] = choosing.log_odds(labels)
-    elif task.initial_bias:
-        given["output.bias"] = np.full(labels.shape[1], task.initial_bias, np.float32)
-    return given
+    output = task.setup(features.shape[1], labels.shape[1]).output
+    return starting_arrays(
+        features,
+        labels,
+        task.recipe_values,
+        output.fan_in if isinstance(output, FixedFanIn) else None,
+        seed=request.seed,
+        threads=thread_count(request.options.threads),
+        on_labels=on_labels,
+    )
 
 
 def build(

@@ -12,15 +12,15 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fanin.backends.arrays import Rewiring, copied, plan_rewiring
+from fanin.backends.arrays import Rewiring, copied
 from fanin.backends.trainer import Trainer
-from fanin.benchmarks.harness.fit import evaluate, rewiring_seed
+from fanin.benchmarks.harness.fit import evaluate, plan_rewiring
 from fanin.benchmarks.harness.prepare import (
     build,
     chosen_arrays,
@@ -34,7 +34,7 @@ from fanin.benchmarks.measuring.memory import MemoryWatch
 from fanin.benchmarks.measuring.process import Parent
 from fanin.benchmarks.records.base import Machine
 from fanin.benchmarks.records.compare import LockstepSide
-from fanin.datasets import Batch, Dataset, load
+from fanin.datasets import Batch, Batches, Dataset, load
 
 _WARMUP_STEPS = 10
 
@@ -46,11 +46,13 @@ class Side:
 
     request: Request
     data: Dataset
+    batches: Batches
     stream: Iterator[Batch]
     trainer: Trainer
     memory: MemoryWatch
     machine: Machine
     seconds: list[float] = field(default_factory=list)
+    planned: Rewiring | None = None
 
     def step(self, folder: Path) -> float:
         """Train one step and write all arrays; the loss."""
@@ -67,22 +69,22 @@ class Side:
         for name in names:
             np.save(folder / f"{name}.npy", self.trainer.array(name))
 
-    def plan(self, folder: Path, step: int) -> float:
+    def plan(self, folder: Path, step: int) -> float | None:
         """Write which connections this side would move before that step, and where to; the
-        threshold."""
-        task, setup = self.request.task, self.trainer.setup
-        weights = self.trainer.array("output.weights")
-        seed = rewiring_seed(self.request.seed, step)
-        plan = plan_rewiring(weights, task.rewire_fraction, setup.output_inputs, seed)
-        np.save(folder / "positions.npy", plan.positions)
-        np.save(folder / "sources.npy", plan.sources)
+        threshold, where all labels share one."""
+        task, weights = self.request.task, self.trainer.array("output.weights")
+        self.planned = plan_rewiring(self.trainer, self.batches, task, self.request.seed, step)
+        np.save(folder / "positions.npy", self.planned.positions)
+        np.save(folder / "sources.npy", self.planned.sources)
         np.save(folder / "planned.npy", weights)
-        return plan.threshold
+        return self.planned.threshold
 
-    def rewire(self, folder: Path, plan: str, threshold: float) -> None:
+    def rewire(self, folder: Path, plan: str) -> None:
         """Move the connections that the plan in a side's folder names."""
         positions, sources = (np.load(Path(plan) / f"{n}.npy") for n in ("positions", "sources"))
-        self.trainer.apply_rewiring(Rewiring(positions, sources, threshold))
+        assert self.planned
+        rewiring = replace(self.planned, positions=positions, sources=sources)
+        self.trainer.apply_rewiring(rewiring)
 
     def give(self, folder: Path) -> None:
         """Write all that belongs to the intermediate units."""
@@ -128,13 +130,13 @@ def serve(request: Request, parent: Parent) -> None:
     task = request.task
     data = load(task.dataset, task.features, request.options.data_dir)
     train = split(data, task)[0]
-    stream = endless(make_batches(task, train, request.seed))
+    batches = make_batches(task, train, request.seed)
     machine = warm_up(request)
     with MemoryWatch() as memory:
         given = chosen_arrays(request, train)
         trainer = build(request, task.setup(data.inputs, data.labels), given=given)
         del given
-        side = Side(request, data, stream, trainer, memory, machine)
+        side = Side(request, data, batches, endless(batches), trainer, memory, machine)
         parent.send({"value": None})
         while True:
             asked = parent.receive()

@@ -11,7 +11,8 @@ import csv
 from dataclasses import dataclass
 from functools import cache
 
-from fanin.benchmarks.records.task import TASK_FOLDER, Task, read_tasks, task_files
+from fanin.benchmarks.records.task import Task
+from fanin.benchmarks.records.task_files import TASK_FOLDER, read_tasks, task_files
 from fanin.datasets.catalogue import FEATURES
 
 PUBLISHED_FILE = TASK_FOLDER.parent / "published" / "ecml23.csv"

@@ -1,24 +1,20 @@
-"""A task: one layer setup on one data set with its hyper-parameters, read from a task file.
+"""A task: one layer setup on one data set with its hyper-parameters.
 
-A task file is the original experiments' JSON, `{"defaults": {...}, "tasks": [{...}, ...]}`: each
-entry of `tasks` overrides `defaults`. Where a key is silent, the paper's protocol holds
-(Schultheis & Babbar, ECML-PKDD 2023, arXiv 2306.03725, and its public code).
-
-fanin's own files lie in `tasks/<dataset>/<features>.json`; those of published data sets hold
-exactly the published rows, and `<features>-ablations.json` beside them what else the authors tried.
+Where a key is silent, the recipe decides; without one the paper's protocol holds (Schultheis &
+Babbar, ECML-PKDD 2023, arXiv 2306.03725, and its public code).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fanin.backends import recipes
 from fanin.backends.interface import FLOAT32, Execution, Storage, StoredType
+from fanin.backends.recipes import PAPER, Recipe, RecipeName
 from fanin.backends.setup import (
     ConnectionKind,
     Dense,
@@ -27,11 +23,12 @@ from fanin.backends.setup import (
     Loss,
     Unstructured,
 )
+from fanin.backends.starting import is_rotated
 from fanin.datasets import canonical_name
 
 EvaluationProtocol = Literal["paper", "holdout"]
-Connections = Literal["random", "centroid"]
-FeatureScaling = Literal["none", "unit_variance"]
+# What a recipe decides where a task does not.
+RECIPE_KEYS = tuple(field.name for field in fields(Recipe))
 
 # The paper's names of its models.
 Architecture = Literal[
@@ -61,11 +58,6 @@ _MODELS: dict[Architecture, _Model] = {
 # Both become folder names below the results folder.
 _FILE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
 
-TASK_FOLDER = Path(__file__).parent.parent / "tasks"
-_ABLATIONS = "-ablations"
-# What one's own data are trained with when no task file is named.
-USUAL_TASKS = TASK_FOLDER / "wordnet" / "tfidf-svd512.json"
-
 
 class TaskError(ValueError):
     """A task file that cannot be used; the message names file, task and key."""
@@ -86,26 +78,58 @@ class Task(BaseModel):
         default=1, ge=1, le=10_000, description="how many runs, each with its own seed"
     )
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    rewire_interval: int = Field(
-        default=1000, ge=-1, description="steps; -1 once per epoch, 0 never"
+    recipe: RecipeName = Field(
+        default="paper", description="what the keys have that are not named, down to rewire_decay"
     )
-    rewire_fraction: float = Field(default=0.1, ge=0, lt=1)
-    loss_fn: Loss = "squared_hinge"
+    loss_fn: Loss = PAPER.loss_fn
+    learning_rate: float = Field(default=PAPER.learning_rate, gt=0)
+    schedule: recipes.Schedule = Field(
+        default=PAPER.schedule,
+        description="plateau: the rate is halved and the training ended where validation does not "
+        "rise; linear: the rate falls to 0 over all epochs",
+    )
+    epochs: int = Field(
+        default=PAPER.epochs, ge=1, description="at most; early stopping may end sooner"
+    )
+    feature_scaling: recipes.FeatureScaling = PAPER.feature_scaling
+    feature_rotation: recipes.FeatureRotation = Field(
+        default=PAPER.feature_rotation,
+        description="see fanin.backends.rotation; features of very many inputs stay as they are",
+    )
+    connections: recipes.Connections = Field(
+        default=PAPER.connections,
+        description="centroid: chosen by the data, see fanin.backends.choosing",
+    )
+    initial_weights: recipes.InitialWeights = Field(
+        default=PAPER.initial_weights,
+        description="of the output layer; centroid: a share of what its inputs were chosen by",
+    )
+    initial_bias: recipes.InitialBias = Field(
+        default=PAPER.initial_bias,
+        description="of the output layer; prior: each label's log-odds",
+    )
+    rewire_towards: recipes.RewireTowards = Field(
+        default=PAPER.rewire_towards,
+        description="random: any input; gradient: those of largest gradient, see "
+        "fanin.backends.gradients",
+    )
+    rewire_interval: int = Field(
+        default=PAPER.rewire_interval, ge=-1, description="steps; -1 once per epoch, 0 never"
+    )
+    rewire_fraction: float = Field(default=PAPER.rewire_fraction, ge=0, lt=1)
+    rewire_until: float = Field(
+        default=PAPER.rewire_until, gt=0, le=1, description="share of all epochs, then no more"
+    )
+    rewire_decay: recipes.RewireDecay = Field(
+        default=PAPER.rewire_decay,
+        description="cosine: the fraction falls to 0 at rewire_until as a half cosine does",
+    )
     batch_size: int = Field(default=32, ge=1)
-    epochs: int = Field(default=100, ge=1, description="at most; early stopping may end sooner")
     seed: int = Field(default=0, ge=0)
     protocol: EvaluationProtocol = "paper"
     execution: Execution = "autograd"
     weights_dtype: StoredType = "float32"
     moments_dtype: StoredType = "float32"
-    connections: Connections = Field(
-        default="random", description="centroid: chosen by the data, see fanin.backends.choosing"
-    )
-    feature_scaling: FeatureScaling = "none"
-    initial_bias: float | Literal["prior"] = Field(
-        default=0.0, description="of the output layer; prior: each label's log-odds"
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -127,6 +151,8 @@ class Task(BaseModel):
                 values.setdefault("intermediate", 64)
             if values.get("architecture") == "sparse":
                 values.setdefault("rewire_fraction", 0.01)
+            for key, value in _keys_of_recipe(values).items():
+                values.setdefault(key, value)
         return values
 
     @model_validator(mode="after")
@@ -137,17 +163,25 @@ class Task(BaseModel):
             raise ValueError(
                 "weights_dtype and moments_dtype other than float32 need execution 'fused'"
             )
-        if self.connections != "random":
+        chosen = {"connections": "random", "feature_rotation": "none", "rewire_towards": "random"}
+        for key, plain in chosen.items():
+            value = getattr(self, key)
+            if value == plain:
+                continue
             if self.architecture == "dense-stratified":
                 raise ValueError(
-                    f"connections {self.connections!r} are chosen by the features, and this output "
-                    "layer reads an intermediate layer; use connections 'random' there"
+                    f"{key} {value!r} is for features, and this output layer reads an intermediate "
+                    f"layer; use {plain!r} there"
                 )
             if self.architecture != "stratified":
                 raise ValueError(
-                    f"connections {self.connections!r} need architecture 'stratified', which has a "
-                    f"fixed fan-in, got {self.architecture!r}"
+                    f"{key} {value!r} needs architecture 'stratified', which has a fixed fan-in, "
+                    f"got {self.architecture!r}"
                 )
+        if self.initial_weights == "centroid" and self.connections != "centroid":
+            raise ValueError(
+                f"initial_weights 'centroid' need connections 'centroid', got {self.connections!r}"
+            )
         if self.initial_bias == "prior" and self.loss_fn != "bce":
             raise ValueError(
                 f"initial_bias 'prior' is for loss_fn 'bce', got {self.loss_fn!r}; give a number"
@@ -155,10 +189,9 @@ class Task(BaseModel):
         return self
 
     @property
-    def looks_at_data(self) -> bool:
-        """Whether initial arrays depend on the training instances."""
-        chosen = self.connections != "random" or self.feature_scaling != "none"
-        return chosen or self.initial_bias == "prior"
+    def recipe_values(self) -> Recipe:
+        """What the recipe decides, as it is in this task."""
+        return Recipe(**{key: getattr(self, key) for key in RECIPE_KEYS})
 
     @property
     def storage(self) -> Storage:
@@ -193,20 +226,29 @@ class Task(BaseModel):
                     "of the output layer"
                 )
             output = model.connections(self.connectivity)
-        scaled = self.feature_scaling != "none"
-        return LayerSetup(inputs, labels, output, self.intermediate, self.loss_fn, scaled)
+        return LayerSetup(
+            inputs,
+            labels,
+            output,
+            self.intermediate,
+            self.loss_fn,
+            scaled=self.feature_scaling != "none",
+            rotated=is_rotated(self.recipe_values, inputs),
+        )
 
     @property
     def departures(self) -> tuple[str, ...]:
-        """Hyper-parameters that differ from the defaults, each as `dropout=0.2`, by name."""
+        """The recipe where it is not the paper's, and hyper-parameters that differ from its own, as
+        `dropout=0.2`, by name."""
         named = {"dataset", "features", "architecture", "connectivity", "intermediate", "repeat"}
-        own = self.model_dump(include=named - {"repeat"})
+        own = self.model_dump(include=(named | {"recipe"}) - {"repeat"})
         usual = type(self).model_validate(own)
-        return tuple(
+        changed = (
             f"{key}={getattr(self, key)}"
             for key in sorted(type(self).model_fields)
             if key not in named and getattr(self, key) != getattr(usual, key)
         )
+        return (*(["recipe=best"] if self.recipe == "best" else []), *changed)
 
     @property
     def slug(self) -> str:
@@ -230,106 +272,12 @@ class Task(BaseModel):
         return f"{self.dataset} {self.setup_name}{' fused' * (self.execution == 'fused')}"
 
 
-def task_files() -> dict[str, Path]:
-    """fanin's own task files by their short names, such as `amazon-670k/slice-ablations`."""
-    files = sorted(TASK_FOLDER.glob("*/*.json"))
-    return {path.relative_to(TASK_FOLDER).with_suffix("").as_posix(): path for path in files}
-
-
-def files_of(dataset: str, features: str | None = None) -> list[Path]:
-    """The task files of a data set, one per kind of features, without the ablations; only that of
-    `features` if they are named. Empty where fanin has none."""
-    return [
-        path
-        for path in task_files().values()
-        if path.parent.name == canonical_name(dataset)
-        and not path.stem.endswith(_ABLATIONS)
-        and features in (None, path.stem)
-    ]
-
-
-def find_tasks(name: Path) -> Path:
-    """The task file that `--tasks` names: a file, or else one of fanin's own by its short name."""
-    own = task_files()
-    if name.is_file() or name.suffix == ".json":
-        return name  # where there is no such file, reading says so
-    if name.as_posix() not in own:
-        raise TaskError(f"{name}: no such task file; fanin's own are {', '.join(own)}")
-    return own[name.as_posix()]
-
-
-def read_tasks(path: Path, overrides: dict[str, Any] | None = None) -> list[Task]:
-    """All tasks of one file, in its order; `overrides` win over the file (command line options).
-
-    Entries that are the same task are one, with the largest of their repeats: the original's files
-    list a task of their tables once more among its ablations. Raises TaskError for a file that
-    cannot be used.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise TaskError(f"{path}: key {twice!r} stands twice in an object; keep it once")
-        return dict(pairs)
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except TaskError:
-        raise
-    except FileNotFoundError as error:
-        raise TaskError(f"{path}: no such task file") from error
-    except OSError as error:
-        raise TaskError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path}: not UTF-8 text: {error}") from error
-    except json.JSONDecodeError as error:
-        raise TaskError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-    except (RecursionError, ValueError) as error:  # too deep; a number of thousands of digits
-        raise TaskError(f"{path}: not usable as JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
-        raise TaskError(f'{path}: expected {{"defaults": {{...}}, "tasks": [...]}}')
-    defaults = content.get("defaults", {})
-    if not isinstance(defaults, dict):
-        raise TaskError(f"{path}: `defaults` must be an object, got {defaults!r}")
-    if unknown := set(content) - {"defaults", "tasks"}:
-        raise TaskError(f"{path}: unknown keys {sorted(unknown)}; use `defaults` and `tasks`")
-    merged: dict[tuple[str, str, str], Task] = {}
-    for task in _tasks(path, defaults, content["tasks"], overrides or {}):
-        key = (task.dataset, task.features, task.slug)
-        known = merged.setdefault(key, task)
-        if task.repeat > known.repeat:
-            merged[key] = task
-    return list(merged.values())
-
-
-def _tasks(
-    path: Path, defaults: dict[str, Any], entries: list[Any], overrides: dict[str, Any]
-) -> Iterator[Task]:
-    if not entries:
-        raise TaskError(f"{path}: `tasks` is empty")
-    for number, entry in enumerate(entries):
-        where = f"{path}: tasks[{number}]"
-        if not isinstance(entry, dict):
-            raise TaskError(f"{where}: expected an object, got {entry!r}")
-        values = {**defaults, **entry, **overrides}
-        if values.get("architecture") == "sparse" and "rewire_fraction" not in entry | overrides:
-            # The original never handed its default fraction to this layer, which kept its own.
-            values.pop("rewire_fraction", None)
-        try:
-            yield Task.model_validate(values)
-        except ValidationError as error:
-            given = ", ".join(f"{key}={value}" for key, value in overrides.items())
-            asked = f" with {given}" if given else ""
-            raise TaskError(f"{where}{asked}: {_explain(error)}") from error
-
-
-def _explain(error: ValidationError) -> str:
-    known = ", ".join(Task.model_fields)
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        value = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
-        hint = f"; known keys: {known}" if item["type"] == "extra_forbidden" else ""
-        message = item["msg"].removeprefix("Value error, ")
-        lines.append(f"{key + ': ' if key else ''}{message}{value}{hint}")
-    return "; ".join(lines)
+def _keys_of_recipe(values: dict[str, Any]) -> dict[str, Any]:
+    """What the recipe that unchecked values name gives to its keys; nothing for the paper's, whose
+    values are the defaults, and where the model is not known."""
+    model = _MODELS.get(values.get("architecture"))  # type: ignore[arg-type]
+    if values.get("recipe") != "best" or model is None:
+        return {}
+    output = model.connections(1) if model.connections else Dense()
+    setup = LayerSetup(1, 1, output, 1 if model.has_intermediate else None)
+    return asdict(recipes.recipe_of("best", setup))

@@ -17,7 +17,8 @@ from fanin.benchmarks.records.base import DatasetInfo, Failure, Machine, Memory,
 from fanin.benchmarks.records.run import Epoch, RunResult, Timing
 from fanin.benchmarks.records.statistics import GIB
 from fanin.benchmarks.records.store import result_path, write_result
-from fanin.benchmarks.records.task import Task, read_tasks, task_files
+from fanin.benchmarks.records.task import Task
+from fanin.benchmarks.records.task_files import read_tasks, task_files
 from fanin.datasets import PUBLISHED
 from fanin.reports import paper
 from fanin.reports.frames import paper_frame

@@ -24,7 +24,8 @@ from fanin.benchmarks.gpu_parts.correct.bench import (
     fixed,
 )
 from fanin.benchmarks.records.gpu import Check, CorrectRow, Row
-from fanin.benchmarks.records.task import Task, files_of, read_tasks
+from fanin.benchmarks.records.task import Task
+from fanin.benchmarks.records.task_files import files_of, read_tasks
 from fanin.datasets.catalogue import FEATURES, PUBLISHED
 
 

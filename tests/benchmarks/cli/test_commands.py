@@ -12,7 +12,7 @@ from fakes import command, make_task
 
 from fanin.benchmarks.cli.selection import select_tasks
 from fanin.benchmarks.records.store import ResultError, read_result, result_path
-from fanin.benchmarks.records.task import read_tasks, task_files
+from fanin.benchmarks.records.task_files import read_tasks, task_files
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from fanin.backends.arrays import initial_arrays
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.benchmarks.records.store import read_result, result_path
-from fanin.benchmarks.records.task import read_tasks
+from fanin.benchmarks.records.task_files import read_tasks
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from fanin.benchmarks.harness import compare as lockstep
 from fanin.benchmarks.harness import plan
 from fanin.benchmarks.harness.request import Options, Request, begun, failed
 from fanin.benchmarks.records.store import result_path, write_result
-from fanin.benchmarks.records.task import read_tasks
+from fanin.benchmarks.records.task_files import read_tasks
 from fanin.kernels import library
 
 

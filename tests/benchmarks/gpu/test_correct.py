@@ -7,7 +7,7 @@ from gpu_kit import conduct_correct, few_cases
 
 from fanin.benchmarks.gpu_parts import part
 from fanin.benchmarks.gpu_parts.correct import cases, dense, linear, rewire, step, top_k
-from fanin.benchmarks.records.task import files_of, read_tasks
+from fanin.benchmarks.records.task_files import files_of, read_tasks
 
 pytestmark = pytest.mark.torch
 

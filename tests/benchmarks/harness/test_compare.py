@@ -16,7 +16,7 @@ from fanin.benchmarks.harness import compare as lockstep
 from fanin.benchmarks.harness import side
 from fanin.benchmarks.harness.request import Options, Request
 from fanin.benchmarks.records.store import read_lockstep
-from fanin.benchmarks.records.task import read_tasks
+from fanin.benchmarks.records.task_files import read_tasks
 from fanin.datasets import Batches
 
 

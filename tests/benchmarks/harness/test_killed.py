@@ -19,7 +19,7 @@ import scipy.sparse as sp
 
 from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.store import read_result, result_path
-from fanin.benchmarks.records.task import read_tasks
+from fanin.benchmarks.records.task_files import read_tasks
 from fanin.datasets.formats import write_labels
 
 # More by hand: FANIN_KILLS=20 pytest tests/benchmarks/harness/test_killed.py -k killed

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from fanin.benchmarks.records import published
-from fanin.benchmarks.records.task import TASK_FOLDER, Task, read_tasks, task_files
+from fanin.benchmarks.records.task import Task
+from fanin.benchmarks.records.task_files import TASK_FOLDER, read_tasks, task_files
 from fanin.datasets import PUBLISHED, find_folder
 from fanin.datasets.catalogue import FEATURES
 

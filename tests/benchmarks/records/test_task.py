@@ -8,7 +8,8 @@ import pytest
 from fakes import make_task
 from pydantic import ValidationError
 
-from fanin.benchmarks.records.task import TaskError, files_of, read_tasks, task_files
+from fanin.benchmarks.records.task import TaskError
+from fanin.benchmarks.records.task_files import files_of, read_tasks, task_files
 
 
 class TestTasks:

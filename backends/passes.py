@@ -1,0 +1,247 @@
+"""Features and labels of a whole data set, read in passes over instances or labels.
+
+Features are float32 [instances, inputs], C-contiguous, or CSR; of a memory map some instances are
+read after others, and their pages are given back.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from fanin.kernels import add_label_sums
+
+Features = np.ndarray | sp.csr_array
+
+# Half for the sums of labels, half for the instances that are read together from a memory map.
+MOST_BYTES = 1 << 30
+STATISTICS_BYTES = 16 << 20
+
+
+def known_features(given: Any) -> Features:
+    """Features as they are read here; ValueError for others."""
+    features: Features
+    is_sparse = bool(sp.issparse(given))  # as a condition, it would hide all but SciPy's base class
+    if is_sparse:
+        if given.format != "csr":
+            raise ValueError(f"sparse features must be CSR, got {given.format}")
+        features = sp.csr_array(given)
+    elif isinstance(given, np.ndarray):
+        if not given.flags.c_contiguous:
+            raise ValueError("features must be C-contiguous; make a contiguous copy first")
+        features = given
+    else:
+        kind = type(given).__name__
+        raise ValueError(f"features must be a NumPy array or a SciPy CSR array, got {kind}")
+    if features.ndim != 2 or 0 in features.shape:
+        raise ValueError(
+            "features must be [instances, inputs] with at least one each, got "
+            f"{list(features.shape)}"
+        )
+    if features.dtype != np.float32:
+        raise ValueError(f"features must be float32, got {features.dtype}")
+    return features
+
+
+def known_labels(labels: Any, instances: int) -> sp.csr_array:
+    """The labels as CSR, each positive once; ValueError where they do not fit the instances."""
+    is_sparse = bool(sp.issparse(labels))
+    if not is_sparse:
+        kind = type(labels).__name__
+        raise ValueError(f"labels must be a SciPy sparse array [instances, labels], got {kind}")
+    if labels.ndim != 2 or labels.shape[0] != instances:
+        raise ValueError(
+            f"labels must be [instances, labels] with {instances} instances as in features, got "
+            f"{list(labels.shape)}"
+        )
+    if not labels.shape[1]:
+        raise ValueError("labels must be at least 1, got 0")
+    known: sp.csr_array = labels.tocsr()
+    if not known.has_canonical_format or not known.data.all():
+        known = known.astype(bool)  # a copy; two of the same would be summed
+        known.sum_duplicates()
+        known.eliminate_zeros()
+    return known
+
+
+def input_statistics(features: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each input over all instances, float64 [inputs] each.
+
+    features: float32 [instances, inputs], C-contiguous (a memory map is read in passes), or CSR.
+    Raises ValueError naming what is wrong, such as an input that is not finite.
+    """
+    features = known_features(features)
+    instances, inputs = features.shape
+    total, squares, seen = np.zeros(inputs), np.zeros(inputs), 0
+    # Squares about 0 would lose what is small beside the mean; those about the means of blocks are
+    # merged (Chan, Golub & LeVeque, 1983).
+    with np.errstate(invalid="ignore"):  # infinite features, which are named below
+        for part in _block_sums(features):
+            if seen:
+                distance = part.total / part.count - total / seen
+                squares += distance**2 * (seen * part.count / (seen + part.count))
+            squares += part.squares
+            total += part.total
+            seen += part.count
+    mean, deviation = total / instances, np.sqrt(squares / instances)
+    if not (good := np.isfinite(deviation)).all():
+        raise ValueError(
+            f"features must be finite, but input {int(np.argmin(good))} is not in every instance"
+        )
+    return mean, deviation
+
+
+@dataclass(frozen=True)
+class _BlockSums:
+    """Of some instances: how many, their sum [inputs], and their squares about their mean."""
+
+    count: int
+    total: np.ndarray
+    squares: np.ndarray
+
+
+def _block_sums(features: Features) -> Iterator[_BlockSums]:
+    """Of some instances after others, in float64."""
+    instances, inputs = features.shape
+    if isinstance(features, sp.csr_array):
+        columns, values = features.indices, features.data
+        stored = np.bincount(columns, minlength=inputs)
+        total = np.bincount(columns, values, inputs)
+        mean = total / instances
+        squares = np.bincount(columns, (values - mean[columns]) ** 2, inputs)
+        yield _BlockSums(instances, total, squares + (instances - stored) * mean**2)
+        return
+    size = max(1, STATISTICS_BYTES // (4 * inputs))
+    for first in range(0, instances, size):
+        wide = np.asarray(features[first : first + size], np.float64)
+        total = wide.sum(0)
+        wide -= total / len(wide)
+        yield _BlockSums(len(wide), total, np.einsum("ij,ij->j", wide, wide))
+        give_back(features, first, first + size)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Pairs of a label and an instance, by label: those of label l stand at starts[l] to
+    starts[l + 1] - 1. starts: int64 [labels + 1]; instances: int32; weights: float32 like
+    instances, by which their features count, None for 1 each."""
+
+    starts: np.ndarray
+    instances: np.ndarray
+    weights: np.ndarray | None = None
+
+    @property
+    def labels(self) -> int:
+        return len(self.starts) - 1
+
+    def block(self, first: int, end: int) -> Entries:
+        """The entries of the labels first to end - 1."""
+        near = self.starts[first : end + 1]
+        own = slice(near[0], near[-1])
+        weights = None if self.weights is None else self.weights[own]
+        return Entries(near - near[0], self.instances[own], weights)
+
+    def between(self, first: int, end: int, place: np.ndarray) -> Entries:
+        """The entries at those places, which are in the order of their labels, of instances first
+        to end - 1, counted from the first."""
+        counts = np.bincount(
+            np.searchsorted(self.starts, place, "right") - 1, minlength=self.labels
+        )
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        weights = None if self.weights is None else self.weights[place]
+        return Entries(starts, self.instances[place] - np.int32(first), weights)
+
+
+def entries_of(labels: sp.csr_array) -> Entries:
+    """The positives of each label."""
+    by_label = labels.tocsc()
+    starts = by_label.indptr.astype(np.int64)
+    return Entries(starts, by_label.indices.astype(np.int32, copy=False))
+
+
+def labels_together(inputs: int, labels: int, most_bytes: int = MOST_BYTES) -> int:
+    """How many labels' sums are in memory at a time."""
+    return max(1, min(labels, most_bytes // 2 // (4 * inputs)))
+
+
+def label_sums(
+    features: Features, entries: Entries, *, threads: int, most_bytes: int = MOST_BYTES
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The sum of the features of each label's entries, times their weights: for a block of labels
+    after the other the first label and the sums, float32 [labels of the block, inputs], which the
+    caller may change; they hold until the next block is asked for."""
+    inputs = features.shape[1]
+    csr = _csr_places(features)
+    together = labels_together(inputs, entries.labels, most_bytes)
+    sums = np.empty((together, inputs), np.float32)
+    for first in range(0, entries.labels, together):
+        end = min(first + together, entries.labels)
+        block = sums[: end - first]
+        block.fill(0)
+        for values, part in _parts(features, entries.block(first, end), most_bytes // 2):
+            add_label_sums(
+                values,
+                part.starts,
+                part.instances,
+                block,
+                positive_weights=part.weights,
+                **csr,
+                threads=threads,
+            )
+        yield first, block
+
+
+def _csr_places(features: Features) -> dict[str, np.ndarray]:
+    """Where the values of CSR features belong, as the kernels read it."""
+    if isinstance(features, np.ndarray):
+        return {}
+    return {
+        "starts": features.indptr.astype(np.int64, copy=False),
+        "columns": features.indices.astype(np.int32, copy=False),
+    }
+
+
+def _parts(
+    features: Features, entries: Entries, most_bytes: int
+) -> Iterator[tuple[np.ndarray, Entries]]:
+    """The features of some instances, with the entries that are of these: all at once, or, of a
+    memory map, part after part."""
+    if not isinstance(features, np.ndarray):
+        yield features.data, entries
+        return
+    if _memory_map(features) is None:
+        yield features, entries
+        return
+    size = min(len(features), max(1, most_bytes // (4 * features.shape[1])))
+    count = -(-len(features) // size)
+    part_of = (entries.instances // np.int32(size)).astype(np.min_scalar_type(count))
+    order = np.argsort(part_of, kind="stable")  # NumPy sorts the narrow types by counting
+    bounds = np.searchsorted(part_of[order], np.arange(count + 1))
+    for part in range(count):
+        first, end = part * size, (part + 1) * size
+        place = order[bounds[part] : bounds[part + 1]]
+        yield features[first:end], entries.between(first, end, place)
+        give_back(features, first, end)
+
+
+def _memory_map(features: Any) -> mmap.mmap | None:
+    """The map that an array reads, if it does."""
+    memory = getattr(features, "_mmap", None)
+    return memory if isinstance(memory, mmap.mmap) else None
+
+
+def give_back(features: Any, first: int, end: int) -> None:
+    """Let the system have the pages of these instances, if they come from a file and can be read
+    again: a private map may have been changed."""
+    memory = _memory_map(features)
+    if memory is None or features.mode == "c" or not hasattr(memory, "madvise"):
+        return
+    rows = features[first:end]
+    begin = rows.ctypes.data - np.frombuffer(memory, np.uint8).ctypes.data
+    begin = begin // mmap.PAGESIZE * mmap.PAGESIZE
+    memory.madvise(mmap.MADV_DONTNEED, begin, rows.nbytes)

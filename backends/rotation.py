@@ -1,0 +1,78 @@
+"""A rotation of the inputs in which few of them tell most about a label.
+
+A fixed fan-in layer reads few inputs of a label, so it loses what stands in the others. Features
+that were learnt, or reduced by an SVD, have no preferred axes: what tells a label apart is spread
+over all of them. A rotation does not change what a dense layer can learn, but it can bring the
+difference between a label's positives and all instances onto few axes. That is what varimax finds
+(Kaiser, 1958; here without centring, that is quartimax, by the iteration of Horst, 1965).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fanin.backends.features import FeatureTransform
+from fanin.backends.passes import Entries, entries_of, known_features, known_labels, label_sums
+
+# Wider features are not rotated: the matrix would be large, and they are mostly sparse already.
+MOST_ROTATED = 4096
+# How many labels it is fitted to, those with most positives: they count most for precision at k,
+# and for them the mean over positives is known best.
+_LABELS = 8192
+_ITERATIONS, _RISE = 100, 1e-4
+
+
+def feature_rotation(
+    features: Any,
+    labels: Any,
+    mean: np.ndarray,
+    scale: np.ndarray | None = None,
+    *,
+    threads: int = 0,
+) -> np.ndarray:
+    """The rotation for features that are multiplied by `scale` before; float32 [inputs, inputs].
+
+    features: float32 [instances, inputs] or CSR, labels: SciPy sparse [instances, labels], as
+    `choosing.choose_sources` takes them; mean: of each input. Raises ValueError naming what is
+    wrong.
+    """
+    features = known_features(features)
+    labels = known_labels(labels, features.shape[0])
+    entries = entries_of(labels)
+    positives = np.diff(entries.starts)
+    most = np.sort(np.argsort(-positives, kind="stable")[:_LABELS])
+    most = most[positives[most] > 0]
+    if not len(most):
+        return np.eye(features.shape[1], dtype=np.float32)
+    starts = np.concatenate([[0], np.cumsum(positives[most])])
+    own = Entries(
+        starts,
+        np.concatenate([entries.instances[slice(*entries.starts[at : at + 2])] for at in most]),
+    )
+    differences = np.empty((len(most), features.shape[1]), np.float32)
+    for first, sums in label_sums(features, own, threads=threads):
+        counts = positives[most][first : first + len(sums), None]
+        differences[first : first + len(sums)] = sums / counts - mean
+    differences = FeatureTransform(scale).apply(differences)
+    lengths = np.linalg.norm(differences, axis=1, keepdims=True)
+    differences /= np.maximum(lengths, np.finfo(np.float32).tiny)
+    # The criterion sums fourth powers: so a label counts by the square of its positives.
+    differences *= np.sqrt(positives[most] / positives.max())[:, None].astype(np.float32)
+    return varimax(differences)
+
+
+def varimax(rows: np.ndarray) -> np.ndarray:
+    """An orthogonal matrix R [inputs, inputs] for which the sum of (rows R)^4 is large; rows:
+    float32 [rows, inputs]. A local maximum, found from the identity."""
+    rotation = np.eye(rows.shape[1], dtype=np.float32)
+    before = 0.0
+    for _ in range(_ITERATIONS):
+        rotated = rows @ rotation
+        left, sizes, right = np.linalg.svd(rows.T @ rotated**3)
+        rotation = np.ascontiguousarray(left @ right, np.float32)
+        if sizes.sum() <= before * (1 + _RISE):
+            break
+        before = float(sizes.sum())
+    return rotation
