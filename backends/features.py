@@ -27,7 +27,8 @@ class FeatureTransform:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> FeatureTransform:
         """Copies of what a model's arrays have of it."""
-        given = {name: np.array(arrays[name], np.float32) for name in NAMES if name in arrays}
+        names = set(arrays)  # by iteration: each array may be read from a file when asked for
+        given = {name: np.array(arrays[name], np.float32) for name in NAMES if name in names}
         return cls(given.get(SCALE), given.get(ROTATION))
 
     @property

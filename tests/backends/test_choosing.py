@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from fanin.backends import choosing
+from fanin.backends import choosing, passes
 from fanin.backends.arrays import new_sources
 
 
@@ -48,7 +48,7 @@ def wide(rows):
 class TestStatistics:
     @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
     def test_mean_and_deviation(self, form, tmp_path, monkeypatch):
-        monkeypatch.setattr(choosing, "_STATISTICS_BYTES", 7 * 4 * 40)  # 7 instances at a time
+        monkeypatch.setattr(passes, "STATISTICS_BYTES", 7 * 4 * 40)  # 7 instances at a time
         x, _ = make_data()
         x[x < 2.5] = 0
         mean, deviation = choosing.input_statistics(form(x, tmp_path))

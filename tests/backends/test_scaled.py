@@ -11,8 +11,9 @@ from frameworks import EACH_BACKEND
 from reference import Model
 
 from fanin.backends.arrays import InitialArrays, copied, initial_arrays
+from fanin.backends.features import SCALE as SCALE_NAME
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import FEATURE_SCALE, Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.datasets import Batch
 
 SETUPS = [
@@ -43,14 +44,14 @@ def scaled(batch):
 
 def given_arrays(setup):
     """Initial arrays with the scale, and weights as large as after some training."""
-    arrays = dict(InitialArrays(setup, 0, {FEATURE_SCALE: SCALE}))
+    arrays = dict(InitialArrays(setup, 0, {SCALE_NAME: SCALE}))
     arrays["output.weights"] *= np.float32(0.3 / np.abs(arrays["output.weights"]).max())
     return arrays
 
 
 def plain(setup, arrays):
     """The same model without a scale."""
-    rest = {name: array.copy() for name, array in arrays.items() if name != FEATURE_SCALE}
+    rest = {name: array.copy() for name, array in arrays.items() if name != SCALE_NAME}
     return replace(setup, scaled=False), rest
 
 
@@ -77,13 +78,13 @@ def test_training_and_prediction_follow_features_that_are_scaled_before(backend,
     near(losses, np.array([reference.step(scaled(batch), 3e-3) for batch in BATCHES]), 1e-5)
     np.testing.assert_array_equal(BATCHES[0].features, kept)  # what was given is not changed
     state = copied(trainer.arrays())
-    assert list(state) == list(setup.array_shapes()) and next(iter(state)) == FEATURE_SCALE
-    np.testing.assert_array_equal(state.pop(FEATURE_SCALE), SCALE)  # it is not trained
+    assert list(state) == list(setup.array_shapes()) and next(iter(state)) == SCALE_NAME
+    np.testing.assert_array_equal(state.pop(SCALE_NAME), SCALE)  # it is not trained
     for name, array in other.arrays():
         np.testing.assert_array_equal(state[name], array, name)
         near(array, reference.arrays[name], 3e-6)
     moments = dict(trainer.optimizer_arrays())
-    assert not any(name.startswith(FEATURE_SCALE) for name in moments)
+    assert not any(name.startswith(SCALE_NAME) for name in moments)
 
     x = make_batch(40, 9).features
     np.testing.assert_array_equal(trainer.top_k(x, 5), other.top_k(x * SCALE, 5))
@@ -100,26 +101,26 @@ def test_a_model_is_loaded_with_its_scale(backend, execution):
     trainer = make_trainer(backend, setup, given_arrays(setup), execution=execution, device="cpu")
     trainer.train(BATCHES, 3e-3)
     weights = trainer.weights()
-    weights[FEATURE_SCALE] = weights[FEATURE_SCALE][::-1].copy()
+    weights[SCALE_NAME] = weights[SCALE_NAME][::-1].copy()
     other = make_trainer(
         backend, setup, initial_arrays(setup, 5), execution=execution, device="cpu"
     )
-    np.testing.assert_array_equal(other.array(FEATURE_SCALE), np.ones(30))
+    np.testing.assert_array_equal(other.array(SCALE_NAME), np.ones(30))
     other.load_weights(weights)
     for name, array in other.arrays():
         np.testing.assert_array_equal(array, weights[name], name)
-    weights[FEATURE_SCALE][:] = 1  # the trainer has its own
+    weights[SCALE_NAME][:] = 1  # the trainer has its own
     expected = make_trainer(
         backend, *plain(setup, weights), execution=execution, device="cpu"
     ).top_k(BATCHES[0].features * SCALE[::-1], 5)
     np.testing.assert_array_equal(other.top_k(BATCHES[0].features, 5), expected)
 
     for wrong in (0, -1, np.nan, np.inf):
-        bad = {**weights, FEATURE_SCALE: np.full(30, wrong, np.float32)}
+        bad = {**weights, SCALE_NAME: np.full(30, wrong, np.float32)}
         with pytest.raises(ValueError, match=r"features\.scale must be finite and above 0"):
             other.load_weights(bad)
     with pytest.raises(ValueError, match=r"features\.scale must be \[30\], got \[29\]"):
-        other.load_weights({**weights, FEATURE_SCALE: SCALE[:29]})
+        other.load_weights({**weights, SCALE_NAME: SCALE[:29]})
     with pytest.raises(ValueError, match=r"missing \['features\.scale'\]"):
         other.load_weights(plain(setup, weights)[1])
 
@@ -144,11 +145,11 @@ class TestInitialArrays:
             initial_arrays(LayerSetup(30, 50, FixedFanIn(8), 20, scaled=scaled), 3)
             for scaled in (True, False)
         )
-        np.testing.assert_array_equal(with_scale.pop(FEATURE_SCALE), np.ones(30))
+        np.testing.assert_array_equal(with_scale.pop(SCALE_NAME), np.ones(30))
         assert list(with_scale) == list(without)
         for name, array in without.items():
             np.testing.assert_array_equal(with_scale[name], array, name)
 
     def test_what_is_given_has_a_name_of_the_model(self):
         with pytest.raises(KeyError, match=r"'features\.scale' is none of output\.indices"):
-            InitialArrays(LayerSetup(30, 50, FixedFanIn(8)), 0, {FEATURE_SCALE: SCALE})
+            InitialArrays(LayerSetup(30, 50, FixedFanIn(8)), 0, {SCALE_NAME: SCALE})

@@ -13,9 +13,10 @@ from frameworks import EACH_BACKEND
 
 from fanin.backends import fused
 from fanin.backends.arrays import InitialArrays, copied
+from fanin.backends.features import SCALE as SCALE_NAME
 from fanin.backends.interface import Storage
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import FEATURE_SCALE, FixedFanIn, LayerSetup
+from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.benchmarks.harness.checkpoint import Checkpoint
 from fanin.benchmarks.harness.fit import fit
 from fanin.benchmarks.records.task import Task
@@ -51,7 +52,7 @@ class Training:
         setup = self.task.setup(20, 50)
         given = {}
         if setup.scaled and not (self.folder / "state.json").exists():  # which has the scale
-            given[FEATURE_SCALE] = np.linspace(0.2, 3, 20).astype(np.float32)
+            given[SCALE_NAME] = np.linspace(0.2, 3, 20).astype(np.float32)
         return make_trainer(
             self.backend,
             setup,

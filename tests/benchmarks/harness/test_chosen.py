@@ -10,7 +10,8 @@ from choose_reference import centroid_values
 from fakes import command, make_task
 from frameworks import EACH_BACKEND
 
-from fanin.backends.setup import FEATURE_SCALE
+from fanin.backends.features import SCALE as SCALE_NAME
+from fanin.backends.starting import looks_at_data
 from fanin.benchmarks.harness import plan
 from fanin.benchmarks.harness.prepare import build, chosen_arrays, split
 from fanin.benchmarks.harness.request import Options, Request
@@ -45,13 +46,13 @@ class TestArrays:
 
     def test_the_paper_has_none(self, place, data):
         assert self.chosen(place, data) == {}
-        assert not make_task().looks_at_data
+        assert not looks_at_data(make_task().recipe_values)
 
     def test_sources_and_scale(self, place, data):
         given = self.chosen(place, data, **CHOSEN)
-        assert set(given) == {"output.indices", FEATURE_SCALE, "output.bias"}
+        assert set(given) == {"output.indices", SCALE_NAME, "output.bias"}
         x, y = data.train_x, data.train_y.toarray()
-        np.testing.assert_allclose(given[FEATURE_SCALE], 1 / x.std(0), rtol=1e-5)
+        np.testing.assert_allclose(given[SCALE_NAME], 1 / x.std(0), rtol=1e-5)
         values = np.abs(centroid_values(x, y)) / x.std(0)
         best = np.sort(np.argsort(-values, axis=1, kind="stable")[:, :8], axis=1)
         known = y.any(0)
@@ -69,7 +70,7 @@ class TestArrays:
     def test_only_what_is_trained_on_counts(self, place, data):
         whole = self.chosen(place, data, **CHOSEN)
         part = self.chosen(place, data, **CHOSEN, protocol="holdout")
-        assert (whole[FEATURE_SCALE] != part[FEATURE_SCALE]).all()
+        assert (whole[SCALE_NAME] != part[SCALE_NAME]).all()
 
     def test_the_prior(self, place, data):
         given = self.chosen(place, data, loss_fn="bce", initial_bias="prior")
@@ -107,7 +108,7 @@ def test_a_run_holds_what_was_chosen(place, tmp_path, backend, execution):
     data = load("tiny", "dense40", place / "data")
     given = chosen_arrays(request, split(data, request.task)[0])
     held = load_file(weights)
-    for name in ("output.indices", FEATURE_SCALE):
+    for name in ("output.indices", SCALE_NAME):
         np.testing.assert_array_equal(held[name], given[name], name)
 
 
