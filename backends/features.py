@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+
+from fanin.kernels import dense_forward
 
 SCALE = "features.scale"
 ROTATION = "features.rotation"
 NAMES = (SCALE, ROTATION)
+# Up to so many instances fanin's own product rotates them, with the threads of the training step.
+# NumPy's has threads of its own, which get in the way of those: a step took three times as long.
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,19 @@ class FeatureTransform:
         named = {SCALE: self.scale, ROTATION: self.rotation}
         return {name: array for name, array in named.items() if array is not None}
 
-    def apply(self, features: np.ndarray) -> np.ndarray:
-        """Features [..., inputs] as the model reads them; the same array where nothing is done."""
+    def apply(self, features: np.ndarray, threads: int = 0) -> np.ndarray:
+        """Features [instances, inputs] as the model reads them; the same array where nothing is
+        done. threads: CPU threads for a batch, 0 for all."""
         if self.scale is not None:
             features = features * self.scale
-        return features if self.rotation is None else features @ self.rotation
+        if self.rotation is None:
+            return features
+        if len(features) > _BATCH:
+            product: np.ndarray = features @ self.rotation
+            return product
+        return dense_forward(features, self._columns, None, threads=threads)
+
+    @cached_property
+    def _columns(self) -> np.ndarray:
+        assert self.rotation is not None
+        return np.ascontiguousarray(self.rotation.T)

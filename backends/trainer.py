@@ -222,7 +222,7 @@ class Trainer:
     def _transformed(self, batch: TrainingBatch) -> TrainingBatch:
         if not self.transform.arrays:
             return batch
-        features = self.transform.apply(batch.features)
+        features = self.transform.apply(batch.features, self.threads)
         return TransformedBatch(features, batch.positive_instances, batch.positive_labels)
 
     def train(
@@ -245,7 +245,7 @@ class Trainer:
         features: float32 [instances, inputs]. Ties go to the lower id. ValueError where k is not
         in 1..labels."""
         self.setup.check_k(k)
-        return self._executor.top_k(self.transform.apply(features), k)
+        return self._executor.top_k(self.transform.apply(features, self.threads), k)
 
     # Rewiring -----------------------------------------------------------------------------------
 

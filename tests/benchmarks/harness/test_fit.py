@@ -17,7 +17,6 @@ from fanin.benchmarks.records.base import Precision
 from fanin.benchmarks.records.run import Epoch
 from fanin.datasets import Batches
 
-
 FAN_IN = {"architecture": "stratified", "connectivity": 8}
 
 
