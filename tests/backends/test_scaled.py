@@ -1,5 +1,5 @@
-"""A scale of the features in the model, and connections that are given: in both backends and both
-executions."""
+"""Scale and rotation of the features in the model, and connections that are given: in both backends
+and both executions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from frameworks import EACH_BACKEND
 from reference import Model
 
 from fanin.backends.arrays import InitialArrays, copied, initial_arrays
+from fanin.backends.features import ROTATION, FeatureTransform
 from fanin.backends.features import SCALE as SCALE_NAME
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
@@ -21,11 +22,16 @@ SETUPS = [
     LayerSetup(30, 50, FixedFanIn(4), intermediate=20, loss="bce", scaled=True),
     LayerSetup(30, 50, Dense(), scaled=True),
     LayerSetup(30, 50, Unstructured(5), scaled=True),
+    LayerSetup(30, 50, FixedFanIn(8), scaled=True, rotated=True),
+    LayerSetup(30, 50, Dense(), loss="bce", rotated=True),
 ]
 SCALE = np.geomspace(0.2, 4, 30).astype(np.float32)
+ROTATED = np.linalg.qr(np.random.default_rng(7).standard_normal((30, 30)))[0].astype(np.float32)
 
 every_setup = pytest.mark.parametrize(
-    "setup", SETUPS, ids=lambda setup: f"{setup.output}-{setup.intermediate}"
+    "setup",
+    SETUPS,
+    ids=lambda setup: f"{setup.output}-{setup.intermediate}-{setup.scaled}-{setup.rotated}",
 )
 every_trainer = pytest.mark.parametrize("backend", EACH_BACKEND)
 executions = pytest.mark.parametrize("execution", ["autograd", "fused"])
@@ -38,21 +44,22 @@ def make_batch(size, seed):
     return Batch(features, instances.astype(np.int32), labels.astype(np.int64))
 
 
-def scaled(batch):
-    return Batch(batch.features * SCALE, batch.positive_instances, batch.positive_labels)
+def transform_of(setup):
+    return FeatureTransform(SCALE if setup.scaled else None, ROTATED if setup.rotated else None)
 
 
 def given_arrays(setup):
-    """Initial arrays with the scale, and weights as large as after some training."""
-    arrays = dict(InitialArrays(setup, 0, {SCALE_NAME: SCALE}))
+    """Initial arrays with the transform, and weights as large as after some training."""
+    arrays = dict(InitialArrays(setup, 0, transform_of(setup).arrays))
     arrays["output.weights"] *= np.float32(0.3 / np.abs(arrays["output.weights"]).max())
     return arrays
 
 
 def plain(setup, arrays):
-    """The same model without a scale."""
-    rest = {name: array.copy() for name, array in arrays.items() if name != SCALE_NAME}
-    return replace(setup, scaled=False), rest
+    """The same model without scale and rotation."""
+    transforms = (SCALE_NAME, ROTATION)
+    rest = {name: array.copy() for name, array in arrays.items() if name not in transforms}
+    return replace(setup, scaled=False, rotated=False), rest
 
 
 def near(a, b, tolerance):
@@ -65,8 +72,13 @@ BATCHES = [make_batch(size, seed) for seed, size in enumerate([32, 32, 7])]
 @executions
 @every_setup
 @every_trainer
-def test_training_and_prediction_follow_features_that_are_scaled_before(backend, setup, execution):
-    arrays = given_arrays(setup)
+def test_training_and_prediction_follow_features_that_are_changed_before(backend, setup, execution):
+    arrays, transform = given_arrays(setup), transform_of(setup)
+
+    def changed(batch):
+        features = transform.apply(batch.features)
+        return Batch(features, batch.positive_instances, batch.positive_labels)
+
     trainer = make_trainer(backend, setup, arrays, execution=execution, device="cpu")
     unscaled, rest = plain(setup, arrays)
     other = make_trainer(backend, unscaled, rest, execution=execution, device="cpu")
@@ -74,24 +86,27 @@ def test_training_and_prediction_follow_features_that_are_scaled_before(backend,
     kept = BATCHES[0].features.copy()
 
     losses = trainer.train(BATCHES, 3e-3)
-    np.testing.assert_array_equal(losses, other.train(map(scaled, BATCHES), 3e-3))
-    near(losses, np.array([reference.step(scaled(batch), 3e-3) for batch in BATCHES]), 1e-5)
+    np.testing.assert_array_equal(losses, other.train(map(changed, BATCHES), 3e-3))
+    near(losses, np.array([reference.step(changed(batch), 3e-3) for batch in BATCHES]), 1e-5)
     np.testing.assert_array_equal(BATCHES[0].features, kept)  # what was given is not changed
     state = copied(trainer.arrays())
-    assert list(state) == list(setup.array_shapes()) and next(iter(state)) == SCALE_NAME
-    np.testing.assert_array_equal(state.pop(SCALE_NAME), SCALE)  # it is not trained
+    assert list(state) == list(setup.array_shapes())
+    assert [name for name in state if name.startswith("features.")] == list(transform.arrays)
+    for name, array in transform.arrays.items():
+        np.testing.assert_array_equal(state.pop(name), array)  # it is not trained
     for name, array in other.arrays():
         np.testing.assert_array_equal(state[name], array, name)
         near(array, reference.arrays[name], 3e-6)
     moments = dict(trainer.optimizer_arrays())
-    assert not any(name.startswith(SCALE_NAME) for name in moments)
+    assert not any(name.startswith("features.") for name in moments)
 
     x = make_batch(40, 9).features
-    np.testing.assert_array_equal(trainer.top_k(x, 5), other.top_k(x * SCALE, 5))
+    np.testing.assert_array_equal(trainer.top_k(x, 5), other.top_k(transform.apply(x), 5))
     assert (trainer.top_k(x, 5) != other.top_k(x, 5)).any()
 
     with_scale, without = trainer.state_bytes(), other.state_bytes()
-    assert with_scale[0] - without[0] == SCALE.nbytes and with_scale[1] == without[1]
+    more = sum(array.nbytes for array in transform.arrays.values())
+    assert with_scale[0] - without[0] == more and with_scale[1] == without[1]
 
 
 @executions
@@ -137,6 +152,26 @@ def test_connections_and_biases_that_are_given(backend, execution):
     np.testing.assert_array_equal(trainer.array("output.bias"), given["output.bias"])
     usual = initial_arrays(setup, 0)["output.weights"]
     np.testing.assert_array_equal(trainer.array("output.weights"), usual)
+
+
+@every_trainer
+def test_a_model_is_loaded_with_its_rotation(backend):
+    setup = SETUPS[4]
+    trainer = make_trainer(backend, setup, given_arrays(setup), device="cpu")
+    weights = trainer.weights()
+    weights[ROTATION] = weights[ROTATION][::-1].copy()
+    other = make_trainer(backend, setup, initial_arrays(setup, 5), device="cpu")
+    np.testing.assert_array_equal(other.array(ROTATION), np.eye(30))
+    other.load_weights(weights)
+    np.testing.assert_array_equal(other.array(ROTATION), weights[ROTATION])
+    x = BATCHES[0].features
+    expected = make_trainer(backend, *plain(setup, weights), device="cpu")
+    changed = FeatureTransform(weights[SCALE_NAME], weights[ROTATION]).apply(x)
+    np.testing.assert_array_equal(other.top_k(x, 5), expected.top_k(changed, 5))
+    bad = weights[ROTATION].copy()
+    bad[3, 4] = np.nan
+    with pytest.raises(ValueError, match=r"features\.rotation must be finite"):
+        other.load_weights({**weights, ROTATION: bad})
 
 
 class TestInitialArrays:
