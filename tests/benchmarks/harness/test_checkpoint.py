@@ -13,10 +13,10 @@ from frameworks import EACH_BACKEND
 
 from fanin.backends import fused
 from fanin.backends.arrays import InitialArrays, copied
-from fanin.backends.features import SCALE as SCALE_NAME
 from fanin.backends.interface import Storage
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.starting import starting_arrays
 from fanin.benchmarks.harness.checkpoint import Checkpoint
 from fanin.benchmarks.harness.fit import fit
 from fanin.benchmarks.records.task import Task
@@ -32,6 +32,7 @@ class KilledError(Exception):
 FUSED = {"execution": "fused"}
 HALF = {**FUSED, "weights_dtype": "bfloat16", "moments_dtype": "bfloat16"}
 DEEP = {"architecture": "dense-stratified", "connectivity": 4, "rewire_interval": 3}
+BEST = {"architecture": "stratified", "connectivity": 8, "recipe": "best"}
 
 
 class Training:
@@ -51,8 +52,9 @@ class Training:
     def trainer(self):
         setup = self.task.setup(20, 50)
         given = {}
-        if setup.scaled and not (self.folder / "state.json").exists():  # which has the scale
-            given[SCALE_NAME] = np.linspace(0.2, 3, 20).astype(np.float32)
+        if setup.scaled and not (self.folder / "state.json").exists():  # which has them
+            fan_in = None if self.task.intermediate else self.task.connectivity
+            given = starting_arrays(*self.data, self.task.recipe_values, fan_in)
         return make_trainer(
             self.backend,
             setup,
@@ -94,10 +96,12 @@ class Training:
         ({**DEEP, **FUSED}, 4096),  # sorted inside
         ({"architecture": "dense", **FUSED}, None),
         ({**DEEP, **FUSED, "feature_scaling": "unit_variance"}, 16),
+        ({**BEST, **FUSED}, None),
+        (BEST, None),
     ],
     ids=[
         *("ffi", "unstructured", "ffi-fused", "ffi-bfloat16", "ffi-fused-sorted", "dense-fused"),
-        "ffi-fused-scaled",
+        *("ffi-fused-scaled", "ffi-fused-best", "ffi-best"),
     ],
 )
 @pytest.mark.parametrize("backend", EACH_BACKEND)
