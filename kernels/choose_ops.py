@@ -27,7 +27,7 @@ def add_label_sums(
     positive_weights: np.ndarray | None = None,
     threads: int = 0,
 ) -> None:
-    """Add the features of each label's positives, times a weight where given, to its sums, in place.
+    """Add the features of each label's positives, times their weights, to its sums, in place.
 
     features [instances, inputs] float32; or, of features stored by rows (CSR), the stored values
     [stored], with `starts` [instances + 1] int64 and `columns` [stored] int32.
