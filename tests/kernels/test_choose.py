@@ -33,11 +33,13 @@ def stored(features):
     return rows.data, places
 
 
-def added(features, positives, *, start=None, threads=0, csr=False):
-    """Sums that the op makes of `start`, or of 0."""
+def added(features, positives, *, weights=None, start=None, threads=0, csr=False):
+    """Sums that the op makes of `start`, or of 0. weights: of all pairs, [instances, labels]."""
     inputs, labels = features.shape[1], positives.shape[1]
     sums = np.zeros((labels, inputs), np.float32) if start is None else start.copy()
     values, places = stored(features) if csr else (features, {})
+    if weights is not None:
+        places["positive_weights"] = weights.T[positives.T]
     kernels.add_label_sums(values, *by_label(positives), sums, **places, threads=threads)
     return sums
 
@@ -68,6 +70,9 @@ def test_random_shapes(instruction_set, data):
     start = rng.integers(-3, 4, (labels, inputs)).astype(np.float32)
     expected = start + y.T.astype(np.float64) @ x
     for csr in (False, True):
+        weights = rng.integers(-2, 3, y.shape).astype(np.float32)
+        sums = added(x, y, weights=weights, start=start, threads=threads, csr=csr)
+        np.testing.assert_array_equal(sums, start + (y * weights).T.astype(np.float64) @ x)
         sums = added(x, y, start=start, threads=threads, csr=csr)
         np.testing.assert_array_equal(sums, expected)
     # Counts that divide exactly.
@@ -90,6 +95,25 @@ def test_sums_are_the_same_for_every_number_of_threads(threads):
     first = added(x, y, threads=0)
     np.testing.assert_array_equal(added(x, y, threads=threads), first)
     np.testing.assert_allclose(first, y.T.astype(np.float64) @ x, atol=2e-5)
+
+
+@pytest.mark.parametrize("csr", [False, True])
+def test_positives_without_weights_have_a_weight_of_1(csr):
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((50, 70)).astype(np.float32)
+    x[0, :4] = np.nan, np.inf, -np.inf, 1e-45
+    y = rng.random((50, 300)) < 0.1
+    plain, weighted = (added(x, y, weights=w, csr=csr) for w in (None, np.ones_like(y, np.float32)))
+    assert np.isnan(plain).any()
+    np.testing.assert_array_equal(weighted.view(np.uint32), plain.view(np.uint32))
+
+
+@pytest.mark.parametrize("csr", [False, True])
+def test_weights_that_are_not_finite_propagate(csr):
+    x, y = np.array([[1, -2, 3]], np.float32), np.ones((1, 3), bool)
+    weights = np.array([[np.nan, np.inf, 2]], np.float32)
+    expected = [[np.nan] * 3, [np.inf, -np.inf, np.inf], [2, -4, 6]]
+    np.testing.assert_array_equal(added(x, y, weights=weights, csr=csr), expected)
 
 
 def test_blocks_of_instances_are_added():
@@ -161,6 +185,9 @@ class TestWrongArguments:
             ("positive_instances", np.array([0, 1, 4, 2], np.int32), r"instances\[2\] is 4, out"),
             ("positive_instances", np.array([0, -1, 3, 2], np.int32), r"instances\[1\] is -1, out"),
             ("positive_instances", np.arange(4), "positive_instances must be int32, got int64"),
+            ("positive_weights", np.ones(4), "positive_weights must be float32, got float64"),
+            ("positive_weights", np.ones(3, np.float32), "positives is 3 here but 4 in positive_i"),
+            ("positive_weights", [1.0] * 4, "positive_weights must be a NumPy array, got list"),
         ],
     )
     def test_of_sums(self, sums, name, value, message):

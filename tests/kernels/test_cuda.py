@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import test_choose
 import test_linear
+import test_replace
 from kernel_layers import check_steps, make_batch, make_layer, make_setup, near, trained
 
 from fanin import kernels
@@ -340,6 +341,9 @@ def test_choosing_sources_follows_the_reference(instances, inputs, labels, fan_i
     # Whole numbers, and few of them: sums are exact, and many strengths are equal.
     x = rng.integers(-2, 3, (instances, inputs)).astype(np.float32)
     y = rng.random((instances, labels)) < 0.2
+    weights = rng.integers(-2, 3, y.shape).astype(np.float32)
+    sums = test_choose.added(x, y, weights=weights, csr=csr)
+    np.testing.assert_array_equal(sums, (y * weights).T.astype(np.float64) @ x)
     sums = test_choose.added(x, y, csr=csr)
     np.testing.assert_array_equal(sums, y.T.astype(np.float64) @ x)
     counts = np.where(y.any(0), 4, 0)
@@ -363,3 +367,24 @@ def test_sums_that_cannot_be_followed_are_nan():
     sums = np.zeros((3, 6), np.float32)
     kernels.add_label_sums(values, starts, np.arange(3, dtype=np.int32), sums, **places)
     assert np.isnan(sums).all(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("index", [np.uint16, np.uint32])
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("labels", "inputs", "fan_in", "replaced"),
+    [(1, 1, 1, 1), (90, 40, 5, 0), (90, 40, 33, 7), (40, 200, 65, 65)],
+)
+def test_replacing_sources_follows_the_reference(labels, inputs, fan_in, replaced, half, index):
+    rng = np.random.default_rng(inputs)
+    for moments in (False, True):
+        options = {"half": half, "half_moments": moments, "index": index}
+        test_replace.check(rng, labels, inputs, fan_in, replaced, **options)
+
+
+def test_a_label_with_an_index_out_of_range_stays_as_it_is():
+    indices, weights = np.array([[0, 1], [0, 6], [4, 5]], np.uint16), trained(np.ones((3, 2)))
+    moved = np.full(3, -9, np.int32)
+    kernels.replace_sources(np.ones((3, 6), np.float32), indices, weights, 1, moved=moved)
+    assert indices.tolist() == [[2, 1], [0, 6], [0, 5]] and moved.tolist() == [1, 0, 1]
+    assert weights.values.tolist() == [[0, 1], [1, 1], [0, 1]]

@@ -1,4 +1,4 @@
-"""Choosing sources in float64 NumPy, written for reading."""
+"""Choosing and replacing sources in float64 NumPy, written for reading."""
 
 from __future__ import annotations
 
@@ -37,3 +37,15 @@ def sources(sums, counts, mean, fan_in, *, scale=None, random=0, seed=0, first_l
             taken.append(source)
         indices[label], values[label] = taken, row[taken]
     return indices, values
+
+
+def replacements(gradients, indices, weights, replaced):
+    """For each label the slots that move, ascending, and the inputs that they get; see
+    fanin_replace_sources_params."""
+    for gradient, sources, row in zip(gradients, indices, weights, strict=True):
+        size = np.nan_to_num(np.abs(gradient.astype(np.float64)), nan=0, posinf=np.inf)
+        size[sources] = 0
+        largest = np.argsort(-size, kind="stable")  # of equal ones the lower first
+        taken = largest[size[largest] > 0][:replaced]
+        weakness = np.nan_to_num(np.abs(row.astype(np.float64)), nan=np.inf, posinf=np.inf)
+        yield np.sort(np.argsort(weakness, kind="stable")[: len(taken)]), np.sort(taken)

@@ -192,14 +192,20 @@ void run(dim3 grid, dim3 threads, size_t shared, void (*kernel)(P...), P... argu
   block = nullptr;
 }
 
+// Hands a value to all lanes of the warp; returns the values of all, lane by lane.
 template <class T>
-T shuffle(T value, int from) {
+const uint64_t *exchange(T value) {
   Block &b = *block;
   const int me = b.current, warp = me / kWarp * kWarp;
   uint64_t *const values = b.values.data() + (b.turn[me] ^= 1) * b.fibers.size();
   memcpy(values + me, &value, sizeof value);
   meet(my_warp());
-  memcpy(&value, values + warp + (from & (kWarp - 1)), sizeof value);
+  return values + warp;
+}
+
+template <class T>
+T shuffle(T value, int from) {
+  memcpy(&value, exchange(value) + (from & (kWarp - 1)), sizeof value);
   return value;
 }
 
@@ -223,9 +229,9 @@ T __shfl_xor_sync(unsigned, T value, int distance) {
   return emulator::shuffle(value, emulator::block->current % emulator::kWarp ^ distance);
 }
 inline unsigned __ballot_sync(unsigned, bool value) {
+  const uint64_t *const values = emulator::exchange(uint64_t(value));
   unsigned votes = 0;
-  for (int from = 0; from < emulator::kWarp; ++from)
-    votes |= unsigned(emulator::shuffle(uint32_t(value), from)) << from;
+  for (int lane = 0; lane < emulator::kWarp; ++lane) votes |= unsigned(values[lane]) << lane;
   return votes;
 }
 inline bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
