@@ -14,9 +14,9 @@ from fanin.backends.passes import input_statistics
 from fanin.backends.recipes import Recipe
 from fanin.backends.rotation import MOST_ROTATED, feature_rotation
 
-# Of a weight, in shares of the difference that its input was chosen by. The best share was between
-# 0.1 and 0.5 on all sets tried, and the result hardly depends on it there.
-CENTROID_SHARE = 0.3
+# A weight starts with this share of the difference that its input was chosen by. Three times as
+# much makes the first epoch repair scores that are too far apart (README.md has the figures).
+CENTROID_SHARE = 0.1
 
 
 def looks_at_data(recipe: Recipe) -> bool:
