@@ -58,9 +58,21 @@ def feature_rotation(
     differences = FeatureTransform(scale).apply(differences)
     lengths = np.linalg.norm(differences, axis=1, keepdims=True)
     differences /= np.maximum(lengths, np.finfo(np.float32).tiny)
-    # The criterion sums fourth powers: so a label counts by the square of its positives.
-    differences *= np.sqrt(positives[most] / positives.max())[:, None].astype(np.float32)
+    differences *= _factors(positives[most])[:, None]
     return varimax(differences)
+
+
+def _factors(positives: np.ndarray) -> np.ndarray:
+    """By how much the labels' rows are longer than others, from how many positives each has.
+
+    Half of the criterion, which sums fourth powers, is shared by all labels alike, and half by the
+    square of their positives: with all alike the few labels that most instances have lose what
+    they need, and without such a share the many others gain nothing.
+    """
+    squares = positives.astype(np.float64) ** 2
+    shares = 0.5 / len(squares) + 0.5 * squares / squares.sum()
+    factors: np.ndarray = ((shares / shares.max()) ** 0.25).astype(np.float32)
+    return factors
 
 
 def varimax(rows: np.ndarray) -> np.ndarray:
