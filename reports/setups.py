@@ -58,7 +58,8 @@ class Setup:
 
     kind: the word of one of `KINDS`. connectivity: inputs of a label; of a dense layer all of them,
     None where a failed run never learnt the width of its data. variant: hyper-parameters that
-    depart from the recipe, such as `dropout=0.2` and `fused`; before them `recipe best`, where it is.
+    depart from the recipe, such as `dropout=0.2` and `fused`, and before them `recipe best` where
+    it is that.
     """
 
     kind: str

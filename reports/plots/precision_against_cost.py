@@ -82,7 +82,7 @@ def precision_against_cost(
         return None
     backends = sorted({row.backend for row in drawn}, key=backend_order)
     with style.drawing():
-        figure = style.new_figure((5.2 if published else 4.4) * len(backends))
+        figure = style.new_figure((6.4 if published else 4.4) * len(backends))
         panels = figure.subplots(len(backends), len(_COSTS), squeeze=False)
         names = []
         for backend, pair in zip(backends, panels, strict=True):
@@ -144,7 +144,23 @@ def _draw_panel(
     axes.set_xlabel(_x_label(cost, scale, published, missing))
     axes.set_ylabel(METRICS["test_p1"].head())
     axes.set_title(backend_name(backend))
-    return [Name(mark.name, mark.setup.colour, [mark.place]) for mark in marks]
+    return _join(axes, marks)
+
+
+def _join(axes: Axes, marks: Iterable[_Mark]) -> list[Name]:
+    """A line through the points of a setup, other recipes and the published row, so that one name
+    will do for all."""
+    groups: dict[str, list[_Mark]] = {}
+    for mark in marks:
+        groups.setdefault(mark.name, []).append(mark)
+    names = []
+    for name, several in groups.items():
+        places = sorted(mark.place for mark in several)
+        colour = several[0].setup.colour
+        axes.plot(*zip(*places, strict=True), color=colour, linewidth=1, alpha=0.4, zorder=2)
+        # Rightmost first: there is more room.
+        names.append(Name(name, colour, places[::-1]))
+    return names
 
 
 def _in_unit(mark: _Mark, scale: Scale) -> _Mark:
