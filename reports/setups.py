@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fanin.backends.recipes import RecipeName
 from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.records.published import intermediate_label
 from fanin.benchmarks.records.task import Task
@@ -43,8 +44,10 @@ COLOURS = {
     if colour
 }
 
-# How a variant says that the execution is that one.
+# How a variant says that the execution, or the recipe, is that one.
 FUSED = "fused"
+BEST = "recipe best"
+_WORDS = {"execution=fused": FUSED, "recipe=best": BEST}
 # Kinds whose output layer is dense.
 _DENSE = ("Dense", "Bottleneck")
 
@@ -55,7 +58,8 @@ class Setup:
 
     kind: the word of one of `KINDS`. connectivity: inputs of a label; of a dense layer all of them,
     None where a failed run never learnt the width of its data. variant: hyper-parameters that
-    depart from the defaults, such as `dropout=0.2` and `fused`.
+    depart from the recipe, such as `dropout=0.2` and `fused`, and before them `recipe best` where
+    it is that.
     """
 
     kind: str
@@ -111,6 +115,10 @@ class Setup:
         """The setup with only those departures in its variant that do not stand elsewhere."""
         return replace(self, variant=tuple(part for part in self.variant if part not in shared))
 
+    @property
+    def recipe(self) -> RecipeName:
+        return "best" if BEST in self.variant else "paper"
+
     def is_fused_variant(self, shared: Sequence[str]) -> bool:
         """Whether it is to be told from the same setup in the framework's own execution."""
         return FUSED in self.without(shared).variant
@@ -118,7 +126,7 @@ class Setup:
 
 def variant(task: Task) -> tuple[str, ...]:
     """What departs from the defaults, as a report says it."""
-    return tuple(FUSED if d == "execution=fused" else d for d in task.departures)
+    return tuple(_WORDS.get(departure, departure) for departure in task.departures)
 
 
 def shared_departures(setups: Sequence[Setup]) -> list[str]:

@@ -10,11 +10,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
+from fanin.backends.starting import looks_at_data
 from fanin.benchmarks.records.base import AtK, DatasetInfo
 from fanin.benchmarks.records.compare import LockstepResult
-from fanin.benchmarks.records.run import RunResult
+from fanin.benchmarks.records.run import Epoch, RunResult
 from fanin.reports.machines import Hardware, hardware, number_hardware
 from fanin.reports.memory import counted_gib, memory_gib, memory_kind
 from fanin.reports.metrics import FIGURES
@@ -76,7 +77,36 @@ def figures(run: RunResult) -> Figures:
         # The paper's time per epoch is that of Keras' fit, which includes the validation.
         values["seconds_per_epoch"] = (train + evaluate) / epochs
         values["train_seconds_per_epoch"] = train / epochs
+    return values | _training_times(run)
+
+
+def _training_times(run: RunResult) -> Figures:
+    """The times of `COSTS`; nothing of what is not known."""
+    if run.timing is None:
+        return {}
+    values: Figures = {"choose_seconds": run.timing.choose_seconds}
+    if run.timing.choose_seconds is None and looks_at_data(run.task.recipe_values):
+        # Another process chose, before this one went on, and what that took is not known.
+        return values
+    chosen = run.timing.choose_seconds or 0.0
+    values["training_seconds"] = chosen + run.timing.train_seconds
+    until = _seconds_to_share(run.history, 0.99)
+    values["seconds_to_99"] = None if until is None else chosen + until
     return values
+
+
+def _seconds_to_share(history: Sequence[Epoch], share: float) -> float | None:
+    """Seconds of training until validation P@1 reaches this share of the best epoch's; None where
+    nothing was learnt."""
+    best = max((epoch.validation.at_1 for epoch in history), default=0.0)
+    if best == 0:
+        return None
+    seconds = accumulate(epoch.train_seconds for epoch in history)
+    return next(
+        until
+        for until, epoch in zip(seconds, history, strict=True)
+        if epoch.validation.at_1 >= share * best
+    )
 
 
 def _percent_at_k(key: str, metric: AtK) -> Figures:

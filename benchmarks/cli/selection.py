@@ -69,26 +69,27 @@ def select_tasks(
         given |= overrides | way
         chosen += [task for path in files for task in read_tasks(path, given)]
     if setups:
-        asked = {_plain(name): name for name in setups}
-        names = [_setup_names(task) for task in chosen]
-        for plain, name in asked.items():
-            if plain not in set().union(*names):
+        for name in setups:
+            if not any(_is_called(task, name) for task in chosen):
                 known_names = sorted({task.setup_name for task in chosen})
                 stop(f"no setup {name!r} in these tasks; there are {', '.join(known_names)}")
-        chosen = [task for task, known in zip(chosen, names, strict=True) if known & set(asked)]
+        chosen = [task for task in chosen if any(_is_called(task, name) for name in setups)]
     return chosen
 
 
-def _setup_names(task: Task) -> set[str]:
-    """The names that `--setup` accepts for a task: that of its folder and that of the table. A name
-    without the departures from the defaults means every task of that setup."""
-    label = Setup.from_task(task, None).label
-    names = (task.slug, task.setup_name, label, label.partition(",")[0])
-    return set(map(_plain, names))
+def _is_called(task: Task, name: str) -> bool:
+    """Whether `--setup` means this task by a name: that of its folder, or that of a table, which
+    leaves out departures from the defaults that all its rows have. A name without departures means
+    every task of that setup."""
+    if _plain(name) == _plain(task.slug):
+        return True
+    setup, *named = _plain(name).split(",")
+    label, *departures = _plain(Setup.from_task(task, None).label).split(",")
+    return setup in (task.setup_name, label) and set(named) <= set(departures)
 
 
-def _plain(setup: str) -> str:
-    return setup.lower().replace(" ", "-")
+def _plain(name: str) -> str:
+    return name.lower().replace(", ", ",").replace(" ", "-")
 
 
 def _feature_kinds(dataset: str, data_dir: Path | None) -> list[str]:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from fanin.benchmarks.records.base import DatasetInfo
 from fanin.benchmarks.records.compare import LockstepResult
-from fanin.benchmarks.records.published import is_published
+from fanin.benchmarks.records.published import PublishedRow, is_published, published_rows
 from fanin.benchmarks.records.run import RunResult
-from fanin.reports.paper import Ours, PaperRow, paper_note, paper_rows
+from fanin.reports.paper import Ours, PaperRow, has_published_sizes, paper_note, paper_rows
 from fanin.reports.plots.plot import Plot
 from fanin.reports.setups import dataset_label
 from fanin.reports.summary import Row, is_finished, known_datasets, shared_variant, summarise
@@ -23,6 +24,7 @@ from fanin.reports.tables.paper import paper_table
 from fanin.reports.tables.profiles import profile_table
 from fanin.reports.tables.protocols import protocols
 from fanin.reports.tables.rankings import rankings_table
+from fanin.reports.tables.recipes import recipes_table
 from fanin.reports.tables.savings import savings_table
 
 Result = TypeVar("Result", RunResult, LockstepResult)
@@ -54,6 +56,7 @@ class Section:
     rows: tuple[Row, ...]
     comparison: Table | None
     rankings: Table | None
+    recipes: Table | None
     paper: Paper | None
     profiles: Table | None
     savings: Table | None
@@ -90,6 +93,7 @@ def make_sections(
                 _of_dataset(profiles, name, features),
                 [row for row in rows if (row.dataset, row.features) == (label, features)],
                 _paper(name, features, own_runs, ours),
+                _published_of_same_data(own_runs, info),
             )
         )
     return sections
@@ -107,6 +111,7 @@ def _section(
     profiles: list[RunResult],
     rows: list[Row],
     paper: Paper | None,
+    published: Sequence[PublishedRow],
 ) -> Section:
     shared = shared_variant(rows)
     return Section(
@@ -118,6 +123,7 @@ def _section(
         rows=tuple(rows),
         comparison=comparison_table(rows) if rows else None,
         rankings=rankings_table(rows),
+        recipes=recipes_table(rows),
         paper=paper,
         profiles=profile_table(profiles) if profiles else None,
         savings=savings_table(rows),
@@ -125,7 +131,7 @@ def _section(
         lockstep=lockstep_table(locksteps) if locksteps else None,
         lockstep_sides=sides_table(locksteps) if locksteps else None,
         failures=failures_table(runs),
-        plots=_draw(title, runs, locksteps, rows),
+        plots=_draw(title, runs, locksteps, rows, published),
     )
 
 
@@ -134,6 +140,7 @@ def _draw(
     runs: Sequence[RunResult],
     locksteps: Sequence[LockstepResult],
     rows: Sequence[Row],
+    published: Sequence[PublishedRow],
 ) -> dict[str, Plot]:
     """All plots of which something was measured."""
     # Not at the top: they import matplotlib, which takes long, and most commands draw nothing.
@@ -141,16 +148,28 @@ def _draw(
     from fanin.reports.plots.learning_curves import learning_curves
     from fanin.reports.plots.lockstep_differences import lockstep_differences
     from fanin.reports.plots.memory_against_precision import memory_against_precision
+    from fanin.reports.plots.precision_against_cost import precision_against_cost
     from fanin.reports.plots.time_per_epoch import time_per_epoch
 
     drawn = (
         memory_against_precision(rows, title),
+        precision_against_cost(rows, published, title),
         time_per_epoch(rows, title),
         learning_curves(runs, title, shared_variant(rows)),
         backends_compared(rows, title),
         lockstep_differences(locksteps, title),
     )
     return {plot.name: plot for plot in drawn if plot is not None}
+
+
+def _published_of_same_data(
+    runs: Sequence[RunResult], info: DatasetInfo | None
+) -> tuple[PublishedRow, ...]:
+    """The published rows of the runs' data set; none where the data are not the published ones, on
+    which precision says something else."""
+    if not runs or info is None or info.synthetic or not has_published_sizes(runs[0].task, info):
+        return ()
+    return published_rows(info.name, info.features)
 
 
 def _paper(
@@ -165,7 +184,8 @@ def _paper(
 
 
 def section_markdown(section: Section) -> str:
-    """A section's comparison as Markdown, and the paper beside it where there are its rows."""
+    """A section's comparison as Markdown, and the paper beside it where there are its rows; then
+    what recipes and shape profiles give."""
     # Where only shape profiles or comparisons step by step were made, the published rows still show
     # their gaps.
     parts = []
@@ -176,6 +196,9 @@ def section_markdown(section: Section) -> str:
         parts.append(
             f"{heading(title)}{table.markdown()}\n\n{table.caption}. {section.paper.note}\n"
         )
+    if section.recipes:
+        title, table = f"{section.title}: recipes", section.recipes
+        parts.append(f"{heading(title)}{table.markdown()}\n\n{table.caption}.\n")
     if section.profiles:
         title, table = f"{section.title}: shape profile", section.profiles
         parts.append(f"{heading(title)}{table.markdown()}\n\n{table.caption}.\n")

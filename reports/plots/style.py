@@ -88,8 +88,9 @@ def log_x(axes: Axes, low: float, high: float) -> None:
     """A log x axis from `low` to `high` with enough labelled ticks to read values off."""
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    wide = high / low > 10
-    subs = [1.0, 2, 5] if wide else [1, 1.5, 2, 3, 4, 5, 6, 8]
+    width = high / low
+    # The wider, the fewer of each decade, so that large numbers do not touch in half a page.
+    subs = [1.0, 3] if width > 100 else [1.0, 2, 5] if width > 10 else [1, 1.5, 2, 3, 4, 5, 6, 8]
     axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=30))
     axes.xaxis.set_major_formatter(FuncFormatter(_plain))
     axes.xaxis.set_minor_formatter(NullFormatter())

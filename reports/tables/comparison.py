@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fanin.benchmarks.records.run import RunResult
 from fanin.reports.format import GAP, Scale, count_scale, memory_scale, time_scale
 from fanin.reports.memory import MEMORY_NOTE, UNRESOLVED_NOTE, brief_kind
-from fanin.reports.metrics import HIGHLIGHTED, METRICS, Metric
+from fanin.reports.metrics import FIGURES, HIGHLIGHTED, METRICS, Metric
 from fanin.reports.summary import Row, by_dataset, several_machines, shared_variant, summarise
 from fanin.reports.table import Cell, Column, Table, heading, make_table, text_column
 from fanin.reports.tables.cells import (
@@ -74,6 +74,11 @@ def _metric_fields(rows: Sequence[Row]) -> list[Field]:
             column = text_column("memory kind", MEMORY_NOTE)
             fields.append((column, lambda row: brief_kind(row.memory_kind)))
     return fields
+
+
+def metric_cell(key: str, rows: Sequence[Row]) -> MetricCell:
+    """Makes the cells of a metric, for a column of these rows."""
+    return MetricCell(key, metric_scale(FIGURES[key], [row.values[key] for row in rows]))
 
 
 def metric_scale(metric: Metric, values: Iterable[float | None]) -> Scale:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -12,8 +12,9 @@ from fanin.reports.format import Scale, memory_scale, time_scale
 from fanin.reports.memory import UNRESOLVED_NOTE
 from fanin.reports.setups import with_departures
 from fanin.reports.summary import Row, by_dataset, shared_variant, summarise
-from fanin.reports.table import Column, Table, make_table
+from fanin.reports.table import Cell, Column, Table, make_table
 from fanin.reports.tables.cells import BACKEND, SETUP, MetricCell
+from fanin.reports.tables.comparison import metric_cell
 from fanin.reports.tables.lockstep import differences_table, sides_table
 from fanin.reports.tables.profiles import profile_table
 from fanin.reports.tables.protocols import brief_protocols
@@ -37,7 +38,11 @@ def _runs_section(title: str, rows: Sequence[Row]) -> str:
     )
     if any(row.is_unresolved for row in rows):
         note += f"\n{UNRESOLVED_NOTE}"
-    return f"{with_departures(title, shared)}\n{note}\n{_runs_table(rows, shared).markdown()}\n"
+    text = f"{with_departures(title, shared)}\n{note}\n{_runs_table(rows, shared).markdown()}\n"
+    if any(row.setup.recipe == "best" for row in rows):
+        table = _recipes_table(rows, shared)
+        text += f"\n{table.caption}\n{table.markdown()}\n"
+    return text
 
 
 def _runs_table(rows: Sequence[Row], shared: Sequence[str]) -> Table:
@@ -59,15 +64,37 @@ def _runs_table(rows: Sequence[Row], shared: Sequence[str]) -> Table:
         [
             (BACKEND, lambda row: row.backend),
             (SETUP, lambda row: row.setup.without(shared).label),
-            # Spreads would not fit.
-            *(
-                (Column(head), lambda row, cell=cell: replace(cell(row), spread=""))
-                for head, cell in shown
-            ),
+            *(_without_spread(head, cell) for head, cell in shown),
             (Column("n"), lambda row: str(row.n)),
         ],
         rows,
     )
+
+
+def _recipes_table(rows: Sequence[Row], shared: Sequence[str]) -> Table:
+    """What recipes are for and what they cost, as far as the other table does not have it."""
+    heads = {
+        **{f"test_psp{k}": f"PSP@{k}" for k in (1, 3, 5)},
+        "counted_gib": memory_scale(row.values["counted_gib"] for row in rows).unit,
+        "choose_seconds": "choose",
+        "training_seconds": "train",
+        "seconds_to_99": "99 %",
+    }
+    return make_table(
+        "Rare labels (test PSP@k in percent); parameters + optimiser state, counted; seconds of\n"
+        "choosing, of training with it, and of that until 99 % of the best epoch's validation P@1",
+        [
+            (BACKEND, lambda row: row.backend),
+            (SETUP, lambda row: row.setup.without(shared).label),
+            *(_without_spread(head, metric_cell(key, rows)) for key, head in heads.items()),
+        ],
+        rows,
+    )
+
+
+def _without_spread(head: str, cell: MetricCell) -> tuple[Column, Callable[[Row], Cell]]:
+    """A column of means alone: spreads would not fit."""
+    return Column(head), lambda row: replace(cell(row), spread="")
 
 
 def profiles_text(runs: Iterable[RunResult]) -> str:

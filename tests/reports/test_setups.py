@@ -37,6 +37,14 @@ def test_departures_from_the_defaults_are_shown() -> None:
     assert "variant" not in shared
 
 
+def test_a_recipe_reads_well_and_has_no_departures_of_its_own() -> None:
+    best = Setup.from_task(task(recipe="best", execution="fused", epochs=9), inputs=512)
+    assert best.label == "FFI 32, recipe best, epochs=9, fused"
+    assert best.recipe == "best"
+    paper = Setup.from_task(task(epochs=9), inputs=512)
+    assert (paper.label, paper.recipe) == ("FFI 32, epochs=9", "paper")
+
+
 def test_colours_are_distinct_and_every_setup_has_one() -> None:
     assert len(set(COLOURS.values())) == 6
     names = [Setup.from_task(task(**values), inputs=512).name for values in SIX]

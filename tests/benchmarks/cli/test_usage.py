@@ -7,6 +7,7 @@ import os
 import re
 
 import pytest
+import typer
 from fakes import TASKS, arguments, command, in_process, write_dataset
 from numpy.linalg import _umath_linalg  # a shared library that is there everywhere
 
@@ -169,3 +170,16 @@ class TestUsage:
                 select_tasks(["amazon-670k"], "slice", None, None, [label], {"execution": "fused"})
                 == tasks
             )
+
+    @pytest.mark.parametrize("name", ["ffi-32", "FFI 32", "FFI 32, recipe best", "ffi-32,fused",
+                                      "ffi-32_recipe=best_execution=fused"])  # fmt: skip
+    def test_a_setup_with_a_recipe_by_its_name_in_the_table(self, name):
+        given = {"execution": "fused", "recipe": "best"}
+        (task,) = select_tasks(["wordnet-small"], None, None, None, [name], given)
+        assert task.slug.startswith("ffi-32_recipe=best")
+
+    @pytest.mark.parametrize("name", ["FFI 32, recipe best", "ffi-3", "recipe best"])
+    def test_a_name_with_a_departure_that_no_task_has_is_refused(self, name, capsys):
+        with pytest.raises(typer.Exit):
+            select_tasks(["amazon-670k"], "slice", None, None, [name], {})
+        assert f"no setup {name!r}" in capsys.readouterr().err

@@ -121,8 +121,8 @@ def test_synthetic_data_is_named_so_everywhere(report: Path, html: str) -> None:
 
 def test_plots_are_in_the_page_and_beside_it_and_not_blank(report: Path, page: _Checker) -> None:
     beside = sorted(report.parent.glob("words/lsa/*.png"))
-    names = ["backends.png", "curves.png", "lockstep.png", "memory.png", "time.png"]
-    assert [path.name for path in beside] == names
+    names = ["backends", "cost", "curves", "lockstep", "memory", "time"]
+    assert [path.stem for path in beside] == names
     embedded = {
         base64.b64decode((attributes["src"] or "").partition(",")[2])
         for tag, attributes in page.seen
