@@ -306,8 +306,8 @@ def test_an_epoch_on_real_data_gives_more_than_the_papers(on_device):
         if recipe == "best":
             layer.start_from(data.train_x, data.train_y)
         order = np.random.default_rng(0).permutation(len(data.train_x))
-        for first in range(0, len(order), 32):
-            near = order[first : first + 32]
+        for first in range(0, len(order), 128):
+            near = order[first : first + 128]
             instances, label_ids = data.train_y[near].nonzero()
             layer.loss("training_step", data.train_x[near], instances, label_ids)
         _, ids = layer.top_k(data.test_x, 1)

@@ -13,13 +13,13 @@ def orthogonal(size, seed=0):
     return np.linalg.qr(np.random.default_rng(seed).standard_normal((size, size)))[0]
 
 
-def planted_data(instances=300, directions=3, noise=0.3, seed=0):
-    """Features float32 [instances, INPUTS], and positives, CSR [instances, LABELS]: those of a
+def planted_data(instances=300, labels=LABELS, directions=3, noise=0.3, seed=0):
+    """Features float32 [instances, INPUTS], and positives, CSR [instances, labels]: those of a
     label lie apart in so many directions of an orthogonal basis. The last label has none."""
     rng = np.random.default_rng(seed)
-    y = rng.random((instances, LABELS)) < 0.05
+    y = rng.random((instances, labels)) < 0.05
     y[:, -1] = False
-    centers = np.zeros((LABELS, INPUTS))
+    centers = np.zeros((labels, INPUTS))
     for center in centers:
         center[rng.choice(INPUTS, directions, replace=False)] = rng.choice([-1, 1], directions)
     x = y @ centers + noise * rng.standard_normal((instances, INPUTS))
