@@ -26,12 +26,13 @@ from fanin.backends.passes import (
     Features,
     give_back,
     input_statistics,
+    known_data,
     known_features,
     known_labels,
     label_sums,
 )
-from fanin.backends.setup import Loss
-from fanin.kernels import Trained, replace_sources
+from fanin.backends.setup import LayerSetup, Loss
+from fanin.kernels import Trained, params, replace_sources
 
 # How many instances are asked for their best labels, and for how many. Three times as many of
 # either changed no precision by more than 0.1 points (trials on 12,000 and 34,000 labels).
@@ -119,6 +120,24 @@ def plan_towards_gradients(
         positions.append(moved + first * after.shape[1])
         sources.append(after.reshape(-1)[moved].astype(np.uint32))
     return Rewiring(np.concatenate(positions), np.concatenate(sources), weight=0.0)
+
+
+def plan_for_layer(
+    features: Any,
+    labels: Any,
+    layer: OutputLayer,
+    setup: LayerSetup,
+    fraction: float,
+    *,
+    seed: int,
+    threads: int,
+) -> Rewiring:
+    """`plan_towards_gradients` for a layer of a user's own model. ValueError for a loss that is
+    none, and for data that do not fit the layer, too."""
+    if layer.loss not in params.LOSSES:
+        raise ValueError(f"unknown loss {layer.loss!r}; there are {', '.join(params.LOSSES)}")
+    features, labels = known_data(features, labels, setup)
+    return plan_towards_gradients(features, labels, layer, fraction, seed=seed, threads=threads)
 
 
 def rewiring_bytes(instances: int, inputs: int, labels: int, positives: int, fan_in: int) -> int:

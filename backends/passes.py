@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from fanin.backends.setup import LayerSetup
 from fanin.kernels import add_label_sums
 
 Features = np.ndarray | sp.csr_array
@@ -67,6 +68,19 @@ def known_labels(labels: Any, instances: int) -> sp.csr_array:
         known.sum_duplicates()
         known.eliminate_zeros()
     return known
+
+
+def known_data(features: Any, labels: Any, setup: LayerSetup) -> tuple[Features, sp.csr_array]:
+    """Both as they are read here; ValueError where they do not fit a model of this setup."""
+    known = known_features(features)
+    if known.shape[1] != setup.inputs:
+        raise ValueError(
+            f"features must be [instances, {setup.inputs}] (the inputs), got {list(known.shape)}"
+        )
+    positives = known_labels(labels, known.shape[0])
+    if positives.shape[1] != setup.labels:
+        raise ValueError(f"labels must be [instances, {setup.labels}], got {list(positives.shape)}")
+    return known, positives
 
 
 def input_statistics(features: Any) -> tuple[np.ndarray, np.ndarray]:

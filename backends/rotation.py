@@ -43,7 +43,8 @@ def feature_rotation(
     entries = entries_of(labels)
     positives = np.diff(entries.starts)
     most = np.sort(np.argsort(-positives, kind="stable")[:_LABELS])
-    most = most[positives[most] > 0]
+    # A mean over no instances tells nothing, nor does one over all, which differs by rounding only.
+    most = most[(positives[most] > 0) & (positives[most] < features.shape[0])]
     if not len(most):
         return np.eye(features.shape[1], dtype=np.float32)
     starts = np.concatenate([[0], np.cumsum(positives[most])])

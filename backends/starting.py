@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from fanin.backends import checks
 from fanin.backends.choosing import choose_sources, log_odds, unit_variance_scale
 from fanin.backends.features import ROTATION, SCALE
-from fanin.backends.passes import input_statistics
-from fanin.backends.recipes import Recipe
+from fanin.backends.passes import input_statistics, known_data
+from fanin.backends.recipes import Recipe, RecipeName, recipe_of
 from fanin.backends.rotation import MOST_ROTATED, feature_rotation
+from fanin.backends.setup import FixedFanIn, LayerSetup
 
 # A weight starts with this share of the difference that its input was chosen by. Three times as
 # much makes the first epoch repair scores that are too far apart (README.md has the figures).
@@ -85,3 +87,20 @@ def starting_arrays(
 def is_rotated(recipe: Recipe, inputs: int) -> bool:
     """Whether features of so many inputs are rotated."""
     return recipe.feature_rotation != "none" and inputs <= MOST_ROTATED
+
+
+def arrays_for_layer(
+    features: Any, labels: Any, name: RecipeName, setup: LayerSetup, *, seed: int, threads: int
+) -> dict[str, np.ndarray]:
+    """`starting_arrays` for a fixed fan-in layer of a user's own model. ValueError for a recipe
+    that does not look at data, and for data that do not fit the layer."""
+    recipe = recipe_of(name, setup)
+    if not looks_at_data(recipe):
+        raise ValueError(
+            f"a layer of the recipe {name!r} does not look at data; make it with recipe='best'"
+        )
+    features, labels = known_data(features, labels, setup)
+    checks.whole("seed", seed, 0, 2**64 - 1)
+    assert isinstance(setup.output, FixedFanIn)
+    fan_in = setup.output.fan_in
+    return starting_arrays(features, labels, recipe, fan_in, seed=seed, threads=threads)

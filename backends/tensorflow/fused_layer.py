@@ -13,9 +13,11 @@ import tensorflow as tf
 
 from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed
-from fanin.backends.setup import index_dtype
+from fanin.backends.recipes import RecipeName
+from fanin.backends.setup import Loss, index_dtype
+from fanin.backends.tensorflow.connected import Connected
 from fanin.backends.tensorflow.fused import fused_step
-from fanin.backends.tensorflow.layers import Connected, checked_options, known_inputs
+from fanin.backends.tensorflow.layers import checked_options, known_inputs
 from fanin.backends.tensorflow.losses import LOSSES, known_positives
 from fanin.backends.tensorflow.ops import Variables, fan_in_linear, on_host, rewire, top_k
 from fanin.kernels import params
@@ -50,21 +52,25 @@ class FusedFanIn(Connected):
     moments (`kernel_m`, ...), `steps` and `learning_rate`; set that between steps as you like
     (`layer.learning_rate = 1e-4`, as with an optimizer of Keras).
 
-    loss: "squared_hinge" or "bce", the mean over labels, then over the batch. kernel_dtype,
-    moments_dtype: "float32" or "bfloat16", the latter rounded stochastically. seed: of indices and
-    initial kernel, None for Keras' global seed. On a GPU nothing waits for the device but `rewire`.
-    Raises ValueError for values that make no layer.
+    recipe: "paper", or "best" for a layer that scales its features and, up to 4,096 inputs, rotates
+    them, by variables `feature_scale` and `feature_rotation` that `start_from` fills. loss:
+    "squared_hinge" or "bce", the mean over labels, then over the batch; None is the recipe's, as
+    for the learning rate. kernel_dtype, moments_dtype: "float32" or "bfloat16", the latter rounded
+    stochastically. seed: of indices and initial kernel, None for Keras' global seed. On a GPU
+    nothing waits for the device but what rewires. Raises ValueError for values that make no layer.
     """
 
     own_moments = ("kernel_m", "kernel_v")
+    own_progress = ("bias_m", "bias_v", "steps")
 
     def __init__(
         self,
         labels: int,
         fan_in: int,
         *,
-        loss: str = "squared_hinge",
-        learning_rate: float = 1e-3,
+        recipe: RecipeName = "paper",
+        loss: Loss | None = None,
+        learning_rate: float | None = None,
         kernel_dtype: str = "float32",
         moments_dtype: str = "float32",
         seed: int | None = None,
@@ -73,14 +79,17 @@ class FusedFanIn(Connected):
     ) -> None:
         labels, fan_in, threads = checked_options(labels, fan_in, threads)
         super().__init__(**kwargs)
+        self.labels = labels
+        self.fan_in = fan_in
+        known = self._follow(recipe)
+        loss = known.loss_fn if loss is None else loss
+        learning_rate = known.learning_rate if learning_rate is None else learning_rate
         if loss not in params.LOSSES:
             raise ValueError(f"unknown loss {loss!r}; there are {', '.join(params.LOSSES)}")
         for name, dtype in (("kernel_dtype", kernel_dtype), ("moments_dtype", moments_dtype)):
             if dtype not in ("float32", "bfloat16"):
                 raise ValueError(f"{name} must be float32 or bfloat16, got {dtype!r}")
-        self.labels = labels
-        self.fan_in = fan_in
-        self.loss = loss
+        self.loss: Loss = loss
         self.initial_learning_rate = checks.learning_rate(learning_rate)
         self.kernel_dtype = kernel_dtype
         self.moments_dtype = moments_dtype
@@ -130,6 +139,7 @@ class FusedFanIn(Connected):
         with on_host():
             self.steps = add("steps", "int64", "zeros", ())
             self._learning_rate = add("learning_rate", "float32", rate, ())
+        self._add_features()
         super().build(input_shape)
 
     @property
@@ -155,7 +165,7 @@ class FusedFanIn(Connected):
                 stacklevel=2,
             )
         kernel = tf.cast(self.kernel, tf.float32)
-        features = tf.cast(inputs, tf.float32)
+        features = self._transformed(tf.cast(inputs, tf.float32))
         scores = fan_in_linear(features, self.indices, kernel, self.bias, threads=self.threads)
         return tf.cast(scores, self.compute_dtype)
 
@@ -208,7 +218,7 @@ class FusedFanIn(Connected):
             )
             return loss, lambda grad_loss: _once_differentiable(x, grad, grad_loss)
 
-        loss: tf.Tensor = run(features)
+        loss: tf.Tensor = run(self._transformed(features))
         with tf.control_dependencies([loss]), on_host():
             self.steps.value.assign_add(1)  # a step that was refused does not count
         return loss
@@ -235,7 +245,7 @@ class FusedFanIn(Connected):
         """Scores and ids of the k best labels, [batch, k] each, best first, ties to the lower id;
         all scores are never held. k: a number, or in a tf.function a tensor."""
         return top_k(
-            self._features(inputs),
+            self._transformed(self._features(inputs)),
             {"indices": self.indices.value},
             self.kernel.value,
             self.bias.value,
@@ -247,8 +257,7 @@ class FusedFanIn(Connected):
         """Give the `fraction` of connections with the smallest |weight| new random inputs; their
         weight stays and their moments become 0. rng: a generator or a seed. Returns how many moved.
         See `fanin.backends.arrays.plan_rewiring`."""
-        if not self.built:
-            raise ValueError("the layer is not built yet, so there is nothing to rewire")
+        self._check_built("rewire")
         return rewire(
             self.indices.value,
             self._weights(),
@@ -258,11 +267,31 @@ class FusedFanIn(Connected):
             threads=self.threads,
         )
 
+    def rewire_towards_gradients(
+        self,
+        features: Any,
+        labels: Any,
+        fraction: float = 0.3,
+        *,
+        rng: np.random.Generator | int | None = None,
+    ) -> int:
+        """Move the `fraction` of each label's connections with the smallest |weight| to the inputs
+        whose weight would change most; their new weight and their moments are 0.
+
+        features, labels: the training data, as in `start_from`. rng: a generator or a seed. Returns
+        how many moved. See `fanin.backends.gradients.plan_towards_gradients`. Raises ValueError for
+        others.
+        """
+        self._check_built("rewire")
+        moments = [self.kernel_m, self.kernel_v]
+        return self._rewire_towards_gradients(features, labels, fraction, rng, self.loss, moments)
+
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "labels": self.labels,
             "fan_in": self.fan_in,
+            "recipe": self.recipe,
             "loss": self.loss,
             "learning_rate": self.initial_learning_rate,
             "kernel_dtype": self.kernel_dtype,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -12,7 +11,9 @@ import tensorflow as tf
 
 from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed, plan_rewiring
-from fanin.backends.setup import index_dtype
+from fanin.backends.recipes import RecipeName
+from fanin.backends.setup import Loss, index_dtype
+from fanin.backends.tensorflow.connected import Connected
 from fanin.backends.tensorflow.ops import fan_in_linear
 
 # Keras has others, whose tensors the op does not read.
@@ -43,48 +44,6 @@ def known_inputs(input_shape: tuple[int | None, ...], fan_in: int) -> int:
     return checks.whole("inputs", inputs, 1, checks.MOST_INPUTS)
 
 
-class Connected(keras.layers.Layer):
-    """What the layers with a variable `indices` [labels, fan_in] have in common."""
-
-    own_moments: tuple[str, ...] = ()
-    """Names of the variables that belong to the connections, of a layer that trains itself."""
-
-    def set_connections(self, indices: Any) -> None:
-        """Take over the sources of all connections, integers [labels, fan_in], each below the
-        inputs: as `fanin.backends.choosing.choose_sources` gives them, say.
-
-        The kernel keeps its values, and in a layer that trains itself the moments of connections
-        whose source has changed become 0. ValueError for others, where nothing has changed, and for
-        a layer that is not built.
-        """
-        if not self.built:
-            raise ValueError("the layer is not built yet, so it has no connections to set")
-        before = self.indices.numpy()
-        inputs = self.input_spec.axes[-1]
-        sources = checks.connections(indices, before.shape, inputs).astype(before.dtype)
-        self.indices.assign(sources)
-        for name in self.own_moments:
-            moment = getattr(self, name)
-            values = np.array(moment.numpy())
-            values[sources != before] = 0
-            moment.assign(values)
-
-    def _check_indices(self, count: int, value: Callable[[int], Any]) -> None:
-        """value(i): of the i-th of `count` weights. Other numbers of them Keras refuses."""
-        if count and count == len(self.weights):
-            at = next(i for i, v in enumerate(self.weights) if v is self.indices)
-            checks.loaded_indices(value(at), self.input_spec.axes[-1])
-
-    def set_weights(self, weights: Sequence[Any]) -> None:
-        self._check_indices(len(weights), weights.__getitem__)
-        super().set_weights(weights)
-
-    def load_own_variables(self, store: Any) -> None:
-        # Keras names them by their number.
-        self._check_indices(len(store.keys()), lambda i: store[str(i)])
-        super().load_own_variables(store)
-
-
 @keras.saving.register_keras_serializable(package="fanin")
 class FixedFanIn(Connected):
     """A linear layer in which every label (output) reads exactly `fan_in` of the inputs.
@@ -100,7 +59,9 @@ class FixedFanIn(Connected):
     uniformly and independently (a label may name an input twice); None for Keras' global seed.
     kernel_initializer: is asked for one flat vector of labels * fan_in values, as in the paper's
     code (arXiv 2306.03725), so that "glorot_uniform" has the limit sqrt(3 / (labels * fan_in)).
-    threads: CPU threads, 0 for all. Raises ValueError for values that make no layer.
+    recipe: "paper", or "best" for a layer that scales its features and, up to 4,096 inputs, rotates
+    them, by variables `feature_scale` and `feature_rotation` that `start_from` fills. threads: CPU
+    threads, 0 for all. Raises ValueError for values that make no layer.
 
     The layer is a custom op: it has no XLA form (`jit_compile=True` fails), and a process that
     loads an exported SavedModel has to import fanin.backends.tensorflow first.
@@ -116,6 +77,7 @@ class FixedFanIn(Connected):
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
         kernel_regularizer: Any = None,
+        recipe: RecipeName = "paper",
         threads: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -123,6 +85,7 @@ class FixedFanIn(Connected):
         super().__init__(**kwargs)
         self.labels = labels
         self.fan_in = fan_in
+        self._follow(recipe)
         self.use_bias = use_bias
         self.seed = seed
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -164,15 +127,20 @@ class FixedFanIn(Connected):
             self.bias = self.add_weight(
                 name="bias", shape=(self.labels,), initializer=self.bias_initializer, autocast=False
             )
+        self._add_features()
         super().build(input_shape)
 
+    @property
+    def _feature_type(self) -> str:
+        return "float64" if self.variable_dtype == "float64" else "float32"
+
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        dtype = tf.float64 if self.variable_dtype == "float64" else tf.float32
+        dtype = self._feature_type
         features = tf.cast(inputs, dtype)
         if inputs.shape.rank != 2:
             features = tf.reshape(features, [-1, inputs.shape[-1]])
         outputs = fan_in_linear(
-            features,
+            self._transformed(features),
             self.indices,
             tf.cast(self.kernel, dtype),
             None if self.bias is None else tf.cast(self.bias, dtype),
@@ -196,6 +164,7 @@ class FixedFanIn(Connected):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+            "recipe": self.recipe,
             "threads": self.threads,
         }
 
@@ -215,20 +184,34 @@ class FixedFanIn(Connected):
         Returns how many connections moved. Raises ValueError where fraction is not in [0, 1), the
         layer is not built, or the optimizer holds moments of other layers only.
         """
-        if not self.built:
-            raise ValueError("the layer is not built yet, so there is nothing to rewire")
+        self._check_built("rewire")
         fraction = checks.fraction(fraction)
         moments = [] if optimizer is None else self._moments(optimizer)
         inputs = self.input_spec.axes[-1]
         plan = plan_rewiring(self.kernel.numpy(), fraction, inputs, drawn_seed(rng))
-        indices = self.indices.numpy()
-        indices.reshape(-1)[plan.positions] = plan.sources
-        self.indices.assign(indices)
-        for moment in moments:
-            values = moment.numpy()
-            values.reshape(-1)[plan.positions] = 0
-            moment.assign(values)
+        self._move(plan, moments)
         return len(plan.positions)
+
+    def rewire_towards_gradients(
+        self,
+        features: Any,
+        labels: Any,
+        fraction: float = 0.3,
+        optimizer: keras.optimizers.Optimizer | None = None,
+        *,
+        loss: Loss = "bce",
+        rng: np.random.Generator | int | None = None,
+    ) -> int:
+        """Move the `fraction` of each label's connections with the smallest |weight| to the inputs
+        whose weight would change most; their new weight is 0.
+
+        features, labels: the training data, as in `start_from`. optimizer, rng, and what is
+        returned: as in `rewire`. loss: what the layer is trained with, "bce" or "squared_hinge".
+        See `fanin.backends.gradients.plan_towards_gradients`. Raises ValueError for others.
+        """
+        self._check_built("rewire")
+        moments = [] if optimizer is None else self._moments(optimizer)
+        return self._rewire_towards_gradients(features, labels, fraction, rng, loss, moments)
 
     def _moments(self, optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
         # Keras names a moment after its variable: "sequential/fixed_fan_in/kernel" has the Adam

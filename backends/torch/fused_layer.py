@@ -12,15 +12,11 @@ from torch.autograd.function import once_differentiable
 
 from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed
+from fanin.backends.recipes import RecipeName
 from fanin.backends.setup import Loss
+from fanin.backends.torch.connected import Connected, index_type
 from fanin.backends.torch.fused import BIAS, WEIGHTS, counted_step
-from fanin.backends.torch.layers import (
-    Connected,
-    check_sizes,
-    check_width,
-    draw_connections,
-    index_type,
-)
+from fanin.backends.torch.layers import check_sizes, check_width, draw_connections
 from fanin.backends.torch.losses import LOSSES, known_positives
 from fanin.backends.torch.ops import fan_in_linear, rewire, top_k
 from fanin.kernels import params
@@ -57,11 +53,14 @@ class FusedFanIn(Connected):
     upstream only. What calls it twice trains it twice, as torch.utils.checkpoint does with
     `use_reentrant=False`.
 
-    loss: "squared_hinge" or "bce", the mean over labels, then over the batch. weights_dtype,
-    moments_dtype: torch.float32 or torch.bfloat16, the latter rounded stochastically, by numbers
-    that `rounding_seed` starts; `.half()` and the like leave all types as they are. generator: for
-    the indices and initial weights. On a GPU nothing waits for the device (so what is wrong in the
-    data gives NaN, not an error) but `rewire`. Raises ValueError for what makes no layer.
+    recipe: "paper", or "best" for a layer that scales its features and, up to 4,096 inputs, rotates
+    them, by buffers `feature_scale` and `feature_rotation` that `start_from` fills. loss:
+    "squared_hinge" or "bce", the mean over labels, then over the batch; None is the recipe's, as
+    for the learning rate. weights_dtype, moments_dtype: torch.float32 or torch.bfloat16, the latter
+    rounded stochastically, by numbers that `rounding_seed` starts; `.half()` and the like leave all
+    types as they are. generator: for the indices and initial weights. On a GPU nothing waits for
+    the device (so what is wrong in the data gives NaN, not an error) but what rewires. Raises
+    ValueError for what makes no layer.
     """
 
     weights: Tensor
@@ -73,6 +72,7 @@ class FusedFanIn(Connected):
     steps: Tensor
     rate: Tensor
     own_moments = ("weights_m", "weights_v")
+    own_progress = ("bias_m", "bias_v", "steps")
 
     def __init__(
         self,
@@ -80,8 +80,9 @@ class FusedFanIn(Connected):
         labels: int,
         fan_in: int,
         *,
-        loss: Loss = "squared_hinge",
-        learning_rate: float = 1e-3,
+        recipe: RecipeName = "paper",
+        loss: Loss | None = None,
+        learning_rate: float | None = None,
         weights_dtype: torch.dtype = torch.float32,
         moments_dtype: torch.dtype = torch.float32,
         rounding_seed: int = 0,
@@ -90,14 +91,16 @@ class FusedFanIn(Connected):
     ) -> None:
         super().__init__()
         check_sizes(in_features, labels, fan_in)
+        self.in_features = in_features
+        self.labels = labels
+        self.fan_in = fan_in
+        known = self._follow(recipe, device, torch.float32)
+        loss = known.loss_fn if loss is None else loss
         if loss not in params.LOSSES:
             raise ValueError(f"unknown loss {loss!r}; there are {', '.join(params.LOSSES)}")
         for name, dtype in (("weights_dtype", weights_dtype), ("moments_dtype", moments_dtype)):
             if dtype not in (torch.float32, torch.bfloat16):
                 raise ValueError(f"{name} must be torch.float32 or torch.bfloat16, got {dtype}")
-        self.in_features = in_features
-        self.labels = labels
-        self.fan_in = fan_in
         self.loss: Loss = loss
         self.rounding_seed = checks.whole("rounding_seed", rounding_seed, 0, 2**63 - 1)
         shape, index = (labels, fan_in), index_type(in_features)
@@ -109,7 +112,7 @@ class FusedFanIn(Connected):
         for name in BIAS:
             self.register_buffer(name, torch.zeros(labels, device=device))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device="cpu"))
-        rate = checks.learning_rate(learning_rate)
+        rate = known.learning_rate if learning_rate is None else checks.learning_rate(learning_rate)
         self.register_buffer("rate", torch.tensor(rate, dtype=torch.float64, device="cpu"))
 
     @property
@@ -133,7 +136,7 @@ class FusedFanIn(Connected):
 
     def forward(self, features: Tensor) -> Tensor:
         """All scores, [batch, labels]; differentiable in the features."""
-        return fan_in_linear(self._checked(features), self.indices, self.weights.float(), self.bias)
+        return fan_in_linear(self._read(features), self.indices, self.weights.float(), self.bias)
 
     def training_step(
         self,
@@ -148,7 +151,8 @@ class FusedFanIn(Connected):
         (tensors, NumPy arrays, lists), each a positive's instance within the batch and its label; a
         pair that stands twice counts once. ValueError for what is wrong, an empty batch included.
         """
-        features, positives = self._batch(features, positive_instances, positive_labels)
+        positives = self._positives(features, positive_instances, positive_labels)
+        features = self._read(features)
         loss, grad = counted_step(
             features.detach(),
             self.indices,
@@ -172,33 +176,34 @@ class FusedFanIn(Connected):
         positive_labels: Tensor | Sequence[int],
     ) -> Tensor:
         """The loss without a step; arguments as in `training_step`. All scores are held."""
-        features, positives = self._batch(features, positive_instances, positive_labels)
-        instances, label_ids = positives
+        instances, label_ids = self._positives(features, positive_instances, positive_labels)
         loss: Tensor = LOSSES[self.loss](self(features), instances.long(), label_ids)
         return loss.masked_fill((instances < 0).any(), torch.nan)
 
-    def _batch(
+    def _positives(
         self, features: Tensor, positive_instances: Any, positive_labels: Any
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        features = self._checked(features)
+    ) -> tuple[Tensor, Tensor]:
+        """The positives of a batch as the ops read them."""
+        check_width(features, self.in_features)
         if not features.shape[0]:
             raise ValueError("a loss needs at least one instance; the batch is empty")
         given = (torch.as_tensor(positive_instances), torch.as_tensor(positive_labels))
-        return features, known_positives(*given, features.shape[0], self.labels)
+        return known_positives(*given, features.shape[0], self.labels)
 
-    def _checked(self, features: Tensor) -> Tensor:
-        """Features as the ops read them: contiguous, and in float32 what autocast made smaller."""
+    def _read(self, features: Tensor) -> Tensor:
+        """Features as the ops read them: contiguous, in float32 what autocast made smaller, and
+        scaled and rotated where the recipe says so."""
         check_width(features, self.in_features)
         if features.dtype in (torch.float16, torch.bfloat16):
             features = features.float()
-        return features.contiguous()
+        return self._transformed(features).contiguous()
 
     @torch.no_grad()
     def top_k(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Scores and ids of the k best labels, [batch, k] each, best first, ties to the lower id;
         all scores are never held."""
         best: tuple[Tensor, Tensor] = top_k(
-            self._checked(features),
+            self._read(features),
             *(self.indices, None, None, self.weights, self.bias),
             checks.best(k, self.labels),
         )
@@ -219,8 +224,23 @@ class FusedFanIn(Connected):
             drawn_seed(rng),
         )
 
+    def rewire_towards_gradients(
+        self,
+        features: Any,
+        labels: Any,
+        fraction: float = 0.3,
+        *,
+        rng: np.random.Generator | int | None = None,
+    ) -> int:
+        """Move the `fraction` of each label's connections with the smallest |weight| to the inputs
+        whose weight would change most; their new weight and their moments are 0.
+
+        features, labels: the training data, as in `start_from`. rng: a generator or a seed. Returns
+        how many moved. See `fanin.backends.gradients.plan_towards_gradients`. Raises ValueError for
+        others.
+        """
+        moments = [self.weights_m, self.weights_v]
+        return self._rewire_towards_gradients(features, labels, fraction, rng, self.loss, moments)
+
     def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, labels={self.labels}, fan_in={self.fan_in}, "
-            f"loss={self.loss!r}, learning_rate={self.learning_rate}"
-        )
+        return f"{super().extra_repr()}, loss={self.loss!r}, learning_rate={self.learning_rate}"

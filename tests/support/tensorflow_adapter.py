@@ -92,6 +92,19 @@ class Built:
         with self.adapter.scope():
             return self.layer(self.adapter.tensor(features)).numpy()
 
+    def start_from(self, *arguments, **options):
+        with self.adapter.scope():
+            self.layer.start_from(*arguments, **options)
+
+    def rewire_towards_gradients(self, *arguments, **options):
+        with self.adapter.scope():
+            return self.layer.rewire_towards_gradients(*arguments, **options)
+
+    def feature_arrays(self):
+        """The scale and the rotation of the features, those that there are."""
+        arrays = [self.layer.feature_scale, self.layer.feature_rotation]
+        return [array.numpy() for array in arrays if array is not None]
+
     def model(self):
         """The layer alone, as Keras saves it."""
         return keras.Sequential([keras.Input((self.layer.input_spec.axes[-1],)), self.layer])
@@ -106,9 +119,11 @@ class Built:
 class FixedLayer(Built):
     """`FixedFanIn`."""
 
-    def __init__(self, adapter, inputs, labels, fan_in, *, seed=None, dtype="float32", bias=True):
+    def __init__(
+        self, adapter, inputs, labels, fan_in, *, seed=None, dtype="float32", bias=True, **more
+    ):
         self.adapter = adapter
-        self.layer = FixedFanIn(labels, fan_in, seed=seed, dtype=dtype, use_bias=bias)
+        self.layer = FixedFanIn(labels, fan_in, seed=seed, dtype=dtype, use_bias=bias, **more)
         if seed is not None:
             initializer = keras.initializers.GlorotUniform(seed=seed)
             self.layer.kernel_initializer = initializer

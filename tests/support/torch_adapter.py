@@ -77,10 +77,27 @@ def generator(seed):
     return None if seed is None else torch.Generator().manual_seed(seed)
 
 
-class FixedLayer:
+class Chosen:
+    """A layer whose recipe may look at the data."""
+
+    def start_from(self, *arguments, **options):
+        self.layer.start_from(*arguments, **options)
+
+    def rewire_towards_gradients(self, *arguments, **options):
+        return self.layer.rewire_towards_gradients(*arguments, **options)
+
+    def feature_arrays(self):
+        """The scale and the rotation of the features, those that there are."""
+        arrays = [self.layer.feature_scale, self.layer.feature_rotation]
+        return [numpy(array) for array in arrays if array is not None]
+
+
+class FixedLayer(Chosen):
     """`FixedFanInLinear`."""
 
-    def __init__(self, adapter, inputs, labels, fan_in, *, seed=None, dtype="float32", bias=True):
+    def __init__(
+        self, adapter, inputs, labels, fan_in, *, seed=None, dtype="float32", bias=True, **more
+    ):
         self.adapter = adapter
         self.layer = FixedFanInLinear(
             *(inputs, labels, fan_in),
@@ -88,6 +105,7 @@ class FixedLayer:
             device=adapter.device,
             dtype=getattr(torch, dtype),
             generator=generator(seed),
+            **more,
         )
 
     def __call__(self, features):
@@ -146,7 +164,7 @@ class FixedLayer:
         return (model(x).argmax(1) == y).float().mean().item()
 
 
-class FusedLayer:
+class FusedLayer(Chosen):
     """`FusedFanIn`."""
 
     names = ("indices", "weights", "weights_m", "weights_v", "bias", "bias_m", "bias_v", "steps")

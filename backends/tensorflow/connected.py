@@ -1,0 +1,194 @@
+"""`Connected`: what the fixed fan-in layers of both kinds have in common: their connections, and
+what a recipe makes of the data: what is done to features, and where a training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fanin.backends import checks
+from fanin.backends.arrays import Rewiring, drawn_seed
+from fanin.backends.features import ROTATION, SCALE, FeatureTransform
+from fanin.backends.gradients import OutputLayer, plan_for_layer
+from fanin.backends.passes import known_features
+from fanin.backends.recipes import Recipe, RecipeName, recipe_of
+from fanin.backends.setup import FixedFanIn, LayerSetup, Loss
+from fanin.backends.starting import arrays_for_layer, is_rotated
+from fanin.backends.tensorflow.ops import top_k
+
+
+class Connected(keras.layers.Layer):
+    """A layer with a variable `indices` [labels, fan_in], and, where its recipe changes features,
+    with `feature_scale` [inputs] and `feature_rotation` [inputs, inputs]."""
+
+    labels: int
+    fan_in: int
+    threads: int
+    feature_scale: keras.Variable | None = None
+    feature_rotation: keras.Variable | None = None
+    own_moments: tuple[str, ...] = ()
+    """Names of the variables that belong to the connections, of a layer that trains itself."""
+    own_progress: tuple[str, ...] = ()
+    """Names of the other variables that are 0 before the training."""
+
+    @property
+    def _setup(self) -> LayerSetup:
+        return self._setup_of(self.input_spec.axes[-1])
+
+    def _setup_of(self, inputs: int) -> LayerSetup:
+        return LayerSetup(inputs, self.labels, FixedFanIn(self.fan_in))
+
+    def _follow(self, name: RecipeName) -> Recipe:
+        """Take over a recipe; ValueError for one that is none."""
+        # A layer that is not built does not know its inputs; no recipe asks for them.
+        recipe = recipe_of(name, self._setup_of(self.fan_in))
+        self.recipe = name
+        return recipe
+
+    def _check_built(self, action: str) -> None:
+        if not self.built:
+            raise ValueError(f"the layer is not built yet, so there is nothing to {action}")
+
+    @property
+    def _feature_type(self) -> str:
+        """What the layer computes in."""
+        return "float32"
+
+    def _add_features(self) -> None:
+        """The variables that the recipe needs; they leave features as they are."""
+        recipe, inputs = recipe_of(self.recipe, self._setup), self.input_spec.axes[-1]
+        options = {"dtype": self._feature_type, "trainable": False, "autocast": False}
+        if recipe.feature_scaling != "none":
+            self.feature_scale = self.add_weight(
+                name="feature_scale", shape=(inputs,), initializer="ones", **options
+            )
+        if is_rotated(recipe, inputs):
+            self.feature_rotation = self.add_weight(
+                name="feature_rotation",
+                shape=(inputs, inputs),
+                initializer=lambda shape, dtype: tf.eye(shape[0], dtype=dtype),
+                **options,
+            )
+
+    def _transformed(self, features: tf.Tensor) -> tf.Tensor:
+        """Features [batch, inputs], scaled and rotated."""
+        if self.feature_scale is not None:
+            features = features * self.feature_scale.value
+        if self.feature_rotation is not None:
+            features = tf.matmul(features, self.feature_rotation.value)
+        return features
+
+    def start_from(self, features: Any, labels: Any, *, seed: int = 0) -> None:
+        """Choose scale, rotation, connections, weights and biases by the training data, as the
+        layer's recipe says, and take them over. A layer that trains itself begins anew; one that is
+        not built is built.
+
+        features: float32 [instances, inputs], a NumPy array or CSR; labels: the positives, SciPy
+        sparse [instances, labels]; seed: of sources that no positive tells. ValueError for others,
+        and for the recipe "paper", which does not look at data; nothing has changed then.
+        """
+        features = known_features(features)
+        setup = self._setup if self.built else self._setup_of(features.shape[1])
+        given = arrays_for_layer(
+            features, labels, self.recipe, setup, seed=seed, threads=self.threads
+        )
+        if not self.built:
+            self.build((None, setup.inputs))
+        self.set_connections(given["output.indices"])
+        targets = {
+            SCALE: self.feature_scale,
+            ROTATION: self.feature_rotation,
+            "output.weights": self.kernel,
+            "output.bias": self.bias,
+        }
+        for name, target in targets.items():
+            if target is not None:
+                target.assign(given[name])
+        for name in (*self.own_moments, *self.own_progress):
+            variable = getattr(self, name)
+            variable.assign(tf.zeros_like(variable.value))
+
+    def set_connections(self, indices: Any) -> None:
+        """Take over the sources of all connections, integers [labels, fan_in], each below the
+        inputs: as `fanin.backends.choosing.choose_sources` gives them, say.
+
+        The kernel keeps its values, and in a layer that trains itself the moments of connections
+        whose source has changed become 0. ValueError for others, where nothing has changed, and for
+        a layer that is not built.
+        """
+        if not self.built:
+            raise ValueError("the layer is not built yet, so it has no connections to set")
+        before = self.indices.numpy()
+        inputs = self.input_spec.axes[-1]
+        sources = checks.connections(indices, before.shape, inputs).astype(before.dtype)
+        self.indices.assign(sources)
+        for name in self.own_moments:
+            moment = getattr(self, name)
+            values = np.array(moment.numpy())
+            values[sources != before] = 0
+            moment.assign(values)
+
+    def _rewire_towards_gradients(
+        self,
+        features: Any,
+        labels: Any,
+        fraction: float,
+        rng: np.random.Generator | int | None,
+        loss: Loss,
+        moments: list[keras.Variable],
+    ) -> int:
+        def best(asked: np.ndarray, k: int) -> np.ndarray:
+            connections = {"indices": self.indices.value}
+            read = tf.cast(self._transformed(tf.cast(asked, self._feature_type)), tf.float32)
+            _, ids = top_k(read, connections, kernel, bias, k, threads=self.threads)
+            best_ids: np.ndarray = ids.numpy()
+            return best_ids
+
+        kernel = tf.cast(self.kernel.value, tf.float32)
+        bias = tf.zeros(self.labels) if self.bias is None else tf.cast(self.bias.value, tf.float32)
+        named = {SCALE: self.feature_scale, ROTATION: self.feature_rotation}
+        transform = {name: array.numpy() for name, array in named.items() if array is not None}
+        layer = OutputLayer(
+            indices=self.indices.numpy(),
+            weights=kernel.numpy(),
+            bias=bias.numpy(),
+            loss=loss,
+            transform=FeatureTransform.from_arrays(transform),
+            top_k=best,
+        )
+        seed, threads = drawn_seed(rng), self.threads
+        plan = plan_for_layer(
+            features, labels, layer, self._setup, fraction, seed=seed, threads=threads
+        )
+        self._move(plan, moments)
+        return len(plan.positions)
+
+    def _move(self, rewiring: Rewiring, moments: list[keras.Variable]) -> None:
+        """Give the connections their new sources, and weights where they get some, and zero the
+        moments there."""
+        changes = [(self.indices, rewiring.sources), *((moment, 0) for moment in moments)]
+        if rewiring.weight is not None:
+            changes.append((self.kernel, rewiring.weight))
+        for variable, new in changes:
+            values = np.array(variable.numpy())
+            values.reshape(-1)[rewiring.positions] = new
+            variable.assign(values)
+
+    def _check_indices(self, count: int, value: Callable[[int], Any]) -> None:
+        """value(i): of the i-th of `count` weights. Other numbers of them Keras refuses."""
+        if count and count == len(self.weights):
+            at = next(i for i, v in enumerate(self.weights) if v is self.indices)
+            checks.loaded_indices(value(at), self.input_spec.axes[-1])
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        self._check_indices(len(weights), weights.__getitem__)
+        super().set_weights(weights)
+
+    def load_own_variables(self, store: Any) -> None:
+        # Keras names them by their number.
+        self._check_indices(len(store.keys()), lambda i: store[str(i)])
+        super().load_own_variables(store)

@@ -1,0 +1,203 @@
+"""`Connected`: what the fixed fan-in layers of both kinds have in common: their connections, and
+what a recipe makes of the data: what is done to features, and where a training starts."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fanin.backends import checks
+from fanin.backends.arrays import Rewiring, drawn_seed
+from fanin.backends.features import ROTATION, SCALE, FeatureTransform
+from fanin.backends.gradients import OutputLayer, plan_for_layer
+from fanin.backends.recipes import Recipe, RecipeName, recipe_of
+from fanin.backends.setup import FixedFanIn, LayerSetup, Loss, index_dtype
+from fanin.backends.starting import arrays_for_layer, is_rotated
+from fanin.backends.torch.ops import refuse_other_devices, top_k
+
+# torch has little arithmetic for unsigned integers; a view as signed ones has the same bits.
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}
+
+
+class Connected(nn.Module):
+    """A layer with a buffer `indices` [labels, fan_in], and, where its recipe changes features,
+    with `feature_scale` [in_features] and `feature_rotation` [in_features, in_features]."""
+
+    in_features: int
+    labels: int
+    fan_in: int
+    indices: Tensor
+    weights: Tensor
+    bias: Tensor | None
+    feature_scale: Tensor | None
+    feature_rotation: Tensor | None
+    recipe: RecipeName = "paper"
+    own_moments: ClassVar[tuple[str, ...]] = ()
+    """Names of the buffers that belong to the connections, of a layer that trains itself."""
+    own_progress: ClassVar[tuple[str, ...]] = ()
+    """Names of the other buffers that are 0 before the training."""
+
+    @property
+    def _setup(self) -> LayerSetup:
+        return LayerSetup(self.in_features, self.labels, FixedFanIn(self.fan_in))
+
+    def _follow(
+        self, name: RecipeName, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> Recipe:
+        """Take over a recipe, with the buffers that it needs; sizes have to be known. ValueError
+        for a recipe that is none."""
+        recipe = recipe_of(name, self._setup)
+        self.recipe = name
+        inputs, scale, rotation = self.in_features, None, None
+        if recipe.feature_scaling != "none":
+            scale = torch.empty(inputs, device=device, dtype=dtype)
+        if is_rotated(recipe, inputs):
+            rotation = torch.empty(inputs, inputs, device=device, dtype=dtype)
+        self.register_buffer("feature_scale", scale)
+        self.register_buffer("feature_rotation", rotation)
+        self._reset_features()
+        return recipe
+
+    def _reset_features(self) -> None:
+        """Leave features as they are."""
+        if self.feature_scale is not None:
+            nn.init.ones_(self.feature_scale)
+        if self.feature_rotation is not None:
+            nn.init.eye_(self.feature_rotation)
+
+    def _transformed(self, features: Tensor) -> Tensor:
+        """Features [..., in_features], scaled and rotated."""
+        if self.feature_scale is None:
+            return features
+        refuse_other_devices(features, feature_scale=self.feature_scale)
+        with torch.autocast(features.device.type, enabled=False):  # the layer is in float32 there
+            features = features * self.feature_scale
+            if self.feature_rotation is not None:
+                features = features @ self.feature_rotation.to(features.dtype)
+        return features
+
+    @torch.no_grad()
+    def start_from(self, features: Any, labels: Any, *, seed: int = 0) -> None:
+        """Choose scale, rotation, connections, weights and biases by the training data, as the
+        layer's recipe says, and take them over. A layer that trains itself begins anew.
+
+        features: float32 [instances, in_features], a NumPy array or CSR; labels: the positives,
+        SciPy sparse [instances, labels]; seed: of sources that no positive tells. ValueError for
+        others, and for the recipe "paper", which does not look at data; nothing has changed then.
+        """
+        threads = torch.get_num_threads()
+        given = arrays_for_layer(
+            features, labels, self.recipe, self._setup, seed=seed, threads=threads
+        )
+        self.set_connections(given["output.indices"])
+        targets = {
+            SCALE: self.feature_scale,
+            ROTATION: self.feature_rotation,
+            "output.weights": self.weights,
+            "output.bias": self.bias,
+        }
+        for name, target in targets.items():
+            if target is not None:
+                target.copy_(torch.from_numpy(given[name]))
+        for name in (*self.own_moments, *self.own_progress):
+            getattr(self, name).zero_()
+
+    @torch.no_grad()
+    def set_connections(self, indices: np.ndarray | Tensor) -> None:
+        """Take over the sources of all connections, integers [labels, fan_in], each below
+        in_features: as `fanin.backends.choosing.choose_sources` gives them, say.
+
+        Weights keep their value, and in a layer that trains itself the moments of connections whose
+        source has changed become 0. ValueError for others; nothing has changed then.
+        """
+        given = indices.cpu().numpy() if isinstance(indices, Tensor) else indices
+        before = self.indices.cpu().numpy()
+        sources = checks.connections(given, before.shape, self.in_features).astype(before.dtype)
+        has_moved = torch.from_numpy(sources != before).to(self.indices.device)
+        self.indices.copy_(torch.from_numpy(sources))
+        for name in self.own_moments:
+            getattr(self, name)[has_moved] = 0
+
+    def _rewire_towards_gradients(
+        self,
+        features: Any,
+        labels: Any,
+        fraction: float,
+        rng: np.random.Generator | int | None,
+        loss: Loss,
+        moments: list[Tensor],
+    ) -> int:
+        bias = self.bias
+
+        def best(asked: np.ndarray, k: int) -> np.ndarray:
+            read = self._transformed(torch.from_numpy(asked).to(weights.device)).float()
+            ids: Tensor = top_k(read, self.indices, None, None, weights, biases, k)[1]
+            return ids.cpu().numpy()
+
+        weights = self.weights.detach().float()
+        biases = weights.new_zeros(self.labels) if bias is None else bias.detach().float()
+        named = {SCALE: self.feature_scale, ROTATION: self.feature_rotation}
+        transform = {n: array.cpu().numpy() for n, array in named.items() if array is not None}
+        layer = OutputLayer(
+            indices=self.indices.cpu().numpy(),
+            weights=weights.cpu().numpy(),
+            bias=biases.cpu().numpy(),
+            loss=loss,
+            transform=FeatureTransform.from_arrays(transform),
+            top_k=best,
+        )
+        threads = torch.get_num_threads()
+        plan = plan_for_layer(
+            features, labels, layer, self._setup, fraction, seed=drawn_seed(rng), threads=threads
+        )
+        self._move(plan, moments)
+        return len(plan.positions)
+
+    @torch.no_grad()
+    def _move(self, rewiring: Rewiring, moments: list[Tensor]) -> None:
+        """Give the connections their new sources, and weights where they get some, and zero the
+        moments there, all in place."""
+        where = torch.from_numpy(rewiring.positions).to(self.indices.device)
+        signed = _SIGNED[self.indices.dtype]
+        sources = torch.from_numpy(rewiring.sources.astype(index_dtype(self.in_features)))
+        moved = sources.view(signed).to(self.indices.device)
+        self.indices.view(-1).view(signed)[where] = moved
+        for moment in moments:
+            moment.view(-1)[where] = 0
+        if rewiring.weight is not None:
+            self.weights.view(-1)[where] = rewiring.weight
+
+    def extra_repr(self) -> str:
+        sizes = f"in_features={self.in_features}, labels={self.labels}, fan_in={self.fan_in}"
+        return sizes if self.recipe == "paper" else f"{sizes}, recipe={self.recipe!r}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What plain pickle makes of an unsigned tensor cannot be read again (torch 2.13).
+        buffers = {**self._buffers, "indices": self.indices.view(_SIGNED[self.indices.dtype])}
+        return {**self.__dict__, "_buffers": buffers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.indices = self.indices.view(index_type(self.in_features))
+        for name in ("feature_scale", "feature_rotation"):
+            self._buffers.setdefault(name, None)  # pickled before there were recipes
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        loaded = state_dict.get(f"{prefix}indices")
+        if isinstance(loaded, Tensor) and not loaded.is_meta:
+            try:
+                checks.loaded_indices(loaded.cpu().numpy(), self.in_features)
+            except ValueError as error:
+                error_messages: list[str] = others[-1]
+                error_messages.append(f"{prefix}{error}")
+                return
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def index_type(in_features: int) -> torch.dtype:
+    """uint16 where it can name all inputs, else uint32."""
+    dtype: torch.dtype = getattr(torch, index_dtype(in_features).__name__)
+    return dtype

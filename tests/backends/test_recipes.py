@@ -1,0 +1,75 @@
+"""What a recipe decides for a setup."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fanin.backends.recipes import PAPER, Recipe, check_recipe, recipe_of
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.starting import looks_at_data
+
+FIXED = LayerSetup(30, 50, FixedFanIn(8))
+BELOW = LayerSetup(30, 50, FixedFanIn(8), intermediate=20)
+SETUPS = [FIXED, BELOW, LayerSetup(30, 50, Dense()), LayerSetup(30, 50, Unstructured(5))]
+every_setup = pytest.mark.parametrize(
+    "setup", SETUPS, ids=lambda setup: f"{setup.output}-{setup.intermediate}"
+)
+
+
+@every_setup
+def test_the_papers_is_the_same_for_all(setup):
+    assert recipe_of("paper", setup) is PAPER == Recipe()
+    assert not looks_at_data(PAPER)
+
+
+def test_the_best_of_a_fixed_fan_in_follows_the_data():
+    best = recipe_of("best", FIXED)
+    assert (best.connections, best.initial_weights) == ("centroid", "centroid")
+    assert (best.feature_rotation, best.rewire_towards) == ("varimax", "gradient")
+    assert looks_at_data(best)
+
+
+@every_setup
+def test_connections_follow_the_data_only_where_they_can(setup):
+    """Those that nobody can choose are as in the paper; loss, schedule and scale are the same."""
+    best = recipe_of("best", setup)
+    own = recipe_of("best", FIXED)
+    for name in ("loss_fn", "schedule", "epochs", "feature_scaling", "initial_bias"):
+        assert getattr(best, name) == getattr(own, name) != getattr(PAPER, name)
+    if setup is FIXED:
+        setup.check_chosen()
+        return
+    with pytest.raises(ValueError, match="connections are chosen by the data in"):
+        setup.check_chosen()
+    for name in ("feature_rotation", "connections", "initial_weights", "rewire_towards"):
+        assert getattr(best, name) == getattr(PAPER, name)
+    assert looks_at_data(best)  # by its scale
+
+
+def test_more_weights_for_a_score_take_smaller_steps():
+    rates = [recipe_of("best", setup).learning_rate for setup in SETUPS]
+    assert rates == [1e-2, 3e-3, 2e-3, 1e-2]
+
+
+@pytest.mark.parametrize("name", ["good", "", None, 3])
+def test_unknown(name):
+    for ask in (check_recipe, lambda name: recipe_of(name, FIXED)):
+        with pytest.raises(ValueError, match="unknown recipe .*; there are paper, best"):
+            ask(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"connections": "centroid"}, True),
+        ({"feature_scaling": "unit_variance"}, True),
+        ({"feature_rotation": "varimax"}, True),
+        ({"initial_bias": "prior"}, True),
+        ({"initial_bias": -2.0}, False),
+        ({"rewire_towards": "gradient"}, False),
+    ],
+)
+def test_what_looks_at_data(change, expected):
+    assert looks_at_data(replace(PAPER, **change)) is expected

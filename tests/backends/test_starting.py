@@ -1,0 +1,142 @@
+"""What a recipe makes of the training data before the training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from planted import FAN_IN, INPUTS, LABELS, planted_data
+
+from fanin.backends.arrays import check_arrays, initial_arrays
+from fanin.backends.recipes import PAPER, recipe_of
+from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.starting import (
+    CENTROID_SHARE,
+    arrays_for_layer,
+    is_rotated,
+    starting_arrays,
+)
+
+SETUP = LayerSetup(INPUTS, LABELS, FixedFanIn(FAN_IN), scaled=True, rotated=True)
+BEST = recipe_of("best", SETUP)
+ALL = ["features.scale", "features.rotation", "output.indices", "output.weights", "output.bias"]
+x, y = planted_data()
+
+
+def centred(arrays):
+    """Mean over each label's positives - mean over all, of the features as the model reads them,
+    float64 [labels, inputs]."""
+    seen = x.astype(np.float64)
+    seen *= arrays.get("features.scale", 1)
+    seen = seen @ arrays["features.rotation"] if "features.rotation" in arrays else seen
+    dense = y.toarray().astype(np.float64)
+    return dense.T @ seen / np.maximum(dense.sum(0), 1)[:, None] - seen.mean(0)
+
+
+@pytest.mark.parametrize("rotation", ["varimax", "none"])
+@pytest.mark.parametrize("scaling", ["unit_variance", "none"])
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_array])
+def test_weights_are_a_share_of_what_the_inputs_were_chosen_by(rotation, scaling, form):
+    recipe = replace(BEST, feature_rotation=rotation, feature_scaling=scaling)
+    arrays = starting_arrays(form(x), y, recipe, FAN_IN)
+    assert ("features.rotation" in arrays) == (rotation == "varimax")
+    assert ("features.scale" in arrays) == (scaling != "none")
+    values, known = centred(arrays), y.toarray().any(0)
+    indices = arrays["output.indices"].astype(int)
+    strongest = np.sort(np.argsort(-np.abs(values), axis=1)[:, :FAN_IN], axis=1)
+    np.testing.assert_array_equal(indices[known], strongest[known])
+    expected = CENTROID_SHARE * np.take_along_axis(values, indices, 1)
+    expected[~known] = 0  # random sources, of which nothing is known
+    assert not known.all()
+    np.testing.assert_allclose(arrays["output.weights"], expected, atol=1e-5)
+
+
+def test_they_make_a_model_of_the_setup():
+    arrays = starting_arrays(x, y, BEST, FAN_IN)
+    assert list(arrays) == ALL
+    check_arrays(SETUP, arrays)
+    for name, usual in initial_arrays(SETUP, 0).items():
+        assert arrays[name].dtype == usual.dtype, name
+    scaled = x.astype(np.float64) * arrays["features.scale"]
+    np.testing.assert_allclose(scaled.std(0), 1, rtol=1e-5)
+    positives = y.toarray().sum(0)
+    odds = (positives + 0.5) / (len(x) - positives + 0.5)
+    np.testing.assert_allclose(arrays["output.bias"], np.log(odds), rtol=1e-5)
+
+
+def test_scores_at_the_start_tell_labels_apart():
+    """Where the paper's weights tell nothing yet."""
+    arrays = starting_arrays(x, y, BEST, FAN_IN)
+    seen = x * arrays["features.scale"] @ arrays["features.rotation"]
+    read = seen[:, arrays["output.indices"].astype(int)]
+    scores = (read * arrays["output.weights"]).sum(-1) + arrays["output.bias"]
+    some = y.toarray().any(1)
+    hits = y.toarray()[np.arange(len(x)), scores.argmax(1)][some].mean()
+    assert hits > 3 * y.toarray()[some].mean(0).max()
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({}, []),
+        ({"feature_scaling": "unit_variance"}, ALL[:1]),
+        ({"feature_rotation": "varimax"}, ALL[1:2]),
+        ({"connections": "centroid"}, ALL[2:3]),
+        ({"connections": "centroid", "initial_weights": "centroid"}, ALL[2:4]),
+        ({"initial_bias": "prior"}, ALL[4:]),
+        ({"initial_bias": -2.5}, ALL[4:]),
+        ({"initial_weights": "centroid"}, []),  # of sources that are drawn
+    ],
+)
+def test_what_a_recipe_does_not_say_starts_as_usual(change, names):
+    arrays = starting_arrays(x, y, replace(PAPER, **change), FAN_IN)
+    assert list(arrays) == names
+    if change.get("initial_bias") == -2.5:
+        np.testing.assert_array_equal(arrays["output.bias"], np.full(LABELS, -2.5, np.float32))
+
+
+def test_a_layer_without_a_fan_in_has_no_sources():
+    assert list(starting_arrays(x, y, BEST, None)) == [*ALL[:2], "output.bias"]
+
+
+def test_the_seed_is_of_labels_without_positives():
+    one, same, other = (starting_arrays(x, y, BEST, FAN_IN, seed=seed) for seed in (1, 1, 2))
+    known = y.toarray().any(0)
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, same[name], name)
+    np.testing.assert_array_equal(one["output.indices"][known], other["output.indices"][known])
+    assert (one["output.indices"][~known] != other["output.indices"][~known]).any()
+
+
+def test_progress_is_told():
+    seen = []
+    starting_arrays(x, y, BEST, FAN_IN, on_labels=seen.append)
+    assert seen == [LABELS]
+
+
+def test_wide_features_are_not_rotated():
+    assert is_rotated(BEST, 4096) and not is_rotated(BEST, 4097)
+    assert not is_rotated(PAPER, 10)
+
+
+class TestLayer:
+    def test_it_has_the_arrays_of_its_recipe(self):
+        arrays = arrays_for_layer(x, y, "best", SETUP, seed=1, threads=1)
+        for name, array in starting_arrays(x, y, BEST, FAN_IN, seed=1).items():
+            np.testing.assert_array_equal(arrays[name], array, name)
+
+    @pytest.mark.parametrize(
+        ("features", "labels", "name", "message"),
+        [
+            (x, y, "paper", "'paper' does not look at data; make it with recipe='best'"),
+            (x, y, "good", "unknown recipe 'good'; there are paper, best"),
+            (x[:, 1:].copy(), y, "best", r"features must be \[instances, 40\] \(the inputs\), got"),
+            (x, y[:, 1:], "best", r"labels must be \[instances, 60\], got \[300, 59\]"),
+            (x[:9], y, "best", r"labels must be \[instances, labels\] with 9 instances"),
+        ],
+    )
+    def test_what_does_not_fit(self, features, labels, name, message):
+        with pytest.raises(ValueError, match=message):
+            arrays_for_layer(features, labels, name, SETUP, seed=0, threads=0)
