@@ -1,14 +1,15 @@
 """Test P@1 (y) against what it costs (x): memory of model and optimiser, and time of training.
 
-Both are ours whatever the machine's other memory does: the bytes are counted, not measured. The
-published rows have neither; what they have stands beside ours, hollow.
+The bytes are counted from the arrays, so they are the same on every machine. The paper has neither
+figure; what it has, the peak of a GPU's allocator and the time per epoch, stands beside ours and is
+hollow.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -107,9 +108,9 @@ def precision_against_cost(
 
 
 def _place(row: Row, cost: _Cost) -> Point | None:
-    """Cost and precision of a row; None where one of them was not measured."""
+    """Cost and precision of a row; None where one of them was not measured, or too small to be."""
     x, y = row.values[cost.key], row.values["test_p1"]
-    return None if x is None or y is None else (x, y)
+    return (x, y) if x and y is not None else None
 
 
 def _draw_panel(
@@ -166,8 +167,7 @@ def _join(axes: Axes, marks: Iterable[_Mark]) -> list[Name]:
 def _in_unit(mark: _Mark, scale: Scale) -> _Mark:
     (x, y), (x_spread, y_spread) = mark.place, mark.spread
     x_spread = None if x_spread is None else x_spread * scale.factor
-    place, spread = (x * scale.factor, y), (x_spread, y_spread)
-    return _Mark(mark.name, mark.setup, place, spread, mark.is_published)
+    return replace(mark, place=(x * scale.factor, y), spread=(x_spread, y_spread))
 
 
 def _draw_mark(axes: Axes, mark: _Mark) -> None:

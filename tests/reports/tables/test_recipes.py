@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from made_results import failed, run, task
 
@@ -22,11 +24,15 @@ def _timing(train: float, choose: float | None) -> Timing:
     )  # fmt: skip
 
 
-def _chosen(seconds: float = 7.0, **values: object) -> RunResult:
+def _chosen(seconds: float = 7.0, **values: Any) -> RunResult:
     at = AtK(at_1=0.1, at_3=0.2, at_5=0.3)
     ranked = Ranking(ndcg=at, psp=at, psndcg=at, propensity_a=0.6, propensity_b=2.6)
-    usual = {"for_task": BEST, "timing": _timing(40.0, seconds), "test_ranking": ranked}
-    return run(**{**usual, **values})  # type: ignore[arg-type]
+    usual: dict[str, Any] = {
+        "for_task": BEST,
+        "timing": _timing(40.0, seconds),
+        "test_ranking": ranked,
+    }
+    return run(**{**usual, **values})
 
 
 def _history(*validation: float) -> list[Epoch]:
@@ -104,7 +110,7 @@ def test_a_failed_setup_is_a_line_of_gaps() -> None:
     assert [line[name] for name in names] == ["FFI 32", "best", "—", "—", "0"]
 
 
-def test_a_terminal_shows_the_costs_of_recipes_where_there_are_two() -> None:
+def test_a_terminal_shows_the_costs_of_recipes_where_one_is_best() -> None:
     text = runs_text([run(), _chosen()])
     assert max(map(len, text.splitlines())) <= 100
     cells = [line.strip("| ").split() for line in text.splitlines() if "recipe best" in line]
