@@ -56,7 +56,7 @@ def test_more_weights_for_a_score_take_smaller_steps():
 @pytest.mark.parametrize("name", ["good", "", None, 3])
 def test_unknown(name):
     for ask in (check_recipe, lambda name: recipe_of(name, FIXED)):
-        with pytest.raises(ValueError, match="unknown recipe .*; there are paper, best"):
+        with pytest.raises(ValueError, match=r"unknown recipe .*; there are paper, best"):
             ask(name)
 
 
