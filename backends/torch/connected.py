@@ -69,12 +69,16 @@ class Connected(nn.Module):
             nn.init.eye_(self.feature_rotation)
 
     def _transformed(self, features: Tensor) -> Tensor:
-        """Features [..., in_features], scaled and rotated."""
+        """Features [..., in_features], scaled and rotated. Their type stays, so that an op can name
+        a wrong one; but what autocast made smaller is float32 again."""
         if self.feature_scale is None:
             return features
         refuse_other_devices(features, feature_scale=self.feature_scale)
-        with torch.autocast(features.device.type, enabled=False):  # the layer is in float32 there
-            features = features * self.feature_scale
+        if features.dtype in (torch.float16, torch.bfloat16):
+            features = features.float()
+        device = "cpu" if features.is_meta else features.device.type  # "meta" has no autocast
+        with torch.autocast(device, enabled=False):
+            features = features * self.feature_scale.to(features.dtype)
             if self.feature_rotation is not None:
                 features = features @ self.feature_rotation.to(features.dtype)
         return features
