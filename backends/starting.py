@@ -11,7 +11,7 @@ import numpy as np
 from fanin.backends import checks
 from fanin.backends.choosing import choose_sources, log_odds, unit_variance_scale
 from fanin.backends.features import ROTATION, SCALE
-from fanin.backends.passes import input_statistics, known_data
+from fanin.backends.passes import input_statistics, known_data, known_labels
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
 from fanin.backends.rotation import MOST_ROTATED, feature_rotation
 from fanin.backends.setup import FixedFanIn, LayerSetup
@@ -19,6 +19,9 @@ from fanin.backends.setup import FixedFanIn, LayerSetup
 # A weight starts with this share of the difference that its input was chosen by. Three times as
 # much makes the first epoch repair scores that are too far apart (README.md has the figures).
 CENTROID_SHARE = 0.1
+# The mean over few positives is mostly chance: a difference counts as if the label had so many more
+# positives that are like all other instances.
+MORE_POSITIVES = 10
 
 
 def looks_at_data(recipe: Recipe) -> bool:
@@ -76,12 +79,20 @@ def starting_arrays(
         )
         given["output.indices"] = chosen.indices
         if chosen.values is not None:
-            given["output.weights"] = chosen.values * np.float32(CENTROID_SHARE)
+            given["output.weights"] = chosen.values * _shares(labels)
     if recipe.initial_bias == "prior":
         given["output.bias"] = log_odds(labels)
     elif recipe.initial_bias:
         given["output.bias"] = np.full(labels.shape[1], recipe.initial_bias, np.float32)
     return given
+
+
+def _shares(labels: Any) -> np.ndarray:
+    """The share of each label's differences that its weights start with, float32 [labels, 1]."""
+    known = known_labels(labels, labels.shape[0])
+    positives = np.bincount(known.indices, minlength=known.shape[1])
+    shares = CENTROID_SHARE * positives / (positives + MORE_POSITIVES)
+    return shares[:, None].astype(np.float32)
 
 
 def is_rotated(recipe: Recipe, inputs: int) -> bool:

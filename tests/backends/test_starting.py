@@ -14,6 +14,7 @@ from fanin.backends.recipes import PAPER, recipe_of
 from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.backends.starting import (
     CENTROID_SHARE,
+    MORE_POSITIVES,
     arrays_for_layer,
     is_rotated,
     starting_arrays,
@@ -47,7 +48,9 @@ def test_weights_are_a_share_of_what_the_inputs_were_chosen_by(rotation, scaling
     indices = arrays["output.indices"].astype(int)
     strongest = np.sort(np.argsort(-np.abs(values), axis=1)[:, :FAN_IN], axis=1)
     np.testing.assert_array_equal(indices[known], strongest[known])
-    expected = CENTROID_SHARE * np.take_along_axis(values, indices, 1)
+    positives = y.sum(0)[:, None]
+    shares = CENTROID_SHARE * positives / (positives + MORE_POSITIVES)
+    expected = shares * np.take_along_axis(values, indices, 1)
     expected[~known] = 0  # random sources, of which nothing is known
     assert not known.all()
     np.testing.assert_allclose(arrays["output.weights"], expected, atol=1e-5)
