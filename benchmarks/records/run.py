@@ -69,7 +69,10 @@ class Extrapolation(Record):
 
     step_seconds: list[float] = Field(description="each step after the first ones")
     steps_per_epoch: int
-    rewire_seconds: float | None = Field(description="one rewiring; null where nothing is rewired")
+    rewire_seconds: float | None = Field(
+        description="one rewiring; null where nothing is rewired, and towards gradients, which needs all "
+        "training instances"
+    )
     rewires_per_epoch: float
     block_seconds: list[float] = Field(description="prediction for each block of instances")
     evaluation_blocks: float = Field(description="blocks in the real test set")
