@@ -70,8 +70,8 @@ class Extrapolation(Record):
     step_seconds: list[float] = Field(description="each step after the first ones")
     steps_per_epoch: int
     rewire_seconds: float | None = Field(
-        description="one rewiring; null where nothing is rewired, and towards gradients, which reads "
-        "all training instances"
+        description="one rewiring; null where nothing is rewired, and towards gradients, for which "
+        "all training instances are read"
     )
     rewires_per_epoch: float
     block_seconds: list[float] = Field(description="prediction for each block of instances")
