@@ -30,9 +30,11 @@ from fanin.reports.format import number
 from fanin.reports.pages.devices import devices_page, read_device
 from fanin.reports.pages.report import write_report
 from fanin.reports.paper import PaperRow, paper_rows, profiled
+from fanin.reports.summary import by_dataset, summarise
 from fanin.reports.table import Column, Table, make_table, text_column
 from fanin.reports.tables.op import op_introduction, op_table
 from fanin.reports.tables.profiles import expected_gib
+from fanin.reports.tables.recipes import recipes_table
 from fanin.reports.tables.step import step_introduction, step_table
 from fanin.reports.tables.terminal import runs_text
 
@@ -55,6 +57,22 @@ def runs_section(folder: Path, data: str) -> str:
         f"{data} (real data), {machine.processor}, {machine.cores} cores, "
         f"{machine.gpu or 'no GPU'}:\n\n{runs_text(runs).strip()}\n"
     )
+
+
+def recipes_section(folder: Path) -> str:
+    """What recipes gain and cost: a table for each data set."""
+    runs = list(read_results(folder))
+    machine = _machine(runs)
+    parts = [
+        f"Real data, {machine.framework}, {machine.processor}, {machine.cores} cores that other "
+        "work shared: times tell\nno more than their order. Departures are from the recipe; "
+        "validation set = test set.\n"
+    ]
+    for title, rows in by_dataset(summarise(runs)):
+        table = recipes_table(rows)
+        if table is not None:
+            parts.append(f"{title}\n\n{table.markdown(padded=False)}\n")
+    return "\n".join(parts)
 
 
 def op_section(folder: Path) -> str:
@@ -120,6 +138,7 @@ def _shapes_table(rows: list[PaperRow], runs: list[RunResult]) -> Table:
 SECTIONS: dict[str, Callable[[Path], str]] = {
     "results": lambda results: runs_section(results / _CPU, "Small cut of WordNet"),
     "whole": lambda results: runs_section(results / "whole", "The whole of WordNet"),
+    "recipes": lambda results: recipes_section(results / "recipes"),
     "op": lambda results: op_section(results / _CPU),
     "step": lambda results: step_section(results / _CPU),
     "shapes": lambda results: shapes_section(results / _CPU),
