@@ -81,7 +81,8 @@ class TestCommandLine:
             return select_tasks([dataset], features, tmp_path, None, None, {})
 
         (tmp_path / "mine").mkdir()
-        usual = [t.slug for t in read_tasks(task_files()["wordnet/tfidf-svd512"])]
+        file = task_files()["wordnet/tfidf-svd512"]
+        usual = [t.slug for t in read_tasks(file, {"recipe": "best"})]
         assert [t.slug for t in named("mine", "bert")] == usual
         assert {(t.dataset, t.features) for t in named("wordnet", "bert")} == {("wordnet", "bert")}
         # The only features that are there need not be named.
