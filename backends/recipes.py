@@ -50,7 +50,7 @@ PAPER = Recipe()
 # differ.
 _BEST = Recipe(
     loss_fn="bce",
-    learning_rate=1e-2,
+    learning_rate=4e-3,
     schedule="linear",
     epochs=5,
     feature_scaling="unit_variance",
@@ -60,8 +60,9 @@ _BEST = Recipe(
     initial_bias="prior",
     rewire_towards="gradient",
     rewire_interval=-1,
-    rewire_fraction=0.3,
+    rewire_fraction=0.2,
     rewire_until=0.8,
+    rewire_decay="cosine",
 )
 
 
@@ -84,6 +85,7 @@ def recipe_of(name: RecipeName, setup: LayerSetup) -> Recipe:
         rewire_towards="random",
         rewire_interval=PAPER.rewire_interval,
         rewire_fraction=PAPER.rewire_fraction,
+        rewire_decay=PAPER.rewire_decay,
     )
     # More weights for a score need smaller steps: it moves by the sum of theirs.
     if setup.intermediate:

@@ -196,7 +196,7 @@ class FixedFanIn(Connected):
         self,
         features: Any,
         labels: Any,
-        fraction: float = 0.3,
+        fraction: float = 0.2,
         optimizer: keras.optimizers.Optimizer | None = None,
         *,
         loss: Loss = "bce",

@@ -228,7 +228,7 @@ class FusedFanIn(Connected):
         self,
         features: Any,
         labels: Any,
-        fraction: float = 0.3,
+        fraction: float = 0.2,
         *,
         rng: np.random.Generator | int | None = None,
     ) -> int:

@@ -96,7 +96,7 @@ class FixedFanInLinear(Connected):
         self,
         features: Any,
         labels: Any,
-        fraction: float = 0.3,
+        fraction: float = 0.2,
         optimizer: torch.optim.Optimizer | None = None,
         *,
         loss: Loss = "bce",
