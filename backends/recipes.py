@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from fanin.backends.choosing import Method
-from fanin.backends.setup import Dense, LayerSetup, Loss
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Loss
 
 RecipeName = Literal["paper", "best"]
 Connections = Literal["random"] | Method
@@ -50,7 +50,7 @@ PAPER = Recipe()
 # differ.
 _BEST = Recipe(
     loss_fn="bce",
-    learning_rate=4e-3,
+    learning_rate=3e-3,
     schedule="linear",
     epochs=5,
     feature_scaling="unit_variance",
@@ -87,9 +87,9 @@ def recipe_of(name: RecipeName, setup: LayerSetup) -> Recipe:
         rewire_fraction=PAPER.rewire_fraction,
         rewire_decay=PAPER.rewire_decay,
     )
-    # More weights for a score need smaller steps: it moves by the sum of theirs.
     if setup.intermediate:
-        return replace(plain, learning_rate=3e-3)
+        return plain
     if isinstance(setup.output, Dense):
+        # More weights for a score need smaller steps: it moves by the sum of theirs.
         return replace(plain, learning_rate=2e-3)
-    return _BEST if setup.output.is_sortable else plain
+    return _BEST if isinstance(setup.output, FixedFanIn) else plain

@@ -50,7 +50,7 @@ def test_connections_follow_the_data_only_where_they_can(setup):
 
 def test_more_weights_for_a_score_take_smaller_steps():
     rates = [recipe_of("best", setup).learning_rate for setup in SETUPS]
-    assert rates == [4e-3, 3e-3, 2e-3, 4e-3]
+    assert rates == [3e-3, 3e-3, 2e-3, 3e-3]
 
 
 @pytest.mark.parametrize("name", ["good", "", None, 3])
