@@ -50,7 +50,8 @@ class FeatureTransform:
             features = features * self.scale
         if self.rotation is None:
             return features
-        if len(features) > _BATCH:
+        is_plain = features.dtype == np.float32 and features.flags.c_contiguous
+        if len(features) > _BATCH or not is_plain:
             product: np.ndarray = features @ self.rotation
             return product
         return dense_forward(features, self._columns, None, threads=threads)

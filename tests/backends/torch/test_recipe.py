@@ -90,7 +90,7 @@ def test_gradient_of_the_features(kind):
 def test_trains_beside_an_optimizer():
     """The other layer with torch's Adam, with the same numbers."""
     fused, plain = make(FusedFanIn), make(FixedFanInLinear)
-    adam = torch.optim.Adam(plain.parameters(), lr=1e-2)
+    adam = torch.optim.Adam(plain.parameters(), lr=3e-3)
     for step in range(1, 10):
         rows = slice(20 * step, 20 * step + 20)
         features = torch.from_numpy(x[rows])
