@@ -139,7 +139,7 @@ def test_the_plan_counts_the_scale_and_the_choosing():
 @pytest.mark.slow
 def test_chosen_connections_are_better_than_random_ones():
     """On real texts, two epochs."""
-    from fanin.benchmarks.harness.fit import evaluate, train_epoch
+    from fanin.benchmarks.harness.fit import Schedule, evaluate, train_epoch
     from fanin.benchmarks.harness.prepare import make_batches
 
     data = load("wordnet-small", "tfidf-svd512")
@@ -159,6 +159,6 @@ def test_chosen_connections_are_better_than_random_ones():
         trainer = build(request, task.setup(data.inputs, data.labels), given=given)
         for epoch in (1, 2):
             batches = make_batches(task, train, 0)
-            train_epoch(trainer, batches, epoch, task, 0, task.learning_rate)
+            train_epoch(trainer, batches, epoch, task, 0, Schedule(task, 2 * len(batches)))
         found[connections] = evaluate(trainer, *test).at_1
     assert found["centroid"] > found["random"] + 0.05, found
