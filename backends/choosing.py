@@ -21,12 +21,12 @@ from fanin.backends.features import FeatureTransform
 from fanin.backends.passes import (
     MOST_BYTES,
     STATISTICS_BYTES,
-    entries_of,
     input_statistics,
     known_features,
     known_labels,
     label_sums,
     labels_together,
+    pairs_by_label,
 )
 from fanin.backends.setup import index_dtype
 from fanin.kernels import choose_sources as choose_block
@@ -114,18 +114,16 @@ def choose_sources(
 
     chosen = np.empty((count, fan_in), index_dtype(inputs))
     values = np.empty((count, fan_in), np.float32) if want_values else None
-    entries = entries_of(labels)
+    pairs = pairs_by_label(labels)
     del labels
-    counts = np.diff(entries.starts)
-    if rotation is not None:
-        most_bytes //= 3  # the sums, scaled, rotated
-    for first, sums in label_sums(features, entries, threads=threads, most_bytes=most_bytes):
+    counts = np.diff(pairs.starts)
+    for first, sums in label_sums(features, pairs, threads=threads, most_bytes=most_bytes):
         end = first + len(sums)
         own, center, factor = counts[first:end], mean, scale
         if rotation is not None:
             sums /= np.maximum(own, 1)[:, None]
             sums -= mean
-            sums = FeatureTransform(scale, rotation).apply(sums)
+            FeatureTransform(scale, rotation).apply_in_place(sums)
             own, center, factor = np.minimum(own, 1), np.zeros_like(mean), None
         choose_block(
             sums,

@@ -20,6 +20,7 @@ NAMES = (SCALE, ROTATION)
 # Up to so many instances fanin's own product rotates them, with the threads of the training step.
 # NumPy's has threads of its own, which get in the way of those: a step took three times as long.
 _BATCH = 64
+_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,13 @@ class FeatureTransform:
             product: np.ndarray = features @ self.rotation
             return product
         return dense_forward(features, self._columns, None, threads=threads)
+
+    def apply_in_place(self, rows: np.ndarray) -> None:
+        """Write over rows [any number, inputs] what `apply` makes of them, few at a time, so that
+        no second array of that size is needed."""
+        if self.arrays:
+            for first in range(0, len(rows), _ROWS):
+                rows[first : first + _ROWS] = self.apply(rows[first : first + _ROWS])
 
     @cached_property
     def _columns(self) -> np.ndarray:

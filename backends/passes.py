@@ -140,7 +140,7 @@ def _block_sums(features: Features) -> Iterator[_BlockSums]:
 
 
 @dataclass(frozen=True)
-class Entries:
+class LabelPairs:
     """Pairs of a label and an instance, by label: those of label l stand at starts[l] to
     starts[l + 1] - 1. starts: int64 [labels + 1]; instances: int32; weights: float32 like
     instances, by which their features count, None for 1 each."""
@@ -153,29 +153,23 @@ class Entries:
     def labels(self) -> int:
         return len(self.starts) - 1
 
-    def block(self, first: int, end: int) -> Entries:
-        """The entries of the labels first to end - 1."""
+    def label_ids(self) -> np.ndarray:
+        """The label of each pair, int32."""
+        return np.repeat(np.arange(self.labels, dtype=np.int32), np.diff(self.starts))
+
+    def block(self, first: int, end: int) -> LabelPairs:
+        """Those of the labels first to end - 1."""
         near = self.starts[first : end + 1]
         own = slice(near[0], near[-1])
         weights = None if self.weights is None else self.weights[own]
-        return Entries(near - near[0], self.instances[own], weights)
-
-    def between(self, first: int, end: int, place: np.ndarray) -> Entries:
-        """The entries at those places, which are in the order of their labels, of instances first
-        to end - 1, counted from the first."""
-        counts = np.bincount(
-            np.searchsorted(self.starts, place, "right") - 1, minlength=self.labels
-        )
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        weights = None if self.weights is None else self.weights[place]
-        return Entries(starts, self.instances[place] - np.int32(first), weights)
+        return LabelPairs(near - near[0], self.instances[own], weights)
 
 
-def entries_of(labels: sp.csr_array) -> Entries:
+def pairs_by_label(labels: sp.csr_array) -> LabelPairs:
     """The positives of each label."""
     by_label = labels.tocsc()
     starts = by_label.indptr.astype(np.int64)
-    return Entries(starts, by_label.indices.astype(np.int32, copy=False))
+    return LabelPairs(starts, by_label.indices.astype(np.int32, copy=False))
 
 
 def labels_together(inputs: int, labels: int, most_bytes: int = MOST_BYTES) -> int:
@@ -184,20 +178,21 @@ def labels_together(inputs: int, labels: int, most_bytes: int = MOST_BYTES) -> i
 
 
 def label_sums(
-    features: Features, entries: Entries, *, threads: int, most_bytes: int = MOST_BYTES
+    features: Features, pairs: LabelPairs, *, threads: int, most_bytes: int = MOST_BYTES
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The sum of the features of each label's entries, times their weights: for a block of labels
-    after the other the first label and the sums, float32 [labels of the block, inputs], which the
-    caller may change; they hold until the next block is asked for."""
+    """The sum of the features of each label's pairs, times their weights.
+
+    Yields block after block of labels: the first label of the block, and its sums, float32 [labels
+    of the block, inputs]. The caller may change them; the next block overwrites them."""
     inputs = features.shape[1]
     csr = _csr_places(features)
-    together = labels_together(inputs, entries.labels, most_bytes)
+    together = labels_together(inputs, pairs.labels, most_bytes)
     sums = np.empty((together, inputs), np.float32)
-    for first in range(0, entries.labels, together):
-        end = min(first + together, entries.labels)
+    for first in range(0, pairs.labels, together):
+        end = min(first + together, pairs.labels)
         block = sums[: end - first]
         block.fill(0)
-        for values, part in _parts(features, entries.block(first, end), most_bytes // 2):
+        for values, part in _parts(features, pairs.block(first, end), most_bytes // 2):
             add_label_sums(
                 values,
                 part.starts,
@@ -221,26 +216,32 @@ def _csr_places(features: Features) -> dict[str, np.ndarray]:
 
 
 def _parts(
-    features: Features, entries: Entries, most_bytes: int
-) -> Iterator[tuple[np.ndarray, Entries]]:
-    """The features of some instances, with the entries that are of these: all at once, or, of a
+    features: Features, pairs: LabelPairs, most_bytes: int
+) -> Iterator[tuple[np.ndarray, LabelPairs]]:
+    """The features of some instances, with the pairs that are of these: all at once, or, of a
     memory map, part after part."""
     if not isinstance(features, np.ndarray):
-        yield features.data, entries
+        yield features.data, pairs
         return
     if _memory_map(features) is None:
-        yield features, entries
+        yield features, pairs
         return
     size = min(len(features), max(1, most_bytes // (4 * features.shape[1])))
     count = -(-len(features) // size)
-    part_of = (entries.instances // np.int32(size)).astype(np.min_scalar_type(count))
+    part_of = (pairs.instances // np.int32(size)).astype(np.min_scalar_type(count))
     order = np.argsort(part_of, kind="stable")  # NumPy sorts the narrow types by counting
+    label_ids = pairs.label_ids()[order]
     bounds = np.searchsorted(part_of[order], np.arange(count + 1))
     for part in range(count):
-        first, end = part * size, (part + 1) * size
-        place = order[bounds[part] : bounds[part + 1]]
-        yield features[first:end], entries.between(first, end, place)
-        give_back(features, first, end)
+        first, near = part * size, slice(bounds[part], bounds[part + 1])
+        counts = np.bincount(label_ids[near], minlength=pairs.labels)
+        own = LabelPairs(
+            np.concatenate([[0], np.cumsum(counts)]),
+            pairs.instances[order[near]] - np.int32(first),
+            None if pairs.weights is None else pairs.weights[order[near]],
+        )
+        yield features[first : first + size], own
+        give_back(features, first, first + size)
 
 
 def _memory_map(features: Any) -> mmap.mmap | None:

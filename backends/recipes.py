@@ -22,6 +22,7 @@ InitialBias = float | Literal["prior"]
 Schedule = Literal["plateau", "linear"]
 RewireTowards = Literal["random", "gradient"]
 RewireDecay = Literal["none", "cosine"]
+RewiredWeights = Literal["kept", "zero"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Recipe:
     rewire_fraction: float = 0.1
     rewire_until: float = 1.0
     rewire_decay: RewireDecay = "none"
+    rewired_weights: RewiredWeights = "kept"
 
 
 PAPER = Recipe()
@@ -63,6 +65,7 @@ _BEST = Recipe(
     rewire_fraction=0.2,
     rewire_until=0.8,
     rewire_decay="cosine",
+    rewired_weights="zero",
 )
 
 
@@ -86,6 +89,7 @@ def recipe_of(name: RecipeName, setup: LayerSetup) -> Recipe:
         rewire_interval=PAPER.rewire_interval,
         rewire_fraction=PAPER.rewire_fraction,
         rewire_decay=PAPER.rewire_decay,
+        rewired_weights=PAPER.rewired_weights,
     )
     if setup.intermediate:
         return plain

@@ -15,7 +15,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from fanin.backends.features import FeatureTransform
-from fanin.backends.passes import Entries, entries_of, known_features, known_labels, label_sums
+from fanin.backends.passes import (
+    LabelPairs,
+    known_features,
+    known_labels,
+    label_sums,
+    pairs_by_label,
+)
 
 # Wider features are not rotated: the matrix would be large, and they are mostly sparse already.
 MOST_ROTATED = 4096
@@ -42,17 +48,17 @@ def feature_rotation(
     """
     features = known_features(features)
     labels = known_labels(labels, features.shape[0])
-    entries = entries_of(labels)
-    positives = np.diff(entries.starts)
+    pairs = pairs_by_label(labels)
+    positives = np.diff(pairs.starts)
     most = np.sort(np.argsort(-positives, kind="stable")[:_LABELS])
     # A mean over no instances tells nothing, nor does one over all, which differs by rounding only.
     most = most[(positives[most] > 0) & (positives[most] < features.shape[0])]
     if not len(most):
         return np.eye(features.shape[1], dtype=np.float32)
     starts = np.concatenate([[0], np.cumsum(positives[most])])
-    own = Entries(
+    own = LabelPairs(
         starts,
-        np.concatenate([entries.instances[slice(*entries.starts[at : at + 2])] for at in most]),
+        np.concatenate([pairs.instances[slice(*pairs.starts[at : at + 2])] for at in most]),
     )
     differences = np.empty((len(most), features.shape[1]), np.float32)
     for first, sums in label_sums(features, own, threads=threads):

@@ -17,7 +17,7 @@ from typing import SupportsFloat
 import numpy as np
 
 from fanin.backends.arrays import Rewiring, check_arrays, checked, copied, plan_rewiring
-from fanin.backends.features import FeatureTransform
+from fanin.backends.features import NAMES, FeatureTransform
 from fanin.backends.gradients import OutputLayer
 from fanin.backends.interface import Device, DeviceArray, OnStep, Storage, TrainingBatch
 from fanin.backends.setup import LayerSetup
@@ -116,7 +116,7 @@ class Trainer:
         for name, array in checked(setup, arrays):
             if name in setup.index_arrays():
                 executor.set_connections(name, array)
-            elif name.startswith("features."):
+            elif name in NAMES:
                 features[name] = array
             else:
                 values[name] = self.device.hold(self._inside(name, array), self._dtype(name))
@@ -258,11 +258,15 @@ class Trainer:
             moved = self._executor.rewire(fraction, seed)
         if moved is not None:
             return moved
-        weights, inputs = self.array("output.weights"), self.setup.output_inputs
-        rewiring = plan_rewiring(weights, fraction, inputs, seed)
-        del weights  # a view of it would make the writing below copy the whole
+        rewiring = self.plan_rewiring(fraction, seed)
         self.apply_rewiring(rewiring)
         return len(rewiring.positions)
+
+    def plan_rewiring(self, fraction: float, seed: int) -> Rewiring:
+        """What `rewire` would move."""
+        self.setup.check_rewired()
+        weights, inputs = self.array("output.weights"), self.setup.output_inputs
+        return plan_rewiring(weights, fraction, inputs, seed)
 
     def output_layer(self) -> OutputLayer:
         """The output layer as rewiring towards gradients reads it; ValueError where labels do not

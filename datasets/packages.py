@@ -46,7 +46,7 @@ class Split(NamedTuple):
     positives: sparse.csr_array
 
 
-class Recipe(NamedTuple):
+class PackageSet(NamedTuple):
     """How one data set is made, and what its users must know."""
 
     read: Callable[[Iterable[str]], Iterator[Entry]]
@@ -56,8 +56,8 @@ class Recipe(NamedTuple):
     licence: str
 
 
-RECIPES = {
-    "debian-packages": Recipe(
+SETS = {
+    "debian-packages": PackageSet(
         read_packages,
         "utf-8",
         text_features.TFIDF,
@@ -65,7 +65,7 @@ RECIPES = {
         "Packages file",
         "Each description is under the licence of its package: /usr/share/doc/<package>/copyright.",
     ),
-    "german-english": Recipe(
+    "german-english": PackageSet(
         read_german,
         "utf-8",
         text_features.CHARACTER_TFIDF,
@@ -73,7 +73,7 @@ RECIPES = {
         "The dictionary of Ding, (c) Frank Richter, https://dict.tu-chemnitz.de: GNU General "
         "Public\nLicense, version 2 or later.",
     ),
-    "japanese-english": Recipe(
+    "japanese-english": PackageSet(
         read_japanese,
         "euc_jp",
         text_features.CHARACTER_TFIDF,
@@ -90,16 +90,16 @@ def read_entries(name: str, source: Path) -> Iterator[Entry]:
 
     Raises DataError for a file that cannot be read, and for the first bad line.
     """
-    recipe = RECIPES[name]
+    own = SETS[name]
     try:
-        with source.open(encoding=recipe.encoding) as file:
-            yield from recipe.read(file)
+        with source.open(encoding=own.encoding) as file:
+            yield from own.read(file)
     except OSError as error:
-        raise DataError(f"{source}: {error.strerror}: {recipe.advice}") from error
+        raise DataError(f"{source}: {error.strerror}: {own.advice}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{source}: not text in {recipe.encoding}: {recipe.advice}") from error
+        raise DataError(f"{source}: not text in {own.encoding}: {own.advice}") from error
     except ValueError as error:
-        raise DataError(f"{source}:{error}: correct the line, or {recipe.advice}") from error
+        raise DataError(f"{source}:{error}: correct the line, or {own.advice}") from error
 
 
 def number_of(text: str) -> int:
@@ -153,7 +153,7 @@ def write(name: str, source: Path, out: Path, least: int, instances: int) -> str
 
     Raises DataError for a source that cannot be used, and for a folder that exists.
     """
-    folder, advice = out / name, RECIPES[name].advice
+    folder, advice = out / name, SETS[name].advice
     if folder.exists():
         raise DataError(f"{folder}: exists: remove it, or give another folder with --out")
     train, test, label_names = make_splits(read_entries(name, source), least, instances)
@@ -164,7 +164,7 @@ def write(name: str, source: Path, out: Path, least: int, instances: int) -> str
             "--instances"
         )
     try:
-        train_x, test_x = text_features.tfidf_svd(train.texts, test.texts, RECIPES[name].tfidf)
+        train_x, test_x = text_features.tfidf_svd(train.texts, test.texts, SETS[name].tfidf)
     except DataError as error:
         raise DataError(f"{source}: {error}, or {advice}") from error
     about = _describe(name, source, least, instances, train, test)
@@ -191,7 +191,7 @@ def _describe(
     return f"""\
 {name}: made by `python -m fanin.datasets.packages` with --least {least} --instances {instances}
 Source: {source.name}, SHA-256 {digest}
-{RECIPES[name].licence}
+{SETS[name].licence}
 
 Labels: {train.positives.shape[1]:,}, each with at least {least} training instances
 Training instances: {len(train.texts):,}, with {means[0]:.2f} labels on average
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fanin.datasets.packages", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("name", choices=SETS)
     parser.add_argument("source", type=Path, help="the file to read; datasets/README.md says which")
     parser.add_argument("--out", type=Path, required=True, help="the folder of data sets")
     parser.add_argument("--least", type=int, default=LEAST, help="training instances of a label")

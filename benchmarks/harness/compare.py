@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fanin.backends.features import FeatureTransform
+from fanin.backends.features import NAMES, FeatureTransform
 from fanin.backends.registry import BACKENDS
 from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.harness.fit import rewire_due
@@ -182,7 +182,7 @@ def intermediate_layer(side: SideChild) -> Intermediate:
 
 def feature_transform(side: SideChild, setup: LayerSetup) -> FeatureTransform:
     """What the model does to its features; it is never trained."""
-    names = [name for name in setup.array_shapes() if name.startswith("features.")]
+    names = [name for name in NAMES if name in setup.array_shapes()]
     if names:
         side.ask("save", names=names)
     return FeatureTransform.from_arrays({name: side.read(name) for name in names})

@@ -11,12 +11,11 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
 
-from fanin.backends import arrays
 from fanin.backends.arrays import Rewiring, drawn_seed
 from fanin.backends.gradients import plan_towards_gradients
 from fanin.backends.interface import OnStep
@@ -246,7 +245,7 @@ def train_epoch(
 
 def rewire(trainer: Trainer, batches: Batches, task: Task, seed: int, step: int) -> int:
     """Rewire as the task says at that step; how many connections moved."""
-    if task.rewire_towards == "random":
+    if task.rewire_towards == "random" and task.rewired_weights == "kept":
         fraction = rewire_fraction(step, task, len(batches))
         return trainer.rewire(fraction, rewiring_seed(seed, step))
     rewiring = plan_rewiring(trainer, batches, task, seed, step)
@@ -258,9 +257,10 @@ def plan_rewiring(trainer: Trainer, batches: Batches, task: Task, seed: int, ste
     """What `rewire` would move at that step."""
     fraction, drawn = rewire_fraction(step, task, len(batches)), rewiring_seed(seed, step)
     if task.rewire_towards == "random":
-        weights, inputs = trainer.array("output.weights"), trainer.setup.output_inputs
-        return arrays.plan_rewiring(weights, fraction, inputs, drawn)
-    layer = trainer.output_layer()
-    return plan_towards_gradients(
-        batches.x, batches.y, layer, fraction, seed=drawn, threads=trainer.threads
-    )
+        rewiring = trainer.plan_rewiring(fraction, drawn)
+    else:
+        layer, threads = trainer.output_layer(), trainer.threads
+        rewiring = plan_towards_gradients(
+            batches.x, batches.y, layer, fraction, seed=drawn, threads=threads
+        )
+    return replace(rewiring, weight=0.0 if task.rewired_weights == "zero" else None)

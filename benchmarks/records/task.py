@@ -79,7 +79,8 @@ class Task(BaseModel):
     )
     dropout: float = Field(default=0.1, ge=0, lt=1)
     recipe: RecipeName = Field(
-        default="paper", description="what the keys have that are not named, down to rewire_decay"
+        default="paper",
+        description="what the keys down to rewired_weights have",
     )
     loss_fn: Loss = PAPER.loss_fn
     learning_rate: float = Field(default=PAPER.learning_rate, gt=0)
@@ -123,6 +124,9 @@ class Task(BaseModel):
     rewire_decay: recipes.RewireDecay = Field(
         default=PAPER.rewire_decay,
         description="cosine: the fraction falls to 0 at rewire_until as a half cosine does",
+    )
+    rewired_weights: recipes.RewiredWeights = Field(
+        default=PAPER.rewired_weights, description="what connections that moved have as weight"
     )
     batch_size: int = Field(default=32, ge=1)
     seed: int = Field(default=0, ge=0)

@@ -169,7 +169,7 @@ def test_the_state_is_saved_with_scale_and_rotation(on_device, tmp_path, kind):
 @every_kind
 @pytest.mark.parametrize("recipe", ["paper", "best"])
 def test_connections_move_towards_gradients(on_device, kind, recipe, monkeypatch):
-    monkeypatch.setattr(gradients, "BEST", 3)  # so that it matters which labels are the best
+    monkeypatch.setattr(gradients, "ASKED_LABELS", 3)  # so that it matters which they are
     layer = make(on_device, kind, recipe)
     optimizer = layer.adam() if kind == "fixed_layer" else None
     if recipe == "best":

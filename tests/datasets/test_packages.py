@@ -52,7 +52,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def read(name: str, source: Path, text: str) -> list[Entry]:
-    source.write_bytes(text.encode(packages.RECIPES[name].encoding))
+    source.write_bytes(text.encode(packages.SETS[name].encoding))
     return list(packages.read_entries(name, source))
 
 
@@ -102,17 +102,17 @@ def test_bad_line(source: Path, name: str, text: str, complaint: str) -> None:
         read(name, source, text)
 
 
-@pytest.mark.parametrize("name", packages.RECIPES)
+@pytest.mark.parametrize("name", packages.SETS)
 def test_unreadable_source(source: Path, name: str) -> None:
     def complaint() -> str:
         with pytest.raises(DataError) as error:
             list(packages.read_entries(name, source))
         return str(error.value)
 
-    advice = packages.RECIPES[name].advice
+    advice = packages.SETS[name].advice
     assert complaint() == f"{source}: No such file or directory: {advice}"
     source.write_bytes(b"\x1f\x8b\xff\xff")
-    assert complaint() == f"{source}: not text in {packages.RECIPES[name].encoding}: {advice}"
+    assert complaint() == f"{source}: not text in {packages.SETS[name].encoding}: {advice}"
     source.unlink()
     source.mkdir()
     assert complaint() == f"{source}: Is a directory: {advice}"

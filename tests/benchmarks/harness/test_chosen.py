@@ -13,7 +13,8 @@ from frameworks import EACH_BACKEND
 from fanin.backends.features import SCALE as SCALE_NAME
 from fanin.backends.starting import looks_at_data
 from fanin.benchmarks.harness import plan
-from fanin.benchmarks.harness.prepare import build, chosen_arrays, split
+from fanin.benchmarks.harness.fit import rewire
+from fanin.benchmarks.harness.prepare import build, chosen_arrays, make_batches, split
 from fanin.benchmarks.harness.request import Options, Request
 from fanin.benchmarks.harness.speed import Speed
 from fanin.benchmarks.records.store import read_results
@@ -140,7 +141,6 @@ def test_the_plan_counts_the_scale_and_the_choosing():
 def test_chosen_connections_are_better_than_random_ones():
     """On real texts, two epochs."""
     from fanin.benchmarks.harness.fit import Schedule, evaluate, train_epoch
-    from fanin.benchmarks.harness.prepare import make_batches
 
     data = load("wordnet-small", "tfidf-svd512")
     found = {}
@@ -162,3 +162,24 @@ def test_chosen_connections_are_better_than_random_ones():
             train_epoch(trainer, batches, epoch, task, 0, Schedule(task, 2 * len(batches)))
         found[connections] = evaluate(trainer, *test).at_1
     assert found["centroid"] > found["random"] + 0.05, found
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("towards", ["random", "gradient"])
+@pytest.mark.parametrize("weights", ["kept", "zero"])
+def test_weights_of_what_moved(place, towards, weights):
+    values = {**CHOSEN, "execution": "fused", "rewire_towards": towards}
+    request = request_for(place, **values, rewired_weights=weights, rewire_fraction=0.3)
+    data = load("tiny", "dense40", place / "data")
+    trainer = build(request, request.task.setup(data.inputs, data.labels))
+    batches = make_batches(request.task, split(data, request.task)[0], 0)
+    trainer.train(batches.epoch(0), 1e-2)
+    before = trainer.weights()
+    moved = rewire(trainer, batches, request.task, seed=0, step=5)
+    after, moments = trainer.weights(), dict(trainer.optimizer_arrays())
+    has_moved = after["output.indices"] != before["output.indices"]
+    # A blindly drawn source may be the one that was there.
+    assert 0 < has_moved.sum() <= moved
+    assert (moments["output.weights.m"][has_moved] == 0).all()
+    expected = before["output.weights"][has_moved] if weights == "kept" else 0
+    np.testing.assert_array_equal(after["output.weights"][has_moved], expected)
