@@ -3,9 +3,9 @@ change most (RigL: Evci et al., ICML 2020), where blind rewiring draws a source.
 
 The gradient of the loss by the weight of input i of label l is the sum of r(p, l) x(p, i) over all
 instances p, with r the loss' gradient by the score. Few r are not small: those of positives, and of
-labels that score high without being positive. All positives are taken; the others come from the
-best labels of some instances, and count for those that were not asked. So a pass costs what
-predicting these instances costs, and one reading of the positives' features.
+labels that score high without being positive. All positives are taken. The others come from the
+best labels of some instances, and stand for those of the other instances too. So a pass costs what
+predicting these instances costs, and two readings of the positives' features.
 """
 
 from __future__ import annotations

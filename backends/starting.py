@@ -44,8 +44,8 @@ def starting_arrays(
     threads: int = 0,
     on_labels: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The arrays that a model of this recipe does not start with as usual, by their names in
-    `LayerSetup.array_shapes`.
+    """The arrays that a model of this recipe starts with in place of the usual ones, by their names
+    in `LayerSetup.array_shapes`.
 
     features, labels: all training instances, as `choosing.choose_sources` takes them, which also
     says what `on_labels` is. fan_in: of a fixed fan-in layer, else None. seed: for what is random.

@@ -1,5 +1,5 @@
-"""`Connected`: what the fixed fan-in layers of both kinds have in common: their connections, and
-what a recipe makes of the data: what is done to features, and where a training starts."""
+"""`Connected`: what both fixed fan-in layers have in common. That is their connections, and what a
+recipe adds: a transform of the features, and a start from the training data."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ KINK = 3e-6
 # Units that differ by more than this after a step are looked at for such a kink.
 KINK_SUSPICION = 0.05 * WEIGHT_TOLERANCE
 
-# Of the connections that move towards gradients: for so many, rounding may decide.
+# The share of the connections that move towards gradients for which rounding may decide.
 GRADIENT_EXCUSED = 1e-3
 
 OnStep = Callable[[LockstepStep], None]
@@ -211,8 +211,8 @@ def rewire_alike(sides: list[SideChild], task: Task, step: int) -> int:
 
     The backends' weights agree to rounding only, so a |weight| beside the threshold may fall on
     either side of it. Those connections are excused, and counted; any other is an error. Towards
-    gradients each label has a threshold of its own, which nobody notes: there a share of all that
-    move is excused.
+    gradients each label has a threshold of its own, which is not kept: there a small share of all
+    that move is excused.
     """
     thresholds = [side.ask("plan", step=step) for side in sides]
     positions = [side.read("positions") for side in sides]

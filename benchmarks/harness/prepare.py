@@ -77,8 +77,8 @@ def endless(batches: Batches) -> Iterator[Batch]:
 def chosen_arrays(
     request: Request, train: Split, on_labels: Callable[[int], None] | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays that the task's recipe starts otherwise than usual, made from its training
-    instances. on_labels: see `choosing.choose_sources`."""
+    """The arrays that the task's recipe makes from the training instances, in place of the usual
+    initial ones. on_labels: see `choosing.choose_sources`."""
     task, (features, labels) = request.task, train
     output = task.setup(features.shape[1], labels.shape[1]).output
     return starting_arrays(

@@ -80,7 +80,7 @@ class Task(BaseModel):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     recipe: RecipeName = Field(
         default="paper",
-        description="what the keys down to rewired_weights have",
+        description="decides the keys from loss_fn to rewired_weights",
     )
     loss_fn: Loss = PAPER.loss_fn
     learning_rate: float = Field(default=PAPER.learning_rate, gt=0)
