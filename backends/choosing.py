@@ -4,7 +4,8 @@ all instances.
 An input's strength for a label is |mean over the label's positives - mean over all instances|, of
 the features as the model reads them: scaled and rotated, where it does that. Where all scores of a
 label are equal, this is the size of the loss' gradient by the weight of that input, but for a
-factor of the label. The data are read in passes (`passes`); the work itself is done by the kernels (fanin.h).
+factor of the label. The data are read in passes (`passes`); the work itself is done by the kernels
+(fanin.h).
 """
 
 from __future__ import annotations
