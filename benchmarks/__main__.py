@@ -6,13 +6,32 @@ quietly as it does later.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 
 from fanin.benchmarks.cli.codes import INTERRUPTED
 
 
+def interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Repeat a Ctrl-C that Python dropped.
+
+    Where a destructor or the callback of a weak reference runs, as within every import, Python
+    cannot pass an interrupt on: it prints the traceback, and the program goes on.
+    """
+    if unraisable.exc_type is KeyboardInterrupt:
+        # Later and from another thread: within this function it would be dropped again.
+        main_thread = threading.main_thread().ident
+        repeated = threading.Timer(0.01, signal.pthread_kill, (main_thread, signal.SIGINT))
+        repeated.daemon = True
+        repeated.start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 def main() -> None:
     """Run the command and exit with its code; see `cli.app`."""
+    sys.unraisablehook = interrupt_again
     try:
         from fanin.benchmarks.cli.app import app
 

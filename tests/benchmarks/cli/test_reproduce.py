@@ -145,6 +145,28 @@ class TestReproduce:
             assert process.returncode in (130, -signal.SIGINT, 2), errors
             assert "Traceback" not in errors
 
+    def test_ctrl_c_that_python_drops(self):
+        """It comes while a destructor runs: Python cannot raise it there, and it is repeated."""
+        program = """
+import signal, sys, time, types
+from fanin.benchmarks.__main__ import main
+
+class Interrupted:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def app():
+    Interrupted()
+    time.sleep(60)
+
+sys.modules["fanin.benchmarks.cli.app"] = types.SimpleNamespace(app=app)
+main()
+"""
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=50
+        )
+        assert (done.returncode, done.stderr) == (130, "fanin: stopped\n")
+
     def test_holdout_never_sees_the_test_set(self, place):
         write_dataset(place / "holdout", instances=66)
         done = command(
