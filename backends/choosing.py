@@ -2,7 +2,7 @@
 all instances.
 
 An input's strength for a label is |mean over the label's positives - mean over all instances|, of
-the features as the model reads them: scaled and rotated, where it does that. Where all scores of a
+the features as the model reads them: scaled and in atoms, where it does that. Where all scores of a
 label are equal, this is the size of the loss' gradient by the weight of that input, but for a
 factor of the label. The data are read in passes (`passes`); the work itself is done by the kernels
 (fanin.h).
@@ -10,7 +10,7 @@ factor of the label. The data are read in passes (`passes`); the work itself is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -72,7 +72,7 @@ def choose_sources(
     method: Method = "centroid",
     mean: np.ndarray | None = None,
     scale: np.ndarray | None = None,
-    rotation: np.ndarray | None = None,
+    dictionary: np.ndarray | None = None,
     random_share: float = 0.0,
     seed: int = 0,
     threads: int = 0,
@@ -85,12 +85,13 @@ def choose_sources(
     features: float32 [instances, inputs], C-contiguous or a memory map, or CSR. labels: the
     positives, SciPy sparse [instances, labels]. mean: of each input, where it is known already.
     scale: [inputs], by which features will be multiplied (`unit_variance_scale`); None for 1.
-    rotation: [inputs, inputs], with which they will be multiplied then (`rotation`); or None.
+    dictionary: [inputs, atoms], with which they will be multiplied then (`dictionary`); or None.
+    With one, labels read atoms, and every `inputs` below means them.
 
     "centroid": the inputs of the largest |mean over the label's positives - mean|, of the features
-    scaled and rotated, ascending; of equal ones the lower. random_share: of a label's slots, the
-    last ones, that get random sources instead, as all slots of a label without positives do; they
-    follow from `seed`. most_bytes: about so much is used beside the data, the result and the
+    as the model reads them, ascending; of equal ones the lower. random_share: of a label's slots,
+    the last ones, that get random sources instead, as all slots of a label without positives do;
+    they follow from `seed`. most_bytes: about so much is used beside the data, the result and the
     positives in another order (4 bytes each). on_labels(done) is called as the work goes on. The
     result depends neither on threads (0 for all) nor, but for rounding, on most_bytes. Raises
     ValueError naming what is wrong.
@@ -102,8 +103,12 @@ def choose_sources(
     instances, inputs = features.shape
     labels = known_labels(labels, instances)
     count = labels.shape[1]
+    read = inputs  # how many numbers a label can read
+    if dictionary is not None:
+        read = np.shape(dictionary)[-1]
+        dictionary = _array("dictionary", dictionary, inputs, read)
     fan_in = checks.whole("fan_in", fan_in, 1)
-    checks.fitting_fan_in(fan_in, inputs)
+    checks.fitting_fan_in(fan_in, read)
     checks.whole("threads", threads, 0, checks.MOST_THREADS)
     checks.whole("most_bytes", most_bytes, 1)
     share = _share(random_share)
@@ -111,35 +116,35 @@ def choose_sources(
         mean = input_statistics(features)[0]
     mean = _array("mean", mean, inputs)
     scale = None if scale is None else _array("scale", scale, inputs)
-    rotation = None if rotation is None else _array("rotation", rotation, inputs, inputs)
 
-    chosen = np.empty((count, fan_in), index_dtype(inputs))
+    chosen = np.empty((count, fan_in), index_dtype(read))
     values = np.empty((count, fan_in), np.float32) if want_values else None
     pairs = pairs_by_label(labels)
     del labels
     counts = np.diff(pairs.starts)
     for first, sums in label_sums(features, pairs, threads=threads, most_bytes=most_bytes):
-        end = first + len(sums)
-        own, center, factor = counts[first:end], mean, scale
-        if rotation is not None:
-            sums /= np.maximum(own, 1)[:, None]
+        blocks: Iterable[tuple[int, np.ndarray]] = [(0, sums)]
+        if dictionary is not None:
+            # The difference itself is written in atoms; what is left to the kernel is to choose.
+            sums /= np.maximum(counts[first : first + len(sums)], 1)[:, None]
             sums -= mean
-            FeatureTransform(scale, rotation).apply_in_place(sums)
-            own, center, factor = np.minimum(own, 1), np.zeros_like(mean), None
-        choose_block(
-            sums,
-            own,
-            center,
-            chosen[first:end],
-            scale=factor,
-            values=None if values is None else values[first:end],
-            first_label=first,
-            random=int(share * fan_in),
-            seed=seed,
-            threads=threads,
-        )
-        if on_labels:
-            on_labels(end)
+            blocks = FeatureTransform(scale, dictionary).blocks(sums)
+        for before, block in blocks:
+            own = slice(first + before, first + before + len(block))
+            choose_block(
+                block,
+                counts[own] if dictionary is None else np.minimum(counts[own], 1),
+                mean if dictionary is None else np.zeros(read, np.float32),
+                chosen[own],
+                scale=scale if dictionary is None else None,
+                values=None if values is None else values[own],
+                first_label=own.start,
+                random=int(share * fan_in),
+                seed=seed,
+                threads=threads,
+            )
+            if on_labels:
+                on_labels(own.stop)
     return Chosen(chosen, values)
 
 

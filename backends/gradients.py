@@ -99,20 +99,22 @@ def plan_towards_gradients(
         own = slice(first, first + len(sums))
         for some in range(0, len(sums), _BLOCK):  # a second array of that size is not needed
             sums[some : some + _BLOCK] -= totals[own][some : some + _BLOCK, None] * mean
-        layer.transform.apply_in_place(sums)
-        before = np.ascontiguousarray(layer.indices[own])
-        after = before.copy()
-        weights = np.array(layer.weights[own], np.float32, order="C")
-        replace_sources(
-            sums,
-            after,
-            Trained(weights, np.zeros_like(weights), np.zeros_like(weights)),
-            count,
-            threads=threads,
-        )
-        moved = np.flatnonzero(after != before)
-        positions.append(moved + first * after.shape[1])
-        sources.append(after.reshape(-1)[moved].astype(np.uint32))
+        for start, gradients in layer.transform.blocks(sums):
+            start += first
+            own = slice(start, start + len(gradients))
+            before = np.ascontiguousarray(layer.indices[own])
+            after = before.copy()
+            weights = np.array(layer.weights[own], np.float32, order="C")
+            replace_sources(
+                gradients,
+                after,
+                Trained(weights, np.zeros_like(weights), np.zeros_like(weights)),
+                count,
+                threads=threads,
+            )
+            moved = np.flatnonzero(after != before)
+            positions.append(moved + start * after.shape[1])
+            sources.append(after.reshape(-1)[moved].astype(np.uint32))
     return Rewiring(np.concatenate(positions), np.concatenate(sources), weight=0.0)
 
 

@@ -16,7 +16,7 @@ from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Loss
 RecipeName = Literal["paper", "best"]
 Connections = Literal["random"] | Method
 FeatureScaling = Literal["none", "unit_variance"]
-FeatureRotation = Literal["none", "varimax"]
+FeatureDictionary = Literal["none", "learned"]
 InitialWeights = Literal["small", "centroid"]
 InitialBias = float | Literal["prior"]
 Schedule = Literal["plateau", "linear"]
@@ -35,7 +35,7 @@ class Recipe:
     schedule: Schedule = "plateau"
     epochs: int = 100
     feature_scaling: FeatureScaling = "none"
-    feature_rotation: FeatureRotation = "none"
+    feature_dictionary: FeatureDictionary = "none"
     connections: Connections = "random"
     initial_weights: InitialWeights = "small"
     initial_bias: InitialBias = 0.0
@@ -56,7 +56,7 @@ _BEST = Recipe(
     schedule="linear",
     epochs=5,
     feature_scaling="unit_variance",
-    feature_rotation="varimax",
+    feature_dictionary="learned",
     connections="centroid",
     initial_weights="centroid",
     initial_bias="prior",
@@ -82,7 +82,7 @@ def recipe_of(name: RecipeName, setup: LayerSetup) -> Recipe:
         return PAPER
     plain = replace(
         _BEST,
-        feature_rotation="none",
+        feature_dictionary="none",
         connections="random",
         initial_weights="small",
         rewire_towards="random",

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fanin.backends import checks
-from fanin.backends.features import ROTATION, SCALE
+from fanin.backends.features import DICTIONARY, SCALE, inputs_as_atoms
 
 Loss = Literal["squared_hinge", "bce"]
 # Whose operations give the scores of a kind in the autograd execution: the framework's dense or
@@ -239,8 +239,9 @@ class LayerSetup:
     """One model: `features -> [dense layer of `intermediate` units, ReLU] -> output layer`.
 
     inputs, labels: counts. output: how the labels are connected, to the intermediate units where
-    there are some and else to the features. scaled, rotated: whether the features are multiplied
-    by numbers of the model, one an input, and by a matrix, before anything else (`features`).
+    there are some and else to the features. scaled: whether the features are multiplied by numbers
+    of the model, one an input, before anything else; atoms: of a dictionary with which they are
+    multiplied then, None for none (`features`).
     Raises ValueError for sizes that make no model.
     """
 
@@ -250,19 +251,28 @@ class LayerSetup:
     intermediate: int | None = None
     loss: Loss = "squared_hinge"
     scaled: bool = False
-    rotated: bool = False
+    atoms: int | None = None
 
     def __post_init__(self) -> None:
         if self.inputs < 1 or self.labels < 1:
             raise ValueError(f"a layer needs inputs and labels, got {self.inputs}, {self.labels}")
         if self.intermediate is not None:
             checks.whole("intermediate", self.intermediate, 1)
+        if self.atoms is not None:
+            checks.whole("atoms", self.atoms, 1)
         self.output.check(self.output_inputs)
 
     @property
+    def first_inputs(self) -> int:
+        """How many numbers the first layer reads: the atoms of the dictionary, or else the
+        features."""
+        return self.atoms or self.inputs
+
+    @property
     def output_inputs(self) -> int:
-        """How many inputs the output layer reads: the intermediate units, or else the features."""
-        return self.intermediate or self.inputs
+        """How many inputs the output layer reads: the intermediate units, or else what the first
+        layer reads."""
+        return self.intermediate or self.first_inputs
 
     @property
     def is_rewired(self) -> bool:
@@ -296,13 +306,13 @@ class LayerSetup:
     def array_shapes(self) -> Shapes:
         """Names and shapes of all arrays of the model, in the order of the data flow.
 
-        `features.scale` is [inputs], `features.rotation` [inputs, inputs], `intermediate.weights`
-        [inputs, intermediate]; the kind of connection tells the arrays of the output layer, but
-        for `output.bias` [labels].
+        `features.scale` is [inputs], `features.dictionary` [inputs, atoms], `intermediate.weights`
+        [inputs or atoms, intermediate]; the kind of connection tells the arrays of the output
+        layer, but for `output.bias` [labels].
         """
         shapes = self._transform_shapes()
         if self.intermediate:
-            shapes["intermediate.weights"] = (self.inputs, self.intermediate)
+            shapes["intermediate.weights"] = (self.first_inputs, self.intermediate)
             shapes["intermediate.bias"] = (self.intermediate,)
         shapes |= self.output.array_shapes(self.output_inputs, self.labels)
         shapes["output.bias"] = (self.labels,)
@@ -312,8 +322,8 @@ class LayerSetup:
         shapes: Shapes = {}
         if self.scaled:
             shapes[SCALE] = (self.inputs,)
-        if self.rotated:
-            shapes[ROTATION] = (self.inputs, self.inputs)
+        if self.atoms:
+            shapes[DICTIONARY] = (self.inputs, self.atoms)
         return shapes
 
     def index_arrays(self) -> dict[str, IndexArray]:
@@ -322,21 +332,22 @@ class LayerSetup:
         return self.output.index_arrays(self.output_inputs, self.labels)
 
     def initial_array(self, name: str, seed: int) -> np.ndarray:
-        """The values that an array starts with. Scale and rotation change nothing, biases are 0,
-        intermediate weights Glorot-uniform; the kind of connection tells the others."""
+        """The values that an array starts with. Scale and dictionary change nothing: the atoms
+        are the inputs, over and over. Biases are 0, intermediate weights Glorot-uniform; the kind
+        of connection tells the others."""
         self.check_name(name)
+        shape = self.array_shapes()[name]
         if name == SCALE:
-            return np.ones(self.inputs, np.float32)
-        if name == ROTATION:
-            return np.eye(self.inputs, dtype=np.float32)
-        shapes, transforms = self.array_shapes(), self._transform_shapes()
+            return np.ones(shape, np.float32)
+        if name == DICTIONARY:
+            return inputs_as_atoms(self.inputs, shape[1])
         # A generator per array: adding a layer does not change the numbers of another.
-        names = [each for each in shapes if each not in transforms]
+        names = [each for each in self.array_shapes() if each not in self._transform_shapes()]
         rng = np.random.default_rng([seed, names.index(name)])
         if name.endswith("bias"):
-            return np.zeros(shapes[name], np.float32)
+            return np.zeros(shape, np.float32)
         if name == "intermediate.weights":
-            return glorot_uniform(rng, shapes[name])
+            return glorot_uniform(rng, shape)
         return self.output.initial_array(name, self.output_inputs, self.labels, rng)
 
     def check_array(self, name: str, array: np.ndarray) -> None:
@@ -346,7 +357,7 @@ class LayerSetup:
             raise ValueError(f"{name} must be {list(shape)}, got {list(array.shape)}")
         if name == SCALE and not (np.isfinite(array) & (array > 0)).all():
             raise ValueError(f"{name} must be finite and above 0")
-        if name == ROTATION and not np.isfinite(array).all():
+        if name == DICTIONARY and not np.isfinite(array).all():
             raise ValueError(f"{name} must be finite")
         index_array = self.index_arrays().get(name)
         if index_array is None:

@@ -1,4 +1,4 @@
-"""What a recipe makes of the training data before the training: scale, rotation, connections,
+"""What a recipe makes of the training data before the training: scale, dictionary, connections,
 weights and biases."""
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import numpy as np
 
 from fanin.backends import checks
 from fanin.backends.choosing import choose_sources, log_odds, unit_variance_scale
-from fanin.backends.features import ROTATION, SCALE
+from fanin.backends.dictionary import atom_count, feature_dictionary
+from fanin.backends.features import DICTIONARY, SCALE
 from fanin.backends.passes import input_statistics, known_data, known_labels
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
-from fanin.backends.rotation import MOST_ROTATED, feature_rotation
 from fanin.backends.setup import FixedFanIn, LayerSetup
 
 # A weight starts with this share of the difference that its input was chosen by. Three times as
@@ -29,7 +29,7 @@ def looks_at_data(recipe: Recipe) -> bool:
     return (
         recipe.connections != "random"
         or recipe.feature_scaling != "none"
-        or recipe.feature_rotation != "none"
+        or recipe.feature_dictionary != "none"
         or recipe.initial_bias == "prior"
     )
 
@@ -51,17 +51,21 @@ def starting_arrays(
     says what `on_labels` is. fan_in: of a fixed fan-in layer, else None. seed: for what is random.
     """
     given: dict[str, np.ndarray] = {}
-    if (
-        recipe.feature_scaling != "none"
-        or recipe.connections != "random"
-        or is_rotated(recipe, features.shape[1])
-    ):
+    atoms = atoms_of(recipe, features.shape[1], labels.shape[1], fan_in)
+    if recipe.feature_scaling != "none" or recipe.connections != "random" or atoms:
         mean, deviation = input_statistics(features)
     if recipe.feature_scaling != "none":
         given[SCALE] = unit_variance_scale(mean, deviation)
-    if is_rotated(recipe, features.shape[1]):
-        given[ROTATION] = feature_rotation(
-            features, labels, mean, given.get(SCALE), threads=threads
+    if atoms and fan_in:
+        given[DICTIONARY] = feature_dictionary(
+            features,
+            labels,
+            mean,
+            atoms,
+            fan_in,
+            scale=given.get(SCALE),
+            seed=seed,
+            threads=threads,
         )
     if recipe.connections != "random" and fan_in:
         chosen = choose_sources(
@@ -71,7 +75,7 @@ def starting_arrays(
             method=recipe.connections,
             mean=mean,
             scale=given.get(SCALE),
-            rotation=given.get(ROTATION),
+            dictionary=given.get(DICTIONARY),
             seed=seed,
             threads=threads,
             want_values=recipe.initial_weights == "centroid",
@@ -95,9 +99,11 @@ def _shares(labels: Any) -> np.ndarray:
     return shares[:, None].astype(np.float32)
 
 
-def is_rotated(recipe: Recipe, inputs: int) -> bool:
-    """Whether features of so many inputs are rotated."""
-    return recipe.feature_rotation != "none" and inputs <= MOST_ROTATED
+def atoms_of(recipe: Recipe, inputs: int, labels: int, fan_in: int | None) -> int | None:
+    """How many atoms the dictionary of such a model has, None where it has none."""
+    if recipe.feature_dictionary == "none" or not fan_in:
+        return None
+    return atom_count(inputs, labels, fan_in)
 
 
 def arrays_for_layer(

@@ -90,7 +90,7 @@ class TensorFlowAutograd(AutogradExecutor):
     def start(self, trained: Mapping[str, Trained]) -> None:
         super().start(trained)
         # Compiled once for all sizes: a smaller last batch does not trace anew.
-        features = tf.TensorSpec([None, self.setup.inputs], tf.float32)
+        features = tf.TensorSpec([None, self.setup.first_inputs], tf.float32)
         self._step_function = tf.function(
             self._step,
             input_signature=[

@@ -4,6 +4,7 @@ recipe adds: a transform of the features, and a start from the training data."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -12,24 +13,25 @@ import tensorflow as tf
 
 from fanin.backends import checks
 from fanin.backends.arrays import Rewiring, drawn_seed
-from fanin.backends.features import ROTATION, SCALE, FeatureTransform
+from fanin.backends.features import DICTIONARY, SCALE, FeatureTransform, inputs_as_atoms
 from fanin.backends.gradients import OutputLayer, plan_for_layer
 from fanin.backends.passes import known_features
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
 from fanin.backends.setup import FixedFanIn, LayerSetup, Loss
-from fanin.backends.starting import arrays_for_layer, is_rotated
+from fanin.backends.starting import arrays_for_layer, atoms_of
 from fanin.backends.tensorflow.ops import top_k
 
 
 class Connected(keras.layers.Layer):
     """A layer with a variable `indices` [labels, fan_in], and, where its recipe changes features,
-    with `feature_scale` [inputs] and `feature_rotation` [inputs, inputs]."""
+    with `feature_scale` [inputs] and `feature_dictionary` [inputs, atoms]: labels read atoms
+    then."""
 
     labels: int
     fan_in: int
     threads: int
     feature_scale: keras.Variable | None = None
-    feature_rotation: keras.Variable | None = None
+    feature_dictionary: keras.Variable | None = None
     own_moments: tuple[str, ...] = ()
     """Names of the variables that belong to the connections, of a layer that trains itself."""
     own_progress: tuple[str, ...] = ()
@@ -40,12 +42,14 @@ class Connected(keras.layers.Layer):
         return self._setup_of(self.input_spec.axes[-1])
 
     def _setup_of(self, inputs: int) -> LayerSetup:
-        return LayerSetup(inputs, self.labels, FixedFanIn(self.fan_in))
+        plain = LayerSetup(inputs, self.labels, FixedFanIn(self.fan_in))
+        recipe = recipe_of(self.recipe, plain)
+        return replace(plain, atoms=atoms_of(recipe, inputs, self.labels, self.fan_in))
 
     def _follow(self, name: RecipeName) -> Recipe:
         """Take over a recipe; ValueError for one that is none."""
         # A layer that is not built does not know its inputs; no recipe asks for them.
-        recipe = recipe_of(name, self._setup_of(self.fan_in))
+        recipe = recipe_of(name, LayerSetup(self.fan_in, self.labels, FixedFanIn(self.fan_in)))
         self.recipe = name
         return recipe
 
@@ -66,24 +70,24 @@ class Connected(keras.layers.Layer):
             self.feature_scale = self.add_weight(
                 name="feature_scale", shape=(inputs,), initializer="ones", **options
             )
-        if is_rotated(recipe, inputs):
-            self.feature_rotation = self.add_weight(
-                name="feature_rotation",
-                shape=(inputs, inputs),
-                initializer=lambda shape, dtype: tf.eye(shape[0], dtype=dtype),
+        if atoms := self._setup.atoms:
+            self.feature_dictionary = self.add_weight(
+                name="feature_dictionary",
+                shape=(inputs, atoms),
+                initializer=lambda shape, dtype: tf.cast(inputs_as_atoms(*shape), dtype),
                 **options,
             )
 
     def _transformed(self, features: tf.Tensor) -> tf.Tensor:
-        """Features [batch, inputs], scaled and rotated."""
+        """Features [batch, inputs] as the labels read them."""
         if self.feature_scale is not None:
             features = features * self.feature_scale.value
-        if self.feature_rotation is not None:
-            features = tf.matmul(features, self.feature_rotation.value)
+        if self.feature_dictionary is not None:
+            features = tf.matmul(features, self.feature_dictionary.value)
         return features
 
     def start_from(self, features: Any, labels: Any, *, seed: int = 0) -> None:
-        """Choose scale, rotation, connections, weights and biases by the training data, as the
+        """Choose scale, dictionary, connections, weights and biases by the training data, as the
         layer's recipe says, and take them over. A layer that trains itself begins anew; one that is
         not built is built.
 
@@ -101,7 +105,7 @@ class Connected(keras.layers.Layer):
         self.set_connections(given["output.indices"])
         targets = {
             SCALE: self.feature_scale,
-            ROTATION: self.feature_rotation,
+            DICTIONARY: self.feature_dictionary,
             "output.weights": self.kernel,
             "output.bias": self.bias,
         }
@@ -114,7 +118,8 @@ class Connected(keras.layers.Layer):
 
     def set_connections(self, indices: Any) -> None:
         """Take over the sources of all connections, integers [labels, fan_in], each below the
-        inputs: as `fanin.backends.choosing.choose_sources` gives them, say.
+        inputs, or the atoms of a dictionary: as `fanin.backends.choosing.choose_sources` gives
+        them, say.
 
         The kernel keeps its values, and in a layer that trains itself the moments of connections
         whose source has changed become 0. ValueError for others, where nothing has changed, and for
@@ -123,8 +128,9 @@ class Connected(keras.layers.Layer):
         if not self.built:
             raise ValueError("the layer is not built yet, so it has no connections to set")
         before = self.indices.numpy()
-        inputs = self.input_spec.axes[-1]
-        sources = checks.connections(indices, before.shape, inputs).astype(before.dtype)
+        sources = checks.connections(indices, before.shape, self._setup.output_inputs).astype(
+            before.dtype
+        )
         self.indices.assign(sources)
         for name in self.own_moments:
             moment = getattr(self, name)
@@ -150,7 +156,7 @@ class Connected(keras.layers.Layer):
 
         kernel = tf.cast(self.kernel.value, tf.float32)
         bias = tf.zeros(self.labels) if self.bias is None else tf.cast(self.bias.value, tf.float32)
-        named = {SCALE: self.feature_scale, ROTATION: self.feature_rotation}
+        named = {SCALE: self.feature_scale, DICTIONARY: self.feature_dictionary}
         transform = {name: array.numpy() for name, array in named.items() if array is not None}
         layer = OutputLayer(
             indices=self.indices.numpy(),
@@ -182,7 +188,7 @@ class Connected(keras.layers.Layer):
         """value(i): of the i-th of `count` weights. Other numbers of them Keras refuses."""
         if count and count == len(self.weights):
             at = next(i for i, v in enumerate(self.weights) if v is self.indices)
-            checks.loaded_indices(value(at), self.input_spec.axes[-1])
+            checks.loaded_indices(value(at), self._setup.output_inputs)
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         self._check_indices(len(weights), weights.__getitem__)

@@ -52,8 +52,9 @@ class FusedFanIn(Connected):
     moments (`kernel_m`, ...), `steps` and `learning_rate`; set that between steps as you like
     (`layer.learning_rate = 1e-4`, as with an optimizer of Keras).
 
-    recipe: "paper", or "best" for a layer that scales its features and, up to 4,096 inputs, rotates
-    them, by variables `feature_scale` and `feature_rotation` that `start_from` fills. loss:
+    recipe: "paper", or "best" for a layer that scales its features and, up to 4,096 inputs, writes
+    them in the atoms of a dictionary, which labels read then; `start_from` fills the variables of
+    both, `feature_scale` and `feature_dictionary` [inputs, atoms]. loss:
     "squared_hinge" or "bce", the mean over labels, then over the batch; None is the recipe's, as
     for the learning rate. kernel_dtype, moments_dtype: "float32" or "bfloat16", the latter rounded
     stochastically. seed: of indices and initial kernel, None for Keras' global seed. On a GPU
@@ -117,11 +118,12 @@ class FusedFanIn(Connected):
             )
 
         connections, labels = (self.labels, self.fan_in), (self.labels,)
-        index = np.dtype(index_dtype(inputs)).name
+        read = self._setup.output_inputs
+        index = np.dtype(index_dtype(read)).name
         self.indices = add(
             "indices",
             index,
-            lambda shape, dtype: rng.integers(0, inputs, shape, dtype),
+            lambda shape, dtype: rng.integers(0, read, shape, dtype),
             connections,
         )
         self.kernel = add(
@@ -261,7 +263,7 @@ class FusedFanIn(Connected):
         return rewire(
             self.indices.value,
             self._weights(),
-            self.input_spec.axes[-1],
+            self._setup.output_inputs,
             checks.fraction(fraction),
             drawn_seed(rng),
             threads=self.threads,

@@ -59,8 +59,9 @@ class FixedFanIn(Connected):
     uniformly and independently (a label may name an input twice); None for Keras' global seed.
     kernel_initializer: is asked for one flat vector of labels * fan_in values, as in the paper's
     code (arXiv 2306.03725), so that "glorot_uniform" has the limit sqrt(3 / (labels * fan_in)).
-    recipe: "paper", or "best" for a layer that scales its features and, up to 4,096 inputs, rotates
-    them, by variables `feature_scale` and `feature_rotation` that `start_from` fills. threads: CPU
+    recipe: "paper", or "best" for a layer that scales its features and, up to 4,096 inputs, writes
+    them in the atoms of a dictionary, which labels read then; `start_from` fills the variables of
+    both, `feature_scale` and `feature_dictionary` [inputs, atoms]. threads: CPU
     threads, 0 for all. Raises ValueError for values that make no layer.
 
     The layer is a custom op: it has no XLA form (`jit_compile=True` fails), and a process that
@@ -97,12 +98,12 @@ class FixedFanIn(Connected):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         inputs = known_inputs(input_shape, self.fan_in)
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: inputs})
-        connections = (self.labels, self.fan_in)
+        connections, read = (self.labels, self.fan_in), self._setup.output_inputs
 
         def draw_indices(shape: tuple[int, ...], dtype: str) -> np.ndarray:
             # Python's generator is what keras.utils.set_random_seed governs.
             seed = random.randrange(2**32) if self.seed is None else self.seed
-            return np.random.default_rng(seed).integers(0, inputs, shape, dtype)
+            return np.random.default_rng(seed).integers(0, read, shape, dtype)
 
         def draw_kernel(shape: tuple[int, ...], dtype: str) -> tf.Tensor:
             return tf.reshape(self.kernel_initializer((self.labels * self.fan_in,), dtype), shape)
@@ -110,7 +111,7 @@ class FixedFanIn(Connected):
         self.indices = self.add_weight(
             name="indices",
             shape=connections,
-            dtype=np.dtype(index_dtype(inputs)).name,
+            dtype=np.dtype(index_dtype(read)).name,
             initializer=draw_indices,
             trainable=False,
         )
@@ -187,8 +188,8 @@ class FixedFanIn(Connected):
         self._check_built("rewire")
         fraction = checks.fraction(fraction)
         moments = [] if optimizer is None else self._moments(optimizer)
-        inputs = self.input_spec.axes[-1]
-        plan = plan_rewiring(self.kernel.numpy(), fraction, inputs, drawn_seed(rng))
+        read = self._setup.output_inputs
+        plan = plan_rewiring(self.kernel.numpy(), fraction, read, drawn_seed(rng))
         self._move(plan, moments)
         return len(plan.positions)
 

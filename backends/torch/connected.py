@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from fanin.backends import checks
 from fanin.backends.arrays import Rewiring, drawn_seed
-from fanin.backends.features import ROTATION, SCALE, FeatureTransform
+from fanin.backends.features import DICTIONARY, SCALE, FeatureTransform, inputs_as_atoms
 from fanin.backends.gradients import OutputLayer, plan_for_layer
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
 from fanin.backends.setup import FixedFanIn, LayerSetup, Loss, index_dtype
-from fanin.backends.starting import arrays_for_layer, is_rotated
+from fanin.backends.starting import arrays_for_layer, atoms_of
 from fanin.backends.torch.ops import refuse_other_devices, top_k
 
 # torch has little arithmetic for unsigned integers; a view as signed ones has the same bits.
@@ -24,7 +24,8 @@ _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}
 
 class Connected(nn.Module):
     """A layer with a buffer `indices` [labels, fan_in], and, where its recipe changes features,
-    with `feature_scale` [in_features] and `feature_rotation` [in_features, in_features]."""
+    with `feature_scale` [in_features] and `feature_dictionary` [in_features, atoms]: labels read
+    atoms then."""
 
     in_features: int
     labels: int
@@ -33,7 +34,7 @@ class Connected(nn.Module):
     weights: Tensor
     bias: Tensor | None
     feature_scale: Tensor | None
-    feature_rotation: Tensor | None
+    feature_dictionary: Tensor | None
     recipe: RecipeName = "paper"
     own_moments: ClassVar[tuple[str, ...]] = ()
     """Names of the buffers that belong to the connections, of a layer that trains itself."""
@@ -42,7 +43,11 @@ class Connected(nn.Module):
 
     @property
     def _setup(self) -> LayerSetup:
-        return LayerSetup(self.in_features, self.labels, FixedFanIn(self.fan_in))
+        """The layer as a model; before `_follow`, without what its recipe adds."""
+        kind, atoms = FixedFanIn(self.fan_in), None
+        if (dictionary := self._buffers.get("feature_dictionary")) is not None:
+            atoms = dictionary.shape[1]
+        return LayerSetup(self.in_features, self.labels, kind, atoms=atoms)
 
     def _follow(
         self, name: RecipeName, device: torch.device | str | None, dtype: torch.dtype | None
@@ -51,13 +56,13 @@ class Connected(nn.Module):
         for a recipe that is none."""
         recipe = recipe_of(name, self._setup)
         self.recipe = name
-        inputs, scale, rotation = self.in_features, None, None
+        inputs, scale, dictionary = self.in_features, None, None
         if recipe.feature_scaling != "none":
             scale = torch.empty(inputs, device=device, dtype=dtype)
-        if is_rotated(recipe, inputs):
-            rotation = torch.empty(inputs, inputs, device=device, dtype=dtype)
+        if atoms := atoms_of(recipe, inputs, self.labels, self.fan_in):
+            dictionary = torch.empty(inputs, atoms, device=device, dtype=dtype)
         self.register_buffer("feature_scale", scale)
-        self.register_buffer("feature_rotation", rotation)
+        self.register_buffer("feature_dictionary", dictionary)
         self._reset_features()
         return recipe
 
@@ -65,12 +70,14 @@ class Connected(nn.Module):
         """Leave features as they are."""
         if self.feature_scale is not None:
             nn.init.ones_(self.feature_scale)
-        if self.feature_rotation is not None:
-            nn.init.eye_(self.feature_rotation)
+        if self.feature_dictionary is not None:
+            self.feature_dictionary.copy_(
+                torch.from_numpy(inputs_as_atoms(*self.feature_dictionary.shape))
+            )
 
     def _transformed(self, features: Tensor) -> Tensor:
-        """Features [..., in_features], scaled and rotated. Their type stays, so that an op can name
-        a wrong one; but what autocast made smaller is float32 again."""
+        """Features [..., in_features] as the labels read them. Their type stays, so that an op can
+        name a wrong one; but what autocast made smaller is float32 again."""
         if self.feature_scale is None:
             return features
         refuse_other_devices(features, feature_scale=self.feature_scale)
@@ -79,13 +86,13 @@ class Connected(nn.Module):
         device = "cpu" if features.is_meta else features.device.type  # "meta" has no autocast
         with torch.autocast(device, enabled=False):
             features = features * self.feature_scale.to(features.dtype)
-            if self.feature_rotation is not None:
-                features = features @ self.feature_rotation.to(features.dtype)
+            if self.feature_dictionary is not None:
+                features = features @ self.feature_dictionary.to(features.dtype)
         return features
 
     @torch.no_grad()
     def start_from(self, features: Any, labels: Any, *, seed: int = 0) -> None:
-        """Choose scale, rotation, connections, weights and biases by the training data, as the
+        """Choose scale, dictionary, connections, weights and biases by the training data, as the
         layer's recipe says, and take them over. A layer that trains itself begins anew.
 
         features: float32 [instances, in_features], a NumPy array or CSR; labels: the positives,
@@ -99,7 +106,7 @@ class Connected(nn.Module):
         self.set_connections(given["output.indices"])
         targets = {
             SCALE: self.feature_scale,
-            ROTATION: self.feature_rotation,
+            DICTIONARY: self.feature_dictionary,
             "output.weights": self.weights,
             "output.bias": self.bias,
         }
@@ -112,14 +119,17 @@ class Connected(nn.Module):
     @torch.no_grad()
     def set_connections(self, indices: np.ndarray | Tensor) -> None:
         """Take over the sources of all connections, integers [labels, fan_in], each below
-        in_features: as `fanin.backends.choosing.choose_sources` gives them, say.
+        in_features, or the atoms of a dictionary: as `fanin.backends.choosing.choose_sources` gives
+        them, say.
 
         Weights keep their value, and in a layer that trains itself the moments of connections whose
         source has changed become 0. ValueError for others; nothing has changed then.
         """
         given = indices.cpu().numpy() if isinstance(indices, Tensor) else indices
         before = self.indices.cpu().numpy()
-        sources = checks.connections(given, before.shape, self.in_features).astype(before.dtype)
+        sources = checks.connections(given, before.shape, self._setup.output_inputs).astype(
+            before.dtype
+        )
         has_moved = torch.from_numpy(sources != before).to(self.indices.device)
         self.indices.copy_(torch.from_numpy(sources))
         for name in self.own_moments:
@@ -143,7 +153,7 @@ class Connected(nn.Module):
 
         weights = self.weights.detach().float()
         biases = weights.new_zeros(self.labels) if bias is None else bias.detach().float()
-        named = {SCALE: self.feature_scale, ROTATION: self.feature_rotation}
+        named = {SCALE: self.feature_scale, DICTIONARY: self.feature_dictionary}
         transform = {n: array.cpu().numpy() for n, array in named.items() if array is not None}
         layer = OutputLayer(
             indices=self.indices.cpu().numpy(),
@@ -166,7 +176,7 @@ class Connected(nn.Module):
         moments there, all in place."""
         where = torch.from_numpy(rewiring.positions).to(self.indices.device)
         signed = _SIGNED[self.indices.dtype]
-        sources = torch.from_numpy(rewiring.sources.astype(index_dtype(self.in_features)))
+        sources = torch.from_numpy(rewiring.sources.astype(index_dtype(self._setup.output_inputs)))
         moved = sources.view(signed).to(self.indices.device)
         self.indices.view(-1).view(signed)[where] = moved
         for moment in moments:
@@ -185,15 +195,15 @@ class Connected(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.indices = self.indices.view(index_type(self.in_features))
-        for name in ("feature_scale", "feature_rotation"):
+        for name in ("feature_scale", "feature_dictionary"):
             self._buffers.setdefault(name, None)  # pickled before there were recipes
+        self.indices = self.indices.view(index_type(self._setup.output_inputs))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         loaded = state_dict.get(f"{prefix}indices")
         if isinstance(loaded, Tensor) and not loaded.is_meta:
             try:
-                checks.loaded_indices(loaded.cpu().numpy(), self.in_features)
+                checks.loaded_indices(loaded.cpu().numpy(), self._setup.output_inputs)
             except ValueError as error:
                 error_messages: list[str] = others[-1]
                 error_messages.append(f"{prefix}{error}")
@@ -201,7 +211,7 @@ class Connected(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
-def index_type(in_features: int) -> torch.dtype:
+def index_type(inputs: int) -> torch.dtype:
     """uint16 where it can name all inputs, else uint32."""
-    dtype: torch.dtype = getattr(torch, index_dtype(in_features).__name__)
+    dtype: torch.dtype = getattr(torch, index_dtype(inputs).__name__)
     return dtype

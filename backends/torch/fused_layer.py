@@ -53,8 +53,9 @@ class FusedFanIn(Connected):
     upstream only. What calls it twice trains it twice, as torch.utils.checkpoint does with
     `use_reentrant=False`.
 
-    recipe: "paper", or "best" for a layer that scales its features and, up to 4,096 inputs, rotates
-    them, by buffers `feature_scale` and `feature_rotation` that `start_from` fills. loss:
+    recipe: "paper", or "best" for a layer that scales its features and, up to 4,096 inputs, writes
+    them in the atoms of a dictionary, which labels read then; `start_from` fills the buffers of
+    both, `feature_scale` and `feature_dictionary` [in_features, atoms]. loss:
     "squared_hinge" or "bce", the mean over labels, then over the batch; None is the recipe's, as
     for the learning rate. weights_dtype, moments_dtype: torch.float32 or torch.bfloat16, the latter
     rounded stochastically, by numbers that `rounding_seed` starts; `.half()` and the like leave all
@@ -103,10 +104,10 @@ class FusedFanIn(Connected):
                 raise ValueError(f"{name} must be torch.float32 or torch.bfloat16, got {dtype}")
         self.loss: Loss = loss
         self.rounding_seed = checks.whole("rounding_seed", rounding_seed, 0, 2**63 - 1)
-        shape, index = (labels, fan_in), index_type(in_features)
+        shape, index = (labels, fan_in), index_type(self._setup.output_inputs)
         self.register_buffer("indices", torch.empty(shape, dtype=index, device=device))
         self.register_buffer("weights", torch.empty(shape, dtype=weights_dtype, device=device))
-        draw_connections(in_features, self.indices, self.weights, generator)
+        draw_connections(self._setup.output_inputs, self.indices, self.weights, generator)
         for name in ("weights_m", "weights_v"):
             self.register_buffer(name, torch.zeros(shape, dtype=moments_dtype, device=device))
         for name in BIAS:
@@ -192,7 +193,7 @@ class FusedFanIn(Connected):
 
     def _read(self, features: Tensor) -> Tensor:
         """Features as the ops read them: contiguous, in float32 what autocast made smaller, and
-        scaled and rotated where the recipe says so."""
+        transformed where the recipe says so."""
         check_width(features, self.in_features)
         if features.dtype in (torch.float16, torch.bfloat16):
             features = features.float()
@@ -219,7 +220,7 @@ class FusedFanIn(Connected):
             self.weights,
             self.weights_m,
             self.weights_v,
-            self.in_features,
+            self._setup.output_inputs,
             checks.fraction(fraction),
             drawn_seed(rng),
         )

@@ -25,10 +25,11 @@ class FixedFanInLinear(Connected):
     uint32, drawn uniformly (a label may name an input twice). All of it is in the state_dict.
     `.double()` and `.float()` leave the indices alone; `.half()` is not supported, autocast is.
 
-    recipe: "paper", or "best" for a layer that scales its features and, up to 4,096 inputs, rotates
-    them, by buffers `feature_scale` and `feature_rotation` that `start_from` fills. generator: for
-    the indices and the initial weights. Raises ValueError where fan_in is larger than in_features,
-    and for a recipe that is none.
+    recipe: "paper", or "best" for a layer that scales its features and, up to 4,096 inputs, writes
+    them in the atoms of a dictionary, which labels read then; `start_from` fills the buffers of
+    both, `feature_scale` and `feature_dictionary` [in_features, atoms]. generator: for the indices
+    and the initial weights. Raises ValueError where fan_in is larger than in_features, and for a
+    recipe that is none.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class FixedFanInLinear(Connected):
         self.in_features = in_features
         self.labels = labels
         self.fan_in = fan_in
-        shape, index = (labels, fan_in), index_type(in_features)
+        self._follow(
+            recipe, device, torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        )
+        shape, index = (labels, fan_in), index_type(self._setup.output_inputs)
         self.register_buffer("indices", torch.empty(shape, dtype=index, device=device))
         self.weights = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(labels, device=device, dtype=dtype)) if bias else None
-        self._follow(recipe, device, torch.promote_types(self.weights.dtype, torch.float32))
         self.reset_parameters(generator)
 
     @torch.no_grad()
@@ -60,7 +63,7 @@ class FixedFanInLinear(Connected):
         """Draw indices and weights anew, and leave features as they are. The weights are uniform
         within sqrt(3 / (labels fan_in)), near zero: Glorot's limit for one flat vector of all
         connections, as in the paper's code."""
-        draw_connections(self.in_features, self.indices, self.weights, generator)
+        draw_connections(self._setup.output_inputs, self.indices, self.weights, generator)
         if self.bias is not None:
             self.bias.zero_()
         self._reset_features()
@@ -88,7 +91,7 @@ class FixedFanInLinear(Connected):
         moments = [] if optimizer is None else self._moments(optimizer)
         known = torch.promote_types(self.weights.dtype, torch.float32)  # NumPy has no bfloat16
         weights = self.weights.detach().to(known).cpu().numpy()
-        plan = plan_rewiring(weights, fraction, self.in_features, drawn_seed(rng))
+        plan = plan_rewiring(weights, fraction, self._setup.output_inputs, drawn_seed(rng))
         self._move(plan, moments)
         return len(plan.positions)
 
@@ -144,11 +147,11 @@ def check_width(features: Tensor, in_features: int) -> None:
 
 
 def draw_connections(
-    in_features: int, indices: Tensor, weights: Tensor, generator: torch.Generator | None
+    inputs: int, indices: Tensor, weights: Tensor, generator: torch.Generator | None
 ) -> None:
     """Fill indices [labels, fan_in] and weights alike, as `FixedFanInLinear` says."""
     # On the CPU whatever the device: a generator belongs to one of them.
-    drawn = torch.randint(in_features, indices.shape, generator=generator, dtype=torch.int32)
+    drawn = torch.randint(inputs, indices.shape, generator=generator, dtype=torch.int32)
     indices.copy_(drawn.to(indices.dtype))
     limit = math.sqrt(3 / weights.numel())
     values = torch.empty(weights.shape, dtype=torch.promote_types(weights.dtype, torch.float32))

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 
 from fanin.backends import features
 from fanin.backends.choosing import choosing_bytes
+from fanin.backends.dictionary import dictionary_bytes
 from fanin.backends.gradients import rewiring_bytes
 from fanin.backends.registry import BACKENDS, MemoryModel
 from fanin.backends.setup import LayerSetup
@@ -204,6 +205,9 @@ def with_choosing(expected: Estimate, task: Task, setup: LayerSetup, sizes: Size
     data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)
     if task.connections != "random":
         choosing = choosing_bytes(*data, task.connectivity, is_mapped=sizes.is_mapped)
+        if setup.atoms:
+            learning = dictionary_bytes(setup.inputs, setup.labels, setup.atoms)
+            choosing = max(choosing, learning)
         model = expected.parameter_bytes + expected.optimizer_bytes + expected.gradient_bytes
         temporary = max(temporary, choosing - model)
     if task.rewire_towards == "gradient":

@@ -23,7 +23,7 @@ from fanin.backends.setup import (
     Loss,
     Unstructured,
 )
-from fanin.backends.starting import is_rotated
+from fanin.backends.starting import atoms_of
 from fanin.datasets import canonical_name
 
 EvaluationProtocol = Literal["paper", "holdout"]
@@ -93,9 +93,9 @@ class Task(BaseModel):
         default=PAPER.epochs, ge=1, description="at most; early stopping may end sooner"
     )
     feature_scaling: recipes.FeatureScaling = PAPER.feature_scaling
-    feature_rotation: recipes.FeatureRotation = Field(
-        default=PAPER.feature_rotation,
-        description="see fanin.backends.rotation; features of very many inputs stay as they are",
+    feature_dictionary: recipes.FeatureDictionary = Field(
+        default=PAPER.feature_dictionary,
+        description="see fanin.backends.dictionary; features of very many inputs stay as they are",
     )
     connections: recipes.Connections = Field(
         default=PAPER.connections,
@@ -167,7 +167,7 @@ class Task(BaseModel):
             raise ValueError(
                 "weights_dtype and moments_dtype other than float32 need execution 'fused'"
             )
-        chosen = {"connections": "random", "feature_rotation": "none", "rewire_towards": "random"}
+        chosen = {"connections": "random", "feature_dictionary": "none", "rewire_towards": "random"}
         for key, plain in chosen.items():
             value = getattr(self, key)
             if value == plain:
@@ -237,7 +237,7 @@ class Task(BaseModel):
             self.intermediate,
             self.loss_fn,
             scaled=self.feature_scaling != "none",
-            rotated=is_rotated(self.recipe_values, inputs),
+            atoms=atoms_of(self.recipe_values, inputs, labels, self.connectivity),
         )
 
     @property

@@ -17,11 +17,12 @@ from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.kernels import top_k
 
 SCALE = np.geomspace(0.3, 2, INPUTS).astype(np.float32)
-ROTATION = orthogonal(INPUTS, seed=1).astype(np.float32)
+ATOMS = INPUTS + 5
+DICTIONARY = orthogonal(ATOMS, seed=1)[:INPUTS].astype(np.float32)
 TRANSFORMS = {
     "none": FeatureTransform(),
     "scale": FeatureTransform(SCALE),
-    "scale and rotation": FeatureTransform(SCALE, ROTATION),
+    "scale and dictionary": FeatureTransform(SCALE, DICTIONARY),
 }
 LOSSES = ("bce", "squared_hinge")
 every_loss = pytest.mark.parametrize("loss", LOSSES)
@@ -39,7 +40,8 @@ def all_are_asked(monkeypatch):
 def make_layer(loss="bce", transform=None, seed=0):
     rng = np.random.default_rng(seed)
     transform = transform or FeatureTransform()
-    indices = np.argsort(rng.random((LABELS, INPUTS)))[:, :FAN_IN].astype(np.uint16)
+    read = INPUTS if transform.dictionary is None else ATOMS
+    indices = np.argsort(rng.random((LABELS, read)))[:, :FAN_IN].astype(np.uint16)
     weights = rng.standard_normal((LABELS, FAN_IN)).astype(np.float32) / 2
     bias = rng.standard_normal(LABELS).astype(np.float32) - 1
 
@@ -62,7 +64,7 @@ def expected_plan(layer, values, count):
     """For each label the positions of its smallest weights, and the inputs of largest |value|."""
     plan = {}
     for label, own in enumerate(layer.indices.astype(int)):
-        free = np.setdiff1d(np.arange(INPUTS), own)
+        free = np.setdiff1d(np.arange(values.shape[1]), own)
         best = free[np.argsort(-np.abs(values[label, free]), kind="stable")[:count]]
         least = np.argsort(np.abs(layer.weights[label]), kind="stable")[:count]
         plan[label] = (set(label * FAN_IN + least), set(best))
@@ -96,7 +98,7 @@ class TestPlan:
     @every_loss
     def test_the_sums_are_the_gradients(self, loss, monkeypatch):
         """Up to what is the same for all: instances, labels, and 2 of a square."""
-        layer, seen = make_layer(loss, TRANSFORMS["scale and rotation"]), []
+        layer, seen = make_layer(loss, TRANSFORMS["scale and dictionary"]), []
         replace_sources = gradients.replace_sources
 
         def watched(values, *arguments, **options):
@@ -212,12 +214,12 @@ class TestErrors:
             plan_towards_gradients(x, y, make_layer(), fraction)
 
     def test_labels(self):
-        with pytest.raises(ValueError, match="labels must have 60 columns, got 59"):
+        with pytest.raises(ValueError, match="labels must have 100 columns, got 99"):
             plan_towards_gradients(x, y[:, 1:], make_layer(), 0.5)
 
     def test_a_layer_of_other_sizes(self):
         setup = LayerSetup(INPUTS + 1, LABELS, FixedFanIn(FAN_IN))
-        with pytest.raises(ValueError, match=r"features must be \[instances, 41\] \(the inputs\)"):
+        with pytest.raises(ValueError, match=r"features must be \[instances, 25\] \(the inputs\)"):
             gradients.plan_for_layer(x, y, make_layer(), setup, 0.5, seed=0, threads=0)
         setup = LayerSetup(INPUTS, LABELS, FixedFanIn(FAN_IN))
         layer = make_layer("hinge")

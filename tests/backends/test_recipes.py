@@ -27,7 +27,7 @@ def test_the_papers_is_the_same_for_all(setup):
 def test_the_best_of_a_fixed_fan_in_follows_the_data():
     best = recipe_of("best", FIXED)
     assert (best.connections, best.initial_weights) == ("centroid", "centroid")
-    assert (best.feature_rotation, best.rewire_towards) == ("varimax", "gradient")
+    assert (best.feature_dictionary, best.rewire_towards) == ("learned", "gradient")
     assert looks_at_data(best)
 
 
@@ -43,7 +43,7 @@ def test_connections_follow_the_data_only_where_they_can(setup):
         return
     with pytest.raises(ValueError, match="connections are chosen by the data in"):
         setup.check_chosen()
-    for name in ("feature_rotation", "connections", "initial_weights", "rewire_towards"):
+    for name in ("feature_dictionary", "connections", "initial_weights", "rewire_towards"):
         assert getattr(best, name) == getattr(PAPER, name)
     assert looks_at_data(best)  # by its scale
 
@@ -65,7 +65,7 @@ def test_unknown(name):
     [
         ({"connections": "centroid"}, True),
         ({"feature_scaling": "unit_variance"}, True),
-        ({"feature_rotation": "varimax"}, True),
+        ({"feature_dictionary": "learned"}, True),
         ({"initial_bias": "prior"}, True),
         ({"initial_bias": -2.0}, False),
         ({"rewire_towards": "gradient"}, False),

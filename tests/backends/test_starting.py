@@ -16,13 +16,14 @@ from fanin.backends.starting import (
     CENTROID_SHARE,
     MORE_POSITIVES,
     arrays_for_layer,
-    is_rotated,
+    atoms_of,
     starting_arrays,
 )
 
-SETUP = LayerSetup(INPUTS, LABELS, FixedFanIn(FAN_IN), scaled=True, rotated=True)
-BEST = recipe_of("best", SETUP)
-ALL = ["features.scale", "features.rotation", "output.indices", "output.weights", "output.bias"]
+BEST = recipe_of("best", LayerSetup(INPUTS, LABELS, FixedFanIn(FAN_IN)))
+ATOMS = atoms_of(BEST, INPUTS, LABELS, FAN_IN)
+SETUP = LayerSetup(INPUTS, LABELS, FixedFanIn(FAN_IN), scaled=True, atoms=ATOMS)
+ALL = ["features.scale", "features.dictionary", "output.indices", "output.weights", "output.bias"]
 x, y = planted_data()
 
 
@@ -31,18 +32,18 @@ def centred(arrays):
     float64 [labels, inputs]."""
     seen = x.astype(np.float64)
     seen *= arrays.get("features.scale", 1)
-    seen = seen @ arrays["features.rotation"] if "features.rotation" in arrays else seen
+    seen = seen @ arrays["features.dictionary"] if "features.dictionary" in arrays else seen
     dense = y.toarray().astype(np.float64)
     return dense.T @ seen / np.maximum(dense.sum(0), 1)[:, None] - seen.mean(0)
 
 
-@pytest.mark.parametrize("rotation", ["varimax", "none"])
+@pytest.mark.parametrize("dictionary", ["learned", "none"])
 @pytest.mark.parametrize("scaling", ["unit_variance", "none"])
 @pytest.mark.parametrize("form", [np.asarray, sp.csr_array])
-def test_weights_are_a_share_of_what_the_inputs_were_chosen_by(rotation, scaling, form):
-    recipe = replace(BEST, feature_rotation=rotation, feature_scaling=scaling)
+def test_weights_are_a_share_of_what_the_inputs_were_chosen_by(dictionary, scaling, form):
+    recipe = replace(BEST, feature_dictionary=dictionary, feature_scaling=scaling)
     arrays = starting_arrays(form(x), y, recipe, FAN_IN)
-    assert ("features.rotation" in arrays) == (rotation == "varimax")
+    assert ("features.dictionary" in arrays) == (dictionary == "learned")
     assert ("features.scale" in arrays) == (scaling != "none")
     values, known = centred(arrays), y.toarray().any(0)
     indices = arrays["output.indices"].astype(int)
@@ -72,7 +73,7 @@ def test_they_make_a_model_of_the_setup():
 def test_scores_at_the_start_tell_labels_apart():
     """Where the paper's weights tell nothing yet."""
     arrays = starting_arrays(x, y, BEST, FAN_IN)
-    seen = x * arrays["features.scale"] @ arrays["features.rotation"]
+    seen = x * arrays["features.scale"] @ arrays["features.dictionary"]
     read = seen[:, arrays["output.indices"].astype(int)]
     scores = (read * arrays["output.weights"]).sum(-1) + arrays["output.bias"]
     some = y.toarray().any(1)
@@ -85,7 +86,7 @@ def test_scores_at_the_start_tell_labels_apart():
     [
         ({}, []),
         ({"feature_scaling": "unit_variance"}, ALL[:1]),
-        ({"feature_rotation": "varimax"}, ALL[1:2]),
+        ({"feature_dictionary": "learned"}, ALL[1:2]),
         ({"connections": "centroid"}, ALL[2:3]),
         ({"connections": "centroid", "initial_weights": "centroid"}, ALL[2:4]),
         ({"initial_bias": "prior"}, ALL[4:]),
@@ -101,16 +102,19 @@ def test_what_a_recipe_does_not_say_starts_as_usual(change, names):
 
 
 def test_a_layer_without_a_fan_in_has_no_sources():
-    assert list(starting_arrays(x, y, BEST, None)) == [*ALL[:2], "output.bias"]
+    assert list(starting_arrays(x, y, BEST, None)) == [ALL[0], "output.bias"]
 
 
-def test_the_seed_is_of_labels_without_positives():
+def test_the_seed_is_of_the_dictionary_and_of_labels_without_positives():
     one, same, other = (starting_arrays(x, y, BEST, FAN_IN, seed=seed) for seed in (1, 1, 2))
     known = y.toarray().any(0)
     for name, array in one.items():
         np.testing.assert_array_equal(array, same[name], name)
-    np.testing.assert_array_equal(one["output.indices"][known], other["output.indices"][known])
     assert (one["output.indices"][~known] != other["output.indices"][~known]).any()
+    assert (one["features.dictionary"] != other["features.dictionary"]).any()
+    plain = replace(BEST, feature_dictionary="none")
+    one, other = (starting_arrays(x, y, plain, FAN_IN, seed=seed) for seed in (1, 2))
+    np.testing.assert_array_equal(one["output.indices"][known], other["output.indices"][known])
 
 
 def test_progress_is_told():
@@ -119,9 +123,13 @@ def test_progress_is_told():
     assert seen == [LABELS]
 
 
-def test_wide_features_are_not_rotated():
-    assert is_rotated(BEST, 4096) and not is_rotated(BEST, 4097)
-    assert not is_rotated(PAPER, 10)
+def test_who_has_a_dictionary():
+    assert atoms_of(BEST, 40, 5, 2) == 40  # at least as many atoms as inputs
+    assert atoms_of(BEST, 40, 10**6, 32) == 80  # at most twice as many
+    assert atoms_of(BEST, 512, 10_000, 32) == 14 * 10_000 * 32 // 3 // 2048  # a third of the bytes
+    assert atoms_of(BEST, 4096, 10**6, 32) == 4096
+    for recipe, inputs, fan_in in ((BEST, 4097, 32), (BEST, 40, None), (PAPER, 40, 32)):
+        assert atoms_of(recipe, inputs, 10**6, fan_in) is None
 
 
 class TestLayer:
@@ -135,8 +143,8 @@ class TestLayer:
         [
             (x, y, "paper", "'paper' does not look at data; make it with recipe='best'"),
             (x, y, "good", "unknown recipe 'good'; there are paper, best"),
-            (x[:, 1:].copy(), y, "best", r"features must be \[instances, 40\] \(the inputs\), got"),
-            (x, y[:, 1:], "best", r"labels must be \[instances, 60\], got \[300, 59\]"),
+            (x[:, 1:].copy(), y, "best", r"features must be \[instances, 24\] \(the inputs\), got"),
+            (x, y[:, 1:], "best", r"labels must be \[instances, 100\], got \[300, 99\]"),
             (x[:9], y, "best", r"labels must be \[instances, labels\] with 9 instances"),
         ],
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference
@@ -10,7 +12,7 @@ from near import assert_near, difference
 from planted import FAN_IN, INPUTS, LABELS, planted_data
 
 from fanin.backends import gradients
-from fanin.backends.features import FeatureTransform
+from fanin.backends.features import FeatureTransform, inputs_as_atoms
 from fanin.backends.recipes import recipe_of
 from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.backends.starting import starting_arrays
@@ -21,7 +23,7 @@ SETUP = LayerSetup(INPUTS, LABELS, FixedFanIn(FAN_IN), loss="bce")
 BEST = recipe_of("best", SETUP)
 KINDS = ("fixed_layer", "fused_layer")
 every_kind = pytest.mark.parametrize("kind", KINDS)
-BEST_FEATURES = ("features.scale", "features.rotation")
+BEST_FEATURES = ("features.scale", "features.dictionary")
 x, y = planted_data()
 
 
@@ -35,14 +37,14 @@ def arrays_of(layer):
         own = layer.arrays()
     else:
         own = {name: np.array(getattr(layer, name)) for name in ("indices", "weights", "bias")}
-    scale, rotation = layer.feature_arrays() or (None, None)
-    return {**own, "features.scale": scale, "features.rotation": rotation}
+    scale, dictionary = layer.feature_arrays() or (None, None)
+    return {**own, "features.scale": scale, "features.dictionary": dictionary}
 
 
 def read(arrays, features):
     """The features as the layer's connections read them, in float64."""
-    scale, rotation = arrays["features.scale"], arrays["features.rotation"]
-    return FeatureTransform(scale.astype(np.float64), rotation.astype(np.float64)).apply(features)
+    transforms = (arrays[name].astype(np.float64) for name in BEST_FEATURES)
+    return FeatureTransform(*transforms).apply(features)
 
 
 def expected_scores(arrays, features):
@@ -72,13 +74,18 @@ def test_features_are_left_as_they_are_until_there_are_data(on_device, kind):
     layer = make(on_device, kind)
     arrays = arrays_of(layer)
     np.testing.assert_array_equal(arrays["features.scale"], np.ones(INPUTS, np.float32))
-    np.testing.assert_array_equal(arrays["features.rotation"], np.eye(INPUTS, dtype=np.float32))
-    assert arrays["features.scale"].dtype == arrays["features.rotation"].dtype == np.float32
+    atoms = arrays["features.dictionary"].shape[1]
+    assert atoms > INPUTS
+    unchanged = inputs_as_atoms(INPUTS, atoms)
+    np.testing.assert_array_equal(arrays["features.dictionary"], unchanged)
+    assert arrays["features.scale"].dtype == arrays["features.dictionary"].dtype == np.float32
     paper = make(on_device, kind, "paper")
     assert paper.feature_arrays() == []
-    for name in ("indices", "weights", "bias"):  # the same draws
-        np.testing.assert_array_equal(arrays[name], arrays_of(paper)[name])
-    assert_near(layer(x), paper(x), 1e-6)
+    assert arrays["indices"].max() == atoms - 1
+    assert_near(layer(x), expected_scores(arrays, x), 1e-6)
+    arrays["features.scale"] = None
+    as_inputs = arrays | {"indices": arrays["indices"] % INPUTS}
+    assert_near(layer(x), expected_scores(as_inputs, x), 1e-6)
 
 
 @every_kind
@@ -90,7 +97,7 @@ def test_starts_as_the_recipe_says(on_device, kind, form):
     layer.start_from(form(x), y, seed=3)
     arrays = arrays_of(layer)
     expected = starting_arrays(x, y, BEST, FAN_IN, seed=3)
-    assert difference(expected["features.rotation"], np.eye(INPUTS)) > 0.1
+    assert expected["features.dictionary"].shape[1] > INPUTS
     if form is np.asarray:
         assert_equal(
             {name.replace("output.", ""): array for name, array in expected.items()},
@@ -111,23 +118,24 @@ def test_trains_as_the_reference_does_on_features_that_were_transformed(on_devic
         layer = make(on_device, "fused_layer")
         layer.start_from(x, y)
         before = arrays_of(layer)
-        model = reference.Model(
-            SETUP, {f"output.{name}": before[name] for name in ("indices", "weights", "bias")}
-        )
+        setup = replace(SETUP, inputs=before["features.dictionary"].shape[1])
+        trained = {f"output.{name}": before[name] for name in ("indices", "weights", "bias")}
+        model = reference.Model(setup, trained)
         for step in range(10):
             given = batch(step)
             positives = (given.positive_instances, given.positive_labels)
             seen = Batch(read(before, given.features), *positives)
             scores = model.scores(seen.features)
             _, grad_scores = reference.loss("bce", scores, *positives)
-            rotated = 3 * grad_scores @ model.output_matrix().T @ before["features.rotation"].T
+            grad_atoms = 3 * grad_scores @ model.output_matrix().T
+            expected = grad_atoms @ before["features.dictionary"].T * before["features.scale"]
             quiet, _ = layer.loss_and_gradient("evaluate_loss", given.features, *positives)
             value, gradient = layer.loss_and_gradient(
                 "training_step", given.features, *positives, traced=traced
             )
             assert value == pytest.approx(3 * model.step(seen, BEST.learning_rate), rel=1e-5)
             assert quiet == pytest.approx(value, rel=1e-5)
-            assert_near(gradient, rotated * before["features.scale"], 1e-4)
+            assert_near(gradient, expected, 1e-4)
         after = arrays_of(layer)
         assert_equal(after, {name: before[name] for name in ("indices", *BEST_FEATURES)})
         for name in ("weights", "bias"):
@@ -149,7 +157,7 @@ def test_features_of_higher_rank_and_float64(on_device):
     layer = make(on_device, "fixed_layer", dtype="float64")
     layer.start_from(x, y)
     arrays = arrays_of(layer)
-    assert arrays["features.scale"].dtype == arrays["features.rotation"].dtype == np.float64
+    assert arrays["features.scale"].dtype == arrays["features.dictionary"].dtype == np.float64
     wide = x.astype(np.float64)
     assert_near(layer(wide), expected_scores(arrays, wide), 1e-12)
     assert_near(layer(wide.reshape(30, 10, INPUTS)).reshape(-1, LABELS), layer(wide), 1e-12)
@@ -157,7 +165,7 @@ def test_features_of_higher_rank_and_float64(on_device):
 
 
 @every_kind
-def test_the_state_is_saved_with_scale_and_rotation(on_device, tmp_path, kind):
+def test_the_state_is_saved_with_scale_and_dictionary(on_device, tmp_path, kind):
     one, other = make(on_device, kind), make(on_device, kind, seed=1)
     one.start_from(x, y)
     one.save(tmp_path)
@@ -178,8 +186,7 @@ def test_connections_move_towards_gradients(on_device, kind, recipe, monkeypatch
         train(layer)
     before = arrays_of(layer)
     loss = "squared_hinge" if kind == "fused_layer" and recipe == "paper" else "bce"
-    scale, rotation = before["features.scale"], before["features.rotation"]
-    transform = FeatureTransform(scale, rotation)
+    transform = FeatureTransform(*(before[name] for name in BEST_FEATURES))
 
     def best(features, k):
         seen = np.ascontiguousarray(transform.apply(features))
@@ -268,8 +275,8 @@ def test_what_cannot_be_done(on_cpu, kind):
     before = arrays_of(layer)
     narrow, fewer = x[:, 1:].copy(), y[:, 1:]
     for features, labels, message in (
-        (narrow, y, r"features must be \[instances, 40\] \(the inputs\), got \[300, 39\]"),
-        (x, fewer, r"labels must be \[instances, 60\], got \[300, 59\]"),
+        (narrow, y, r"features must be \[instances, 24\] \(the inputs\), got \[300, 23\]"),
+        (x, fewer, r"labels must be \[instances, 100\], got \[300, 99\]"),
         (x[1:], y, r"labels must be \[instances, labels\] with 299 instances"),
         (x.astype(np.float64), y, "features must be float32, got float64"),
         (x, y.toarray(), "labels must be a SciPy sparse array"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-INPUTS, LABELS, FAN_IN = 40, 60, 6
+# Enough labels for a dictionary of more atoms than inputs.
+INPUTS, LABELS, FAN_IN = 24, 100, 6
 
 
 def orthogonal(size, seed=0):
@@ -17,7 +18,7 @@ def planted_data(instances=300, labels=LABELS, directions=3, noise=0.3, seed=0):
     """Features float32 [instances, INPUTS], and positives, CSR [instances, labels]: those of a
     label lie apart in so many directions of an orthogonal basis. The last label has none."""
     rng = np.random.default_rng(seed)
-    y = rng.random((instances, labels)) < 0.05
+    y = rng.random((instances, labels)) < 3 / labels
     y[:, -1] = False
     centers = np.zeros((labels, INPUTS))
     for center in centers:

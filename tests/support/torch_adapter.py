@@ -87,8 +87,8 @@ class Chosen:
         return self.layer.rewire_towards_gradients(*arguments, **options)
 
     def feature_arrays(self):
-        """The scale and the rotation of the features, those that there are."""
-        arrays = [self.layer.feature_scale, self.layer.feature_rotation]
+        """The scale and the dictionary of the features, those that there are."""
+        arrays = [self.layer.feature_scale, self.layer.feature_dictionary]
         return [numpy(array) for array in arrays if array is not None]
 
 

@@ -32,7 +32,7 @@ def names(layer):
 def test_the_papers_layer_is_as_ever(kind):
     paper = kind(LABELS, FAN_IN, seed=0)
     paper.build((None, INPUTS))
-    assert names(make(kind)) == [*names(paper), "feature_scale", "feature_rotation"]
+    assert names(make(kind)) == [*names(paper), "feature_scale", "feature_dictionary"]
     config = paper.get_config()
     del config["recipe"]  # as it was saved before there were recipes
     older = kind.from_config(config)
@@ -70,7 +70,7 @@ def test_nothing_of_it_is_trained_by_an_optimizer(kind):
 def test_what_cannot_be_taken_builds_nothing(kind):
     for recipe, features, labels, message in (
         ("paper", x, y, "does not look at data"),
-        ("best", x, y[:, 1:], r"labels must be \[instances, 60\]"),
+        ("best", x, y[:, 1:], r"labels must be \[instances, 100\]"),
         ("best", x[:, :4].copy(), y, "fan_in 6 is larger than the 4 inputs"),
     ):
         layer = kind(LABELS, FAN_IN, recipe=recipe)
@@ -84,10 +84,10 @@ def test_what_cannot_be_taken_builds_nothing(kind):
 @every_kind
 def test_gradient_of_the_features(kind):
     layer, grad = make(kind), np.random.default_rng(0).standard_normal((7, LABELS))
-    matrix = np.zeros((INPUTS, LABELS))
+    matrix = np.zeros((layer.feature_dictionary.shape[1], LABELS))
     sources = layer.indices.numpy().T.astype(int)
     np.add.at(matrix, (sources, np.arange(LABELS)), layer.kernel.numpy().T)
-    expected = grad @ matrix.T @ layer.feature_rotation.numpy().T * layer.feature_scale.numpy()
+    expected = grad @ matrix.T @ layer.feature_dictionary.numpy().T * layer.feature_scale.numpy()
 
     def gradient(features):
         with tf.GradientTape() as tape:
@@ -101,9 +101,9 @@ def test_gradient_of_the_features(kind):
 
 @every_kind
 def test_mixed_precision(kind):
-    """Scale and rotation stay in float32."""
+    """Scale and dictionary stay in float32."""
     layer = make(kind, dtype=keras.DTypePolicy("mixed_bfloat16"))
-    assert layer.feature_rotation.dtype == "float32"
+    assert layer.feature_dictionary.dtype == "float32"
     scores, half = layer(x), tf.cast(x, tf.bfloat16)
     assert scores.dtype == tf.bfloat16
     plain = make(kind)

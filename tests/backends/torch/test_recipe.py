@@ -9,13 +9,14 @@ import pytest
 import torch
 from planted import FAN_IN, INPUTS, LABELS, planted_data
 
+from fanin.backends.features import inputs_as_atoms
 from fanin.backends.torch import FixedFanInLinear, FusedFanIn
 
 pytestmark = pytest.mark.torch
 
 KINDS = [FusedFanIn, FixedFanInLinear]
 every_kind = pytest.mark.parametrize("kind", KINDS)
-BUFFERS = {"feature_scale", "feature_rotation"}
+BUFFERS = {"feature_scale", "feature_dictionary"}
 x, y = planted_data()
 
 
@@ -79,8 +80,8 @@ def test_gradient_of_the_features(kind):
     grad = torch.randn(7, LABELS)
     (found,) = torch.autograd.grad(layer(features), features, grad)
     plain = torch.from_numpy(x[:7]).requires_grad_()
-    read = layer._buffers["feature_scale"] * plain @ layer._buffers["feature_rotation"]
-    matrix = torch.zeros(INPUTS, LABELS)
+    read = layer._buffers["feature_scale"] * plain @ layer._buffers["feature_dictionary"]
+    matrix = torch.zeros(layer.feature_dictionary.shape[1], LABELS)
     sources = layer.indices.long()
     matrix.scatter_add_(0, sources.T, layer.weights.detach().T)
     (expected,) = torch.autograd.grad(read @ matrix, plain, grad)
@@ -130,7 +131,7 @@ def test_compiled_whole(method):
 
 @every_kind
 def test_under_autocast(kind):
-    """Features are bfloat16 there; the layer computes in float32, rotation included."""
+    """Features are bfloat16 there; the layer computes in float32, dictionary included."""
     layer, features = make(kind), torch.from_numpy(x[:20])
     half = features.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -145,7 +146,7 @@ def test_keeps_its_types():
     before = layer(torch.from_numpy(x))
     for change in (layer.half, layer.double):
         change()
-        assert layer.feature_scale.dtype == layer.feature_rotation.dtype == torch.float32
+        assert layer.feature_scale.dtype == layer.feature_dictionary.dtype == torch.float32
     assert torch.equal(layer(torch.from_numpy(x)), before)
     assert layer.rewire_towards_gradients(x, y, 0.5, rng=0) > 0
     wide = make(FixedFanInLinear).double()
@@ -163,11 +164,14 @@ def test_drawn_anew():
     layer = make(FixedFanInLinear)
     layer.reset_parameters()
     assert torch.equal(layer.feature_scale, torch.ones(INPUTS))
-    assert torch.equal(layer.feature_rotation, torch.eye(INPUTS))
+    atoms = layer.feature_dictionary.shape[1]
+    unchanged = torch.from_numpy(inputs_as_atoms(INPUTS, atoms))
+    assert torch.equal(layer.feature_dictionary, unchanged)
+    assert layer.indices.int().max() == atoms - 1
     empty = FixedFanInLinear(INPUTS, LABELS, FAN_IN, recipe="best", device="meta")
     empty = empty.to_empty(device="cpu")
     empty.reset_parameters()
-    assert torch.equal(empty.feature_rotation, torch.eye(INPUTS))
+    assert torch.equal(empty.feature_dictionary, unchanged)
 
 
 @every_kind

@@ -34,7 +34,7 @@ def test_silence_is_the_paper():
 
 def test_the_best_recipe_of_each_architecture():
     best = make_task(**FAN_IN, recipe="best")
-    assert (best.connections, best.feature_rotation) == ("centroid", "varimax")
+    assert (best.connections, best.feature_dictionary) == ("centroid", "learned")
     assert (best.rewire_towards, best.loss_fn, best.initial_bias) == ("gradient", "bce", "prior")
     assert best.slug == "ffi-8_recipe=best" and best.departures == ("recipe=best",)
     for architecture, sizes in (
@@ -98,8 +98,8 @@ def test_your_own_data_have_the_best_recipe(place):
             "reads an intermediate layer; use 'random'",
         ),
         (
-            {"architecture": "dense", "feature_rotation": "varimax"},
-            "feature_rotation 'varimax' needs architecture 'stratified'",
+            {"architecture": "dense", "feature_dictionary": "learned"},
+            "feature_dictionary 'learned' needs architecture 'stratified'",
         ),
         ({"initial_bias": "prior"}, "is for loss_fn 'bce'"),
     ],
