@@ -42,7 +42,7 @@ _LABELS = 8192
 # A sum has as many atoms as a label has connections, but not more than these, which would take
 # long. It is found in so many steps.
 _MOST_OF_A_SUM, _STEPS = 16, 2
-_ITERATIONS = 10
+_ITERATIONS = 6
 # So many sums are found together.
 _ROWS = 512
 # Keeps atoms that few labels use from growing without bounds: a share of the mean of the diagonal.

@@ -205,10 +205,11 @@ def _scores(features: Features, pairs: Pairs, layer: OutputLayer) -> np.ndarray:
         near = slice(*np.searchsorted(pairs.instances, [first, first + _BLOCK]))
         if near.start == near.stop:
             continue
-        block = layer.transform.apply(_dense(features[first : first + _BLOCK]))
+        # A transform takes longer than all the rest, and some pairs are of few instances.
+        own, place = np.unique(pairs.instances[near], return_inverse=True)
+        block = layer.transform.apply(_dense(features[own]))
         label_ids = pairs.label_ids[near]
-        place = (pairs.instances[near] - first)[:, None]
-        read = block[place, layer.indices[label_ids]]
+        read = block[place[:, None], layer.indices[label_ids]]
         scores[near] = np.einsum("pk,pk->p", read, layer.weights[label_ids]) + layer.bias[label_ids]
         give_back(features, first, first + _BLOCK)
     return scores
