@@ -276,7 +276,7 @@ def _fused(
         temporary_bytes=max(step + max(predict, copied), building),
         overhead_bytes=_overhead(memory, 4 * 3 * (inner + connections)),
         moved_bytes=moved,
-        flops=6 * task.batch_size * (inner + connections),
+        flops=2 * task.batch_size * (3 * (inner + connections) + _transform_values(setup)),
     )
 
 
@@ -300,5 +300,5 @@ def _autograd(task: Task, setup: LayerSetup, memory: MemoryModel, threads: int) 
         temporary_bytes=round(temporary) + (2 + threads) * lanes,
         overhead_bytes=_overhead(memory, 3 * trained) + memory.library_bytes(setup),
         moved_bytes=9 * trained + structure + 8 * scores,
-        flops=6 * task.batch_size * (inner + connections),
+        flops=2 * task.batch_size * (3 * (inner + connections) + _transform_values(setup)),
     )

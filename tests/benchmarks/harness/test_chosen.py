@@ -113,7 +113,7 @@ def test_a_run_holds_what_was_chosen(place, tmp_path, backend, execution):
         np.testing.assert_array_equal(held[name], given[name], name)
 
 
-def test_the_plan_counts_the_scale_and_the_choosing():
+def test_the_plan_counts_the_scale_the_dictionary_and_the_choosing():
     sizes = plan.Sizes(768, 670_091, 490_449, 153_025, 2_670_000, is_mapped=True)
     usual = {"architecture": "stratified", "connectivity": 32, "execution": "fused"}
     plans = [
@@ -124,9 +124,12 @@ def test_the_plan_counts_the_scale_and_the_choosing():
             {},
             {"feature_scaling": "unit_variance"},
             {"connections": "centroid"},
+            {"feature_dictionary": "learned"},
         )
     ]
-    paper, scaled, chosen = plans
+    paper, scaled, chosen, in_atoms = plans
+    assert in_atoms.parameter_bytes - paper.parameter_bytes == 4 * 768 * 1536
+    assert in_atoms.flops - paper.flops == 2 * 32 * 768 * 1536
     assert scaled.parameter_bytes - paper.parameter_bytes == 4 * 768
     assert chosen.parameter_bytes == paper.parameter_bytes
     before = plan.choosing_bytes(490_449, 768, 670_091, 2_670_000, 32, is_mapped=True)
