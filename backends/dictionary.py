@@ -27,6 +27,8 @@ from fanin.backends.passes import (
     label_sums,
     pairs_by_label,
 )
+from fanin.backends.setup import index_dtype
+from fanin.kernels import choose_sources
 
 # Wider features have no dictionary: the matrix would be large, and they are mostly sparse already.
 MOST_INPUTS = 4096
@@ -38,11 +40,11 @@ _CONNECTION_BYTES = 14
 
 # How many labels it is fitted to, those with most positives: they count most for precision at k,
 # and for them the mean over positives is known best.
-_LABELS = 8192
+_LABELS = 16384
 # A sum has as many atoms as a label has connections, but not more than these, which would take
 # long. It is found in so many steps.
 _MOST_OF_A_SUM, _STEPS = 16, 2
-_ITERATIONS = 6
+_ITERATIONS = 10
 # So many sums are found together.
 _ROWS = 512
 # Keeps atoms that few labels use from growing without bounds: a share of the mean of the diagonal.
@@ -105,10 +107,9 @@ def feature_dictionary(
         differences[first : first + len(sums)] = sums / counts - mean
     differences = _unit_rows(FeatureTransform(scale).apply(differences))
     differences *= _factors(positives[most])[:, None]
-    # More threads win little in matrices of this size, and on a busy machine they wait for each
-    # other: an SVD took twenty times as long.
-    with threadpool_limits(1, "blas"):
-        return learn_dictionary(differences, atoms, fan_in, np.random.default_rng(seed))
+    with threadpool_limits(threads or None, "blas"):
+        rng = np.random.default_rng(seed)
+        return learn_dictionary(differences, atoms, fan_in, rng, threads=threads)
 
 
 def _factors(positives: np.ndarray) -> np.ndarray:
@@ -125,7 +126,7 @@ def _factors(positives: np.ndarray) -> np.ndarray:
 
 
 def learn_dictionary(
-    rows: np.ndarray, atoms: int, fan_in: int, rng: np.random.Generator
+    rows: np.ndarray, atoms: int, fan_in: int, rng: np.random.Generator, *, threads: int = 0
 ) -> np.ndarray:
     """A dictionary [inputs, atoms] in which each row of float32 [rows, inputs] is near to a sum of
     `fan_in` atoms; columns of length 1."""
@@ -133,7 +134,7 @@ def learn_dictionary(
     rest = inputs_as_atoms(rows.shape[1], atoms - len(first)).T
     dictionary = _unit_rows(np.concatenate([first, rest])).T
     for _ in range(_ITERATIONS):
-        sums = sums_of_atoms(rows, dictionary, min(fan_in, _MOST_OF_A_SUM))
+        sums = sums_of_atoms(rows, dictionary, min(fan_in, _MOST_OF_A_SUM), threads=threads)
         squares = (sums.T @ sums).toarray()
         squares[np.diag_indices(atoms)] += _RIDGE * np.trace(squares) / atoms + _TINY
         better = _unit_rows(np.linalg.solve(squares, sums.T @ rows))
@@ -148,7 +149,9 @@ def _unit_rows(rows: np.ndarray) -> np.ndarray:
     return unit
 
 
-def sums_of_atoms(rows: np.ndarray, dictionary: np.ndarray, count: int) -> sp.csr_array:
+def sums_of_atoms(
+    rows: np.ndarray, dictionary: np.ndarray, count: int, *, threads: int = 0
+) -> sp.csr_array:
     """Numbers [rows, atoms], `count` of each row not 0, whose products with the atoms are near the
     rows."""
     between = dictionary.T @ dictionary
@@ -157,18 +160,20 @@ def sums_of_atoms(rows: np.ndarray, dictionary: np.ndarray, count: int) -> sp.cs
     blocks = []
     for first in range(0, len(rows), _ROWS):
         match = rows[first : first + _ROWS] @ dictionary
-        sums = _largest(match, count)
+        sums = _largest(match, count, threads)
         for _ in range(_STEPS - 1):
-            sums = _largest(sums + step * (match - sums @ between), count)
+            sums = _largest(sums + step * (match - sums @ between), count, threads)
         blocks.append(sums)
     return sp.vstack(blocks, format="csr")
 
 
-def _largest(values: np.ndarray, count: int) -> sp.csr_array:
+def _largest(values: np.ndarray, count: int, threads: int) -> sp.csr_array:
     """Of each row the `count` numbers of largest size, and 0 for the others."""
     rows, atoms = values.shape
     count = min(count, atoms)
-    places = np.argpartition(-np.abs(values), count - 1, axis=1)[:, :count]
-    kept = np.take_along_axis(values, places, 1)
+    places = np.empty((rows, count), index_dtype(atoms))
+    kept = np.empty((rows, count), np.float32)
+    once, no_mean = np.ones(rows, np.int64), np.zeros(atoms, np.float32)
+    choose_sources(values, once, no_mean, places, values=kept, threads=threads)
     starts = np.arange(0, rows * count + 1, count)
     return sp.csr_array((kept.ravel(), places.ravel(), starts), shape=values.shape)
