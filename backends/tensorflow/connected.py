@@ -15,6 +15,7 @@ from fanin.backends import checks
 from fanin.backends.arrays import Rewiring, drawn_seed
 from fanin.backends.features import DICTIONARY, SCALE, FeatureTransform, inputs_as_atoms
 from fanin.backends.gradients import OutputLayer, plan_for_layer
+from fanin.backends.moments import Resets
 from fanin.backends.passes import known_features
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
 from fanin.backends.setup import FixedFanIn, LayerSetup, Loss
@@ -145,7 +146,7 @@ class Connected(keras.layers.Layer):
         fraction: float,
         rng: np.random.Generator | int | None,
         loss: Loss,
-        moments: list[keras.Variable],
+        resets: Resets,
     ) -> int:
         def best(asked: np.ndarray, k: int) -> np.ndarray:
             connections = {"indices": self.indices.value}
@@ -170,18 +171,22 @@ class Connected(keras.layers.Layer):
         plan = plan_for_layer(
             features, labels, layer, self._setup, fraction, seed=seed, threads=threads
         )
-        self._move(plan, moments)
+        self._move(plan, resets)
         return len(plan.positions)
 
-    def _move(self, rewiring: Rewiring, moments: list[keras.Variable]) -> None:
-        """Give the connections their new sources, and weights where they get some, and zero the
-        moments there."""
-        changes = [(self.indices, rewiring.sources), *((moment, 0) for moment in moments)]
+    def _move(self, rewiring: Rewiring, resets: Resets) -> None:
+        """Give the connections their new sources, and weights where they get some, and reset what
+        an optimizer keeps of them."""
+        where = rewiring.positions
+        weights: Any = self.kernel.numpy().reshape(-1)[where]
+        changes: list[tuple[Any, Any]] = [(self.indices, rewiring.sources)]
         if rewiring.weight is not None:
-            changes.append((self.kernel, rewiring.weight))
+            weights = rewiring.weight
+            changes.append((self.kernel, weights))
+        changes += [(array, weights if start is None else start) for array, start in resets]
         for variable, new in changes:
             values = np.array(variable.numpy())
-            values.reshape(-1)[rewiring.positions] = new
+            values.reshape(-1)[where] = new
             variable.assign(values)
 
     def _check_indices(self, count: int, value: Callable[[int], Any]) -> None:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed
+from fanin.backends.moments import Resets
 from fanin.backends.recipes import RecipeName
 from fanin.backends.setup import Loss, index_dtype
 from fanin.backends.tensorflow.connected import Connected
@@ -285,8 +286,8 @@ class FusedFanIn(Connected):
         others.
         """
         self._check_built("rewire")
-        moments = [self.kernel_m, self.kernel_v]
-        return self._rewire_towards_gradients(features, labels, fraction, rng, self.loss, moments)
+        resets: Resets = [(self.kernel_m, 0.0), (self.kernel_v, 0.0)]
+        return self._rewire_towards_gradients(features, labels, fraction, rng, self.loss, resets)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -15,6 +15,7 @@ from fanin.backends.recipes import RecipeName
 from fanin.backends.setup import Loss, index_dtype
 from fanin.backends.tensorflow.connected import Connected
 from fanin.backends.tensorflow.ops import fan_in_linear
+from fanin.backends.tensorflow.optimizers import resets_of
 
 # Keras has others, whose tensors the op does not read.
 _KERAS_BACKEND = "tensorflow"
@@ -179,18 +180,18 @@ class FixedFanIn(Connected):
 
         Weights keep their value (see `fanin.backends.arrays.plan_rewiring`). An optimizer's moments
         of a moved connection belong to its old input: hand over the `optimizer` that trains this
-        layer and they are set to 0, in every variable of the kernel's shape that it named after the
-        kernel (Adam, SGD with momentum, RMSprop, ...). rng: a generator or a seed.
+        layer, and they start again (Adam's at 0), while an average of weights (`use_ema`) takes
+        the weight. rng: a generator or a seed.
 
         Returns how many connections moved. Raises ValueError where fraction is not in [0, 1), the
-        layer is not built, or the optimizer holds moments of other layers only.
+        layer is not built, the optimizer trains other layers only, or is not Keras' own.
         """
         self._check_built("rewire")
         fraction = checks.fraction(fraction)
-        moments = [] if optimizer is None else self._moments(optimizer)
+        resets = [] if optimizer is None else resets_of(optimizer, self.kernel)
         read = self._setup.output_inputs
         plan = plan_rewiring(self.kernel.numpy(), fraction, read, drawn_seed(rng))
-        self._move(plan, moments)
+        self._move(plan, resets)
         return len(plan.positions)
 
     def rewire_towards_gradients(
@@ -211,19 +212,5 @@ class FixedFanIn(Connected):
         See `fanin.backends.gradients.plan_towards_gradients`. Raises ValueError for others.
         """
         self._check_built("rewire")
-        moments = [] if optimizer is None else self._moments(optimizer)
-        return self._rewire_towards_gradients(features, labels, fraction, rng, loss, moments)
-
-    def _moments(self, optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-        # Keras names a moment after its variable: "sequential/fixed_fan_in/kernel" has the Adam
-        # moments "sequential_fixed_fan_in_kernel_momentum" and "..._velocity".
-        prefix = self.kernel.path.replace("/", "_") + "_"
-        # An optimizer without momentum, or before its first step, has scalars only.
-        arrays = [variable for variable in optimizer.variables if len(variable.shape)]
-        named = [variable for variable in arrays if variable.name.startswith(prefix)]
-        if arrays and not named:
-            raise ValueError(
-                f"{optimizer.name} does not train {self.kernel.path}; "
-                "hand over the optimizer that does, or none"
-            )
-        return [variable for variable in named if variable.shape == self.kernel.shape]
+        resets = [] if optimizer is None else resets_of(optimizer, self.kernel)
+        return self._rewire_towards_gradients(features, labels, fraction, rng, loss, resets)
