@@ -13,29 +13,26 @@ from fanin.backends import checks
 from fanin.backends.arrays import Rewiring, drawn_seed
 from fanin.backends.features import DICTIONARY, SCALE, FeatureTransform, inputs_as_atoms
 from fanin.backends.gradients import OutputLayer, plan_for_layer
+from fanin.backends.moments import Resets
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
 from fanin.backends.setup import FixedFanIn, LayerSetup, Loss, index_dtype
 from fanin.backends.starting import arrays_for_layer, atoms_of
 from fanin.backends.torch.ops import refuse_other_devices, top_k
+from fanin.backends.torch.tools import ranks
+from fanin.backends.torch.tools.indexed import Indexed
 
-# torch has little arithmetic for unsigned integers; a view as signed ones has the same bits.
-_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}
 
-
-class Connected(nn.Module):
-    """A layer with a buffer `indices` [labels, fan_in], and, where its recipe changes features,
-    with `feature_scale` [in_features] and `feature_dictionary` [in_features, atoms]: labels read
-    atoms then."""
+class Connected(Indexed):
+    """A layer with `indices` [labels, fan_in], and, where its recipe changes features, with buffers
+    `feature_scale` [in_features] and `feature_dictionary` [in_features, atoms]: labels read atoms
+    then."""
 
     in_features: int
-    labels: int
-    fan_in: int
-    indices: Tensor
-    weights: Tensor
     bias: Tensor | None
     feature_scale: Tensor | None
     feature_dictionary: Tensor | None
     recipe: RecipeName = "paper"
+    not_averaged: ClassVar[tuple[str, ...]] = ("feature_scale", "feature_dictionary")
     own_moments: ClassVar[tuple[str, ...]] = ()
     """Names of the buffers that belong to the connections, of a layer that trains itself."""
     own_progress: ClassVar[tuple[str, ...]] = ()
@@ -50,19 +47,22 @@ class Connected(nn.Module):
         return LayerSetup(self.in_features, self.labels, kind, atoms=atoms)
 
     def _follow(
-        self, name: RecipeName, device: torch.device | str | None, dtype: torch.dtype | None
+        self, recipe_name: RecipeName, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> Recipe:
         """Take over a recipe, with the buffers that it needs; sizes have to be known. ValueError
         for a recipe that is none."""
-        recipe = recipe_of(name, self._setup)
-        self.recipe = name
+        recipe = recipe_of(recipe_name, self._setup)
+        self.recipe = recipe_name
         inputs, scale, dictionary = self.in_features, None, None
         if recipe.feature_scaling != "none":
             scale = torch.empty(inputs, device=device, dtype=dtype)
         if atoms := atoms_of(recipe, inputs, self.labels, self.fan_in):
             dictionary = torch.empty(inputs, atoms, device=device, dtype=dtype)
-        self.register_buffer("feature_scale", scale)
-        self.register_buffer("feature_dictionary", dictionary)
+        for name, buffer in (("feature_scale", scale), ("feature_dictionary", dictionary)):
+            if buffer is None:
+                setattr(self, name, None)  # torch.export miscounts buffers that are None (2.13)
+            else:
+                self.register_buffer(name, buffer)
         self._reset_features()
         return recipe
 
@@ -80,6 +80,7 @@ class Connected(nn.Module):
         name a wrong one; but what autocast made smaller is float32 again."""
         if self.feature_scale is None:
             return features
+        self._settle()
         refuse_other_devices(features, feature_scale=self.feature_scale)
         if features.dtype in (torch.float16, torch.bfloat16):
             features = features.float()
@@ -99,10 +100,12 @@ class Connected(nn.Module):
         SciPy sparse [instances, labels]; seed: of sources that no positive tells. ValueError for
         others, and for the recipe "paper", which does not look at data; nothing has changed then.
         """
+        ranks.check_whole(self.weights, (self.labels, self.fan_in))
         threads = torch.get_num_threads()
         given = arrays_for_layer(
             features, labels, self.recipe, self._setup, seed=seed, threads=threads
         )
+        given = ranks.from_first(given, self._groups)
         self.set_connections(given["output.indices"])
         targets = {
             SCALE: self.feature_scale,
@@ -112,7 +115,7 @@ class Connected(nn.Module):
         }
         for name, target in targets.items():
             if target is not None:
-                target.copy_(torch.from_numpy(given[name]))
+                ranks.assign(target, torch.from_numpy(given[name]))
         for name in (*self.own_moments, *self.own_progress):
             getattr(self, name).zero_()
 
@@ -126,12 +129,13 @@ class Connected(nn.Module):
         source has changed become 0. ValueError for others; nothing has changed then.
         """
         given = indices.cpu().numpy() if isinstance(indices, Tensor) else indices
-        before = self.indices.cpu().numpy()
-        sources = checks.connections(given, before.shape, self._setup.output_inputs).astype(
-            before.dtype
-        )
-        has_moved = torch.from_numpy(sources != before).to(self.indices.device)
-        self.indices.copy_(torch.from_numpy(sources))
+        own = self._indices_as_they_are()
+        before = own.cpu().numpy()
+        sources = checks.connections(given, before.shape, self._setup.output_inputs)
+        sources = ranks.from_first(sources.astype(before.dtype), self._groups)
+        has_moved = torch.from_numpy(sources != before).to(own.device)
+        own.copy_(torch.from_numpy(sources))
+        self._stamp()
         for name in self.own_moments:
             getattr(self, name)[has_moved] = 0
 
@@ -142,7 +146,7 @@ class Connected(nn.Module):
         fraction: float,
         rng: np.random.Generator | int | None,
         loss: Loss,
-        moments: list[Tensor],
+        resets: Resets,
     ) -> int:
         bias = self.bias
 
@@ -151,8 +155,10 @@ class Connected(nn.Module):
             ids: Tensor = top_k(read, self.indices, None, None, weights, biases, k)[1]
             return ids.cpu().numpy()
 
-        weights = self.weights.detach().float()
-        biases = weights.new_zeros(self.labels) if bias is None else bias.detach().float()
+        weights = self._whole_weights().float()
+        biases = weights.new_zeros(self.labels)
+        if bias is not None:
+            biases = ranks.whole(bias.detach()).float()
         named = {SCALE: self.feature_scale, DICTIONARY: self.feature_dictionary}
         transform = {n: array.cpu().numpy() for n, array in named.items() if array is not None}
         layer = OutputLayer(
@@ -167,51 +173,34 @@ class Connected(nn.Module):
         plan = plan_for_layer(
             features, labels, layer, self._setup, fraction, seed=drawn_seed(rng), threads=threads
         )
-        self._move(plan, moments)
-        return len(plan.positions)
+        return self._move(plan, resets)
 
     @torch.no_grad()
-    def _move(self, rewiring: Rewiring, moments: list[Tensor]) -> None:
-        """Give the connections their new sources, and weights where they get some, and zero the
-        moments there, all in place."""
+    def _move(self, rewiring: Rewiring, resets: Resets) -> int:
+        """Give the connections their new sources, and weights where they get some, and reset what
+        an optimizer keeps of them, all in place; how many moved. Where several ranks train this
+        layer, all do what rank 0 would."""
+        self._take_from_first()
+        rewiring = ranks.from_first(rewiring, self._groups)
+        # torch has no such assignment for unsigned types; int16 and int32 are the same bits.
+        signed = torch.int16 if self.indices.dtype == torch.uint16 else torch.int32
         where = torch.from_numpy(rewiring.positions).to(self.indices.device)
-        signed = _SIGNED[self.indices.dtype]
         sources = torch.from_numpy(rewiring.sources.astype(index_dtype(self._setup.output_inputs)))
-        moved = sources.view(signed).to(self.indices.device)
-        self.indices.view(-1).view(signed)[where] = moved
-        for moment in moments:
-            moment.view(-1)[where] = 0
+        moved = sources.view(signed).to(where.device)
+        self.indices.view(signed).view(-1)[where] = moved
+        self._stamp()
         if rewiring.weight is not None:
-            self.weights.view(-1)[where] = rewiring.weight
+            ranks.put(self.weights, where, rewiring.weight)
+        now = ranks.whole(self.weights.detach()).view(-1)[where]
+        for array, start in resets:
+            ranks.put(array, where, now if start is None else start)
+        return len(rewiring.positions)
 
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, labels={self.labels}, fan_in={self.fan_in}"
         return sizes if self.recipe == "paper" else f"{sizes}, recipe={self.recipe!r}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        # What plain pickle makes of an unsigned tensor cannot be read again (torch 2.13).
-        buffers = {**self._buffers, "indices": self.indices.view(_SIGNED[self.indices.dtype])}
-        return {**self.__dict__, "_buffers": buffers}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for name in ("feature_scale", "feature_dictionary"):
             self._buffers.setdefault(name, None)  # pickled before there were recipes
-        self.indices = self.indices.view(index_type(self._setup.output_inputs))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-        loaded = state_dict.get(f"{prefix}indices")
-        if isinstance(loaded, Tensor) and not loaded.is_meta:
-            try:
-                checks.loaded_indices(loaded.cpu().numpy(), self._setup.output_inputs)
-            except ValueError as error:
-                error_messages: list[str] = others[-1]
-                error_messages.append(f"{prefix}{error}")
-                return
-        super()._load_from_state_dict(state_dict, prefix, *others)
-
-
-def index_type(inputs: int) -> torch.dtype:
-    """uint16 where it can name all inputs, else uint32."""
-    dtype: torch.dtype = getattr(torch, index_dtype(inputs).__name__)
-    return dtype

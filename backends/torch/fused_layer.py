@@ -12,9 +12,10 @@ from torch.autograd.function import once_differentiable
 
 from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed
+from fanin.backends.moments import Resets
 from fanin.backends.recipes import RecipeName
 from fanin.backends.setup import Loss
-from fanin.backends.torch.connected import Connected, index_type
+from fanin.backends.torch.connected import Connected
 from fanin.backends.torch.fused import BIAS, WEIGHTS, counted_step
 from fanin.backends.torch.layers import check_sizes, check_width, draw_connections
 from fanin.backends.torch.losses import LOSSES, known_positives
@@ -72,6 +73,7 @@ class FusedFanIn(Connected):
     bias_v: Tensor
     steps: Tensor
     rate: Tensor
+    not_averaged = (*Connected.not_averaged, "steps")
     own_moments = ("weights_m", "weights_v")
     own_progress = ("bias_m", "bias_v", "steps")
 
@@ -104,8 +106,8 @@ class FusedFanIn(Connected):
                 raise ValueError(f"{name} must be torch.float32 or torch.bfloat16, got {dtype}")
         self.loss: Loss = loss
         self.rounding_seed = checks.whole("rounding_seed", rounding_seed, 0, 2**63 - 1)
-        shape, index = (labels, fan_in), index_type(self._setup.output_inputs)
-        self.register_buffer("indices", torch.empty(shape, dtype=index, device=device))
+        shape = (labels, fan_in)
+        self._add_indices(self._setup.output_inputs, device)
         self.register_buffer("weights", torch.empty(shape, dtype=weights_dtype, device=device))
         draw_connections(self._setup.output_inputs, self.indices, self.weights, generator)
         for name in ("weights_m", "weights_v"):
@@ -215,7 +217,7 @@ class FusedFanIn(Connected):
         """Give the `fraction` of connections with the smallest |weight| new random inputs; their
         weight stays and their moments become 0. rng: a generator or a seed. Returns how many moved.
         See `fanin.backends.arrays.plan_rewiring`."""
-        return rewire(
+        moved = rewire(
             self.indices,
             self.weights,
             self.weights_m,
@@ -224,6 +226,8 @@ class FusedFanIn(Connected):
             checks.fraction(fraction),
             drawn_seed(rng),
         )
+        self._stamp()
+        return moved
 
     def rewire_towards_gradients(
         self,
@@ -240,8 +244,8 @@ class FusedFanIn(Connected):
         how many moved. See `fanin.backends.gradients.plan_towards_gradients`. Raises ValueError for
         others.
         """
-        moments = [self.weights_m, self.weights_v]
-        return self._rewire_towards_gradients(features, labels, fraction, rng, self.loss, moments)
+        resets: Resets = [(self.weights_m, 0.0), (self.weights_v, 0.0)]
+        return self._rewire_towards_gradients(features, labels, fraction, rng, self.loss, resets)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, loss={self.loss!r}, learning_rate={self.learning_rate}"

@@ -13,16 +13,19 @@ from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed, plan_rewiring
 from fanin.backends.recipes import RecipeName
 from fanin.backends.setup import Loss
-from fanin.backends.torch.connected import Connected, index_type
+from fanin.backends.torch.connected import Connected
 from fanin.backends.torch.ops import fan_in_linear
+from fanin.backends.torch.optimizers import resets_of
+from fanin.backends.torch.tools import ranks
 
 
 class FixedFanInLinear(Connected):
     """A linear layer in which every label is connected to exactly `fan_in` inputs.
 
     Takes [..., in_features] and gives [..., labels]. Parameters `weights` [labels, fan_in] and
-    `bias` [labels]; buffer `indices` [labels, fan_in], uint16 where in_features <= 65536 and else
-    uint32, drawn uniformly (a label may name an input twice). All of it is in the state_dict.
+    `bias` [labels]; `indices` [labels, fan_in], uint16 where in_features <= 65536 and else uint32,
+    drawn uniformly (a label may name an input twice). All of it is in the state_dict, the indices
+    as bytes.
     `.double()` and `.float()` leave the indices alone; `.half()` is not supported, autocast is.
 
     recipe: "paper", or "best" for a layer that scales its features and, up to 4,096 inputs, writes
@@ -52,8 +55,8 @@ class FixedFanInLinear(Connected):
         self._follow(
             recipe, device, torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         )
-        shape, index = (labels, fan_in), index_type(self._setup.output_inputs)
-        self.register_buffer("indices", torch.empty(shape, dtype=index, device=device))
+        shape = (labels, fan_in)
+        self._add_indices(self._setup.output_inputs, device)
         self.weights = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(labels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters(generator)
@@ -64,6 +67,8 @@ class FixedFanInLinear(Connected):
         within sqrt(3 / (labels fan_in)), near zero: Glorot's limit for one flat vector of all
         connections, as in the paper's code."""
         draw_connections(self._setup.output_inputs, self.indices, self.weights, generator)
+        self._stamp()
+        self._take_from_first()
         if self.bias is not None:
             self.bias.zero_()
         self._reset_features()
@@ -83,17 +88,17 @@ class FixedFanInLinear(Connected):
     ) -> int:
         """Give the `fraction` of connections with the smallest |weight| a new random input.
 
-        Weights keep their value. Where `optimizer` is given, its per-element state of the moved
-        connections (Adam's moments, say) becomes 0. rng: a generator or a seed. Returns how many
-        connections moved. See `fanin.backends.arrays.plan_rewiring` for the rule. Raises ValueError
-        for an optimizer that does not train this layer's weights.
+        Weights keep their value. Where `optimizer` is given, its moments of the moved connections
+        start again (Adam's at 0), and its averages of weights take the weight (ASGD). rng: a
+        generator or a seed. Returns how many connections moved. See
+        `fanin.backends.arrays.plan_rewiring` for the rule. Raises ValueError for an optimizer that
+        does not train this layer's weights, and for one that is not torch's own.
         """
-        moments = [] if optimizer is None else self._moments(optimizer)
+        resets = [] if optimizer is None else resets_of(optimizer, self.weights)
         known = torch.promote_types(self.weights.dtype, torch.float32)  # NumPy has no bfloat16
-        weights = self.weights.detach().to(known).cpu().numpy()
+        weights = self._whole_weights().to(known).cpu().numpy()
         plan = plan_rewiring(weights, fraction, self._setup.output_inputs, drawn_seed(rng))
-        self._move(plan, moments)
-        return len(plan.positions)
+        return self._move(plan, resets)
 
     def rewire_towards_gradients(
         self,
@@ -112,21 +117,8 @@ class FixedFanInLinear(Connected):
         returned: as in `rewire`. loss: what the layer is trained with, "bce" or "squared_hinge".
         See `fanin.backends.gradients.plan_towards_gradients`. Raises ValueError for others.
         """
-        moments = [] if optimizer is None else self._moments(optimizer)
-        return self._rewire_towards_gradients(features, labels, fraction, rng, loss, moments)
-
-    def _moments(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise ValueError(f"optimizer must be one of torch.optim, got {optimizer!r}")
-        trained = (p for group in optimizer.param_groups for p in group["params"])
-        if not any(parameter is self.weights for parameter in trained):
-            raise ValueError(
-                f"this {type(optimizer).__name__} does not train the layer's weights; "
-                "hand over the optimizer that does, or none"
-            )
-        state = optimizer.state.get(self.weights, {})  # nothing before its first step
-        shape = self.weights.shape  # others hold sums over rows or columns, say
-        return [v for v in state.values() if isinstance(v, Tensor) and v.shape == shape]
+        resets = [] if optimizer is None else resets_of(optimizer, self.weights)
+        return self._rewire_towards_gradients(features, labels, fraction, rng, loss, resets)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bias={self.bias is not None}"
@@ -155,4 +147,4 @@ def draw_connections(
     indices.copy_(drawn.to(indices.dtype))
     limit = math.sqrt(3 / weights.numel())
     values = torch.empty(weights.shape, dtype=torch.promote_types(weights.dtype, torch.float32))
-    weights.copy_(values.uniform_(-limit, limit, generator=generator))
+    ranks.assign(weights, values.uniform_(-limit, limit, generator=generator))

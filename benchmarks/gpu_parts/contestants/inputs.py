@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fanin.backends.setup import FixedFanIn, LayerSetup
-from fanin.backends.torch.connected import index_type
+from fanin.backends.torch.tools.index_buffer import index_type
 
 # Labels that top-k asks for; positives of an instance.
 K, POSITIVES = 5, 5

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from fanin.backends.setup import FixedFanIn, LayerSetup
-from fanin.backends.torch.connected import index_type
+from fanin.backends.torch.tools.index_buffer import index_type
 from fanin.benchmarks.gpu_parts import part
 from fanin.benchmarks.gpu_parts.correct import dense, graph, linear, rewire, step, top_k
 from fanin.benchmarks.gpu_parts.correct.bench import (
