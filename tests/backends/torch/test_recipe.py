@@ -40,7 +40,7 @@ def test_the_papers_layer_is_as_ever(kind):
     assert "recipe" not in repr(paper) and "fan_in=6, recipe='best', " in repr(best)
     state = paper.__getstate__()
     for name in BUFFERS:
-        del state["_buffers"][name]
+        state.pop(name)
     state.pop("recipe")
     older = kind.__new__(kind)
     older.__setstate__(state)  # as it was pickled before there were recipes
