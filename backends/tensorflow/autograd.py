@@ -17,8 +17,9 @@ from fanin.backends.autograd import AutogradExecutor, Output
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.backends.tensorflow.device import TensorFlowDevice
+from fanin.backends.tensorflow.linear import fan_in_linear
 from fanin.backends.tensorflow.losses import LOSSES
-from fanin.backends.tensorflow.ops import fan_in_linear, rewire, top_k
+from fanin.backends.tensorflow.ops import rewire, top_k
 from fanin.backends.trainer import Trained
 
 

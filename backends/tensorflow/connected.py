@@ -20,6 +20,7 @@ from fanin.backends.passes import known_features
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
 from fanin.backends.setup import FixedFanIn, LayerSetup, Loss
 from fanin.backends.starting import arrays_for_layer, atoms_of
+from fanin.backends.tensorflow.linear import fan_in_linear
 from fanin.backends.tensorflow.ops import top_k
 
 
@@ -37,6 +38,11 @@ class Connected(keras.layers.Layer):
     """Names of the variables that belong to the connections, of a layer that trains itself."""
     own_progress: tuple[str, ...] = ()
     """Names of the other variables that are 0 before the training."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True  # scores of one time step know nothing of the others
+        self.supports_jit = False  # else compile() would pick XLA on a GPU
 
     @property
     def _setup(self) -> LayerSetup:
@@ -78,6 +84,40 @@ class Connected(keras.layers.Layer):
                 initializer=lambda shape, dtype: tf.cast(inputs_as_atoms(*shape), dtype),
                 **options,
             )
+
+    def _read(self, inputs: Any) -> tf.Tensor:
+        """Inputs [..., inputs] in the type that the layer computes in; sparse ones are made dense.
+        ValueError for what is no array of real numbers."""
+        if isinstance(inputs, tf.RaggedTensor):
+            raise ValueError(
+                "inputs must not be a tf.RaggedTensor; make it padded first (inputs.to_tensor())"
+            )
+        if isinstance(inputs, tf.SparseTensor):
+            inputs = keras.ops.convert_to_tensor(inputs, sparse=False)
+        features = tf.convert_to_tensor(inputs)
+        if not (features.dtype.is_floating or features.dtype.is_integer or features.dtype.is_bool):
+            raise ValueError(f"inputs must be real numbers, got {features.dtype.name}")
+        return tf.cast(features, self._feature_type)
+
+    def _scores(self, inputs: Any) -> tf.Tensor:
+        """[..., labels] of inputs [..., inputs], in the policy's compute type."""
+        features = self._read(inputs)
+        dtype, shape = features.dtype, features.shape
+        flat = features if shape.rank == 2 else tf.reshape(features, [-1, shape[-1]])
+        scores = fan_in_linear(
+            self._transformed(flat),
+            self.indices,
+            tf.cast(self.kernel, dtype),
+            None if self.bias is None else tf.cast(self.bias, dtype),
+            threads=self.threads,
+        )
+        if shape.rank != 2:
+            scores = tf.reshape(scores, tf.concat([tf.shape(features)[:-1], [self.labels]], 0))
+            scores = tf.ensure_shape(scores, [*shape[:-1], self.labels])
+        return tf.cast(scores, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (*input_shape[:-1], self.labels)
 
     def _transformed(self, features: tf.Tensor) -> tf.Tensor:
         """Features [batch, inputs] as the labels read them."""

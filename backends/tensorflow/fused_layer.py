@@ -20,7 +20,7 @@ from fanin.backends.tensorflow.connected import Connected
 from fanin.backends.tensorflow.fused import fused_step
 from fanin.backends.tensorflow.layers import checked_options, known_inputs
 from fanin.backends.tensorflow.losses import LOSSES, known_positives
-from fanin.backends.tensorflow.ops import Variables, fan_in_linear, on_host, rewire, top_k
+from fanin.backends.tensorflow.ops import Variables, on_host, rewire, top_k
 from fanin.kernels import params
 
 
@@ -42,11 +42,11 @@ def _once_differentiable(x: tf.Tensor, grad: tf.Tensor, grad_loss: tf.Tensor) ->
 class FusedFanIn(Connected):
     """A fixed fan-in output layer that trains itself: score, loss, gradients and Adam in one pass.
 
-    Called like any layer, it gives the scores [batch, labels] of inputs [batch, inputs]. Training
-    is `loss = layer.training_step(inputs, positive_instances, positive_labels)`: the last two name
-    the positives, and the layer has been updated when the loss is there; a GradientTape around it
-    hands the gradient of the inputs upstream, where any optimizer may train the rest. Neither
-    scores nor gradients of weights are ever held.
+    Called like any layer, it gives the scores [..., labels] of inputs [..., inputs]. Training is
+    `loss = layer.training_step(inputs, positive_instances, positive_labels)`: the last two name the
+    positives, and the layer has been updated when the loss is there; a GradientTape around it hands
+    the gradient of the inputs upstream, where any optimizer may train the rest. Neither scores nor
+    gradients of weights are ever held. Sparse inputs are made dense.
 
     The layer's variables are not trainable, so no optimizer takes hold of them, and all of them are
     saved with the model: `indices`, `kernel` [labels, fan_in] and `bias` [labels] with their
@@ -97,12 +97,11 @@ class FusedFanIn(Connected):
         self.moments_dtype = moments_dtype
         self.seed = seed
         self.threads = threads
-        self.supports_jit = False
         self._has_warned = False  # that `fit` does not train it
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         inputs = known_inputs(input_shape, self.fan_in)
-        self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: inputs})
+        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: inputs})
         # Python's generator is what keras.utils.set_random_seed governs.
         rng = np.random.default_rng(random.randrange(2**32) if self.seed is None else self.seed)
         # Glorot's limit for one flat vector of all connections, as in the paper's code.
@@ -159,7 +158,7 @@ class FusedFanIn(Connected):
         else:
             self.initial_learning_rate = checks.learning_rate(value)
 
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
         if training and not self._has_warned:
             self._has_warned = True
             warnings.warn(
@@ -167,20 +166,15 @@ class FusedFanIn(Connected):
                 "but its method `training_step`; for `fit` there is FixedFanIn",
                 stacklevel=2,
             )
-        kernel = tf.cast(self.kernel, tf.float32)
-        features = self._transformed(tf.cast(inputs, tf.float32))
-        scores = fan_in_linear(features, self.indices, kernel, self.bias, threads=self.threads)
-        return tf.cast(scores, self.compute_dtype)
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return (*input_shape[:-1], self.labels)
+        return self._scores(inputs)
 
     def _weights(self) -> Variables:
         return [array.value for array in (self.kernel, self.kernel_m, self.kernel_v)]
 
     def _features(self, inputs: Any) -> tf.Tensor:
-        """Inputs in float32, ValueError for another width than the layer's; builds the layer."""
-        features = tf.cast(inputs, tf.float32)
+        """Inputs [batch, inputs] in float32, ValueError for another width than the layer's; builds
+        the layer."""
+        features = self._read(inputs)
         if not self.built:
             self.build(features.shape)
         expected = tf.TensorShape([None, self.input_spec.axes[-1]])

@@ -14,7 +14,6 @@ from fanin.backends.arrays import drawn_seed, plan_rewiring
 from fanin.backends.recipes import RecipeName
 from fanin.backends.setup import Loss, index_dtype
 from fanin.backends.tensorflow.connected import Connected
-from fanin.backends.tensorflow.ops import fan_in_linear
 from fanin.backends.tensorflow.optimizers import resets_of
 
 # Keras has others, whose tensors the op does not read.
@@ -65,8 +64,9 @@ class FixedFanIn(Connected):
     both, `feature_scale` and `feature_dictionary` [inputs, atoms]. threads: CPU
     threads, 0 for all. Raises ValueError for values that make no layer.
 
-    The layer is a custom op: it has no XLA form (`jit_compile=True` fails), and a process that
-    loads an exported SavedModel has to import fanin.backends.tensorflow first.
+    Sparse inputs are made dense, and a mask is handed on. The layer is a custom op: it has no XLA
+    form (Keras goes without, a tf.function with jit_compile=True fails), and a process that loads
+    an exported SavedModel has to import fanin.backends.tensorflow first.
     """
 
     def __init__(
@@ -94,7 +94,6 @@ class FixedFanIn(Connected):
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.threads = threads
-        self.supports_jit = False  # else compile() would pick XLA on a GPU
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         inputs = known_inputs(input_shape, self.fan_in)
@@ -136,25 +135,8 @@ class FixedFanIn(Connected):
     def _feature_type(self) -> str:
         return "float64" if self.variable_dtype == "float64" else "float32"
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        dtype = self._feature_type
-        features = tf.cast(inputs, dtype)
-        if inputs.shape.rank != 2:
-            features = tf.reshape(features, [-1, inputs.shape[-1]])
-        outputs = fan_in_linear(
-            self._transformed(features),
-            self.indices,
-            tf.cast(self.kernel, dtype),
-            None if self.bias is None else tf.cast(self.bias, dtype),
-            threads=self.threads,
-        )
-        if inputs.shape.rank != 2:
-            outputs = tf.reshape(outputs, tf.concat([tf.shape(inputs)[:-1], [self.labels]], 0))
-            outputs = tf.ensure_shape(outputs, [*inputs.shape[:-1], self.labels])
-        return tf.cast(outputs, self.compute_dtype)
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return (*input_shape[:-1], self.labels)
+    def call(self, inputs: Any) -> tf.Tensor:
+        return self._scores(inputs)
 
     def get_config(self) -> dict[str, Any]:
         return {

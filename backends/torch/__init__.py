@@ -6,6 +6,6 @@ trainer: a device, and an executor for each execution (`autograd`, `fused`).
 
 from fanin.backends.torch.fused_layer import FusedFanIn
 from fanin.backends.torch.layers import FixedFanInLinear
-from fanin.backends.torch.ops import fan_in_linear
+from fanin.backends.torch.linear import fan_in_linear
 
 __all__ = ["FixedFanInLinear", "FusedFanIn", "fan_in_linear"]

@@ -18,8 +18,9 @@ from fanin.backends.autograd import AutogradExecutor, Output
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.backends.torch.device import TorchDevice
+from fanin.backends.torch.linear import fan_in_linear
 from fanin.backends.torch.losses import LOSSES
-from fanin.backends.torch.ops import fan_in_linear, rewire, top_k
+from fanin.backends.torch.ops import rewire, top_k
 from fanin.backends.trainer import Trained
 
 # torch says so once per process of any CSR tensor; the baseline uses them knowingly.
@@ -119,7 +120,7 @@ class TorchAutograd(AutogradExecutor):
         # As torch would at the first step; made here so that the moments are those of the trainer.
         for each in trained.values():
             self._adam.state[each.values] = {
-                "step": torch.zeros((), device=self.device.torch),
+                "step": torch.zeros((), dtype=torch.float32, device=self.device.torch),
                 "exp_avg": each.m,
                 "exp_avg_sq": each.v,
             }

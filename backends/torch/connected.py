@@ -17,6 +17,7 @@ from fanin.backends.moments import Resets
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
 from fanin.backends.setup import FixedFanIn, LayerSetup, Loss, index_dtype
 from fanin.backends.starting import arrays_for_layer, atoms_of
+from fanin.backends.torch.linear import fan_in_linear, known_features, widened
 from fanin.backends.torch.ops import refuse_other_devices, top_k
 from fanin.backends.torch.tools import ranks
 from fanin.backends.torch.tools.indexed import Indexed
@@ -63,7 +64,6 @@ class Connected(Indexed):
                 setattr(self, name, None)  # torch.export miscounts buffers that are None (2.13)
             else:
                 self.register_buffer(name, buffer)
-        self._reset_features()
         return recipe
 
     def _reset_features(self) -> None:
@@ -75,15 +75,27 @@ class Connected(Indexed):
                 torch.from_numpy(inputs_as_atoms(*self.feature_dictionary.shape))
             )
 
+    def _read(self, features: Tensor) -> Tensor:
+        """Features [..., in_features] as the ops read them: dense, contiguous, at least float32,
+        and transformed where the recipe says so. ValueError for others."""
+        return self._transformed(widened(known_features(features, self.in_features))).contiguous()
+
+    def _scores(self, features: Tensor, weights: Tensor) -> Tensor:
+        """[..., labels] of features [..., in_features]."""
+        read = self._read(features)
+        flat = read if read.ndim == 2 else read.reshape(-1, read.shape[-1])
+        bias = None if self.bias is None else widened(self.bias).contiguous()
+        scores = fan_in_linear(flat, self.indices, widened(weights).contiguous(), bias)
+        # Reshaped only where it has to be, so that it is no view.
+        return scores if read.ndim == 2 else scores.reshape(*read.shape[:-1], self.labels)
+
     def _transformed(self, features: Tensor) -> Tensor:
-        """Features [..., in_features] as the labels read them. Their type stays, so that an op can
-        name a wrong one; but what autocast made smaller is float32 again."""
-        if self.feature_scale is None:
+        """Features [..., in_features] as the labels read them. What is no float stays as it is, so
+        that an op can name it."""
+        if self.feature_scale is None or not features.is_floating_point():
             return features
         self._settle()
         refuse_other_devices(features, feature_scale=self.feature_scale)
-        if features.dtype in (torch.float16, torch.bfloat16):
-            features = features.float()
         device = "cpu" if features.is_meta else features.device.type  # "meta" has no autocast
         with torch.autocast(device, enabled=False):
             features = features * self.feature_scale.to(features.dtype)

@@ -63,7 +63,7 @@ def fused_step(
 ) -> tuple[Tensor, Tensor]:
     """One training step of an output layer; arguments as in `fanin.kernels.step`. Returns the loss,
     a scalar, and its gradient by the features, without elements where not wanted."""
-    value = features.new_empty(1)
+    value = features.new_empty(())
     grad = torch.empty_like(features) if want_grad else features.new_empty(0)
     arguments = params.StepParams(
         features=described(features),
@@ -72,14 +72,14 @@ def fused_step(
         bias=trained(bias, bias_m, bias_v),
         positive_instances=described(positive_instances),
         positive_labels=described(positive_labels),
-        loss=described(value),
+        loss=described(value.view(1)),
         grad_features=described(grad if want_grad else None),
         adam=_adam(learning_rate, step, seed),
         loss_kind=params.LOSSES.get(loss, 0),
         threads=torch.get_num_threads(),
     )
     call(arguments, features)
-    return value.view(()), grad
+    return value, grad
 
 
 @torch.library.custom_op("fanin::counted_step", mutates_args=(*WEIGHTS, *BIAS, "steps"))

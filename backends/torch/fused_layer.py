@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from fanin.backends import checks
@@ -17,9 +18,10 @@ from fanin.backends.recipes import RecipeName
 from fanin.backends.setup import Loss
 from fanin.backends.torch.connected import Connected
 from fanin.backends.torch.fused import BIAS, WEIGHTS, counted_step
-from fanin.backends.torch.layers import check_sizes, check_width, draw_connections
+from fanin.backends.torch.layers import check_sizes, draw_connections
+from fanin.backends.torch.linear import fan_in_linear
 from fanin.backends.torch.losses import LOSSES, known_positives
-from fanin.backends.torch.ops import fan_in_linear, rewire, top_k
+from fanin.backends.torch.ops import rewire, top_k
 from fanin.kernels import params
 
 
@@ -41,11 +43,12 @@ class _WithGradient(torch.autograd.Function):
 class FusedFanIn(Connected):
     """A fixed fan-in output layer that trains itself: score, loss, gradients and Adam in one pass.
 
-    Called like any layer, it gives the scores [batch, labels] of features [batch, in_features].
+    Called like any layer, it gives the scores [..., labels] of features [..., in_features].
     Training is `loss = layer.training_step(features, positive_instances, positive_labels)`: the
     last two name the positives, and the layer has been updated when the loss is there;
     `loss.backward()` then hands the gradient of the features upstream, where any optimizer may
-    train the rest. Neither scores nor gradients of weights are ever held.
+    train the rest. Neither scores nor gradients of weights are ever held. Sparse features are made
+    dense.
 
     The layer's arrays are buffers, not parameters, so no optimizer takes hold of them, and the
     state_dict has them all: `indices`, `weights` [labels, fan_in] and `bias` [labels] with their
@@ -109,14 +112,25 @@ class FusedFanIn(Connected):
         shape = (labels, fan_in)
         self._add_indices(self._setup.output_inputs, device)
         self.register_buffer("weights", torch.empty(shape, dtype=weights_dtype, device=device))
-        draw_connections(self._setup.output_inputs, self.indices, self.weights, generator)
         for name in ("weights_m", "weights_v"):
-            self.register_buffer(name, torch.zeros(shape, dtype=moments_dtype, device=device))
+            self.register_buffer(name, torch.empty(shape, dtype=moments_dtype, device=device))
         for name in BIAS:
-            self.register_buffer(name, torch.zeros(labels, device=device))
+            self.register_buffer(name, torch.empty(labels, dtype=torch.float32, device=device))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device="cpu"))
         rate = known.learning_rate if learning_rate is None else checks.learning_rate(learning_rate)
         self.register_buffer("rate", torch.tensor(rate, dtype=torch.float64, device="cpu"))
+        self.reset_parameters(generator)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Begin anew: draw indices and weights, as `FixedFanInLinear` does, leave features as they
+        are, and have made no step. The learning rate stays."""
+        draw_connections(self._setup.output_inputs, self.indices, self.weights, generator)
+        self._stamp()
+        self._reset_features()
+        for name in (*self.own_moments, "bias", *self.own_progress):
+            getattr(self, name).zero_()
+        self._take_from_first()
 
     @property
     def learning_rate(self) -> float:
@@ -138,8 +152,8 @@ class FusedFanIn(Connected):
         return self
 
     def forward(self, features: Tensor) -> Tensor:
-        """All scores, [batch, labels]; differentiable in the features."""
-        return fan_in_linear(self._read(features), self.indices, self.weights.float(), self.bias)
+        """All scores, [..., labels] of features [..., in_features]; differentiable in these."""
+        return self._scores(features, self.weights)
 
     def training_step(
         self,
@@ -154,8 +168,8 @@ class FusedFanIn(Connected):
         (tensors, NumPy arrays, lists), each a positive's instance within the batch and its label; a
         pair that stands twice counts once. ValueError for what is wrong, an empty batch included.
         """
-        positives = self._positives(features, positive_instances, positive_labels)
         features = self._read(features)
+        positives = self._positives(features, positive_instances, positive_labels)
         loss, grad = counted_step(
             features.detach(),
             self.indices,
@@ -179,27 +193,42 @@ class FusedFanIn(Connected):
         positive_labels: Tensor | Sequence[int],
     ) -> Tensor:
         """The loss without a step; arguments as in `training_step`. All scores are held."""
+        features = self._read(features)
         instances, label_ids = self._positives(features, positive_instances, positive_labels)
-        loss: Tensor = LOSSES[self.loss](self(features), instances.long(), label_ids)
+        scores = fan_in_linear(features, self.indices, self.weights.float(), self.bias)
+        loss: Tensor = LOSSES[self.loss](scores, instances.long(), label_ids)
         return loss.masked_fill((instances < 0).any(), torch.nan)
 
     def _positives(
         self, features: Tensor, positive_instances: Any, positive_labels: Any
     ) -> tuple[Tensor, Tensor]:
-        """The positives of a batch as the ops read them."""
-        check_width(features, self.in_features)
+        """The positives of a batch [batch, in_features] as the ops read them. Those that are no
+        tensors yet go where the features are, not where torch makes new ones."""
+        if features.ndim != 2:
+            raise ValueError(
+                f"features must be [batch, {self.in_features}], got {list(features.shape)}"
+            )
         if not features.shape[0]:
             raise ValueError("a loss needs at least one instance; the batch is empty")
-        given = (torch.as_tensor(positive_instances), torch.as_tensor(positive_labels))
-        return known_positives(*given, features.shape[0], self.labels)
+        self._refuse_other_derivatives(features)
+        instances, label_ids = (
+            torch.as_tensor(
+                given, device=given.device if isinstance(given, Tensor) else features.device
+            )
+            for given in (positive_instances, positive_labels)
+        )
+        return known_positives(instances, label_ids, features.shape[0], self.labels)
 
-    def _read(self, features: Tensor) -> Tensor:
-        """Features as the ops read them: contiguous, in float32 what autocast made smaller, and
-        transformed where the recipe says so."""
-        check_width(features, self.in_features)
-        if features.dtype in (torch.float16, torch.bfloat16):
-            features = features.float()
-        return self._transformed(features).contiguous()
+    @staticmethod
+    def _refuse_other_derivatives(features: Tensor) -> None:
+        """torch would take what it does not know of a loss for 0."""
+        in_torch_func = torch._C._are_functorch_transforms_active()
+        compiled = torch.compiler.is_compiling()
+        if in_torch_func or (not compiled and forward_ad.unpack_dual(features).tangent is not None):
+            raise NotImplementedError(
+                "a loss of FusedFanIn has one derivative, by loss.backward() or "
+                "torch.autograd.grad; for others take those of the scores, layer(features)"
+            )
 
     @torch.no_grad()
     def top_k(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,6 @@ from fanin.backends.arrays import drawn_seed, plan_rewiring
 from fanin.backends.recipes import RecipeName
 from fanin.backends.setup import Loss
 from fanin.backends.torch.connected import Connected
-from fanin.backends.torch.ops import fan_in_linear
 from fanin.backends.torch.optimizers import resets_of
 from fanin.backends.torch.tools import ranks
 
@@ -25,8 +24,9 @@ class FixedFanInLinear(Connected):
     Takes [..., in_features] and gives [..., labels]. Parameters `weights` [labels, fan_in] and
     `bias` [labels]; `indices` [labels, fan_in], uint16 where in_features <= 65536 and else uint32,
     drawn uniformly (a label may name an input twice). All of it is in the state_dict, the indices
-    as bytes.
-    `.double()` and `.float()` leave the indices alone; `.half()` is not supported, autocast is.
+    as bytes. `.double()` and the like leave the indices alone. With float16 and bfloat16, of
+    features or of the layer, it computes in float32; scores have the layer's type, under autocast
+    too. Sparse features are made dense.
 
     recipe: "paper", or "best" for a layer that scales its features and, up to 4,096 inputs, writes
     them in the atoms of a dictionary, which labels read then; `start_from` fills the buffers of
@@ -74,10 +74,7 @@ class FixedFanInLinear(Connected):
         self._reset_features()
 
     def forward(self, features: Tensor) -> Tensor:
-        check_width(features, self.in_features)
-        flat = self._transformed(features.reshape(-1, features.shape[-1])).contiguous()
-        scores = fan_in_linear(flat, self.indices, self.weights, self.bias)
-        return scores.reshape(*features.shape[:-1], self.labels)
+        return self._scores(features, self.weights).to(self.weights.dtype)
 
     @torch.no_grad()
     def rewire(
@@ -132,19 +129,16 @@ def check_sizes(in_features: int, labels: int, fan_in: int) -> None:
     checks.fitting_fan_in(fan_in, in_features)
 
 
-def check_width(features: Tensor, in_features: int) -> None:
-    """ValueError for features of another width than the layer's, which the op does not know."""
-    if features.shape[-1:] != (in_features,):
-        raise ValueError(f"features must be [..., {in_features}], got {list(features.shape)}")
-
-
 def draw_connections(
     inputs: int, indices: Tensor, weights: Tensor, generator: torch.Generator | None
 ) -> None:
     """Fill indices [labels, fan_in] and weights alike, as `FixedFanInLinear` says."""
-    # On the CPU whatever the device: a generator belongs to one of them.
-    drawn = torch.randint(inputs, indices.shape, generator=generator, dtype=torch.int32)
+    # On the CPU whatever the device, torch's default included: a generator belongs to one of them.
+    drawn = torch.randint(
+        inputs, indices.shape, generator=generator, dtype=torch.int32, device="cpu"
+    )
     indices.copy_(drawn.to(indices.dtype))
     limit = math.sqrt(3 / weights.numel())
-    values = torch.empty(weights.shape, dtype=torch.promote_types(weights.dtype, torch.float32))
+    dtype = torch.promote_types(weights.dtype, torch.float32)
+    values = torch.empty(weights.shape, dtype=dtype, device="cpu")
     ranks.assign(weights, values.uniform_(-limit, limit, generator=generator))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 
@@ -29,6 +30,7 @@ class _SquaredHinge(torch.autograd.Function):
         return (total / scores.numel()).to(scores.dtype)
 
     @staticmethod
+    @once_differentiable  # what the gradient owes to the scores is gone
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = ctx.saved_tensors
         return grad * grad_loss, None, None
@@ -50,6 +52,7 @@ class _BinaryCrossEntropy(torch.autograd.Function):
         return (total / scores.numel()).to(scores.dtype)
 
     @staticmethod
+    @once_differentiable  # what the gradient owes to the scores is gone
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = ctx.saved_tensors
         return grad * grad_loss, None, None

@@ -1,5 +1,5 @@
-"""The ops of both executions in torch: `fan_in_linear` (schema, fake, autograd and autocast in one
-place), `top_k` and `rewire`; and how an op calls the kernels.
+"""The ops of both executions in torch: those of `fan_in_linear` (see `linear.py`), `top_k` and
+`rewire`; and how an op calls the kernels.
 
 The C interface is called through ctypes with data pointers and the current stream, so
 nothing is compiled against torch and any supported version works.
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fanin.kernels import library, params
 
@@ -95,7 +94,7 @@ def call(arguments: Any, where: Tensor) -> None:
 
 
 @torch.library.custom_op("fanin::fan_in_linear", mutates_args=())
-def _forward(
+def linear_forward(
     features: Tensor, indices: Tensor, weights: Tensor, bias: Tensor | None, threads: int
 ) -> Tensor:
     arguments = params.ForwardParams(
@@ -113,7 +112,7 @@ def _forward(
     return scores
 
 
-@_forward.register_fake
+@linear_forward.register_fake
 def _(
     features: Tensor, indices: Tensor, weights: Tensor, bias: Tensor | None, threads: int
 ) -> Tensor:
@@ -122,7 +121,7 @@ def _(
 
 
 @torch.library.custom_op("fanin::fan_in_linear_backward", mutates_args=())
-def _backward(
+def linear_backward(
     grad_scores: Tensor,
     features: Tensor,
     indices: Tensor,
@@ -148,7 +147,7 @@ def _backward(
     return grads
 
 
-@_backward.register_fake
+@linear_backward.register_fake
 def _(
     grad_scores: Tensor,
     features: Tensor,
@@ -171,56 +170,6 @@ def _empty_grads(
         for shape, want in zip(shapes, wanted, strict=True)
     ]
     return grads[0], grads[1], grads[2]
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, indices, weights, bias, threads = inputs
-    ctx.save_for_backward(features, indices, weights)
-    ctx.has_bias = bias is not None
-    ctx.threads = threads
-
-
-def _autograd(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]]
-    grads = torch.ops.fanin.fan_in_linear_backward(
-        # What autograd hands over may be an expanded scalar, say after .sum().
-        grad_scores.contiguous(),
-        *ctx.saved_tensors,
-        wanted,
-        ctx.threads,
-    )
-    features, weights, bias = (g if w else None for g, w in zip(grads, wanted, strict=True))
-    return features, None, weights, bias, None
-
-
-_forward.register_autograd(_autograd, setup_context=_save_for_backward)
-for _device in ("cpu", "cuda"):
-    _forward.register_autocast(_device, torch.float32)
-
-
-def fan_in_linear(
-    features: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    bias: Tensor | None = None,
-    *,
-    threads: int = 0,
-) -> Tensor:
-    """scores[b, l] = bias[l] + sum_k weights[l, k] * features[b, indices[l, k]].
-
-    features [batch, inputs] float32 or float64, finite; indices [labels, fan_in] torch.uint16 or
-    torch.uint32, each below inputs; weights [labels, fan_in] and bias [labels] like features; all
-    contiguous and on one device. threads: CPU threads, 0 for as many as torch uses. Returns
-    [batch, labels]. Differentiable once and backward, in features, weights and bias; works under
-    autocast (in float32) and torch.compile. Raises ValueError naming the argument that is wrong.
-    """
-    if not torch.compiler.is_compiling():
-        for tensor in (features, weights, bias):
-            # torch.func takes a forward derivative that an op does not have for 0 (torch 2.13).
-            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-                raise NotImplementedError("fan_in_linear has a backward derivative only")
-    scores: Tensor = torch.ops.fanin.fan_in_linear(features, indices, weights, bias, threads)
-    return scores
 
 
 @torch.library.custom_op("fanin::top_k", mutates_args=())

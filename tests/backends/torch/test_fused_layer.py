@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from near import difference
+from torch.autograd import forward_ad
 
 from fanin.backends.torch import FixedFanInLinear, FusedFanIn, fused, losses, ops
 from fanin.backends.torch.losses import LOSSES
@@ -223,13 +224,47 @@ def test_keeps_its_types():
     layer.training_step(torch.randn(20, 40), *positives())
 
 
-def test_has_no_second_derivative():
+@pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
+def test_has_no_second_derivative(method):
     """Which would be wrong: what the gradient owes to the features is gone."""
     x = torch.randn(20, 40, requires_grad=True)
-    loss = make().training_step(x, *positives())
+    loss = getattr(make(), method)(x, *positives())
     (grad,) = torch.autograd.grad(loss * x.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
+def test_derivatives_that_a_loss_does_not_have(method):
+    """torch would take them for 0. A step that is refused is not made."""
+    layer, x = make(), torch.randn(20, 40)
+
+    def loss(x):
+        return getattr(layer, method)(x, *positives())
+
+    for ask in (
+        lambda: torch.func.jvp(loss, (x,), (x,)),
+        lambda: torch.func.grad(loss)(x),
+        lambda: torch.func.vmap(loss)(x[None]),
+    ):
+        with pytest.raises(NotImplementedError, match="a loss of FusedFanIn has one derivative"):
+            ask()
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="has one derivative"):
+        loss(forward_ad.make_dual(x, x))
+    assert int(layer.steps) == 0
+
+
+def test_a_loss_may_be_changed_in_place():
+    x = torch.randn(20, 40, requires_grad=True)
+    for method in ("training_step", "evaluate_loss"):
+        loss = getattr(make(), method)(x, *positives())
+        before = loss.item()
+        loss += 1
+        loss *= 2
+        assert loss.item() == pytest.approx(2 * before + 2)
+        assert torch.autograd.grad(loss, x)[0].abs().sum() > 0
+        with torch.no_grad():
+            assert not getattr(make(), method)(x, *positives())._is_view()
 
 
 def test_values_that_make_no_layer():

@@ -101,19 +101,6 @@ def test_scratch_memory_is_kept_by_the_thread_that_calls():
     assert huge.numel() > ops._KEPT_BYTES and ops._scratch(1000, where) is larger
 
 
-def test_no_forward_derivative_rather_than_a_wrong_one():
-    layer, x = FixedFanInLinear(20, 70, 7), torch.randn(4, 20)
-    for ask in (
-        lambda: torch.func.jvp(layer, (x,), (x,)),
-        lambda: torch.func.jacfwd(layer)(x),
-        lambda: torch.func.jvp(
-            lambda w: fan_in_linear(x, layer.indices, w), (layer.weights,), (layer.weights,)
-        ),
-    ):
-        with pytest.raises(NotImplementedError, match="has a backward derivative only"):
-            ask()
-
-
 def test_sparse_features_are_refused():
     layer = FixedFanInLinear(20, 70, 7)
     with pytest.raises(ValueError, match=r"a tensor of \[4, 20\] is torch\.sparse_coo"):
