@@ -79,6 +79,7 @@ def check_rewiring(layer, optimizer, variables, rewire, first=0.0, weights=(AVER
         assert kept[~moved].mean() > 0.9, name  # a new random source may be the old one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rewire", [blind, towards_gradients])
 @pytest.mark.parametrize("name", KNOWN)
 def test_moments_start_again_and_averages_take_the_weight(name, rewire):
