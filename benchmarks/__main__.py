@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 
-from fanin.benchmarks.cli.codes import INTERRUPTED
+from fanin.benchmarks.cli.codes import FAILED, INTERRUPTED
+from fanin.benchmarks.records.printing import drop_output, prepare_streams
 
 
 def interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
@@ -32,6 +33,7 @@ def interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
 def main() -> None:
     """Run the command and exit with its code; see `cli.app`."""
     sys.unraisablehook = interrupt_again
+    prepare_streams()
     try:
         from fanin.benchmarks.cli.app import app
 
@@ -39,6 +41,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("fanin: stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except OSError as error:  # of the help, which typer prints; commands tell their own
+        print(f"fanin: standard output: {error.strerror}", file=sys.stderr)
+        drop_output()
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

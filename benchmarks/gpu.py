@@ -91,7 +91,9 @@ def run(options: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     from fanin.benchmarks.gpu_parts.build import IS_CHECKOUT
     from fanin.benchmarks.gpu_parts.needs import GpuError
+    from fanin.benchmarks.records.printing import prepare_streams
 
+    prepare_streams()
     base = ROOT if IS_CHECKOUT else Path.cwd()
     parser = argparse.ArgumentParser(
         prog="python -m fanin.benchmarks.gpu", description="One of the GPU parts; see the README."

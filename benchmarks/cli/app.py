@@ -11,7 +11,7 @@ import typer
 from fanin.benchmarks.cli.codes import INTERRUPTED
 from fanin.benchmarks.cli.compare import compare
 from fanin.benchmarks.cli.info import info
-from fanin.benchmarks.cli.output import stop
+from fanin.benchmarks.cli.output import stop, stop_for
 from fanin.benchmarks.cli.plan import plan
 from fanin.benchmarks.cli.report import report
 from fanin.benchmarks.cli.reproduce import reproduce
@@ -46,15 +46,14 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:
             raise  # whoever read the output is gone; nobody wants to know
         except OSError as error:
-            stop(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            stop_for(error)
         except ImportError as error:  # the kernels of another version, a package that is missing
             stop(str(error))
         except KeyboardInterrupt:
-            typer.echo(
-                "fanin: stopped; what has finished is kept, the same command goes on from there",
-                err=True,
+            stop(
+                "stopped; what has finished is kept, the same command goes on from there",
+                INTERRUPTED,
             )
-            raise typer.Exit(INTERRUPTED) from None
 
     return run
 

@@ -3,6 +3,7 @@ with it."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -13,6 +14,7 @@ from fanin.backends.checks import MOST_THREADS
 from fanin.backends.interface import DEVICES
 from fanin.backends.recipes import RecipeName
 from fanin.backends.registry import BACKENDS
+from fanin.benchmarks.cli.output import stop
 from fanin.benchmarks.harness.request import Options
 from fanin.benchmarks.timing.options import one_of
 
@@ -27,7 +29,20 @@ def finite(value: float | None) -> float | None:
     return value
 
 
-Results = Annotated[Path, typer.Option(help="Folder of the result files.", file_okay=False)]
+def text_path(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """A path that is text: a run is told of it in JSON, which has nothing else."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        stop(f"{param.opts[0]} {value} is no {encoding} text: rename the folder, or link to it")
+    return value
+
+
+Results = Annotated[
+    Path,
+    typer.Option(help="Folder of the result files.", file_okay=False, callback=text_path),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Dataset = Annotated[
     str | None,
@@ -47,6 +62,7 @@ DataDir = Annotated[
         "`{train,test}-<features>.npy`; with --dataset or --tasks.",
         exists=True,
         file_okay=False,
+        callback=text_path,
     ),
 ]
 Tasks = Annotated[

@@ -133,7 +133,8 @@ def reproduce(
         steps=steps,
     )
     todo = requests(chosen, backends, options)
-    check_folder(results, {request.path for request in todo} if force else ())
+    paths = {request.path for request in todo}
+    check_folder(results, paths, replaced=paths if force else ())
     with Terminal(console) as display:
         done = run_all(todo, options, display)
     page = write_report(results)
@@ -152,6 +153,6 @@ def reproduce(
         print_text(console, "\n" + table)
         print_report(console, page)
     if len(done) < len(todo):
-        console.print(f"{len(todo) - len(done)} more runs on unusable data were not tried")
+        print_text(console, f"{len(todo) - len(done)} more runs on unusable data were not tried")
     if failed:
         raise typer.Exit(USAGE if any(each.is_of_input for each in failed) else FAILED)

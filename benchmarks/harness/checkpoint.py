@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from fanin.backends.trainer import Trainer
-from fanin.benchmarks.records.files import flush, write_atomically
+from fanin.benchmarks.records.files import flush, save_array, write_atomically
 from fanin.benchmarks.records.run import Epoch
 
 
@@ -169,7 +169,7 @@ class Checkpoint:
         target = self._folder / folder
         target.mkdir(parents=True, exist_ok=True)
         for name, array in arrays:
-            np.save(target / f"{name}.npy", array)
+            save_array(target / f"{name}.npy", array)
             del array  # before the next one is made
 
     def _write_state(self) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -37,6 +38,7 @@ from fanin.benchmarks.measuring.clock import StepClock
 from fanin.benchmarks.measuring.memory import MemoryWatch
 from fanin.benchmarks.measuring.metrics import precision, ranking
 from fanin.benchmarks.measuring.process import Parent
+from fanin.benchmarks.records.printing import log
 from fanin.benchmarks.records.run import Epoch, RunResult, Timing
 from fanin.benchmarks.records.store import write_result
 from fanin.datasets import Dataset, propensity
@@ -87,7 +89,7 @@ def open_checkpoint(request: Request, data: Dataset, events: Events) -> Checkpoi
         remove_checkpoint(folder)
     checkpoint = Checkpoint(folder, identity(request, data), 60 * options.checkpoint_minutes)
     if checkpoint.note:
-        print(checkpoint.note, flush=True)
+        log(checkpoint.note)
         events.send(event="note", text=checkpoint.note)
     if checkpoint.history:
         events.send(event="resumed", epoch=len(checkpoint.history))
@@ -172,12 +174,18 @@ def run(request: Request, events: Events, result: RunResult) -> None:
 
 def save_weights(trainer: Trainer, path: Path) -> None:
     """Write all arrays as a safetensors file, which either backend loads."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    save_file(trainer.weights(), temporary)
-    os.replace(temporary, path)
+    try:
+        save_file(trainer.weights(), temporary)
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)  # on a full disk the result needs its place
 
 
 def main(parent: Parent, work: Callable[[Request, Events, RunResult], None] = run) -> int:
@@ -187,7 +195,7 @@ def main(parent: Parent, work: Callable[[Request, Events, RunResult], None] = ru
     try:
         work(request, Events(parent.send), result)
     except Exception as error:
-        traceback.print_exc()
+        log(traceback.format_exc())
         # Where it was noticed that a model is too large tells nobody anything.
         trace = "" if isinstance(error, TooLargeError) else traceback.format_exc()
         failed(result, type(error).__name__, str(error), trace)

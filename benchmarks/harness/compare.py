@@ -30,6 +30,7 @@ from fanin.benchmarks.records.compare import (
     LockstepSide,
     LockstepStep,
 )
+from fanin.benchmarks.records.files import save_array
 from fanin.benchmarks.records.store import lockstep_path
 from fanin.benchmarks.records.task import Task
 from fanin.datasets import load
@@ -259,7 +260,7 @@ def excuse_kinks(sides: list[SideChild], before: Intermediate, features: np.ndar
     if units.size:
         giver, taker = sides
         for side in sides:
-            np.save(side.folder / "units.npy", units)
+            save_array(side.folder / "units.npy", units)
         giver.ask("give")
         taker.ask("take", giver=str(giver.folder))
     return len(units)

@@ -6,13 +6,12 @@ killed goes on from its checkpoint. The children send events (see `child`); a `D
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any, Protocol
 
 from fanin.benchmarks.harness.checkpoint import checkpoint_folder, remove_checkpoint
-from fanin.benchmarks.harness.lock import locked
+from fanin.benchmarks.harness.lock import add_holder, locked
 from fanin.benchmarks.harness.request import Options, Request, begun, failed
 from fanin.benchmarks.measuring.process import Child
 from fanin.benchmarks.records.files import remove_leftovers
@@ -128,7 +127,7 @@ def run_one(request: Request, display: Display, lock: int) -> RunResult:
     before = request.path.stat().st_mtime_ns if request.path.exists() else None
     log = log_path(request.path)
     with Child(MODULES[request.options.profile], log=log, inherited=(lock,)) as child:
-        os.write(lock, f" with its child {child.process.pid}".encode())
+        add_holder(lock, f" with its child {child.process.pid}")
         child.send(request.model_dump(mode="json"))
         for event in child.messages():
             display.event(event)

@@ -92,13 +92,6 @@ def hours_per_epoch(expected: Estimate, task: Task, sizes: Sizes, speed: Speed) 
     return (training + validation) / 3600
 
 
-# Of `Plan.cells`.
-HEADS = (
-    *("parameters", "model", "optimiser", "gradients", "temporary", "peak", "fits"),
-    *("h/epoch", "hours"),
-)
-
-
 @dataclass(frozen=True)
 class Plan:
     """What one task needs in one backend, on a machine with so many bytes of free memory."""
@@ -132,24 +125,6 @@ class Plan:
     def hours(self) -> float:
         """For all epochs that the task allows, and all its repeats."""
         return self.hours_per_epoch * self.task.epochs * self.task.repeat
-
-    def cells(self) -> list[str]:
-        """As text, under `HEADS`; bytes in GiB."""
-        expected = self.expected
-        parts = (
-            expected.parameter_bytes,
-            expected.optimizer_bytes,
-            expected.gradient_bytes,
-            expected.temporary_bytes,
-            expected.peak_bytes,
-        )
-        return [
-            f"{self.parameters / 1e6:,.1f} M",
-            *(f"{part / GIB:.2f}" for part in parts),
-            "yes" if self.fits else "NO",
-            f"{self.hours_per_epoch:.2f}",
-            f"{self.hours:,.0f}",
-        ]
 
     def as_json(self) -> dict[str, object]:
         """For a program; bytes and hours."""

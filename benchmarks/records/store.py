@@ -8,8 +8,7 @@ task.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fanin.benchmarks.records.base import SCHEMA_VERSION
 from fanin.benchmarks.records.compare import LockstepResult
-from fanin.benchmarks.records.files import write_atomically
+from fanin.benchmarks.records.files import try_writing, write_atomically
 from fanin.benchmarks.records.run import Profile, RunResult
 from fanin.benchmarks.records.task import Task
 from fanin.benchmarks.records.timing import OpTimes, StepResult
@@ -110,15 +109,24 @@ def read_lockstep(folder: Path, without: Collection[Path] = ()) -> Iterator[Lock
         yield comparison
 
 
-def check_folder(folder: Path, replaced: Collection[Path] = ()) -> None:
-    """ResultError where a file of the results folder cannot be read, those aside that will be
-    `replaced`, and OSError where none can be written: the report needs all of them, and should not
-    find out after hours of training."""
+def check_folder(folder: Path, written: Iterable[Path], replaced: Collection[Path] = ()) -> None:
+    """Try what the end of a command needs, and should not find out after hours of training.
+
+    Raises ResultError where a file of the results folder cannot be read, those aside that will be
+    `replaced`, since the report reads all of them; OSError where one of those to be `written`, or
+    the report, could not be.
+    """
     for profile in FOLDERS:
         for _ in read_results(folder, profile, replaced):
             pass
     for _ in read_lockstep(folder, replaced):
         pass
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    for below in sorted({folder, *(path.parent for path in written)}):
+        try_writing(below)
+    if report_folder(folder).exists():
+        try_writing(report_folder(folder))
+
+
+def report_folder(folder: Path) -> Path:
+    """Where the report of a results folder is written, if not elsewhere."""
+    return folder / "report"

@@ -6,6 +6,8 @@ Babbar, ECML-PKDD 2023, arXiv 2306.03725, and its public code).
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -55,8 +57,19 @@ _MODELS: dict[Architecture, _Model] = {
     "bottleneck": _Model("bottleneck", None, True),
 }
 
-# Both become folder names below the results folder.
-_FILE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
+# Data set and features become folders below the results folder and parts of the names of cached
+# files, of which a file system takes 255 bytes; so does a slug, with an ending behind it.
+_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$"
+NAMES = (
+    "a name has 1 to 200 of the letters A-Z and a-z, digits, `.`, `_` and `-`, and does not begin "
+    "with a dot"
+)
+_LONGEST_SLUG = 240
+
+
+def is_name(text: str) -> bool:
+    """Whether a data set or features may be called so; `NAMES` says how."""
+    return re.fullmatch(_NAME, text) is not None
 
 
 class TaskError(ValueError):
@@ -69,8 +82,8 @@ class Task(BaseModel):
     # Strict: `true` is no number, nor is "8".
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    dataset: str = Field(min_length=1, pattern=_FILE_NAME)
-    features: str = Field(min_length=1, pattern=_FILE_NAME)
+    dataset: str = Field(pattern=_NAME)
+    features: str = Field(pattern=_NAME)
     architecture: Architecture
     connectivity: int | None = Field(default=None, ge=1)
     intermediate: int | None = Field(default=None, ge=1)
@@ -256,8 +269,13 @@ class Task(BaseModel):
 
     @property
     def slug(self) -> str:
-        """A readable name, unique among tasks: `ffi-32-16384`, then what departs from defaults."""
-        return "_".join([self.setup_name, *self.departures])
+        """A readable name, unique among tasks: `ffi-32-16384`, then what departs from defaults. One
+        that is too long for a file ends in a hash."""
+        name = "_".join([self.setup_name, *self.departures])
+        if len(name) <= _LONGEST_SLUG:
+            return name
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        return f"{name[: _LONGEST_SLUG - 13]}_{digest}"
 
     @property
     def setup_name(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fanin.benchmarks.records.task import RECIPE_KEYS, Task, TaskError
+from fanin.benchmarks.records.task import NAMES, RECIPE_KEYS, Task, TaskError
 from fanin.datasets import canonical_name
 
 TASK_FOLDER = Path(__file__).parent.parent / "tasks"
@@ -131,5 +131,7 @@ def _explain(error: ValidationError) -> str:
         value = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
         hint = f"; known keys: {known}" if item["type"] == "extra_forbidden" else ""
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "string_pattern_mismatch":
+            message = NAMES
         lines.append(f"{key + ': ' if key else ''}{message}{value}{hint}")
     return "; ".join(lines)

@@ -19,7 +19,8 @@ import typer
 
 from fanin.benchmarks.measuring import memory
 from fanin.benchmarks.measuring.machine import describe_machine, thread_count
-from fanin.benchmarks.records.files import write_atomically
+from fanin.benchmarks.records.files import try_writing, write_atomically
+from fanin.benchmarks.records.printing import prepare_streams
 from fanin.benchmarks.records.timing import OpTimes
 from fanin.benchmarks.timing.rounds import rounds
 from fanin.reports.tables.op import op_text
@@ -98,6 +99,8 @@ def main(
     """Time the op against torch's sparse and dense layers and print medians and ratios."""
     from fanin.backends.torch.device import TorchDevice
 
+    if out:
+        try_writing(out.parent)
     if keep_memory:
         memory.keep_memory()
     results = []
@@ -124,4 +127,5 @@ def main(
 
 
 if __name__ == "__main__":
+    prepare_streams()
     typer.run(main)

@@ -17,7 +17,7 @@ def test_a_results_folder_that_is_no_folder_of_files(tmp_path):
     path = result_path(tmp_path, make_task(), "torch", 0)
     path.mkdir(parents=True)
     with pytest.raises(ResultError, match=r"torch-0\.json: cannot be read: Is a directory"):
-        check_folder(tmp_path)
+        check_folder(tmp_path, [])
 
 
 def test_failures_are_known_by_the_names_of_exceptions():
