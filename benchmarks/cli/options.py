@@ -16,6 +16,7 @@ from fanin.backends.recipes import RecipeName
 from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.cli.output import stop
 from fanin.benchmarks.harness.request import Options
+from fanin.benchmarks.measuring.machine import thread_count
 from fanin.benchmarks.timing.options import one_of
 
 # What an option of a run is when it is not given.
@@ -36,6 +37,15 @@ def text_path(param: typer.CallbackParam, value: Path | None) -> Path | None:
     except UnicodeEncodeError:
         encoding = sys.getfilesystemencoding()
         stop(f"{param.opts[0]} {value} is no {encoding} text: rename the folder, or link to it")
+    return value
+
+
+def usable_threads(value: int) -> int:
+    """A number of threads that is possible, or 0 where the setting is."""
+    try:
+        thread_count(value)
+    except ValueError as error:
+        stop(str(error))
     return value
 
 
@@ -109,6 +119,9 @@ Device = Annotated[str, one_of(DEVICES, "auto: a GPU where there is one.")]
 Threads = Annotated[
     int,
     typer.Option(
-        min=0, max=MOST_THREADS, help="CPU threads; 0 for OMP_NUM_THREADS, or all without it."
+        min=0,
+        max=MOST_THREADS,
+        help="CPU threads; 0 for OMP_NUM_THREADS, or all without it.",
+        callback=usable_threads,
     ),
 ]

@@ -47,6 +47,8 @@ def prepare(folder: Path, architecture: str | None) -> tuple[dict[str, str], lis
 
 def build(folder: Path, architecture: str | None) -> Path:
     """libfanin for the architecture (None: without GPU code), brought up to date in `folder`."""
+    from fanin.benchmarks.measuring.machine import cores  # needs packages that `needs` looks for
+
     cmake = shutil.which("cmake")
     if not cmake:
         raise GpuError("cmake is not on the PATH; `pip install cmake ninja` brings it")
@@ -62,7 +64,7 @@ def build(folder: Path, architecture: str | None) -> Path:
     with log.open("w", encoding="utf-8") as output:
         for command in (
             [cmake, "-S", str(ROOT / "kernels"), "-B", str(folder), *options],
-            [cmake, "--build", str(folder), "--parallel", str(os.cpu_count() or 1)],
+            [cmake, "--build", str(folder), "--parallel", str(cores())],
         ):
             done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
             if done.returncode:

@@ -71,6 +71,31 @@ def test_bad_matrix(tmp_path: Path, stored: sparse.csr_array, message: str) -> N
             read(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"indices": np.array([0.7, 3, 1])}, "its indices are float64: they must be integers"),
+        ({"indptr": np.array([0, 2.9, 2.9, 3])}, "its indptr are float64: they must be integers"),
+        ({"indices": np.array([True, False, True])}, "its indices are bool"),
+        ({"indices": np.array(["0", "3", "1"])}, "its indices are <U1"),
+        ({"indptr": np.array([0, 2, 2, 2**64 - 1], np.uint64)}, r"damaged \(indptr has to rise"),
+        ({"indptr": np.array([0, 2, 2, 2])}, r"damaged \(indptr has to rise from 0 to 3"),
+    ],
+)
+def test_arrays_that_scipy_takes_for_something_else(
+    tmp_path: Path, change: dict[str, np.ndarray], message: str
+) -> None:
+    path, good = tmp_path / "x.npz", matrix()
+    parts = {"data": good.data, "indices": good.indices, "indptr": good.indptr}
+    parts |= {"shape": np.array(good.shape), "format": np.array(b"csr")}
+    np.savez(path, **parts)
+    assert same_values(formats.read_feature_matrix(path), good.astype(np.float32))
+    np.savez(path, **parts | change)
+    for read in (formats.read_label_matrix, formats.read_feature_matrix):
+        with pytest.raises(DataError, match=f"x.npz: {message}"):
+            read(path)
+
+
 def test_unreadable_matrix(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     sparse.save_npz(path, matrix())
