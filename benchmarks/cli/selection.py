@@ -43,8 +43,7 @@ def select_tasks(
     in each of the executions, or as the files say."""
     for option, names in (("--dataset", datasets), ("--features", [features])):
         for name in filter(None, names):
-            if not is_name(name):
-                stop(f"{option} {name!r}: {NAMES}; rename what is called so, or link to it")
+            _check_name(option, name)
     if data_dir and file is None and None in datasets:
         stop(f"--data-dir {data_dir} needs --dataset too, or --tasks: which data to take from it")
     overrides = {key: value for key, value in overrides.items() if value is not None}
@@ -81,6 +80,11 @@ def select_tasks(
     return chosen
 
 
+def _check_name(what: str, name: str) -> None:
+    if not is_name(name):
+        stop(f"{what} {name!r}: {NAMES}; rename what is called so, or link to it")
+
+
 def _is_called(task: Task, name: str) -> bool:
     """Whether `--setup` means this task by a name: that of its folder, or that of a table, which
     leaves out departures from the defaults that all its rows have. A name without departures means
@@ -106,4 +110,5 @@ def _only_kind(kinds: list[str], dataset: str) -> str:
     if len(kinds) != 1:
         choice = f" ({', '.join(kinds)})" if kinds else ""
         stop(f"no tasks are known for data set {dataset!r}; name --features{choice} or --tasks")
+    _check_name("features", kinds[0])
     return kinds[0]

@@ -168,9 +168,13 @@ class Checkpoint:
     def _write(self, folder: str, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
         target = self._folder / folder
         target.mkdir(parents=True, exist_ok=True)
-        for name, array in arrays:
-            save_array(target / f"{name}.npy", array)
-            del array  # before the next one is made
+        try:
+            for name, array in arrays:
+                save_array(target / f"{name}.npy", array)
+                del array  # before the next one is made
+        except OSError:
+            shutil.rmtree(target, ignore_errors=True)  # half of it is of no use on a full disk
+            raise
 
     def _write_state(self) -> None:
         write_atomically(self._folder / "state.json", self._state.model_dump_json(indent=1) + "\n")

@@ -38,6 +38,7 @@ from fanin.benchmarks.measuring.clock import StepClock
 from fanin.benchmarks.measuring.memory import MemoryWatch
 from fanin.benchmarks.measuring.metrics import precision, ranking
 from fanin.benchmarks.measuring.process import Parent
+from fanin.benchmarks.records.files import reserving
 from fanin.benchmarks.records.printing import log
 from fanin.benchmarks.records.run import Epoch, RunResult, Timing
 from fanin.benchmarks.records.store import write_result
@@ -193,7 +194,8 @@ def main(parent: Parent, work: Callable[[Request, Events, RunResult], None] = ru
     request = Request.model_validate(parent.receive())
     result = begun(request)
     try:
-        work(request, Events(parent.send), result)
+        with reserving(request.path):
+            work(request, Events(parent.send), result)
     except Exception as error:
         log(traceback.format_exc())
         # Where it was noticed that a model is too large tells nobody anything.

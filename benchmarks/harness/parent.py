@@ -135,6 +135,7 @@ def run_one(request: Request, display: Display, lock: int) -> RunResult:
     written = request.path.stat().st_mtime_ns if request.path.exists() else None
     if written is not None and written != before:
         return read_result(request.path)
+    remove_leftovers(request.path)  # what it had reserved on the disk
     tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     message = f"the run's process ended with {how} and left no result; its output: {log}"

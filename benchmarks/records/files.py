@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,20 +15,18 @@ import numpy as np
 # What a flush says where data are lost. Anything else says that the file system, of a network say,
 # has no such call, and a flush is an extra.
 _LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# More than a file system keeps beside the names in a folder.
-_TRIAL = b"\n" * (1 << 16)
+# As much as a result file takes, bytes that no file system stores in less place.
+_TRIAL = random.Random(0).randbytes(1 << 16)
 
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
     """An OSError in here names `path`, if it names none: what goes wrong when an open file is
-    written does not, and NumPy tells no more than how much was written."""
+    written does not."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:
-            raise OSError(errno.EIO, str(error), str(path)) from error
-        if error.filename is None:
+        if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
 
@@ -69,10 +68,32 @@ def _flush(handle: int) -> None:
             raise
 
 
-def save_array(path: Path, array: np.ndarray) -> None:
-    """`numpy.save`, whose errors name the file."""
+@contextmanager
+def reserving(path: Path) -> Iterator[None]:
+    """Keep as much of the disk as the file `path` will need until this is left: what was measured
+    for hours can then be written, however full the disk has become."""
+    reserve = path.with_name(f".{path.name}.reserve")
     with naming(path):
+        reserve.write_bytes(_TRIAL)
+    try:
+        yield
+    finally:
+        reserve.unlink(missing_ok=True)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """`numpy.save`, whose errors name the file and what is wrong."""
+    try:
         np.save(path, array)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # NumPy says how much was written. What kept it from more, another file is to say.
+        try:
+            try_writing(path.parent)
+        except OSError as reason:
+            raise OSError(reason.errno, reason.strerror, str(path)) from error
+        raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def try_writing(folder: Path) -> None:
