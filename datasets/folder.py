@@ -25,7 +25,7 @@ from fanin.datasets import formats, svd
 from fanin.datasets.catalogue import FEATURES, PUBLISHED, canonical_name, spellings
 from fanin.datasets.dataset import DataError, Dataset, check_some
 from fanin.datasets.label_cache import SparseReader, cached
-from fanin.datasets.memory import available_bytes
+from fanin.datasets.memory import available_bytes, size_text
 
 _LOG = logging.getLogger(__name__)
 
@@ -159,8 +159,8 @@ def _features(
         )
         raise DataError(
             f"{files[0][0]} and {files[1][0].name}: as dense float32 they need "
-            f"{needed / 2**30:.1f} GiB, and half of the memory available here is "
-            f"{memory_limit() / 2**30:.1f} GiB: {advice}"
+            f"{size_text(needed)}, and half of the memory available here is "
+            f"{size_text(memory_limit())}: {advice}"
         )
     train, test = (x.toarray() if isinstance(x, sparse.csr_array) else x for x in parts)
     return train, test

@@ -1,4 +1,4 @@
-"""How much memory this process may still take.
+"""How much memory this process may still take, and how a sentence says so.
 
 That is what the machine has free, or less where the process's control groups have limits, as in a
 container.
@@ -23,6 +23,13 @@ def available_bytes() -> int:
     free = int(psutil.virtual_memory().available)
     bounds = [free, *map(_left_by_limit, own_groups("memory"))]
     return max(0, min(bound for bound in bounds if bound is not None))
+
+
+def size_text(size: int) -> str:
+    """So many bytes in the unit that fits: `1.5 GiB`, `12.0 MiB`, `0.3 KiB`."""
+    units = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+    unit, factor = next((each for each in units if size >= each[1] / 10), units[-1])
+    return f"{size / factor:.1f} {unit}"
 
 
 def _left_by_limit(group: Group) -> int | None:

@@ -33,7 +33,7 @@ from fanin.benchmarks.harness.plan import Estimate, Plan, Sizes
 from fanin.benchmarks.measuring.machine import thread_count
 from fanin.benchmarks.records.statistics import GIB
 from fanin.datasets import PUBLISHED, find_folder, load
-from fanin.datasets.memory import available_bytes
+from fanin.datasets.memory import available_bytes, size_text
 from fanin.datasets.shape_twins import shape_twin
 from fanin.reports.format import Scale, duration_scale, large_count_scale, memory_scale
 from fanin.reports.setups import Setup as ReportedSetup
@@ -111,10 +111,9 @@ def plan(
     for (name, kind), group in groupby(plans, key=lambda p: (p.task.dataset, p.task.features)):
         table = plan_table(list(group), sizes[name, kind].inputs)
         print_text(console, f"{name}, {kind} features\n{table.markdown()}\n")
-    memory_here = memory_scale([available / GIB])
     print_text(
         console,
-        f"{memory_here.text(available / GIB)} {memory_here.unit} of memory, "
+        f"{size_text(available)} of memory, "
         f"{machine.bandwidth / 1e9:.0f} GB/s, {machine.flops / 1e9:.0f} GFLOP/s, {count} threads\n"
         "peak: what the process needs above the frameworks and the data, temporaries included\n"
         "times: from bytes moved and arithmetic, right within a factor of about two; total: all\n"

@@ -65,6 +65,14 @@ def test_the_same_in_version_1(groups: Path) -> None:
     assert memory.available_bytes() == 24 * MIB
 
 
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0.0 KiB"), (300, "0.3 KiB"), (12 << 20, "12.0 MiB"), (110 << 20, "0.1 GiB")],
+)
+def test_a_size_has_the_unit_that_fits(size: int, text: str) -> None:
+    assert memory.size_text(size) == text
+
+
 def test_a_cpu_quota_is_the_least_of_all_groups(groups: Path) -> None:
     assert control_groups.cpu_quota() is None
     (groups / "own").write_text("0::/outer/inner\n")

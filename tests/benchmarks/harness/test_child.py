@@ -21,7 +21,7 @@ def test_a_model_that_cannot_be_held_is_not_begun(tmp_path, monkeypatch):
     request = Request(task=chosen, backend="torch", repeat=0, options=options)
     result = begun(request)
     with pytest.raises(
-        TooLargeError, match=r"state alone are 0\.0 GiB, and 0\.0 GiB are available"
+        TooLargeError, match=r"state alone are 24\.\d KiB, and 1\.0 KiB are available"
     ):
         child.run(request, Events(lambda event: None), result)
     assert result.dataset.labels == 50 and result.memory is None
