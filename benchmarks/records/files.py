@@ -84,7 +84,8 @@ def reserving(path: Path) -> Iterator[None]:
 def save_array(path: Path, array: np.ndarray) -> None:
     """`numpy.save`, whose errors name the file and what is wrong."""
     try:
-        np.save(path, array)
+        with naming(path):
+            np.save(path, array)
     except OSError as error:
         if error.errno is not None:
             raise

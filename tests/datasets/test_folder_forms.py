@@ -98,7 +98,7 @@ def test_features_too_large_to_be_made_dense(
     monkeypatch.setattr(folder, "memory_limit", lambda: 4 * 9 * 6)
     load("mine", "bow", tmp_path)
     monkeypatch.setattr(folder, "memory_limit", lambda: 4 * 9 * 6 - 1)
-    with pytest.raises(DataError, match=r"trn_X_Xf.txt and tst_X_Xf.txt: .* 0\.0 GiB.*bow-svd512"):
+    with pytest.raises(DataError, match=r"trn_X_Xf.txt and tst_X_Xf.txt: .* 0\.2 KiB.*bow-svd512"):
         load("mine", "bow", tmp_path)
     load("mine", "bow-svd512", tmp_path)
 

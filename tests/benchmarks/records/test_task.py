@@ -164,6 +164,29 @@ class TestTasks:
             read_tasks(path)
         assert str(path) in str(caught.value)
 
+    @pytest.mark.parametrize("name", ["my data", ".hidden", "a/b", "a\n", "é", "x" * 201])
+    def test_a_name_that_is_no_folder_of_results_is_answered_in_words(self, tmp_path, name):
+        path = tmp_path / "t.json"
+        for key in ("dataset", "features"):
+            task = {"dataset": "d", "features": "f", "architecture": "dense", key: name}
+            path.write_text(json.dumps({"tasks": [task]}))
+            with pytest.raises(TaskError) as caught:
+                read_tasks(path)
+            assert f"{key}: a name has 1 to 200 of the letters A-Z and a-z" in str(caught.value)
+            assert "pattern" not in str(caught.value)
+
+    def test_a_slug_fits_into_a_file_name(self):
+        values = {"epochs": 10**60, "batch_size": 10**60, "seed": 10**60, "rewire_interval": 10**60}
+        first, second = (
+            make_task(**values, architecture="stratified", connectivity=4, dropout=dropout).slug
+            for dropout in (0.1, 0.2)
+        )
+        assert first != second
+        assert len(first) == len(second) == 240
+        assert first.startswith("ffi-4_batch_size=1000")
+        short = make_task(epochs=10**200).slug  # as it is
+        assert short == f"dense_epochs={10**200}"
+
     def test_connectivity_must_fit_the_data(self):
         message = "^d, f features, setup ffi-32: connectivity 32 is larger than the 8 inputs"
         with pytest.raises(TaskError, match=message):
