@@ -29,8 +29,8 @@ app = typer.Typer(
     help="Fixed fan-in sparse output layers for extreme classification: train every layer setup "
     "in PyTorch and TensorFlow, compare them, and report.",
     epilog="Start with `fanin reproduce`: it trains on real data that comes with fanin and ends "
-    "with a table and an HTML page. Exit codes: 0 done; 1 a run failed or the backends drifted "
-    "apart; 2 wrong usage or data; 130 stopped with Ctrl-C.",
+    "with a table and an HTML page. Exit codes: 0 done; 1 a run failed, the backends drifted apart "
+    "or the disk is full; 2 wrong usage or data; 130 stopped with Ctrl-C.",
 )
 
 
