@@ -24,6 +24,7 @@ from scipy import sparse
 from fanin.datasets import formats, svd
 from fanin.datasets.catalogue import FEATURES, PUBLISHED, canonical_name, spellings
 from fanin.datasets.dataset import DataError, Dataset, check_some
+from fanin.datasets.file_errors import naming
 from fanin.datasets.label_cache import SparseReader, cached
 from fanin.datasets.memory import available_bytes, size_text
 
@@ -190,7 +191,7 @@ def _reduced(folder: Path, name: str, labels: Sequence[SplitLabels]) -> tuple[Fe
 
     digest = svd.content_hash()
     for path, _ in files:
-        with path.open("rb") as file:
+        with naming(path), path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return svd.cached(
         f"{name}-{BOW_SVD512}-{digest.hexdigest()[:12]}",

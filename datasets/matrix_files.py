@@ -5,6 +5,7 @@ Whatever a damaged file makes the libraries raise becomes a DataError that names
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from fanin.datasets.dataset import DataError, check_finite
+from fanin.datasets.file_errors import naming
+from fanin.datasets.text_files import MOST
 
 _LOG = logging.getLogger(__name__)
 
@@ -80,6 +83,8 @@ def _load_csr(path: Path) -> sparse.csr_array:
             )
         indices, starts = arrays["indices"], arrays["indptr"]
         shape = tuple(arrays["shape"].tolist())
+        if max(shape) > MOST:
+            raise DataError(f"{path}: {max(shape)} rows or columns are too many: at most {MOST}")
     for name, array in (("indices", indices), ("indptr", starts)):
         if array.dtype.kind not in "iu":
             raise DataError(
@@ -103,7 +108,8 @@ def read_array(path: Path) -> npt.NDArray[np.float32]:
     float32.
     """
     try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        with naming(path):
+            stored = _load_mapped(path)
     except OSError:
         raise
     except Exception as error:  # damaged headers make NumPy raise many kinds
@@ -123,6 +129,17 @@ def read_array(path: Path) -> npt.NDArray[np.float32]:
         converted = np.ascontiguousarray(stored, np.float32)
     check_finite(converted, f"{path} (as float32)")
     return converted
+
+
+def _load_mapped(path: Path) -> object:
+    """The array in a file: mapped, or read where its file system has no memory maps."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        _LOG.info("%s cannot be mapped: reading it into memory", path)
+        return np.load(path, allow_pickle=False)
 
 
 def _reason(error: Exception) -> str:

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fanin.benchmarks.cli.codes import FAILED, USAGE
-from fanin.benchmarks.records.files import naming
 from fanin.benchmarks.records.printing import drop_output, printable
+from fanin.datasets.file_errors import naming
 
 # What the system says where the command line is right and the machine has failed: the disk or a
 # quota is full, or a disk is broken; there is no memory, no descriptor or no process left.

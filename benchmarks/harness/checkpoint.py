@@ -14,6 +14,7 @@ time: the peak memory of a run is measured, and a checkpoint must not raise it.
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ from pydantic import BaseModel, ValidationError
 from fanin.backends.trainer import Trainer
 from fanin.benchmarks.records.files import flush, save_array, write_atomically
 from fanin.benchmarks.records.run import Epoch
+from fanin.datasets.file_errors import naming
 
 
 class State(BaseModel):
@@ -59,7 +61,14 @@ class StoredArrays(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         # "c": whoever writes to the array changes memory and not the file. With "r" the frameworks
         # would warn of an array that cannot be written to, or copy it first.
-        array: np.ndarray = np.load(self._folder / f"{name}.npy", mmap_mode="c")
+        path = self._folder / f"{name}.npy"
+        with naming(path):
+            try:
+                array: np.ndarray = np.load(path, mmap_mode="c")
+            except OSError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+                array = np.load(path)  # this file system has no memory maps
         return array
 
 

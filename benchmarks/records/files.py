@@ -12,23 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from fanin.datasets.file_errors import naming
+
 # What a flush says where data are lost. Anything else says that the file system, of a network say,
 # has no such call, and a flush is an extra.
 _LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # As much as a result file takes, bytes that no file system stores in less place.
 _TRIAL = random.Random(0).randbytes(1 << 16)
-
-
-@contextmanager
-def naming(path: Path | str) -> Iterator[None]:
-    """An OSError in here names `path`, if it names none: what goes wrong when an open file is
-    written does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

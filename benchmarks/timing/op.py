@@ -83,11 +83,12 @@ def time_layers(
 
 def main(
     inputs: Annotated[
-        list[int] | None, typer.Option(help="Inputs of the layer; repeatable; 768 and 32768.")
+        list[int] | None,
+        typer.Option(min=1, help="Inputs of the layer; repeatable; 768 and 32768."),
     ] = None,
-    labels: int = 131_072,
-    fan_in: int = 32,
-    batch: int = 32,
+    labels: Annotated[int, typer.Option(min=1)] = 131_072,
+    fan_in: Annotated[int, typer.Option(min=1)] = 32,
+    batch: Annotated[int, typer.Option(min=1)] = 32,
     count: Annotated[int, typer.Option(min=1, help="Rounds.")] = 15,
     keep_memory: Annotated[
         bool, typer.Option("--keep-memory", help="Take no new memory from the system.")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +75,21 @@ def test_bad_matrix(tmp_path: Path, stored: sparse.csr_array, message: str) -> N
             read(tmp_path / "x.npz")
 
 
+def test_a_file_system_without_memory_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused:
+        def __init__(self, *_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    np.save(tmp_path / "x.npy", x)
+    monkeypatch.setattr(mmap, "mmap", Refused)
+    number = errno.ENODEV
+    assert np.array_equal(formats.read_features(tmp_path / "x.npy"), x)
+    number = errno.EIO
+    with pytest.raises(OSError, match=re.escape(f"'{tmp_path / 'x.npy'}'")):
+        formats.read_features(tmp_path / "x.npy")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -79,6 +98,7 @@ def test_bad_matrix(tmp_path: Path, stored: sparse.csr_array, message: str) -> N
         ({"indices": np.array([True, False, True])}, "its indices are bool"),
         ({"indices": np.array(["0", "3", "1"])}, "its indices are <U1"),
         ({"indptr": np.array([0, 2, 2, 2**64 - 1], np.uint64)}, r"damaged \(indptr has to rise"),
+        ({"shape": np.array([3, 10**9])}, "1000000000 rows or columns are too many: at most 99999"),
         ({"indptr": np.array([0, 2, 2, 2])}, r"damaged \(indptr has to rise from 0 to 3"),
     ],
 )
