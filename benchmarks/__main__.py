@@ -11,7 +11,6 @@ import sys
 import threading
 
 from fanin.benchmarks.cli.codes import FAILED, INTERRUPTED
-from fanin.benchmarks.records.printing import drop_output, prepare_streams
 
 
 def interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
@@ -33,8 +32,10 @@ def interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
 def main() -> None:
     """Run the command and exit with its code; see `cli.app`."""
     sys.unraisablehook = interrupt_again
-    prepare_streams()
     try:
+        from fanin.benchmarks.records.printing import prepare_streams
+
+        prepare_streams()
         from fanin.benchmarks.cli.app import app
 
         app()
@@ -42,6 +43,8 @@ def main() -> None:
         print("fanin: stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except OSError as error:  # of the help, which typer prints; commands tell their own
+        from fanin.benchmarks.records.printing import drop_output
+
         print(f"fanin: standard output: {error.strerror}", file=sys.stderr)
         drop_output()
         sys.exit(FAILED)
