@@ -45,7 +45,7 @@ def main() -> None:
     except OSError as error:  # of the help, which typer prints; commands tell their own
         from fanin.benchmarks.records.printing import drop_output
 
-        print(f"fanin: standard output: {error.strerror}", file=sys.stderr)
+        print(f"fanin: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         drop_output()
         sys.exit(FAILED)
 
