@@ -176,16 +176,26 @@ class TestTasks:
             assert "pattern" not in str(caught.value)
 
     def test_a_slug_fits_into_a_file_name(self):
-        values = {"epochs": 10**60, "batch_size": 10**60, "seed": 10**60, "rewire_interval": 10**60}
+        departures = {
+            **{"epochs": 12345, "batch_size": 12345, "seed": 12345, "rewire_interval": 12345},
+            **{"learning_rate": 0.123456789012345, "rewire_fraction": 0.123456789012345},
+            **{"rewire_until": 0.123456789012345, "protocol": "holdout", "execution": "fused"},
+            **{"weights_dtype": "bfloat16", "moments_dtype": "bfloat16", "loss_fn": "bce"},
+        }
+        ffi = {"architecture": "stratified", "connectivity": 4}
         first, second = (
-            make_task(**values, architecture="stratified", connectivity=4, dropout=dropout).slug
-            for dropout in (0.1, 0.2)
+            make_task(**ffi, **departures, dropout=dropout).slug for dropout in (0.25, 0.75)
         )
         assert first != second
         assert len(first) == len(second) == 240
-        assert first.startswith("ffi-4_batch_size=1000")
-        short = make_task(epochs=10**200).slug  # as it is
-        assert short == f"dense_epochs={10**200}"
+        assert first.startswith("ffi-4_batch_size=12345_dropout=0.25_epochs=12345_execution=fused_")
+        del departures["rewire_until"]
+        del departures["rewire_fraction"]
+        assert make_task(**ffi, **departures).slug == (
+            "ffi-4_batch_size=12345_epochs=12345_execution=fused_learning_rate=0.123456789012345_"
+            "loss_fn=bce_moments_dtype=bfloat16_protocol=holdout_rewire_interval=12345_seed=12345_"
+            "weights_dtype=bfloat16"
+        )
 
     def test_connectivity_must_fit_the_data(self):
         message = "^d, f features, setup ffi-32: connectivity 32 is larger than the 8 inputs"
