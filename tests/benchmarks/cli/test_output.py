@@ -17,7 +17,7 @@ from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.cli import report as report_command
 from fanin.benchmarks.cli.output import make_console, print_text
 from fanin.benchmarks.cli.progress import Terminal
-from fanin.benchmarks.harness.request import Options, Request, begun
+from fanin.benchmarks.harness.request import Options, Request, begun, failed
 from fanin.benchmarks.records.store import write_result
 
 HOSTILE = "out[lr=0.1] [/final] :smile: 12 'a' \x1b[31m"
@@ -30,7 +30,7 @@ def results(tmp_path):
     folder = tmp_path / HOSTILE.replace("/", "") / "x[" / "final]"
     options = Options(results=folder)
     request = Request(task=make_task(), backend="torch", repeat=0, options=options)
-    write_result(request.path, begun(request))
+    write_result(request.path, failed(begun(request), "ValueError", "so it is", ""))
     return folder
 
 
