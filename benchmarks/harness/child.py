@@ -37,6 +37,7 @@ from fanin.benchmarks.measuring.clock import StepClock
 from fanin.benchmarks.measuring.memory import MemoryWatch
 from fanin.benchmarks.measuring.metrics import precision, ranking
 from fanin.benchmarks.measuring.process import Parent
+from fanin.benchmarks.records.files import checksum, flush
 from fanin.benchmarks.records.run import Epoch, RunResult, Timing
 from fanin.benchmarks.records.store import write_result
 from fanin.datasets import Dataset, propensity
@@ -167,6 +168,7 @@ def run(request: Request, events: Events, result: RunResult) -> None:
         result.memory = memory.result(trainer)
     if request.weights_path:
         save_weights(trainer, request.weights_path)
+        result.weights_checksum = checksum(request.weights_path)
     result.finished = datetime.now(UTC)
 
 
@@ -177,7 +179,9 @@ def save_weights(trainer: Trainer, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     save_file(trainer.weights(), temporary)
+    flush(temporary)
     os.replace(temporary, path)
+    flush(path.parent)
 
 
 def main(parent: Parent, work: Callable[[Request, Events, RunResult], None] = run) -> int:

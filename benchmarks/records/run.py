@@ -105,4 +105,7 @@ class RunResult(Record):
     memory: Memory | None = None
     timing: Timing | None = None
     extrapolation: Extrapolation | None = None
+    weights_checksum: str | None = Field(
+        default=None, description="SHA-256 of the weights file beside it; null where none was saved"
+    )
     failure: Failure | None = None

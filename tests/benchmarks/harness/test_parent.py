@@ -7,13 +7,15 @@ import time
 from datetime import UTC, datetime
 
 import pytest
+from damage import DAMAGES
 from fakes import Noting, make_task, write_dataset
 
 from fanin.benchmarks.harness import parent
 from fanin.benchmarks.harness.prepare import dataset_info
 from fanin.benchmarks.harness.request import Options, Request, begun, failed, requests
 from fanin.benchmarks.records.base import Machine
-from fanin.benchmarks.records.store import result_path, write_result
+from fanin.benchmarks.records.files import checksum
+from fanin.benchmarks.records.store import read_result, result_path, write_result
 from fanin.datasets import load
 from fanin.kernels import library
 
@@ -57,8 +59,23 @@ class TestRunAll:
         assert run_all([make_task()], failing, save_weights=True) == [told[0], "failed"]
         assert run_all([make_task()]) == ["skipped"]  # what it measured is still there
         assert run_all([make_task()], save_weights=True) == told
-        result_path(tmp_path, make_task(), "torch", 0).with_suffix(".safetensors").touch()
+        path = result_path(tmp_path, make_task(), "torch", 0)
+        weights = path.with_suffix(".safetensors")
+        weights.write_bytes(b"of another run")
+        assert run_all([make_task()], save_weights=True) == told
+        result = read_result(path)
+        result.weights_checksum = checksum(weights)
+        write_result(path, result)
         assert run_all([make_task()], save_weights=True) == ["skipped"]
+        for damage in DAMAGES:
+            weights.write_bytes(b"of this run")
+            result.weights_checksum = checksum(weights)
+            write_result(path, result)
+            damage(weights)
+            first, last = run_all([make_task()], save_weights=True)
+            assert first.endswith("and runs again to save them") and last == "finished"
+            assert run_all([make_task()]) == ["skipped"]  # whoever does not ask for them
+            weights.rmdir() if weights.is_dir() else weights.unlink(missing_ok=True)
         # A shape profile has no weights to keep.
         for expected in ("finished", "skipped"):
             assert run_all([make_task()], save_weights=True, profile="shapes") == [expected]
