@@ -44,6 +44,9 @@ class DatasetInfo(Record):
     train_instances: int
     test_instances: int
     train_positives: int
+    left_out_pairs: int = Field(
+        default=0, description="pairs (instance, label) that evaluation on the test set leaves out"
+    )
 
 
 class Machine(Record):
