@@ -173,7 +173,7 @@ def run(request: Request, events: Events, result: RunResult) -> None:
     if request.weights_path:
         save_weights(trainer, request.weights_path)
         result.weights_checksum = checksum(request.weights_path)
-    result.finished = datetime.now(UTC)
+    result.finished = max(result.started, datetime.now(UTC))  # a clock may be set back
 
 
 def save_weights(trainer: Trainer, path: Path) -> None:

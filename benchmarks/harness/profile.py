@@ -115,7 +115,7 @@ def profile(request: Request, events: Events, result: RunResult) -> None:
         evaluation_blocks=sizes.test_instances / block,
         expected_peak_bytes=expected.peak_bytes,
     )
-    result.finished = datetime.now(UTC)
+    result.finished = max(result.started, datetime.now(UTC))
 
 
 if __name__ == "__main__":

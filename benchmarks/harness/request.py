@@ -89,6 +89,6 @@ def begun(request: Request) -> RunResult:
 
 def failed(result: RunResult, kind: str, message: str, output: str) -> RunResult:
     """The result of a run that began so and ended in an error."""
-    result.status, result.finished = "failed", datetime.now(UTC)
+    result.status, result.finished = "failed", max(result.started, datetime.now(UTC))
     result.failure = Failure(kind=kind, message=message, traceback=output)
     return result

@@ -6,13 +6,14 @@ import os
 import time
 from datetime import UTC, datetime
 
+import made_results
 import pytest
 from damage import DAMAGES
 from fakes import Noting, make_task, write_dataset
 
 from fanin.benchmarks.harness import parent
 from fanin.benchmarks.harness.prepare import dataset_info
-from fanin.benchmarks.harness.request import Options, Request, begun, failed, requests
+from fanin.benchmarks.harness.request import Options, failed, requests
 from fanin.benchmarks.records.base import Machine
 from fanin.benchmarks.records.files import checksum
 from fanin.benchmarks.records.store import read_result, result_path, write_result
@@ -28,7 +29,15 @@ class TestRunAll:
         def run_tasks(tasks, failures=None, **options):
             def run_one(request, display, lock):
                 kind = (failures or {}).get(request.task.dataset)
-                result = begun(request)
+                result = made_results.run(
+                    dataset=made_results.dataset(
+                        name=request.task.dataset, features=request.task.features
+                    ),
+                    for_task=request.task,
+                    machine=made_results.machine(
+                        kernels=f"0.1 {library.build_info()['instruction_set']}"
+                    ),
+                )
                 if kind:
                     failed(result, kind, "so it is", "")
                 write_result(request.path, result)
@@ -82,16 +91,14 @@ class TestRunAll:
 
     def test_what_may_be_out_of_date_is_skipped_with_a_word(self, run_all, tmp_path, monkeypatch):
         data = write_dataset(tmp_path / "data")
-        tiny = make_task(dataset="tiny", features="f")
-        request = Request(task=tiny, backend="torch", repeat=0, options=Options(results=tmp_path))
-        result = begun(request)
         info = dataset_info(load("tiny", None, data))
+        tiny = make_task(dataset="tiny", features=info.features)
+        result = made_results.run(for_task=tiny, dataset=info)
         device = {"system": "s", "processor": "p", "cores": 2, "memory_bytes": 1, "gpu": None}
         device |= {"python": "3", "packages": {}, "framework": "torch", "device": "cpu"}
-        result.dataset = info
         kernels = f"fanin 0.1.0 {library.build_info()['instruction_set']}"
         result.machine = Machine(**device, kernels=kernels, threads=2, code=None)
-        result.started = datetime.now(UTC)
+        result.started = result.finished = datetime.now(UTC)
         write_result(result_path(tmp_path, tiny, "torch", 0), result)
 
         def told(**options):
