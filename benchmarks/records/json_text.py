@@ -8,6 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 80
+
 
 def parse(text: str) -> Any:
     """What a JSON text holds. ValueError for what is no JSON, nested too deeply, has a number of
@@ -27,6 +30,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def show(value: Any) -> str:
+    """A value for a message: not too long."""
+    return _SHORT.repr(value)
+
+
 def explain(error: ValueError) -> str:
     """What is wrong first: the field, what it has to be, and what it is."""
     if not isinstance(error, ValidationError):
@@ -34,5 +42,5 @@ def explain(error: ValueError) -> str:
     first = error.errors()[0]
     key = ".".join(str(name) for name in first["loc"]) or "file"
     shown = first["type"] not in ("missing", "value_error", "extra_forbidden", "json_invalid")
-    value = f" (got {reprlib.repr(first['input'])})" if shown else ""
+    value = f" (got {show(first['input'])})" if shown else ""
     return f"{key}: {first['msg'].removeprefix('Value error, ')}{value}"

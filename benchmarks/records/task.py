@@ -289,9 +289,10 @@ class Task(BaseModel):
 def _keys_of_recipe(values: dict[str, Any]) -> dict[str, Any]:
     """What the recipe that unchecked values name gives to its keys; nothing for the paper's, whose
     values are the defaults, and where the model is not known."""
-    model = _MODELS.get(values.get("architecture"))  # type: ignore[arg-type]
-    if values.get("recipe") != "best" or model is None:
+    architecture = values.get("architecture")
+    if values.get("recipe") != "best" or architecture not in list(_MODELS):  # it may be no name
         return {}
+    model = _MODELS[architecture]
     output = model.connections(1) if model.connections else Dense()
     setup = LayerSetup(1, 1, output, 1 if model.has_intermediate else None)
     return asdict(recipes.recipe_of("best", setup))

@@ -121,7 +121,11 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
-        value = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
+        value = (
+            ""
+            if item["type"] in ("missing", "value_error")
+            else f" (got {json_text.show(item['input'])})"
+        )
         hint = f"; known keys: {known}" if item["type"] == "extra_forbidden" else ""
         message = item["msg"].removeprefix("Value error, ")
         lines.append(f"{key + ': ' if key else ''}{message}{value}{hint}")
