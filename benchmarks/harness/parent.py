@@ -87,7 +87,7 @@ def lacking_weights(request: Request, result: RunResult) -> str | None:
     if result.weights_checksum is None or not path.is_file():
         return "without its weights"
     if checksum(path) != result.weights_checksum:
-        return f"with weights of which {path} is no whole copy"
+        return f"with other weights than those in {path}"
     return None
 
 

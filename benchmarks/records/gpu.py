@@ -58,7 +58,7 @@ class Cuda(PartRecord):
     driver: str | None
     runtime: str | None = Field(description="version of CUDA that torch was built with")
     compiler: str | None = Field(description="version of nvcc")
-    architectures: list[Size] = Field(description="of the GPU code in the fanin library")
+    architectures: list[Count] = Field(description="of the GPU code in the fanin library")
 
 
 class KernelReport(PartRecord):
