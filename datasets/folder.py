@@ -54,6 +54,11 @@ SPARSE_FEATURES: dict[str, SparseReader] = {
 }
 
 
+# Pairs (instance, label) that evaluation leaves out: in the LF data sets of the repository an
+# instance may be one of the labels itself.
+LEFT_OUT = "filter_labels_{split}.txt"
+
+
 def feature_files(features: str) -> dict[str, FeatureReader]:
     """The files in which features of that name may lie, as in the lists above."""
     own: dict[str, FeatureReader] = {
@@ -135,9 +140,20 @@ def load_folder(folder: Path | str, name: str, features: str | None = None) -> D
         test_y=labels[1][1],
         synthetic=False,
         source=f"{FILES_IN}{folder}",
+        train_left_out=_left_out(folder, "train", labels[0][1]),
+        test_left_out=_left_out(folder, "test", labels[1][1]),
     )
     _compare_with_published(data)
     return data
+
+
+def _left_out(folder: Path, split: str, y: sparse.csr_array) -> sparse.csr_array | None:
+    """The pairs that evaluation leaves out; None where there is no file, or nothing in it."""
+    path = folder / LEFT_OUT.format(split=split)
+    if not path.is_file():
+        return None
+    pairs = formats.read_left_out(path, y.shape)
+    return pairs if pairs.nnz else None
 
 
 def _features(

@@ -21,10 +21,9 @@ import numpy as np
 from fanin.backends.starting import looks_at_data
 from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.checkpoint import Checkpoint, checkpoint_folder, remove_checkpoint
-from fanin.benchmarks.harness.fit import fit, predict
+from fanin.benchmarks.harness.fit import Split, fit, predict
 from fanin.benchmarks.harness.plan import TooLargeError, check_counted, estimate
 from fanin.benchmarks.harness.prepare import (
-    Split,
     build,
     chosen_arrays,
     dataset_info,
@@ -38,12 +37,13 @@ from fanin.benchmarks.measuring.clock import StepClock
 from fanin.benchmarks.measuring.memory import MemoryWatch
 from fanin.benchmarks.measuring.metrics import precision, ranking
 from fanin.benchmarks.measuring.process import Parent
-from fanin.benchmarks.records.files import reserving
+from fanin.benchmarks.records.files import checksum, flush, reserving
 from fanin.benchmarks.records.printing import log
 from fanin.benchmarks.records.run import Epoch, RunResult, Timing
 from fanin.benchmarks.records.store import write_result
 from fanin.datasets import Dataset, propensity
 from fanin.datasets import load as load_dataset
+from fanin.datasets.folder import LEFT_OUT
 from fanin.datasets.memory import available_bytes
 from fanin.kernels import build_info, processor
 
@@ -120,6 +120,8 @@ def run(request: Request, events: Events, result: RunResult) -> None:
     events.send(event="phase", name="loading data")
     data = load_dataset(task.dataset, task.features, options.data_dir)
     result.dataset = dataset_info(data)
+    if pairs := result.dataset.left_out_pairs:
+        log(f"scores of {pairs} pairs in {LEFT_OUT.format(split='test')} are left out")
     setup = task.setup(data.inputs, data.labels)
     if machine.runs_on_cpu(options.device):
         threads = machine.thread_count(options.threads)
@@ -154,12 +156,12 @@ def run(request: Request, events: Events, result: RunResult) -> None:
         events.send(event="phase", name="final evaluation")
         start = time.perf_counter()
         constants = propensity(data.name)
-        top = predict(trainer, data.test_x)
+        top = predict(trainer, data.test_x, data.test_left_out)
         result.test = precision(data.test_y, top)
         result.test_ranking = ranking(data.test_y, top, data.train_y, constants)
-        top = predict(trainer, train[0])
-        result.train = precision(train[1], top)
-        result.train_ranking = ranking(train[1], top, data.train_y, constants)
+        top = predict(trainer, train.x, train.left_out)
+        result.train = precision(train.y, top)
+        result.train_ranking = ranking(train.y, top, data.train_y, constants)
         result.timing = Timing(
             train_seconds=sum(e.train_seconds for e in result.history),
             evaluate_seconds=sum(e.evaluate_seconds for e in result.history),
@@ -170,7 +172,8 @@ def run(request: Request, events: Events, result: RunResult) -> None:
         result.memory = memory.result(trainer)
     if request.weights_path:
         save_weights(trainer, request.weights_path)
-    result.finished = datetime.now(UTC)
+        result.weights_checksum = checksum(request.weights_path)
+    result.finished = max(result.started, datetime.now(UTC))  # a clock may be set back
 
 
 def save_weights(trainer: Trainer, path: Path) -> None:
@@ -182,11 +185,13 @@ def save_weights(trainer: Trainer, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.part")
     try:
         save_file(trainer.weights(), temporary)
+        flush(temporary)
         os.replace(temporary, path)
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)  # on a full disk the result needs its place
+    flush(path.parent)
 
 
 def main(parent: Parent, work: Callable[[Request, Events, RunResult], None] = run) -> int:

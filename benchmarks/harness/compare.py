@@ -150,22 +150,19 @@ def compare(
             if on_step:
                 on_step(done[-1])
         ends = {s.backend: LockstepSide.model_validate(s.ask("finish")) for s in sides}
-    agreed = all(
-        s.loss.relative <= LOSS_TOLERANCE
-        and all(d.relative <= WEIGHT_TOLERANCE for d in s.arrays.values())
-        for s in done
-    )
-    return LockstepResult(
+    result = LockstepResult(
         task=task,
         dataset=dataset_info(data),
         started=started,
-        finished=datetime.now(UTC),
+        finished=max(started, datetime.now(UTC)),
         loss_tolerance=LOSS_TOLERANCE,
         weight_tolerance=WEIGHT_TOLERANCE,
-        agreed=agreed,
+        agreed=False,
         steps=done,
         sides=ends,
     )
+    result.agreed = all(map(result.within, done))
+    return result
 
 
 def start_side(task: Task, backend: str, options: Options, folder: Path) -> SideChild:

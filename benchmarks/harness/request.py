@@ -90,7 +90,7 @@ def begun(request: Request) -> RunResult:
 
 def failed(result: RunResult, kind: str, message: str, output: str) -> RunResult:
     """The result of a run that began so and ended in an error."""
-    result.status, result.finished = "failed", datetime.now(UTC)
+    result.status, result.finished = "failed", max(result.started, datetime.now(UTC))
     # A path that is no text could not be written.
     result.failure = Failure(kind=kind, message=printable(message), traceback=printable(output))
     return result

@@ -103,7 +103,9 @@ class Side:
         steady = self.seconds[_WARMUP_STEPS:] or self.seconds
         side = LockstepSide(
             machine=self.machine,
-            test=evaluate(self.trainer, self.data.test_x, self.data.test_y),
+            test=evaluate(
+                self.trainer, self.data.test_x, self.data.test_y, self.data.test_left_out
+            ),
             median_step_seconds=statistics.median(steady),
             memory=self.memory.result(self.trainer),
         )

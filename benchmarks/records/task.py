@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,6 +26,7 @@ from fanin.backends.setup import (
     Unstructured,
 )
 from fanin.backends.starting import atoms_of
+from fanin.benchmarks.records.ranges import MOST, Count, LearningRate, Size
 from fanin.datasets import canonical_name
 
 EvaluationProtocol = Literal["paper", "holdout"]
@@ -57,6 +58,9 @@ _MODELS: dict[Architecture, _Model] = {
     "bottleneck": _Model("bottleneck", None, True),
 }
 
+# Scores begin at it, which are float32.
+InitialBias = Annotated[float, Field(ge=-1e6, le=1e6)]
+
 # Data set and features become folders below the results folder and parts of the names of cached
 # files, of which a file system takes 255 bytes; so does a slug, with an ending behind it.
 _NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$"
@@ -85,8 +89,8 @@ class Task(BaseModel):
     dataset: str = Field(pattern=_NAME)
     features: str = Field(pattern=_NAME)
     architecture: Architecture
-    connectivity: int | None = Field(default=None, ge=1)
-    intermediate: int | None = Field(default=None, ge=1)
+    connectivity: Size | None = None
+    intermediate: Size | None = None
     repeat: int = Field(
         default=1, ge=1, le=10_000, description="how many runs, each with its own seed"
     )
@@ -96,14 +100,17 @@ class Task(BaseModel):
         description="decides the keys from loss_fn to rewired_weights",
     )
     loss_fn: Loss = PAPER.loss_fn
-    learning_rate: float = Field(default=PAPER.learning_rate, gt=0)
+    learning_rate: LearningRate = PAPER.learning_rate
     schedule: recipes.Schedule = Field(
         default=PAPER.schedule,
         description="plateau: the rate is halved and the training ended where validation does not "
         "rise; linear: the rate falls to 0 over all epochs",
     )
     epochs: int = Field(
-        default=PAPER.epochs, ge=1, description="at most; early stopping may end sooner"
+        default=PAPER.epochs,
+        ge=1,
+        le=1_000_000,
+        description="at most; early stopping may end sooner",
     )
     feature_scaling: recipes.FeatureScaling = PAPER.feature_scaling
     feature_dictionary: recipes.FeatureDictionary = Field(
@@ -118,7 +125,7 @@ class Task(BaseModel):
         default=PAPER.initial_weights,
         description="of the output layer; centroid: a share of what its inputs were chosen by",
     )
-    initial_bias: recipes.InitialBias = Field(
+    initial_bias: InitialBias | Literal["prior"] = Field(
         default=PAPER.initial_bias,
         description="of the output layer; prior: each label's log-odds",
     )
@@ -128,7 +135,10 @@ class Task(BaseModel):
         "fanin.backends.gradients",
     )
     rewire_interval: int = Field(
-        default=PAPER.rewire_interval, ge=-1, description="steps; -1 once per epoch, 0 never"
+        default=PAPER.rewire_interval,
+        ge=-1,
+        le=MOST,
+        description="steps; -1 once per epoch, 0 never",
     )
     rewire_fraction: float = Field(default=PAPER.rewire_fraction, ge=0, lt=1)
     rewire_until: float = Field(
@@ -141,8 +151,8 @@ class Task(BaseModel):
     rewired_weights: recipes.RewiredWeights = Field(
         default=PAPER.rewired_weights, description="what connections that moved have as weight"
     )
-    batch_size: int = Field(default=32, ge=1)
-    seed: int = Field(default=0, ge=0)
+    batch_size: Size = 32
+    seed: Count = 0
     protocol: EvaluationProtocol = "paper"
     execution: Execution = "autograd"
     weights_dtype: StoredType = "float32"
@@ -297,9 +307,10 @@ class Task(BaseModel):
 def _keys_of_recipe(values: dict[str, Any]) -> dict[str, Any]:
     """What the recipe that unchecked values name gives to its keys; nothing for the paper's, whose
     values are the defaults, and where the model is not known."""
-    model = _MODELS.get(values.get("architecture"))  # type: ignore[arg-type]
-    if values.get("recipe") != "best" or model is None:
+    architecture = values.get("architecture")
+    if values.get("recipe") != "best" or architecture not in list(_MODELS):  # it may be no name
         return {}
+    model = _MODELS[architecture]
     output = model.connections(1) if model.connections else Dense()
     setup = LayerSetup(1, 1, output, 1 if model.has_intermediate else None)
     return asdict(recipes.recipe_of("best", setup))

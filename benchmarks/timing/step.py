@@ -49,7 +49,7 @@ def in_a_process(contender: Contender) -> StepResult:
                 answer = {"error": log.read_text(encoding="utf-8", errors="replace")}
     if "error" in answer:
         raise RuntimeError(f"{contender.name} failed:\n{answer['error']}")
-    return StepResult.model_validate(answer["result"])
+    return StepResult.model_validate_json(json.dumps(answer["result"]))
 
 
 def main(

@@ -109,5 +109,5 @@ def test_holdout_leaves_some_to_train_on(tmp_path, instances, kept):
         with pytest.raises(DataError, match="1 training instance, but protocol holdout"):
             split(data, chosen)
     else:
-        (x, _), (validation, _) = split(data, chosen)
+        (x, *_), (validation, *_) = split(data, chosen)
         assert (len(x), len(validation)) == (kept, instances - kept)

@@ -141,9 +141,17 @@ class TestTasks:
              '[{"architecture": "bottleneck"}]}', "needs `intermediate`"),
             *(
                 ('{"defaults": {"dataset": "d", "features": "f", "architecture": "stratified"}, '
-                 f'"tasks": [{{"connectivity": 8, "{key}": {value}}}]}}', f"{key}: .*{message}")
+                 f'"tasks": [{{"connectivity": 8, "{key}": {value}}}]}}', f"{key}.*: .*{message}")
                 for key, value, message in (
                     ("learning_rate", "Infinity", r"finite number \(got inf\)"),
+                    ("learning_rate", "1e308", "less than or equal to 1000"),
+                    ("learning_rate", "9" * 400, "valid number"),
+                    ("epochs", "1000000001", "less than or equal to 1000000"),
+                    ("seed", "9" * 400, r"equal to 9007199254740992 \(got 9+\.\.\.9+\)"),
+                    ("batch_size", "9" * 400, "less than"),
+                    ("rewire_interval", "9" * 400, "less than"),
+                    ("initial_bias", "1e308", "less than or equal to 1000000"),
+                    ("architecture", "[]", "Input should be 'dense'"),
                     ("learning_rate", "1e400", r"finite number \(got inf\)"),
                     ("dropout", "NaN", r"\(got nan\)"),
                     ("batch_size", "true", r"valid integer \(got True\)"),

@@ -35,7 +35,7 @@ def test_poor_results_have_a_report_too(tmp_path: Path) -> None:
     nothing = Precision(at_1=0, at_3=0, at_5=0)
     failures = [failed(dataset=None), failed(for_task=task(architecture="dense"), dataset=None)]
     assert "Runs that ended in an error" in write_report(save(tmp_path, *failures)).read_text()
-    save(tmp_path, run("tensorflow", p1=0, epochs=1, test=nothing), run(history=[], timing=None))
+    save(tmp_path, run("tensorflow", p1=0, epochs=1, test=nothing), run(memory=None))
     assert "12.0" in write_report(tmp_path).read_text()
 
 
