@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 
-from fanin.benchmarks.cli.codes import INTERRUPTED
+from fanin.benchmarks.cli.codes import FAILED, INTERRUPTED
 
 
 def interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
@@ -33,12 +33,21 @@ def main() -> None:
     """Run the command and exit with its code; see `cli.app`."""
     sys.unraisablehook = interrupt_again
     try:
+        from fanin.benchmarks.records.printing import prepare_streams
+
+        prepare_streams()
         from fanin.benchmarks.cli.app import app
 
         app()
     except KeyboardInterrupt:
         print("fanin: stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except OSError as error:  # of the help, which typer prints; commands tell their own
+        from fanin.benchmarks.records.printing import drop_output
+
+        print(f"fanin: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        drop_output()
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
     from fanin.benchmarks.gpu_parts.build import prepare
     from fanin.benchmarks.records.gpu import part_path, read_part
+    from fanin.benchmarks.records.printing import printable
     from fanin.benchmarks.records.store import ResultError
     from fanin.reports.tables.gpu import part_text
 
@@ -84,14 +85,16 @@ def run(options: argparse.Namespace) -> int:
     code = subprocess.run(command, env=environment, check=False).returncode
     # A part that ended before it wrote anything has left the file of an earlier call, or none.
     if path.exists() and path.stat().st_mtime_ns != written:
-        print(f"\n{part_text(read_part(path))}\n{path}", flush=True)
+        print(printable(f"\n{part_text(read_part(path))}\n{path}"), flush=True)
     return code
 
 
 def main(arguments: list[str] | None = None) -> int:
     from fanin.benchmarks.gpu_parts.build import IS_CHECKOUT
     from fanin.benchmarks.gpu_parts.needs import GpuError
+    from fanin.benchmarks.records.printing import prepare_streams, printable
 
+    prepare_streams()
     base = ROOT if IS_CHECKOUT else Path.cwd()
     parser = argparse.ArgumentParser(
         prog="python -m fanin.benchmarks.gpu", description="One of the GPU parts; see the README."
@@ -118,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(options)
     except GpuError as error:
-        print(f"gpu: {error}", file=sys.stderr)
+        print(printable(f"gpu: {error}"), file=sys.stderr)
         return WRONG_USE
     except KeyboardInterrupt:
         return 130

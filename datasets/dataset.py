@@ -48,6 +48,10 @@ class Dataset:
     """One line for reports: where the data come from."""
     label_names: Sequence[str] | None = None
     """What each label means, in the order of the label ids; None where that is unknown."""
+    train_left_out: sparse.csr_array | None = None
+    """Pairs whose scores evaluation leaves out, as `train_y`; None where there are none."""
+    test_left_out: sparse.csr_array | None = None
+    """The same, of the test split."""
 
     def __post_init__(self) -> None:
         self.validate()
@@ -74,7 +78,8 @@ class Dataset:
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256 (hex) over the shapes, the labels and the features of both splits.
+        """SHA-256 (hex) over the shapes, the labels and the features of both splits, and over the
+        pairs that are left out, where there are any.
 
         It reads all features once (about 2 s per GB), so it is computed only at the first use. It
         is exact: an SVD that is computed anew on another machine may differ in a last bit, and the
@@ -83,10 +88,13 @@ class Dataset:
         digest = hashlib.sha256()
         for x, y in ((self.train_x, self.train_y), (self.test_x, self.test_y)):
             digest.update(repr((x.shape, y.shape)).encode())
-            digest.update(y.indptr.astype(np.int64).tobytes())
-            digest.update(y.indices.astype(np.int64).tobytes())
+            _add_pairs(digest, y)
             for _, block in _blocks(x):
                 digest.update(block.tobytes())
+        for split, pairs in (("train", self.train_left_out), ("test", self.test_left_out)):
+            if pairs is not None:
+                digest.update(f"{split} left out".encode())
+                _add_pairs(digest, pairs)
         return digest.hexdigest()
 
     def validate(self) -> None:
@@ -97,9 +105,9 @@ class Dataset:
         Raises DataError naming the data set, the split, and the first thing that is wrong.
         """
         where = f"{self.name} ({self.source})"
-        for split, x, y in (
-            ("train", self.train_x, self.train_y),
-            ("test", self.test_x, self.test_y),
+        for split, x, y, left_out in (
+            ("train", self.train_x, self.train_y, self.train_left_out),
+            ("test", self.test_x, self.test_y, self.test_left_out),
         ):
             if x.ndim != 2:
                 raise DataError(
@@ -117,6 +125,13 @@ class Dataset:
                 )
             _check_labels(y, f"{where}: {split} labels")
             check_some(y, f"{where}: {split} labels", to_train=split == "train")
+            if left_out is not None:
+                _check_labels(left_out, f"{where}: {split} pairs left out")
+                if left_out.shape != y.shape:
+                    raise DataError(
+                        f"{where}: {split} pairs left out are of {left_out.shape} instances and "
+                        f"labels, but there are {y.shape}"
+                    )
             features = str(getattr(x, "filename", None) or f"{where}: {split} features")
             if not x.shape[1]:
                 raise DataError(f"{features}: 0 inputs: at least one is needed")
@@ -175,6 +190,11 @@ def _check_labels(y: sparse.csr_array, where: str) -> None:
         raise DataError(f"{where}: indices must be sorted, none twice: call y.sum_duplicates()")
     if y.dtype not in (np.bool_, np.int8) or not (y.data == 1).all():
         raise DataError(f"{where}: must be bool or int8, all stored values 1: positives only")
+
+
+def _add_pairs(digest: hashlib._Hash, pairs: sparse.csr_array) -> None:
+    digest.update(pairs.indptr.astype(np.int64).tobytes())
+    digest.update(pairs.indices.astype(np.int64).tobytes())
 
 
 def _blocks(x: npt.NDArray[np.floating]) -> Iterator[tuple[int, npt.NDArray[np.floating]]]:

@@ -24,8 +24,9 @@ from scipy import sparse
 from fanin.datasets import formats, svd
 from fanin.datasets.catalogue import FEATURES, PUBLISHED, canonical_name, spellings
 from fanin.datasets.dataset import DataError, Dataset, check_some
+from fanin.datasets.file_errors import naming
 from fanin.datasets.label_cache import SparseReader, cached
-from fanin.datasets.memory import available_bytes
+from fanin.datasets.memory import available_bytes, size_text
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,6 +52,11 @@ SPARSE_FEATURES: dict[str, SparseReader] = {
     "{short}_X_Xf.txt": formats.read_feature_pairs,
     "{split}.txt": formats.read_trailing_pairs,
 }
+
+
+# Pairs (instance, label) that evaluation leaves out: in the LF data sets of the repository an
+# instance may be one of the labels itself.
+LEFT_OUT = "filter_labels_{split}.txt"
 
 
 def feature_files(features: str) -> dict[str, FeatureReader]:
@@ -134,9 +140,20 @@ def load_folder(folder: Path | str, name: str, features: str | None = None) -> D
         test_y=labels[1][1],
         synthetic=False,
         source=f"{FILES_IN}{folder}",
+        train_left_out=_left_out(folder, "train", labels[0][1]),
+        test_left_out=_left_out(folder, "test", labels[1][1]),
     )
     _compare_with_published(data)
     return data
+
+
+def _left_out(folder: Path, split: str, y: sparse.csr_array) -> sparse.csr_array | None:
+    """The pairs that evaluation leaves out; None where there is no file, or nothing in it."""
+    path = folder / LEFT_OUT.format(split=split)
+    if not path.is_file():
+        return None
+    pairs = formats.read_left_out(path, y.shape)
+    return pairs if pairs.nnz else None
 
 
 def _features(
@@ -159,8 +176,8 @@ def _features(
         )
         raise DataError(
             f"{files[0][0]} and {files[1][0].name}: as dense float32 they need "
-            f"{needed / 2**30:.1f} GiB, and half of the memory available here is "
-            f"{memory_limit() / 2**30:.1f} GiB: {advice}"
+            f"{size_text(needed)}, and half of the memory available here is "
+            f"{size_text(memory_limit())}: {advice}"
         )
     train, test = (x.toarray() if isinstance(x, sparse.csr_array) else x for x in parts)
     return train, test
@@ -190,7 +207,7 @@ def _reduced(folder: Path, name: str, labels: Sequence[SplitLabels]) -> tuple[Fe
 
     digest = svd.content_hash()
     for path, _ in files:
-        with path.open("rb") as file:
+        with naming(path), path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return svd.cached(
         f"{name}-{BOW_SVD512}-{digest.hexdigest()[:12]}",

@@ -9,6 +9,7 @@
 | `read_trailing_pairs` | the pairs `f:v ...` of the first form                               |
 | `read_feature_matrix` | `.npz`: a CSR matrix of features                                    |
 | `read_features`       | `.npy`: dense features                                              |
+| `read_left_out`       | no header, lines `instance label`                                   |
 
 In text every instance has one line; the line of an instance without labels is empty or begins with
 a space. Ids count from 0. A label with a value above 0 is a positive, one with the value 0 is not.
@@ -29,7 +30,7 @@ from scipy import sparse
 from fanin.datasets.dataset import DataError
 from fanin.datasets.line_parsers import LABEL_LINES, PAIR_LINES, TRAILING_PAIR_LINES
 from fanin.datasets.matrix_files import read_array, read_matrix
-from fanin.datasets.text_files import read_text
+from fanin.datasets.text_files import MAX_DIGITS, read_text, show
 
 # What each first line holds: a name for every number. The first one counts the lines behind it.
 LABELS_HEADER = {"N": "instances", "D": "inputs", "L": "labels"}
@@ -83,6 +84,33 @@ def _positives(matrix: sparse.csr_array, place: Callable[[int], str]) -> sparse.
         )
     matrix.eliminate_zeros()
     return matrix.astype(np.bool_)
+
+
+def read_left_out(path: Path | str, shape: tuple[int, int]) -> sparse.csr_array:
+    """Read pairs whose scores evaluation leaves out, one a line, into a bool matrix of that shape
+    [instances, labels] with sorted indices. A pair may stand twice, and blank lines say nothing.
+
+    Raises DataError as `path:line: value: what to do` for what is no pair of integers, or out of
+    range.
+    """
+    pairs: list[tuple[int, int]] = []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 2 or not all(field.isdigit() for field in fields):
+            raise DataError(
+                f"{path}:{number}: {show(line)}: expected two integers, `instance label`"
+            )
+        for field, count, what in zip(fields, shape, ("instance", "label"), strict=True):
+            if len(field) > MAX_DIGITS or int(field) >= count:
+                raise DataError(
+                    f"{path}:{number}: {what} {show(field)} is out of range: ids are 0 to "
+                    f"{count - 1}"
+                )
+        pairs.append((int(fields[0]), int(fields[1])))
+    rows, columns = np.array(sorted(set(pairs)), np.int64).reshape(-1, 2).T
+    return sparse.csr_array((np.ones(len(rows), np.bool_), (rows, columns)), shape=shape)
 
 
 def write_labels(path: Path | str, positives: sparse.csr_array, inputs: int) -> None:

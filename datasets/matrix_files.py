@@ -5,6 +5,7 @@ Whatever a damaged file makes the libraries raise becomes a DataError that names
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from fanin.datasets.dataset import DataError, check_finite
+from fanin.datasets.file_errors import naming
+from fanin.datasets.text_files import MOST
 
 _LOG = logging.getLogger(__name__)
 
@@ -22,22 +25,18 @@ FEATURE_TYPES = ("float16", "float32", "float64")
 def read_matrix(path: Path) -> sparse.csr_array:
     """Read a `.npz` file into a checked float32 matrix with sorted indices.
 
-    Raises DataError for an unreadable file, another format than CSR, an id that is out of range or
-    stands twice in a row, and for a value that is not finite in float32.
+    Raises DataError for an unreadable file, another format than CSR, an id that is no integer, is
+    out of range or stands twice in a row, and for a value that is not finite in float32.
     """
     try:
-        stored = sparse.load_npz(path)
+        matrix = _load_csr(path)
+    except DataError:
+        raise
     except Exception as error:  # damaged bytes make NumPy and SciPy raise many kinds
         raise DataError(
             f"{path}: not a readable sparse .npz file ({_reason(error)}): write it anew with "
             "scipy.sparse.save_npz"
         ) from error
-    if stored.format != "csr" or stored.ndim != 2 or stored.dtype.kind not in "biuf":
-        raise DataError(
-            f"{path}: holds {stored.dtype} numbers in format {stored.format}: store "
-            "matrix.tocsr().astype(numpy.float32)"
-        )
-    matrix = sparse.csr_array(stored)
     columns = matrix.shape[1]
 
     def complain(entry: int, complaint: str) -> None:
@@ -52,10 +51,6 @@ def read_matrix(path: Path) -> sparse.csr_array:
             f"id {matrix.indices[entry]} is out of range: the matrix has {columns} columns, so "
             f"ids are 0 to {columns - 1}",
         )
-    try:
-        matrix.check_format(full_check=True)
-    except ValueError as error:
-        raise DataError(f"{path}: damaged ({error}): write it anew") from error
     with np.errstate(over="ignore"):  # too large a value becomes infinite, which is reported below
         values = matrix.data.astype(np.float32)  # matrix.astype would sum what stands twice
     matrix = sparse.csr_array((values, matrix.indices, matrix.indptr), shape=matrix.shape)
@@ -75,6 +70,36 @@ def read_matrix(path: Path) -> sparse.csr_array:
     return matrix
 
 
+def _load_csr(path: Path) -> sparse.csr_array:
+    """What `scipy.sparse.load_npz` does, which makes integers of any indices: 0.7 becomes 0."""
+    with np.load(path, allow_pickle=False) as arrays:
+        stored_as = arrays["format"].item()
+        form = stored_as.decode("ascii") if isinstance(stored_as, bytes) else stored_as
+        data = arrays["data"]
+        if form != "csr" or data.dtype.kind not in "biuf":
+            raise DataError(
+                f"{path}: holds {data.dtype} numbers in format {form}: store "
+                "matrix.tocsr().astype(numpy.float32)"
+            )
+        indices, starts = arrays["indices"], arrays["indptr"]
+        shape = tuple(arrays["shape"].tolist())
+        if max(shape) > MOST:
+            raise DataError(f"{path}: {max(shape)} rows or columns are too many: at most {MOST}")
+    for name, array in (("indices", indices), ("indptr", starts)):
+        if array.dtype.kind not in "iu":
+            raise DataError(
+                f"{path}: its {name} are {array.dtype}: they must be integers, as "
+                "scipy.sparse.save_npz writes them"
+            )
+    # SciPy looks only as far as the last of the starts says, and a negative one lets it crash.
+    rising = starts.astype(np.int64)
+    if not rising.size or rising[0] or rising[-1] != len(indices) or (np.diff(rising) < 0).any():
+        raise DataError(
+            f"{path}: damaged (indptr has to rise from 0 to {len(indices)}): write it anew"
+        )
+    return sparse.csr_array((data, indices, starts), shape=shape)
+
+
 def read_array(path: Path) -> npt.NDArray[np.float32]:
     """Open a `.npy` file [instances, inputs] as C-contiguous float32.
 
@@ -83,7 +108,8 @@ def read_array(path: Path) -> npt.NDArray[np.float32]:
     float32.
     """
     try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        with naming(path):
+            stored = _load_mapped(path)
     except OSError:
         raise
     except Exception as error:  # damaged headers make NumPy raise many kinds
@@ -103,6 +129,17 @@ def read_array(path: Path) -> npt.NDArray[np.float32]:
         converted = np.ascontiguousarray(stored, np.float32)
     check_finite(converted, f"{path} (as float32)")
     return converted
+
+
+def _load_mapped(path: Path) -> object:
+    """The array in a file: mapped, or read where its file system has no memory maps."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        _LOG.info("%s cannot be mapped: reading it into memory", path)
+        return np.load(path, allow_pickle=False)
 
 
 def _reason(error: Exception) -> str:

@@ -1,45 +1,45 @@
-"""How much memory this process may still take.
+"""How much memory this process may still take, and how a sentence says so.
 
-That is what the machine has free, or less where the process's control groups (version 2) have
-limits, as in a container.
+That is what the machine has free, or less where the process's control groups have limits, as in a
+container.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import psutil
 
-_GROUPS = Path("/sys/fs/cgroup")
-_OWN = Path("/proc/self/cgroup")
+from fanin.datasets.control_groups import Group, own_groups
+
+# By the version of control groups: the files of limit and use, and what is used for cached files,
+# which the system drops when memory is needed, in `memory.stat`.
+_NAMES = {
+    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 def available_bytes() -> int:
     """Bytes that this process can take without swapping and without being killed for it."""
-    bounds = [int(psutil.virtual_memory().available), *map(_left_by_limit, _own_groups())]
+    free = int(psutil.virtual_memory().available)
+    bounds = [free, *map(_left_by_limit, own_groups("memory"))]
     return max(0, min(bound for bound in bounds if bound is not None))
 
 
-def _own_groups() -> Iterator[Path]:
-    """This process's control group and those that contain it; each may have a limit."""
-    try:
-        lines = _OWN.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        if line.startswith("0::"):
-            group = _GROUPS / line.removeprefix("0::").lstrip("/")
-            yield from (each for each in (group, *group.parents) if each.is_relative_to(_GROUPS))
+def size_text(size: int) -> str:
+    """So many bytes in the unit that fits: `1.5 GiB`, `12.0 MiB`, `0.3 KiB`."""
+    units = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+    unit, factor = next((each for each in units if size >= each[1] / 10), units[-1])
+    return f"{size / factor:.1f} {unit}"
 
 
-def _left_by_limit(group: Path) -> int | None:
+def _left_by_limit(group: Group) -> int | None:
     """Bytes that a group may still take; None without a limit."""
+    *files, cached = _NAMES[group.version]
     try:
-        limit = int((group / "memory.max").read_text())  # "max" without a limit
-        used = int((group / "memory.current").read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # "max" without a limit, in version 1 a number that no machine has.
+        limit, used = (int((group.folder / name).read_text()) for name in files)
+        lines = (group.folder / "memory.stat").read_text().splitlines()
+        stat = dict(line.split() for line in lines)
+        return limit - used + int(stat.get(cached, 0))
     except (OSError, ValueError):
         return None
-    # `used` contains cached files, which the system drops when memory is needed.
-    return limit - used + int(stat.get("inactive_file", 0))

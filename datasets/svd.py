@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from sklearn.preprocessing import normalize
 
 from fanin.datasets import cache
 from fanin.datasets.dataset import DataError
+from fanin.kernels import kept_files
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,9 +57,16 @@ def cached(
 ) -> tuple[Features, Features]:
     """Features [instances, 512] of both splits, from the cache file `name` or made now and cached.
 
-    Raises DataError if the cache folder cannot be written.
+    Raises DataError if the cache folder cannot be written, before anything is made.
     """
-    path = cache.cache_folder() / f"{name}.npz"
+    try:
+        path = kept_files.cache_folder() / f"{name}.npz"
+        return _loaded(path, instances) or _made(path, make)
+    except kept_files.CacheError as error:
+        raise DataError(str(error)) from error
+
+
+def _loaded(path: Path, instances: tuple[int, int]) -> tuple[Features, Features] | None:
     shapes = tuple((count, SVD["n_components"]) for count in instances)
 
     def unpack(arrays: cache.Arrays) -> tuple[Features, Features]:
@@ -66,14 +75,11 @@ def cached(
             raise ValueError(f"holds {train.dtype} {train.shape} and {test.dtype} {test.shape}")
         return train, test
 
-    loaded = cache.load(path, unpack)
-    if loaded is not None:
-        return loaded
+    return cache.load(path, unpack)
+
+
+def _made(path: Path, make: Callable[[], tuple[Features, Features]]) -> tuple[Features, Features]:
+    cache.check_writable(path)
     train, test = make()
-    try:
-        cache.store(path, train=train, test=test)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error}): set FANIN_CACHE to a folder that can be"
-        ) from error
+    cache.store(path, train=train, test=test)
     return train, test

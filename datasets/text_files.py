@@ -16,9 +16,11 @@ import numpy.typing as npt
 from scipy import sparse
 
 from fanin.datasets.dataset import DataError
+from fanin.datasets.file_errors import naming
 
 BLOCK_BYTES = 8 << 20
 MAX_DIGITS = 9  # of a number: no data set comes near, and line * columns + id fits 64 bits
+MOST = 10**MAX_DIGITS - 1  # instances, inputs or labels
 
 # How a file begins that is no plain text.
 _NOT_PLAIN = {
@@ -58,7 +60,7 @@ def read_text(
     the matrix. Raises DataError for a bad header or line, and for too few or too many lines.
     """
     blocks: list[Entries] = []
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         numbers = _read_header(path, file.readline(), header)
         instances, columns = next(iter(numbers.values())), numbers[columns_name]
         done = 0
@@ -94,9 +96,7 @@ def _read_header(path: Path, line: bytes, names: dict[str, str]) -> dict[str, in
     fields = line.split()
     huge = [field for field in fields if field.isdigit() and len(field) > MAX_DIGITS]
     if huge:
-        raise DataError(
-            f"{path}:1: {show(huge[0])} in the header is too large: at most {10**MAX_DIGITS - 1}"
-        )
+        raise DataError(f"{path}:1: {show(huge[0])} in the header is too large: at most {MOST}")
     if len(fields) != len(names) or not all(field.isdigit() for field in fields):
         count = {2: "two", 3: "three"}[len(names)]
         raise DataError(

@@ -14,9 +14,6 @@ GAP = "—"
 # Where a whole row or part is missing.
 NOT_RUN = "not run"
 
-# Below this many GiB the smallest figure of a column would be printed as 0.0x; MiB reads better.
-_SMALL_GIB = 0.1
-
 
 def number(value: float | None, decimals: int) -> str:
     """`1,234.50`."""
@@ -73,16 +70,52 @@ class Scale:
     def text(self, value: float | None) -> str:
         return number(None if value is None else value * self.factor, self.decimals)
 
+    def bounded(self, value: float) -> str:
+        """The same where 0 means that there is none: what rounds to it is `under 0.1`."""
+        if value == 0:
+            return "0"
+        least = 10.0**-self.decimals
+        is_shown = value * self.factor >= least / 2
+        return self.text(value) if is_shown else f"under {number(least, self.decimals)}"
+
     def spread(self, value: float | None) -> str:
         return spread(None if value is None else value * self.factor, self.decimals)
 
 
+# From the largest unit to the smallest.
+_MEMORY = (Scale("GiB", 1.0, 2), Scale("MiB", 1024.0, 1), Scale("KiB", 1024.0**2, 1))
+_DURATIONS = (
+    Scale("h", 1.0, 1),
+    Scale("min", 60.0, 1),
+    Scale("s", 3600.0, 1),
+    Scale("ms", 3.6e6, 1),
+)
+_LARGE_COUNTS = (Scale("M", 1e-6, 1), Scale("k", 1e-3, 1), Scale("", 1.0, 0))
+
+
+def _fitting(
+    values: Iterable[float | None], scales: Sequence[Scale], smallest: float = 0.1
+) -> Scale:
+    """The first scale in which every figure, but for 0, is at least `smallest`; else the last."""
+    known = [abs(value) for value in values if value]
+    least = min(known, default=smallest / scales[0].factor)
+    fitting = (scale for scale in scales if least * scale.factor >= smallest)
+    return next(fitting, scales[-1])
+
+
 def memory_scale(gib: Iterable[float | None]) -> Scale:
-    """GiB, or MiB where the smallest figure of the column is small."""
-    known = [value for value in gib if value is not None]
-    if known and min(known) < _SMALL_GIB:
-        return Scale("MiB", 1024.0, 1)
-    return Scale("GiB", 1.0, 2)
+    """GiB, or MiB or KiB where the smallest figure of the column is small."""
+    return _fitting(gib, _MEMORY)
+
+
+def duration_scale(hours: Iterable[float]) -> Scale:
+    """Hours, or a smaller unit where the smallest figure of the column is small."""
+    return _fitting(hours, _DURATIONS, smallest=1.0)
+
+
+def large_count_scale(counts: Iterable[float]) -> Scale:
+    """Millions, or thousands or ones where the smallest figure of the column is small."""
+    return _fitting(counts, _LARGE_COUNTS, smallest=1.0)
 
 
 def time_scale(seconds: Iterable[float | None]) -> Scale:

@@ -17,9 +17,16 @@ Variables = Sequence[tf.Variable]
 
 @functools.cache
 def ops() -> Any:
-    """The op module, whose symbols come from libfanin: that one is loaded first."""
+    """The op module, whose symbols come from libfanin: that one is loaded first. ImportError where
+    it cannot be compiled or loaded."""
     library.load()
-    return tf.load_op_library(str(compiled_ops()))
+    path = compiled_ops()
+    try:
+        return tf.load_op_library(str(path))
+    except tf.errors.OpError as error:  # compiled on another machine, say, that shares the cache
+        raise ImportError(
+            f"{path}: cannot be loaded ({error.message}); remove it, and it is compiled anew"
+        ) from error
 
 
 def on_host() -> Any:

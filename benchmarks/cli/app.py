@@ -11,7 +11,7 @@ import typer
 from fanin.benchmarks.cli.codes import INTERRUPTED
 from fanin.benchmarks.cli.compare import compare
 from fanin.benchmarks.cli.info import info
-from fanin.benchmarks.cli.output import stop
+from fanin.benchmarks.cli.output import stop, stop_for
 from fanin.benchmarks.cli.plan import plan
 from fanin.benchmarks.cli.report import report
 from fanin.benchmarks.cli.reproduce import reproduce
@@ -29,8 +29,8 @@ app = typer.Typer(
     help="Fixed fan-in sparse output layers for extreme classification: train every layer setup "
     "in PyTorch and TensorFlow, compare them, and report.",
     epilog="Start with `fanin reproduce`: it trains on real data that comes with fanin and ends "
-    "with a table and an HTML page. Exit codes: 0 done; 1 a run failed or the backends drifted "
-    "apart; 2 wrong usage or data; 130 stopped with Ctrl-C.",
+    "with a table and an HTML page. Exit codes: 0 done; 1 a run failed, the backends drifted apart "
+    "or the disk is full; 2 wrong usage or data; 130 stopped with Ctrl-C.",
 )
 
 
@@ -46,15 +46,14 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:
             raise  # whoever read the output is gone; nobody wants to know
         except OSError as error:
-            stop(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            stop_for(error)
         except ImportError as error:  # the kernels of another version, a package that is missing
             stop(str(error))
         except KeyboardInterrupt:
-            typer.echo(
-                "fanin: stopped; what has finished is kept, the same command goes on from there",
-                err=True,
+            stop(
+                "stopped; what has finished is kept, the same command goes on from there",
+                INTERRUPTED,
             )
-            raise typer.Exit(INTERRUPTED) from None
 
     return run
 

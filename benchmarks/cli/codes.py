@@ -1,6 +1,6 @@
 """The exit codes of the command `fanin`."""
 
-# A run failed, or the backends drifted apart.
+# A run failed, the backends drifted apart, or the machine is at an end: a full disk.
 FAILED = 1
 # Wrong usage, or data that cannot be used.
 USAGE = 2

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from fanin.benchmarks.cli.codes import FAILED
 from fanin.benchmarks.cli.options import (
@@ -59,24 +60,26 @@ def compare(
     overrides = {"recipe": recipe, "seed": seed}
     chosen = select_tasks([dataset], features, data_dir, tasks, setup, overrides, execution)
     options = Options(results=results, data_dir=data_dir, device=device, threads=threads)
-    check_folder(results, {lockstep_path(results, task) for task in chosen})
+    paths = {lockstep_path(results, task) for task in chosen}
+    check_folder(results, paths, replaced=paths)
     done = []
     failures = 0
     for number, task in enumerate(chosen, 1):
         title = f"[{number}/{len(chosen)}] {task.title}"
-        with console.status(title) as status:
+        with console.status(Text(title)) as status:
 
             def show(step: LockstepStep, status: Any = status, title: str = title) -> None:
                 worst = max(d.relative for d in step.arrays.values())
-                status.update(
+                text = (
                     f"{title}: step {step.step}/{steps}, relative difference of the loss "
                     f"{step.loss.relative:.1e}, of the weights {worst:.1e}"
                 )
+                status.update(Text(text))
 
             try:
                 result = lockstep.compare(task, options, steps, show)
             except lockstep.LockstepError as error:
-                console.print(f"{title}: failed: {error}", style="red", markup=False)
+                print_text(console, f"{title}: failed: {error}", "red")
                 failures += 1
                 continue
         remove_leftovers(lockstep_path(results, task))
@@ -84,12 +87,8 @@ def compare(
         done.append(result)
         failures += not result.agreed
         verdict = "agree" if result.agreed else "DRIFTED APART"
-        console.print(
-            f"{title}: {verdict} over {steps} steps",
-            style="green" if result.agreed else "red",
-            markup=False,
-            highlight=False,
-        )
+        colour = "green" if result.agreed else "red"
+        print_text(console, f"{title}: {verdict} over {steps} steps", colour)
     page = write_report(results) if done else None
     if as_json:
         print_json([r.model_dump(mode="json") for r in done])
@@ -103,11 +102,11 @@ def compare(
 def show_comparisons(console: Console, done: list[LockstepResult]) -> None:
     """Print how far the backends were apart at most, and what each of them measured."""
     print_text(console, comparisons_text(done))
-    console.print(
+    print_text(
+        console,
         f"tolerated: loss {lockstep.LOSS_TOLERANCE:g}, weights {lockstep.WEIGHT_TOLERANCE:g}, both "
         "relative: largest |a - b| over largest |a|\n"
-        "excused: rewired connections and ReLU units that lay within rounding of their threshold, "
-        "where the second backend follows the first",
-        style="dim",
-        highlight=False,
+        "excused: rewired connections and ReLU units that lay within rounding of their threshold,\n"
+        "where the second backend follows the first\n",
+        "dim",
     )

@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from rich.table import Table
-
 from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.cli.options import AsJson
-from fanin.benchmarks.cli.output import make_console, print_json, stop
+from fanin.benchmarks.cli.output import make_console, print_facts, print_json, stop
 from fanin.benchmarks.measuring import machine
 from fanin.benchmarks.records.task_files import task_files
 from fanin.datasets import available
@@ -33,7 +31,6 @@ def info(as_json: AsJson = False) -> None:
     }
     if as_json:
         return print_json(facts)
-    table = Table(show_header=False, box=None)
     rows = {
         "kernels": f"version {kernels['version']}, CPU code {kernels['instruction_set']} "
         f"(here: {', '.join(kernels['instruction_sets'])}), "
@@ -51,6 +48,4 @@ def info(as_json: AsJson = False) -> None:
         "data sets": ", ".join(facts["datasets"]),
         "task files": ", ".join(facts["tasks"]),
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    make_console().print(table, highlight=False)
+    print_facts(make_console(), rows)

@@ -3,6 +3,7 @@ with it."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -13,7 +14,9 @@ from fanin.backends.checks import MOST_THREADS
 from fanin.backends.interface import DEVICES
 from fanin.backends.recipes import RecipeName
 from fanin.backends.registry import BACKENDS
+from fanin.benchmarks.cli.output import stop
 from fanin.benchmarks.harness.request import Options
+from fanin.benchmarks.measuring.machine import thread_count
 from fanin.benchmarks.timing.options import one_of
 
 # What an option of a run is when it is not given.
@@ -27,7 +30,29 @@ def finite(value: float | None) -> float | None:
     return value
 
 
-Results = Annotated[Path, typer.Option(help="Folder of the result files.", file_okay=False)]
+def text_path(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """A path that is text: a run is told of it in JSON, which has nothing else."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        stop(f"{param.opts[0]} {value} is no {encoding} text: rename the folder, or link to it")
+    return value
+
+
+def usable_threads(value: int) -> int:
+    """A number of threads that is possible, or 0 where the setting is."""
+    try:
+        thread_count(value)
+    except ValueError as error:
+        stop(str(error))
+    return value
+
+
+Results = Annotated[
+    Path,
+    typer.Option(help="Folder of the result files.", file_okay=False, callback=text_path),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Dataset = Annotated[
     str | None,
@@ -47,6 +72,7 @@ DataDir = Annotated[
         "`{train,test}-<features>.npy`; with --dataset or --tasks.",
         exists=True,
         file_okay=False,
+        callback=text_path,
     ),
 ]
 Tasks = Annotated[
@@ -93,6 +119,9 @@ Device = Annotated[str, one_of(DEVICES, "auto: a GPU where there is one.")]
 Threads = Annotated[
     int,
     typer.Option(
-        min=0, max=MOST_THREADS, help="CPU threads; 0 for OMP_NUM_THREADS, or all without it."
+        min=0,
+        max=MOST_THREADS,
+        help="CPU threads; 0 for OMP_NUM_THREADS, or all without it.",
+        callback=usable_threads,
     ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -28,12 +29,13 @@ from fanin.benchmarks.cli.options import (
 from fanin.benchmarks.cli.output import make_console, print_json, print_text
 from fanin.benchmarks.cli.selection import each_once, select_tasks
 from fanin.benchmarks.harness import speed
-from fanin.benchmarks.harness.plan import HEADS, Plan, Sizes
+from fanin.benchmarks.harness.plan import Estimate, Plan, Sizes
 from fanin.benchmarks.measuring.machine import thread_count
 from fanin.benchmarks.records.statistics import GIB
 from fanin.datasets import PUBLISHED, find_folder, load
-from fanin.datasets.memory import available_bytes
+from fanin.datasets.memory import available_bytes, size_text
 from fanin.datasets.shape_twins import shape_twin
+from fanin.reports.format import Scale, duration_scale, large_count_scale, memory_scale
 from fanin.reports.setups import Setup as ReportedSetup
 from fanin.reports.table import Cell, Column, Table, text_column
 
@@ -107,23 +109,47 @@ def plan(
             }
         )
     for (name, kind), group in groupby(plans, key=lambda p: (p.task.dataset, p.task.features)):
-        inputs = sizes[name, kind].inputs
-        rows = [
-            (ReportedSetup.from_task(p.task, inputs).label, p.backend, *p.cells()) for p in group
-        ]
-        columns = (text_column("setup"), text_column("backend"), *map(Column, HEADS))
-        table = Table("", columns, tuple(tuple(map(Cell, row)) for row in rows))
-        text = f"{name}, {kind} features\n{table.markdown()}\n"
-        print_text(console, text)
-    console.print(
-        f"{available / GIB:.1f} GiB of memory, {machine.bandwidth / 1e9:.0f} GB/s, "
-        f"{machine.flops / 1e9:.0f} GFLOP/s, {count} threads\n"
-        "GiB; peak: what the process needs above the frameworks and the data, temporaries "
-        "included\nhours: from bytes moved and arithmetic, within a factor of about two; the total "
-        "is for all epochs that the task allows and its repeats, early stopping aside",
-        style="dim",
-        highlight=False,
+        table = plan_table(list(group), sizes[name, kind].inputs)
+        print_text(console, f"{name}, {kind} features\n{table.markdown()}\n")
+    print_text(
+        console,
+        f"{size_text(available)} of memory, "
+        f"{machine.bandwidth / 1e9:.0f} GB/s, {machine.flops / 1e9:.0f} GFLOP/s, {count} threads\n"
+        "peak: what the process needs above the frameworks and the data, temporaries included\n"
+        "times: from bytes moved and arithmetic, right within a factor of about two; total: all\n"
+        "epochs that the task allows and its repeats, early stopping aside",
+        "dim",
     )
+
+
+def plan_table(plans: list[Plan], inputs: int) -> Table:
+    """A row for each task and backend of one data set, whose instances have so many inputs."""
+
+    def column(
+        head: str, values: list[float], scale_of: Callable[[Iterable[float]], Scale]
+    ) -> tuple[Column, list[str]]:
+        scale = scale_of(values)
+        unit = f" ({scale.unit})" if scale.unit else ""
+        return Column(f"{head}{unit}"), [scale.bounded(value) for value in values]
+
+    def memory(head: str, count_bytes: Callable[[Estimate], int]) -> tuple[Column, list[str]]:
+        return column(head, [count_bytes(p.expected) / GIB for p in plans], memory_scale)
+
+    columns = [
+        (text_column("setup"), [ReportedSetup.from_task(p.task, inputs).label for p in plans]),
+        (text_column("backend"), [p.backend for p in plans]),
+        column("parameters", [p.parameters for p in plans], large_count_scale),
+        memory("model", lambda expected: expected.parameter_bytes),
+        memory("optimiser", lambda expected: expected.optimizer_bytes),
+        memory("gradients", lambda expected: expected.gradient_bytes),
+        memory("temporary", lambda expected: expected.temporary_bytes),
+        memory("peak", lambda expected: expected.peak_bytes),
+        (Column("fits"), ["yes" if p.fits else "NO" for p in plans]),
+        column("epoch", [p.hours_per_epoch for p in plans], duration_scale),
+        column("total", [p.hours for p in plans], duration_scale),
+    ]
+    heads, texts = zip(*columns, strict=True)
+    return Table("", heads, tuple(tuple(map(Cell, row)) for row in zip(*texts, strict=True)))
 
 
 def read_sizes(dataset: str, features: str, data_dir: Path | None) -> Sizes:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fanin.benchmarks.cli.output import print_text
 from fanin.benchmarks.harness.request import Request
 from fanin.benchmarks.records.run import RunResult
 
@@ -21,9 +22,9 @@ class Terminal:
         self._title = ""
         self._started = 0.0
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.fields[facts]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -99,4 +100,4 @@ class Terminal:
         return "  ".join(part for part in (self._loss, self._precision) if part)
 
     def _say(self, text: str, style: str = "") -> None:
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        print_text(self._console, text, style)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fanin.benchmarks.cli.options import DEFAULTS, AsJson, Results
-from fanin.benchmarks.cli.output import make_console, print_json
+from fanin.benchmarks.cli.output import make_console, print_json, print_report
 from fanin.reports.pages.report import write_report
 
 
@@ -25,4 +25,4 @@ def report(
     if as_json:
         print_json({"report": str(page.resolve())})
     else:
-        make_console().print(f"The report: {page.resolve()}", soft_wrap=True, highlight=False)
+        print_report(make_console(), page)

@@ -133,9 +133,13 @@ def reproduce(
         steps=steps,
     )
     todo = requests(chosen, backends, options)
-    check_folder(results, {request.path for request in todo} if force else ())
+    paths = {request.path for request in todo}
+    check_folder(results, paths, replaced=paths if force else ())
     with Terminal(console) as display:
         done = run_all(todo, options, display)
+    table = profiles_text(done) if shapes else runs_text(done)
+    if not as_json:  # whatever becomes of the report
+        print_text(console, f"\n{table}")
     page = write_report(results)
     # A shape profile shall find out what is too large for this machine: that is no failure of it.
     failures = [r.failure for r in done if r.failure]
@@ -148,10 +152,8 @@ def reproduce(
             }
         )
     else:
-        table = profiles_text(done) if shapes else runs_text(done)
-        print_text(console, "\n" + table)
         print_report(console, page)
     if len(done) < len(todo):
-        console.print(f"{len(todo) - len(done)} more runs on unusable data were not tried")
+        print_text(console, f"{len(todo) - len(done)} more runs on unusable data were not tried")
     if failed:
         raise typer.Exit(USAGE if any(each.is_of_input for each in failed) else FAILED)

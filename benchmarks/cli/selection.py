@@ -10,7 +10,7 @@ from typing import Any
 
 from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.cli.output import stop
-from fanin.benchmarks.records.task import Task
+from fanin.benchmarks.records.task import NAMES, Task, is_name
 from fanin.benchmarks.records.task_files import USUAL_TASKS, files_of, find_tasks, read_tasks
 from fanin.datasets import available, canonical_name, feature_kinds, find_folder, unknown
 from fanin.reports.setups import Setup
@@ -41,6 +41,9 @@ def select_tasks(
 ) -> list[Task]:
     """Tasks of the data sets: from `file`, their own files, or for other data the usual setups;
     in each of the executions, or as the files say."""
+    for option, names in (("--dataset", datasets), ("--features", [features])):
+        for name in filter(None, names):
+            _check_name(option, name)
     if data_dir and file is None and None in datasets:
         stop(f"--data-dir {data_dir} needs --dataset too, or --tasks: which data to take from it")
     overrides = {key: value for key, value in overrides.items() if value is not None}
@@ -77,6 +80,11 @@ def select_tasks(
     return chosen
 
 
+def _check_name(what: str, name: str) -> None:
+    if not is_name(name):
+        stop(f"{what} {name!r}: {NAMES}; rename what is called so, or link to it")
+
+
 def _is_called(task: Task, name: str) -> bool:
     """Whether `--setup` means this task by a name: that of its folder, or that of a table, which
     leaves out departures from the defaults that all its rows have. A name without departures means
@@ -102,4 +110,5 @@ def _only_kind(kinds: list[str], dataset: str) -> str:
     if len(kinds) != 1:
         choice = f" ({', '.join(kinds)})" if kinds else ""
         stop(f"no tasks are known for data set {dataset!r}; name --features{choice} or --tasks")
+    _check_name("features", kinds[0])
     return kinds[0]

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 
 from fanin.benchmarks.gpu_parts.needs import GpuError
+from fanin.benchmarks.records import json_text
+from fanin.benchmarks.records.files import checksum, write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 # An installed fanin has no sources of its kernels beside it.
@@ -47,6 +49,8 @@ def prepare(folder: Path, architecture: str | None) -> tuple[dict[str, str], lis
 
 def build(folder: Path, architecture: str | None) -> Path:
     """libfanin for the architecture (None: without GPU code), brought up to date in `folder`."""
+    from fanin.benchmarks.measuring.machine import cores  # needs packages that `needs` looks for
+
     cmake = shutil.which("cmake")
     if not cmake:
         raise GpuError("cmake is not on the PATH; `pip install cmake ninja` brings it")
@@ -59,18 +63,30 @@ def build(folder: Path, architecture: str | None) -> Path:
         options += ["-G", "Ninja"]
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "build.log"
+    stamp = folder / "checksum"
+    for old in _libraries(folder):
+        # CMake takes a library that a power cut left half written as made.
+        if not stamp.is_file() or stamp.read_text(encoding="ascii", errors="replace") != checksum(
+            old
+        ):
+            old.unlink()
     with log.open("w", encoding="utf-8") as output:
         for command in (
             [cmake, "-S", str(ROOT / "kernels"), "-B", str(folder), *options],
-            [cmake, "--build", str(folder), "--parallel", str(os.cpu_count() or 1)],
+            [cmake, "--build", str(folder), "--parallel", str(cores())],
         ):
             done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
             if done.returncode:
                 output.flush()
                 tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]
                 raise GpuError(f"{tail}\nbuilding the kernels failed; all of it is in {log}")
-    (library,) = (p for p in folder.glob("libfanin.*") if p.suffix in (".so", ".dylib"))
+    (library,) = _libraries(folder)
+    write_atomically(stamp, checksum(library))
     return library
+
+
+def _libraries(folder: Path) -> list[Path]:
+    return [p for p in folder.glob("libfanin.*") if p.suffix in (".so", ".dylib")]
 
 
 class CompileReport:
@@ -82,7 +98,7 @@ class CompileReport:
         self._process: subprocess.Popen[str] | None = None
         sources = [p for name in ("src", "include") for p in (ROOT / "kernels" / name).rglob("*")]
         newest = max(p.stat().st_mtime for p in sources)
-        if not self.path.exists() or self.path.stat().st_mtime < newest:
+        if not _is_json(self.path) or self.path.stat().st_mtime < newest:
             folder.mkdir(parents=True, exist_ok=True)
             self.path.unlink(missing_ok=True)  # an older one, which a failure would leave there
             script = [sys.executable, str(ROOT / "kernels" / "compile_report.py")]
@@ -105,9 +121,18 @@ class CompileReport:
             return None, "the compiler took longer than the part could wait"
         print(output, flush=True)
         # It exits with 1 for spills too, and has written its file then.
-        if self.path.exists():
+        if _is_json(self.path):
             return self.path, None
         return None, f"compile_report.py failed: {output.strip().splitlines()[-1:]}"
+
+
+def _is_json(path: Path) -> bool:
+    """Whether the file is there and was written to its end."""
+    try:
+        json_text.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def check_code(architecture: str) -> None:

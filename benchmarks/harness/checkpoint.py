@@ -8,23 +8,27 @@ A folder beside the result file, `<backend>-<repeat>.checkpoint/`:
 
 `state.json` is renamed into place after the folders that it needs are complete, and only then are
 those of the state before removed. So one whole state is there whenever the process is
-killed; a folder that `state.json` does not need is a leftover. Arrays are written and read one at a
+killed; a folder that `state.json` does not need is a leftover. It holds a checksum of each array
+and of itself: where one is wrong, the run starts anew. Arrays are written and read one at a
 time: the peak memory of a run is measured, and a checkpoint must not raise it.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from fanin.backends.trainer import Trainer
-from fanin.benchmarks.records.files import flush, write_atomically
+from fanin.benchmarks.records.files import checksum, flush, save_array, write_atomically
 from fanin.benchmarks.records.run import Epoch
+from fanin.datasets.file_errors import naming
 
 
 class State(BaseModel):
@@ -34,7 +38,13 @@ class State(BaseModel):
     resumed: int
     history: list[Epoch]
     best_epoch: int
-    files: dict[str, int]  # the arrays' files, with their bytes
+    files: dict[str, str]  # the arrays' files, with the SHA-256 of each
+    checksum: str = ""  # SHA-256 of all above
+
+    def own_checksum(self) -> str:
+        """What `checksum` has to be."""
+        text = self.model_dump_json(exclude={"checksum"})
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def folders(self) -> set[str]:
@@ -43,12 +53,16 @@ class State(BaseModel):
         return {f"weights-{last}", f"moments-{last}", f"weights-{self.best_epoch}"}
 
 
-class StoredArrays(Mapping[str, np.ndarray]):
-    """The arrays in a folder, each mapped when it is asked for."""
+class DamagedError(RuntimeError):
+    """A file is not as the run wrote it; the message names it."""
 
-    def __init__(self, folder: Path) -> None:
+
+class StoredArrays(Mapping[str, np.ndarray]):
+    """The arrays in some files of a folder, each mapped when it is asked for."""
+
+    def __init__(self, folder: Path, files: Collection[str]) -> None:
         self._folder = folder
-        self._names = sorted(path.stem for path in folder.glob("*.npy"))
+        self._names = [file.removesuffix(".npy") for file in files]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -59,7 +73,14 @@ class StoredArrays(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         # "c": whoever writes to the array changes memory and not the file. With "r" the frameworks
         # would warn of an array that cannot be written to, or copy it first.
-        array: np.ndarray = np.load(self._folder / f"{name}.npy", mmap_mode="c")
+        path = self._folder / f"{name}.npy"
+        with naming(path):
+            try:
+                array: np.ndarray = np.load(path, mmap_mode="c")
+            except OSError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+                array = np.load(path)  # this file system has no memory maps
         return array
 
 
@@ -70,8 +91,11 @@ def checkpoint_folder(result: Path) -> Path:
 
 def remove_checkpoint(folder: Path) -> None:
     """Remove it. If a kill interrupts this, the rest is not taken for a checkpoint."""
-    (folder / "state.json").unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    for path in (folder / "state.json", folder):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_file() or path.is_symlink():
+            path.unlink(missing_ok=True)
 
 
 class Checkpoint:
@@ -89,11 +113,13 @@ class Checkpoint:
         self._seconds = seconds
         self._saved = time.monotonic()
         self.note = ""
+        self._checksums: dict[str, str] = {}  # of all files that are there and written to the end
         self._state = State(identity=identity, resumed=0, history=[], best_epoch=0, files={})
         self._best_epoch = 0
         if state := self._find():
             self._state = state.model_copy(update={"resumed": state.resumed + 1})
             self._best_epoch = state.best_epoch
+            self._checksums = dict(state.files)
             self._write_state()
             self._remove_leftovers()
         else:
@@ -102,23 +128,38 @@ class Checkpoint:
     def _find(self) -> State | None:
         path = self._folder / "state.json"
         try:
-            state = State.model_validate_json(path.read_text(encoding="utf-8"))
+            state = State.model_validate_json(path.read_bytes())
         except FileNotFoundError:
+            if any(self._folder.glob("*")):
+                self.note = f"{self._folder} holds no finished checkpoint; starting anew"
             return None
-        except (ValidationError, UnicodeDecodeError):
+        except (OSError, ValidationError):
             self.note = f"{path} cannot be read; starting anew"
+            return None
+        if state.checksum != state.own_checksum():
+            self.note = f"{path} is damaged; starting anew"
             return None
         keys = sorted(self._identity | state.identity)
         other = [key for key in keys if state.identity.get(key) != self._identity.get(key)]
         if other:
             self.note = f"{self._folder} is of another {', '.join(other)}; starting anew"
             return None
-        for name, size in state.files.items():
-            file = self._folder / name
-            if not file.is_file() or file.stat().st_size != size:
-                self.note = f"{file} is damaged; starting anew"
-                return None
+        if damaged := self._first_damaged(state.files):
+            self.note = f"{damaged} is damaged; starting anew"
+            return None
         return state
+
+    def _first_damaged(self, files: Mapping[str, str]) -> Path | None:
+        """The first of the files that is missing or has another checksum."""
+        for name, expected in files.items():
+            path = self._folder / name
+            try:
+                if checksum(path) == expected:
+                    continue
+            except OSError:
+                pass  # nor can it be read
+            return path
+        return None
 
     @property
     def history(self) -> list[Epoch]:
@@ -131,8 +172,8 @@ class Checkpoint:
     def restore(self, trainer: Trainer) -> None:
         """Bring a trainer to where the history ends."""
         last = len(self._state.history)
-        trainer.load_weights(StoredArrays(self._folder / f"weights-{last}"))
-        trainer.load_optimizer_arrays(StoredArrays(self._folder / f"moments-{last}"))
+        trainer.load_weights(self._stored(f"weights-{last}"))
+        trainer.load_optimizer_arrays(self._stored(f"moments-{last}"))
 
     def keep_best(self, trainer: Trainer, epoch: int) -> None:
         """Write the weights after `epoch`, the best one so far."""
@@ -141,8 +182,20 @@ class Checkpoint:
         self._remove_leftovers()
 
     def restore_best(self, trainer: Trainer) -> None:
-        """Give a trainer the weights of the best epoch."""
-        trainer.load_weights(StoredArrays(self._folder / f"weights-{self._best_epoch}"))
+        """Give a trainer the weights of the best epoch, which may have lain there for hours;
+        DamagedError where they are not as they were written."""
+        folder = f"weights-{self._best_epoch}"
+        if damaged := self._first_damaged(self._files_of({folder})):
+            raise DamagedError(f"{damaged} is damaged: start the command again, and it trains anew")
+        trainer.load_weights(self._stored(folder))
+
+    def _files_of(self, folders: Collection[str]) -> dict[str, str]:
+        """The files in some folders, with their checksums."""
+        return {f: c for f, c in self._checksums.items() if f.partition("/")[0] in folders}
+
+    def _stored(self, folder: str) -> StoredArrays:
+        files = [file.partition("/")[2] for file in self._files_of({folder})]
+        return StoredArrays(self._folder / folder, files)
 
     def save(self, trainer: Trainer, history: list[Epoch]) -> None:
         """Write the state after the last epoch of `history`, if enough time has passed."""
@@ -155,12 +208,10 @@ class Checkpoint:
         self._state = self._state.model_copy(
             update={"history": list(history), "best_epoch": self._best_epoch}
         )
+        self._state.files = self._files_of(self._state.folders)
         # On the disk before the state that needs them: it is to survive a power cut as well.
-        folders = [self._folder / name for name in self._state.folders]
-        files = [file for folder in folders for file in folder.iterdir()]
-        for path in (*files, *folders, self._folder):
-            flush(path)
-        self._state.files = {f"{f.parent.name}/{f.name}": f.stat().st_size for f in files}
+        for name in (*self._state.files, *self._state.folders, "."):
+            flush(self._folder / name)
         self._write_state()
         self._remove_leftovers()
         self._saved = time.monotonic()
@@ -168,17 +219,26 @@ class Checkpoint:
     def _write(self, folder: str, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
         target = self._folder / folder
         target.mkdir(parents=True, exist_ok=True)
-        for name, array in arrays:
-            np.save(target / f"{name}.npy", array)
-            del array  # before the next one is made
+        try:
+            for name, array in arrays:
+                path = target / f"{name}.npy"
+                save_array(path, array)
+                del array  # before the next one is made
+                # Read back, a piece at a time: to sum it up on its way would take memory.
+                self._checksums[f"{folder}/{path.name}"] = checksum(path)
+        except OSError:
+            shutil.rmtree(target, ignore_errors=True)  # half of it is of no use on a full disk
+            raise
 
     def _write_state(self) -> None:
+        self._state.checksum = self._state.own_checksum()
         write_atomically(self._folder / "state.json", self._state.model_dump_json(indent=1) + "\n")
 
     def _remove_leftovers(self) -> None:
         kept = {f"weights-{self._best_epoch}"}
         if self._state.history:
             kept |= {"state.json", *self._state.folders}
+        self._checksums = self._files_of(kept)
         for path in self._folder.glob("*"):
             if path.name not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

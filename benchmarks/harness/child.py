@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -20,10 +21,9 @@ import numpy as np
 from fanin.backends.starting import looks_at_data
 from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.checkpoint import Checkpoint, checkpoint_folder, remove_checkpoint
-from fanin.benchmarks.harness.fit import fit, predict
+from fanin.benchmarks.harness.fit import Split, fit, predict
 from fanin.benchmarks.harness.plan import TooLargeError, check_counted, estimate
 from fanin.benchmarks.harness.prepare import (
-    Split,
     build,
     chosen_arrays,
     dataset_info,
@@ -37,10 +37,13 @@ from fanin.benchmarks.measuring.clock import StepClock
 from fanin.benchmarks.measuring.memory import MemoryWatch
 from fanin.benchmarks.measuring.metrics import precision, ranking
 from fanin.benchmarks.measuring.process import Parent
+from fanin.benchmarks.records.files import checksum, flush, reserving
+from fanin.benchmarks.records.printing import log
 from fanin.benchmarks.records.run import Epoch, RunResult, Timing
 from fanin.benchmarks.records.store import write_result
 from fanin.datasets import Dataset, propensity
 from fanin.datasets import load as load_dataset
+from fanin.datasets.folder import LEFT_OUT
 from fanin.datasets.memory import available_bytes
 from fanin.kernels import build_info, processor
 
@@ -87,7 +90,7 @@ def open_checkpoint(request: Request, data: Dataset, events: Events) -> Checkpoi
         remove_checkpoint(folder)
     checkpoint = Checkpoint(folder, identity(request, data), 60 * options.checkpoint_minutes)
     if checkpoint.note:
-        print(checkpoint.note, flush=True)
+        log(checkpoint.note)
         events.send(event="note", text=checkpoint.note)
     if checkpoint.history:
         events.send(event="resumed", epoch=len(checkpoint.history))
@@ -117,6 +120,8 @@ def run(request: Request, events: Events, result: RunResult) -> None:
     events.send(event="phase", name="loading data")
     data = load_dataset(task.dataset, task.features, options.data_dir)
     result.dataset = dataset_info(data)
+    if pairs := result.dataset.left_out_pairs:
+        log(f"scores of {pairs} pairs in {LEFT_OUT.format(split='test')} are left out")
     setup = task.setup(data.inputs, data.labels)
     if machine.runs_on_cpu(options.device):
         threads = machine.thread_count(options.threads)
@@ -151,12 +156,12 @@ def run(request: Request, events: Events, result: RunResult) -> None:
         events.send(event="phase", name="final evaluation")
         start = time.perf_counter()
         constants = propensity(data.name)
-        top = predict(trainer, data.test_x)
+        top = predict(trainer, data.test_x, data.test_left_out)
         result.test = precision(data.test_y, top)
         result.test_ranking = ranking(data.test_y, top, data.train_y, constants)
-        top = predict(trainer, train[0])
-        result.train = precision(train[1], top)
-        result.train_ranking = ranking(train[1], top, data.train_y, constants)
+        top = predict(trainer, train.x, train.left_out)
+        result.train = precision(train.y, top)
+        result.train_ranking = ranking(train.y, top, data.train_y, constants)
         result.timing = Timing(
             train_seconds=sum(e.train_seconds for e in result.history),
             evaluate_seconds=sum(e.evaluate_seconds for e in result.history),
@@ -167,17 +172,26 @@ def run(request: Request, events: Events, result: RunResult) -> None:
         result.memory = memory.result(trainer)
     if request.weights_path:
         save_weights(trainer, request.weights_path)
-    result.finished = datetime.now(UTC)
+        result.weights_checksum = checksum(request.weights_path)
+    result.finished = max(result.started, datetime.now(UTC))  # a clock may be set back
 
 
 def save_weights(trainer: Trainer, path: Path) -> None:
     """Write all arrays as a safetensors file, which either backend loads."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    save_file(trainer.weights(), temporary)
-    os.replace(temporary, path)
+    try:
+        save_file(trainer.weights(), temporary)
+        flush(temporary)
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)  # on a full disk the result needs its place
+    flush(path.parent)
 
 
 def main(parent: Parent, work: Callable[[Request, Events, RunResult], None] = run) -> int:
@@ -185,9 +199,10 @@ def main(parent: Parent, work: Callable[[Request, Events, RunResult], None] = ru
     request = Request.model_validate(parent.receive())
     result = begun(request)
     try:
-        work(request, Events(parent.send), result)
+        with reserving(request.path):
+            work(request, Events(parent.send), result)
     except Exception as error:
-        traceback.print_exc()
+        log(traceback.format_exc())
         # Where it was noticed that a model is too large tells nobody anything.
         trace = "" if isinstance(error, TooLargeError) else traceback.format_exc()
         failed(result, type(error).__name__, str(error), trace)

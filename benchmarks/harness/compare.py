@@ -30,6 +30,7 @@ from fanin.benchmarks.records.compare import (
     LockstepSide,
     LockstepStep,
 )
+from fanin.benchmarks.records.files import save_array
 from fanin.benchmarks.records.store import lockstep_path
 from fanin.benchmarks.records.task import Task
 from fanin.datasets import load
@@ -149,22 +150,19 @@ def compare(
             if on_step:
                 on_step(done[-1])
         ends = {s.backend: LockstepSide.model_validate(s.ask("finish")) for s in sides}
-    agreed = all(
-        s.loss.relative <= LOSS_TOLERANCE
-        and all(d.relative <= WEIGHT_TOLERANCE for d in s.arrays.values())
-        for s in done
-    )
-    return LockstepResult(
+    result = LockstepResult(
         task=task,
         dataset=dataset_info(data),
         started=started,
-        finished=datetime.now(UTC),
+        finished=max(started, datetime.now(UTC)),
         loss_tolerance=LOSS_TOLERANCE,
         weight_tolerance=WEIGHT_TOLERANCE,
-        agreed=agreed,
+        agreed=False,
         steps=done,
         sides=ends,
     )
+    result.agreed = all(map(result.within, done))
+    return result
 
 
 def start_side(task: Task, backend: str, options: Options, folder: Path) -> SideChild:
@@ -259,7 +257,7 @@ def excuse_kinks(sides: list[SideChild], before: Intermediate, features: np.ndar
     if units.size:
         giver, taker = sides
         for side in sides:
-            np.save(side.folder / "units.npy", units)
+            save_array(side.folder / "units.npy", units)
         giver.ask("give")
         taker.ask("take", giver=str(giver.folder))
     return len(units)

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -22,7 +23,7 @@ from fanin.backends.interface import OnStep
 from fanin.backends.setup import LayerSetup
 from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.checkpoint import Checkpoint
-from fanin.benchmarks.measuring.metrics import precision
+from fanin.benchmarks.measuring.metrics import NO_LABEL, precision
 from fanin.benchmarks.records.base import Precision
 from fanin.benchmarks.records.run import Epoch
 from fanin.benchmarks.records.task import Task
@@ -130,27 +131,55 @@ def rewiring_seed(seed: int, step: int) -> int:
     return drawn_seed(np.random.default_rng([seed, step, 1]))
 
 
+class Split(NamedTuple):
+    """Instances to train or to evaluate on."""
+
+    x: np.ndarray  # features [instances, inputs]
+    y: sp.csr_array  # positives [instances, labels]
+    left_out: sp.csr_array | None = None  # pairs [instances, labels] that evaluation leaves out
+
+
 def evaluation_block(setup: LayerSetup) -> int:
     """Instances that are predicted together."""
     return min(_EVALUATION_BLOCK, max(32, _EVALUATION_FLOATS // setup.output_inputs // 32 * 32))
 
 
-def predict(trainer: Trainer, x: np.ndarray) -> np.ndarray:
+def predict(trainer: Trainer, x: np.ndarray, left_out: sp.csr_array | None = None) -> np.ndarray:
     """Ids of the best five labels of instances x [instances, inputs], without dropout; fewer
-    columns where fewer labels exist."""
+    columns where fewer labels exist. left_out: pairs [instances, labels] that are no prediction;
+    NO_LABEL stands where fewer others exist."""
     # One array is made before all blocks. Small arrays that stay between large ones that go would
     # split the memory that malloc gets back, and each block would take new memory.
     ids = np.empty((len(x), min(5, trainer.setup.labels)), np.int64)
     done = 0
     for block in evaluation_blocks(x, evaluation_block(trainer.setup)):
-        ids[done : done + len(block)] = trainer.top_k(block, ids.shape[1])
+        rows = slice(done, done + len(block))
+        if left_out is None:
+            ids[rows] = trainer.top_k(block, ids.shape[1])
+        else:
+            ids[rows] = _best_of_others(trainer, block, ids.shape[1], left_out[rows])
         done += len(block)
     return ids
 
 
-def evaluate(trainer: Trainer, x: np.ndarray, y: sp.csr_array) -> Precision:
-    """Precision at 1, 3, 5 on instances x [instances, inputs], without dropout."""
-    return precision(y, predict(trainer, x))
+def _best_of_others(trainer: Trainer, x: np.ndarray, k: int, left_out: sp.csr_array) -> np.ndarray:
+    """`Trainer.top_k` of the labels that are not left out."""
+    labels, counts = trainer.setup.labels, np.diff(left_out.indptr)
+    ids = trainer.top_k(x, min(k + int(counts.max()), labels))
+    # A pair (instance, label) is one number.
+    instances = np.arange(len(x), dtype=np.int64)
+    pairs = np.repeat(instances, counts) * labels + left_out.indices
+    ids[np.isin(instances[:, None] * labels + ids, pairs)] = NO_LABEL
+    others_first = np.argsort(ids == NO_LABEL, axis=1, kind="stable")
+    return np.take_along_axis(ids, others_first, axis=1)[:, :k]
+
+
+def evaluate(
+    trainer: Trainer, x: np.ndarray, y: sp.csr_array, left_out: sp.csr_array | None = None
+) -> Precision:
+    """Precision at 1, 3, 5 on instances x [instances, inputs], without dropout and without the
+    pairs left out."""
+    return precision(y, predict(trainer, x, left_out))
 
 
 @dataclass(frozen=True)
@@ -164,7 +193,7 @@ class Fit:
 def fit(
     trainer: Trainer,
     batches: Batches,
-    validation: tuple[np.ndarray, sp.csr_array],
+    validation: Split,
     task: Task,
     seed: int,
     checkpoint: Checkpoint,

@@ -1,17 +1,22 @@
 """One process at a time per file: a lock that ends with the last process that holds it.
 
 It is the kernel's lock on an open file, so nothing has to be cleaned up after a kill. A child that
-inherits the descriptor holds the lock too, also when its parent is gone.
+inherits the descriptor holds the lock too, also when its parent is gone. Some file systems of a
+network have no such lock; what runs there runs without one.
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
+import logging
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_LOG = logging.getLogger(__name__)
 
 # An orphaned child ends by itself as soon as it gets a turn; it is waited for that long.
 PATIENCE = 15.0
@@ -26,7 +31,8 @@ class BusyError(RuntimeError):
 def locked(path: Path, patience: float = PATIENCE) -> Iterator[int]:
     """Hold the lock file `path`, which is removed afterwards; its descriptor.
 
-    Raises BusyError when another process has it for longer than `patience` seconds.
+    Raises BusyError when another process has it for longer than `patience` seconds, and OSError
+    where the file cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = _acquire(path, time.monotonic() + patience)
@@ -35,6 +41,21 @@ def locked(path: Path, patience: float = PATIENCE) -> Iterator[int]:
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
+
+
+def add_holder(handle: int, text: str) -> None:
+    """Write into the file of a lock who holds it; only a person reads that."""
+    with suppress(OSError):
+        os.write(handle, text.encode())
+
+
+@functools.cache
+def _warn(reason: str | None) -> None:
+    """Once, and not for each file."""
+    _LOG.warning(
+        "the file system of the results has no locks (%s): let no other process write the same",
+        reason,
+    )
 
 
 def _acquire(path: Path, deadline: float) -> int:
@@ -52,10 +73,13 @@ def _acquire(path: Path, deadline: float) -> int:
                 ) from None
             time.sleep(_POLL_SECONDS)
             continue
+        except OSError as error:
+            _warn(error.strerror)
+            return handle
         # The holder before removed the file: what was opened may not be what others will open.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), path.stat()):
                 os.ftruncate(handle, 0)
-                os.write(handle, f"process {os.getpid()}".encode())
+                add_holder(handle, f"process {os.getpid()}")
                 return handle
         os.close(handle)

@@ -6,16 +6,15 @@ killed goes on from its checkpoint. The children send events (see `child`); a `D
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any, Protocol
 
 from fanin.benchmarks.harness.checkpoint import checkpoint_folder, remove_checkpoint
-from fanin.benchmarks.harness.lock import locked
+from fanin.benchmarks.harness.lock import add_holder, locked
 from fanin.benchmarks.harness.request import Options, Request, begun, failed
 from fanin.benchmarks.measuring.process import Child
-from fanin.benchmarks.records.files import remove_leftovers
+from fanin.benchmarks.records.files import checksum, remove_leftovers
 from fanin.benchmarks.records.run import Profile, RunResult
 from fanin.benchmarks.records.store import ResultError, read_result, write_result
 from fanin.datasets import find_folder
@@ -78,6 +77,19 @@ def doubts(request: Request, result: RunResult) -> list[str]:
     return reasons
 
 
+def lacking_weights(request: Request, result: RunResult) -> str | None:
+    """Why a finished result is not what is asked for: without its weights, or with a file that is
+    damaged or of another run. None where there is nothing to complain of."""
+    path = request.weights_path
+    if path is None:
+        return None
+    if result.weights_checksum is None or not path.is_file():
+        return "without its weights"
+    if checksum(path) != result.weights_checksum:
+        return f"with other weights than those in {path}"
+    return None
+
+
 def data_of(request: Request) -> tuple[str, str]:
     """What a run loads: data set and features."""
     return request.task.dataset, request.task.features
@@ -95,10 +107,10 @@ def run_all(todo: list[Request], options: Options, display: Display) -> list[Run
             for path in (request.path, request.path.with_suffix(".safetensors")):
                 remove_leftovers(path)
             before = done = None if options.force else finished(request)
-            if done and request.weights_path and not request.weights_path.exists():
+            if lack := lacking_weights(request, done) if done else None:
                 done = None
-                again = "finished before without its weights, and runs again to save them"
-                display.event({"event": "note", "text": again})
+                text = f"finished before {lack}, and runs again to save them"
+                display.event({"event": "note", "text": text})
             for doubt in doubts(request, done) if done else ():
                 text = f"finished before, and is skipped; but {doubt}. --force repeats it"
                 display.event({"event": "note", "text": text})
@@ -128,7 +140,7 @@ def run_one(request: Request, display: Display, lock: int) -> RunResult:
     before = request.path.stat().st_mtime_ns if request.path.exists() else None
     log = log_path(request.path)
     with Child(MODULES[request.options.profile], log=log, inherited=(lock,)) as child:
-        os.write(lock, f" with its child {child.process.pid}".encode())
+        add_holder(lock, f" with its child {child.process.pid}")
         child.send(request.model_dump(mode="json"))
         for event in child.messages():
             display.event(event)
@@ -136,6 +148,7 @@ def run_one(request: Request, display: Display, lock: int) -> RunResult:
     written = request.path.stat().st_mtime_ns if request.path.exists() else None
     if written is not None and written != before:
         return read_result(request.path)
+    remove_leftovers(request.path)  # what it had reserved on the disk
     tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     message = f"the run's process ended with {how} and left no result; its output: {log}"

@@ -20,8 +20,8 @@ from fanin.backends.registry import BACKENDS, MemoryModel
 from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.harness.fit import evaluation_block
 from fanin.benchmarks.harness.speed import Speed
-from fanin.benchmarks.records.statistics import GIB
 from fanin.benchmarks.records.task import Task
+from fanin.datasets.memory import size_text
 from fanin.kernels import sorted_labels, sorting_pays
 
 LANES = 32
@@ -92,13 +92,6 @@ def hours_per_epoch(expected: Estimate, task: Task, sizes: Sizes, speed: Speed) 
     return (training + validation) / 3600
 
 
-# Of `Plan.cells`.
-HEADS = (
-    *("parameters", "model", "optimiser", "gradients", "temporary", "peak", "fits"),
-    *("h/epoch", "hours"),
-)
-
-
 @dataclass(frozen=True)
 class Plan:
     """What one task needs in one backend, on a machine with so many bytes of free memory."""
@@ -133,24 +126,6 @@ class Plan:
         """For all epochs that the task allows, and all its repeats."""
         return self.hours_per_epoch * self.task.epochs * self.task.repeat
 
-    def cells(self) -> list[str]:
-        """As text, under `HEADS`; bytes in GiB."""
-        expected = self.expected
-        parts = (
-            expected.parameter_bytes,
-            expected.optimizer_bytes,
-            expected.gradient_bytes,
-            expected.temporary_bytes,
-            expected.peak_bytes,
-        )
-        return [
-            f"{self.parameters / 1e6:,.1f} M",
-            *(f"{part / GIB:.2f}" for part in parts),
-            "yes" if self.fits else "NO",
-            f"{self.hours_per_epoch:.2f}",
-            f"{self.hours:,.0f}",
-        ]
-
     def as_json(self) -> dict[str, object]:
         """For a program; bytes and hours."""
         return {
@@ -169,7 +144,7 @@ def check_fits(expected: Estimate, available: int) -> None:
     """TooLargeError with both figures where the expected peak is above the available bytes."""
     if expected.peak_bytes > available:
         raise TooLargeError(
-            f"needs about {expected.peak_bytes / GIB:.1f} GiB, and {available / GIB:.1f} GiB are "
+            f"needs about {size_text(expected.peak_bytes)}, and {size_text(available)} are "
             "available here"
         )
 
@@ -180,8 +155,8 @@ def check_counted(expected: Estimate, available_bytes: int) -> None:
     counted = expected.parameter_bytes + expected.optimizer_bytes
     if counted > available_bytes:
         raise TooLargeError(
-            f"model and optimiser state alone are {counted / GIB:.1f} GiB, and "
-            f"{available_bytes / GIB:.1f} GiB are available here; `fanin plan` says what fits"
+            f"model and optimiser state alone are {size_text(counted)}, and "
+            f"{size_text(available_bytes)} are available here; `fanin plan` says what fits"
         )
 
 

@@ -13,7 +13,7 @@ from fanin.backends.registry import make_trainer
 from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.backends.starting import starting_arrays
 from fanin.backends.trainer import Trainer
-from fanin.benchmarks.harness.fit import evaluate
+from fanin.benchmarks.harness.fit import Split, evaluate
 from fanin.benchmarks.harness.request import Request
 from fanin.benchmarks.measuring.machine import describe_machine, thread_count
 from fanin.benchmarks.records.base import DatasetInfo, Machine
@@ -22,9 +22,6 @@ from fanin.datasets import Batch, Batches, DataError, Dataset
 
 # Of the training instances, in protocol "holdout".
 HOLDOUT_FRACTION = 0.1
-
-# Features [instances, inputs] and labels [instances, labels].
-Split = tuple[np.ndarray, sp.csr_array]
 
 
 def dataset_info(data: Dataset) -> DatasetInfo:
@@ -40,6 +37,7 @@ def dataset_info(data: Dataset) -> DatasetInfo:
         train_instances=data.train_instances,
         test_instances=data.test_instances,
         train_positives=int(data.train_y.nnz),
+        left_out_pairs=0 if data.test_left_out is None else int(data.test_left_out.nnz),
     )
 
 
@@ -47,9 +45,9 @@ def split(data: Dataset, task: Task) -> tuple[Split, Split]:
     """Training and validation instances. Protocol "paper" validates on the test set, as the
     original did; "holdout" takes a tenth of the training instances out, the same for all repeats
     of a task. Raises DataError where it would leave none to train on."""
-    train = (data.train_x, data.train_y)
+    train = Split(data.train_x, data.train_y, data.train_left_out)
     if task.protocol == "paper":
-        return train, (data.test_x, data.test_y)
+        return train, Split(data.test_x, data.test_y, data.test_left_out)
     if data.train_instances < 2:
         raise DataError(
             f"{data.name} ({data.source}): {data.train_instances} training instance, but protocol "
@@ -58,15 +56,18 @@ def split(data: Dataset, task: Task) -> tuple[Split, Split]:
     order = np.random.default_rng([task.seed, 2]).permutation(data.train_instances)
     count = max(1, int(HOLDOUT_FRACTION * data.train_instances))
     validation, rest = np.sort(order[:count]), np.sort(order[count:])
-    return (
-        (data.train_x[rest], data.train_y[rest]),
-        (data.train_x[validation], data.train_y[validation]),
-    )
+    return _instances(train, rest), _instances(train, validation)
+
+
+def _instances(split: Split, chosen: np.ndarray) -> Split:
+    """Some instances of a split."""
+    left_out = None if split.left_out is None else split.left_out[chosen]
+    return Split(split.x[chosen], split.y[chosen], left_out)
 
 
 def make_batches(task: Task, train: Split, seed: int) -> Batches:
     """The training stream of a run."""
-    return Batches(*train, task.batch_size, task.dropout, seed)
+    return Batches(train.x, train.y, task.batch_size, task.dropout, seed)
 
 
 def endless(batches: Batches) -> Iterator[Batch]:
@@ -79,11 +80,11 @@ def chosen_arrays(
 ) -> dict[str, np.ndarray]:
     """The arrays that the task's recipe makes from the training instances, in place of the usual
     initial ones. on_labels: see `choosing.choose_sources`."""
-    task, (features, labels) = request.task, train
-    output = task.setup(features.shape[1], labels.shape[1]).output
+    task = request.task
+    output = task.setup(train.x.shape[1], train.y.shape[1]).output
     return starting_arrays(
-        features,
-        labels,
+        train.x,
+        train.y,
         task.recipe_values,
         output.fan_in if isinstance(output, FixedFanIn) else None,
         seed=request.seed,

@@ -16,7 +16,7 @@ from typing import SupportsFloat
 
 from fanin.benchmarks.harness.checkpoint import Checkpoint
 from fanin.benchmarks.harness.child import Events, main
-from fanin.benchmarks.harness.fit import evaluation_block
+from fanin.benchmarks.harness.fit import Split, evaluation_block
 from fanin.benchmarks.harness.plan import check_fits, estimate
 from fanin.benchmarks.harness.prepare import build, make_batches, warm_up
 from fanin.benchmarks.harness.request import Request
@@ -66,7 +66,7 @@ def profile(request: Request, events: Events, result: RunResult) -> None:
     if runs_on_cpu(options.device):
         check_fits(expected, available_bytes())
     x, y = twin.sample((options.steps + _WARM_STEPS) * task.batch_size, task.seed)
-    batches = make_batches(task, (x, y), task.seed)
+    batches = make_batches(task, Split(x, y), task.seed)
     block = evaluation_block(setup)
     asked, _ = twin.sample(_BLOCKS * block, task.seed + 1)
     with MemoryWatch() as memory:
@@ -115,7 +115,7 @@ def profile(request: Request, events: Events, result: RunResult) -> None:
         evaluation_blocks=sizes.test_instances / block,
         expected_peak_bytes=expected.peak_bytes,
     )
-    result.finished = datetime.now(UTC)
+    result.finished = max(result.started, datetime.now(UTC))
 
 
 if __name__ == "__main__":

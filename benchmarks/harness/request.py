@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from fanin.benchmarks.records.base import Failure
+from fanin.benchmarks.records.printing import printable
 from fanin.benchmarks.records.run import Profile, RunResult
 from fanin.benchmarks.records.store import result_path
 from fanin.benchmarks.records.task import Task
@@ -89,6 +90,7 @@ def begun(request: Request) -> RunResult:
 
 def failed(result: RunResult, kind: str, message: str, output: str) -> RunResult:
     """The result of a run that began so and ended in an error."""
-    result.status, result.finished = "failed", datetime.now(UTC)
-    result.failure = Failure(kind=kind, message=message, traceback=output)
+    result.status, result.finished = "failed", max(result.started, datetime.now(UTC))
+    # A path that is no text could not be written.
+    result.failure = Failure(kind=kind, message=printable(message), traceback=printable(output))
     return result

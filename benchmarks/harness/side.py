@@ -34,6 +34,8 @@ from fanin.benchmarks.measuring.memory import MemoryWatch
 from fanin.benchmarks.measuring.process import Parent
 from fanin.benchmarks.records.base import Machine
 from fanin.benchmarks.records.compare import LockstepSide
+from fanin.benchmarks.records.files import save_array
+from fanin.benchmarks.records.printing import log
 from fanin.datasets import Batch, Batches, Dataset, load
 
 _WARMUP_STEPS = 10
@@ -67,16 +69,16 @@ class Side:
     def save(self, folder: Path, names: Iterable[str]) -> None:
         """Write arrays as they are now."""
         for name in names:
-            np.save(folder / f"{name}.npy", self.trainer.array(name))
+            save_array(folder / f"{name}.npy", self.trainer.array(name))
 
     def plan(self, folder: Path, step: int) -> float | None:
         """Write which connections this side would move before that step, and where to; the
         threshold, where all labels share one."""
         task, weights = self.request.task, self.trainer.array("output.weights")
         self.planned = plan_rewiring(self.trainer, self.batches, task, self.request.seed, step)
-        np.save(folder / "positions.npy", self.planned.positions)
-        np.save(folder / "sources.npy", self.planned.sources)
-        np.save(folder / "planned.npy", weights)
+        save_array(folder / "positions.npy", self.planned.positions)
+        save_array(folder / "sources.npy", self.planned.sources)
+        save_array(folder / "planned.npy", weights)
         return self.planned.threshold
 
     def rewire(self, folder: Path, plan: str) -> None:
@@ -89,7 +91,7 @@ class Side:
     def give(self, folder: Path) -> None:
         """Write all that belongs to the intermediate units."""
         for name, array in unit_arrays(self.trainer).items():
-            np.save(folder / f"given.{name}.npy", array)
+            save_array(folder / f"given.{name}.npy", array)
 
     def take(self, folder: Path, giver: str) -> None:
         """Overwrite the units that are named in the giver's folder with what it gave."""
@@ -101,7 +103,9 @@ class Side:
         steady = self.seconds[_WARMUP_STEPS:] or self.seconds
         side = LockstepSide(
             machine=self.machine,
-            test=evaluate(self.trainer, self.data.test_x, self.data.test_y),
+            test=evaluate(
+                self.trainer, self.data.test_x, self.data.test_y, self.data.test_left_out
+            ),
             median_step_seconds=statistics.median(steady),
             memory=self.memory.result(self.trainer),
         )
@@ -148,7 +152,7 @@ def main(parent: Parent) -> None:
     try:
         serve(Request.model_validate(parent.receive()), parent)
     except Exception as error:
-        traceback.print_exc()
+        log(traceback.format_exc())
         parent.send({"error": f"{type(error).__name__}: {error}"})
 
 

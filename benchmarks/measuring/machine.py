@@ -12,9 +12,11 @@ from pathlib import Path
 
 import psutil
 
+from fanin.backends.checks import MOST_THREADS
 from fanin.backends.interface import Device
 from fanin.benchmarks.measuring import nvml
 from fanin.benchmarks.records.base import Machine
+from fanin.datasets.control_groups import cpu_quota
 from fanin.kernels import build_info, processor
 from fanin.kernels.library import library_path
 
@@ -87,13 +89,21 @@ def runs_on_cpu(device: str) -> bool:
 
 
 def thread_count(asked: int) -> int:
-    """CPU threads of a run that asks for so many; 0 for OMP_NUM_THREADS, or all without it."""
+    """CPU threads of a run that asks for so many; 0 for OMP_NUM_THREADS, or all cores without it.
+    Raises ValueError where that setting is more than a layer takes."""
     setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return asked or (int(setting) if setting.isdecimal() else 0) or cores()
+    threads = asked or (int(setting) if setting.isdecimal() else 0) or cores()
+    if threads > MOST_THREADS:
+        raise ValueError(
+            f"OMP_NUM_THREADS={setting}: at most {MOST_THREADS} threads are possible; give fewer, "
+            "or unset it"
+        )
+    return threads
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use: of a container with a share of them, no more than that."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    quota = cpu_quota()
+    return count if quota is None else max(1, min(count, int(quota)))

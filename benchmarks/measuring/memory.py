@@ -60,11 +60,13 @@ class MemoryWatch:
         self._sample()
         gpu = self._nvml.figures() if self._nvml else nvml.Figures(None, None, None)
         parameters, optimizer = trainer.state_bytes()
+        peak = _peak() if self._exact else self._sampled_peak
         return Memory(
             nvml_device_delta_bytes=gpu.device_delta,
             nvml_process_bytes=gpu.process_peak,
             nvml_error=gpu.error,
-            host_peak_rss_bytes=_peak() if self._exact else self._sampled_peak,
+            # The kernel counts both by pages that it may not have added up yet.
+            host_peak_rss_bytes=None if peak is None else max(peak, self._baseline),
             host_baseline_rss_bytes=self._baseline,
             parameter_bytes=parameters,
             optimizer_state_bytes=optimizer,

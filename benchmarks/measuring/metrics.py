@@ -5,8 +5,9 @@ it is to be missing (Jain, Prabhu & Varma, KDD 2016). The forms are those of the
 classification repository's evaluation scripts; all are fractions.
 
 In all functions `truth` is [instances, labels], non-zero where true, and `top` holds label ids
-[instances, >= k], best first (fewer columns only where fewer than k labels exist). ValueError for
-shapes that do not fit, ids out of range, an id twice in a row, and no instances.
+[instances, >= k], best first (fewer columns only where fewer than k labels exist), and NO_LABEL
+behind the last one where labels are left out. ValueError for shapes that do not fit, ids out of
+range, an id twice in a row, and no instances.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from fanin.datasets.catalogue import Propensity
 # Instances worked on together: temporaries stay small beside the model whose memory is measured.
 _BLOCK = 16_384
 _KS = (1, 3, 5)
+# No id that an error could bring forth.
+NO_LABEL = int(np.iinfo(np.int64).min)
 
 
 def precision_at(truth: sp.csr_array, top: np.ndarray, k: int) -> float:
@@ -136,14 +139,15 @@ class _Block:
 
     def __init__(self, truth: sp.csr_array, top: np.ndarray, k: int) -> None:
         instances, count = truth.shape
-        self.top = top[:, :k].astype(np.int64)
+        is_label = top[:, :k] != NO_LABEL
+        self.top = np.where(is_label, top[:, :k], 0).astype(np.int64)
         true = truth.data != 0
         instance_ids = np.repeat(np.arange(instances, dtype=np.int64), np.diff(truth.indptr))[true]
         self._k, self._instances, self._ids = k, instance_ids, truth.indices[true].astype(np.int64)
         self.counts = np.bincount(instance_ids, minlength=instances)
         # A pair (instance, label) is one number; both sides are then plain sets.
         offset = np.arange(instances, dtype=np.int64)[:, None] * count
-        self.hits = np.isin(self.top + offset, instance_ids * count + self._ids)
+        self.hits = is_label & np.isin(self.top + offset, instance_ids * count + self._ids)
 
     def best(self, inverse: np.ndarray) -> np.ndarray:
         """The k largest 1/p of each instance's true labels, falling, then zeros; [instances, k]."""
@@ -179,7 +183,8 @@ def _check(truth: sp.csr_array, top: np.ndarray, ks: tuple[int, ...]) -> None:
         raise ValueError(f"top must be [{instances}, >= {min(k, count)}], got {list(top.shape)}")
     if instances == 0:
         raise ValueError("metrics of no instances are not defined")
-    if top.size and not (top.min() >= 0 and top.max() < count):
+    if not ((top >= 0) & (top < count) | (top == NO_LABEL)).all():
         raise ValueError(f"label ids in top must be in 0..{count - 1}")
-    if k > 1 and (np.diff(np.sort(top[:, :k], axis=1), axis=1) == 0).any():
+    ordered = np.sort(top[:, :k], axis=1)
+    if k > 1 and ((np.diff(ordered, axis=1) == 0) & (ordered[:, 1:] != NO_LABEL)).any():
         raise ValueError("top names a label twice for one instance; it would count double")

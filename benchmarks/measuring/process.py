@@ -23,6 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fanin.benchmarks.records.printing import prepare_streams
+
 # Bytes that are read from a pipe at once.
 _BLOCK = 1 << 16
 
@@ -39,7 +41,9 @@ def child_environment() -> dict[str, str]:
         # end of each loop once another program has one of the cores. Small models then take 60 to
         # 180 times as long, with this 3 to 6 times; on an idle machine it costs little.
         usual["GOMP_SPINCOUNT"] = "5000"
-    return {**usual, **os.environ, "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+    # A log is UTF-8, whatever a terminal of this process is.
+    fixed = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "PYTHONIOENCODING": "utf-8"}
+    return {**usual, **os.environ, **fixed}
 
 
 class Child:
@@ -146,6 +150,7 @@ class Parent:
     """
 
     def __init__(self, pipe: int) -> None:
+        prepare_streams()
         self._pipe = pipe
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         # A thread of its own, so that this process ends also while a driver hangs.

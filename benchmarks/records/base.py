@@ -7,26 +7,29 @@ null, never 0.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fanin.benchmarks.records.ranges import Count, Fraction, Size
 
 SCHEMA_VERSION: Final = 1
 
 
 class Record(BaseModel):
-    """Any part of a result file: a key that the schema does not know is an error."""
+    """Any part of a result file: a key that the schema does not know is an error, and so is a
+    number in quotes."""
 
     # JSON has no word for inf or nan: what is written with one could not be read back.
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class AtK(Record):
     """A ranking metric at 1, 3, 5, as fractions."""
 
-    at_1: float
-    at_3: float
-    at_5: float
+    at_1: Fraction
+    at_3: Fraction
+    at_5: Fraction
 
 
 class Precision(AtK):
@@ -39,11 +42,27 @@ class DatasetInfo(Record):
     source: str
     synthetic: bool
     identity: str = Field(description="sha256 over labels and features")
-    inputs: int
-    labels: int
-    train_instances: int
-    test_instances: int
-    train_positives: int
+    inputs: Size
+    labels: Size
+    train_instances: Size
+    test_instances: Size
+    train_positives: Size
+    left_out_pairs: Count = Field(
+        default=0, description="pairs (instance, label) that evaluation on the test set leaves out"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for key, instances in (
+            ("train_positives", self.train_instances),
+            ("left_out_pairs", self.test_instances),
+        ):
+            if getattr(self, key) > instances * self.labels:
+                raise ValueError(
+                    f"{key} is {getattr(self, key)}, with {instances} instances and "
+                    f"{self.labels} labels"
+                )
+        return self
 
 
 class Machine(Record):
@@ -51,32 +70,41 @@ class Machine(Record):
 
     system: str
     processor: str
-    cores: int
-    memory_bytes: int | None = Field(description="null in files of GPU parts of schema 1")
+    cores: Size
+    memory_bytes: Size | None = Field(description="null in files of GPU parts of schema 1")
     gpu: str | None
     python: str
     packages: dict[str, str] = Field(description="distribution -> version")
     framework: str
     device: str
     kernels: str = Field(description="version and instruction set of the fanin library")
-    threads: int | None = Field(description="null in files of GPU parts of schema 1")
+    threads: Count | None = Field(
+        description="null in files of GPU parts of schema 1; 0 in some old files: all"
+    )
     code: str | None = Field(description="identity of the installed fanin code")
 
 
 class Memory(Record):
     """Kept apart because they answer different questions; sizes in bytes."""
 
-    nvml_device_delta_bytes: int | None = Field(description="peak of the device above its start")
-    nvml_process_bytes: int | None = Field(description="peak of this process, as NVML sees it")
+    nvml_device_delta_bytes: Count | None = Field(description="peak of the device above its start")
+    nvml_process_bytes: Count | None = Field(description="peak of this process, as NVML sees it")
     nvml_error: str | None = Field(
         default=None, description="why a figure of NVML's is null on a machine that has NVML"
     )
-    allocator_peak_bytes: int | None = Field(description="peak in use, the framework's allocator")
-    allocator_reserved_bytes: int | None = Field(description="peak held by that allocator")
-    host_peak_rss_bytes: int | None = Field(description="peak resident set of the process")
-    host_baseline_rss_bytes: int | None = Field(description="resident set after imports and data")
-    parameter_bytes: int = Field(description="counted from the arrays, indices included")
-    optimizer_state_bytes: int = Field(description="counted from the arrays")
+    allocator_peak_bytes: Count | None = Field(description="peak in use, the framework's allocator")
+    allocator_reserved_bytes: Count | None = Field(description="peak held by that allocator")
+    host_peak_rss_bytes: Count | None = Field(description="peak resident set of the process")
+    host_baseline_rss_bytes: Count | None = Field(description="resident set after imports and data")
+    parameter_bytes: Count = Field(description="counted from the arrays, indices included")
+    optimizer_state_bytes: Count = Field(description="counted from the arrays")
+
+    @model_validator(mode="after")
+    def _peaks(self) -> Self:
+        peak, baseline = self.host_peak_rss_bytes, self.host_baseline_rss_bytes
+        if peak is not None and baseline is not None and peak < baseline:
+            raise ValueError(f"host_peak_rss_bytes {peak} is below the baseline, {baseline}")
+        return self
 
 
 class Failure(Record):

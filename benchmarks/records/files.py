@@ -1,39 +1,108 @@
-"""Result files are written whole or not at all."""
+"""Result files are written whole or not at all, and an error about a file names it."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
-import tempfile
+import random
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 
-def write_atomically(path: Path, text: str) -> None:
+from fanin.datasets.file_errors import naming
+
+# What a flush says where data are lost. Anything else says that the file system, of a network say,
+# has no such call, and a flush is an extra.
+_LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# As much as a result file takes, bytes that no file system stores in less place.
+_TRIAL = random.Random(0).randbytes(1 << 16)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write beside the target, then rename: a reader sees the old file or the new, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    data = content.encode() if isinstance(content, str) else content
     try:
-        os.fchmod(handle, 0o644)  # mkstemp's files are readable by their owner alone
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with naming(path), temporary.open("xb") as stream:
+            stream.write(data)
             stream.flush()
-            os.fsync(stream.fileno())
+            _flush(stream.fileno())
         os.replace(temporary, path)
-        flush(path.parent)  # and with it the new name
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
+    with suppress(OSError):  # the file is there; a folder may be closed to this
+        flush(path.parent)  # and with it the new name
 
 
 def flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Have a file, or the names in a folder, on the disk, where the file system can be asked to."""
+    with naming(path):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            _flush(handle)
+        finally:
+            os.close(handle)
+
+
+def _flush(handle: int) -> None:
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno in _LOST:
+            raise
+
+
+@contextmanager
+def reserving(path: Path) -> Iterator[None]:
+    """Keep as much of the disk as the file `path` will need until this is left: what was measured
+    for hours can then be written, however full the disk has become."""
+    reserve = path.with_name(f".{path.name}.reserve")
+    with naming(path):
+        reserve.write_bytes(_TRIAL)
+    try:
+        yield
     finally:
-        os.close(handle)
+        reserve.unlink(missing_ok=True)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """`numpy.save`, whose errors name the file and what is wrong."""
+    try:
+        with naming(path):
+            np.save(path, array)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # NumPy says how much was written. What kept it from more, another file is to say.
+        try:
+            try_writing(path.parent)
+        except OSError as reason:
+            raise OSError(reason.errno, reason.strerror, str(path)) from error
+        raise OSError(errno.EIO, str(error), str(path)) from error
+
+
+def try_writing(folder: Path) -> None:
+    """Write a file into a folder, which is made if it is not there, and remove it again. Raises
+    OSError where that fails: better now than after hours."""
+    trial = folder / ".trial"
+    write_atomically(trial, _TRIAL)
+    trial.unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path) -> None:
     """Remove what a kill in the middle of writing `path` left beside it."""
     for leftover in path.parent.glob(f".{path.name}.*"):
         leftover.unlink(missing_ok=True)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's contents, hex; read a piece at a time."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
+from fanin.benchmarks.records import json_text
 from fanin.benchmarks.records.base import Machine, Record
 from fanin.benchmarks.records.files import write_atomically
+from fanin.benchmarks.records.ranges import MOST, Count, Magnitude, Moment, Seconds, Size
 from fanin.benchmarks.records.store import ResultError
 
 PART_SCHEMA: Final = 2
@@ -28,6 +29,11 @@ PARTS: tuple[PartName, ...] = get_args(PartName)
 # the budget was used up, and the next call goes on here.
 State = Literal["done", "gap", "not reached"]
 
+# Of short work 0.
+RoundedSeconds = Annotated[float, Field(ge=0, le=1e9)]
+# That of a process which a signal ended is negative.
+ExitCode = Annotated[int, Field(ge=-MOST, le=MOST)]
+
 # Two contestants of part `kernels`: fanin's own op, and the plain copy that the floor is made of.
 OURS, COPY = "fanin", "copy"
 
@@ -35,8 +41,6 @@ OURS, COPY = "fanin", "copy"
 class PartRecord(Record):
     """Any piece of a part's file. Whoever makes one may leave out what is not known yet; a file
     names every key."""
-
-    model_config = ConfigDict(strict=True)
 
     @model_validator(mode="after")
     def _names_every_key(self, info: ValidationInfo) -> Self:
@@ -50,11 +54,11 @@ class Cuda(PartRecord):
     """The GPU, and the code that was made for it."""
 
     capability: str | None = Field(description="compute capability, such as 9.0")
-    memory_bytes: int | None
+    memory_bytes: Size | None
     driver: str | None
     runtime: str | None = Field(description="version of CUDA that torch was built with")
     compiler: str | None = Field(description="version of nvcc")
-    architectures: list[int] = Field(description="of the GPU code in the fanin library")
+    architectures: list[Count] = Field(description="of the GPU code in the fanin library")
 
 
 class KernelReport(PartRecord):
@@ -62,10 +66,10 @@ class KernelReport(PartRecord):
 
     kernel: str
     architecture: str
-    registers: int
-    spill_bytes: int
-    stack_bytes: int
-    shared_bytes: int
+    registers: Count
+    spill_bytes: Count
+    stack_bytes: Count
+    shared_bytes: Count
 
 
 class Row(PartRecord):
@@ -74,8 +78,8 @@ class Row(PartRecord):
     key: str = Field(description="its name within the part")
     state: State = "not reached"
     reason: str | None = Field(default=None, description="why there is no figure")
-    started: datetime | None = None
-    seconds: float | None = None
+    started: Moment | None = None
+    seconds: RoundedSeconds | None = None
 
 
 class Check(PartRecord):
@@ -83,22 +87,22 @@ class Check(PartRecord):
 
     op: str
     output: str
-    shape: dict[str, int]
+    shape: dict[str, Count]
     dtype: str
     index: str | None
-    error: float | None = Field(
+    error: Magnitude | None = Field(
         description="max |a - b| / max |reference|; null where that is no number"
     )
-    tolerance: float
+    tolerance: Magnitude
     passed: bool
-    seconds: float | None = Field(description="of the call, first uses included")
+    seconds: RoundedSeconds | None = Field(description="of the call, first uses included")
     reason: str | None
 
 
 class CorrectRow(Row):
     """One case of part `correct`."""
 
-    seed: int | None = Field(default=None, description="of this row's inputs")
+    seed: Count | None = Field(default=None, description="of this row's inputs")
     checks: list[Check] = Field(default=[])
 
 
@@ -106,7 +110,7 @@ class Contestant(PartRecord):
     """One way to do the work of a `KernelRow`."""
 
     name: str
-    seconds: list[float] | None = Field(
+    seconds: list[Seconds] | None = Field(
         default=None, description="one call, in each round; null where it could not be run"
     )
     reason: str | None = None
@@ -117,14 +121,14 @@ class KernelRow(Row):
 
     op: str
     dataset: str
-    labels: int
-    inputs: int
-    fan_in: int
-    batch: int
+    labels: Size
+    inputs: Size
+    fan_in: Size
+    batch: Size
     index: str
-    bytes: int = Field(description="what fanin's op has to move at least")
-    copy_bytes: int | None = Field(default=None, description=f"read and written by `{COPY}`")
-    rotated: int | None = Field(
+    bytes: Size = Field(description="what fanin's op has to move at least")
+    copy_bytes: Size | None = Field(default=None, description=f"read and written by `{COPY}`")
+    rotated: Size | None = Field(
         default=None, description="input sets that each contestant went through"
     )
     contestants: list[Contestant] = Field(default=[])
@@ -135,7 +139,7 @@ class SanitizeRow(Row):
 
     check: str
     tool: str | None = Field(default=None, description="null where the calls ran without it")
-    exit_code: int | None = None
+    exit_code: ExitCode | None = None
     passed: bool | None = None
     summary: list[str] = Field(default=[], description="the lines that tell of errors")
 
@@ -157,9 +161,9 @@ class PartFile(PartRecord):
     schema_version: Literal[2] = PART_SCHEMA
     part: PartName
     dry_run: bool
-    started: datetime
-    finished: datetime
-    minutes: float = Field(description="budget of a call")
+    started: Moment
+    finished: Moment
+    minutes: Magnitude = Field(description="budget of a call")
     device: str = Field(description='name of the GPU, or "cpu"')
     machine: Machine
     cuda: Cuda
@@ -214,7 +218,7 @@ def write_part(path: Path, part_file: PartFile) -> None:
 def read_part(path: Path) -> PartFile:
     """ResultError for a file that is not exactly of the schema. Files of schema 1 are read too."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_text.parse(path.read_text(encoding="utf-8"))
         version = content.get("schema_version") if isinstance(content, dict) else None
         if version == 1:
             content = _of_schema_1(content)
@@ -224,8 +228,8 @@ def read_part(path: Path) -> PartFile:
         return kind.model_validate_json(json.dumps(content))
     except ValueError as error:
         raise ResultError(
-            f"{path}: not a result file of schema {PART_SCHEMA}: {_explain(error)}; delete it or "
-            "make it again with `python benchmarks/gpu.py`"
+            f"{path}: not a result file of schema {PART_SCHEMA}: {json_text.explain(error)}; "
+            "delete it or make it again with `python benchmarks/gpu.py`"
         ) from error
 
 
@@ -233,14 +237,6 @@ def read_parts(device_folder: Path) -> dict[PartName, PartFile]:
     """The parts that have a file in a device's folder."""
     paths = {part: device_folder / "gpu" / f"{part}.json" for part in PARTS}
     return {part: read_part(path) for part, path in paths.items() if path.exists()}
-
-
-def _explain(error: ValueError) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    key = ".".join(str(name) for name in first["loc"]) or "file"
-    return f"{key}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _of_schema_1(content: dict[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, model_validator
 
+from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.records.base import (
     SCHEMA_VERSION,
     AtK,
@@ -16,6 +17,15 @@ from fanin.benchmarks.records.base import (
     Memory,
     Precision,
     Record,
+)
+from fanin.benchmarks.records.ranges import (
+    Count,
+    LearningRate,
+    Magnitude,
+    Moment,
+    Rate,
+    Seconds,
+    Size,
 )
 from fanin.benchmarks.records.task import Task
 
@@ -29,31 +39,31 @@ class Ranking(Record):
     ndcg: AtK
     psp: AtK
     psndcg: AtK
-    propensity_a: float
-    propensity_b: float
+    propensity_a: Magnitude
+    propensity_b: Magnitude
 
 
 class Epoch(Record):
     """One epoch of the history."""
 
-    epoch: int = Field(description="counted from 1")
-    steps: int
-    loss: float = Field(description="mean over the epoch's steps")
-    learning_rate: float
+    epoch: Size = Field(description="counted from 1")
+    steps: Size
+    loss: Magnitude = Field(description="mean over the epoch's steps")
+    learning_rate: LearningRate
     validation: Precision
-    train_seconds: float
-    evaluate_seconds: float
-    rewired: int = Field(description="connections that got a new source in this epoch")
+    train_seconds: Seconds
+    evaluate_seconds: Seconds
+    rewired: Count = Field(description="connections that got a new source in this epoch")
 
 
 class Timing(Record):
     """Whole run, synchronised with the device at each border."""
 
-    train_seconds: float
-    evaluate_seconds: float = Field(description="validation during training")
-    final_evaluate_seconds: float = Field(description="train and test P@k with the best weights")
-    median_step_seconds: float | None = Field(description="over all steps after the first ten")
-    choose_seconds: float | None = Field(
+    train_seconds: Seconds
+    evaluate_seconds: Seconds = Field(description="validation during training")
+    final_evaluate_seconds: Seconds = Field(description="train and test P@k with the best weights")
+    median_step_seconds: Seconds | None = Field(description="over all steps after the first ten")
+    choose_seconds: Seconds | None = Field(
         default=None,
         description="choosing connections, scale and biases by the data, before the training; null "
         "where nothing was to choose, or a run that was resumed had done it",
@@ -67,16 +77,18 @@ class Extrapolation(Record):
     evaluation_blocks blocks of test instances.
     """
 
-    step_seconds: list[float] = Field(description="each step after the first ones")
-    steps_per_epoch: int
-    rewire_seconds: float | None = Field(
+    step_seconds: list[Seconds] = Field(min_length=1, description="each step after the first ones")
+    steps_per_epoch: Size
+    rewire_seconds: Seconds | None = Field(
         description="one rewiring; null where nothing is rewired, and towards gradients, for which "
         "all training instances are read"
     )
-    rewires_per_epoch: float
-    block_seconds: list[float] = Field(description="prediction for each block of instances")
-    evaluation_blocks: float = Field(description="blocks in the real test set")
-    expected_peak_bytes: int = Field(description="what `fanin plan` expected, before it was built")
+    rewires_per_epoch: Rate
+    block_seconds: list[Seconds] = Field(
+        min_length=1, description="prediction for each block of instances"
+    )
+    evaluation_blocks: Rate = Field(description="blocks in the real test set")
+    expected_peak_bytes: Size = Field(description="what `fanin plan` expected, before it was built")
 
 
 class RunResult(Record):
@@ -86,12 +98,11 @@ class RunResult(Record):
     status: Literal["finished", "failed"]
     task: Task
     backend: str
-    repeat: int = Field(ge=0, description="number of the repeat, from 0; its seed is seed + repeat")
-    started: datetime
-    finished: datetime
-    resumed: int = Field(
+    repeat: Count = Field(description="number of the repeat, from 0; its seed is seed + repeat")
+    started: Moment
+    finished: Moment
+    resumed: Count = Field(
         default=0,
-        ge=0,
         description="how often another process went on from a checkpoint; start, memory and median "
         "step are those of the last one, the history is of all",
     )
@@ -105,4 +116,44 @@ class RunResult(Record):
     memory: Memory | None = None
     timing: Timing | None = None
     extrapolation: Extrapolation | None = None
+    weights_checksum: str | None = Field(
+        default=None, description="SHA-256 of the weights file beside it; null where none was saved"
+    )
     failure: Failure | None = None
+
+    @model_validator(mode="after")
+    def _fits_itself(self, info: ValidationInfo) -> Self:
+        """What a file says in one place has to fit what it says in another. A run that goes on
+        fills its result in little by little, so a complete one is asked of a file alone."""
+        if info.mode == "json":
+            for complaint in self._complaints():
+                raise ValueError(complaint)
+        return self
+
+    def _complaints(self) -> Iterator[str]:
+        if self.backend not in BACKENDS:
+            yield f"backend {self.backend!r} is none of {', '.join(BACKENDS)}"
+        if self.finished < self.started:
+            yield f"finished {self.finished} is before started, {self.started}"
+        if self.repeat >= self.task.repeat:
+            yield f"repeat {self.repeat} of a task with {self.task.repeat}, counted from 0"
+        if [epoch.epoch for epoch in self.history] != list(range(1, len(self.history) + 1)):
+            yield "history does not count its epochs from 1"
+        if len(self.history) > self.task.epochs:
+            yield f"history has {len(self.history)} epochs, and the task {self.task.epochs}"
+        if self.dataset:
+            named = (self.dataset.name, self.dataset.features)
+            if named != (self.task.dataset, self.task.features):
+                yield f"dataset is {' with '.join(named)}, and not the task's"
+        if (self.status == "failed") != (self.failure is not None):
+            yield f"status {self.status!r}, and failure is {'set' if self.failure else 'null'}"
+        if self.status == "finished":
+            lacking = [key for key in self._needed() if not getattr(self, key)]
+            if lacking:
+                yield f"status 'finished', but nothing stands in {', '.join(lacking)}"
+
+    def _needed(self) -> tuple[str, ...]:
+        """What a finished run has, or a finished shape profile."""
+        if self.extrapolation:
+            return ("machine", "dataset")
+        return ("machine", "dataset", "history", "train", "test", "timing")

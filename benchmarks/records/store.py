@@ -8,16 +8,16 @@ task.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from fanin.benchmarks.records import json_text
 from fanin.benchmarks.records.base import SCHEMA_VERSION
 from fanin.benchmarks.records.compare import LockstepResult
-from fanin.benchmarks.records.files import write_atomically
+from fanin.benchmarks.records.files import try_writing, write_atomically
 from fanin.benchmarks.records.run import Profile, RunResult
 from fanin.benchmarks.records.task import Task
 from fanin.benchmarks.records.timing import OpTimes, StepResult
@@ -48,19 +48,19 @@ def write_result(path: Path, result: RunResult | LockstepResult) -> None:
 
 def read(path: Path, schema: type[_T]) -> _T:
     try:
-        return TypeAdapter(schema).validate_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        json_text.parse(text)  # which finds what pydantic lets pass: a key that stands twice
+        return TypeAdapter(schema).validate_json(text)
     except OSError as error:
         raise ResultError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ResultError(
             f"{path}: not UTF-8 text; delete it or move it elsewhere, and run its task again"
         ) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+    except ValueError as error:
         raise ResultError(
-            f"{path}: not a result file of schema {SCHEMA_VERSION}: {key or 'file'}: "
-            f"{first['msg']}; delete it or move it elsewhere, and run its task again"
+            f"{path}: not a result file of schema {SCHEMA_VERSION}: {json_text.explain(error)}; "
+            "delete it or move it elsewhere, and run its task again"
         ) from error
 
 
@@ -96,6 +96,10 @@ def read_results(
             continue
         run = read_result(path)
         _check_place(path, result_path(folder, run.task, run.backend, run.repeat, profile))
+        is_profile = run.extrapolation is not None
+        if run.status == "finished" and is_profile != (profile == "shapes"):
+            kind = "shape profile" if is_profile else "run"
+            raise ResultError(f"{path}: is the result of a {kind}; move it elsewhere")
         yield run
 
 
@@ -110,15 +114,24 @@ def read_lockstep(folder: Path, without: Collection[Path] = ()) -> Iterator[Lock
         yield comparison
 
 
-def check_folder(folder: Path, replaced: Collection[Path] = ()) -> None:
-    """ResultError where a file of the results folder cannot be read, those aside that will be
-    `replaced`, and OSError where none can be written: the report needs all of them, and should not
-    find out after hours of training."""
+def check_folder(folder: Path, written: Iterable[Path], replaced: Collection[Path] = ()) -> None:
+    """Try what the end of a command needs, and should not find out after hours of training.
+
+    Raises ResultError where a file of the results folder cannot be read, those aside that will be
+    `replaced`, since the report reads all of them; OSError where one of those to be `written`, or
+    the report, could not be.
+    """
     for profile in FOLDERS:
         for _ in read_results(folder, profile, replaced):
             pass
     for _ in read_lockstep(folder, replaced):
         pass
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    for below in sorted({folder, *(path.parent for path in written)}):
+        try_writing(below)
+    if report_folder(folder).exists():
+        try_writing(report_folder(folder))
+
+
+def report_folder(folder: Path) -> Path:
+    """Where the report of a results folder is written, if not elsewhere."""
+    return folder / "report"

@@ -6,9 +6,11 @@ Babbar, ECML-PKDD 2023, arXiv 2306.03725, and its public code).
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,6 +26,7 @@ from fanin.backends.setup import (
     Unstructured,
 )
 from fanin.backends.starting import atoms_of
+from fanin.benchmarks.records.ranges import MOST, Count, LearningRate, Size
 from fanin.datasets import canonical_name
 
 EvaluationProtocol = Literal["paper", "holdout"]
@@ -55,8 +58,22 @@ _MODELS: dict[Architecture, _Model] = {
     "bottleneck": _Model("bottleneck", None, True),
 }
 
-# Both become folder names below the results folder.
-_FILE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
+# Scores begin at it, which are float32.
+InitialBias = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+# Data set and features become folders below the results folder and parts of the names of cached
+# files, of which a file system takes 255 bytes; so does a slug, with an ending behind it.
+_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$"
+NAMES = (
+    "a name has 1 to 200 of the letters A-Z and a-z, digits, `.`, `_` and `-`, and does not begin "
+    "with a dot"
+)
+_LONGEST_SLUG = 240
+
+
+def is_name(text: str) -> bool:
+    """Whether a data set or features may be called so; `NAMES` says how."""
+    return re.fullmatch(_NAME, text) is not None
 
 
 class TaskError(ValueError):
@@ -69,11 +86,11 @@ class Task(BaseModel):
     # Strict: `true` is no number, nor is "8".
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    dataset: str = Field(min_length=1, pattern=_FILE_NAME)
-    features: str = Field(min_length=1, pattern=_FILE_NAME)
+    dataset: str = Field(pattern=_NAME)
+    features: str = Field(pattern=_NAME)
     architecture: Architecture
-    connectivity: int | None = Field(default=None, ge=1)
-    intermediate: int | None = Field(default=None, ge=1)
+    connectivity: Size | None = None
+    intermediate: Size | None = None
     repeat: int = Field(
         default=1, ge=1, le=10_000, description="how many runs, each with its own seed"
     )
@@ -83,14 +100,17 @@ class Task(BaseModel):
         description="decides the keys from loss_fn to rewired_weights",
     )
     loss_fn: Loss = PAPER.loss_fn
-    learning_rate: float = Field(default=PAPER.learning_rate, gt=0)
+    learning_rate: LearningRate = PAPER.learning_rate
     schedule: recipes.Schedule = Field(
         default=PAPER.schedule,
         description="plateau: the rate is halved and the training ended where validation does not "
         "rise; linear: the rate falls to 0 over all epochs",
     )
     epochs: int = Field(
-        default=PAPER.epochs, ge=1, description="at most; early stopping may end sooner"
+        default=PAPER.epochs,
+        ge=1,
+        le=1_000_000,
+        description="at most; early stopping may end sooner",
     )
     feature_scaling: recipes.FeatureScaling = PAPER.feature_scaling
     feature_dictionary: recipes.FeatureDictionary = Field(
@@ -105,7 +125,7 @@ class Task(BaseModel):
         default=PAPER.initial_weights,
         description="of the output layer; centroid: a share of what its inputs were chosen by",
     )
-    initial_bias: recipes.InitialBias = Field(
+    initial_bias: InitialBias | Literal["prior"] = Field(
         default=PAPER.initial_bias,
         description="of the output layer; prior: each label's log-odds",
     )
@@ -115,7 +135,10 @@ class Task(BaseModel):
         "fanin.backends.gradients",
     )
     rewire_interval: int = Field(
-        default=PAPER.rewire_interval, ge=-1, description="steps; -1 once per epoch, 0 never"
+        default=PAPER.rewire_interval,
+        ge=-1,
+        le=MOST,
+        description="steps; -1 once per epoch, 0 never",
     )
     rewire_fraction: float = Field(default=PAPER.rewire_fraction, ge=0, lt=1)
     rewire_until: float = Field(
@@ -128,8 +151,8 @@ class Task(BaseModel):
     rewired_weights: recipes.RewiredWeights = Field(
         default=PAPER.rewired_weights, description="what connections that moved have as weight"
     )
-    batch_size: int = Field(default=32, ge=1)
-    seed: int = Field(default=0, ge=0)
+    batch_size: Size = 32
+    seed: Count = 0
     protocol: EvaluationProtocol = "paper"
     execution: Execution = "autograd"
     weights_dtype: StoredType = "float32"
@@ -256,8 +279,13 @@ class Task(BaseModel):
 
     @property
     def slug(self) -> str:
-        """A readable name, unique among tasks: `ffi-32-16384`, then what departs from defaults."""
-        return "_".join([self.setup_name, *self.departures])
+        """A readable name, unique among tasks: `ffi-32-16384`, then what departs from defaults. One
+        that is too long for a file ends in a hash."""
+        name = "_".join([self.setup_name, *self.departures])
+        if len(name) <= _LONGEST_SLUG:
+            return name
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        return f"{name[: _LONGEST_SLUG - 13]}_{digest}"
 
     @property
     def setup_name(self) -> str:
@@ -279,9 +307,10 @@ class Task(BaseModel):
 def _keys_of_recipe(values: dict[str, Any]) -> dict[str, Any]:
     """What the recipe that unchecked values name gives to its keys; nothing for the paper's, whose
     values are the defaults, and where the model is not known."""
-    model = _MODELS.get(values.get("architecture"))  # type: ignore[arg-type]
-    if values.get("recipe") != "best" or model is None:
+    architecture = values.get("architecture")
+    if values.get("recipe") != "best" or architecture not in list(_MODELS):  # it may be no name
         return {}
+    model = _MODELS[architecture]
     output = model.connections(1) if model.connections else Dense()
     setup = LayerSetup(1, 1, output, 1 if model.has_intermediate else None)
     return asdict(recipes.recipe_of("best", setup))

@@ -17,7 +17,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fanin.benchmarks.records.task import RECIPE_KEYS, Task, TaskError
+from fanin.benchmarks.records import json_text
+from fanin.benchmarks.records.task import NAMES, RECIPE_KEYS, Task, TaskError
 from fanin.datasets import canonical_name
 
 TASK_FOLDER = Path(__file__).parent.parent / "tasks"
@@ -62,16 +63,8 @@ def read_tasks(path: Path, overrides: dict[str, Any] | None = None) -> list[Task
     cannot be used.
     """
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise TaskError(f"{path}: key {twice!r} stands twice in an object; keep it once")
-        return dict(pairs)
-
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except TaskError:
-        raise
+        content = json_text.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise TaskError(f"{path}: no such task file") from error
     except OSError as error:
@@ -80,7 +73,7 @@ def read_tasks(path: Path, overrides: dict[str, Any] | None = None) -> list[Task
         raise TaskError(f"{path}: not UTF-8 text: {error}") from error
     except json.JSONDecodeError as error:
         raise TaskError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-    except (RecursionError, ValueError) as error:  # too deep; a number of thousands of digits
+    except ValueError as error:
         raise TaskError(f"{path}: not usable as JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
         raise TaskError(f'{path}: expected {{"defaults": {{...}}, "tasks": [...]}}')
@@ -128,8 +121,14 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
-        value = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
+        value = (
+            ""
+            if item["type"] in ("missing", "value_error")
+            else f" (got {json_text.show(item['input'])})"
+        )
         hint = f"; known keys: {known}" if item["type"] == "extra_forbidden" else ""
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "string_pattern_mismatch":
+            message = NAMES
         lines.append(f"{key + ': ' if key else ''}{message}{value}{hint}")
     return "; ".join(lines)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from typing import Annotated
 
 from pydantic import Field
 
 from fanin.backends.interface import Execution
 from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.benchmarks.records.base import Machine, Memory, Record
+from fanin.benchmarks.records.ranges import Moment, Seconds, Size
+
+# One measurement each.
+Rounds = Annotated[list[Seconds], Field(min_length=1)]
 
 
 class OpTimes(Record):
     """Seconds of fanin's op and of torch's layers on random data, as `timing.op` measures them."""
 
-    started: datetime
+    started: Moment
     machine: Machine
-    inputs: int
-    labels: int
-    fan_in: int
-    batch: int
+    inputs: Size
+    labels: Size
+    fan_in: Size
+    batch: Size
     keeps_memory: bool = Field(description="whether malloc kept what was freed")
-    seconds: dict[str, dict[str, list[float]]] = Field(
+    seconds: dict[str, dict[str, Rounds]] = Field(
         description="work -> layer -> seconds of each round"
     )
 
@@ -32,12 +36,12 @@ class Contender(Record):
     backend: str
     execution: Execution
     dtype: str = "float32"
-    labels: int
-    inputs: int
-    intermediate: int | None
-    fan_in: int
-    batch: int
-    steps: int
+    labels: Size
+    inputs: Size
+    intermediate: Size | None
+    fan_in: Size
+    batch: Size
+    steps: Size
     keeps_memory: bool = False
 
     def setup(self) -> LayerSetup:
@@ -56,9 +60,9 @@ class StepResult(Record):
 
     contender: Contender
     synthetic: bool = True
-    started: datetime
+    started: Moment
     machine: Machine
     memory: Memory
-    step_seconds: list[float]
-    rewire_seconds: float
-    csr_seconds: dict[str, list[float]] | None = None
+    step_seconds: Rounds
+    rewire_seconds: Seconds
+    csr_seconds: dict[str, Rounds] | None = None

@@ -19,7 +19,8 @@ import typer
 
 from fanin.benchmarks.measuring import memory
 from fanin.benchmarks.measuring.machine import describe_machine, thread_count
-from fanin.benchmarks.records.files import write_atomically
+from fanin.benchmarks.records.files import try_writing, write_atomically
+from fanin.benchmarks.records.printing import prepare_streams
 from fanin.benchmarks.records.timing import OpTimes
 from fanin.benchmarks.timing.rounds import rounds
 from fanin.reports.tables.op import op_text
@@ -82,11 +83,12 @@ def time_layers(
 
 def main(
     inputs: Annotated[
-        list[int] | None, typer.Option(help="Inputs of the layer; repeatable; 768 and 32768.")
+        list[int] | None,
+        typer.Option(min=1, help="Inputs of the layer; repeatable; 768 and 32768."),
     ] = None,
-    labels: int = 131_072,
-    fan_in: int = 32,
-    batch: int = 32,
+    labels: Annotated[int, typer.Option(min=1)] = 131_072,
+    fan_in: Annotated[int, typer.Option(min=1)] = 32,
+    batch: Annotated[int, typer.Option(min=1)] = 32,
     count: Annotated[int, typer.Option(min=1, help="Rounds.")] = 15,
     keep_memory: Annotated[
         bool, typer.Option("--keep-memory", help="Take no new memory from the system.")
@@ -98,6 +100,8 @@ def main(
     """Time the op against torch's sparse and dense layers and print medians and ratios."""
     from fanin.backends.torch.device import TorchDevice
 
+    if out:
+        try_writing(out.parent)
     if keep_memory:
         memory.keep_memory()
     results = []
@@ -124,4 +128,5 @@ def main(
 
 
 if __name__ == "__main__":
+    prepare_streams()
     typer.run(main)

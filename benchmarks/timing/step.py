@@ -22,7 +22,8 @@ import typer
 
 from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.measuring.process import Child, EndedError
-from fanin.benchmarks.records.files import write_atomically
+from fanin.benchmarks.records.files import try_writing, write_atomically
+from fanin.benchmarks.records.printing import prepare_streams
 from fanin.benchmarks.records.timing import Contender, StepResult
 from fanin.benchmarks.timing.options import one_of
 from fanin.reports.tables.step import step_text
@@ -48,7 +49,7 @@ def in_a_process(contender: Contender) -> StepResult:
                 answer = {"error": log.read_text(encoding="utf-8", errors="replace")}
     if "error" in answer:
         raise RuntimeError(f"{contender.name} failed:\n{answer['error']}")
-    return StepResult.model_validate(answer["result"])
+    return StepResult.model_validate_json(json.dumps(answer["result"]))
 
 
 def main(
@@ -72,6 +73,8 @@ def main(
 ) -> None:
     """Measure a training step: milliseconds, peak memory above the baseline, and the fused step
     against torch's CSR product. Random data."""
+    if out:
+        try_writing(out.parent)
     results = []
     for name in backend or BACKENDS:
         for way in execution or WAYS:
@@ -96,4 +99,5 @@ def main(
 
 
 if __name__ == "__main__":
+    prepare_streams()
     typer.run(main)

@@ -119,10 +119,15 @@ def _to_split(synsets: list[Synset], label_ids: dict[int, int]) -> Split:
 
 @lru_cache(maxsize=1)
 def read_synsets() -> tuple[Synset, ...]:
-    """All lines of the committed file, in order. It takes about a second, once per process."""
-    packed = resources.files(__package__).joinpath("wordnet.txt.xz").read_bytes()
+    """All lines of the committed file, in order. It takes about a second, once per process. Raises
+    DataError where the file is damaged."""
+    file = resources.files(__package__).joinpath("wordnet.txt.xz")
+    try:
+        text = lzma.decompress(file.read_bytes()).decode("ascii")  # which checks a checksum
+    except (lzma.LZMAError, EOFError) as error:
+        raise DataError(f"{file}: damaged ({error}): install fanin anew") from error
     synsets = []
-    for line in lzma.decompress(packed).decode("ascii").splitlines():
+    for line in text.splitlines():
         key, split, lexicographer_file, lemmas, gloss, targets = line.split("\t")
         positions = tuple(int(number) - 1 for number in targets.split())
         synsets.append(Synset(key, split, int(lexicographer_file), lemmas, gloss, positions))

@@ -18,9 +18,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fanin.benchmarks.records.compare import LockstepResult
 from fanin.benchmarks.records.files import write_atomically
+from fanin.benchmarks.records.printing import printable
 from fanin.benchmarks.records.published import published_tables
 from fanin.benchmarks.records.run import RunResult
-from fanin.benchmarks.records.store import read_lockstep, read_results
+from fanin.benchmarks.records.store import read_lockstep, read_results, report_folder
 from fanin.reports.frames import frame_of, paper_frame
 from fanin.reports.machines import describe_machines
 from fanin.reports.pages.sections import Section, make_sections, section_markdown
@@ -48,7 +49,7 @@ def write_report(results: Path, out: Path | None = None) -> Path:
             f"{results}: no results to report on; make some with `fanin reproduce --results "
             f"{results}` (or `fanin compare` for a comparison step by step)"
         )
-    out = results / "report" if out is None else out
+    out = report_folder(results) if out is None else out
     ours = [*measured(runs), *profiled(profiles)]
     sections = make_sections(runs, locksteps, profiles, ours)
     texts = [section_markdown(section) for section in sections]
@@ -57,17 +58,22 @@ def write_report(results: Path, out: Path | None = None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     _write_tables(out, rows, "\n".join(texts))
     published = [row for table in published_tables() for row in paper_rows(*table, ours)]
-    write_atomically(out / "paper.csv", paper_frame(published).to_csv(index=False))
+    _write_text(out / "paper.csv", paper_frame(published).to_csv(index=False))
     for section, text in zip(sections, texts, strict=True):
         _write_section(out / section.folder, section, text)
     page = out / "index.html"
-    write_atomically(page, render(runs, locksteps, profiles, sections))
+    _write_text(page, render(runs, locksteps, profiles, sections))
     return page
 
 
+def _write_text(path: Path, text: str) -> None:
+    """Control characters of a result file must not reach whoever reads the report."""
+    write_atomically(path, printable(text))
+
+
 def _write_tables(folder: Path, rows: Sequence[Row], markdown: str) -> None:
-    write_atomically(folder / "comparison.csv", frame_of(rows).to_csv(index=False))
-    write_atomically(folder / "comparison.md", markdown)
+    _write_text(folder / "comparison.csv", frame_of(rows).to_csv(index=False))
+    _write_text(folder / "comparison.md", markdown)
 
 
 def _write_section(folder: Path, section: Section, markdown: str) -> None:
@@ -79,9 +85,9 @@ def _write_section(folder: Path, section: Section, markdown: str) -> None:
     _write_tables(folder, section.rows, markdown)
     if section.paper:
         text = paper_frame(section.paper.rows).to_csv(index=False)
-        write_atomically(folder / "paper.csv", text)
+        _write_text(folder / "paper.csv", text)
     for plot in section.plots.values():
-        (folder / f"{plot.name}.png").write_bytes(plot.png)
+        write_atomically(folder / f"{plot.name}.png", plot.png)
 
 
 def period(results: Sequence[RunResult | LockstepResult]) -> str:

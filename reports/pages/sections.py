@@ -11,6 +11,7 @@ from fanin.benchmarks.records.compare import LockstepResult
 from fanin.benchmarks.records.published import PublishedRow, is_published, published_rows
 from fanin.benchmarks.records.run import RunResult
 from fanin.reports.paper import Ours, PaperRow, has_published_sizes, paper_note, paper_rows
+from fanin.reports.plots import load_matplotlib
 from fanin.reports.plots.plot import Plot
 from fanin.reports.setups import dataset_label
 from fanin.reports.summary import Row, is_finished, known_datasets, shared_variant, summarise
@@ -144,6 +145,7 @@ def _draw(
 ) -> dict[str, Plot]:
     """All plots of which something was measured."""
     # Not at the top: they import matplotlib, which takes long, and most commands draw nothing.
+    load_matplotlib()
     from fanin.reports.plots.backends_compared import backends_compared
     from fanin.reports.plots.learning_curves import learning_curves
     from fanin.reports.plots.lockstep_differences import lockstep_differences

@@ -6,3 +6,26 @@ executions. Against cost, the shape is the recipe, and hollow is published. Line
 their names where they stand, so that a picture reads without its text. matplotlib is imported by
 these files alone.
 """
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from pathlib import Path
+
+
+def load_matplotlib() -> None:
+    """Import matplotlib without the settings of its user, which are for windows and notebooks; one
+    of them may not exist where this process runs. To be called before any of these files is
+    imported; `style.drawing` has the settings that pictures are made with."""
+    spec = importlib.util.find_spec("matplotlib")
+    assert spec is not None and spec.origin is not None
+    notebook = os.environ.pop("MPLBACKEND", None)
+    try:
+        # matplotlib looks for its settings in the current folder first: here it finds its own.
+        with contextlib.chdir(Path(spec.origin).parent / "mpl-data"):
+            import matplotlib  # noqa: F401
+    finally:
+        if notebook is not None:
+            os.environ["MPLBACKEND"] = notebook

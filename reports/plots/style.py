@@ -47,8 +47,11 @@ _STYLE: dict[Any, Any] = {
 
 
 def drawing() -> AbstractContextManager[None]:
-    """The style, from the making of a figure until it is finished."""
-    return matplotlib.rc_context(_STYLE)
+    """The style, from the making of a figure until it is finished: whatever the settings of this
+    process are, a picture looks the same."""
+    settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **_STYLE}
+    del settings["backend"]  # of windows
+    return matplotlib.rc_context(settings)
 
 
 def new_figure(height: float) -> Figure:

@@ -37,6 +37,7 @@ def counts_table(runs: Sequence[RunResult], locksteps: Sequence[LockstepResult])
 def _line(dataset: str, features: str, info: DatasetInfo | None) -> tuple[Cell, ...]:
     if info is None:
         return (Cell(dataset), Cell(features), *[Cell()] * 7)
+    left_out = f"; evaluation leaves out the scores of {number(info.left_out_pairs, 0)} pairs"
     texts = (
         dataset_label(dataset, info.synthetic),
         features,
@@ -46,6 +47,6 @@ def _line(dataset: str, features: str, info: DatasetInfo | None) -> tuple[Cell, 
         number(info.test_instances, 0),
         number(info.train_positives / info.train_instances, 2) if info.train_instances else GAP,
         number(info.train_positives / info.labels, 2) if info.labels else GAP,
-        info.source,
+        info.source + left_out * bool(info.left_out_pairs),
     )
     return tuple(map(Cell, texts))

@@ -60,6 +60,8 @@ def out_of_range() -> sparse.csr_array:
         ({"train_x": np.ones((3, 0), np.float32)}, "train features: 0 inputs"),
         ({"train_y": csr([[], [], []], 0)}, "train labels: 0 labels"),
         ({"train_y": csr([[], [], []], 4)}, "train labels: no instance has a label"),
+        ({"test_left_out": csr([[0], []], 4)}, r"test pairs left out are of \(2, 4\) instances"),
+        ({"train_left_out": csr([[0, 0], [], []], 4)}, "train pairs left out: indices must be"),
     ],
 )
 def test_dataset_checks_its_parts(change: dict, message: str) -> None:
@@ -76,4 +78,5 @@ def test_identity_depends_on_labels_and_features() -> None:
     moved = csr([[0], [1, 2], []], 4)
     nudged = np.nextafter(np.ones((3, 2), np.float32), np.float32(2))
     changes = [{"train_y": moved}, {"test_y": moved}, {"train_x": nudged}, {"test_x": nudged}]
-    assert len({first, *(Dataset(**(parts() | change)).identity for change in changes)}) == 5
+    changes += [{"train_left_out": moved}, {"test_left_out": moved}]
+    assert len({first, *(Dataset(**(parts() | change)).identity for change in changes)}) == 7

@@ -58,3 +58,32 @@ def test_values_of_labels(tmp_path: Path) -> None:
     sparse.save_npz(path, with_values([{1: 1}, {}, {0: -1}], 5))
     with pytest.raises(DataError, match=r"labels.npz: row 2 .*: label 0 has the value -1.0"):
         formats.read_label_matrix(path)
+
+
+def test_pairs_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "filter_labels_test.txt"
+    path.write_bytes(b"2 4\r\n0 1\n\n 0\t0 \n2 4\n")
+    assert same(formats.read_left_out(path, (3, 5)), csr([[0, 1], [], [4]], 5))
+    path.write_bytes(b"")
+    assert same(formats.read_left_out(path, (3, 5)), csr([[], [], []], 5))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"0 1\n3 0\n", ":2: instance '3' is out of range: ids are 0 to 2"),
+        (b"0 5\n", ":1: label '5' is out of range: ids are 0 to 4"),
+        (b"0 1\n0\n", ":2: '0': expected two integers, `instance label`"),
+        (b"0 1 2\n", ":1: '0 1 2': expected two integers"),
+        (b"-1 2\n", ":1: '-1 2': expected two integers"),
+        (b"0 1.0\n", ":1: '0 1.0': expected two integers"),
+        (b"0:1\n", ":1: '0:1': expected two integers"),
+        (b"\x1f\x8b\x00\n", ":1: .*: expected two integers"),
+        (b"0 " + b"9" * 5000, ":1: label '99.*' is out of range"),
+    ],
+)
+def test_pairs_left_out_that_are_none(tmp_path: Path, text: bytes, message: str) -> None:
+    path = tmp_path / "filter_labels_test.txt"
+    path.write_bytes(text)
+    with pytest.raises(DataError, match=message):
+        formats.read_left_out(path, (3, 5))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +73,47 @@ def test_bad_matrix(tmp_path: Path, stored: sparse.csr_array, message: str) -> N
     for read in (formats.read_label_matrix, formats.read_feature_matrix):
         with pytest.raises(DataError, match=f"x.npz: {message}"):
             read(tmp_path / "x.npz")
+
+
+def test_a_file_system_without_memory_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused:
+        def __init__(self, *_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    np.save(tmp_path / "x.npy", x)
+    monkeypatch.setattr(mmap, "mmap", Refused)
+    number = errno.ENODEV
+    assert np.array_equal(formats.read_features(tmp_path / "x.npy"), x)
+    number = errno.EIO
+    with pytest.raises(OSError, match=re.escape(f"'{tmp_path / 'x.npy'}'")):
+        formats.read_features(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"indices": np.array([0.7, 3, 1])}, "its indices are float64: they must be integers"),
+        ({"indptr": np.array([0, 2.9, 2.9, 3])}, "its indptr are float64: they must be integers"),
+        ({"indices": np.array([True, False, True])}, "its indices are bool"),
+        ({"indices": np.array(["0", "3", "1"])}, "its indices are <U1"),
+        ({"indptr": np.array([0, 2, 2, 2**64 - 1], np.uint64)}, r"damaged \(indptr has to rise"),
+        ({"shape": np.array([3, 10**9])}, "1000000000 rows or columns are too many: at most 99999"),
+        ({"indptr": np.array([0, 2, 2, 2])}, r"damaged \(indptr has to rise from 0 to 3"),
+    ],
+)
+def test_arrays_that_scipy_takes_for_something_else(
+    tmp_path: Path, change: dict[str, np.ndarray], message: str
+) -> None:
+    path, good = tmp_path / "x.npz", matrix()
+    parts = {"data": good.data, "indices": good.indices, "indptr": good.indptr}
+    parts |= {"shape": np.array(good.shape), "format": np.array(b"csr")}
+    np.savez(path, **parts)
+    assert same_values(formats.read_feature_matrix(path), good.astype(np.float32))
+    np.savez(path, **parts | change)
+    for read in (formats.read_label_matrix, formats.read_feature_matrix):
+        with pytest.raises(DataError, match=f"x.npz: {message}"):
+            read(path)
 
 
 def test_unreadable_matrix(tmp_path: Path) -> None:

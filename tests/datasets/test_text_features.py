@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fanin.datasets import DataError, svd, text_features
+from fanin.datasets import cache as array_cache
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_damaged_cache_is_rebuilt(
     (file,) = cache.iterdir()
     good = file.read_bytes()
     if damage == "other":
-        np.savez(file, train=first[0][:2], test=first[1])
+        array_cache.store(file, train=first[0][:2], test=first[1])
     else:
         at = good.index(first[0].tobytes()) + 5
         flipped = good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
@@ -101,7 +102,9 @@ def test_two_processes_may_make_the_cache_at_once(cache: Path) -> None:
     assert [file.suffix for file in cache.iterdir()] == [".npz"]
 
 
-def test_cache_that_cannot_be_written(few, cache: Path) -> None:
+def test_cache_that_cannot_be_written(few, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before minutes of work."""
     cache.write_text("a file where the folder should be")
+    monkeypatch.delattr(text_features, "tfidf_svd")
     with pytest.raises(DataError, match=r"cannot be written .*: set FANIN_CACHE"):
         text_features.load_text_features("toy", *few)

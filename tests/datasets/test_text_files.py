@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
+import io
+import os
 from pathlib import Path
 
 import pytest
@@ -80,3 +83,17 @@ def test_pair_file_must_be_whole(tmp_path: Path, text: str, message: str) -> Non
     for read in (formats.read_label_pairs, formats.read_feature_pairs):
         with pytest.raises(DataError, match=f"pairs.txt{message}"):
             read(path)
+
+
+def test_a_text_file_that_cannot_be_read_on_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails while the file is open: the system then says no name."""
+
+    class Failing(io.BytesIO):
+        def readline(self, *_: object) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "open", lambda *_: Failing())
+    with pytest.raises(OSError, match=f"Input/output error: '{tmp_path / 'labels.txt'}'"):
+        formats.read_labels(tmp_path / "labels.txt")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import cut, flip, zero_block
 
-from fanin.datasets import load, wordnet
+from fanin.datasets import DataError, load, wordnet
 
 
 @functools.cache
@@ -89,3 +90,13 @@ def test_wordnet_small(cache: Path, caplog: pytest.LogCaptureFixture, capsys) ->
     again = load("wordnet-small")
     assert "making" not in caplog.text
     assert again.identity == data.identity
+
+
+@pytest.mark.parametrize("damage", [zero_block, flip, cut])
+def test_a_damaged_file_is_named(damage, tmp_path, monkeypatch):
+    file = tmp_path / "wordnet.txt.xz"
+    file.write_bytes(Path(wordnet.__file__).with_name(file.name).read_bytes())
+    damage(file)
+    monkeypatch.setattr(wordnet.resources, "files", lambda package: tmp_path)
+    with pytest.raises(DataError, match=r"wordnet\.txt\.xz: damaged .*: install fanin anew"):
+        wordnet.read_synsets.__wrapped__()

@@ -49,10 +49,7 @@ def command(*arguments, **options):
     """The command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-P", "-m", "fanin.benchmarks", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        **options,
+        **{"capture_output": True, "text": True, "check": False, **options},
     )
 
 

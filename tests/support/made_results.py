@@ -22,8 +22,8 @@ SIX: tuple[dict[str, Any], ...] = (
     {"architecture": "bottleneck"},
 )
 
-# The error of a failed run: nothing of it may become markup.
-HOSTILE = "shape <b>[3]</b> & \"quoted\" | piped\n<script>alert('x')</script>"
+# The error of a failed run: nothing of it may become markup, or reach a terminal as it is.
+HOSTILE = "shape <b>[3]</b> & \"quoted\" | piped\n<script>alert('x')</script> \x1b[31m"
 
 
 def task(**values: Any) -> Task:

@@ -10,28 +10,32 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import logging
-import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
-import platformdirs
 import tensorflow as tf
+
+from fanin.kernels.kept_files import CacheError, cache_folder, is_whole, keeping
 
 _LOG = logging.getLogger(__name__)
 
 
-def cache_folder() -> Path:
-    """Where compiled op libraries are kept: FANIN_CACHE, or the user's cache folder for fanin."""
-    return Path(os.environ.get("FANIN_CACHE") or platformdirs.user_cache_dir("fanin"))
-
-
 def compiled_ops() -> Path:
-    """The op library for this TensorFlow, which is compiled now if the cache does not have it.
+    """The op library for this TensorFlow, which is compiled now if the cache does not have it, or
+    has it damaged.
 
-    Raises ImportError where g++ is missing or fails, with what to install or what it said.
+    Raises ImportError where g++ is missing or fails, with what to install or what it said, and
+    where the cache cannot be written.
     """
+    try:
+        return _compiled_ops()
+    except CacheError as error:
+        # Keras shows of an OSError its number alone.
+        raise ImportError(f"fanin keeps its compiled TensorFlow op: {error}") from error
+
+
+def _compiled_ops() -> Path:
     sources = importlib.resources.files(__package__)
     include = importlib.resources.files("fanin.kernels") / "include"
     compile_flags = ["-O2", "-shared", "-fPIC", *tf.sysconfig.get_compile_flags()]
@@ -43,7 +47,7 @@ def compiled_ops() -> Path:
         identity.update(hashlib.sha256(file.read_bytes()).digest())
     identity.update("\0".join([*compile_flags, *link_flags]).encode())
     target = cache_folder() / f"ops-tf{tf.__version__}-{identity.hexdigest()[:16]}.so"
-    if target.is_file():
+    if is_whole(target):
         return target
 
     compiler = shutil.which("g++")
@@ -53,15 +57,11 @@ def compiled_ops() -> Path:
             "PATH; install it (Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++)"
         )
     _LOG.info("compiling the TensorFlow op for TensorFlow %s (once, ~10 s)", tf.__version__)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # It is built beside its place under a name of its own, and then moved there in one step. So two
-    # processes that start together both find a whole file.
     with (
         importlib.resources.as_file(sources) as source_folder,
         importlib.resources.as_file(include) as include_folder,
-        tempfile.TemporaryDirectory(dir=target.parent) as work,
+        keeping(target) as built,
     ):
-        built = Path(work) / target.name
         files = [f"-I{include_folder}", str(source_folder / "ops.cc"), "-o", str(built)]
         result = subprocess.run(
             [compiler, *compile_flags, *files, *link_flags], capture_output=True, text=True
@@ -72,6 +72,4 @@ def compiled_ops() -> Path:
                 f"{compiler} could not compile fanin's TensorFlow op for TensorFlow "
                 f"{tf.__version__}:\n{last_lines}"
             )
-        os.replace(built, target)
-    _LOG.info("compiled %s", target)
     return target

@@ -69,6 +69,10 @@ def test_builds_the_kernels_once(checkout, tmp_path):
     assert read_part(path).cuda.architectures == [0]
     done, _ = start(checkout, tmp_path, *arguments, **quick)
     assert done.returncode == 0 and library.stat().st_mtime_ns == made
+    good = library.read_bytes()
+    library.write_bytes(good[:1000])
+    done, _ = start(checkout, tmp_path, *arguments, **quick)
+    assert done.returncode == 0 and library.read_bytes() == good
 
 
 def test_without_a_gpu_it_says_so(tmp_path):

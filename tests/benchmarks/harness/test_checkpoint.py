@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from damage import DAMAGES
 from frameworks import EACH_BACKEND
 
 from fanin.backends import fused
@@ -17,7 +17,7 @@ from fanin.backends.interface import Storage
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.backends.starting import starting_arrays
-from fanin.benchmarks.harness.checkpoint import Checkpoint
+from fanin.benchmarks.harness.checkpoint import Checkpoint, DamagedError
 from fanin.benchmarks.harness.fit import fit
 from fanin.benchmarks.records.task import Task
 from fanin.datasets import Batches
@@ -180,8 +180,26 @@ class TestCheckpoint:
             (training.folder / "state.json").write_bytes(state)
             assert "cannot be read; starting anew" in Checkpoint(training.folder, IDENTITY, 0).note
 
+    def test_a_changed_state_starts_anew(self, training):
+        with pytest.raises(KilledError):
+            training(killed_in=4)
+        state = training.folder / "state.json"
+        good = state.read_text()
+        for before, after in (
+            ('"best_epoch": 3', '"best_epoch": 2'),
+            ('"loss": ', '"loss": 1'),
+            ('"resumed": 0', '"resumed": 4'),
+            ('"checksum": "', '"checksum": "0'),
+            ('moments-3/output.bias.m.npy"', 'moments-3/output.bias.n.npy"'),
+        ):
+            assert before in good
+            training.folder.mkdir(exist_ok=True)
+            state.write_text(good.replace(before, after))
+            note = Checkpoint(training.folder, IDENTITY, 0).note
+            assert note == f"{state} is damaged; starting anew"
+
     @pytest.mark.parametrize("array", ["weights-3/output.bias", "moments-3/output.weights.v"])
-    @pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 100)])
+    @pytest.mark.parametrize("damage", DAMAGES)
     def test_damaged_arrays_start_anew(self, training, array, damage):
         expected = training(seconds=1e9)[1]
         with pytest.raises(KilledError):
@@ -190,6 +208,41 @@ class TestCheckpoint:
         _, history, _, checkpoint = training()
         assert f"{array}.npy is damaged; starting anew" in checkpoint.note
         assert (history, checkpoint.resumed) == (expected, 0)
+
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_a_damaged_state_starts_anew(self, training, damage):
+        expected = training(seconds=1e9)[1]
+        with pytest.raises(KilledError):
+            training(killed_in=4)
+        damage(training.folder / "state.json")
+        _, history, _, checkpoint = training()
+        assert checkpoint.note.endswith("; starting anew")
+        assert (history, checkpoint.resumed) == (expected, 0)
+
+    def test_a_file_in_place_of_the_folder_starts_anew(self, training):
+        training.folder.write_text("a file")
+        history = training()[1]
+        assert len(history) == 7
+
+    def test_what_does_not_belong_to_it_is_not_read(self, training):
+        expected = training(seconds=1e9)[1]
+        with pytest.raises(KilledError):
+            training(killed_in=4)
+        np.save(training.folder / "weights-3" / "output.other.npy", np.ones(3))
+        _, history, _, checkpoint = training()
+        assert (history, checkpoint.resumed) == (expected, 1)
+
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_best_weights_that_were_damaged_meanwhile_are_not_taken(self, training, damage):
+        trainer = training.trainer()
+        checkpoint = Checkpoint(training.folder, IDENTITY, 1e9)
+        checkpoint.keep_best(trainer, 1)
+        checkpoint.restore_best(trainer)
+        damage(training.folder / "weights-1" / "output.weights.npy")
+        with pytest.raises(
+            DamagedError, match=r"output\.weights\.npy is damaged: start the command"
+        ):
+            checkpoint.restore_best(trainer)
 
     def test_none_before_its_time(self, training):
         with pytest.raises(KilledError):

@@ -16,14 +16,17 @@ import numpy as np
 import psutil
 import pytest
 import scipy.sparse as sp
+from damage import DAMAGES
 
 from fanin.benchmarks.records.run import RunResult
-from fanin.benchmarks.records.store import read_result, result_path
+from fanin.benchmarks.records.store import read_result, read_results, result_path
 from fanin.benchmarks.records.task_files import read_tasks
 from fanin.datasets.formats import write_labels
 
-# More by hand: FANIN_KILLS=20 pytest tests/benchmarks/harness/test_killed.py -k killed
+# More by hand: FANIN_KILLS=20 FANIN_KILLED_BACKEND=tensorflow pytest
+# tests/benchmarks/harness/test_killed.py
 KILLS = int(os.environ.get("FANIN_KILLS", "2"))
+BACKEND = os.environ.get("FANIN_KILLED_BACKEND", "torch")
 
 
 TASKS = {
@@ -58,7 +61,7 @@ def start(place: Path, results: str, *more: str) -> subprocess.Popen[str]:
             *(sys.executable, "-P", "-m", "fanin.benchmarks", "reproduce"),
             *("--dataset", "tiny", "--features", "dense40", "--data-dir", str(place / "data")),
             *("--tasks", str(place / "tasks.json"), "--results", str(place / results)),
-            *("--backend", "torch", "--threads", "1", "--checkpoint-minutes", "0", *more),
+            *("--backend", BACKEND, "--threads", "1", "--checkpoint-minutes", "0", *more),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -83,7 +86,7 @@ def figures(result: RunResult) -> dict:
 
 def table(output: str) -> list[str]:
     """Of each row: backend, setup, P@1, P@3, P@5."""
-    rows = re.findall(r"^\| torch .*$", output, re.MULTILINE)
+    rows = re.findall(rf"^\| {BACKEND} .*$", output, re.MULTILINE)
     return ["|".join(row.split("|")[1:6]) for row in rows]
 
 
@@ -133,11 +136,44 @@ class TestKilled:
         print(f"{kills} kills, resumed {[r.resumed for r in pairs[0]]} times, {rounds} starts")
         assert sum(r.resumed for r in pairs[0]) > 0
         names = {path.name for path in (place / "killed" / "runs").rglob("*") if path.is_file()}
-        assert names == {"torch-0.json", "torch-0.log"}
+        assert names == {f"{BACKEND}-0.json", f"{BACKEND}-0.log"}
 
     def results(self, place, name):
         tasks = read_tasks(place / "tasks.json")
-        return [read_result(result_path(place / name, task, "torch", 0)) for task in tasks]
+        return [read_result(result_path(place / name, task, BACKEND, 0)) for task in tasks]
+
+    def test_a_damaged_checkpoint_changes_no_number(self, place):
+        """Each time another file of it is damaged in another way, and the command says so."""
+        one = ("--setup", "ffi-8-64", "--execution", "fused")
+        done = start(place, "whole", *one)
+        errors = done.communicate(timeout=600)[1]
+        assert done.returncode == 0, errors
+        rng = random.Random(3)
+        for _ in range(KILLS // 2):
+            process = start(place, "damaged", *one)
+            assert process.stdout is not None
+            epochs = 0  # at the second one, the first one's checkpoint is written
+            while epochs < 2 and (line := process.stdout.readline()):
+                epochs += ": epoch" in line
+            child = child_of(process)
+            process.kill()
+            process.communicate(timeout=60)
+            if child is not None:
+                child.wait(timeout=60)
+            (state,) = (place / "damaged").rglob("state.json")
+            arrays = json.loads(state.read_text())["files"]
+            path = state.parent / rng.choice(["state.json", *arrays])
+            rng.choice(DAMAGES)(path)
+            last = start(place, "damaged", *one)
+            assert last.stdout is not None
+            assert "starting anew" in last.stdout.readline(), path
+            last.kill()
+            last.communicate(timeout=60)
+        last = start(place, "damaged", *one)
+        errors = last.communicate(timeout=600)[1]
+        assert last.returncode == 0, errors
+        (damaged,), (whole,) = (read_results(place / name) for name in ("damaged", "whole"))
+        assert figures(damaged) == figures(whole)
 
     def test_a_checkpoint_that_is_of_no_use_is_said(self, place):
         process = start(place, "useless")
@@ -174,4 +210,4 @@ class TestKilled:
             again.kill()
             again.communicate(timeout=60)
         child.wait(timeout=10)
-        assert not list((place / name).rglob("torch-0.json"))
+        assert not list((place / name).rglob(f"{BACKEND}-0.json"))

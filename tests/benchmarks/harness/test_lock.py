@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 
@@ -29,4 +30,25 @@ class TestLock:
                 pass
             child.kill()
         with lock.locked(path, patience=5.0):
+            pass
+
+    def test_a_file_system_without_locks(self, tmp_path, monkeypatch, caplog):
+        def flock(*_):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(lock.fcntl, "flock", flock)
+        lock._warn.cache_clear()
+        for name in ("torch-0.lock", "torch-1.lock"):
+            with lock.locked(tmp_path / name, patience=0.0) as handle:
+                lock.add_holder(handle, "x")
+        assert not list(tmp_path.iterdir())
+        (said,) = caplog.messages
+        assert said.startswith("the file system of the results has no locks (No locks available)")
+
+    def test_who_holds_it_is_an_extra(self, tmp_path, monkeypatch):
+        def write(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(lock.os, "write", write)
+        with lock.locked(tmp_path / "torch-0.lock", patience=0.0):
             pass

@@ -6,14 +6,17 @@ import os
 import time
 from datetime import UTC, datetime
 
+import made_results
 import pytest
+from damage import DAMAGES
 from fakes import Noting, make_task, write_dataset
 
 from fanin.benchmarks.harness import parent
 from fanin.benchmarks.harness.prepare import dataset_info
-from fanin.benchmarks.harness.request import Options, Request, begun, failed, requests
+from fanin.benchmarks.harness.request import Options, failed, requests
 from fanin.benchmarks.records.base import Machine
-from fanin.benchmarks.records.store import result_path, write_result
+from fanin.benchmarks.records.files import checksum
+from fanin.benchmarks.records.store import read_result, result_path, write_result
 from fanin.datasets import load
 from fanin.kernels import library
 
@@ -26,7 +29,15 @@ class TestRunAll:
         def run_tasks(tasks, failures=None, **options):
             def run_one(request, display, lock):
                 kind = (failures or {}).get(request.task.dataset)
-                result = begun(request)
+                result = made_results.run(
+                    dataset=made_results.dataset(
+                        name=request.task.dataset, features=request.task.features
+                    ),
+                    for_task=request.task,
+                    machine=made_results.machine(
+                        kernels=f"0.1 {library.build_info()['instruction_set']}"
+                    ),
+                )
                 if kind:
                     failed(result, kind, "so it is", "")
                 write_result(request.path, result)
@@ -57,24 +68,37 @@ class TestRunAll:
         assert run_all([make_task()], failing, save_weights=True) == [told[0], "failed"]
         assert run_all([make_task()]) == ["skipped"]  # what it measured is still there
         assert run_all([make_task()], save_weights=True) == told
-        result_path(tmp_path, make_task(), "torch", 0).with_suffix(".safetensors").touch()
+        path = result_path(tmp_path, make_task(), "torch", 0)
+        weights = path.with_suffix(".safetensors")
+        weights.write_bytes(b"of another run")
+        assert run_all([make_task()], save_weights=True) == told
+        result = read_result(path)
+        result.weights_checksum = checksum(weights)
+        write_result(path, result)
         assert run_all([make_task()], save_weights=True) == ["skipped"]
+        for damage in DAMAGES:
+            weights.write_bytes(b"of this run")
+            result.weights_checksum = checksum(weights)
+            write_result(path, result)
+            damage(weights)
+            first, last = run_all([make_task()], save_weights=True)
+            assert first.endswith("and runs again to save them") and last == "finished"
+            assert run_all([make_task()]) == ["skipped"]  # whoever does not ask for them
+            weights.rmdir() if weights.is_dir() else weights.unlink(missing_ok=True)
         # A shape profile has no weights to keep.
         for expected in ("finished", "skipped"):
             assert run_all([make_task()], save_weights=True, profile="shapes") == [expected]
 
     def test_what_may_be_out_of_date_is_skipped_with_a_word(self, run_all, tmp_path, monkeypatch):
         data = write_dataset(tmp_path / "data")
-        tiny = make_task(dataset="tiny", features="f")
-        request = Request(task=tiny, backend="torch", repeat=0, options=Options(results=tmp_path))
-        result = begun(request)
         info = dataset_info(load("tiny", None, data))
+        tiny = make_task(dataset="tiny", features=info.features)
+        result = made_results.run(for_task=tiny, dataset=info)
         device = {"system": "s", "processor": "p", "cores": 2, "memory_bytes": 1, "gpu": None}
         device |= {"python": "3", "packages": {}, "framework": "torch", "device": "cpu"}
-        result.dataset = info
         kernels = f"fanin 0.1.0 {library.build_info()['instruction_set']}"
         result.machine = Machine(**device, kernels=kernels, threads=2, code=None)
-        result.started = datetime.now(UTC)
+        result.started = result.finished = datetime.now(UTC)
         write_result(result_path(tmp_path, tiny, "torch", 0), result)
 
         def told(**options):

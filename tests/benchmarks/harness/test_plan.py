@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fakes import write_dataset
 from frameworks import EACH_BACKEND
 from typer.testing import CliRunner
 
@@ -50,7 +51,24 @@ class TestPlan:
         done = planned("amazon-670k", options)
         assert done.exit_code == 0, done.output
         dense, ffi = (line for line in done.output.splitlines() if "torch" in line)
-        assert " NO " in dense and " yes " in ffi and "343.8 M" in dense
+        assert " NO " in dense and " yes " in ffi and " 343.8 " in dense
+
+    def test_small_data_are_not_printed_as_nothing(self, tmp_path):
+        task = {"dataset": "tiny", "features": "dense40", "epochs": 1, "architecture": "stratified"}
+        (tmp_path / "tasks.json").write_text(json.dumps({"tasks": [{**task, "connectivity": 4}]}))
+        places = ["--tasks", tmp_path / "tasks.json", "--data-dir", write_dataset(tmp_path)]
+        given = [*places, "--backend", "torch", "--bandwidth", 10, "--gflops", 50, "--memory", 0.01]
+        done = CliRunner().invoke(app, ["plan", *map(str, given)])
+        assert done.exit_code == 0, done.output
+        heads, _, row = (line for line in done.output.splitlines() if line.startswith("|"))
+        cells = dict(zip(*([c.strip() for c in line.split("|")] for line in (heads, row)),
+                         strict=True))  # fmt: skip
+        assert cells["parameters"] == "250"  # 50 labels, each with 4 weights and a bias
+        # Indices have 2 bytes; Adam has two moments.
+        assert float(cells["model (KiB)"]) == pytest.approx((250 * 4 + 200 * 2) / 1024, abs=0.06)
+        assert float(cells["optimiser (KiB)"]) == pytest.approx(2 * 250 * 4 / 1024, abs=0.06)
+        assert cells["epoch (ms)"] == "under 0.1"
+        assert "10.2 MiB of memory" in done.output
 
     def test_wrong_usage_is_said(self):
         done = planned("amazon-670k", "--backend jax")

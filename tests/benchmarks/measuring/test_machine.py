@@ -6,16 +6,36 @@ import os
 
 import pytest
 
+from fanin.benchmarks.measuring import machine
 from fanin.benchmarks.measuring.machine import thread_count
 
 
 @pytest.mark.parametrize(
     ("asked", "setting", "expected"),
-    [(3, "1", 3), (0, "1", 1), (0, " 5,2", 5), (0, None, None), (0, "many", None), (0, "0", None)],
+    [
+        *((3, "1", 3), (0, "1", 1), (0, " 5,2", 5), (0, "1024", 1024)),
+        *((0, None, None), (0, "many", None), (0, "0", None)),
+    ],
 )
 def test_threads_are_what_was_asked_for_or_the_setting(asked, setting, expected, monkeypatch):
     if setting is None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     else:
         monkeypatch.setenv("OMP_NUM_THREADS", setting)
-    assert thread_count(asked) == (expected or len(os.sched_getaffinity(0)))
+    assert thread_count(asked) == (expected or machine.cores())
+
+
+def test_the_setting_has_the_bound_of_the_option(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "20000")
+    with pytest.raises(ValueError, match="OMP_NUM_THREADS=20000: at most 1024 threads"):
+        thread_count(0)
+    assert thread_count(2) == 2
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [(None, 4), (0.5, 1), (1.0, 1), (2.9, 2), (64.0, 4)]
+)
+def test_cores_are_no_more_than_a_quota(quota, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
+    monkeypatch.setattr(machine, "cpu_quota", lambda: quota)
+    assert machine.cores() == expected

@@ -141,9 +141,17 @@ class TestTasks:
              '[{"architecture": "bottleneck"}]}', "needs `intermediate`"),
             *(
                 ('{"defaults": {"dataset": "d", "features": "f", "architecture": "stratified"}, '
-                 f'"tasks": [{{"connectivity": 8, "{key}": {value}}}]}}', f"{key}: .*{message}")
+                 f'"tasks": [{{"connectivity": 8, "{key}": {value}}}]}}', f"{key}.*: .*{message}")
                 for key, value, message in (
                     ("learning_rate", "Infinity", r"finite number \(got inf\)"),
+                    ("learning_rate", "1e308", "less than or equal to 1000"),
+                    ("learning_rate", "9" * 400, "valid number"),
+                    ("epochs", "1000000001", "less than or equal to 1000000"),
+                    ("seed", "9" * 400, r"equal to 9007199254740992 \(got 9+\.\.\.9+\)"),
+                    ("batch_size", "9" * 400, "less than"),
+                    ("rewire_interval", "9" * 400, "less than"),
+                    ("initial_bias", "1e308", "less than or equal to 1000000"),
+                    ("architecture", "[]", "Input should be 'dense'"),
                     ("learning_rate", "1e400", r"finite number \(got inf\)"),
                     ("dropout", "NaN", r"\(got nan\)"),
                     ("batch_size", "true", r"valid integer \(got True\)"),
@@ -163,6 +171,39 @@ class TestTasks:
         with pytest.raises(TaskError, match=message) as caught:
             read_tasks(path)
         assert str(path) in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["my data", ".hidden", "a/b", "a\n", "é", "x" * 201])
+    def test_a_name_that_is_no_folder_of_results_is_answered_in_words(self, tmp_path, name):
+        path = tmp_path / "t.json"
+        for key in ("dataset", "features"):
+            task = {"dataset": "d", "features": "f", "architecture": "dense", key: name}
+            path.write_text(json.dumps({"tasks": [task]}))
+            with pytest.raises(TaskError) as caught:
+                read_tasks(path)
+            assert f"{key}: a name has 1 to 200 of the letters A-Z and a-z" in str(caught.value)
+            assert "pattern" not in str(caught.value)
+
+    def test_a_slug_fits_into_a_file_name(self):
+        departures = {
+            **{"epochs": 12345, "batch_size": 12345, "seed": 12345, "rewire_interval": 12345},
+            **{"learning_rate": 0.123456789012345, "rewire_fraction": 0.123456789012345},
+            **{"rewire_until": 0.123456789012345, "protocol": "holdout", "execution": "fused"},
+            **{"weights_dtype": "bfloat16", "moments_dtype": "bfloat16", "loss_fn": "bce"},
+        }
+        ffi = {"architecture": "stratified", "connectivity": 4}
+        first, second = (
+            make_task(**ffi, **departures, dropout=dropout).slug for dropout in (0.25, 0.75)
+        )
+        assert first != second
+        assert len(first) == len(second) == 240
+        assert first.startswith("ffi-4_batch_size=12345_dropout=0.25_epochs=12345_execution=fused_")
+        del departures["rewire_until"]
+        del departures["rewire_fraction"]
+        assert make_task(**ffi, **departures).slug == (
+            "ffi-4_batch_size=12345_epochs=12345_execution=fused_learning_rate=0.123456789012345_"
+            "loss_fn=bce_moments_dtype=bfloat16_protocol=holdout_rewire_interval=12345_seed=12345_"
+            "weights_dtype=bfloat16"
+        )
 
     def test_connectivity_must_fit_the_data(self):
         message = "^d, f features, setup ffi-32: connectivity 32 is larger than the 8 inputs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -89,7 +90,23 @@ def test_page_is_self_contained(html: str, page: _Checker) -> None:
 def test_text_from_files_is_escaped(html: str, page: _Checker) -> None:
     assert "<script" not in html
     assert "<b>" not in html
-    assert HOSTILE in page.text
+    assert HOSTILE.replace("\x1b", r"\x1b") in page.text
+
+
+def test_no_control_character_is_in_a_file(report: Path) -> None:
+    for path in report.parent.rglob("*"):
+        if path.suffix in (".html", ".md", ".csv"):
+            assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", path.read_text()), path
+
+
+def test_a_wide_table_scrolls_and_its_long_texts_wrap(html: str) -> None:
+    tables = html.count("<table>")
+    assert tables == len(re.findall(r'<div class="scroll"[^>]*>\s*<table>', html))
+    assert ".scroll { overflow-x: auto;" in html
+    cells = re.findall(r'<td class="text([^"]*)">(?:<span[^>]*></span>)?([^<]*)', html)
+    long = [(classes, text) for classes, text in cells if len(unescape(text)) > 20]
+    assert long and all(" wrap" in classes for classes, _ in long)
+    assert any(" wrap" not in classes for classes, _ in cells)
 
 
 def test_page_says_what_it_is_made_of(page: _Checker) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def test_poor_results_have_a_report_too(tmp_path: Path) -> None:
     nothing = Precision(at_1=0, at_3=0, at_5=0)
     failures = [failed(dataset=None), failed(for_task=task(architecture="dense"), dataset=None)]
     assert "Runs that ended in an error" in write_report(save(tmp_path, *failures)).read_text()
-    save(tmp_path, run("tensorflow", p1=0, epochs=1, test=nothing), run(history=[], timing=None))
+    save(tmp_path, run("tensorflow", p1=0, epochs=1, test=nothing), run(memory=None))
     assert "12.0" in write_report(tmp_path).read_text()
 
 
@@ -113,6 +114,39 @@ def test_a_report_imports_no_framework_and_no_backend() -> None:
         "assert not new, new\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
+
+
+@pytest.mark.slow
+def test_the_settings_of_matplotlib_for_its_user_do_not_matter(tmp_path: Path) -> None:
+    """Such as those of a notebook, which its shell commands inherit: a window system that is not
+    installed, LaTeX, and a file that is no text."""
+    results = save(tmp_path / "results", run(), run("tensorflow"), lockstep())
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "matplotlibrc").write_bytes(b"text.usetex: True\nfont.size: 20\n\xff\n")
+    notebook = "module://matplotlib_inline.backend_inline"
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from fanin.reports.pages.report import write_report\n"
+        "write_report(Path(sys.argv[1]), Path('out'))\n"
+        f"assert os.environ.get('MPLBACKEND') in (None, {notebook!r})\n"
+    )
+    settings = {"MPLBACKEND": notebook, "MATPLOTLIBRC": str(theirs)}
+    for folder, more in ((tmp_path, {}), (theirs, settings)):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code, results],
+            cwd=folder,
+            env={**os.environ, **more},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    pictures = sorted((tmp_path / "out").rglob("*.png"))
+    assert len(pictures) > 3
+    for path in pictures:
+        same = theirs / path.relative_to(tmp_path)
+        assert same.read_bytes() == path.read_bytes()
 
 
 @pytest.mark.slow

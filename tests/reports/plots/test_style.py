@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import matplotlib
 from made_results import (
     run,
     task,
@@ -15,6 +16,21 @@ from fanin.reports.plots.learning_curves import learning_curves
 from fanin.reports.plots.memory_against_precision import memory_against_precision
 from fanin.reports.setups import COLOURS
 from fanin.reports.summary import shared_variant, summarise
+
+
+def test_the_settings_of_the_process_do_not_matter() -> None:
+    """Whoever writes a report within a notebook has some."""
+    theirs = {"text.usetex": True, "font.size": 30.0, "axes.grid": False, "savefig.dpi": 10.0}
+    with matplotlib.rc_context(theirs):
+        with style.drawing():
+            settings = {key: matplotlib.rcParams[key] for key in theirs}
+        assert {key: matplotlib.rcParams[key] for key in theirs} == theirs
+    assert settings == {
+        "text.usetex": False,
+        "font.size": 9.0,
+        "axes.grid": True,
+        "savefig.dpi": "figure",
+    }
 
 
 def test_fused_is_told_from_autograd_where_both_are_shown(monkeypatch) -> None:

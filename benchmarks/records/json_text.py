@@ -1,0 +1,46 @@
+"""JSON from outside: parsed so that nothing of it is lost, and what is wrong with it in words."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from typing import Any
+
+from pydantic import ValidationError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 80
+
+
+def parse(text: str) -> Any:
+    """What a JSON text holds. ValueError for what is no JSON, nested too deeply, has a number of
+    thousands of digits, or a key twice in an object, of which a parser keeps one."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {twice!r} stands twice in an object; keep it once")
+    return found
+
+
+def show(value: Any) -> str:
+    """A value for a message: not too long."""
+    return _SHORT.repr(value)
+
+
+def explain(error: ValueError) -> str:
+    """What is wrong first: the field, what it has to be, and what it is."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    key = ".".join(str(name) for name in first["loc"]) or "file"
+    shown = first["type"] not in ("missing", "value_error", "extra_forbidden", "json_invalid")
+    value = f" (got {show(first['input'])})" if shown else ""
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}{value}"

@@ -1,0 +1,62 @@
+"""The control groups that this process is in, as in a container, and what they let it have.
+
+Version 2 has one tree of groups, version 1 one for each controller, and a machine may have both. A
+group lies within others, and each of them may have a limit. A container often sees its own group as
+the root of the tree and its path as it is outside: folders that are not there have no limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+_TREES = Path("/sys/fs/cgroup")
+_OWN = Path("/proc/self/cgroup")
+
+
+class Group(NamedTuple):
+    """folder: with the group's files, which are called otherwise in each version (1 or 2)."""
+
+    version: int
+    folder: Path
+
+
+def own_groups(controller: str) -> Iterator[Group]:
+    """The groups that have files of that controller, `memory` or `cpu`, for this process: its own,
+    and those that contain it."""
+    try:
+        lines = _OWN.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            roots = {2: (_TREES, _TREES / "unified")}
+        elif controller in controllers.split(","):
+            roots = {1: (_TREES / controllers, _TREES / controller)}
+        else:
+            continue
+        for version, folders in roots.items():
+            for root in folders:
+                own = root / path.lstrip("/")
+                inside = (each for each in (own, *own.parents) if each.is_relative_to(root))
+                yield from (Group(version, folder) for folder in inside)
+
+
+def cpu_quota() -> float | None:
+    """How many cores this process's groups let it have, such as 0.5; None without a limit."""
+    quotas = [quota for quota in map(_quota, own_groups("cpu")) if quota is not None]
+    return min(quotas, default=None)
+
+
+def _quota(group: Group) -> float | None:
+    try:
+        if group.version == 2:
+            quota, period = map(int, (group.folder / "cpu.max").read_text().split())
+        else:
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            quota, period = (int((group.folder / name).read_text()) for name in names)
+    except (OSError, ValueError):  # "max" without a limit
+        return None
+    return quota / period if quota > 0 and period > 0 else None  # -1 without a limit
