@@ -2,8 +2,8 @@
 tests/support/sanitized.py` where fanin and its test tools are installed. Arguments go to pytest.
 
 The kernels are built twice, without optimization and for one instruction set: with AddressSanitizer
-and UndefinedBehaviorSanitizer for all tests that are not slow, and with ThreadSanitizer for those of
-several threads, over the OpenMP of `openmp_threads.cpp`. The first finding ends a run.
+and UndefinedBehaviorSanitizer for all tests that are not slow, and with ThreadSanitizer for those
+of several threads, over the OpenMP of `openmp_threads.cpp`. The first finding ends a run.
 """
 
 from __future__ import annotations
