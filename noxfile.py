@@ -121,6 +121,12 @@ def lint(session: nox.Session) -> None:
 
 
 @shared(default=False)
+def sanitize(session: nox.Session) -> None:
+    """Run the kernels' tests under GCC's sanitizers: addresses, undefined behaviour, threads."""
+    run(session, "python", "-P", "tests/support/sanitized.py", *session.posargs)
+
+
+@shared(default=False)
 def gpu(session: nox.Session) -> None:
     """One of the GPU parts: `-- --part correct|shapes|kernels|sanitize [--dry-run]`."""
     run(session, "python", "-P", "-m", "fanin.benchmarks.gpu", *session.posargs)

@@ -6,14 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from fanin.kernels import library, params
-from fanin.kernels.numpy_ops import (
-    Trained,
-    _allocate,
-    _describe,
-    _parts,
-    _refuse_shared,
-    _trained,
-)
+from fanin.kernels.numpy_ops import Trained, _allocate, _describe, _trained
 
 
 def add_label_sums(
@@ -36,14 +29,6 @@ def add_label_sums(
     is 1. sums [labels, inputs] float32. Raises ValueError naming what is wrong; sums are then
     unspecified.
     """
-    read = {
-        "features": features,
-        "starts": starts,
-        "columns": columns,
-        "positive_starts": positive_starts,
-        "positive_instances": positive_instances,
-        "positive_weights": positive_weights,
-    }
     arguments = params.LabelSumsParams(
         features=_describe(features, "features"),
         starts=_describe(starts, "starts"),
@@ -54,7 +39,6 @@ def add_label_sums(
         sums=_describe(sums, "sums", written=True),
         threads=threads,
     )
-    _refuse_shared({"sums": sums}, read)
     library.call(arguments, _allocate)
 
 
@@ -82,8 +66,6 @@ def choose_sources(
     for name, value in (("first_label", first_label), ("random", random)):
         if not -(2**63) <= value < 2**63:
             raise ValueError(f"{name} must be at least 0 and below 2^63, got {value}")
-    read = {"sums": sums, "counts": counts, "mean": mean, "scale": scale}
-    written = {"indices": indices} if values is None else {"indices": indices, "values": values}
     arguments = params.ChooseSourcesParams(
         sums=_describe(sums, "sums"),
         counts=_describe(counts, "counts"),
@@ -96,7 +78,6 @@ def choose_sources(
         seed=seed % 2**64,
         threads=threads,
     )
-    _refuse_shared(written, read)
     library.call(arguments, _allocate)
 
 
@@ -131,8 +112,4 @@ def replace_sources(
         keep_weights=keep_weights,
         threads=threads,
     )
-    written = {"indices": indices, **_parts(weights, "weights")}
-    if moved is not None:
-        written["moved"] = moved
-    _refuse_shared(written, {"gradients": gradients})
     library.call(arguments, _allocate)

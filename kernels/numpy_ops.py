@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain, combinations, product
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,8 +19,8 @@ def _describe(array: np.ndarray | None, name: str, *, written: bool = False) -> 
         return library.absent()
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{name} must be a NumPy array, got {type(array).__name__}")
-    if not (array.dtype.isnative and array.flags.aligned):
-        raise ValueError(f"{name} must be aligned and in this machine's byte order; copy it so")
+    if not array.dtype.isnative:
+        raise ValueError(f"{name} must be in this machine's byte order; copy it so")
     if written and not array.flags.writeable:
         raise ValueError(f"{name} is updated in place and must be writeable, got a read-only array")
     size = array.dtype.itemsize or 1
@@ -35,23 +32,6 @@ def _describe(array: np.ndarray | None, name: str, *, written: bool = False) -> 
 def _length(array: Any) -> int:
     """The length of an argument that has not been checked yet; 0 where it has none."""
     return int(np.shape(array)[0]) if np.ndim(array) else 0
-
-
-def _refuse_shared(
-    written: dict[str, np.ndarray], read: Mapping[str, np.ndarray | None] = MappingProxyType({})
-) -> None:
-    """ValueError where an array that is written shares memory with another array."""
-    pairs = chain(combinations(written.items(), 2), product(written.items(), read.items()))
-    for (name, array), (other_name, other) in pairs:
-        if other is not None and np.may_share_memory(array, other):
-            raise ValueError(f"{name} and {other_name} share memory; each needs its own")
-
-
-def _parts(array: Trained | None, name: str) -> dict[str, np.ndarray]:
-    """The values and moments of an array, by name."""
-    if array is None:
-        return {}
-    return {name: array.values, f"{name}.m": array.m, f"{name}.v": array.v}
 
 
 def _allocate(size: int) -> tuple[int, Any]:
@@ -87,9 +67,6 @@ def fan_in_linear(
     if out is None:
         out = np.empty((features.shape[0], indices.shape[0]), features.dtype)
         arguments.scores = _describe(out, "out", written=True)
-    else:
-        read = {"features": features, "indices": indices, "weights": weights, "bias": bias}
-        _refuse_shared({"out": out}, read)
     library.call(arguments, _allocate)
     return out
 
@@ -171,9 +148,8 @@ def _trained(array: Trained | None, name: str) -> params.Trained:
         return params.Trained(library.absent(), library.absent(), library.absent())
     if not isinstance(array, Trained):
         raise ValueError(f"{name} must be a Trained, got {type(array).__name__}")
-    return params.Trained(
-        *(_describe(part, each, written=True) for each, part in _parts(array, name).items())
-    )
+    parts = {name: array.values, f"{name}.m": array.m, f"{name}.v": array.v}
+    return params.Trained(*(_describe(part, each, written=True) for each, part in parts.items()))
 
 
 def _connections(
@@ -233,8 +209,6 @@ def step(
         loss_kind=params.LOSSES[loss],
         threads=threads,
     )
-    read = {"features": features, "indices": indices, "starts": starts, "tile_labels": tile_labels}
-    _refuse_shared(_parts(weights, "weights") | _parts(bias, "bias"), read)
     library.call(arguments, _allocate)
     return float(value[0]), grad
 
@@ -292,8 +266,6 @@ def dense_update(
         adam=adam.params(),
         threads=threads,
     )
-    read = {"grad_outputs": grad_outputs, "outputs": outputs, "features": features}
-    _refuse_shared(_parts(weights, "weights") | _parts(bias, "bias"), read)
     library.call(arguments, _allocate)
     return grad
 
@@ -358,7 +330,6 @@ def rewire(
         seed=seed % 2**64,
         threads=threads,
     )
-    _refuse_shared({"indices": indices, **_parts(weights, "weights")})
     library.call(arguments, _allocate)
     return arguments.moved, arguments.threshold
 
@@ -390,11 +361,4 @@ def sort_connections(
         undo=undo,
         threads=threads,
     )
-    written = {
-        "indices": indices,
-        "tile_labels": tile_labels,
-        "slots": slots,
-        **_parts(weights, "weights"),
-    }
-    _refuse_shared(written)
     library.call(arguments, _allocate)

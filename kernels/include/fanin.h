@@ -1,11 +1,11 @@
 /* The C interface of fanin's kernels: fixed fan-in linear layers, and their fused training, on a
  * CPU or a GPU.
  *
- * Rules of this boundary. Parameters are plain structs. Tensors are described, never owned. Every
- * call returns a status; where that is not FANIN_OK, it writes one sentence for a person into
- * `message`. Nothing is thrown, and no bad argument is dereferenced. Scratch memory comes from the
- * caller, who asks fanin_*_workspace how much. On a GPU all work is queued on a stream and nothing
- * waits.
+ * Rules of this boundary. Parameters are plain structs. Tensors are described, never owned; what is
+ * written shares memory with no other argument. Every call returns a status; where that is not
+ * FANIN_OK, it writes one sentence for a person into `message`, which may be null. Nothing is
+ * thrown, and no bad argument is dereferenced. Scratch memory comes from the caller, who asks
+ * fanin_*_workspace how much. On a GPU all work is queued on a stream and nothing waits.
  *
  * The layer: scores[b, l] = bias[l] + sum_k weights[l, k] * features[b, indices[l, k]].
  */
@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* This is raised whenever a struct or a meaning below changes. Both loaders compare it. */
-#define FANIN_ABI_VERSION 6
+#define FANIN_ABI_VERSION 7
 
 typedef enum {
   FANIN_OK = 0,

@@ -17,23 +17,28 @@ int32_t Message::say(fanin_status status, const char *format, ...) const {
   return status;
 }
 
-const char *name_of(int32_t dtype) {
-  static const char *const names[] = {"an unsupported type",
-                                      "float32",
-                                      "float64",
-                                      "uint16",
-                                      "uint32",
-                                      "float16",
-                                      "bfloat16",
-                                      "uint8",
-                                      "uint64",
-                                      "int8",
-                                      "int16",
-                                      "int32",
-                                      "int64",
-                                      "bool"};
-  return dtype > 0 && dtype <= FANIN_BOOL ? names[dtype] : names[0];
+// The data types, in the order of fanin_dtype.
+static constexpr struct {
+  const char *name;
+  int size;  // bytes of an element
+} kTypes[] = {{"an unsupported type", 1},
+              {"float32", 4},
+              {"float64", 8},
+              {"uint16", 2},
+              {"uint32", 4},
+              {"float16", 2},
+              {"bfloat16", 2},
+              {"uint8", 1},
+              {"uint64", 8},
+              {"int8", 1},
+              {"int16", 2},
+              {"int32", 4},
+              {"int64", 8},
+              {"bool", 1}};
+static const auto &type_of(int32_t dtype) {
+  return kTypes[dtype > 0 && dtype <= FANIN_BOOL ? dtype : FANIN_OTHER];
 }
+const char *name_of(int32_t dtype) { return type_of(dtype).name; }
 
 static std::string device_name(const fanin_tensor &t) {
   if (t.device == FANIN_CPU) return "cpu";
@@ -57,8 +62,10 @@ void Check::wrong(const char *format, ...) {
   status_ = message_.say(FANIN_INVALID, "%s", text);
 }
 
-void Check::tensor(const char *name, const fanin_tensor &t, Dimensions dims, Presence presence) {
+void Check::tensor(const std::string &tensor_name, const fanin_tensor &t, Dimensions dims,
+                   Presence presence) {
   if (!good() || (presence == kOptional && t.rank < 0)) return;
+  const char *const name = tensor_name.c_str();
   std::string expected = "[";
   for (const Dimension *d : dims)
     expected += (expected.size() > 1 ? ", " : "") + std::string(d->name);
@@ -76,7 +83,8 @@ void Check::tensor(const char *name, const fanin_tensor &t, Dimensions dims, Pre
       d->given_by = name;
     } else if (d->size != size) {
       return wrong("%s %s must be %s: %s is %" PRId64 " here but %" PRId64 " in %s", name,
-                   shape_of(t).c_str(), expected.c_str(), d->name, size, d->size, d->given_by);
+                   shape_of(t).c_str(), expected.c_str(), d->name, size, d->size,
+                   d->given_by.c_str());
     }
   }
   if (!first_) {
@@ -84,45 +92,56 @@ void Check::tensor(const char *name, const fanin_tensor &t, Dimensions dims, Pre
     first_name_ = name;
   } else if (t.device != first_->device || t.device_index != first_->device_index) {
     return wrong("%s is on %s but %s is on %s; move them to one device", name,
-                 device_name(t).c_str(), first_name_, device_name(*first_).c_str());
+                 device_name(t).c_str(), first_name_.c_str(), device_name(*first_).c_str());
   } else if (t.device != FANIN_CPU && t.device != FANIN_CUDA) {
     return wrong("%s is on %s", name, device_name(t).c_str());
   }
   // The stride of a size of 1 is meaningless, and an empty tensor has none that matters.
   for (int d = 0; d < t.rank; ++d)
     if (t.shape[d] <= 0) return;
-  int64_t expected_stride = 1;
+  const int64_t element = type_of(t.dtype).size;
+  int64_t expected_stride = 1, bytes = element;
   for (int d = t.rank - 1; d >= 0; --d) {
     if (t.shape[d] > 1 && t.strides[d] != expected_stride)
       return wrong("%s %s is not contiguous (row-major); make a contiguous copy first", name,
                    shape_of(t).c_str());
+    if (__builtin_mul_overflow(bytes, t.shape[d], &bytes))
+      return wrong("%s %s is larger than any memory", name, shape_of(t).c_str());
     expected_stride *= t.shape[d];
   }
-  if (!t.data && !without_data_) without_data_ = name;
+  arguments_.push_back({tensor_name, reinterpret_cast<uintptr_t>(t.data), uint64_t(bytes),
+                        uint64_t(element), false});
 }
 
-void Check::values(const char *name, const fanin_tensor &t, Presence presence) {
+void Check::written(const std::string &name, const fanin_tensor &t, Dimensions dims,
+                    Presence presence) {
+  const size_t before = arguments_.size();
+  tensor(name, t, dims, presence);
+  if (arguments_.size() > before) arguments_.back().written = true;
+}
+
+void Check::values(const std::string &name, const fanin_tensor &t, Presence presence) {
   if (!good() || (presence == kOptional && t.rank < 0)) return;
   if (t.dtype != FANIN_FLOAT32 && t.dtype != FANIN_FLOAT64) {
-    wrong("%s must be float32 or float64, got %s", name, name_of(t.dtype));
-  } else if (!value_name_) {
+    wrong("%s must be float32 or float64, got %s", name.c_str(), name_of(t.dtype));
+  } else if (value_name_.empty()) {
     value_type_ = t.dtype;
     value_name_ = name;
   } else if (t.dtype != value_type_) {
-    wrong("%s is %s but %s is %s; use one type for both", name, name_of(t.dtype), value_name_,
-          name_of(value_type_));
+    wrong("%s is %s but %s is %s; use one type for both", name.c_str(), name_of(t.dtype),
+          value_name_.c_str(), name_of(value_type_));
   }
 }
 
-void Check::type(const char *name, const fanin_tensor &t, std::initializer_list<int32_t> allowed,
-                 Presence presence) {
+void Check::type(const std::string &name, const fanin_tensor &t,
+                 std::initializer_list<int32_t> allowed, Presence presence) {
   if (!good() || (presence == kOptional && t.rank < 0)) return;
   std::string names;
   for (const int32_t dtype : allowed) {
     if (dtype == t.dtype) return;
     names += (names.empty() ? "" : " or ") + std::string(name_of(dtype));
   }
-  wrong("%s must be %s, got %s", name, names.c_str(), name_of(t.dtype));
+  wrong("%s must be %s, got %s", name.c_str(), names.c_str(), name_of(t.dtype));
 }
 
 void Check::indices(const fanin_tensor &t) {
@@ -132,20 +151,21 @@ void Check::indices(const fanin_tensor &t) {
           name_of(t.dtype));
 }
 
-void Check::trained(const char *name, const fanin_trained &t, Dimensions dims, bool is_bias) {
-  const std::string m = std::string(name) + ".m", v = std::string(name) + ".v";
+void Check::trained(const std::string &name, const fanin_trained &t, Dimensions dims,
+                    bool is_bias) {
+  const std::string m = name + ".m", v = name + ".v";
   if (is_bias && t.values.rank < 0 && t.m.rank < 0 && t.v.rank < 0) return;
-  tensor(name, t.values, dims);
-  tensor(m.c_str(), t.m, dims);
-  tensor(v.c_str(), t.v, dims);
+  written(name, t.values, dims);
+  written(m, t.m, dims);
+  written(v, t.v, dims);
   if (is_bias) {
     type(name, t.values, {FANIN_FLOAT32});
-    type(m.c_str(), t.m, {FANIN_FLOAT32});
-    type(v.c_str(), t.v, {FANIN_FLOAT32});
+    type(m, t.m, {FANIN_FLOAT32});
+    type(v, t.v, {FANIN_FLOAT32});
   } else {
     type(name, t.values, kStored);
-    type(m.c_str(), t.m, kStored);
-    type(v.c_str(), t.v, {t.m.dtype});
+    type(m, t.m, kStored);
+    type(v, t.v, {t.m.dtype});
   }
 }
 
@@ -167,7 +187,8 @@ void Check::sizes(const Dimension &inputs, const Dimension &labels, const Dimens
   if (!good()) return;
   for (const Dimension *d : {&inputs, &labels, &fan_in})
     if (d->size == 0)
-      return wrong("%s must be at least 1, but %s is 0 in %s", d->name, d->name, d->given_by);
+      return wrong("%s must be at least 1, but %s is 0 in %s", d->name, d->name,
+                   d->given_by.c_str());
   if (inputs.size > 0 && fan_in.size > inputs.size)
     return wrong("fan_in %" PRId64 " is larger than the %" PRId64 " inputs", fan_in.size,
                  inputs.size);
@@ -182,9 +203,22 @@ void Check::threads(int32_t wanted) {
     wrong("threads must be 0 (all) or 1 to %d, got %d", most, wanted);
 }
 
-void Check::known() {
-  if (good() && unknown_) wrong("a size is not known at the time of the call");
-  if (good() && without_data_) wrong("%s has elements but no data", without_data_);
+void Check::ready(const fanin_resources &resources) {
+  if (!good()) return;
+  if (unknown_) return wrong("a size is not known at the time of the call");
+  for (const Argument &a : arguments_) {
+    if (!a.begin) return wrong("%s has elements but no data", a.name.c_str());
+    if (a.begin % a.alignment)
+      return wrong("%s is not aligned to its elements; make an aligned copy first", a.name.c_str());
+  }
+  if (resources.workspace && resources.workspace_bytes)
+    arguments_.push_back({"workspace", reinterpret_cast<uintptr_t>(resources.workspace),
+                          resources.workspace_bytes, 1, true});
+  for (const Argument &a : arguments_)
+    for (const Argument &b : arguments_)
+      // Of two that are written, the first is named first.
+      if (a.written && (!b.written || &a < &b) && a.shares_memory_with(b))
+        return wrong("%s and %s share memory; each needs its own", a.name.c_str(), b.name.c_str());
 }
 
 void Check::dense(const fanin_connections &c, const Dimension &inputs, Dimension &fan_in) {

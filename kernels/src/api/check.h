@@ -5,6 +5,7 @@
 #include <cinttypes>
 #include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "core/call.h"
 #include "fanin.h"
@@ -26,7 +27,7 @@ const char *name_of(int32_t dtype);
 struct Dimension {
   const char *name;
   int64_t size = -1;
-  const char *given_by = "";
+  std::string given_by = "";
 };
 typedef std::initializer_list<Dimension *> Dimensions;
 
@@ -42,22 +43,29 @@ class Check {
  public:
   explicit Check(Message message) : message_(message) {}
 
-  // Shape, layout and device. The first tensor decides on the device of all.
-  void tensor(const char *name, const fanin_tensor &t, Dimensions dims,
+  // A tensor that is read: its shape, layout and device. The first tensor decides on the device of
+  // all.
+  void tensor(const std::string &name, const fanin_tensor &t, Dimensions dims,
               Presence presence = Presence::required);
+  // The same for one that is written, or updated.
+  void written(const std::string &name, const fanin_tensor &t, Dimensions dims,
+               Presence presence = Presence::required);
   // The types of the op's values: float32 or float64, the same for all.
-  void values(const char *name, const fanin_tensor &t, Presence presence = Presence::required);
+  void values(const std::string &name, const fanin_tensor &t,
+              Presence presence = Presence::required);
   // One of some types.
-  void type(const char *name, const fanin_tensor &t, std::initializer_list<int32_t> allowed,
+  void type(const std::string &name, const fanin_tensor &t, std::initializer_list<int32_t> allowed,
             Presence presence = Presence::required);
   void indices(const fanin_tensor &t);
-  // An array with its moments; a bias may be absent.
-  void trained(const char *name, const fanin_trained &t, Dimensions dims, bool is_bias = false);
+  // An array with its moments, all updated; a bias may be absent.
+  void trained(const std::string &name, const fanin_trained &t, Dimensions dims,
+               bool is_bias = false);
   void adam(const fanin_adam &adam);
   void sizes(const Dimension &inputs, const Dimension &labels, const Dimension &fan_in);
   void threads(int32_t wanted);
-  // For a call that is going to be made, all sizes have to be known and all data there.
-  void known();
+  // For a call that is going to be made: all sizes have to be known and all data there, and what is
+  // written shares memory with nothing else.
+  void ready(const fanin_resources &resources);
 
   // Connections of any kind. `weights(dims)` checks the weights, of the shape that fits them.
   // fan_in is set to 0 for unstructured connections.
@@ -88,13 +96,26 @@ class Check {
   void unstructured(const fanin_connections &c, Dimension &labels, Dimension &count);
   void fixed_fan_in(const fanin_connections &c, Dimension &labels, Dimension &fan_in);
 
+  // The memory of an argument.
+  struct Argument {
+    std::string name;
+    uintptr_t begin;
+    uint64_t bytes, alignment;
+    bool written;
+
+    bool shares_memory_with(const Argument &other) const {
+      return begin < other.begin ? other.begin - begin < bytes : begin - other.begin < other.bytes;
+    }
+  };
+
   Message message_;
   int32_t status_ = FANIN_OK;
+  // Names are kept as strings, since those of moments are put together while they are checked.
   const fanin_tensor *first_ = nullptr;  // and its name: it decides on the device
-  const char *first_name_ = nullptr;
-  const char *value_name_ = nullptr;  // the first of the op's values, and its type
+  std::string first_name_;
+  std::string value_name_;  // the first of the op's values, and its type
   int32_t value_type_ = 0;
-  const char *without_data_ = nullptr;
+  std::vector<Argument> arguments_;  // those that have elements
   bool unknown_ = false;
 };
 

@@ -10,7 +10,7 @@ int32_t prepare(const fanin_label_sums_params *p, LabelSumsCall *call, Message m
   Dimension instances{"instances"}, inputs{"inputs"}, labels{"labels"}, positives{"positives"};
   Dimension stored{"stored"}, bounds{"instances + 1"}, label_bounds{"labels + 1"};
   const bool csr = p->starts.rank >= 0 || p->columns.rank >= 0;
-  check.tensor("sums", p->sums, {&labels, &inputs});
+  check.written("sums", p->sums, {&labels, &inputs});
   check.type("sums", p->sums, {FANIN_FLOAT32});
   const Dimensions flat = {&stored}, matrix = {&instances, &inputs};
   check.tensor("features", p->features, csr ? flat : matrix);
@@ -30,13 +30,13 @@ int32_t prepare(const fanin_label_sums_params *p, LabelSumsCall *call, Message m
   check.tensor("positive_weights", p->positive_weights, {&positives}, kOptional);
   check.type("positive_weights", p->positive_weights, {FANIN_FLOAT32}, kOptional);
   check.threads(p->resources.threads);
-  check.known();
+  check.ready(p->resources);
   if (check.good() && label_bounds.size != labels.size + 1)
     check.wrong("positive_starts must have %" PRId64 " elements for %" PRId64
                 " labels, got %" PRId64,
                 labels.size + 1, labels.size, label_bounds.size);
   if (check.good() && inputs.size == 0)
-    check.wrong("inputs must be at least 1, but inputs is 0 in %s", inputs.given_by);
+    check.wrong("inputs must be at least 1, but inputs is 0 in %s", inputs.given_by.c_str());
   if (check.good() && inputs.size > INT32_MAX)
     check.wrong("inputs must be below 2^31, got %" PRId64, inputs.size);
   if (!check.good()) return check.status();
@@ -74,13 +74,13 @@ int32_t prepare(const fanin_choose_sources_params *p, ChooseCall *call, Message 
   check.type("mean", p->mean, {FANIN_FLOAT32});
   check.tensor("scale", p->scale, {&inputs}, kOptional);
   check.type("scale", p->scale, {FANIN_FLOAT32}, kOptional);
-  check.tensor("indices", p->indices, {&labels, &fan_in});
+  check.written("indices", p->indices, {&labels, &fan_in});
   check.indices(p->indices);
-  check.tensor("values", p->values, {&labels, &fan_in}, kOptional);
+  check.written("values", p->values, {&labels, &fan_in}, kOptional);
   check.type("values", p->values, {FANIN_FLOAT32}, kOptional);
   check.sizes(inputs, labels, fan_in);
   check.threads(p->resources.threads);
-  check.known();
+  check.ready(p->resources);
   check_narrow(check, p->indices, inputs);
   if (check.good() && (p->random < 0 || p->random > fan_in.size))
     check.wrong("random must be in 0..%" PRId64 " (fan_in), got %" PRId64, fan_in.size, p->random);
@@ -110,14 +110,14 @@ int32_t prepare(const fanin_replace_sources_params *p, ReplaceCall *call, Messag
   Dimension inputs{"inputs"}, labels{"labels"}, fan_in{"fan_in"};
   check.tensor("gradients", p->gradients, {&labels, &inputs});
   check.type("gradients", p->gradients, {FANIN_FLOAT32});
-  check.tensor("indices", p->indices, {&labels, &fan_in});
+  check.written("indices", p->indices, {&labels, &fan_in});
   check.indices(p->indices);
   check.trained("weights", p->weights, {&labels, &fan_in});
-  check.tensor("moved", p->moved, {&labels}, kOptional);
+  check.written("moved", p->moved, {&labels}, kOptional);
   check.type("moved", p->moved, {FANIN_INT32}, kOptional);
   check.sizes(inputs, labels, fan_in);
   check.threads(p->resources.threads);
-  check.known();
+  check.ready(p->resources);
   check_narrow(check, p->indices, inputs);
   if (check.good() && (p->replaced < 0 || p->replaced > fan_in.size))
     check.wrong("replaced must be in 0..%" PRId64 " (fan_in), got %" PRId64, fan_in.size,

@@ -11,11 +11,11 @@ int32_t prepare(const fanin_rewire_params *p, RewireCall *call, Message message)
   const bool flat = p->indices.rank == 1;
   const Dimensions vector = {&labels}, matrix = {&labels, &fan_in};
   const Dimensions &dims = flat ? vector : matrix;
-  check.tensor("indices", p->indices, dims);
+  check.written("indices", p->indices, dims);
   check.indices(p->indices);
   check.trained("weights", p->weights, dims);
   check.threads(p->resources.threads);
-  check.known();
+  check.ready(p->resources);
   if (check.good() && !(p->fraction >= 0 && p->fraction < 1))
     check.wrong("fraction must be at least 0 and below 1, got %g", p->fraction);
   if (check.good() && (p->inputs < 1 || p->inputs > INT32_MAX ||
@@ -38,18 +38,18 @@ int32_t prepare(const fanin_sort_params *p, SortCall *call, Message message) {
   if (!p) return message.say(FANIN_INVALID, "params is null");
   Check check(message);
   Dimension labels{"labels"}, fan_in{"fan_in"}, inputs{"inputs", p->inputs, "the call"};
-  check.tensor("indices", p->indices, {&labels, &fan_in});
+  check.written("indices", p->indices, {&labels, &fan_in});
   check.indices(p->indices);
-  check.tensor("tile_labels", p->tile_labels, {&labels, &fan_in});
+  check.written("tile_labels", p->tile_labels, {&labels, &fan_in});
   check.type("tile_labels", p->tile_labels, {FANIN_UINT16});
-  check.tensor("slots", p->slots, {&labels, &fan_in});
+  check.written("slots", p->slots, {&labels, &fan_in});
   check.type("slots", p->slots, {fan_in.size <= 256 ? FANIN_UINT8 : FANIN_UINT32});
   check.trained("weights", p->weights, {&labels, &fan_in});
   if (check.good() && p->inputs < 0)
     check.wrong("inputs must be at least 1, got %" PRId64, p->inputs);
   check.sizes(inputs, labels, fan_in);
   check.threads(p->resources.threads);
-  check.known();
+  check.ready(p->resources);
   if (check.good() && fan_in.size > UINT32_MAX / sorted_labels(inputs.size, labels.size))
     check.wrong("fan_in %" PRId64 " is too large for sorted connections", fan_in.size);
   if (!check.good()) return check.status();

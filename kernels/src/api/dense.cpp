@@ -14,11 +14,11 @@ int32_t prepare(const fanin_dense_forward_params *p, DenseForwardCall *call, Mes
   check.type("weights", p->weights, kStored);
   check.tensor("bias", p->bias, {&units}, kOptional);
   check.type("bias", p->bias, {FANIN_FLOAT32}, kOptional);
-  check.tensor("outputs", p->outputs, {&batch, &units});
+  check.written("outputs", p->outputs, {&batch, &units});
   check.type("outputs", p->outputs, {FANIN_FLOAT32});
   check.sizes(inputs, units, inputs);
   check.threads(p->resources.threads);
-  check.known();
+  check.ready(p->resources);
   if (!check.good()) return check.status();
   set_resources(call, p->resources, p->features, units.size);
   call->batch = batch.size;
@@ -45,12 +45,12 @@ int32_t prepare(const fanin_dense_update_params *p, DenseUpdateCall *call, Messa
   check.type("features", p->features, {FANIN_FLOAT32});
   check.trained("weights", p->weights, {&units, &inputs});
   check.trained("bias", p->bias, {&units}, true);
-  check.tensor("grad_features", p->grad_features, {&batch, &inputs}, kOptional);
+  check.written("grad_features", p->grad_features, {&batch, &inputs}, kOptional);
   check.type("grad_features", p->grad_features, {FANIN_FLOAT32}, kOptional);
   check.sizes(inputs, units, inputs);
   check.adam(p->adam);
   check.threads(p->resources.threads);
-  check.known();
+  check.ready(p->resources);
   if (check.good() && batch.size == 0)
     check.wrong("an update needs at least one instance; the batch is empty");
   if (!check.good()) return check.status();

@@ -16,7 +16,7 @@ int32_t prepare(const fanin_linear_forward_params *p, ForwardCall *call, Message
   check.tensor("indices", p->indices, {&labels, &fan_in});
   check.tensor("weights", p->weights, {&labels, &fan_in});
   check.tensor("bias", p->bias, {&labels}, kOptional);
-  check.tensor("scores", p->scores, {&batch, &labels}, kOptional);
+  check.written("scores", p->scores, {&batch, &labels}, kOptional);
   check.values("features", p->features);
   check.indices(p->indices);
   check.values("weights", p->weights);
@@ -25,7 +25,7 @@ int32_t prepare(const fanin_linear_forward_params *p, ForwardCall *call, Message
   check.sizes(inputs, labels, fan_in);
   check.threads(p->resources.threads);
   if (!call) return check.status();
-  check.known();
+  check.ready(p->resources);
   if (!check.good()) return check.status();
   set_resources(call, p->resources, p->features, labels.size);
   call->batch = batch.size;
@@ -50,9 +50,9 @@ int32_t prepare(const fanin_linear_backward_params *p, BackwardCall *call, Messa
   check.tensor("indices", p->indices, {&labels, &fan_in});
   check.tensor("weights", p->weights, {&labels, &fan_in});
   check.tensor("grad_scores", p->grad_scores, {&batch, &labels});
-  check.tensor("grad_features", p->grad_features, {&batch, &inputs}, kOptional);
-  check.tensor("grad_weights", p->grad_weights, {&labels, &fan_in}, kOptional);
-  check.tensor("grad_bias", p->grad_bias, {&labels}, kOptional);
+  check.written("grad_features", p->grad_features, {&batch, &inputs}, kOptional);
+  check.written("grad_weights", p->grad_weights, {&labels, &fan_in}, kOptional);
+  check.written("grad_bias", p->grad_bias, {&labels}, kOptional);
   check.values("features", p->features);
   check.indices(p->indices);
   check.values("weights", p->weights);
@@ -62,7 +62,7 @@ int32_t prepare(const fanin_linear_backward_params *p, BackwardCall *call, Messa
   check.values("grad_bias", p->grad_bias, kOptional);
   check.sizes(inputs, labels, fan_in);
   check.threads(p->resources.threads);
-  check.known();
+  check.ready(p->resources);
   if (!check.good()) return check.status();
   set_resources(call, p->resources, p->features, labels.size);
   call->batch = batch.size;

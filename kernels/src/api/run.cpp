@@ -35,7 +35,7 @@ int threads_for(int32_t wanted, int64_t labels) {
   const int64_t threads = 1;
   (void)wanted;
 #endif
-  const int64_t tiles = (labels + 31) / 32;
+  const int64_t tiles = labels > 32 ? (labels + 31) / 32 : 1;
   return int(threads < tiles ? threads : tiles);
 }
 

@@ -89,12 +89,15 @@ int32_t run(const AnyCall &call, const fanin_resources &resources, Message messa
 }
 
 // What fanin_*_workspace returns. prepare: the op's own function, which checks the arguments and
-// fills a call.
+// fills a call. Scratch memory that the params may name from an earlier call is not looked at.
 template <class AnyCall, class Params>
 uint64_t workspace_of(const Params *params,
                       int32_t (*prepare)(const Params *, AnyCall *, Message)) {
+  if (!params) return 0;
+  Params asked = *params;
+  asked.resources.workspace = nullptr;
   AnyCall call;
-  return prepare(params, &call, {nullptr, 0}) == FANIN_OK ? workspace_bytes(call) : 0;
+  return prepare(&asked, &call, {nullptr, 0}) == FANIN_OK ? workspace_bytes(call) : 0;
 }
 
 }  // namespace fanin

@@ -18,13 +18,13 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   check.type("positive_instances", p->positive_instances, {FANIN_INT32});
   check.tensor("positive_labels", p->positive_labels, {&positives});
   check.type("positive_labels", p->positive_labels, {FANIN_INT64});
-  check.tensor("loss", p->loss, {&one});
+  check.written("loss", p->loss, {&one});
   check.type("loss", p->loss, {FANIN_FLOAT32});
-  check.tensor("grad_features", p->grad_features, {&batch, &inputs}, kOptional);
+  check.written("grad_features", p->grad_features, {&batch, &inputs}, kOptional);
   check.type("grad_features", p->grad_features, {FANIN_FLOAT32}, kOptional);
   check.adam(p->adam);
   check.threads(p->resources.threads);
-  check.known();
+  check.ready(p->resources);
   if (check.good() && p->loss_kind != FANIN_SQUARED_HINGE &&
       p->loss_kind != FANIN_BINARY_CROSS_ENTROPY)
     check.wrong("loss_kind %d is unknown", p->loss_kind);

@@ -16,12 +16,12 @@ int32_t prepare(const fanin_top_k_params *p, TopKCall *call, Message message) {
   });
   check.tensor("bias", p->bias, {&labels}, kOptional);
   check.type("bias", p->bias, {FANIN_FLOAT32}, kOptional);
-  check.tensor("ids", p->ids, {&batch, &k});
+  check.written("ids", p->ids, {&batch, &k});
   check.type("ids", p->ids, {FANIN_INT64});
-  check.tensor("scores", p->scores, {&batch, &k}, kOptional);
+  check.written("scores", p->scores, {&batch, &k}, kOptional);
   check.type("scores", p->scores, {FANIN_FLOAT32}, kOptional);
   check.threads(p->resources.threads);
-  check.known();
+  check.ready(p->resources);
   if (check.good() && (k.size < 1 || k.size > labels.size))
     check.wrong("k must be in 1..%" PRId64 " (the labels), got %" PRId64, labels.size, k.size);
   if (!check.good()) return check.status();

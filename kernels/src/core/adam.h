@@ -31,12 +31,12 @@ struct AdamChunk {
     mean.v += a.rest1 * (grad.v - mean.v);
     square.v += a.rest2 * (grad.v * grad.v - square.v);
     const Chunk<float> updated{weight.v - a.rate * mean.v / (root(square.v) + a.epsilon)};
-    const auto random = random_chunk(uint32_t(at), a.seed);
     // Each array takes 16 bits. The two halves of a word, and their sum without carry, are pairwise
     // independent.
-    store_chunk(weights + at, count, updated, random);
-    store_chunk(m + at, count, mean, random >> 16);
-    store_chunk(v + at, count, square, random ^ random >> 16);
+    const auto random = random_chunk(uint32_t(at), a.seed), upper = random >> 16;
+    store_chunk(weights + at, count, updated, lower_half(random ^ upper));
+    store_chunk(m + at, count, mean, upper);
+    store_chunk(v + at, count, square, lower_half(random));
   }
 };
 

@@ -62,15 +62,29 @@ FANIN_FN T smaller(T a, T b) {
   return a < b ? a : b;
 }
 
+// A number in all elements of U: uint32_t or a vector of them. On a CPU it is read from memory: GCC
+// would make it anew wherever it is used, by three instructions, and chunks have few others.
+template <class U, uint32_t number>
+FANIN_FN U constant() {
+#if defined(__CUDACC__)
+  return number;
+#else
+  static const U all = U{} + number;
+  const U *hidden = &all;
+  asm("" : "+r"(hidden));
+  return *hidden;
+#endif
+}
+
 // Random bits from a counter: the 32-bit finaliser "lowbias32" (Chris Wellons, "Prospecting for
-// hash functions", 2018). U: uint32_t or a vector of them.
+// hash functions", 2018) but for its last step, x ^= x >> 16, which adam.h makes where it is
+// needed.
 template <class U>
 FANIN_FN U mix(U x) {
   x ^= x >> 16;
-  x *= 0x7feb352du;
+  x *= constant<U, 0x7feb352du>();
   x ^= x >> 15;
-  x *= 0x846ca68bu;
-  x ^= x >> 16;
+  x *= constant<U, 0x846ca68bu>();
   return x;
 }
 

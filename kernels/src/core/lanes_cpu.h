@@ -107,14 +107,14 @@ FANIN_FN void stream(T *row, Lanes<T> a) {
   FANIN_UNROLL
   for (int i = 0; i < Lanes<T>::count; ++i) stream_vector(row + i * VectorOf<T>::width, a.v[i]);
 }
-template <class T, int N>
-FANIN_FN Lanes<T, N> fma(T w, Lanes<T, N> a, Lanes<T, N> b) {
+template <class W, class T, int N>
+FANIN_FN Lanes<T, N> fma(W w, Lanes<T, N> a, Lanes<T, N> b) {
   FANIN_UNROLL
   for (int i = 0; i < a.count; ++i) b.v[i] += w * a.v[i];
   return b;
 }
-template <class T, int N>
-FANIN_FN void add_to(T *row, T w, Lanes<T, N> a) {
+template <class W, class T, int N>
+FANIN_FN void add_to(T *row, W w, Lanes<T, N> a) {
   store(row, fma(w, a, load<N>(row)));
 }
 template <class T>

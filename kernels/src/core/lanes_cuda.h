@@ -93,15 +93,16 @@ FANIN_FN Chunk<T> load_chunk(const S *p, int count) {
 FANIN_FN uint32_t random_chunk(uint32_t first, uint32_t seed) {
   return mix((first + thread_id()) ^ seed);
 }
+FANIN_FN uint32_t lower_half(uint32_t word) { return word & 0xffff; }
 template <class T>
 FANIN_FN void store_chunk(T *p, int count, Chunk<T> a, uint32_t) {
   if (thread_id() < count) p[thread_id()] = a.v;
 }
-// Stochastic rounding: up with the probability of the part that is cut off.
+// Stochastic rounding, by 16 random bits: up with the probability of the part that is cut off.
 FANIN_FN void store_chunk(Bf16 *p, int count, Chunk<float> a, uint32_t random) {
   uint32_t bits = __float_as_uint(a.v);
   // A GPU's NaN has all bits set; adding to it would make a number of it.
-  if (a.v == a.v) bits += random & 0xffff;
+  if (a.v == a.v) bits += random;
   if (thread_id() < count) p[thread_id()].bits = uint16_t(bits >> 16);
 }
 template <class T>

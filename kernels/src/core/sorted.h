@@ -62,15 +62,16 @@ FANIN_FN void score_sorted(const I *indices, const uint16_t *tile_labels, const 
     for (int64_t e = 0; e < count; e += chunk) {
       const int here = int(smaller<int64_t>(chunk, count - e));
       const Connections<float, I, W> connections(indices + e, weights + e, here);
-      const auto push = [&](int c) FANIN_INLINE {
-        add_to(targets + tile_labels[e + c] * N, connections.weight(c),
+      const auto push = [&](int c, auto weight) FANIN_INLINE {
+        add_to(targets + tile_labels[e + c] * N, weight,
                load<N>(sources + connections.source(c) * N));
       };
       if (here == chunk) {
+        const Weights<float, W> whole(weights + e);
         FANIN_UNROLL
-        for (int c = 0; c < chunk; ++c) push(c);
+        for (int c = 0; c < chunk; ++c) push(c, whole[c]);
       } else {
-        for (int c = 0; c < here; ++c) push(c);
+        for (int c = 0; c < here; ++c) push(c, connections.weight(c));
       }
     }
   }
@@ -88,16 +89,20 @@ FANIN_FN void spread_sorted(const I *indices, const uint16_t *tile_labels, const
   for (int64_t e = 0; e < count; e += chunk) {
     const int here = int(smaller<int64_t>(chunk, count - e));
     const Connections<float, I, W> connections(indices + e, weights + e, here);
-    const auto row_sum = [&](int c) FANIN_INLINE {
+    const auto row_sum = [&](int c, auto weight) FANIN_INLINE {
       const Lanes<float, N> grad = load<N>(grads + tile_labels[e + c] * N);
       const size_t source = connections.source(c) * N;
-      if (targets) add_to(targets + source, connections.weight(c), grad);
+      if (targets) add_to(targets + source, weight, grad);
       return product(grad, load<N>(sources + source));
     };
-    if (here == chunk)
-      finish(e, here, sums<float>(row_sum));
-    else
-      finish(e, here, sums_of_part<float>(here, row_sum));
+    if (here == chunk) {
+      const Weights<float, W> whole(weights + e);
+      finish(e, here, sums<float>([&](int c) FANIN_INLINE { return row_sum(c, whole[c]); }));
+    } else {
+      finish(e, here, sums_of_part<float>(here, [&](int c) FANIN_INLINE {
+               return row_sum(c, connections.weight(c));
+             }));
+    }
   }
 }
 
