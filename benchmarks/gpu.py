@@ -90,8 +90,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from fanin.benchmarks.gpu_parts.build import IS_CHECKOUT
-    from fanin.benchmarks.gpu_parts.needs import GpuError
+    from fanin.benchmarks.gpu_parts.needs import IS_CHECKOUT, GpuError
     from fanin.benchmarks.records.printing import prepare_streams, printable
 
     prepare_streams()

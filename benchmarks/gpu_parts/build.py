@@ -12,13 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fanin.benchmarks.gpu_parts.needs import GpuError
+from fanin.benchmarks.gpu_parts.needs import IS_CHECKOUT, ROOT, GpuError
 from fanin.benchmarks.records import json_text
 from fanin.benchmarks.records.files import checksum, write_atomically
 
-ROOT = Path(__file__).resolve().parents[2]
-# An installed fanin has no sources of its kernels beside it.
-IS_CHECKOUT = (ROOT / "kernels" / "CMakeLists.txt").is_file()
 # How long the part waits for the compile report once the kernels are built.
 _REPORT_SECONDS = 60.0
 

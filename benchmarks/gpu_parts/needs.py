@@ -9,7 +9,11 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+# An installed fanin has no sources of its kernels beside it.
+IS_CHECKOUT = (ROOT / "kernels" / "CMakeLists.txt").is_file()
 # What every part imports beside torch, and what part `shapes` needs besides, by way of the harness.
 EACH_PART = ("numpy", "psutil", "pydantic", "pynvml", "scipy", "sklearn")
 HARNESS = ("platformdirs", "safetensors")

@@ -8,7 +8,7 @@ import subprocess
 
 import torch
 
-from fanin.benchmarks.gpu_parts.build import ROOT
+from fanin.benchmarks.gpu_parts.needs import ROOT
 from fanin.benchmarks.records.gpu import Cuda
 from fanin.kernels import build_info
 

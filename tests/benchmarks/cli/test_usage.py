@@ -6,6 +6,7 @@ import json
 import os
 import re
 
+import made_results
 import pytest
 import typer
 from fakes import TASKS, arguments, command, in_process, write_dataset
@@ -32,7 +33,7 @@ class TestUsage:
         done, broken = read_tasks(tmp_path / "tasks.json")[:2]
         options = Options(results=tmp_path / "all")
         request = Request(task=done, backend="torch", repeat=0, options=options)
-        write_result(request.path, begun(request))
+        write_result(request.path, failed(begun(request), "ValueError", "so it is", ""))
         path = result_path(tmp_path / "all", broken, "torch", 0)
         path.parent.mkdir()
         path.write_bytes(b"\xff")
@@ -92,7 +93,9 @@ class TestUsage:
     def test_what_is_run_again_need_not_be_readable(self, spoiled, monkeypatch):
         def run_all(todo, options, display):
             (request,) = todo
-            result = begun(request)
+            task = request.task
+            data = made_results.dataset(name=task.dataset, features=task.features)
+            result = made_results.run(for_task=task, epochs=task.epochs, dataset=data)
             write_result(request.path, result)
             return [result]
 
