@@ -32,9 +32,9 @@ from fanin.kernels import choose_sources
 
 # Wider features have no dictionary: the matrix would be large, and they are mostly sparse already.
 MOST_INPUTS = 4096
-# A dictionary has at most so many atoms for each input, and at most this share of the bytes that
-# the connections take, unless that were fewer atoms than inputs.
-_MOST_PER_INPUT, _MOST_SHARE, _MOST_ATOMS = 2, 1 / 3, 4096
+# A dictionary has at most so many atoms for each input, so many bytes, so that a step finds it in a
+# cache, and this share of the bytes that the connections take; but never fewer atoms than inputs.
+_MOST_PER_INPUT, _MOST_BYTES, _MOST_SHARE = 4, 4 << 20, 1 / 3
 # Of a connection: weight, two moments and index.
 _CONNECTION_BYTES = 14
 
@@ -57,8 +57,8 @@ def atom_count(inputs: int, labels: int, fan_in: int) -> int | None:
     if inputs > MOST_INPUTS:
         return None
     connections = _CONNECTION_BYTES * labels * fan_in
-    affordable = int(_MOST_SHARE * connections) // (4 * inputs)
-    return max(inputs, min(_MOST_PER_INPUT * inputs, affordable, _MOST_ATOMS))
+    affordable = min(_MOST_BYTES, int(_MOST_SHARE * connections)) // (4 * inputs)
+    return max(inputs, min(_MOST_PER_INPUT * inputs, affordable))
 
 
 def dictionary_bytes(inputs: int, labels: int, atoms: int) -> int:

@@ -125,7 +125,8 @@ def test_progress_is_told():
 
 def test_who_has_a_dictionary():
     assert atoms_of(BEST, 40, 5, 2) == 40  # at least as many atoms as inputs
-    assert atoms_of(BEST, 40, 10**6, 32) == 80  # at most twice as many
+    assert atoms_of(BEST, 40, 10**6, 32) == 160  # at most four times as many
+    assert atoms_of(BEST, 768, 10**6, 32) == (4 << 20) // (4 * 768)  # 4 MiB
     assert atoms_of(BEST, 512, 10_000, 32) == 14 * 10_000 * 32 // 3 // 2048  # a third of the bytes
     assert atoms_of(BEST, 4096, 10**6, 32) == 4096
     for recipe, inputs, fan_in in ((BEST, 4097, 32), (BEST, 40, None), (PAPER, 40, 32)):

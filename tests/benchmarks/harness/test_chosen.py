@@ -128,8 +128,8 @@ def test_the_plan_counts_the_scale_the_dictionary_and_the_choosing():
         )
     ]
     paper, scaled, chosen, in_atoms = plans
-    assert in_atoms.parameter_bytes - paper.parameter_bytes == 4 * 768 * 1536
-    assert in_atoms.flops - paper.flops == 2 * 32 * 768 * 1536
+    assert in_atoms.parameter_bytes - paper.parameter_bytes == 4 * 768 * 1365
+    assert in_atoms.flops - paper.flops == 2 * 32 * 768 * 1365
     assert scaled.parameter_bytes - paper.parameter_bytes == 4 * 768
     assert chosen.parameter_bytes == paper.parameter_bytes
     before = plan.choosing_bytes(490_449, 768, 670_091, 2_670_000, 32, is_mapped=True)
