@@ -19,7 +19,7 @@ from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.backends.tensorflow.device import TensorFlowDevice
 from fanin.backends.tensorflow.linear import fan_in_linear
 from fanin.backends.tensorflow.losses import LOSSES
-from fanin.backends.tensorflow.ops import rewire, top_k
+from fanin.backends.tensorflow.ops import ops, rewire, top_k
 from fanin.backends.trainer import Trained
 
 
@@ -44,6 +44,10 @@ class DenseOutput(TensorFlowOutput):
 
 class FanInOutput(TensorFlowOutput):
     """fanin's own op, which is asked for the best labels without making its scores."""
+
+    def set_connections(self, name: str, array: np.ndarray) -> None:
+        ops()  # what it finds wrong while tracing would be told with all code that is traced
+        super().set_connections(name, array)
 
     def scores(self, features: tf.Tensor, weights: tf.Variable, bias: tf.Variable) -> tf.Tensor:
         return fan_in_linear(features, self.sources(), weights, bias, threads=self.device.threads)

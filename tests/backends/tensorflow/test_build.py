@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -96,3 +98,23 @@ def test_an_op_that_cannot_be_loaded_is_named(monkeypatch, tmp_path):
     ops.ops.cache_clear()
     with pytest.raises(ImportError, match=r"ops\.so: cannot be loaded .*; remove it"):
         ops.ops()
+
+
+def test_an_op_that_cannot_be_compiled_does_not_keep_the_package_from_being_imported(tmp_path):
+    """Dense layers need none. Whoever does is told at the import, and by the error."""
+    program = """
+import numpy as np
+from fanin.backends.tensorflow import FixedFanIn
+print("imported", flush=True)
+FixedFanIn(labels=6, fan_in=4)(np.ones((2, 8), np.float32))
+"""
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        env={**os.environ, "FANIN_CACHE": str(tmp_path / "file" / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "imported\n")
+    assert "RuntimeWarning: fanin's ops are not registered: " in done.stderr
+    assert "ImportError: " in done.stderr and "set FANIN_CACHE" in done.stderr
