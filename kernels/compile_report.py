@@ -104,7 +104,7 @@ def read_report(text: str) -> Iterator[dict[str, str | int]]:
 
 def problems(rows: list[dict[str, str | int]]) -> list[str]:
     """What is wrong: spills, and kernels that were not compiled."""
-    found = [
+    faults = [
         f"{row['kernel']} spills {row['spill_bytes']} bytes on {row['architecture']}"
         for row in rows
         if row["spill_bytes"]
@@ -114,8 +114,8 @@ def problems(rows: list[dict[str, str | int]]) -> list[str]:
         for kernel, expected in KERNELS.items():
             count = sum(name.split("<")[0] == kernel for name in here)
             if count != expected:
-                found.append(f"{kernel}: {count} of {expected} variants for {architecture}")
-    return found
+                faults.append(f"{kernel}: {count} of {expected} variants for {architecture}")
+    return faults
 
 
 def main() -> int:

@@ -78,21 +78,21 @@ def _index(optimizer: Any, kernel: keras.Variable) -> int | None:
 def _resets(optimizer: Any, kernel: keras.Variable, index: int, starts: dict[str, Start]) -> Resets:
     count = len(optimizer._trainable_variables)
     lists = {
-        name: held
-        for name, held in vars(optimizer).items()
-        if isinstance(held, list) and len(held) == count and name not in _NO_STATE
+        name: kept
+        for name, kept in vars(optimizer).items()
+        if isinstance(kept, list) and len(kept) == count and name not in _NO_STATE
     }
-    listed = {id(variable) for held in lists.values() for variable in held}
+    listed = {id(variable) for variables in lists.values() for variable in variables}
     for variable in optimizer.variables:
         if variable.shape == kernel.shape and id(variable) not in listed:
             start_of(optimizer, starts, variable.name)  # it may well be the kernel's
     resets = Resets()
-    for name, held in lists.items():
-        if not isinstance(held[index], keras.Variable):  # a velocity that Muon does without, say
+    for name, kept in lists.items():
+        if not isinstance(kept[index], keras.Variable):  # a velocity that Muon does without, say
             continue
         start = start_of(optimizer, starts, name)
         if start is None:
             continue
         option = getattr(optimizer, start) if isinstance(start, str) and start != WEIGHT else start
-        resets.append((held[index], None if option == WEIGHT else float(option)))
+        resets.append((kept[index], None if option == WEIGHT else float(option)))
     return resets

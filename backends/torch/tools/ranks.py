@@ -18,11 +18,11 @@ T = TypeVar("T")
 def check_whole(array: Tensor, shape: tuple[int, ...]) -> None:
     """ValueError where a rank has a part of an array, or none of its memory, and cannot ask for
     all of it: outside `summon_full_params` in the older FullyShardedDataParallel."""
-    there = array.untyped_storage().nbytes() if _shared_out(array) is None else array.nbytes
-    if array.shape != shape or there < array.nbytes:
+    own_bytes = array.untyped_storage().nbytes() if _shared_out(array) is None else array.nbytes
+    if array.shape != shape or own_bytes < array.nbytes:
         raise ValueError(
             f"the layer's weights, {list(shape)}, are sharded, and here are {list(array.shape)} of "
-            f"them in {there} bytes; do this within FullyShardedDataParallel.summon_full_params"
+            f"them in {own_bytes} bytes; do this within FullyShardedDataParallel.summon_full_params"
         )
 
 
@@ -74,10 +74,10 @@ def groups_of(array: Tensor, ddp: Any) -> list[dist.ProcessGroup]:
 
 def from_first(value: T, groups: list[dist.ProcessGroup]) -> T:
     """What rank 0 has of something that can be pickled. Every rank has to ask."""
-    held = [value]
+    shared = [value]
     for group in groups:
-        dist.broadcast_object_list(held, dist.get_global_rank(group, 0), group)
-    return held[0]
+        dist.broadcast_object_list(shared, dist.get_global_rank(group, 0), group)
+    return shared[0]
 
 
 def take_from_first(array: Tensor, groups: list[dist.ProcessGroup]) -> None:
