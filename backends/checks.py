@@ -14,8 +14,10 @@ MOST_THREADS = 1024
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """The integer that `value` is (NumPy's count, 2.0 does not)."""
+    """The integer that `value` is (NumPy's count, 2.0 and True do not)."""
     try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise ValueError(f"{name} must be a whole number, got {value!r}") from None

@@ -31,6 +31,7 @@ def known_features(given: Any) -> Features:
     if is_sparse:
         if given.format != "csr":
             raise ValueError(f"sparse features must be CSR, got {given.format}")
+        check_sparse("features", given)
         features = sp.csr_array(given)
     elif isinstance(given, np.ndarray):
         if not given.flags.c_contiguous:
@@ -49,6 +50,22 @@ def known_features(given: Any) -> Features:
     return features
 
 
+def check_sparse(name: str, matrix: Any) -> None:
+    """ValueError where a SciPy sparse matrix names rows or columns that it does not have: SciPy's
+    own functions would read and write beside their arrays then."""
+    try:
+        if matrix.format in ("csr", "csc", "bsr"):
+            matrix.check_format(full_check=True)
+        elif matrix.format == "coo":
+            for ids, size in zip(matrix.coords, matrix.shape, strict=True):
+                if len(ids) and not 0 <= ids.min() <= ids.max() < size:
+                    raise ValueError(f"ids {ids.min()} to {ids.max()}, for {size}")
+    except ValueError as error:
+        raise ValueError(
+            f"{name} must be a valid {matrix.format.upper()} matrix {list(matrix.shape)}: {error}"
+        ) from error
+
+
 def known_labels(labels: Any, instances: int) -> sp.csr_array:
     """The labels as CSR, each positive once; ValueError where they do not fit the instances."""
     is_sparse = bool(sp.issparse(labels))
@@ -62,7 +79,12 @@ def known_labels(labels: Any, instances: int) -> sp.csr_array:
         )
     if not labels.shape[1]:
         raise ValueError("labels must be at least 1, got 0")
+    check_sparse("labels", labels)
     known: sp.csr_array = labels.tocsr()
+    if not (good := known.data >= 0).all():
+        raise ValueError(
+            f"labels has the value {known.data[good.argmin()]}; give positives the value 1"
+        )
     if not known.has_canonical_format or not known.data.all():
         known = known.astype(bool)  # a copy; two of the same would be summed
         known.sum_duplicates()

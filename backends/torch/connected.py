@@ -3,7 +3,7 @@ recipe adds: a transform of the features, and a start from the training data."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -65,6 +65,16 @@ class Connected(Indexed):
             else:
                 self.register_buffer(name, buffer)
         return recipe
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Features are changed in float32 at least: a scale can be larger than float16 has."""
+        before = {name: self._buffers.get(name) for name in self.not_averaged}
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            after = self._buffers.get(name)
+            if buffer is not None and after is not None and after.itemsize < 4:
+                self._buffers[name] = buffer.to(after.device)
+        return self
 
     def _reset_features(self) -> None:
         """Leave features as they are."""
@@ -172,7 +182,7 @@ class Connected(Indexed):
         if bias is not None:
             biases = ranks.whole(bias.detach()).float()
         named = {SCALE: self.feature_scale, DICTIONARY: self.feature_dictionary}
-        transform = {n: array.cpu().numpy() for n, array in named.items() if array is not None}
+        transform = {n: widened(a).cpu().numpy() for n, a in named.items() if a is not None}
         layer = OutputLayer(
             indices=self.indices.cpu().numpy(),
             weights=weights.cpu().numpy(),

@@ -35,13 +35,16 @@ class Terminal:
         self._bar = self._progress.add_task("", total=None, facts="")
         self._loss = ""
         self._precision = ""
+        self._output_error: OSError | None = None
 
     def __enter__(self) -> Terminal:
         self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._progress.stop()
+        if self._output_error and kind is None:
+            raise self._output_error
 
     def begin(self, request: Request, number: int, count: int) -> None:
         task = request.task
@@ -100,4 +103,9 @@ class Terminal:
         return "  ".join(part for part in (self._loss, self._precision) if part)
 
     def _say(self, text: str, style: str = "") -> None:
-        print_text(self._console, text, style)
+        try:
+            print_text(self._console, text, style)
+        except BrokenPipeError:
+            raise  # nobody wants to know any more
+        except OSError as error:  # a full disk, say: a training is not lost for a line
+            self._output_error = self._output_error or error

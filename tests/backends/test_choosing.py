@@ -201,9 +201,29 @@ class TestSources:
 X, Y = np.ones((4, 6), np.float32), sp.csr_array(np.eye(4, 5, dtype=bool))
 
 
+def damaged(matrix, name, value):
+    """The matrix with one number of its structure, or of its data, changed."""
+    wrong = matrix.copy()
+    getattr(wrong, name)[1] = value
+    return wrong
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        *(
+            (
+                {"labels": damaged(Y.asformat(form), name, value)},
+                f"labels must be a valid {form.upper()} matrix",
+            )
+            for form, name in (("csr", "indices"), ("csr", "indptr"), ("csc", "indices"))
+            for value in (77, 10**8, -1)
+        ),
+        ({"labels": damaged(Y.tocoo(), "col", 10**8)}, "labels must be a valid COO matrix"),
+        ({"features": damaged(sp.csr_array(X), "indices", 77)}, "features must be a valid CSR"),
+        ({"labels": damaged(Y.astype(float), "data", -1)}, "labels has the value -1.0; give pos"),
+        ({"labels": damaged(Y.astype(float), "data", np.nan)}, "labels has the value nan"),
+        ({"fan_in": True}, "fan_in must be a whole number, got True"),
         ({"features": X.tolist()}, "features must be a NumPy array or a SciPy CSR array, got list"),
         ({"features": X.astype(float)}, "features must be float32, got float64"),
         ({"features": np.ones((6, 4), np.float32).T}, "features must be C-contiguous"),

@@ -107,6 +107,25 @@ def ddp_of_layers_that_started_from_their_own(rank, folder):
         same_model(DistributedDataParallel(model, broadcast_buffers=False), kind.__name__)
 
 
+def ddp_of_layers_that_start_anew_when_they_are_wrapped(rank, folder):
+    """Before the first pass no layer knows that it is one of several."""
+    for broadcast in (True, False):
+        for recipe in ("best", "paper"):
+            torch.manual_seed(rank)
+            layer = FixedFanInLinear(20, LABELS, 4, recipe=recipe)
+            model = torch.nn.Sequential(torch.nn.Linear(8, 20), layer)
+            wrapped = DistributedDataParallel(model, broadcast_buffers=broadcast)
+            if recipe == "best":
+                layer.start_from(*data(rank))
+            else:
+                layer.reset_parameters()
+            optimizer = torch.optim.SGD(wrapped.parameters(), 0.1)
+            trained(wrapped, optimizer, rank)
+            trained(wrapped, optimizer, rank)
+            for name, array in model.state_dict().items():
+                same(array, f"{name} of {recipe}")
+
+
 def ddp_of_a_layer_that_trains_itself(rank, folder):
     """Its scores, at least: DDP has no part in its training."""
     wrapped = DistributedDataParallel(model_of(rank, kind=FusedFanIn))
@@ -227,6 +246,7 @@ SCENARIOS = (
     ddp,
     ddp_on_data_of_their_own,
     ddp_of_layers_that_started_from_their_own,
+    ddp_of_layers_that_start_anew_when_they_are_wrapped,
     ddp_of_a_layer_that_trains_itself,
     ddp_compiled,
     older_fsdp,

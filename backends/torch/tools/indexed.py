@@ -82,12 +82,15 @@ class Indexed(nn.Module):
         return index_buffer.loaded(given, (self.labels, self.fan_in), self._setup.output_inputs)
 
     def _agree_in_ddp(self) -> None:
-        """In the first forward pass within a DistributedDataParallel that does not broadcast
-        buffers: take the connections of rank 0, as it does with parameters."""
+        """In the first forward pass within a DistributedDataParallel: take what rank 0 has. DDP did
+        so with parameters when it was made, but the layer may have been started anew since; and
+        buffers may not be broadcast."""
         ddp = ranks.calling_ddp()
         if ddp is None or (self._ddp is not None and self._ddp() is ddp):
             return
         self._ddp = weakref.ref(ddp)
+        for parameter in self.parameters(recurse=False):
+            ranks.take_from_first(parameter.detach(), self._groups)
         if not ddp.broadcast_buffers:
             self._take_from_first()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from planted import FAN_IN, INPUTS, LABELS, planted_data
@@ -158,6 +159,20 @@ def test_keeps_its_types():
             layer(torch.from_numpy(x).double())
         with pytest.raises(ValueError, match="features must be float32 or float64, got int64"):
             layer(torch.from_numpy(x).long())
+
+
+def test_a_scale_that_float16_does_not_have():
+    """Features are changed in float32, whatever the layer was cast to."""
+    small = x * np.float32(1e-6)
+    for cast in (torch.float16, torch.bfloat16):
+        layer = FixedFanInLinear(INPUTS, LABELS, FAN_IN, recipe="best")
+        layer.start_from(small, y)
+        scale = layer.feature_scale.clone()
+        assert scale.max() > torch.finfo(torch.float16).max
+        layer.to(cast)
+        assert torch.equal(layer.feature_scale, scale)
+        assert torch.isfinite(layer(torch.from_numpy(small))).all()
+        assert layer.rewire_towards_gradients(small, y, 0.5, rng=0) > 0
 
 
 def test_drawn_anew():

@@ -127,8 +127,18 @@ def test_a_console_whose_disk_is_full_says_that_it_is_the_output(monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("fanin.benchmarks.cli.output.drop_output", lambda: None)
+    console, ended = Console(file=Full()), []
     with pytest.raises(OSError, match="No space left on device: 'standard output'"):
-        print_text(Console(file=Full()), "a")
+        print_text(console, "a")
+    # Runs go on to their end, and the command says it then.
+    full = pytest.raises(OSError, match="No space left on device: 'standard output'")
+    with full, Terminal(console) as display:
+        request = Request(task=make_task(), backend="torch", repeat=0, options=Options())
+        display.begin(request, 1, 1)
+        display.event({"event": "note", "text": "a"})
+        display.end(failed(begun(request), "ValueError", "so it is", ""), skipped=False)
+        ended.append(True)
+    assert ended
 
 
 @pytest.mark.parametrize("option", ["--data-dir", "--results"])
