@@ -163,7 +163,11 @@ sys.modules["fanin.benchmarks.cli.app"] = types.SimpleNamespace(app=app)
 main()
 """
         done = subprocess.run(
-            [sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=50
+            [sys.executable, "-P", "-c", program],
+            capture_output=True,
+            text=True,
+            timeout=50,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert (done.returncode, done.stderr) == (130, "fanin: stopped\n")
 

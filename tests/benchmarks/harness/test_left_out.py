@@ -99,7 +99,7 @@ def test_a_run_leaves_out_what_the_files_name(tmp_path, protocol, capsys):
         assert validated == found[name][protocol == "holdout"]
     assert found == {"neither": (True, True), "test": (False, True), "train": (False, False)}
     said = f"scores of {data.test_y.nnz} pairs in filter_labels_test.txt are left out"
-    assert said in capsys.readouterr().out
+    assert said in capsys.readouterr().err
     assert result.dataset.left_out_pairs == data.test_y.nnz
     assert "evaluation leaves out the scores of" in counts_table([result], []).markdown()
     again = load("tiny", None, data_dir)
