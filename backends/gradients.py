@@ -89,6 +89,8 @@ def plan_towards_gradients(
     positives = known_labels(labels, features.shape[0])
     if positives.shape[1] != len(layer.bias):
         raise ValueError(f"labels must have {len(layer.bias)} columns, got {positives.shape[1]}")
+    if not count:  # as at the end of a fraction that falls; a pass would find nothing to move
+        return Rewiring(np.empty(0, np.int64), np.empty(0, np.uint32), weight=0.0)
     mean = input_statistics(features)[0].astype(np.float32)
     pairs = _pairs_with_gradients(features, positives, layer, np.random.default_rng(seed))
     totals = np.bincount(pairs.label_ids(), pairs.weights, pairs.labels).astype(np.float32)

@@ -134,6 +134,14 @@ class TestPlan:
             rewiring = plan_towards_gradients(x, y, make_layer(), fraction)
             assert (np.bincount(rewiring.positions // FAN_IN, minlength=LABELS) == count).all()
 
+    def test_nothing_is_read_where_nothing_moves(self):
+        layer = replace(make_layer(), top_k=None)  # it is not asked
+        rewiring = plan_towards_gradients(x, y, layer, 0.16)
+        usual = plan_towards_gradients(x, y, make_layer(), 0.17)
+        for name in ("positions", "sources"):
+            empty, some = getattr(rewiring, name), getattr(usual, name)
+            assert len(some) > len(empty) == 0 and empty.dtype == some.dtype
+
     def test_a_memory_map(self, tmp_path):
         np.save(tmp_path / "x.npy", x)
         mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
