@@ -71,6 +71,14 @@ def test_the_page_of_all_devices_is_that_of_the_result_files():
     assert (results / "README.md").read_text(encoding="utf-8") == devices_page(results)
 
 
+def test_committed_results_name_no_folder_of_the_machine_that_made_them():
+    """Make them with `--data-dir` below the folder that one is in."""
+    files = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
+    assert files
+    for path in files:
+        assert not re.search(r'"(files in )?/', path.read_text(encoding="utf-8")), path
+
+
 def test_tables_are_those_of_the_result_files():
     sections = [section for text in TEXTS.values() for section in marked_sections(text)]
     assert sorted(name for name, _ in sections) == sorted(SECTIONS)
