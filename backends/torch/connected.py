@@ -225,4 +225,5 @@ class Connected(Indexed):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for name in ("feature_scale", "feature_dictionary"):
-            self._buffers.setdefault(name, None)  # pickled before there were recipes
+            if name not in self._buffers:
+                setattr(self, name, None)  # pickled before there were recipes

@@ -60,6 +60,13 @@ def test_is_pickled(kind):
 
 
 @every_kind
+def test_copies_have_the_same_buffers(kind):
+    for recipe in ("paper", "best"):
+        layer = kind(INPUTS, LABELS, FAN_IN, recipe=recipe)
+        assert copy.deepcopy(layer)._buffers.keys() == layer._buffers.keys()
+
+
+@every_kind
 def test_nothing_of_it_is_trained_by_an_optimizer(kind):
     named = {name for name, _ in make(kind).named_parameters()}
     assert named == ({"weights", "bias"} if kind is FixedFanInLinear else set())
