@@ -10,7 +10,7 @@ factor of the label. The data are read in passes (`passes`); the work itself is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -25,6 +25,7 @@ from fanin.backends.passes import (
     input_statistics,
     known_features,
     known_labels,
+    label_blocks,
     label_sums,
     labels_together,
     pairs_by_label,
@@ -122,21 +123,26 @@ def choose_sources(
     pairs = pairs_by_label(labels)
     del labels
     counts = np.diff(pairs.starts)
+    kernel_counts, kernel_mean, kernel_scale = counts, mean, scale
+    transform = None
+    if dictionary is not None:
+        # The kernel gets differences that are written in atoms already, and only chooses.
+        transform = FeatureTransform(scale, dictionary)
+        kernel_counts = np.minimum(counts, 1)
+        kernel_mean, kernel_scale = np.zeros(read, np.float32), None
     for first, sums in label_sums(features, pairs, threads=threads, most_bytes=most_bytes):
-        blocks: Iterable[tuple[int, np.ndarray]] = [(0, sums)]
-        if dictionary is not None:
-            # The difference itself is written in atoms; what is left to the kernel is to choose.
-            sums /= np.maximum(counts[first : first + len(sums)], 1)[:, None]
-            sums -= mean
-            blocks = FeatureTransform(scale, dictionary).blocks(sums)
-        for before, block in blocks:
+        for before, block in label_blocks(sums):
             own = slice(first + before, first + before + len(block))
+            if transform is not None:
+                block /= np.maximum(counts[own], 1)[:, None]
+                block -= mean
+                block = transform.apply(block)
             choose_block(
                 block,
-                counts[own] if dictionary is None else np.minimum(counts[own], 1),
-                mean if dictionary is None else np.zeros(read, np.float32),
+                kernel_counts[own],
+                kernel_mean,
                 chosen[own],
-                scale=scale if dictionary is None else None,
+                scale=kernel_scale,
                 values=None if values is None else values[own],
                 first_label=own.start,
                 random=int(share * fan_in),

@@ -6,7 +6,7 @@ helps, and how one is learnt, stand in `dictionary.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,7 +21,6 @@ NAMES = (SCALE, DICTIONARY)
 # step. NumPy's has threads of its own, which get in the way of those: a step took three times as
 # long.
 _BATCH = 64
-_ROWS = 4096
 
 
 def inputs_as_atoms(inputs: int, atoms: int) -> np.ndarray:
@@ -65,12 +64,6 @@ class FeatureTransform:
             product: np.ndarray = features @ self.dictionary
             return product
         return dense_forward(features, self._columns, None, threads=threads)
-
-    def blocks(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """What `apply` makes of rows [any number, inputs], few at a time, so that no second array
-        of that size is needed: the first row of the block, and the block."""
-        for first in range(0, len(rows), _ROWS):
-            yield first, self.apply(rows[first : first + _ROWS])
 
     @cached_property
     def _columns(self) -> np.ndarray:

@@ -29,6 +29,7 @@ from fanin.backends.passes import (
     known_data,
     known_features,
     known_labels,
+    label_blocks,
     label_sums,
 )
 from fanin.backends.setup import LayerSetup, Loss
@@ -98,14 +99,13 @@ def plan_towards_gradients(
     positions: list[np.ndarray] = []
     sources: list[np.ndarray] = []
     for first, sums in label_sums(features, pairs, threads=threads, most_bytes=most_bytes):
-        own = slice(first, first + len(sums))
-        for some in range(0, len(sums), _BLOCK):  # a second array of that size is not needed
-            sums[some : some + _BLOCK] -= totals[own][some : some + _BLOCK, None] * mean
-        for start, gradients in layer.transform.blocks(sums):
-            start += first
-            own = slice(start, start + len(gradients))
-            before = np.ascontiguousarray(layer.indices[own])
-            after = before.copy()
+        for before, block in label_blocks(sums):
+            start = first + before
+            own = slice(start, start + len(block))
+            block -= totals[own, None] * mean
+            gradients = layer.transform.apply(block)
+            indices = np.ascontiguousarray(layer.indices[own])
+            after = indices.copy()
             weights = np.array(layer.weights[own], np.float32, order="C")
             replace_sources(
                 gradients,
@@ -114,7 +114,7 @@ def plan_towards_gradients(
                 count,
                 threads=threads,
             )
-            moved = np.flatnonzero(after != before)
+            moved = np.flatnonzero(after != indices)
             positions.append(moved + start * after.shape[1])
             sources.append(after.reshape(-1)[moved].astype(np.uint32))
     return Rewiring(np.concatenate(positions), np.concatenate(sources), weight=0.0)

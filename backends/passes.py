@@ -22,6 +22,8 @@ Features = np.ndarray | sp.csr_array
 # Half for the sums of labels, half for the instances that are read together from a memory map.
 MOST_BYTES = 1 << 30
 STATISTICS_BYTES = 16 << 20
+# Of the sums of labels, what is changed together.
+_BLOCK_LABELS, _BLOCK_BYTES = 4096, 64 << 20
 
 
 def known_features(given: Any) -> Features:
@@ -225,6 +227,14 @@ def label_sums(
                 threads=threads,
             )
         yield first, block
+
+
+def label_blocks(sums: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Sums [labels, inputs] of few labels at a time, so that a change of them needs no second array
+    of that size: the first label of the block, and the block, which is a part of `sums`."""
+    size = max(1, min(_BLOCK_LABELS, _BLOCK_BYTES // (4 * sums.shape[1])))
+    for first in range(0, len(sums), size):
+        yield first, sums[first : first + size]
 
 
 def _csr_places(features: Features) -> dict[str, np.ndarray]:

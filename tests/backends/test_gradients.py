@@ -10,7 +10,7 @@ import reference
 import scipy.sparse as sp
 from planted import FAN_IN, INPUTS, LABELS, orthogonal, planted_data
 
-from fanin.backends import gradients
+from fanin.backends import gradients, passes
 from fanin.backends.features import FeatureTransform
 from fanin.backends.gradients import OutputLayer, plan_towards_gradients
 from fanin.backends.setup import FixedFanIn, LayerSetup
@@ -119,6 +119,15 @@ class TestPlan:
         usual = plan_towards_gradients(x, y, layer, 0.5)
         other = plan_towards_gradients(x, y, layer, 0.5, **options)
         assert as_plan(other) == as_plan(usual)
+
+    @every_loss
+    @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+    def test_labels_of_a_block_do_not_change_it(self, loss, transform, monkeypatch):
+        layer = make_layer(loss, transform)
+        usual = plan_towards_gradients(x, y, layer, 0.5)
+        for name, most in (("_BLOCK_LABELS", 7), ("_BLOCK_BYTES", 4 * INPUTS * 7)):
+            monkeypatch.setattr(passes, name, most)
+            assert as_plan(plan_towards_gradients(x, y, layer, 0.5)) == as_plan(usual)
 
     def test_what_the_bias_can_learn_is_left_out(self):
         layer = make_layer()
