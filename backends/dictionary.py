@@ -21,7 +21,6 @@ from threadpoolctl import threadpool_limits
 
 from fanin.backends.features import FeatureTransform, inputs_as_atoms
 from fanin.backends.passes import (
-    LabelPairs,
     known_features,
     known_labels,
     label_sums,
@@ -89,24 +88,19 @@ def feature_dictionary(
     """
     features = known_features(features)
     labels = known_labels(labels, features.shape[0])
-    pairs = pairs_by_label(labels)
-    positives = np.diff(pairs.starts)
+    positives = np.bincount(labels.indices, minlength=labels.shape[1])
     most = np.sort(np.argsort(-positives, kind="stable")[:_LABELS])
     # A mean over no instances tells nothing, nor does one over all, which differs by rounding only.
     most = most[(positives[most] > 0) & (positives[most] < features.shape[0])]
     if not len(most):
         return inputs_as_atoms(features.shape[1], atoms)
-    starts = np.concatenate([[0], np.cumsum(positives[most])])
-    own = LabelPairs(
-        starts,
-        np.concatenate([pairs.instances[slice(*pairs.starts[at : at + 2])] for at in most]),
-    )
+    positives = positives[most]
     differences = np.empty((len(most), features.shape[1]), np.float32)
-    for first, sums in label_sums(features, own, threads=threads):
-        counts = positives[most][first : first + len(sums), None]
-        differences[first : first + len(sums)] = sums / counts - mean
+    for first, sums in label_sums(features, pairs_by_label(labels[:, most]), threads=threads):
+        own = slice(first, first + len(sums))
+        differences[own] = sums / positives[own, None] - mean
     differences = _unit_rows(FeatureTransform(scale).apply(differences))
-    differences *= _factors(positives[most])[:, None]
+    differences *= _factors(positives)[:, None]
     with threadpool_limits(threads or None, "blas"):
         rng = np.random.default_rng(seed)
         return learn_dictionary(differences, atoms, fan_in, rng, threads=threads)
@@ -154,7 +148,7 @@ def sums_of_atoms(
 ) -> sp.csr_array:
     """Numbers [rows, atoms], `count` of each row not 0, whose products with the atoms are near the
     rows."""
-    between = dictionary.T @ dictionary
+    gram = dictionary.T @ dictionary
     # The step that iterative hard thresholding needs so as not to diverge.
     step = np.float32(1 / max(np.linalg.eigvalsh(dictionary @ dictionary.T)[-1], _TINY))
     blocks = []
@@ -162,7 +156,7 @@ def sums_of_atoms(
         match = rows[first : first + _ROWS] @ dictionary
         sums = _largest(match, count, threads)
         for _ in range(_STEPS - 1):
-            sums = _largest(sums + step * (match - sums @ between), count, threads)
+            sums = _largest(sums + step * (match - sums @ gram), count, threads)
         blocks.append(sums)
     return sp.vstack(blocks, format="csr")
 
