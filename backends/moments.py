@@ -44,3 +44,12 @@ def start_of(optimizer: object, starts: Mapping[str, Start], name: str) -> Start
             f"each weight beside {', '.join(starts)}; hand over none"
         )
     return starts[name]
+
+
+def reset_of(
+    array: Any, start: float | str, options: Mapping[str, Any]
+) -> tuple[Any, float | None]:
+    """An array that starts with this, as `Resets` has it. options: those of the optimizer."""
+    if start == WEIGHT:
+        return array, None
+    return array, float(options[start] if isinstance(start, str) else start)

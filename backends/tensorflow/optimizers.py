@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from fanin.backends.moments import WEIGHT, Resets, Start, start_of, starts_of
+from fanin.backends.moments import WEIGHT, Resets, Start, reset_of, start_of, starts_of
 
 _ADAM: dict[str, Start] = {"_momentums": 0.0, "_velocities": 0.0, "_velocity_hats": 0.0}
 
@@ -93,6 +93,5 @@ def _resets(optimizer: Any, kernel: keras.Variable, index: int, starts: dict[str
         start = start_of(optimizer, starts, name)
         if start is None:
             continue
-        option = getattr(optimizer, start) if isinstance(start, str) and start != WEIGHT else start
-        resets.append((kept[index], None if option == WEIGHT else float(option)))
+        resets.append(reset_of(kept[index], start, vars(optimizer)))
     return resets

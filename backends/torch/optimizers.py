@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fanin.backends.moments import WEIGHT, Resets, Start, start_of, starts_of
+from fanin.backends.moments import WEIGHT, Resets, Start, reset_of, start_of, starts_of
 from fanin.backends.torch.tools import ranks
 
 _ADAM: dict[str, Start] = {"exp_avg": 0.0, "exp_avg_sq": 0.0, "max_exp_avg_sq": 0.0}
@@ -60,6 +60,5 @@ def resets_of(optimizer: Any, weights: Tensor) -> Resets:
                 f"{name!r} of this {type(optimizer).__name__} is {list(array.shape)} and the "
                 f"layer's weights are {list(weights.shape)}; a part of it cannot be rewired"
             )
-        option = groups[0][start] if isinstance(start, str) and start != WEIGHT else start
-        resets.append((array, None if option == WEIGHT else float(option)))
+        resets.append(reset_of(array, start, groups[0]))
     return resets
