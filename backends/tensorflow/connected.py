@@ -211,12 +211,11 @@ class Connected(keras.layers.Layer):
         plan = plan_for_layer(
             features, labels, layer, self._setup, fraction, seed=seed, threads=threads
         )
-        self._move(plan, resets)
-        return len(plan.positions)
+        return self._move(plan, resets)
 
-    def _move(self, rewiring: Rewiring, resets: Resets) -> None:
+    def _move(self, rewiring: Rewiring, resets: Resets) -> int:
         """Give the connections their new sources, and weights where they get some, and reset what
-        an optimizer keeps of them."""
+        an optimizer keeps of them; how many moved."""
         where = rewiring.positions
         weights: Any = self.kernel.numpy().reshape(-1)[where]
         changes: list[tuple[Any, Any]] = [(self.indices, rewiring.sources)]
@@ -228,6 +227,7 @@ class Connected(keras.layers.Layer):
             values = np.array(variable.numpy())
             values.reshape(-1)[where] = new
             variable.assign(values)
+        return len(where)
 
     def _check_indices(self, count: int, value: Callable[[int], Any]) -> None:
         """value(i): of the i-th of `count` weights. Other numbers of them Keras refuses."""

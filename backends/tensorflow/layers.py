@@ -173,8 +173,7 @@ class FixedFanIn(Connected):
         resets = [] if optimizer is None else resets_of(optimizer, self.kernel)
         read = self._setup.output_inputs
         plan = plan_rewiring(self.kernel.numpy(), fraction, read, drawn_seed(rng))
-        self._move(plan, resets)
-        return len(plan.positions)
+        return self._move(plan, resets)
 
     def rewire_towards_gradients(
         self,
