@@ -82,9 +82,9 @@ class TestStatistics:
         y = np.zeros((10, 3), bool)
         y[:4, 1] = y[:, 2] = True
         odds = np.array([0.5 / 10.5, 4.5 / 6.5, 10.5 / 0.5])
-        found = choosing.log_odds(sp.csr_array(y))
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, np.log(odds), rtol=1e-6)
+        result = choosing.log_odds(sp.csr_array(y))
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, np.log(odds), rtol=1e-6)
 
 
 class TestSources:

@@ -107,8 +107,8 @@ class TestFeatures:
         scale = (1 / np.geomspace(0.5, 5, INPUTS)).astype(np.float32)
         before = differences(x, y, scale)
         assert len(before) == 299  # the last has no positives
-        found = before @ self.learnt(form(x), y, scale=scale)
-        assert energy_in_top(found, 3) > energy_in_top(before, 3) + 0.25
+        after = before @ self.learnt(form(x), y, scale=scale)
+        assert energy_in_top(after, 3) > energy_in_top(before, 3) + 0.25
 
     def test_the_scale_counts(self):
         x, y = planted_data()

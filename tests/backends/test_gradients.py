@@ -110,8 +110,8 @@ class TestPlan:
         assert len(seen) == -(-LABELS // 7)
         factor = x.shape[0] * LABELS / (2 if loss == "squared_hinge" else 1)
         expected = dense_gradients(layer) * factor
-        found = np.concatenate(seen)
-        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+        result = np.concatenate(seen)
+        np.testing.assert_allclose(result, expected, atol=1e-4 * np.abs(expected).max())
 
     @pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 2}, {"most_bytes": 20_000}])
     def test_neither_threads_nor_memory_change_it(self, options):
@@ -215,13 +215,13 @@ class TestScoreGradients:
         positives = (np.arange(61), np.zeros(61, int)) if sign > 0 else ([], [])
         _, expected = reference.loss(loss, scores, *positives)
         factor = 61 / (2 if loss == "squared_hinge" else 1)
-        found = gradients.score_gradients(loss, scores[:, 0], sign)
-        np.testing.assert_allclose(found, expected[:, 0] * factor, rtol=1e-12, atol=1e-15)
+        result = gradients.score_gradients(loss, scores[:, 0], sign)
+        np.testing.assert_allclose(result, expected[:, 0] * factor, rtol=1e-12, atol=1e-15)
 
     def test_large_scores_do_not_overflow(self):
         with np.errstate(all="raise"):
-            found = gradients.score_gradients("bce", np.array([-1e4, 1e4], np.float32), 1)
-        np.testing.assert_allclose(found, [-1, 0], atol=1e-30)
+            result = gradients.score_gradients("bce", np.array([-1e4, 1e4], np.float32), 1)
+        np.testing.assert_allclose(result, [-1, 0], atol=1e-30)
 
 
 class TestErrors:

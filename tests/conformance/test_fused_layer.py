@@ -79,11 +79,11 @@ def test_trains_as_the_kernels_train_numpy_arrays(on_cpu, loss):
                 indices=ours["indices"],
                 loss=loss,
             )
-            found, given = layer.loss_and_gradient(
+            scaled, scaled_gradient = layer.loss_and_gradient(
                 "training_step", x, instances, label_ids, traced=traced
             )
-            assert found == np.float32(3) * np.float32(value)
-            np.testing.assert_array_equal(given, np.float32(3) * gradient)
+            assert scaled == np.float32(3) * np.float32(value)
+            np.testing.assert_array_equal(scaled_gradient, np.float32(3) * gradient)
         assert_equal(layer.arrays(), {**ours, "steps": 3})  # ours were trained in place
 
 

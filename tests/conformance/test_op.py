@@ -59,8 +59,8 @@ def test_op_and_gradients_agree_with_the_reference(on_device, layer, traced, wit
     tolerance = TOLERANCE[layer.features.dtype.type]
     assert_near(scores, reference.scores(*layer.arrays()), tolerance)
     expected = reference.gradients(grad, layer.features, layer.indices, layer.weights)
-    for found, right in zip(grads, expected[: len(grads)], strict=True):
-        assert_near(found, right, tolerance)
+    for gradient, right in zip(grads, expected[: len(grads)], strict=True):
+        assert_near(gradient, right, tolerance)
 
 
 @settings(max_examples=40, deadline=None)
@@ -75,8 +75,8 @@ def test_op_and_gradients_of_any_size(on_device, batch, inputs, labels, data):
     scores, grads = on_device.op_gradients(layer.arrays(), grad)
     assert np.abs(scores - reference.scores(*layer.arrays())).max(initial=0) < 1e-4
     expected = reference.gradients(grad, layer.features, layer.indices, layer.weights)
-    for found, right in zip(grads, expected, strict=True):
-        assert np.abs(found - right).max(initial=0) < 3e-4
+    for gradient, right in zip(grads, expected, strict=True):
+        assert np.abs(gradient - right).max(initial=0) < 3e-4
 
 
 @pytest.mark.parametrize("inputs, index", [(65_536, np.uint16), (70_000, np.uint32)])

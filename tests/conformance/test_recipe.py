@@ -305,7 +305,7 @@ def test_what_cannot_be_done(on_cpu, kind):
 @pytest.mark.slow
 def test_an_epoch_on_real_data_gives_more_than_the_papers(on_device):
     data = load("wordnet-small")
-    found = {}
+    precisions = {}
     for recipe in ("paper", "best"):
         sizes = (data.train_x.shape[1], data.train_y.shape[1], 32)
         layer = make(on_device, "fused_layer", recipe, sizes=sizes)
@@ -318,5 +318,5 @@ def test_an_epoch_on_real_data_gives_more_than_the_papers(on_device):
             layer.loss("training_step", data.train_x[near], instances, label_ids)
         _, ids = layer.top_k(data.test_x, 1)
         test_y = data.test_y.tocsr()
-        found[recipe] = np.mean([test_y[i, label] > 0 for i, (label,) in enumerate(ids)])
-    assert found["best"] > found["paper"] + 0.3, found
+        precisions[recipe] = np.mean([test_y[i, label] > 0 for i, (label,) in enumerate(ids)])
+    assert precisions["best"] > precisions["paper"] + 0.3, precisions

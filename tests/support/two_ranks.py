@@ -264,10 +264,10 @@ def both(rank, folder, names):
             continue
         try:
             scenario(rank, folder)
-            said = "ok"
+            outcome = "ok"
         except Exception:
-            said = traceback.format_exc()
-        print(f"{scenario.__name__}: {said!r}", flush=True)
+            outcome = traceback.format_exc()
+        print(f"{scenario.__name__}: {outcome!r}", flush=True)
         dist.barrier()
     dist.destroy_process_group()
 

@@ -68,10 +68,10 @@ def test_a_value_that_was_read_stays():
     """The op writes in place, but not into what somebody read before."""
     layer = FusedFanIn(300, 7, seed=0)
     layer.build((None, 40))
-    held = layer.kernel.value.read_value()
-    before = held.numpy()
+    values = layer.kernel.value.read_value()
+    before = values.numpy()
     layer.training_step(np.ones((20, 40), np.float32), *positives())
-    assert np.array_equal(held.numpy(), before)
+    assert np.array_equal(values.numpy(), before)
     assert not np.array_equal(layer.kernel.numpy(), before)
 
 

@@ -13,8 +13,8 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def said():
-    """What both ranks say of each scenario."""
+def output():
+    """What both ranks print of each scenario."""
     script = Path(__file__).parents[2] / "support" / "two_ranks.py"
     command = [sys.executable, str(script)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -22,5 +22,5 @@ def said():
 
 
 @pytest.mark.parametrize("scenario", [scenario.__name__ for scenario in SCENARIOS])
-def test_two_ranks(said, scenario):
-    assert said.count(f"{scenario}: 'ok'") == 2, said
+def test_two_ranks(output, scenario):
+    assert output.count(f"{scenario}: 'ok'") == 2, output

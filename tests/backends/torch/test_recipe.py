@@ -86,14 +86,14 @@ def test_gradient_of_the_features(kind):
     layer = make(kind)
     features = torch.from_numpy(x[:7]).requires_grad_()
     grad = torch.randn(7, LABELS)
-    (found,) = torch.autograd.grad(layer(features), features, grad)
+    (gradient,) = torch.autograd.grad(layer(features), features, grad)
     plain = torch.from_numpy(x[:7]).requires_grad_()
     read = layer._buffers["feature_scale"] * plain @ layer._buffers["feature_dictionary"]
     matrix = torch.zeros(layer.feature_dictionary.shape[1], LABELS)
     sources = layer.indices.long()
     matrix.scatter_add_(0, sources.T, layer.weights.detach().T)
     (expected,) = torch.autograd.grad(read @ matrix, plain, grad)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_trains_beside_an_optimizer():
