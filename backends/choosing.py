@@ -44,7 +44,7 @@ _CONSTANT = 1e-6
 class Chosen:
     """indices: sources [labels, fan_in], uint16 up to 65,536 inputs, else uint32. values: by how
     much the mean over a label's positives is above that over all instances, times the scale,
-    float32 alike; None where not wanted."""
+    float32 [labels, fan_in]; None where not wanted."""
 
     indices: np.ndarray
     values: np.ndarray | None

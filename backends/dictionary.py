@@ -1,4 +1,4 @@
-"""A dictionary for the features, in whose atoms few numbers tell most about a label.
+"""A dictionary for the features: written in its atoms, few numbers tell most about a label.
 
 A fixed fan-in layer reads few numbers for a label, so it loses what stands in the others. Features
 that were learnt, or reduced by an SVD, have no preferred axes: what tells a label apart is spread
@@ -62,7 +62,7 @@ def atom_count(inputs: int, labels: int, fan_in: int) -> int | None:
 
 def dictionary_bytes(inputs: int, labels: int, atoms: int) -> int:
     """What `feature_dictionary` takes at most beside the data, the result included: differences,
-    twice; squares of atoms, three times; and the sums that are found together."""
+    twice; three matrices [atoms, atoms]; the dictionary, twice; and a block of sums."""
     rows = min(labels, _LABELS)
     return 4 * (2 * rows * inputs + 3 * atoms**2 + 2 * inputs * atoms + 5 * _ROWS * atoms)
 
@@ -107,11 +107,11 @@ def feature_dictionary(
 
 
 def _factors(positives: np.ndarray) -> np.ndarray:
-    """By how much the labels' rows are longer than others, from how many positives each has.
+    """The lengths that the labels' rows get, from how many positives each label has.
 
-    Half of the rows' squares are shared by all labels alike, and half by the square of their
-    positives: with all alike the few labels that most instances have lose what they need, and
-    without such a share the many others gain nothing.
+    Half of the sum of squares is shared out equally, and half in proportion to the squares of the
+    positives. If all rows were equally long, the few labels that most instances have would lose
+    what they need. Without the equal half, the many others would gain nothing.
     """
     squares = positives.astype(np.float64) ** 2
     shares = 0.5 / len(squares) + 0.5 * squares / squares.sum()
@@ -132,7 +132,7 @@ def learn_dictionary(
         squares = (sums.T @ sums).toarray()
         squares[np.diag_indices(atoms)] += _RIDGE * np.trace(squares) / atoms + _TINY
         better = _unit_rows(np.linalg.solve(squares, sums.T @ rows))
-        # What no row uses becomes 0, and would stay so.
+        # An atom that no row uses would become 0 and stay 0; it keeps its old value.
         dictionary = np.where(better.any(1), better.T, dictionary)
     return np.ascontiguousarray(dictionary)
 

@@ -18,8 +18,8 @@ SCALE = "features.scale"
 DICTIONARY = "features.dictionary"
 NAMES = (SCALE, DICTIONARY)
 # Up to so many instances are multiplied by fanin's own product, with the threads of the training
-# step. NumPy's has threads of its own, which get in the way of those: a step took three times as
-# long.
+# step. NumPy's product starts threads of its own, which disturb these: a step took three times
+# as long.
 _BATCH = 64
 
 

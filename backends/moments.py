@@ -1,9 +1,9 @@
 """What an optimizer keeps for each weight, and what becomes of it where a connection moves.
 
 A moment tells of the connection's old input, so it starts again. An average of weights, which some
-optimizers put in the weights' place, takes the weight that the connection has now. Which array is
-which only the optimizer's definition says: each framework has a table of its own optimizers
-(`optimizers.py`), and what stands in none is refused.
+optimizers put in the weights' place, takes the weight that the connection has now. Only the
+optimizer's definition says which array is which. So each framework has a table of its own
+optimizers (`optimizers.py`), and an optimizer that is not in the table is refused.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class _BlockSums:
 
 
 def _block_sums(features: Features) -> Iterator[_BlockSums]:
-    """Of some instances after others, in float64."""
+    """Sums of one block of instances after another, in float64."""
     instances, inputs = features.shape
     if isinstance(features, sp.csr_array):
         columns, values = features.indices, features.data

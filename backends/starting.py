@@ -16,11 +16,11 @@ from fanin.backends.passes import input_statistics, known_data, known_labels
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
 from fanin.backends.setup import FixedFanIn, LayerSetup
 
-# A weight starts with this share of the difference that its input was chosen by. Three times as
-# much makes the first epoch repair scores that are too far apart (README.md has the figures).
+# A weight starts with this share of the difference that its input was chosen by. With three times
+# as much, scores are too far apart, and the first epoch has to repair them (figures: README.md).
 CENTROID_SHARE = 0.1
 # The mean over few positives is mostly chance: a difference counts as if the label had so many more
-# positives that are like all other instances.
+# positives, which are average instances.
 MORE_POSITIVES = 10
 
 

@@ -46,7 +46,7 @@ class FanInOutput(TensorFlowOutput):
     """fanin's own op, which is asked for the best labels without making its scores."""
 
     def set_connections(self, name: str, array: np.ndarray) -> None:
-        ops()  # what it finds wrong while tracing would be told with all code that is traced
+        ops()  # now: an error while tracing would be shown together with all code that is traced
         super().set_connections(name, array)
 
     def scores(self, features: tf.Tensor, weights: tf.Variable, bias: tf.Variable) -> tf.Tensor:

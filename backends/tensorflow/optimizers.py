@@ -85,7 +85,7 @@ def _resets(optimizer: Any, kernel: keras.Variable, index: int, starts: dict[str
     listed = {id(variable) for variables in lists.values() for variable in variables}
     for variable in optimizer.variables:
         if variable.shape == kernel.shape and id(variable) not in listed:
-            start_of(optimizer, starts, variable.name)  # it may well be the kernel's
+            start_of(optimizer, starts, variable.name)  # raises: it may well be the kernel's
     resets = Resets()
     for name, kept in lists.items():
         if not isinstance(kept[index], keras.Variable):  # a velocity that Muon does without, say

@@ -67,7 +67,7 @@ class Connected(Indexed):
         return recipe
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Features are changed in float32 at least: a scale can be larger than float16 has."""
+        """Features are changed in float32 at least: a scale can be too large for float16."""
         before = {name: self._buffers.get(name) for name in self.not_averaged}
         super()._apply(fn, recurse)
         for name, buffer in before.items():

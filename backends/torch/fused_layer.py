@@ -221,7 +221,7 @@ class FusedFanIn(Connected):
 
     @staticmethod
     def _refuse_other_derivatives(features: Tensor) -> None:
-        """torch would take what it does not know of a loss for 0."""
+        """torch would take the derivatives that it does not know for 0."""
         in_torch_func = torch._C._are_functorch_transforms_active()
         compiled = torch.compiler.is_compiling()
         if in_torch_func or (not compiled and forward_ad.unpack_dual(features).tangent is not None):

@@ -220,7 +220,7 @@ def _gradients(
 
 
 def _refuse_second_level() -> None:
-    """Forward derivatives of forward derivatives would be 0: torch takes those of outer levels away
+    """Forward derivatives of forward derivatives would be 0: torch hides those of outer levels
     while it asks a Function for its own (torch 2.13)."""
     levels = torch._C._functorch.get_interpreter_stack() or ()
     kinds = [level.key() for level in levels]
@@ -234,7 +234,8 @@ def _refuse_second_level() -> None:
 def _one_by_one(
     function: Any, info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]
 ) -> tuple[Tensor, ...]:
-    """What torch.vmap asks for, by a call for each of its batch; results have its axis first."""
+    """What torch.vmap asks for, by one call for each element of the batch. The batch is the first
+    axis of the results."""
 
     def one(values: Any, axis: int | None, at: int) -> Any:
         if axis is None:

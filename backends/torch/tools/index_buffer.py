@@ -4,8 +4,8 @@ The kernels read uint16 or uint32, which much of torch does not know: gloo and N
 (nor int16), plain pickle cannot read them again. So the buffer holds the same memory as bytes.
 
 A source is a name: the mean of two sources is another input. Tools that average all buffers of a
-model do not know that, so a stamp goes with the connections, two numbers that no average of stamps
-can be.
+model do not know that. So a stamp goes with the connections: two numbers that no average of stamps
+has.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def loaded(given: Tensor, shape: tuple[int, int], inputs: int) -> Tensor:
 
 
 def new_stamp() -> Tensor:
-    """A number and its square modulo 2^63, int64 [2]. The mean of two such pairs is none; and where
-    an average of equal ones is computed in floating point, so many digits are rounded off."""
+    """A number and its square modulo 2^63, int64 [2]. The mean of two such pairs is no such
+    pair. Nor is an average of equal pairs in floating point: their last digits are rounded off."""
     number = secrets.randbits(62) | 1
     return torch.tensor([number, number**2 % 2**63], device="cpu")
 
 
 def is_readable(pair: Tensor) -> bool:
-    """Whether it has numbers now, and counts how often it was written."""
+    """Whether its numbers can be read now, and torch counts how often they are written."""
     is_traced = torch._C._functorch.is_functorch_wrapped_tensor(pair)
     return not (is_traced or pair.is_meta or pair.is_inference())
 

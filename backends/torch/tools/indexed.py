@@ -29,7 +29,7 @@ class Indexed(nn.Module):
     _origin: weakref.ref[Indexed] | None = None
     """The layer that this one is a copy of."""
     _seen: tuple[Tensor, int] | None = None
-    """The stamp and how often it had been written, when it was last looked at."""
+    """The stamp that was checked last, and how often it had been written then."""
     _ddp: weakref.ref[nn.Module] | None = None
     """The DistributedDataParallel that this layer was last called in."""
 
@@ -83,8 +83,8 @@ class Indexed(nn.Module):
 
     def _agree_in_ddp(self) -> None:
         """In the first forward pass within a DistributedDataParallel: take what rank 0 has. DDP did
-        so with parameters when it was made, but the layer may have been started anew since; and
-        buffers may not be broadcast."""
+        so with parameters when it was made, but the layer may have been started anew since; and DDP
+        may be told not to broadcast buffers."""
         ddp = ranks.calling_ddp()
         if ddp is None or (self._ddp is not None and self._ddp() is ddp):
             return

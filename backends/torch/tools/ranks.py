@@ -27,7 +27,7 @@ def check_whole(array: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def is_part_of_larger(array: Tensor) -> bool:
-    """Whether it is gathered into an array of several, as FullyShardedDataParallel does."""
+    """Whether it lies in one array with others, as FullyShardedDataParallel gathers them."""
     is_view = _shared_out(array) is None and array.untyped_storage().nbytes() > array.nbytes
     return is_view and _is_one_of_several()
 
