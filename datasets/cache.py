@@ -22,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-# What arrays that another program wrote may raise: errors of NumPy, a missing array.
+# What a file that another program wrote may raise: errors of NumPy, a missing array.
 UNEXPECTED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
@@ -39,12 +39,6 @@ def load(path: Path, unpack: Callable[[Arrays], T]) -> T | None:
     except UNEXPECTED as error:
         _LOG.warning("%s is damaged (%s): making it anew", path, error)
         return None
-
-
-def check_writable(path: Path) -> None:
-    """CacheError, an OSError, where no file can be written at that path: to be found out before
-    minutes of work."""
-    kept_files.new_file(path).unlink()
 
 
 def store(path: Path, **arrays: npt.NDArray[Any]) -> None:

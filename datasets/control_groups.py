@@ -2,7 +2,7 @@
 
 Version 2 has one tree of groups, version 1 one for each controller, and a machine may have both. A
 group lies within others, and each of them may have a limit. A container often sees its own group as
-the root of the tree and its path as it is outside: folders that are not there have no limits.
+the root of the tree, but its path as it is outside. Folders that do not exist have no limits.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _OWN = Path("/proc/self/cgroup")
 
 
 class Group(NamedTuple):
-    """folder: with the group's files, which are called otherwise in each version (1 or 2)."""
+    """folder: where the group's files are. Their names depend on the version, 1 or 2."""
 
     version: int
     folder: Path
 
 
 def own_groups(controller: str) -> Iterator[Group]:
-    """The groups that have files of that controller, `memory` or `cpu`, for this process: its own,
-    and those that contain it."""
+    """The groups that this process is in for that controller, `memory` or `cpu`: its own, and those
+    that contain it."""
     try:
         lines = _OWN.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -32,16 +32,15 @@ def own_groups(controller: str) -> Iterator[Group]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            roots = {2: (_TREES, _TREES / "unified")}
+            version, roots = 2, {_TREES, _TREES / "unified"}
         elif controller in controllers.split(","):
-            roots = {1: (_TREES / controllers, _TREES / controller)}
+            version, roots = 1, {_TREES / controllers, _TREES / controller}
         else:
             continue
-        for version, folders in roots.items():
-            for root in folders:
-                own = root / path.lstrip("/")
-                inside = (each for each in (own, *own.parents) if each.is_relative_to(root))
-                yield from (Group(version, folder) for folder in inside)
+        for root in roots:
+            own = root / path.lstrip("/")
+            inside = (each for each in (own, *own.parents) if each.is_relative_to(root))
+            yield from (Group(version, folder) for folder in inside)
 
 
 def cpu_quota() -> float | None:

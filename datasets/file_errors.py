@@ -9,8 +9,8 @@ from pathlib import Path
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """An OSError in here names `path`, if it names none: what goes wrong when an open file is read,
-    mapped or written does not."""
+    """An OSError in here names `path`, if it names no file. An error while an open file is read,
+    mapped or written names none."""
     try:
         yield
     except OSError as error:

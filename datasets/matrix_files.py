@@ -71,7 +71,7 @@ def read_matrix(path: Path) -> sparse.csr_array:
 
 
 def _load_csr(path: Path) -> sparse.csr_array:
-    """What `scipy.sparse.load_npz` does, which makes integers of any indices: 0.7 becomes 0."""
+    """As `scipy.sparse.load_npz`, which would turn any indices into integers: 0.7 into 0."""
     with np.load(path, allow_pickle=False) as arrays:
         stored_as = arrays["format"].item()
         form = stored_as.decode("ascii") if isinstance(stored_as, bytes) else stored_as

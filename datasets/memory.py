@@ -10,8 +10,8 @@ import psutil
 
 from fanin.datasets.control_groups import Group, own_groups
 
-# By the version of control groups: the files of limit and use, and what is used for cached files,
-# which the system drops when memory is needed, in `memory.stat`.
+# By the version of control groups: the file of the limit, the file of the use, and the line of
+# `memory.stat` that counts cached files. The system drops those when memory is needed.
 _NAMES = {
     2: ("memory.max", "memory.current", "inactive_file"),
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

@@ -79,7 +79,7 @@ def _loaded(path: Path, instances: tuple[int, int]) -> tuple[Features, Features]
 
 
 def _made(path: Path, make: Callable[[], tuple[Features, Features]]) -> tuple[Features, Features]:
-    cache.check_writable(path)
+    kept_files.check_writable(path)
     train, test = make()
     cache.store(path, train=train, test=test)
     return train, test

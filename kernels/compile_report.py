@@ -110,9 +110,9 @@ def problems(rows: list[dict[str, str | int]]) -> list[str]:
         if row["spill_bytes"]
     ]
     for architecture in {row["architecture"] for row in rows}:
-        here = [str(row["kernel"]) for row in rows if row["architecture"] == architecture]
+        names = [str(row["kernel"]) for row in rows if row["architecture"] == architecture]
         for kernel, expected in KERNELS.items():
-            count = sum(name.split("<")[0] == kernel for name in here)
+            count = sum(name.split("<")[0] == kernel for name in names)
             if count != expected:
                 faults.append(f"{kernel}: {count} of {expected} variants for {architecture}")
     return faults

@@ -1,17 +1,18 @@
-"""Files that save work: where they are kept, how they are written, and that they are whole.
+"""How files are written whole or not at all; and files that save work: where they are kept.
 
 The cache lies in $FANIN_CACHE, or where the system keeps the caches of programs. Compiled ops and
-arrays of data sets are kept there. The last bytes of a file are the SHA-256 of those before; who
-loads a shared library or a zip archive does not mind bytes at its end. So a file that a power cut
-or a full disk damaged is known as such and made anew: to load half a library would end the process.
+arrays of data sets are kept there. The last bytes of a file are the SHA-256 of those before; bytes
+at the end do no harm to a shared library or a zip archive. So a file that a power cut or a full
+disk damaged is noticed and made anew: to load half a library would end the process.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,9 @@ _LOG = logging.getLogger(__name__)
 
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _ADVICE = "set FANIN_CACHE to a folder that can be written"
+# What a flush says where data are lost. Anything else says that the file system, of a network say,
+# has no such call, and a flush is an extra.
+_LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CacheError(OSError):
@@ -30,11 +34,13 @@ def cache_folder() -> Path:
     """Where files are kept: $FANIN_CACHE if set, else the user's cache folder. CacheError where
     the user has no home folder."""
     chosen = os.environ.get("FANIN_CACHE")
-    # Imported here, since not every machine that uses the kernels has platformdirs.
-    import platformdirs
-
     try:
-        return Path(chosen or platformdirs.user_cache_dir("fanin")).expanduser()
+        if chosen:
+            return Path(chosen).expanduser()
+        # Imported here, since not every machine that uses the kernels has platformdirs.
+        import platformdirs
+
+        return Path(platformdirs.user_cache_dir("fanin")).expanduser()
     except RuntimeError as error:
         raise CacheError(f"no cache folder ({error}): {_ADVICE}") from error
 
@@ -61,48 +67,67 @@ def is_whole(path: Path) -> bool:
 
 @contextmanager
 def keeping(path: Path) -> Iterator[Path]:
-    """Write a file that `is_whole` knows: within it at the path that it gives, afterwards at
-    `path`, on the disk. Two processes that make the same file at once both succeed. Raises
+    """Write a file that `is_whole` knows, at the path that this gives; see `replacing`. Raises
     CacheError where it cannot be written."""
-    made = new_file(path)
-    try:
+    with _cache_errors(path), replacing(path) as made:
         yield made
         with made.open("rb") as file:
             checksum = hashlib.file_digest(file, "sha256").digest()
         with made.open("ab") as file:
             file.write(checksum)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(made, path)
-    except BaseException as error:
-        made.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _not_written(path, error) from error
-        raise
-    _flush_names(path.parent)
     _LOG.info("cached %s", path)
 
 
-def new_file(path: Path) -> Path:
-    """An empty file beside `path`, under a name of its own; CacheError where there can be none."""
+def check_writable(path: Path) -> None:
+    """Raises CacheError where no file can be written at `path`: better now than after minutes of
+    work."""
+    with _cache_errors(path):
+        _new_file(path).unlink()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives the path of a new file beside `path`. When this is left, the file is on the disk and
+    takes its place: a reader sees the old file or the new, never half. After an error nothing of it
+    is left. Two processes that make the same file at once both succeed."""
+    made = _new_file(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        os.close(handle)
+        yield made
+        flush(made)
+        os.replace(made, path)
+    except BaseException:
+        with suppress(OSError):
+            made.unlink(missing_ok=True)
+        raise
+    with suppress(OSError):  # the file is there; a folder may be closed to this
+        flush(path.parent)  # and with it the new name
+
+
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk, where the file system can be asked to."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     except OSError as error:
-        raise _not_written(path, error) from error
-    return Path(name)
+        if error.errno in _LOST:
+            raise
+    finally:
+        os.close(handle)
 
 
-def _not_written(path: Path, error: OSError) -> CacheError:
-    return CacheError(f"{path}: cannot be written ({error.strerror or error}): {_ADVICE}")
+def _new_file(path: Path) -> Path:
+    """An empty file beside `path`, under a name of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    made.touch(exist_ok=False)
+    return made
 
 
-def _flush_names(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the file system can do that."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+@contextmanager
+def _cache_errors(path: Path) -> Iterator[None]:
+    """An OSError in here becomes a CacheError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise CacheError(f"{path}: cannot be written ({reason}): {_ADVICE}") from error

@@ -19,17 +19,17 @@ FRAMEWORKS = {"torch", "tensorflow", "keras", "jax"}
 def imports(path: Path) -> set[str]:
     """Full names of all that a file imports, modules or their parts, wherever in the file."""
     parts = ("fanin", *path.relative_to(ROOT).with_suffix("").parts)
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 # In a package's __init__ the file's own folder is level 1, as in a module.
                 base = ".".join((*parts[: -node.level], *([base] if base else [])))
-            found |= {f"{base}.{alias.name}" for alias in node.names}
-    return found
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return names
 
 
 def python_files(folder: str) -> list[Path]:
@@ -94,12 +94,12 @@ MAY_IMPORT_REPORTS = (
 
 def modules() -> dict[str, Path]:
     """All modules of fanin by their full names."""
-    found = {}
+    paths = {}
     for folder in FOLDERS:
         for path in python_files(folder):
             parts = ("fanin", *path.relative_to(ROOT).with_suffix("").parts)
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+            paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return paths
 
 
 MODULES = modules()
@@ -107,12 +107,12 @@ MODULES = modules()
 
 def arrows(path: Path) -> set[str]:
     """The modules of fanin that a file imports: of each name the part that is a module."""
-    found = set()
+    imported = set()
     for name in imports(path):
         while name and name not in MODULES:
             name = name.rpartition(".")[0]
-        found.add(name)
-    return found - {""}
+        imported.add(name)
+    return imported - {""}
 
 
 ARROWS = {module: arrows(path) for module, path in MODULES.items()}

@@ -4,59 +4,31 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import random
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from fanin.datasets.file_errors import naming
+from fanin.kernels import kept_files
 
-# What a flush says where data are lost. Anything else says that the file system, of a network say,
-# has no such call, and a flush is an extra.
-_LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # As much as a result file takes, bytes that no file system stores in less place.
 _TRIAL = random.Random(0).randbytes(1 << 16)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write beside the target, then rename: a reader sees the old file or the new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     data = content.encode() if isinstance(content, str) else content
-    try:
-        with naming(path), temporary.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            _flush(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    with suppress(OSError):  # the file is there; a folder may be closed to this
-        flush(path.parent)  # and with it the new name
+    with naming(path), kept_files.replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk, where the file system can be asked to."""
+    """`kept_files.flush`, whose errors name the file."""
     with naming(path):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            _flush(handle)
-        finally:
-            os.close(handle)
-
-
-def _flush(handle: int) -> None:
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno in _LOST:
-            raise
+        kept_files.flush(path)
 
 
 @contextmanager

@@ -305,9 +305,9 @@ def test_any_arguments(data):
         if hasattr(call.params, field) and data.draw(st.integers(0, 9)) == 0:
             number = data.draw(st.sampled_from([-(2**31), -1, 0, 1, 3, 2**31 - 1]))
             setattr(call.params, field, number)
-    # A tensor that tells more elements, or larger ones, than it has is no fault that could be seen.
+    # The library cannot see that a tensor claims more memory than its array has.
     honest = all(
-        tensor.rank < 0 or not tensor.data or size_told(tensor) <= call.room_at(tensor.data)
+        tensor.rank < 0 or not tensor.data or claimed_bytes(tensor) <= call.room_at(tensor.data)
         for tensor in call.tensors.values()
     )
     if honest:
@@ -316,8 +316,8 @@ def test_any_arguments(data):
         library.workspace_bytes(call.params)
 
 
-def size_told(tensor):
-    """In bytes; nothing where the library is not going to believe it."""
+def claimed_bytes(tensor):
+    """By its shape and type; 0 where a size is negative, which the library refuses."""
     sizes = list(tensor.shape[: max(0, min(tensor.rank, 4))])
     widths = (1, 4, 8, 2, 4, 2, 2, 1, 8, 1, 2, 4, 8, 1)
     width = widths[tensor.dtype] if 0 < tensor.dtype < len(widths) else 1

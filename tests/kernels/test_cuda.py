@@ -146,10 +146,10 @@ def test_bfloat16_is_rounded_as_on_a_cpu(kind):
     model.arrays["output.weights"] = layer.original(before).astype(np.float64)
     model.step(batch, 0.01)
     expected = model.arrays["output.weights"]
-    found = layer.original(layer.weights.values).astype(np.float64)
+    updated = layer.original(layer.weights.values).astype(np.float64)
     unit = 2.0**-7 * np.maximum(np.abs(expected), 2.0**-126)
-    assert (np.abs(found - expected) <= unit * 1.01).all()
-    error = (found - expected) / unit
+    assert (np.abs(updated - expected) <= unit * 1.01).all()
+    error = (updated - expected) / unit
     assert abs(error.mean()) < 0.05 and (error > 0.05).any() and (error < -0.05).any()
 
 

@@ -106,6 +106,27 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, chosen: str | No
         cache_folder()
 
 
+def test_a_file_system_without_flushes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refusing(_: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    with keeping(tmp_path / "kept") as made:
+        made.write_bytes(CONTENTS)
+    assert is_whole(tmp_path / "kept")
+
+
+def test_others_may_read_what_the_mask_lets_them(tmp_path: Path) -> None:
+    """A folder of kept files may belong to several users."""
+    mask = os.umask(0o027)
+    try:
+        with keeping(tmp_path / "kept") as made:
+            made.write_bytes(CONTENTS)
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "kept").stat().st_mode & 0o777 == 0o640
+
+
 def test_names_need_not_be_flushed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Some network file systems refuse that for folders."""
     opened = os.open

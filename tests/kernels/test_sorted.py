@@ -95,12 +95,12 @@ def test_sorted_top_k_from_many_inputs_is_that_in_label_order(instruction_set):
     *layers, _ = two_orders(rng, whole=True)
     for batch_size, threads in ((5, 1), (75, 2)):
         x = rng.integers(-1, 2, (batch_size, MANY_INPUTS)).astype(np.float32)
-        there, here = (
+        by_label, by_source = (
             kernels.top_k(x, weights.values, bias.values, 7, threads=threads, **connections)
             for connections, weights, bias in layers
         )
-        np.testing.assert_array_equal(here[0], there[0])
-        np.testing.assert_array_equal(here[1], there[1])
+        np.testing.assert_array_equal(by_source[0], by_label[0])
+        np.testing.assert_array_equal(by_source[1], by_label[1])
 
 
 def test_what_is_wrong_with_sorted_connections_from_many_inputs_is_named():

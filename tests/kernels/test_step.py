@@ -95,8 +95,8 @@ def test_bfloat16_is_right_on_average(kind, dtypes):
     }
     for name, (got, expected, dtype) in results.items():
         got = layer.original(got).astype(np.float64)
-        there = np.abs(expected) > np.median(np.abs(expected))  # not what cancelled to nearly 0
-        error = (got - expected)[there] / np.abs(expected[there])
+        large = np.abs(expected) > np.median(np.abs(expected))  # not what cancelled to nearly 0
+        error = (got - expected)[large] / np.abs(expected[large])
         room = 1e-4 if dtype == "float32" else 2.0**-7  # one unit in the last place
         assert np.abs(error).max() <= room, name
         if dtype == "bfloat16":

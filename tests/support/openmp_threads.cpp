@@ -32,20 +32,20 @@ struct Team {
 };
 
 // What a thread is doing. Outside of teams it works alone.
-struct Place {
+struct ThreadState {
   Team *team = nullptr;
   unsigned number = 0, singles = 0;
   int loop = 0;
   long end = 0, step = 1, chunk = 1;
 };
-thread_local Place here;
+thread_local ThreadState state;
 std::mutex critical;
 
 bool take(long *begin, long *end) {
-  std::lock_guard<std::mutex> lock(here.team->mutex);
-  long &next = here.team->loops[here.loop];
+  std::lock_guard<std::mutex> lock(state.team->mutex);
+  long &next = state.team->loops[state.loop];
   *begin = next;
-  *end = std::min(next + here.chunk * here.step, here.end);
+  *end = std::min(next + state.chunk * state.step, state.end);
   next = *end;
   return *begin < *end;
 }
@@ -55,18 +55,18 @@ bool take(long *begin, long *end) {
 extern "C" {
 
 int omp_get_max_threads() { return 4; }
-int omp_get_thread_num() { return int(here.number); }
-int omp_get_num_threads() { return here.team ? int(here.team->threads) : 1; }
+int omp_get_thread_num() { return int(state.number); }
+int omp_get_num_threads() { return state.team ? int(state.team->threads) : 1; }
 
 void GOMP_parallel(void (*work)(void *), void *data, unsigned threads, unsigned) {
   Team team(threads ? threads : 1);
   const auto member = [&](unsigned number) {
-    const Place outside = here;
-    here = Place();
-    here.team = &team;
-    here.number = number;
+    const ThreadState outside = state;
+    state = ThreadState();
+    state.team = &team;
+    state.number = number;
     work(data);
-    here = outside;
+    state = outside;
   };
   std::vector<std::thread> others;
   for (unsigned n = 1; n < team.threads; ++n) others.emplace_back(member, n);
@@ -75,12 +75,12 @@ void GOMP_parallel(void (*work)(void *), void *data, unsigned threads, unsigned)
 }
 
 void GOMP_barrier() {
-  if (here.team) here.team->barrier();
+  if (state.team) state.team->barrier();
 }
 bool GOMP_single_start() {
-  std::lock_guard<std::mutex> lock(here.team->mutex);
-  if (here.singles++ < here.team->singles) return false;
-  ++here.team->singles;
+  std::lock_guard<std::mutex> lock(state.team->mutex);
+  if (state.singles++ < state.team->singles) return false;
+  ++state.team->singles;
   return true;
 }
 void GOMP_critical_name_start(void **) { critical.lock(); }
@@ -89,13 +89,13 @@ void GOMP_critical_name_end(void **) { critical.unlock(); }
 bool GOMP_loop_nonmonotonic_dynamic_next(long *begin, long *end) { return take(begin, end); }
 bool GOMP_loop_nonmonotonic_dynamic_start(long first, long last, long step, long chunk, long *begin,
                                           long *end) {
-  ++here.loop;
-  here.end = last;
-  here.step = step;
-  here.chunk = chunk;
+  ++state.loop;
+  state.end = last;
+  state.step = step;
+  state.chunk = chunk;
   {
-    std::lock_guard<std::mutex> lock(here.team->mutex);
-    here.team->loops.emplace(here.loop, first);
+    std::lock_guard<std::mutex> lock(state.team->mutex);
+    state.team->loops.emplace(state.loop, first);
   }
   return take(begin, end);
 }

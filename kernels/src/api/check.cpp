@@ -216,7 +216,7 @@ void Check::ready(const fanin_resources &resources) {
                           resources.workspace_bytes, 1, true});
   for (const Argument &a : arguments_)
     for (const Argument &b : arguments_)
-      // Of two that are written, the first is named first.
+      // Each pair once: of two that are written, the first is named first.
       if (a.written && (!b.written || &a < &b) && a.shares_memory_with(b))
         return wrong("%s and %s share memory; each needs its own", a.name.c_str(), b.name.c_str());
 }

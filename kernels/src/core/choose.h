@@ -31,9 +31,9 @@ FANIN_FN void each_bit(uint32_t mask, const F &f) {
 }
 // How many of the values, in whole groups, are at least the bound.
 FANIN_FN int64_t count_at_least(const float *values, int64_t count, float bound) {
-  int found = 0;
-  for (int64_t i = 0; i < count; i += kLanes) found += bits_of(mask_at_least(values + i, bound));
-  return found;
+  int total = 0;
+  for (int64_t i = 0; i < count; i += kLanes) total += bits_of(mask_at_least(values + i, bound));
+  return total;
 }
 // f() by one thread; what it wrote is seen by all of the warp afterwards.
 template <class F>
@@ -61,14 +61,14 @@ FANIN_FN void each_bit(uint32_t mask, const F &f) {
 FANIN_FN int64_t count_at_least(const float *values, int64_t count, float bound) {
   constexpr int width = VectorOf<float>::width;
   const Vector<float> least = Vector<float>{} + bound;
-  Bits found[4] = {};  // so that one addition need not wait for another
+  Bits counts[4] = {};  // so that one addition need not wait for another
   for (int64_t i = 0; i < count; i += 4 * width) {
     FANIN_UNROLL
     for (int j = 0; j < 4; ++j)
       if (4 * width <= kLanes || i + j * width < count)
-        found[j] -= (Bits)(load_vector(values + i + j * width) >= least);
+        counts[j] -= (Bits)(load_vector(values + i + j * width) >= least);
   }
-  const Bits all = found[0] + found[1] + found[2] + found[3];
+  const Bits all = counts[0] + counts[1] + counts[2] + counts[3];
   int64_t total = 0;
   for (int j = 0; j < width; ++j) total += all[j];
   return total;

@@ -232,9 +232,9 @@ template <class W>
 FANIN_FN void dense_tile(const W *weights, const float *bias, int64_t inputs, int64_t units,
                          int64_t first, bool relu, const float *features, float *outputs, int lanes,
                          float *tile, float *staged, Team<float> &team) {
-  const int here = int(smaller<int64_t>(kTile, units - first));
-  for (int j = 0; j < here; j += kBlock) {
-    const int labels = smaller(kBlock, here - j);
+  const int size = int(smaller<int64_t>(kTile, units - first));
+  for (int j = 0; j < size; j += kBlock) {
+    const int labels = smaller(kBlock, size - j);
     Lanes<float> block[kBlock];
     score_block(weights + (first + j) * inputs, inputs, bias ? bias + first + j : nullptr, labels,
                 features, staged, block, team);
@@ -243,7 +243,7 @@ FANIN_FN void dense_tile(const W *weights, const float *bias, int64_t inputs, in
       if (i < labels) store(tile + (j + i) * kTilePitch, relu ? positive_part(block[i]) : block[i]);
   }
   team.sync();
-  team.write_tile(tile, outputs + first, units, lanes, here);
+  team.write_tile(tile, outputs + first, units, lanes, size);
   team.sync();
 }
 
@@ -280,17 +280,17 @@ FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const fl
   }
   FANIN_ROLLED
   for (int j = 0; j < labels; j += kBlock) {
-    const int here = smaller(kBlock, labels - j);
+    const int size = smaller(kBlock, labels - j);
     const int64_t at = (first + j) * inputs;
     for (int64_t group = 0; grad_features && group < groups; ++group) {
       Lanes<float> block[kBlock];
       FANIN_UNROLL
       for (int i = 0; i < kBlock; ++i) block[i] = load(rows_of(group, j + i));
-      spread_block(layer.weights + at, inputs, here, block, staged,
+      spread_block(layer.weights + at, inputs, size, block, staged,
                    grad_features + group * inputs * kLanes, team);
     }
     update_block(layer.adam, layer.weights, layer.m, layer.v, at, layer.units * inputs, inputs,
-                 here, rows, layer.batch, rows_of(0, j));
+                 size, rows, layer.batch, rows_of(0, j));
     if (layer.bias) {
       float bias_grads[kBlock] = {};
       for (int64_t group = 0; group < groups; ++group) {
@@ -301,8 +301,8 @@ FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const fl
       FANIN_UNROLL
       for (int i = 0; i < kBlock; ++i) staged[i] = bias_grads[i];
       team.sync();
-      adam(layer.adam, layer.bias, layer.bias_m, layer.bias_v, first + j, here,
-           load_chunk<float>(staged, here));
+      adam(layer.adam, layer.bias, layer.bias_m, layer.bias_v, first + j, size,
+           load_chunk<float>(staged, size));
     }
   }
   team.sync();

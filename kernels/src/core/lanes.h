@@ -62,8 +62,9 @@ FANIN_FN T smaller(T a, T b) {
   return a < b ? a : b;
 }
 
-// A number in all elements of U: uint32_t or a vector of them. On a CPU it is read from memory: GCC
-// would make it anew wherever it is used, by three instructions, and chunks have few others.
+// A number in all elements of U: uint32_t or a vector of them. On a CPU it is read from memory.
+// GCC would otherwise build it again at every use, with three instructions, and a chunk takes few
+// others.
 template <class U, uint32_t number>
 FANIN_FN U constant() {
 #if defined(__CUDACC__)
@@ -77,8 +78,8 @@ FANIN_FN U constant() {
 }
 
 // Random bits from a counter: the 32-bit finaliser "lowbias32" (Chris Wellons, "Prospecting for
-// hash functions", 2018) but for its last step, x ^= x >> 16, which adam.h makes where it is
-// needed.
+// hash functions", 2018) without its last step, x ^= x >> 16. adam.h does that step where it
+// needs it.
 template <class U>
 FANIN_FN U mix(U x) {
   x ^= x >> 16;

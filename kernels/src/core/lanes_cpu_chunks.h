@@ -57,6 +57,9 @@ FANIN_FN Bits widened(const HalfBits &a) { return __builtin_convertvector(a, Bit
 FANIN_FN HalfBits narrowed(const Bits &a) { return __builtin_convertvector(a, HalfBits); }
 #endif
 
+// Which half of a 32-bit element is the upper one, in the order of memory.
+constexpr size_t kUpperHalf = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+
 template <class T>
 FANIN_FN T widen(T x) {
   return x;
@@ -131,16 +134,6 @@ FANIN_FN void write_one(T *out, T value, bool add) {
 // Stages values that all lanes read later, each of them for itself.
 FANIN_FN void stage(float *values, const Chunk<float> &a) { store_vector(values, a.v); }
 
-// Makes the compiler compute a value by now. GCC would hold products back until they are summed,
-// all of a chunk at a time, and run out of registers for what they are made of.
-template <class V>
-FANIN_FN void settle(V &a) {
-#if defined(__x86_64__)
-  asm volatile("" : "+v"(a));
-#else
-  (void)a;
-#endif
-}
 FANIN_FN Bits random_chunk(uint32_t first, uint32_t seed) {
   Bits lane;
   FANIN_UNROLL
@@ -149,9 +142,8 @@ FANIN_FN Bits random_chunk(uint32_t first, uint32_t seed) {
 }
 template <size_t... J>
 FANIN_FN Bits without_upper(Vector<uint16_t> a, std::index_sequence<J...>) {
-  constexpr size_t upper = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
   return (Bits)__builtin_shufflevector(a, Vector<uint16_t>{},
-                                       int(J % 2 == upper ? sizeof...(J) + J : J)...);
+                                       int(J % 2 == kUpperHalf ? sizeof...(J) + J : J)...);
 }
 FANIN_FN Bits lower_half(const Bits &a) {
   return without_upper((Vector<uint16_t>)a, std::make_index_sequence<VectorOf<uint16_t>::width>());
@@ -173,6 +165,16 @@ FANIN_FN void store_chunk(Bf16 *p, int count, const Chunk<float> &a, const Bits 
 
 // Products and their sums ------------------------------------------------------------------------
 
+// Makes the compiler compute a value by now. GCC would hold products back until they are summed,
+// all of a chunk at a time, and run out of registers for what they are made of.
+template <class V>
+FANIN_FN void settle(V &a) {
+#if defined(__x86_64__)
+  asm volatile("" : "+v"(a));
+#else
+  (void)a;
+#endif
+}
 // The products of two groups of lanes, summed to the width of a vector.
 template <class T, int N>
 FANIN_FN Chunk<T> product(const Lanes<T, N> &a, const Lanes<T, N> &b) {
@@ -255,9 +257,9 @@ struct Weights<float, Bf16> {
   // The first four of each eight words, each the upper half of an element whose other half is 0.
   template <size_t... J>
   FANIN_FN static Vector<uint16_t> after_zeros(Vector<uint16_t> a, std::index_sequence<J...>) {
-    constexpr size_t upper = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
     return __builtin_shufflevector(
-        a, Vector<uint16_t>{}, int((J % 2 == upper ? 0 : sizeof...(J)) + J / 8 * 8 + J % 8 / 2)...);
+        a, Vector<uint16_t>{},
+        int((J % 2 == kUpperHalf ? 0 : sizeof...(J)) + J / 8 * 8 + J % 8 / 2)...);
   }
   template <int which, size_t... J>
   FANIN_FN static Vector<float> one_of_four(Vector<float> a, std::index_sequence<J...>) {

@@ -63,11 +63,11 @@ template <class T, int D = VectorOf<T>::width / 2>
 constexpr int sum_position(int row) {
   typedef Field<T, D> F;
   const int bit = F::pair ? F::all - D : D;
-  const int here = row & D ? bit : 0;
+  const int moved = row & D ? bit : 0;
   if constexpr (D > 1)
-    return here + sum_position<T, D / 2>(row);
+    return moved + sum_position<T, D / 2>(row);
   else
-    return here;
+    return moved;
 }
 // Sums each of the rows Row, Row + D, Row + 2 D, ... into one element. It goes depth first, so that
 // few rows are in registers at a time, and the exchanges of the first overlap the loads of the

@@ -203,16 +203,16 @@ static inline SortMemory sort_memory(const SortCall &c, void *workspace, int thr
   const int64_t labels = sorted_labels(c.inputs, c.labels);
   const int64_t tile = (c.labels < labels ? c.labels : labels) * c.fan_in;
   Memory memory{static_cast<char *>(workspace)};
-  SortMemory found{};
+  SortMemory own{};
   for (int t = 0; t < c.threads; ++t) {
     SortMemory m;
     m.starts = memory.take<uint32_t>(c.inputs + 1);
     m.order = memory.take<uint32_t>(tile);
     m.copy = memory.take<char>(4 * tile);
-    if (t == thread) found = m;
+    if (t == thread) own = m;
   }
   if (bytes) *bytes = memory.total();
-  return found;
+  return own;
 }
 static inline uint64_t workspace_bytes(const SortCall &c) {
   uint64_t bytes;

@@ -60,18 +60,18 @@ FANIN_FN void score_sorted(const I *indices, const uint16_t *tile_labels, const 
     const float *const sources = features + part * inputs * N;
     float *const targets = scores.values + part * kSortedScores;
     for (int64_t e = 0; e < count; e += chunk) {
-      const int here = int(smaller<int64_t>(chunk, count - e));
-      const Connections<float, I, W> connections(indices + e, weights + e, here);
+      const int size = int(smaller<int64_t>(chunk, count - e));
+      const Connections<float, I, W> connections(indices + e, weights + e, size);
       const auto push = [&](int c, auto weight) FANIN_INLINE {
         add_to(targets + tile_labels[e + c] * N, weight,
                load<N>(sources + connections.source(c) * N));
       };
-      if (here == chunk) {
+      if (size == chunk) {
         const Weights<float, W> whole(weights + e);
         FANIN_UNROLL
         for (int c = 0; c < chunk; ++c) push(c, whole[c]);
       } else {
-        for (int c = 0; c < here; ++c) push(c, connections.weight(c));
+        for (int c = 0; c < size; ++c) push(c, connections.weight(c));
       }
     }
   }
@@ -87,19 +87,19 @@ FANIN_FN void spread_sorted(const I *indices, const uint16_t *tile_labels, const
                             const F &finish) {
   constexpr int chunk = Chunk<float>::size;
   for (int64_t e = 0; e < count; e += chunk) {
-    const int here = int(smaller<int64_t>(chunk, count - e));
-    const Connections<float, I, W> connections(indices + e, weights + e, here);
+    const int size = int(smaller<int64_t>(chunk, count - e));
+    const Connections<float, I, W> connections(indices + e, weights + e, size);
     const auto row_sum = [&](int c, auto weight) FANIN_INLINE {
       const Lanes<float, N> grad = load<N>(grads + tile_labels[e + c] * N);
       const size_t source = connections.source(c) * N;
       if (targets) add_to(targets + source, weight, grad);
       return product(grad, load<N>(sources + source));
     };
-    if (here == chunk) {
+    if (size == chunk) {
       const Weights<float, W> whole(weights + e);
-      finish(e, here, sums<float>([&](int c) FANIN_INLINE { return row_sum(c, whole[c]); }));
+      finish(e, size, sums<float>([&](int c) FANIN_INLINE { return row_sum(c, whole[c]); }));
     } else {
-      finish(e, here, sums_of_part<float>(here, [&](int c) FANIN_INLINE {
+      finish(e, size, sums_of_part<float>(size, [&](int c) FANIN_INLINE {
                return row_sum(c, connections.weight(c));
              }));
     }
@@ -134,11 +134,11 @@ FANIN_FN void step_sorted(const TrainedLayer<I, W, M> &layer, const uint16_t *ti
   }
   for (int64_t l = 0; layer.bias && l < labels; l += kTile) {
     float bias_grads[kTile] = {};
-    const int here = int(smaller<int64_t>(kTile, labels - l));
+    const int size = int(smaller<int64_t>(kTile, labels - l));
     for (int64_t group = 0; group < groups; ++group)
-      for (int j = 0; j < here; ++j)
+      for (int j = 0; j < size; ++j)
         bias_grads[j] += sum(SortedScores<N>{scratch + group * scores_size}.get(l + j));
-    step_bias(layer, first_label + l, here, bias_grads);
+    step_bias(layer, first_label + l, size, bias_grads);
   }
   float *const before = scratch + groups * scores_size;  // sums over the parts that have passed
   for (int64_t part = 0; part < parts; ++part) {
@@ -146,13 +146,13 @@ FANIN_FN void step_sorted(const TrainedLayer<I, W, M> &layer, const uint16_t *ti
     spread_sorted<N>(indices, tile_labels, weights, count, scratch + part * kSortedScores,
                      features + part * part_size,
                      grad_features ? grad_features + part * part_size : nullptr,
-                     [&](int64_t e, int here, Chunk<float> total) FANIN_INLINE {
-                       if (!last) return write_chunk(before + e, here, total, part > 0, false);
+                     [&](int64_t e, int size, Chunk<float> total) FANIN_INLINE {
+                       if (!last) return write_chunk(before + e, size, total, part > 0, false);
                        if (part > 0) {
-                         const Chunk<float> earlier = load_chunk<float>(before + e, here);
+                         const Chunk<float> earlier = load_chunk<float>(before + e, size);
                          total.v += earlier.v;
                        }
-                       adam(layer.adam, layer.weights, layer.m, layer.v, begin + e, here, total);
+                       adam(layer.adam, layer.weights, layer.m, layer.v, begin + e, size, total);
                      });
   }
 }

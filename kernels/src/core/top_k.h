@@ -96,13 +96,13 @@ FANIN_FN void offer_labels(const ScoredLayer<I, W> &layer, int64_t first, int64_
                            const Team<float> &team) {
   if (!layer.indices) {
     for (int64_t label = first; label < end; label += kBlock) {
-      const int here = int(smaller<int64_t>(kBlock, end - label));
+      const int size = int(smaller<int64_t>(kBlock, end - label));
       Lanes<float> block[kBlock];
       score_block(layer.weights + label * layer.inputs, layer.inputs,
-                  layer.bias ? layer.bias + label : nullptr, here, features, staged, block, team);
+                  layer.bias ? layer.bias + label : nullptr, size, features, staged, block, team);
       FANIN_UNROLL
       for (int j = 0; j < kBlock; ++j)
-        if (j < here) best.offer(label + j, block[j], lanes);
+        if (j < size) best.offer(label + j, block[j], lanes);
     }
     return;
   }

@@ -43,14 +43,14 @@ void collect(const T *accumulators, int count, int64_t distance, int64_t inputs,
   alignas(64) T tile[kTile * kTilePitch];
   const Share share((inputs + kTile - 1) / kTile);
   for (int64_t i = share.begin * kTile; i < share.end * kTile && i < inputs; i += kTile) {
-    const int here = int(smaller<int64_t>(kTile, inputs - i));
-    for (int j = 0; j < here; ++j) {
+    const int size = int(smaller<int64_t>(kTile, inputs - i));
+    for (int j = 0; j < size; ++j) {
       Lanes<T, N> total = load<N>(accumulators + (i + j) * N);
       for (int t = 1; t < count; ++t)
         total = fma(T(1), load<N>(accumulators + t * distance + (i + j) * N), total);
       store(tile + j * kTilePitch, total);
     }
-    team.write_tile(tile, grad_features + i, inputs, lanes, here);
+    team.write_tile(tile, grad_features + i, inputs, lanes, size);
   }
   team.finish();
 }

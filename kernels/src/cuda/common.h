@@ -155,12 +155,12 @@ void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, void *s
 template <class... P, class... A>
 Finding launch_tiles(void (*kernel)(P...), int64_t tiles, int warps, size_t block_bytes,
                      size_t warp_bytes, void *stream, A... args) {
-  const Device here = device();
+  const Device gpu = device();
   if (const Finding before = last_error(); before.kind != Finding::nothing) return before;
   // Narrow layers use more multiprocessors rather than more warps of a few. But what a block keeps
   // is worth many warps.
-  while (!block_bytes && warps > 1 && tiles < int64_t(warps) * here.multiprocessors) warps /= 2;
-  while (warps && block_bytes + warps * warp_bytes > size_t(here.shared)) warps /= 2;
+  while (!block_bytes && warps > 1 && tiles < int64_t(warps) * gpu.multiprocessors) warps /= 2;
+  while (warps && block_bytes + warps * warp_bytes > size_t(gpu.shared)) warps /= 2;
   if (!warps)
     return {Finding::unavailable, 0,
             "the batch needs more shared memory than this GPU has; "
@@ -168,10 +168,10 @@ Finding launch_tiles(void (*kernel)(P...), int64_t tiles, int warps, size_t bloc
   const size_t shared = block_bytes + warps * warp_bytes;
   // Always the most there is: then another thread cannot set anything else between this and the
   // launch.
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, here.shared);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, gpu.shared);
   int resident = 0;
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, warps * kLanes, shared);
-  const int64_t most = int64_t(here.multiprocessors) * (resident > 0 ? resident : 1);
+  const int64_t most = int64_t(gpu.multiprocessors) * (resident > 0 ? resident : 1);
   const int64_t wanted = (tiles + warps - 1) / warps;
   launch(kernel, dim3(unsigned(wanted < most ? wanted : most)), warps * kLanes, shared, stream,
          args...);
@@ -182,9 +182,9 @@ Finding launch_tiles(void (*kernel)(P...), int64_t tiles, int warps, size_t bloc
 // does where they fit beside `warps` warps, unless filling the memory of every multiprocessor takes
 // more reading than it saves. uses: how often rows are read or added to in all.
 inline bool keeps(int64_t rows, int64_t row_bytes, int64_t uses, int warps, size_t warp_bytes) {
-  const Device here = device();
-  return rows * row_bytes <= here.shared - int64_t(warp_bytes) * warps &&
-         uses >= 8 * rows * here.multiprocessors;
+  const Device gpu = device();
+  return rows * row_bytes <= gpu.shared - int64_t(warp_bytes) * warps &&
+         uses >= 8 * rows * gpu.multiprocessors;
 }
 
 template <class T>

@@ -171,16 +171,16 @@ void run(dim3 grid, dim3 threads, size_t shared, void (*kernel)(P...), P... argu
     stop("the block is none this emulator takes: whole warps, in x, at most 32");
   const int allowed = std::max(kSharedUnasked, asked_for[reinterpret_cast<void *>(kernel)]);
   if (shared > size_t(allowed)) stop("more shared memory than was asked for");
-  Block here;
-  here.fibers.resize(threads.x);
+  Block state;
+  state.fibers.resize(threads.x);
   while (stacks.size() < threads.x) stacks.emplace_back(new char[kStack]);
-  here.warps.resize(threads.x / kWarp);
-  here.ready.resize(threads.x / kWarp);
-  here.values.resize(2 * threads.x);
-  here.turn.resize(threads.x);
-  here.shared.resize(shared + 16);
-  here.body = [&] { kernel(arguments...); };
-  block = &here;
+  state.warps.resize(threads.x / kWarp);
+  state.ready.resize(threads.x / kWarp);
+  state.values.resize(2 * threads.x);
+  state.turn.resize(threads.x);
+  state.shared.resize(shared + 16);
+  state.body = [&] { kernel(arguments...); };
+  block = &state;
   gridDim = grid;
   blockDim = threads;
   for (unsigned y = 0; y < grid.y; ++y)
