@@ -7,13 +7,14 @@ null, never 0.
 
 from __future__ import annotations
 
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fanin.benchmarks.records.ranges import Count, Fraction, Size
 
 SCHEMA_VERSION: Final = 1
+SchemaVersion = Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
 
 
 class Record(BaseModel):
@@ -34,6 +35,17 @@ class AtK(Record):
 
 class Precision(AtK):
     """Precision at 1, 3, 5 as fractions of k (P@k divides by k even for shorter label sets)."""
+
+    @model_validator(mode="after")
+    def _counts_grow(self) -> Self:
+        """What is right among the first is right among more, and each place adds 1 at most."""
+        for few, many in ((1, 3), (3, 5)):
+            less, more = (k * getattr(self, f"at_{k}") for k in (few, many))
+            if not less - 1e-6 <= more <= less + many - few + 1e-6:
+                raise ValueError(
+                    f"at_{many} {more / many:g} cannot be beside at_{few} {less / few:g}"
+                )
+        return self
 
 
 class DatasetInfo(Record):
@@ -96,7 +108,7 @@ class Memory(Record):
     allocator_reserved_bytes: Count | None = Field(description="peak held by that allocator")
     host_peak_rss_bytes: Count | None = Field(description="peak resident set of the process")
     host_baseline_rss_bytes: Count | None = Field(description="resident set after imports and data")
-    parameter_bytes: Count = Field(description="counted from the arrays, indices included")
+    parameter_bytes: Size = Field(description="counted from the arrays, indices included")
     optimizer_state_bytes: Count = Field(description="counted from the arrays")
 
     @model_validator(mode="after")

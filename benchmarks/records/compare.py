@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ from fanin.benchmarks.records.base import (
     Memory,
     Precision,
     Record,
+    SchemaVersion,
 )
 from fanin.benchmarks.records.ranges import Count, Magnitude, Moment, Seconds, Size
 from fanin.benchmarks.records.task import Task
@@ -58,7 +59,7 @@ class LockstepSide(Record):
 class LockstepResult(Record):
     """Both backends trained on the same batches from the same weights, compared at every step."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
     task: Task
     dataset: DatasetInfo
     started: Moment

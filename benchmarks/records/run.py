@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, Self
 
@@ -17,6 +18,7 @@ from fanin.benchmarks.records.base import (
     Memory,
     Precision,
     Record,
+    SchemaVersion,
 )
 from fanin.benchmarks.records.ranges import (
     Count,
@@ -94,7 +96,7 @@ class Extrapolation(Record):
 class RunResult(Record):
     """One run; a failed one has `failure` and whatever was known before it."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
     status: Literal["finished", "failed"]
     task: Task
     backend: str
@@ -139,12 +141,23 @@ class RunResult(Record):
             yield f"repeat {self.repeat} of a task with {self.task.repeat}, counted from 0"
         if [epoch.epoch for epoch in self.history] != list(range(1, len(self.history) + 1)):
             yield "history does not count its epochs from 1"
+        if "schema_version" not in self.model_fields_set:
+            yield f"schema_version is missing; it is {SCHEMA_VERSION}"
         if len(self.history) > self.task.epochs:
             yield f"history has {len(self.history)} epochs, and the task {self.task.epochs}"
         if self.dataset:
             named = (self.dataset.name, self.dataset.features)
             if named != (self.task.dataset, self.task.features):
                 yield f"dataset is {' with '.join(named)}, and not the task's"
+            most = -(-self.dataset.train_instances // self.task.batch_size)
+            for number, epoch in enumerate(self.history):
+                if epoch.steps > most:
+                    yield f"history.{number}.steps {epoch.steps}, and all instances make {most}"
+        if self.timing and self.history:
+            for key in ("train_seconds", "evaluate_seconds"):
+                total, whole = sum(getattr(e, key) for e in self.history), getattr(self.timing, key)
+                if not math.isclose(whole, total, rel_tol=1e-6):
+                    yield f"timing.{key} {whole}, and history adds up to {total}"
         if (self.status == "failed") != (self.failure is not None):
             yield f"status {self.status!r}, and failure is {'set' if self.failure else 'null'}"
         if self.status == "finished":

@@ -29,7 +29,7 @@ def test_mean_and_sample_spread_over_repeats() -> None:
     assert row["n"] == 2
     assert row["test_p1"] == pytest.approx(45.0)
     assert row["test_p1_std"] == pytest.approx(10 / np.sqrt(2))
-    assert row["test_p5"] == pytest.approx(11.25)
+    assert row["test_p5"] == pytest.approx(15.0)
     assert row["train_p3"] == pytest.approx(80.0)
     assert row["epochs"] == pytest.approx(3.0)
     assert "**45.00** ±7.07" in comparison_markdown(runs)

@@ -16,4 +16,4 @@ def test_nothing_is_written_that_json_has_no_word_for(value):
     with pytest.raises(ValidationError, match="finite number"):
         Options(checkpoint_minutes=value)
     with pytest.raises(ValidationError, match="finite number"):
-        Precision(at_1=0.0, at_3=value, at_5=0.0)
+        Precision(at_1=value, at_3=value, at_5=value)

@@ -51,6 +51,15 @@ def complaint(tmp_path: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("where", "value", "message"),
     [
+        ("test.at_3", 0.0, "test: at_3 0 cannot be beside at_1 0."),
+        ("test.at_5", 1.0, "test: at_5 1 cannot be beside at_3 0."),
+        ("history.0.steps", 77, "history.0.steps 77, and all instances make 63"),
+        ("timing.train_seconds", 1e9, "timing.train_seconds 1000000000.0, and history adds up to"),
+        ("history.0.evaluate_seconds", 1e9, "timing.evaluate_seconds"),
+        ("schema_version", True, "schema_version: Input should be a valid integer (got True)"),
+        ("schema_version", 1.5, "schema_version: Input should be a valid integer"),
+        ("schema_version", 2, "schema_version: Input should be less than or equal to 1"),
+        ("memory.parameter_bytes", 0, "memory.parameter_bytes: Input should be greater"),
         ("test.at_1", 7, r"test.at_1: Input should be less than or equal to 1.0"),
         ("test.at_1", -0.1, "test.at_1: Input should be greater than or equal to 0"),
         ("test.at_1", "0.5", "test.at_1: Input should be a valid number (got '0.5')"),
@@ -100,7 +109,6 @@ def complaint(tmp_path: Path, text: str) -> str:
         ("task.learning_rate", 1e308, "task.learning_rate: Input should be less than"),
         ("task.seed", 10**400, "task.seed: Input should be less than"),
         ("task.architecture", [], "task.architecture: Input should be 'dense'"),
-        ("schema_version", 2, "schema_version: Input should be 1"),
         ("more", 1, "more: Extra inputs are not permitted"),
     ],
 )  # fmt: skip

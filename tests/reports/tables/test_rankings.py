@@ -27,7 +27,7 @@ def test_other_ranking_metrics_have_a_table_and_csv_columns() -> None:
     # A backend without them has no row; nothing is made up.
     (row,) = table.rows
     assert [cell.text for cell in row[2:]] == [
-        *("50.00", "25.00", "12.50"),
+        *("50.00", "25.00", "16.67"),
         *(["10.00", "20.00", "30.00"] * 3),
         "1",
     ]

@@ -40,7 +40,8 @@ def _history(*validation: float) -> list[Epoch]:
     return [
         Epoch(
             epoch=number, steps=60, loss=1.0, learning_rate=1e-3, train_seconds=10.0,
-            validation=Precision(at_1=p1, at_3=0.0, at_5=0.0), evaluate_seconds=2.0, rewired=0,
+            validation=Precision(at_1=p1, at_3=p1 / 3, at_5=p1 / 5),
+            evaluate_seconds=2.0, rewired=0,
         )
         for number, p1 in enumerate(validation, start=1)
     ]  # fmt: skip
@@ -60,7 +61,7 @@ def test_a_line_for_each_recipe_with_what_it_gains_and_costs() -> None:
     paper, best = _lines(run(), _chosen(seconds=7.0), _chosen(seconds=9.0, repeat=1))
     assert (best["setup"], best["recipe"], best["n"]) == ("FFI 32", "best", "2")
     assert (best["P@1 (%)"], best["P@3 (%)"], best["P@5 (%)"]) == (
-        *("50.00 ±0.00", "25.00 ±0.00", "12.50 ±0.00"),
+        *("50.00 ±0.00", "25.00 ±0.00", "16.67 ±0.00"),
     )
     assert (best["PSP@1 (%)"], best["PSP@5 (%)"]) == ("10.00 ±0.00", "30.00 ±0.00")
     assert best["parameters + optimiser state (GiB)"] == "0.75 ±0.00"

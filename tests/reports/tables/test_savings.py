@@ -15,7 +15,7 @@ from fanin.reports.tables.savings import savings_table
 
 def test_memory_saving_is_stated_measured_and_counted() -> None:
     little = memory(
-        host_peak_rss_bytes=GIB + GIB // 4, parameter_bytes=0, optimizer_state_bytes=GIB // 8
+        host_peak_rss_bytes=GIB + GIB // 4, parameter_bytes=1, optimizer_state_bytes=GIB // 8 - 1
     )
     table = savings_table(summarise([run(memory=little), run(for_task=task(architecture="dense"))]))
     assert table is not None
