@@ -64,9 +64,9 @@ def reserving(path: Path) -> Iterator[None]:
     """Keep as much of the disk as the file `path` will need until this is left: what was measured
     for hours can then be written, however full the disk has become."""
     reserve = path.with_name(f".{path.name}.reserve")
-    with naming(path):
-        reserve.write_bytes(_TRIAL)
     try:
+        with naming(path):
+            reserve.write_bytes(_TRIAL)
         yield
     finally:
         reserve.unlink(missing_ok=True)
