@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import random
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from fanin.datasets.file_errors import naming
 # has no such call, and a flush is an extra.
 _LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # As much as a result file takes, bytes that no file system stores in less place.
-_TRIAL = random.Random(0).randbytes(1 << 16)
+_TRIAL = secrets.token_bytes(1 << 16)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
