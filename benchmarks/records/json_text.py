@@ -41,6 +41,6 @@ def explain(error: ValueError) -> str:
         return str(error)
     first = error.errors()[0]
     key = ".".join(str(name) for name in first["loc"]) or "file"
-    shown = first["type"] not in ("missing", "value_error", "extra_forbidden", "json_invalid")
-    value = f" (got {show(first['input'])})" if shown else ""
+    has_value = first["type"] not in ("missing", "value_error", "extra_forbidden", "json_invalid")
+    value = f" (got {show(first['input'])})" if has_value else ""
     return f"{key}: {first['msg'].removeprefix('Value error, ')}{value}"

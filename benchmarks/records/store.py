@@ -126,8 +126,8 @@ def check_folder(folder: Path, written: Iterable[Path], replaced: Collection[Pat
             pass
     for _ in read_lockstep(folder, replaced):
         pass
-    for below in sorted({folder, *(path.parent for path in written)}):
-        try_writing(below)
+    for target in sorted({folder, *(path.parent for path in written)}):
+        try_writing(target)
     if report_folder(folder).exists():
         try_writing(report_folder(folder))
 

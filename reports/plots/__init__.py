@@ -21,11 +21,11 @@ def load_matplotlib() -> None:
     imported; `style.drawing` has the settings that pictures are made with."""
     spec = importlib.util.find_spec("matplotlib")
     assert spec is not None and spec.origin is not None
-    notebook = os.environ.pop("MPLBACKEND", None)
+    setting = os.environ.pop("MPLBACKEND", None)
     try:
         # matplotlib looks for its settings in the current folder first: here it finds its own.
         with contextlib.chdir(Path(spec.origin).parent / "mpl-data"):
             import matplotlib  # noqa: F401
     finally:
-        if notebook is not None:
-            os.environ["MPLBACKEND"] = notebook
+        if setting is not None:
+            os.environ["MPLBACKEND"] = setting
