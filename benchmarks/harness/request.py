@@ -96,6 +96,6 @@ def end_moment(started: datetime) -> datetime:
 def failed(result: RunResult, kind: str, message: str, output: str) -> RunResult:
     """The result of a run that began so and ended in an error."""
     result.status, result.finished = "failed", end_moment(result.started)
-    # A path that is no text could not be written.
+    # Printable, since JSON cannot hold a path that is no text.
     result.failure = Failure(kind=kind, message=printable(message), traceback=printable(output))
     return result

@@ -104,7 +104,7 @@ def thread_count(asked: int) -> int:
 
 
 def cores() -> int:
-    """Cores this process may use: of a container with a share of them, no more than that."""
+    """Cores this process may use: in a container, no more than its share."""
     has_affinity = hasattr(os, "sched_getaffinity")
     count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     quota = cpu_quota()

@@ -14,10 +14,10 @@ import numpy as np
 
 from fanin.datasets.file_errors import naming
 
-# What a flush says where data are lost. Anything else says that the file system, of a network say,
-# has no such call, and a flush is an extra.
+# Errors of a flush that lost data. Any other error says that the file system, such as that of a
+# network, cannot flush: then nothing is lost, and the file is there.
 _LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# As much as a result file takes, bytes that no file system stores in less place.
+# As large as a result file, and random: no file system can store it in less space.
 _TRIAL = secrets.token_bytes(1 << 16)
 
 
@@ -41,7 +41,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk, where the file system can be asked to."""
+    """Bring a file, or the names in a folder, to the disk, where the file system can do that."""
     with naming(path):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -60,8 +60,8 @@ def _flush(handle: int) -> None:
 
 @contextmanager
 def reserving(path: Path) -> Iterator[None]:
-    """Keep as much of the disk as the file `path` will need until this is left: what was measured
-    for hours can then be written, however full the disk has become."""
+    """Keep as much of the disk as the file `path` will need, and free it at the end: what was
+    measured for hours can then be written, however full the disk has become."""
     reserve = path.with_name(f".{path.name}.reserve")
     try:
         with naming(path):
@@ -79,7 +79,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
     except OSError as error:
         if error.errno is not None:
             raise
-        # NumPy says how much was written. What kept it from more, another file is to say.
+        # NumPy says only how much was written. Writing another file shows what is wrong.
         try:
             try_writing(path.parent)
         except OSError as reason:
