@@ -42,7 +42,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("fanin: stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except OSError as error:  # of the help, which typer prints; commands tell their own
+    except OSError as error:  # while typer prints a help; commands report their own errors
         from fanin.benchmarks.records.printing import drop_output
 
         print(f"fanin: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)

@@ -71,7 +71,7 @@ class Scale:
         return number(None if value is None else value * self.factor, self.decimals)
 
     def bounded(self, value: float) -> str:
-        """The same where 0 means that there is none: what rounds to it is `under 0.1`."""
+        """The same where 0 means none: another value that rounds to 0 is `under 0.1`."""
         if value == 0:
             return "0"
         least = 10.0**-self.decimals

@@ -1,6 +1,6 @@
 """The exit codes of the command `fanin`."""
 
-# A run failed, the backends drifted apart, or the machine is at an end: a full disk.
+# A run failed, the backends drifted apart, or the machine failed: a full disk, say.
 FAILED = 1
 # Wrong usage, or data that cannot be used.
 USAGE = 2

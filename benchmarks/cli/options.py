@@ -31,7 +31,7 @@ def finite(value: float | None) -> float | None:
 
 
 def text_path(param: typer.CallbackParam, value: Path | None) -> Path | None:
-    """A path that is text: a run is told of it in JSON, which has nothing else."""
+    """The path, which must be text: a run gets it as JSON, which holds nothing else."""
     try:
         str(value).encode()
     except UnicodeEncodeError:
@@ -41,7 +41,7 @@ def text_path(param: typer.CallbackParam, value: Path | None) -> Path | None:
 
 
 def usable_threads(value: int) -> int:
-    """A number of threads that is possible, or 0 where the setting is."""
+    """The number of threads; where it is 0, OMP_NUM_THREADS must be possible too."""
     try:
         thread_count(value)
     except ValueError as error:

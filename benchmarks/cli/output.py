@@ -1,7 +1,6 @@
 """Where the commands write: a console for people, JSON for programs, one line for an error.
 
-Whatever is printed comes through here, since what a name or a message from outside holds is not to
-be taken for anything but text.
+All that is printed comes through here: a name or a message from outside is printed as plain text.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from fanin.benchmarks.cli.codes import FAILED, USAGE
 from fanin.benchmarks.records.printing import drop_output, printable
 from fanin.datasets.file_errors import naming
 
-# What the system says where the command line is right and the machine has failed: the disk or a
-# quota is full, or a disk is broken; there is no memory, no descriptor or no process left.
+# Errors of the machine, where nothing is wrong with the command line: a disk or a quota is full, a
+# disk is broken, or no memory, descriptor or process is left.
 _OF_MACHINE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN),
@@ -37,7 +36,7 @@ def make_console(as_json: bool = False) -> Console:
     return Console(
         stderr=as_json,
         width=None if stream.isatty() else 110,
-        # All that rich would make of brackets, of colons, and of numbers.
+        # Otherwise rich changes what stands in brackets or between colons, and colours numbers.
         markup=False,
         emoji=False,
         highlight=False,

@@ -123,7 +123,7 @@ def plan(
 
 
 def plan_table(plans: list[Plan], inputs: int) -> Table:
-    """A row for each task and backend of one data set, whose instances have so many inputs."""
+    """A row for each task and backend of one data set. inputs: those of its instances."""
 
     def column(
         head: str, values: list[float], scale_of: Callable[[Iterable[float]], Scale]

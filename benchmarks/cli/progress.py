@@ -107,5 +107,5 @@ class Terminal:
             print_text(self._console, text, style)
         except BrokenPipeError:
             raise  # nobody wants to know any more
-        except OSError as error:  # a full disk, say: a training is not lost for a line
+        except OSError as error:  # a full disk, say: no training is lost because of it
             self._output_error = self._output_error or error

@@ -61,11 +61,10 @@ def build(folder: Path, architecture: str | None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "build.log"
     stamp = folder / "checksum"
+    expected = stamp.read_text(encoding="ascii", errors="replace") if stamp.is_file() else None
     for old in _libraries(folder):
-        # CMake takes a library that a power cut left half written as made.
-        if not stamp.is_file() or stamp.read_text(encoding="ascii", errors="replace") != checksum(
-            old
-        ):
+        # A power cut may leave a library half written, and CMake would not make it again.
+        if checksum(old) != expected:
             old.unlink()
     with log.open("w", encoding="utf-8") as output:
         for command in (

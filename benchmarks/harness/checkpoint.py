@@ -113,7 +113,7 @@ class Checkpoint:
         self._seconds = seconds
         self._saved = time.monotonic()
         self.note = ""
-        self._checksums: dict[str, str] = {}  # of all files that are there and written to the end
+        self._checksums: dict[str, str] = {}  # of all files that are written whole
         self._state = State(identity=identity, resumed=0, history=[], best_epoch=0, files={})
         self._best_epoch = 0
         if state := self._find():
@@ -157,7 +157,7 @@ class Checkpoint:
                 if checksum(path) == expected:
                     continue
             except OSError:
-                pass  # nor can it be read
+                pass  # it cannot be read
             return path
         return None
 
@@ -182,8 +182,8 @@ class Checkpoint:
         self._remove_leftovers()
 
     def restore_best(self, trainer: Trainer) -> None:
-        """Give a trainer the weights of the best epoch, which may have lain there for hours;
-        DamagedError where they are not as they were written."""
+        """Give a trainer the weights of the best epoch. DamagedError where they are not as they
+        were written, which may be hours ago."""
         folder = f"weights-{self._best_epoch}"
         if damaged := self._first_damaged(self._files_of({folder})):
             raise DamagedError(f"{damaged} is damaged: start the command again, and it trains anew")
@@ -209,7 +209,7 @@ class Checkpoint:
             update={"history": list(history), "best_epoch": self._best_epoch}
         )
         self._state.files = self._files_of(self._state.folders)
-        # On the disk before the state that needs them: it is to survive a power cut as well.
+        # They reach the disk before the state that needs them: a power cut then does no harm.
         for name in (*self._state.files, *self._state.folders, "."):
             flush(self._folder / name)
         self._write_state()
@@ -224,7 +224,7 @@ class Checkpoint:
                 path = target / f"{name}.npy"
                 save_array(path, array)
                 del array  # before the next one is made
-                # Read back, a piece at a time: to sum it up on its way would take memory.
+                # The file is read back a piece at a time: its bytes at once would take memory.
                 self._checksums[f"{folder}/{path.name}"] = checksum(path)
         except OSError:
             shutil.rmtree(target, ignore_errors=True)  # half of it is of no use on a full disk

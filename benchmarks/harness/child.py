@@ -12,7 +12,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -31,7 +30,7 @@ from fanin.benchmarks.harness.prepare import (
     split,
     warm_up,
 )
-from fanin.benchmarks.harness.request import Request, begun, failed
+from fanin.benchmarks.harness.request import Request, begun, end_moment, failed
 from fanin.benchmarks.measuring import machine
 from fanin.benchmarks.measuring.clock import StepClock
 from fanin.benchmarks.measuring.memory import MemoryWatch
@@ -173,7 +172,7 @@ def run(request: Request, events: Events, result: RunResult) -> None:
     if request.weights_path:
         save_weights(trainer, request.weights_path)
         result.weights_checksum = checksum(request.weights_path)
-    result.finished = max(result.started, datetime.now(UTC))  # a clock may be set back
+    result.finished = end_moment(result.started)
 
 
 def save_weights(trainer: Trainer, path: Path) -> None:

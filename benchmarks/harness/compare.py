@@ -22,7 +22,7 @@ from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.harness.fit import rewire_due
 from fanin.benchmarks.harness.parent import log_path
 from fanin.benchmarks.harness.prepare import dataset_info, endless, make_batches, split
-from fanin.benchmarks.harness.request import Options, Request
+from fanin.benchmarks.harness.request import Options, Request, end_moment
 from fanin.benchmarks.measuring.process import Child, EndedError
 from fanin.benchmarks.records.compare import (
     Difference,
@@ -154,7 +154,7 @@ def compare(
         task=task,
         dataset=dataset_info(data),
         started=started,
-        finished=max(started, datetime.now(UTC)),
+        finished=end_moment(started),
         loss_tolerance=LOSS_TOLERANCE,
         weight_tolerance=WEIGHT_TOLERANCE,
         agreed=False,

@@ -153,11 +153,11 @@ def predict(trainer: Trainer, x: np.ndarray, left_out: sp.csr_array | None = Non
     ids = np.empty((len(x), min(5, trainer.setup.labels)), np.int64)
     done = 0
     for block in evaluation_blocks(x, evaluation_block(trainer.setup)):
-        rows = slice(done, done + len(block))
+        instances = slice(done, done + len(block))
         if left_out is None:
-            ids[rows] = trainer.top_k(block, ids.shape[1])
+            ids[instances] = trainer.top_k(block, ids.shape[1])
         else:
-            ids[rows] = _best_of_others(trainer, block, ids.shape[1], left_out[rows])
+            ids[instances] = _best_of_others(trainer, block, ids.shape[1], left_out[instances])
         done += len(block)
     return ids
 

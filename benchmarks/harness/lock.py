@@ -2,7 +2,7 @@
 
 It is the kernel's lock on an open file, so nothing has to be cleaned up after a kill. A child that
 inherits the descriptor holds the lock too, also when its parent is gone. Some file systems of a
-network have no such lock; what runs there runs without one.
+network have no such lock; runs on them go without one.
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ def add_holder(handle: int, text: str) -> None:
 
 @functools.cache
 def _warn(reason: str | None) -> None:
-    """Once, and not for each file."""
+    """Warn once, and not for each file."""
     _LOG.warning(
-        "the file system of the results has no locks (%s): let no other process write the same",
+        "the file system of the results has no locks (%s): let no other process write "
+        "the same results",
         reason,
     )
 

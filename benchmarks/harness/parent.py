@@ -78,8 +78,8 @@ def doubts(request: Request, result: RunResult) -> list[str]:
 
 
 def lacking_weights(request: Request, result: RunResult) -> str | None:
-    """Why a finished result is not what is asked for: without its weights, or with a file that is
-    damaged or of another run. None where there is nothing to complain of."""
+    """What is wrong with the weights of a finished result: there are none, or the file is damaged
+    or of another run. None where nothing is wrong, or no weights are asked for."""
     path = request.weights_path
     if path is None:
         return None

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import SupportsFloat
 
@@ -19,7 +18,7 @@ from fanin.benchmarks.harness.child import Events, main
 from fanin.benchmarks.harness.fit import Split, evaluation_block
 from fanin.benchmarks.harness.plan import check_fits, estimate
 from fanin.benchmarks.harness.prepare import build, make_batches, warm_up
-from fanin.benchmarks.harness.request import Request
+from fanin.benchmarks.harness.request import Request, end_moment
 from fanin.benchmarks.measuring.clock import StepClock
 from fanin.benchmarks.measuring.machine import runs_on_cpu, thread_count
 from fanin.benchmarks.measuring.memory import MemoryWatch
@@ -115,7 +114,7 @@ def profile(request: Request, events: Events, result: RunResult) -> None:
         evaluation_blocks=sizes.test_instances / block,
         expected_peak_bytes=expected.peak_bytes,
     )
-    result.finished = max(result.started, datetime.now(UTC))
+    result.finished = end_moment(result.started)
 
 
 if __name__ == "__main__":

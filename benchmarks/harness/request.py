@@ -88,9 +88,14 @@ def begun(request: Request) -> RunResult:
     )
 
 
+def end_moment(started: datetime) -> datetime:
+    """Now, and not before the start: a clock may be set back."""
+    return max(started, datetime.now(UTC))
+
+
 def failed(result: RunResult, kind: str, message: str, output: str) -> RunResult:
     """The result of a run that began so and ended in an error."""
-    result.status, result.finished = "failed", max(result.started, datetime.now(UTC))
-    # A path that is no text could not be written.
+    result.status, result.finished = "failed", end_moment(result.started)
+    # Printable, since JSON cannot hold a path that is no text.
     result.failure = Failure(kind=kind, message=printable(message), traceback=printable(output))
     return result

@@ -91,18 +91,20 @@ def runs_on_cpu(device: str) -> bool:
 def thread_count(asked: int) -> int:
     """CPU threads of a run that asks for so many; 0 for OMP_NUM_THREADS, or all cores without it.
     Raises ValueError where that setting is more than a layer takes."""
+    if asked:
+        return asked
     setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    threads = asked or (int(setting) if setting.isdecimal() else 0) or cores()
+    threads = int(setting) if setting.isdecimal() else 0
     if threads > MOST_THREADS:
         raise ValueError(
             f"OMP_NUM_THREADS={setting}: at most {MOST_THREADS} threads are possible; give fewer, "
             "or unset it"
         )
-    return threads
+    return threads or min(cores(), MOST_THREADS)
 
 
 def cores() -> int:
-    """Cores this process may use: of a container with a share of them, no more than that."""
+    """Cores this process may use: in a container, no more than its share."""
     has_affinity = hasattr(os, "sched_getaffinity")
     count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     quota = cpu_quota()

@@ -65,7 +65,7 @@ class MemoryWatch:
             nvml_device_delta_bytes=gpu.device_delta,
             nvml_process_bytes=gpu.process_peak,
             nvml_error=gpu.error,
-            # The kernel counts both by pages that it may not have added up yet.
+            # The kernel adds pages up late: the peak that it tells may be below the baseline.
             host_peak_rss_bytes=None if peak is None else max(peak, self._baseline),
             host_baseline_rss_bytes=self._baseline,
             parameter_bytes=parameters,

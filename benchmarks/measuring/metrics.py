@@ -24,7 +24,7 @@ from fanin.datasets.catalogue import Propensity
 # Instances worked on together: temporaries stay small beside the model whose memory is measured.
 _BLOCK = 16_384
 _KS = (1, 3, 5)
-# No id that an error could bring forth.
+# Far from any id, so that no wrong id is taken for it.
 NO_LABEL = int(np.iinfo(np.int64).min)
 
 

@@ -86,9 +86,9 @@ class LockstepResult(Record):
             yield "steps are not counted from 1"
         for step in self.steps:
             if step.losses.keys() != self.sides.keys():
-                yield f"steps.{step.step - 1}.losses are of others than sides"
+                yield f"steps.{step.step - 1}.losses has other backends than sides"
             if step.arrays.keys() != self.steps[0].arrays.keys() or not step.arrays:
-                yield f"steps.{step.step - 1}.arrays are others than those of the first step"
+                yield f"steps.{step.step - 1}.arrays has other names than the first step"
         if self.agreed and not all(map(self.within, self.steps)):
             yield "agreed is true, but a step differs by more than the tolerances"
 

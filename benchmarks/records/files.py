@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import random
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +14,8 @@ import numpy as np
 from fanin.datasets.file_errors import naming
 from fanin.kernels import kept_files
 
-# As much as a result file takes, bytes that no file system stores in less place.
-_TRIAL = random.Random(0).randbytes(1 << 16)
+# As large as a result file, and random: no file system can store it in less space.
+_TRIAL = secrets.token_bytes(1 << 16)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -26,19 +26,19 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def flush(path: Path) -> None:
-    """`kept_files.flush`, whose errors name the file."""
+    """Bring a file, or the names in a folder, to the disk, where the file system can do that."""
     with naming(path):
         kept_files.flush(path)
 
 
 @contextmanager
 def reserving(path: Path) -> Iterator[None]:
-    """Keep as much of the disk as the file `path` will need until this is left: what was measured
-    for hours can then be written, however full the disk has become."""
+    """Keep as much of the disk as the file `path` will need, and free it at the end: what was
+    measured for hours can then be written, however full the disk has become."""
     reserve = path.with_name(f".{path.name}.reserve")
-    with naming(path):
-        reserve.write_bytes(_TRIAL)
     try:
+        with naming(path):
+            reserve.write_bytes(_TRIAL)
         yield
     finally:
         reserve.unlink(missing_ok=True)
@@ -52,7 +52,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
     except OSError as error:
         if error.errno is not None:
             raise
-        # NumPy says how much was written. What kept it from more, another file is to say.
+        # NumPy says only how much was written. Writing another file shows what is wrong.
         try:
             try_writing(path.parent)
         except OSError as reason:

@@ -29,9 +29,9 @@ PARTS: tuple[PartName, ...] = get_args(PartName)
 # the budget was used up, and the next call goes on here.
 State = Literal["done", "gap", "not reached"]
 
-# Of short work 0.
+# Rounded: short work takes 0.
 RoundedSeconds = Annotated[float, Field(ge=0, le=1e9)]
-# That of a process which a signal ended is negative.
+# Negative where a signal ended the process.
 ExitCode = Annotated[int, Field(ge=-MOST, le=MOST)]
 
 # Two contestants of part `kernels`: fanin's own op, and the plain copy that the floor is made of.

@@ -1,4 +1,4 @@
-"""JSON from outside: parsed so that nothing of it is lost, and what is wrong with it in words."""
+"""JSON from outside is parsed without a loss, and a message says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _SHORT.maxstring = 80
 
 
 def parse(text: str) -> Any:
-    """What a JSON text holds. ValueError for what is no JSON, nested too deeply, has a number of
-    thousands of digits, or a key twice in an object, of which a parser keeps one."""
+    """What a JSON text holds. ValueError where it is no JSON, is nested too deeply, has a number of
+    thousands of digits, or has a key twice in an object: Python's own parser would drop one."""
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except RecursionError as error:
@@ -31,16 +31,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def show(value: Any) -> str:
-    """A value for a message: not too long."""
+    """A value for a message, shortened."""
     return _SHORT.repr(value)
 
 
 def explain(error: ValueError) -> str:
-    """What is wrong first: the field, what it has to be, and what it is."""
+    """The first thing that is wrong: the field, what it has to be, and what it is."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors()[0]
     key = ".".join(str(name) for name in first["loc"]) or "file"
-    shown = first["type"] not in ("missing", "value_error", "extra_forbidden", "json_invalid")
-    value = f" (got {show(first['input'])})" if shown else ""
+    has_value = first["type"] not in ("missing", "value_error", "extra_forbidden", "json_invalid")
+    value = f" (got {show(first['input'])})" if has_value else ""
     return f"{key}: {first['msg'].removeprefix('Value error, ')}{value}"

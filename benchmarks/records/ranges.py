@@ -1,7 +1,7 @@
 """What a number or a date of a file may be: the ranges of the fields of result and task files.
 
-A bound is wide: whatever a run can measure lies within, and nothing that a report computes with it
-is infinite, or no date. Pydantic's message names the field and the bound.
+The bounds are wide: whatever a run can measure lies within them, and what a report computes from it
+is finite, and a date that exists. Pydantic's message names the field and the bound.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, Field
 
-# Whole numbers above it are not exact everywhere: in float64, and in other readers of JSON.
+# Larger whole numbers are not exact in float64, nor in some readers of JSON.
 MOST = 2**53
 
 Count = Annotated[int, Field(ge=0, le=MOST)]
-# Of what has to be there.
+# A count of what there is at least one of.
 Size = Annotated[int, Field(ge=1, le=MOST)]
-# A computed one may be above 1 by rounding.
+# Rounding may bring a computed one above 1.
 Fraction = Annotated[float, Field(ge=0, le=1 + 1e-9)]
-# From what a clock can tell to more than thirty years.
+# From a nanosecond to more than thirty years.
 Seconds = Annotated[float, Field(ge=1e-9, le=1e9)]
 # How often something happens, on average.
 Rate = Annotated[float, Field(ge=0, le=1e15)]

@@ -125,8 +125,8 @@ class RunResult(Record):
 
     @model_validator(mode="after")
     def _fits_itself(self, info: ValidationInfo) -> Self:
-        """What a file says in one place has to fit what it says in another. A run that goes on
-        fills its result in little by little, so a complete one is asked of a file alone."""
+        """What a file says in one place has to fit what it says in another. The result of a run
+        that goes on is not complete yet, so only a file is checked."""
         if info.mode == "json":
             for complaint in self._complaints():
                 raise ValueError(complaint)

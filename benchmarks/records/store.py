@@ -49,7 +49,7 @@ def write_result(path: Path, result: RunResult | LockstepResult) -> None:
 def read(path: Path, schema: type[_T]) -> _T:
     try:
         text = path.read_text(encoding="utf-8")
-        json_text.parse(text)  # which finds what pydantic lets pass: a key that stands twice
+        json_text.parse(text)  # refuses what pydantic takes: a key that stands twice
         return TypeAdapter(schema).validate_json(text)
     except OSError as error:
         raise ResultError(f"{path}: cannot be read: {error.strerror}") from error
@@ -115,7 +115,7 @@ def read_lockstep(folder: Path, without: Collection[Path] = ()) -> Iterator[Lock
 
 
 def check_folder(folder: Path, written: Iterable[Path], replaced: Collection[Path] = ()) -> None:
-    """Try what the end of a command needs, and should not find out after hours of training.
+    """Try now what the end of a command needs: after hours of training it would be too late.
 
     Raises ResultError where a file of the results folder cannot be read, those aside that will be
     `replaced`, since the report reads all of them; OSError where one of those to be `written`, or
@@ -126,8 +126,8 @@ def check_folder(folder: Path, written: Iterable[Path], replaced: Collection[Pat
             pass
     for _ in read_lockstep(folder, replaced):
         pass
-    for below in sorted({folder, *(path.parent for path in written)}):
-        try_writing(below)
+    for target in sorted({folder, *(path.parent for path in written)}):
+        try_writing(target)
     if report_folder(folder).exists():
         try_writing(report_folder(folder))
 

@@ -58,11 +58,11 @@ _MODELS: dict[Architecture, _Model] = {
     "bottleneck": _Model("bottleneck", None, True),
 }
 
-# Scores begin at it, which are float32.
+# Where scores begin, and they are float32.
 InitialBias = Annotated[float, Field(ge=-1e6, le=1e6)]
 
-# Data set and features become folders below the results folder and parts of the names of cached
-# files, of which a file system takes 255 bytes; so does a slug, with an ending behind it.
+# Data set and features give their names to folders below the results folder and to cached files,
+# and a slug to files with an ending behind it. A file system takes names of 255 bytes.
 _NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$"
 NAMES = (
     "a name has 1 to 200 of the letters A-Z and a-z, digits, `.`, `_` and `-`, and does not begin "
@@ -308,7 +308,8 @@ def _keys_of_recipe(values: dict[str, Any]) -> dict[str, Any]:
     """What the recipe that unchecked values name gives to its keys; nothing for the paper's, whose
     values are the defaults, and where the model is not known."""
     architecture = values.get("architecture")
-    if values.get("recipe") != "best" or architecture not in list(_MODELS):  # it may be no name
+    # A list of the keys: what stands in the file may have no hash.
+    if values.get("recipe") != "best" or architecture not in list(_MODELS):
         return {}
     model = _MODELS[architecture]
     output = model.connections(1) if model.connections else Dense()

@@ -16,16 +16,16 @@ from pathlib import Path
 
 
 def load_matplotlib() -> None:
-    """Import matplotlib without the settings of its user, which are for windows and notebooks; one
-    of them may not exist where this process runs. To be called before any of these files is
-    imported; `style.drawing` has the settings that pictures are made with."""
+    """Import matplotlib without its user's settings. They are for windows and notebooks, and may
+    ask for what is not installed. Call this before any of these files is imported; `style.drawing`
+    has the settings that pictures are made with."""
     spec = importlib.util.find_spec("matplotlib")
     assert spec is not None and spec.origin is not None
-    notebook = os.environ.pop("MPLBACKEND", None)
+    setting = os.environ.pop("MPLBACKEND", None)
     try:
         # matplotlib looks for its settings in the current folder first: here it finds its own.
         with contextlib.chdir(Path(spec.origin).parent / "mpl-data"):
             import matplotlib  # noqa: F401
     finally:
-        if notebook is not None:
-            os.environ["MPLBACKEND"] = notebook
+        if setting is not None:
+            os.environ["MPLBACKEND"] = setting

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fanin.benchmarks.records.base import DatasetInfo
 from fanin.benchmarks.records.compare import LockstepResult
 from fanin.benchmarks.records.run import RunResult
-from fanin.reports.format import GAP, number
+from fanin.reports.format import number
 from fanin.reports.setups import dataset_label
 from fanin.reports.summary import known_datasets
 from fanin.reports.table import Cell, Column, Table, text_column
@@ -37,7 +37,9 @@ def counts_table(runs: Sequence[RunResult], locksteps: Sequence[LockstepResult])
 def _line(dataset: str, features: str, info: DatasetInfo | None) -> tuple[Cell, ...]:
     if info is None:
         return (Cell(dataset), Cell(features), *[Cell()] * 7)
-    left_out = f"; evaluation leaves out the scores of {number(info.left_out_pairs, 0)} pairs"
+    source = info.source
+    if info.left_out_pairs:
+        source += f"; evaluation leaves out the scores of {number(info.left_out_pairs, 0)} pairs"
     texts = (
         dataset_label(dataset, info.synthetic),
         features,
@@ -45,8 +47,8 @@ def _line(dataset: str, features: str, info: DatasetInfo | None) -> tuple[Cell, 
         number(info.inputs, 0),
         number(info.train_instances, 0),
         number(info.test_instances, 0),
-        number(info.train_positives / info.train_instances, 2) if info.train_instances else GAP,
-        number(info.train_positives / info.labels, 2) if info.labels else GAP,
-        info.source + left_out * bool(info.left_out_pairs),
+        number(info.train_positives / info.train_instances, 2),
+        number(info.train_positives / info.labels, 2),
+        source,
     )
     return tuple(map(Cell, texts))

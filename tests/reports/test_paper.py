@@ -148,9 +148,9 @@ def test_what_was_not_run_is_a_gap_in_its_place() -> None:
 
 def test_each_backend_execution_and_machine_has_a_line() -> None:
     fused = changed(execution="fused")
-    here = run(changed()).machine
-    assert here is not None
-    cpu = here.model_copy(update={"device": "cpu", "gpu": None})
+    machine = run(changed()).machine
+    assert machine is not None
+    cpu = machine.model_copy(update={"device": "cpu", "gpu": None})
     rows = compared(
         run(fused, "tensorflow"), run(fused), run(changed()), run(changed(), machine=cpu)
     )

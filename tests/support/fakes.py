@@ -70,12 +70,12 @@ class Noting:
     """A display that notes what it is told."""
 
     def __init__(self):
-        self.told = []
+        self.lines = []
 
     def begin(self, *_): ...
 
     def event(self, event):
-        self.told.append(event["text"])
+        self.lines.append(event["text"])
 
     def end(self, result, skipped):
-        self.told.append("skipped" if skipped else result.status)
+        self.lines.append("skipped" if skipped else result.status)

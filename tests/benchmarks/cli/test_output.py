@@ -52,9 +52,9 @@ class TestNames:
         assert done.output.startswith(rf"fanin: {tmp_path}/[red]\x1bx: no results")
 
     def test_install_hints_are_whole(self, monkeypatch):
-        found = importlib.util.find_spec
+        find_spec = importlib.util.find_spec
         monkeypatch.setattr(
-            importlib.util, "find_spec", lambda name: None if name in BACKENDS else found(name)
+            importlib.util, "find_spec", lambda name: None if name in BACKENDS else find_spec(name)
         )
         lines = in_process("info").stdout.splitlines()
         for name, backend in BACKENDS.items():

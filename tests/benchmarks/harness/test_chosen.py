@@ -108,9 +108,9 @@ def test_a_run_holds_what_was_chosen(place, tmp_path, backend, execution):
     request = request_for(place, backend, **task)
     data = load("tiny", "dense40", place / "data")
     given = chosen_arrays(request, split(data, request.task)[0])
-    held = load_file(weights)
+    saved = load_file(weights)
     for name in ("output.indices", SCALE_NAME):
-        np.testing.assert_array_equal(held[name], given[name], name)
+        np.testing.assert_array_equal(saved[name], given[name], name)
 
 
 def test_the_plan_counts_the_scale_the_dictionary_and_the_choosing():
@@ -146,7 +146,7 @@ def test_chosen_connections_are_better_than_random_ones():
     from fanin.benchmarks.harness.fit import Schedule, evaluate, train_epoch
 
     data = load("wordnet-small", "tfidf-svd512")
-    found = {}
+    precisions = {}
     for connections in ("random", "centroid"):
         task = make_task(
             architecture="stratified",
@@ -163,8 +163,8 @@ def test_chosen_connections_are_better_than_random_ones():
         for epoch in (1, 2):
             batches = make_batches(task, train, 0)
             train_epoch(trainer, batches, epoch, task, 0, Schedule(task, 2 * len(batches)))
-        found[connections] = evaluate(trainer, *test).at_1
-    assert found["centroid"] > found["random"] + 0.05, found
+        precisions[connections] = evaluate(trainer, *test).at_1
+    assert precisions["centroid"] > precisions["random"] + 0.05, precisions
 
 
 @pytest.mark.torch

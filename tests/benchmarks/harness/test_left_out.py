@@ -84,7 +84,7 @@ def test_a_run_leaves_out_what_the_files_name(tmp_path, protocol, capsys):
     """Where these are all true pairs of a split, nothing is found in it."""
     data_dir = write_dataset(tmp_path)
     data = load("tiny", None, data_dir)
-    found = {}
+    has_hits = {}
     for name in ("neither", "test", "train"):
         options = Options(results=tmp_path / name, data_dir=data_dir)
         if name != "neither":
@@ -94,12 +94,12 @@ def test_a_run_leaves_out_what_the_files_name(tmp_path, protocol, capsys):
         request = Request(task=task, backend="torch", repeat=0, options=options)
         result = begun(request)
         child.run(request, child.Events(lambda event: None), result)
-        found[name] = (result.test.at_5 > 0, result.train.at_5 > 0)
+        has_hits[name] = (result.test.at_5 > 0, result.train.at_5 > 0)
         validated = result.history[-1].validation.at_5 > 0
-        assert validated == found[name][protocol == "holdout"]
-    assert found == {"neither": (True, True), "test": (False, True), "train": (False, False)}
-    said = f"scores of {data.test_y.nnz} pairs in filter_labels_test.txt are left out"
-    assert said in capsys.readouterr().err
+        assert validated == has_hits[name][protocol == "holdout"]
+    assert has_hits == {"neither": (True, True), "test": (False, True), "train": (False, False)}
+    line = f"scores of {data.test_y.nnz} pairs in filter_labels_test.txt are left out"
+    assert line in capsys.readouterr().err
     assert result.dataset.left_out_pairs == data.test_y.nnz
     assert "evaluation leaves out the scores of" in counts_table([result], []).markdown()
     again = load("tiny", None, data_dir)

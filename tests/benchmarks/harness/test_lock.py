@@ -14,8 +14,8 @@ from fanin.benchmarks.harness import lock
 class TestLock:
     def test_the_second_is_told_who_has_it(self, tmp_path):
         path = tmp_path / "torch-0.lock"
-        told = rf"torch-0: process {os.getpid()} is running this"
-        with lock.locked(path), pytest.raises(lock.BusyError, match=told):
+        message = rf"torch-0: process {os.getpid()} is running this"
+        with lock.locked(path), pytest.raises(lock.BusyError, match=message):
             lock._acquire(path, 0.0)
         assert not path.exists()
         with lock.locked(path, patience=0.0):
@@ -42,8 +42,8 @@ class TestLock:
             with lock.locked(tmp_path / name, patience=0.0) as handle:
                 lock.add_holder(handle, "x")
         assert not list(tmp_path.iterdir())
-        (said,) = caplog.messages
-        assert said.startswith("the file system of the results has no locks (No locks available)")
+        (text,) = caplog.messages
+        assert text.startswith("the file system of the results has no locks (No locks available)")
 
     def test_who_holds_it_is_an_extra(self, tmp_path, monkeypatch):
         def write(*_):

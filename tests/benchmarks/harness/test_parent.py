@@ -47,7 +47,7 @@ class TestRunAll:
             given = Options(results=tmp_path, **options)
             display = Noting()
             parent.run_all(requests(tasks, ["torch"], given), given, display)
-            return display.told
+            return display.lines
 
         return run_tasks
 
@@ -63,15 +63,15 @@ class TestRunAll:
 
     def test_a_finished_run_without_the_weights_asked_for_runs_again(self, run_all, tmp_path):
         assert run_all([make_task()]) == ["finished"]
-        told = ["finished before without its weights, and runs again to save them", "finished"]
+        lines = ["finished before without its weights, and runs again to save them", "finished"]
         failing = {make_task().dataset: "OSError"}
-        assert run_all([make_task()], failing, save_weights=True) == [told[0], "failed"]
+        assert run_all([make_task()], failing, save_weights=True) == [lines[0], "failed"]
         assert run_all([make_task()]) == ["skipped"]  # what it measured is still there
-        assert run_all([make_task()], save_weights=True) == told
+        assert run_all([make_task()], save_weights=True) == lines
         path = result_path(tmp_path, make_task(), "torch", 0)
         weights = path.with_suffix(".safetensors")
         weights.write_bytes(b"of another run")
-        assert run_all([make_task()], save_weights=True) == told
+        assert run_all([make_task()], save_weights=True) == lines
         result = read_result(path)
         result.weights_checksum = checksum(weights)
         write_result(path, result)
@@ -103,21 +103,21 @@ class TestRunAll:
         result.started = result.finished = datetime.now(UTC)
         write_result(result_path(tmp_path, tiny, "torch", 0), result)
 
-        def told(**options):
-            *notes, last = run_all([tiny], **options)
-            assert last == "skipped" and all(line.endswith("--force repeats it") for line in notes)
-            return " ".join(notes)
+        def notes(**options):
+            *lines, last = run_all([tiny], **options)
+            assert last == "skipped" and all(line.endswith("--force repeats it") for line in lines)
+            return " ".join(lines)
 
-        assert told(data_dir=data) == told(data_dir=data, device="cpu") == ""
-        assert f"it read {info.source}, and no --data-dir is given" in told()
-        assert "it ran on cpu, and --device cuda is asked for" in told(device="cuda")
+        assert notes(data_dir=data) == notes(data_dir=data, device="cpu") == ""
+        assert f"it read {info.source}, and no --data-dir is given" in notes()
+        assert "it ran on cpu, and --device cuda is asked for" in notes(device="cuda")
         other = {"instruction_set": "other"}
         monkeypatch.setattr(parent, "build_info", lambda: other)
-        assert f"it ran with {kernels}, and other is what would run now" in told(data_dir=data)
+        assert f"it ran with {kernels}, and other is what would run now" in notes(data_dir=data)
         other["instruction_set"] = kernels.split()[-1]
         (data / "tiny" / "a-link").symlink_to("nowhere")
         moved = data.rename(tmp_path / "moved")
-        assert f"it read {info.source}, and {moved / 'tiny'} is asked for" in told(data_dir=moved)
+        assert f"it read {info.source}, and {moved / 'tiny'} is asked for" in notes(data_dir=moved)
         labels = moved / "tiny" / "train-labels.txt"
         os.utime(labels, (time.time() + 5, time.time() + 5))
-        assert f"{labels} has changed since" in told(data_dir=moved)
+        assert f"{labels} has changed since" in notes(data_dir=moved)

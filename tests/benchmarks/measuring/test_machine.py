@@ -32,6 +32,12 @@ def test_the_setting_has_the_bound_of_the_option(monkeypatch):
     assert thread_count(2) == 2
 
 
+def test_more_cores_than_a_layer_takes_threads(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "cores", lambda: 4096)
+    assert thread_count(0) == 1024
+
+
 @pytest.mark.parametrize(
     ("quota", "expected"), [(None, 4), (0.5, 1), (1.0, 1), (2.9, 2), (64.0, 4)]
 )

@@ -97,3 +97,11 @@ def test_a_reserve_is_there_while_it_is_needed(tmp_path):
         assert reserve.stat().st_size > 10_000
         raise KeyError
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reserve_that_a_full_disk_cuts_short_takes_no_place(tmp_path):
+    path = tmp_path / "torch-0.json"
+    (tmp_path / ".torch-0.json.reserve").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"), reserving(path):
+        pass
+    assert not list(tmp_path.iterdir())
