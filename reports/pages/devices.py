@@ -128,8 +128,12 @@ def _description(device: Device) -> str:
     machines += [op.machine for op in device.ops] + [step.machine for step in device.steps]
     if not machines:
         return "Unknown machine."
-    machine = machines[0]
-    return f"{machine.gpu or 'No GPU'}; {machine.processor}, {machine.cores} cores."
+    return " ".join(
+        dict.fromkeys(
+            f"{machine.gpu or 'No GPU'}; {machine.processor}, {machine.cores} cores."
+            for machine in machines
+        )
+    )
 
 
 def _beside_paper(device: Device) -> Iterator[str]:

@@ -27,10 +27,11 @@ from fanin.benchmarks.records.published import as_published
 from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.store import read_results
 from fanin.reports.format import number
+from fanin.reports.machines import number_hardware
 from fanin.reports.pages.devices import devices_page, read_device
 from fanin.reports.pages.report import write_report
 from fanin.reports.paper import PaperRow, paper_rows, profiled
-from fanin.reports.summary import by_dataset, summarise
+from fanin.reports.summary import by_dataset, is_finished, several_machines, summarise
 from fanin.reports.table import Column, Table, make_table, text_column
 from fanin.reports.tables.op import op_introduction, op_table
 from fanin.reports.tables.profiles import expected_gib
@@ -62,15 +63,17 @@ def runs_section(folder: Path, data: str) -> str:
 def recipes_section(folder: Path) -> str:
     """What recipes gain and cost: a table for each data set."""
     runs = list(read_results(folder))
-    machine = _machine(runs)
+    all_rows = summarise(runs)
     parts = [
-        f"Real data, {machine.framework}, {machine.processor}, {machine.cores} cores that other "
-        "work shared: times tell\nno more than their order. Departures are from the recipe; "
-        "validation set = test set.\n"
+        f"Real data, {_machine(runs).framework}, validation set = test set. Departures are from "
+        "the recipe. Other work shared\nthe cores, so times tell little.\n",
+        f"{_processors(runs)}.\n",
     ]
-    for title, rows in by_dataset(summarise(runs)):
+    for title, rows in by_dataset(all_rows):
         table = recipes_table(rows)
         if table is not None:
+            if several_machines(all_rows) and not several_machines(rows):
+                title += f", machine {rows[0].machine}"
             parts.append(f"{title}\n\n{table.markdown(padded=False)}\n")
     return "\n".join(parts)
 
@@ -108,6 +111,15 @@ def shapes_section(folder: Path) -> str:
 
 def _machine(runs: list[RunResult]) -> Machine:
     return next(run.machine for run in runs if run.machine)
+
+
+def _processors(runs: list[RunResult]) -> str:
+    """The processor of each machine; where there are several, with its number in the tables."""
+    kinds = number_hardware(run.machine for run in runs if is_finished(run))
+    names = [f"{processor}, {cores} cores" for processor, cores, _, _ in kinds]
+    if len(names) == 1:
+        return f"Machine: {names[0]}"
+    return "; ".join(f"machine {place}: {name}" for place, name in enumerate(names, start=1))
 
 
 def _shapes_table(rows: list[PaperRow], runs: list[RunResult]) -> Table:
