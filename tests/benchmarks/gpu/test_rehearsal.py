@@ -72,6 +72,7 @@ def test_a_dry_run_walks_the_whole_path(rehearsal, name):
             "dense_relu_update",
             "top_k",
             "label_sums",
+            "sparse_relu_update",
         }
         (graph,) = (row for row in part_file.rows if row.state == "gap")
         assert "need a GPU" in graph.reason
