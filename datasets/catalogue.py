@@ -1,8 +1,7 @@
 """The published data sets by name: their real sizes, other spellings, propensity constants.
 
-Sizes are those of the extreme-classification repository (http://manikvarma.org/downloads/XC/
-XMLRepository.html) and of the paper's feature files (Schultheis & Babbar, ECML-PKDD 2023). There
-are no data here: `shape_twins` makes random data of these sizes, `registry` finds the real files.
+Sizes are those of the Extreme Classification Repository (`REPOSITORY`) and of the paper's feature
+files (Schultheis & Babbar, ECML-PKDD 2023). There are no data here: `shape_twins` makes random data of these sizes, `registry` finds the real files.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ class Propensity(NamedTuple):
     b: float
 
 
+REPOSITORY = "http://manikvarma.org/downloads/XC/XMLRepository.html"
+
 WIKIPEDIA, AMAZON, OTHER = Propensity(0.5, 0.4), Propensity(0.6, 2.6), Propensity(0.55, 1.5)
 
 # How many inputs the paper's two kinds of dense features have.
@@ -29,7 +30,9 @@ class Published:
     """Real sizes of a published data set.
 
     labels_per_instance: mean over the training instances. features: the kinds of features that the
-    paper has results for. aliases: how task files and folders elsewhere spell the name.
+    paper has results for. aliases: how task files and folders elsewhere spell the name. page: where
+    the data are linked, and their terms stated. address, checksum: of the file itself, where it has
+    an address that needs no click; `fanin data fetch` takes it from there.
     """
 
     name: str
@@ -40,6 +43,9 @@ class Published:
     propensity: Propensity = OTHER
     features: tuple[str, ...] = ()
     aliases: tuple[str, ...] = field(default=())
+    page: str = REPOSITORY
+    address: str | None = None
+    checksum: str | None = None
 
 
 _BOTH = ("cascade", "slice")
