@@ -1,7 +1,8 @@
 """The published data sets by name: their real sizes, other spellings, propensity constants.
 
-Sizes are those of the Extreme Classification Repository (`REPOSITORY`) and of the paper's feature
-files (Schultheis & Babbar, ECML-PKDD 2023). There are no data here: `shape_twins` makes random data of these sizes, `registry` finds the real files.
+Sizes are those of the extreme-classification repository (http://manikvarma.org/downloads/XC/
+XMLRepository.html) and of the paper's feature files (Schultheis & Babbar, ECML-PKDD 2023). There
+are no data here: `shape_twins` makes random data of these sizes, `registry` finds the real files.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ class Propensity(NamedTuple):
     b: float
 
 
-REPOSITORY = "http://manikvarma.org/downloads/XC/XMLRepository.html"
-
 WIKIPEDIA, AMAZON, OTHER = Propensity(0.5, 0.4), Propensity(0.6, 2.6), Propensity(0.55, 1.5)
 
 # How many inputs the paper's two kinds of dense features have.
@@ -30,9 +29,7 @@ class Published:
     """Real sizes of a published data set.
 
     labels_per_instance: mean over the training instances. features: the kinds of features that the
-    paper has results for. aliases: how task files and folders elsewhere spell the name. page: where
-    the data are linked, and their terms stated. address, checksum: of the file itself, where it has
-    an address that needs no click; `fanin data fetch` takes it from there.
+    paper has results for. aliases: how task files and folders elsewhere spell the name.
     """
 
     name: str
@@ -43,9 +40,6 @@ class Published:
     propensity: Propensity = OTHER
     features: tuple[str, ...] = ()
     aliases: tuple[str, ...] = field(default=())
-    page: str = REPOSITORY
-    address: str | None = None
-    checksum: str | None = None
 
 
 _BOTH = ("cascade", "slice")
@@ -94,3 +88,15 @@ def propensity(name: str) -> Propensity:
     """The propensity constants that the field uses for a data set; `OTHER` for an unknown one."""
     entry = PUBLISHED.get(canonical_name(name))
     return entry.propensity if entry else OTHER
+
+
+class Download(NamedTuple):
+    """A file to fetch. checksum: `sha256:...` or another kind that pooch knows, or None."""
+
+    address: str
+    checksum: str | None
+
+
+# By name, the sets whose file has an address that needs no click; `fanin data fetch` takes it from
+# there. The Extreme Classification Repository links its files by pages that ask first.
+DOWNLOADS: dict[str, Download] = {}

@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from fanin.datasets import catalogue, formats, svd
+from fanin.datasets import formats, svd
 from fanin.datasets.catalogue import FEATURES, PUBLISHED, canonical_name, spellings
 from fanin.datasets.dataset import DataError, Dataset, check_some
 from fanin.datasets.file_errors import naming
 from fanin.datasets.label_cache import SparseReader, cached
+from fanin.datasets.label_names import read_label_names
 from fanin.datasets.memory import available_bytes, size_text
-from fanin.datasets.text_files import BLOCK_BYTES, line_blocks
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,9 +59,6 @@ SPARSE_FEATURES: dict[str, SparseReader] = {
 # instance may be one of the labels itself.
 LEFT_OUT = "filter_labels_{split}.txt"
 
-# What each label means, a name a line in the order of the label ids, if anybody knows.
-LABEL_NAMES = "labels.txt"
-
 
 def feature_files(features: str) -> dict[str, FeatureReader]:
     """The files in which features of that name may lie, as in the lists above."""
@@ -72,7 +69,9 @@ def feature_files(features: str) -> dict[str, FeatureReader]:
     return own | SPARSE_FEATURES if features == BOW else own
 
 
-REPOSITORY = f"the Extreme Classification Repository, {catalogue.REPOSITORY}"
+REPOSITORY = (
+    "the Extreme Classification Repository, http://manikvarma.org/downloads/XC/XMLRepository.html"
+)
 ORIGINS = {
     "slice": (
         "the 512-d dense features used by Slice (Jain et al., WSDM 2019), available with that "
@@ -129,7 +128,7 @@ def load_folder(folder: Path | str, name: str, features: str | None = None) -> D
             raise DataError(f"{folder}: say which features to load; train features here: {present}")
         features = kinds[0]
     labels: list[SplitLabels] = []
-    for path, read in [label_file(folder, split) for split in ("train", "test")]:
+    for path, read in [_label_file(folder, split) for split in ("train", "test")]:
         labels.append((path, read(path)))
         check_some(labels[-1][1], str(path), to_train=len(labels) == 1)
     train_x, test_x = _features(folder, name, features, labels)
@@ -142,27 +141,12 @@ def load_folder(folder: Path | str, name: str, features: str | None = None) -> D
         test_y=labels[1][1],
         synthetic=False,
         source=f"{FILES_IN}{folder}",
-        label_names=label_names(folder, labels[0][1].shape[1]),
+        label_names=read_label_names(folder, labels[0][1].shape[1]),
         train_left_out=_left_out(folder, "train", labels[0][1]),
         test_left_out=_left_out(folder, "test", labels[1][1]),
     )
     _compare_with_published(data)
     return data
-
-
-def label_names(folder: Path, labels: int) -> list[str] | None:
-    """The names of the labels; None where there is no file. Raises DataError for
-    another number of them."""
-    path = folder / LABEL_NAMES
-    if not path.is_file():
-        return None
-    names = [line for block in line_blocks(path, BLOCK_BYTES) for line in block]
-    if len(names) != labels:
-        raise DataError(
-            f"{path}: {len(names)} lines, but there are {labels} labels: give each a name, a line "
-            "each, or rename the file"
-        )
-    return [name.decode(errors="replace").rstrip("\r") for name in names]
 
 
 def _left_out(folder: Path, split: str, y: sparse.csr_array) -> sparse.csr_array | None:
@@ -178,7 +162,7 @@ def _features(
     folder: Path, name: str, features: str, labels: Sequence[SplitLabels]
 ) -> tuple[Features, Features]:
     """Dense features of both splits, with as many instances as the labels."""
-    if features == BOW_SVD512 and BOW_SVD512 not in stored_kinds(folder):
+    if features == BOW_SVD512 and BOW_SVD512 not in _stored_kinds(folder):
         return _reduced(folder, name, labels)
     files = [_feature_file(folder, split, features) for split in ("train", "test")]
     parts = [
@@ -257,7 +241,7 @@ def _read_fitting(
     return x
 
 
-def stored_kinds(folder: Path) -> set[str]:
+def _stored_kinds(folder: Path) -> set[str]:
     """Names of the features that the folder holds under fanin's own file names."""
     paths = (path for suffix in ("npy", "npz") for path in folder.glob(f"train-*.{suffix}"))
     return {path.stem.removeprefix("train-") for path in paths} - {"labels"}
@@ -265,8 +249,8 @@ def stored_kinds(folder: Path) -> set[str]:
 
 def feature_kinds(folder: Path) -> list[str]:
     """Names of the features that can be loaded from the folder."""
-    from_sparse = {BOW, BOW_SVD512} if first_file(folder, "train", SPARSE_FEATURES) else set()
-    return sorted(stored_kinds(folder) | from_sparse)
+    from_sparse = {BOW, BOW_SVD512} if _first_file(folder, "train", SPARSE_FEATURES) else set()
+    return sorted(_stored_kinds(folder) | from_sparse)
 
 
 R = TypeVar("R")
@@ -278,7 +262,7 @@ def _names(forms: Mapping[str, R], split: str) -> list[str]:
     return [name.replace("{split}", split).replace("{short}", short) for name in forms]
 
 
-def first_file(folder: Path, split: str, forms: Mapping[str, R]) -> tuple[Path, R] | None:
+def _first_file(folder: Path, split: str, forms: Mapping[str, R]) -> tuple[Path, R] | None:
     """The first file of the forms that exists, and what reads it."""
     for name, read in zip(_names(forms, split), forms.values(), strict=True):
         if (folder / name).is_file():
@@ -299,8 +283,8 @@ def _unusable(folder: Path, names: Sequence[str]) -> str:
     return ""
 
 
-def label_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
-    file = first_file(folder, split, LABELS)
+def _label_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
+    file = _first_file(folder, split, LABELS)
     if file is None:
         names = _names(LABELS, split)
         raise DataError(
@@ -313,7 +297,7 @@ def label_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
 
 
 def _feature_file(folder: Path, split: str, features: str) -> tuple[Path, FeatureReader]:
-    file = first_file(folder, split, feature_files(features))
+    file = _first_file(folder, split, feature_files(features))
     if file is None and features == BOW:
         return _sparse_file(folder, split)
     if file is None:
@@ -329,7 +313,7 @@ def _feature_file(folder: Path, split: str, features: str) -> tuple[Path, Featur
 
 
 def _sparse_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
-    file = first_file(folder, split, SPARSE_FEATURES)
+    file = _first_file(folder, split, SPARSE_FEATURES)
     if file is None:
         names = _names(SPARSE_FEATURES, split)
         raise DataError(

@@ -18,13 +18,14 @@ import numpy.typing as npt
 
 from fanin.datasets import formats
 from fanin.datasets.dataset import DataError
-from fanin.datasets.folder import LEFT_OUT, feature_files, first_file, label_file, label_names
+from fanin.datasets.folder import LEFT_OUT, feature_files
+from fanin.datasets.label_names import read_label_names
 from fanin.datasets.tools.blocks import Blocks, feature_blocks, label_blocks
-from fanin.datasets.tools.convert import kinds_in, row_bytes
+from fanin.datasets.tools.convert import row_bytes
+from fanin.datasets.tools.files import SPLITS, find_file, kinds_in, label_path
 from fanin.datasets.tools.label_counts import HEAD_PERCENT, TAIL, LabelCounts
 from fanin.datasets.tools.texts import read_texts, text_file
 
-SPLITS = ("train", "test")
 Level = Literal["unusable", "warning", "fact"]
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ def check_folder(folder: Path) -> Report:
             findings += _labels_of(counts, split)
             _tried(findings, partial(_left_out, folder, split, counts))
     if train:
-        _tried(findings, partial(label_names, folder, len(train.by_label)))
+        _tried(findings, partial(read_label_names, folder, len(train.by_label)))
     instances = [int(counts.by_instance.sum()) if counts else None for counts in labels]
     kinds = kinds_in(folder)
     for kind in kinds:
@@ -97,7 +98,7 @@ def _tried(findings: list[Finding], read: Callable[[], T]) -> T | None:
 
 
 def _labels(folder: Path, split: str) -> LabelCounts:
-    path, _ = label_file(folder, split)
+    path = label_path(folder, split)
     counts = LabelCounts.of(label_blocks(path))
     if not counts.by_instance.sum() or not len(counts.by_label):
         what = "instances" if len(counts.by_label) else "labels"
@@ -213,10 +214,10 @@ def _features(folder: Path, kind: str, instances: list[int | None]) -> list[Find
     findings: list[Finding] = []
 
     def read(split: str, expected: int | None) -> _Columns:
-        found = first_file(folder, split, feature_files(kind))
+        found = find_file(folder, split, feature_files(kind))
         if found is None:
             raise DataError(f"{folder}: no {split} features {kind!r}: make them as those of train")
-        columns = _Columns.of(feature_blocks(found[0]))
+        columns = _Columns.of(feature_blocks(found))
         if not len(columns.stored):
             raise DataError(f"{columns.path}: 0 inputs: at least one is needed")
         if expected is not None and columns.instances != expected:

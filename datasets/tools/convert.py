@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,18 +12,11 @@ import numpy.typing as npt
 from scipy import sparse
 
 from fanin.datasets.dataset import DataError
-from fanin.datasets.folder import (
-    BOW,
-    LABELS,
-    LEFT_OUT,
-    SPARSE_FEATURES,
-    feature_files,
-    first_file,
-    label_file,
-    stored_kinds,
-)
+from fanin.datasets.folder import BOW, LEFT_OUT, feature_files
+from fanin.datasets.label_names import LABEL_NAMES
 from fanin.datasets.tools import writers
 from fanin.datasets.tools.blocks import Blocks, feature_blocks, label_blocks
+from fanin.datasets.tools.files import SPLITS, find_packed, kinds_in, label_path
 from fanin.datasets.tools.new_folder import check_free, copy, making
 from fanin.datasets.tools.splitting import is_test
 
@@ -76,18 +69,18 @@ def convert_folder(
         raise DataError(f"{source}: say which features to convert: {', '.join(kinds)}")
     name = features or next(iter(kinds), None)
     splits = {}
-    for split in ("train", "test"):
-        labels = _packed(source, split, LABELS) or label_file(source, split)[0]
+    for split in SPLITS:
+        labels = label_path(source, split, may_be_packed=True)
         path = None
         if name is not None:
-            path = _packed(source, split, feature_files(name))
+            path = find_packed(source, split, feature_files(name))
             if path is None:
                 raise DataError(
                     f"{source}: no {split} features {name!r}; train features here: "
                     f"{', '.join(kinds) or 'none'}"
                 )
         splits[split] = Split(labels, path)
-    others = [source / "labels.txt", *(source / LEFT_OUT.format(split=s) for s in SHORT)]
+    others = [source / LABEL_NAMES, *(source / LEFT_OUT.format(split=s) for s in SHORT)]
     others += [path for split in SHORT for path in source.glob(f"{split}-texts.*")]
     return _write(splits, out, form, name or BOW, compressed, force, others)
 
@@ -131,21 +124,6 @@ def row_bytes(block: sparse.csr_array) -> Iterator[bytes]:
     starts = block.indptr.tolist()
     for start, end in pairwise(starts):
         yield ids[start:end].tobytes() + values[start:end].tobytes()
-
-
-def kinds_in(folder: Path) -> list[str]:
-    """The features that a folder holds; none that would have to be made."""
-    kinds = stored_kinds(folder) - {BOW}
-    if any(_packed(folder, "train", forms) for forms in (SPARSE_FEATURES, feature_files(BOW))):
-        kinds.add(BOW)
-    return sorted(kinds)
-
-
-def _packed(folder: Path, split: str, forms: Mapping[str, Callable[[Path], object]]) -> Path | None:
-    """The first file of the forms that exists, as it is or compressed by gzip."""
-    packed = {f"{name}.gz": read for name, read in forms.items() if name.endswith(".txt")}
-    found = first_file(folder, split, forms) or first_file(folder, split, packed)
-    return found[0] if found else None
 
 
 def _write(

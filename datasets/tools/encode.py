@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from fanin.datasets.dataset import DataError, check_finite
 from fanin.datasets.file_errors import naming
+from fanin.datasets.tools.files import SPLITS
 from fanin.datasets.tools.new_folder import check_new
-from fanin.datasets.tools.texts import SPLITS, read_texts, text_file
+from fanin.datasets.tools.texts import read_texts, text_file
 from fanin.datasets.tools.writers import write_header
 from fanin.kernels.kept_files import flush, replacing
 

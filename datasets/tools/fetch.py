@@ -9,13 +9,13 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from fanin.datasets.catalogue import PUBLISHED, canonical_name
+from fanin.datasets.catalogue import DOWNLOADS, PUBLISHED, Download, canonical_name
 from fanin.datasets.dataset import DataError
 from fanin.datasets.file_errors import naming
-from fanin.datasets.folder import layout
+from fanin.datasets.folder import REPOSITORY, layout
 from fanin.datasets.registry import EMBEDDED
 from fanin.datasets.tools.new_folder import check_new
 
@@ -25,16 +25,15 @@ SECONDS = 30  # without an answer, until it counts as none
 Show = Callable[[int, int | None], None]  # bytes that are here, and of how many if that is known
 
 
-class Download(NamedTuple):
-    """A file to fetch. checksum: `sha256:...` or another kind that pooch knows, or None."""
-
-    address: str
-    checksum: str | None
-
-    @property
-    def name(self) -> str:
-        """The name of the file, from its address."""
-        return Path(unquote(urlsplit(self.address).path)).name
+def file_name(address: str) -> str:
+    """The name of the file at an address. Raises DataError for what is no address of a file."""
+    parts = urlsplit(address)
+    name = Path(unquote(parts.path)).name
+    if parts.scheme not in ("http", "https") or not re.fullmatch(
+        r"[A-Za-z0-9][A-Za-z0-9._-]*", name
+    ):
+        raise DataError(f"{address}: no address of a file: give http://... or https://...")
+    return name
 
 
 def direct(name: str, address: str | None, checksum: str | None) -> Download:
@@ -42,19 +41,14 @@ def direct(name: str, address: str | None, checksum: str | None) -> Download:
 
     Raises DataError where there is none; it says what to do by hand.
     """
-    entry = PUBLISHED.get(canonical_name(name))
-    if address is None and entry is not None and entry.address is not None:
-        address, checksum = entry.address, entry.checksum
     if address is None:
-        raise DataError(by_hand(name))
-    download = Download(address, checksum)
-    if urlsplit(address).scheme not in ("http", "https") or not re.fullmatch(
-        r"[A-Za-z0-9][\w.-]*", download.name, re.ASCII
-    ):
-        raise DataError(f"{address}: no address of a file: give http://... or https://...")
+        if canonical_name(name) not in DOWNLOADS:
+            raise DataError(by_hand(name))
+        return DOWNLOADS[canonical_name(name)]
+    file_name(address)
     if checksum is not None and not re.fullmatch(r"(\w+:)?[0-9a-fA-F]{32,}", checksum):
         raise DataError(f"{checksum}: no checksum: give its kind and hex digits, sha256:...")
-    return download
+    return Download(address, checksum)
 
 
 def by_hand(name: str) -> str:
@@ -66,10 +60,9 @@ def by_hand(name: str) -> str:
         known = ", ".join(PUBLISHED)
         return f"no published data set {name!r}: there are {known}; or give --address"
     return (
-        f"{entry.name} has no direct address: open {entry.page}, download its files by the link "
-        f"there and unpack them; {layout(entry.name)}. Their licences: as that page and what "
-        f"it links to say. `fanin data "
-        "check` then tells whether all is there"
+        f"{entry.name} has no direct address: open {REPOSITORY.rpartition(' ')[2]}, download its "
+        f"files by the link there and unpack them; {layout(entry.name)}. That page, and what it "
+        "links to, tell the licences. `fanin data check` then tells whether all is there"
     )
 
 
@@ -82,11 +75,12 @@ def fetch(download: Download, folder: Path, force: bool, show: Show) -> Path:
     import pooch
     import requests
 
-    path = folder / download.name
+    name = file_name(download.address)
+    path = folder / name
     check_new(path, force)
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{download.name}.part"
-    checked = folder / f".{download.name}.new"
+    part = folder / f".{name}.part"
+    checked = folder / f".{name}.new"
 
     def get(address: str, made: str, _: Any) -> None:
         _download(address, part, show)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
-from fanin.datasets.tools.blocks import Blocks
+from fanin.datasets.registry import unknown
+from fanin.datasets.tools.blocks import Blocks, label_blocks
+from fanin.datasets.tools.files import SPLITS, label_path
+from fanin.datasets.wordnet import CUTS, read_splits
 
 # A label is of the tail with at most so many instances, and of the head among so many percent.
 TAIL = 5
@@ -34,6 +39,11 @@ class LabelCounts:
             counts[: len(by_instance)] += by_instance
             by_instance = counts
         return LabelCounts(by_label, by_instance)
+
+    @staticmethod
+    def of_matrix(y: sparse.csr_array) -> LabelCounts:
+        """Of positives [instances, labels] in memory."""
+        return LabelCounts.of(Blocks(Path(), *y.shape, iter([y])))
 
     def summary(self) -> Summary:
         by_label = np.sort(self.by_label)[::-1]
@@ -91,3 +101,21 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def counts_of(data: str) -> dict[str, LabelCounts]:
+    """The counts of both splits of a data folder, or of a data set that comes with fanin.
+
+    Raises DataError where there is neither, and for labels that cannot be read.
+    """
+    folder = Path(data)
+    if folder.is_dir():
+        files = {split: label_path(folder, split) for split in SPLITS}
+        return {split: LabelCounts.of(label_blocks(path)) for split, path in files.items()}
+    if data not in CUTS:
+        raise unknown(data, None)
+    train, test, _ = read_splits(CUTS[data])
+    return {
+        "train": LabelCounts.of_matrix(train.positives),
+        "test": LabelCounts.of_matrix(test.positives),
+    }

@@ -207,6 +207,11 @@ def kind_of(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
+def is_of_records(path: Path) -> bool:
+    """Whether a file holds texts with their labels, by its name."""
+    return kind_of(path) in (*JSON_LINES, *TABLES, PARQUET)
+
+
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file, with their numbers from 1."""
     number = 0

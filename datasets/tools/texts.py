@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +18,14 @@ from scipy import sparse
 
 from fanin.datasets.dataset import DataError
 from fanin.datasets.file_errors import naming
-from fanin.datasets.folder import LABEL_NAMES
+from fanin.datasets.label_names import LABEL_NAMES
 from fanin.datasets.tools import records
+from fanin.datasets.tools.files import SPLITS
 from fanin.datasets.tools.new_folder import check_free, making
 from fanin.datasets.tools.records import RecordFile
 from fanin.datasets.tools.splitting import is_test
 from fanin.datasets.tools.writers import created, write_csr
 
-SPLITS = ("train", "test")
 _as_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -177,8 +177,3 @@ def _json_texts(path: Path) -> Iterator[str]:
         if not isinstance(text, str) or not records.is_unicode(text):
             raise DataError(f"{path}:{number}: {records.shown(line)}: expected {form}")
         yield text
-
-
-def count(texts: Iterable[str]) -> int:
-    """How many there are."""
-    return sum(1 for _ in texts)

@@ -25,8 +25,9 @@ from fanin.datasets.dataset import DataError, check_finite
 from fanin.datasets.file_errors import naming
 from fanin.datasets.matrix_files import read_array
 from fanin.datasets.text_features import CHARACTER_TFIDF, TFIDF
+from fanin.datasets.tools.files import SPLITS
 from fanin.datasets.tools.new_folder import check_new
-from fanin.datasets.tools.texts import SPLITS, read_texts, text_file
+from fanin.datasets.tools.texts import read_texts, text_file
 from fanin.datasets.tools.writers import write_csr, write_dense
 from fanin.kernels.kept_files import replacing
 
