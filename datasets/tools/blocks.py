@@ -136,7 +136,8 @@ class _Part:
 
     def read(self, count: int) -> npt.NDArray[Any]:
         content = self._file.read(count * self._dtype.itemsize)
-        return np.frombuffer(content, self._dtype, count)  # ValueError where some are missing
+        # A copy can be written; ValueError where some are missing.
+        return np.frombuffer(content, self._dtype, count).copy()
 
     def end(self) -> None:
         """Read on to the end, where the archive compares its checksum."""

@@ -175,5 +175,5 @@ def _json_texts(path: Path) -> Iterator[str]:
         except (ValueError, RecursionError, TypeError, KeyError):
             text = None
         if not isinstance(text, str) or not records.is_unicode(text):
-            raise DataError(f"{path}:{number}: {records.shown(line)}: expected {form}")
+            raise DataError(f"{path}:{number}: {records.shown(line)}: expected a line {form}")
         yield text

@@ -23,7 +23,8 @@ def label_distribution(name: str, splits: Mapping[str, LabelCounts]) -> Plot:
         for colour, (split, counts) in zip(_COLOURS, splits.items(), strict=False):
             _draw_ranks(by_label, counts, split, colour)
             _draw_shares(by_instance, counts, split, colour)
-        by_label.axhline(TAIL + 0.5, color=style.GREY, linewidth=0.8, linestyle=":")
+        below = {"color": style.GREY, "linewidth": 0.8, "linestyle": ":"}
+        by_label.axhline(TAIL + 0.5, label=f"below: tail, up to {TAIL} instances", **below)
         by_label.set_xlabel("label, by rank")
         by_label.set_ylabel("instances of the label")
         by_label.set_title("Instances of each label")
