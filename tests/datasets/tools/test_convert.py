@@ -36,7 +36,7 @@ def convert(source: Path, out: Path, form: str, compressed: bool = False) -> lis
     return convert_folder(source, out, form, None, compressed, force=False)
 
 
-@pytest.mark.parametrize(("form", "compressed"), product(FORMS, (False, True)))
+@pytest.mark.parametrize(("form", "compressed"), [*product(FORMS, (False, True))])
 def test_from_each_form_to_each(tmp_path: Path, form: str, compressed: bool) -> None:
     write_form(tmp_path / "source", "own.txt", "own.npz")
     (tmp_path / "source" / "labels.txt").write_text("a\nb\nc\nd\ne\n")
@@ -70,9 +70,8 @@ def test_every_float32_survives_text(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
-    write_form(tmp_path / "data" / "source", "own.txt", "repository.txt") if (
-        (tmp_path / "data").mkdir() is None
-    ) else None
+    (tmp_path / "data").mkdir()
+    write_form(tmp_path / "data" / "source", "own.txt", "repository.txt")
     path = tmp_path / "data" / "source" / "tst_X_Xf.txt"
     path.write_text(path.read_text() + "9:1\n")
     for form in FORMS:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ COUNTS = {"train": 23, "test": 4}
 class StandIn:
     """Encodes a text into three numbers, and notes what it is asked for."""
 
-    calls: list[tuple[list[str], int]] = []
+    calls: ClassVar[list[tuple[list[str], int]]] = []
     device: str | None = None
     stop_at: str | None = None
     inputs = 3
@@ -75,7 +76,7 @@ def run(
     def show(split: str, done: int, count: int) -> None:
         shown.append(f"{split} {done}/{count}")
 
-    files = encode_folder(folder, model, "enc", batch, "cpu", force, show)
+    files = encode_folder(folder, model, "enc", 3, "cpu", force, show)
     assert files == [folder / "train-enc.npy", folder / "test-enc.npy"]
     return shown
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -24,7 +25,7 @@ class Handler(BaseHTTPRequestHandler):
     content = CONTENT
     ends_after: int | None = None  # bytes, after which the connection breaks
     knows_ranges = True
-    asked: list[str | None] = []
+    asked: ClassVar[list[str | None]] = []
 
     def do_GET(self) -> None:
         self.asked.append(self.headers.get("Range"))
