@@ -22,7 +22,7 @@ from fanin.datasets.folder import LEFT_OUT, feature_files
 from fanin.datasets.label_names import read_label_names
 from fanin.datasets.tools.blocks import Blocks, feature_blocks, label_blocks
 from fanin.datasets.tools.convert import row_bytes
-from fanin.datasets.tools.files import SPLITS, find_file, kinds_in, label_path
+from fanin.datasets.tools.files import SPLITS, find_file, find_packed, kinds_in, label_path
 from fanin.datasets.tools.label_counts import HEAD_PERCENT, TAIL, LabelCounts
 from fanin.datasets.tools.texts import read_texts, text_file
 
@@ -216,7 +216,12 @@ def _features(folder: Path, kind: str, instances: list[int | None]) -> list[Find
     def read(split: str, expected: int | None) -> _Columns:
         found = find_file(folder, split, feature_files(kind))
         if found is None:
-            raise DataError(f"{folder}: no {split} features {kind!r}: make them as those of train")
+            packed = find_packed(folder, split, feature_files(kind))
+            raise DataError(
+                f"{packed}: compressed: unpack it with gunzip"
+                if packed
+                else f"{folder}: no {split} features {kind!r}: make them as those of train"
+            )
         columns = _Columns.of(feature_blocks(found))
         if not len(columns.stored):
             raise DataError(f"{columns.path}: 0 inputs: at least one is needed")
@@ -282,8 +287,8 @@ def _columns_of(x: _Columns, kind: str, split: str) -> Iterator[Finding]:
 
 
 def _hashes(contents: Iterable[bytes]) -> npt.NDArray[np.uint64]:
-    digests = b"".join(hashlib.blake2b(each, digest_size=8).digest() for each in contents)
-    return np.frombuffer(digests, np.uint64)
+    digests = (hashlib.blake2b(each, digest_size=8).digest() for each in contents)
+    return np.fromiter((int.from_bytes(each, "little") for each in digests), np.uint64)
 
 
 def _hashed_texts(folder: Path, split: str) -> npt.NDArray[np.uint64]:

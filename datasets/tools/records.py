@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -31,6 +32,8 @@ PARQUET_ROWS = 4096  # read at a time
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
 PARQUET = ".parquet"
+# What pandas makes of a list in a CSV file.
+_PYTHON_LIST = re.compile(r"""\[\]|\[(['"]).*['"]\]""", re.DOTALL)
 
 Record = tuple[str, str, list[str]]  # where it stands, its text, the names of its labels
 
@@ -166,6 +169,11 @@ class RecordFile:
 
     def _names(self, where: str, labels: Any) -> list[str]:
         """The names of the labels, each once."""
+        if isinstance(labels, str) and _PYTHON_LIST.fullmatch(labels.strip()):
+            raise DataError(
+                f"{where}: {self.label_field!r} is {shown(labels)}, a list as text: expected "
+                f"names with {self.separator!r} between them, or JSON lines, where a list is one"
+            )
         if isinstance(labels, str):
             labels = labels.split(self.separator) if labels.strip() else []
         elif not isinstance(labels, list):

@@ -161,6 +161,14 @@ def test_a_bad_file_does_not_hide_the_others(folder: Path) -> None:
     assert "train-a" in values and "nan" in values
 
 
+def test_compressed_features(folder: Path) -> None:
+    (folder / "trn_X_Xf.txt.gz").touch()
+    (folder / "tst_X_Xf.txt.gz").touch()
+    train, test = findings(folder, "unusable")
+    assert train.startswith(f"{folder / 'trn_X_Xf.txt.gz'}: compressed: unpack it with gunzip")
+    assert test.startswith(f"{folder / 'tst_X_Xf.txt.gz'}: compressed")
+
+
 def test_missing_parts(folder: Path) -> None:
     for path in folder.glob("test-a.*"):
         path.unlink()

@@ -154,6 +154,7 @@ def test_integers_blanks_and_repetitions_of_labels(tmp_path: Path) -> None:
         ("a.csv", 'text,labels\n"x\ny",b\nc,d,e\n', r":4: 3 fields: expected 2"),
         ("a.csv", 'text,labels\n"x', r":2: no CSV \(unexpected end of data\)"),
         ("a.csv", 'text,labels\n"x"y,b\n', r":2: no CSV \("),
+        ("a.csv", "text,labels\na,\"['b', 'c']\"\n", r":2: 'labels' is .* a list as text"),
         ("a.parquet", b"PAR1 no", r": not a readable Parquet file"),
         ("a.xml", "<a/>", r": its name ends with none of .jsonl, .ndjson, .csv"),
     ],
