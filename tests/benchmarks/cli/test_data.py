@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +13,7 @@ import pytest
 from fakes import command, in_process, write_dataset
 
 from fanin.datasets import load
+from fanin.datasets.tools import records
 
 README = Path(__file__).parents[3] / "datasets" / "README.md"
 
@@ -184,26 +180,18 @@ def test_a_full_disk_leaves_nothing(texts, tmp_path):
     assert before == sorted((tmp_path / "data" / "mine").iterdir())
 
 
-@pytest.mark.slow
-def test_ctrl_c_leaves_nothing(tmp_path):
-    """A pipe that gives no more stands in for a long file."""
-    pipe = tmp_path / "endless.jsonl"
-    os.mkfifo(pipe)
-    arguments = [sys.executable, "-P", "-m", "fanin.benchmarks", "data", "convert"]
-    child = subprocess.Popen(
-        [*arguments, pipe, tmp_path / "data" / "mine"],
-        stderr=subprocess.PIPE,
-        text=True,
-        # Whoever runs the tests in the background may have SIGINT ignored; children inherit it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+def test_ctrl_c_leaves_nothing(texts, tmp_path, monkeypatch):
+    def stopped(path):
+        for number, line in enumerate(texts.read_text().splitlines(), 1):
+            if number == 200:
+                assert list(tmp_path.glob("data/.mine-*/mine/train-texts.jsonl"))
+                raise KeyboardInterrupt
+            yield number, line
+
+    monkeypatch.setattr(records, "lines", stopped)
+    done = data("convert", texts, tmp_path / "data" / "mine", code=130)
+    assert (
+        done.output == "fanin: stopped; what has finished is kept, the same command goes on "
+        "from there\n"
     )
-    with pipe.open("w") as file:
-        file.write('{"text": "t", "labels": []}\n' * 100_000)
-        file.flush()
-        while not any((tmp_path / "data").glob(".mine-*/mine/train-texts.jsonl")):
-            time.sleep(0.05)
-        child.send_signal(signal.SIGINT)
-        _, errors = child.communicate(timeout=60)
-    assert child.returncode == 130
-    assert "Traceback" not in errors
     assert not list((tmp_path / "data").iterdir())
