@@ -16,13 +16,14 @@ import numpy.typing as npt
 from scipy import sparse
 
 from fanin.datasets import formats, matrix_files
-from fanin.datasets.dataset import BLOCK_BYTES, check_finite
+from fanin.datasets.dataset import check_finite
 from fanin.datasets.file_errors import naming
 from fanin.datasets.line_parsers import LABEL_LINES, PAIR_LINES, TRAILING_PAIR_LINES
 from fanin.datasets.text_files import TextMatrix, open_text
 
-# Entries of a `.npz` file that are read at a time; a row is never divided.
-ENTRIES = 1 << 21
+# Numbers of a `.npz` or `.npy` file that are read at a time; a row is never divided. Written as text,
+# each of them takes some 150 bytes.
+ENTRIES = 1 << 19
 
 
 class Blocks(NamedTuple):
@@ -88,7 +89,7 @@ def _positives(matrix: Blocks, first_line: int | None = None) -> Iterator[sparse
 def dense_blocks(path: Path) -> Blocks:
     """The features of a `.npy` file [instances, inputs], checked to be finite in float32."""
     stored = matrix_files.open_array(path)
-    size = max(1, BLOCK_BYTES // max(1, 4 * stored.shape[1]))
+    size = max(1, ENTRIES // max(1, stored.shape[1]))
 
     def blocks() -> Iterator[sparse.csr_array]:
         for first in range(0, len(stored), size):
@@ -123,8 +124,6 @@ def _csr_blocks(
             block = sparse.csr_array((values, ids, rows), shape=(end - first, shape[1]))
             yield matrix_files.checked(block, path, first)
             first = end
-        for part in parts:
-            part.end()
 
 
 class _Part:
@@ -138,8 +137,3 @@ class _Part:
         content = self._file.read(count * self._dtype.itemsize)
         # A copy can be written; ValueError where some are missing.
         return np.frombuffer(content, self._dtype, count).copy()
-
-    def end(self) -> None:
-        """Read on to the end, where the archive compares its checksum."""
-        if self._file.read(1):
-            raise ValueError("it goes on behind its last row")

@@ -64,7 +64,6 @@ def only(folder: Path, level: str) -> str:
 
 def test_data_without_a_flaw(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "ENTRIES", 7)  # many blocks give the same
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 50)
     report = check_folder(folder)
     assert report.is_usable
     assert {each.level for each in report.findings} == {"fact"}
@@ -108,6 +107,16 @@ def test_inputs_that_tell_nothing(folder: Path) -> None:
     assert zero.startswith("a, train: 2 of 6 inputs (1, 3) always 0: they tell nothing apart")
     assert constant.startswith("a, train: 1 of 6 inputs (4) the same for all instances: ")
     assert unseen.startswith("a: 1 of 6 inputs (3) of the test split only: ")
+
+
+def test_zeros_are_values_too(folder: Path) -> None:
+    """An input that is 5 or 0 is not the same for all instances."""
+    change(folder, "train", (slice(0, 20), 0), 0)
+    change(folder, "train", (slice(20, None), 0), 5)
+    assert not findings(folder, "warning")
+    assert (
+        "a, train: 40 instances, 6 inputs, 91.7 % not 0; values 0 to" in findings(folder, "fact")[4]
+    )
 
 
 def test_instances_without_features(folder: Path) -> None:
