@@ -21,8 +21,8 @@ from fanin.datasets.file_errors import naming
 from fanin.datasets.line_parsers import LABEL_LINES, PAIR_LINES, TRAILING_PAIR_LINES
 from fanin.datasets.text_files import TextMatrix, open_text
 
-# Numbers of a `.npz` or `.npy` file that are read at a time; a row is never divided. Written as text,
-# each of them takes some 150 bytes.
+# Numbers of a `.npz` or `.npy` file that are read at a time; a row is never divided. A number takes
+# some 150 bytes while it is written as text.
 ENTRIES = 1 << 19
 
 
