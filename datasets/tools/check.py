@@ -214,15 +214,15 @@ def _features(folder: Path, kind: str, instances: list[int | None]) -> list[Find
     findings: list[Finding] = []
 
     def read(split: str, expected: int | None) -> _Columns:
-        found = find_file(folder, split, feature_files(kind))
-        if found is None:
+        path = find_file(folder, split, feature_files(kind))
+        if path is None:
             packed = find_packed(folder, split, feature_files(kind))
             raise DataError(
                 f"{packed}: compressed: unpack it with gunzip"
                 if packed
                 else f"{folder}: no {split} features {kind!r}: make them as those of train"
             )
-        columns = _Columns.of(feature_blocks(found))
+        columns = _Columns.of(feature_blocks(path))
         if not len(columns.stored):
             raise DataError(f"{columns.path}: 0 inputs: at least one is needed")
         if expected is not None and columns.instances != expected:

@@ -34,8 +34,10 @@ def listing(data_dir: Path | None) -> list[Listed]:
     rows = [_embedded(name) for name in CUTS]
     folders = sorted(path for path in data_dir.iterdir() if path.is_dir()) if data_dir else []
     own = [row for row in map(_folder, folders) if row]
-    here = {canonical_name(row.name) for row in own}
-    return rows + own + [_published(each) for each in PUBLISHED.values() if each.name not in here]
+    own_names = {canonical_name(row.name) for row in own}
+    return (
+        rows + own + [_published(each) for each in PUBLISHED.values() if each.name not in own_names]
+    )
 
 
 def _embedded(name: str) -> Listed:
@@ -52,9 +54,9 @@ def _folder(folder: Path) -> Listed | None:
     instances: list[int | None] = []
     where = str(folder)
     for split in SPLITS:
-        found = find_file(folder, split, LABELS)
+        path = find_file(folder, split, LABELS)
         try:
-            matrix = label_blocks(found) if found else None
+            matrix = label_blocks(path) if path else None
         except DataError as error:
             matrix, where = None, str(error)
         instances.append(matrix.instances if matrix else None)

@@ -145,8 +145,8 @@ def test_wrong_usage_is_told_and_code_2(texts, tmp_path, monkeypatch, arguments,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").touch()
     done = data(*arguments, code=2)
-    said = " ".join(re.sub("[│╭╮╰╯─]", " ", done.output).split())
-    assert re.search(message, said)
+    shown = " ".join(re.sub("[│╭╮╰╯─]", " ", done.output).split())
+    assert re.search(message, shown)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "mine.jsonl"]
 
 

@@ -91,7 +91,7 @@ def test_a_later_bad_row_has_its_number(tmp_path: Path, small: None) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_file_that_is_cut_off_anywhere(tmp_path: Path, packed: bool) -> None:
-    """Each cut is told as an error of the data, with the file."""
+    """Each cut is message as an error of the data, with the file."""
     path = tmp_path / ("trn_X_Xf.txt.gz" if packed else "train-a.npz")
     if packed:
         path.write_bytes(gzip.compress(b"3 5\n0:1 2:0.5\n\n4:2\n"))
@@ -116,11 +116,11 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
         try:
             (read,) = read_all(path)
         except DataError as error:
-            told = str(error)
+            message = str(error)
         else:
             assert equal(read, x)
             continue
-        assert str(path) in told
+        assert str(path) in message
 
 
 def test_a_line_without_end_does_not_fill_the_memory(

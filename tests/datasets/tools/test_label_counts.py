@@ -24,32 +24,34 @@ def test_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> 
     rows[0] = sorted(range(labels))  # one instance with all of them
     for split in ("train", "test"):
         sparse.save_npz(tmp_path / f"{split}-labels.npz", csr(rows, labels))
-    found = counts_of(str(tmp_path))["test"].summary()
+    numbers = counts_of(str(tmp_path))["test"].summary()
 
     each = sorted((sum(label in row for row in rows) for label in range(labels)), reverse=True)
     sizes = [len(row) for row in rows]
     total = sum(sizes)
-    assert (found.instances, found.labels, found.positives) == (150, labels, total)
-    assert found.labels_per_instance == pytest.approx(total / 150)
-    assert found.instances_per_label == pytest.approx(total / labels)
-    assert found.median_instances_per_label == np.median(each)
-    assert found.most_labels_of_an_instance == max(sizes)
-    assert found.most_instances_of_a_label == each[0]
-    assert found.instances_without_label == sizes.count(0)
-    assert found.labels_without_instance == each.count(0)
-    assert found.tail_labels == sum(1 <= count <= 5 for count in each)
-    assert found.tail_positives == sum(count for count in each if count <= 5)
-    assert found.head_labels == -(-labels // 100)
-    assert found.head_positives == sum(each[: found.head_labels])
-    for share, number in ((0.5, found.labels_with_half), (0.9, found.labels_with_nine_tenths)):
+    assert (numbers.instances, numbers.labels, numbers.positives) == (150, labels, total)
+    assert numbers.labels_per_instance == pytest.approx(total / 150)
+    assert numbers.instances_per_label == pytest.approx(total / labels)
+    assert numbers.median_instances_per_label == np.median(each)
+    assert numbers.most_labels_of_an_instance == max(sizes)
+    assert numbers.most_instances_of_a_label == each[0]
+    assert numbers.instances_without_label == sizes.count(0)
+    assert numbers.labels_without_instance == each.count(0)
+    assert numbers.tail_labels == sum(1 <= count <= 5 for count in each)
+    assert numbers.tail_positives == sum(count for count in each if count <= 5)
+    assert numbers.head_labels == -(-labels // 100)
+    assert numbers.head_positives == sum(each[: numbers.head_labels])
+    for share, number in ((0.5, numbers.labels_with_half), (0.9, numbers.labels_with_nine_tenths)):
         assert sum(each[:number]) >= share * total > sum(each[: number - 1])
 
 
 def test_nothing_to_count() -> None:
     for instances in (0, 3):
-        found = LabelCounts.of_matrix(csr([[]] * instances, 4)).summary()
-        assert (found.instances, found.labels, found.positives) == (instances, 4, 0)
-        assert found.labels_per_instance == found.labels_with_half == found.head_positives == 0
+        numbers = LabelCounts.of_matrix(csr([[]] * instances, 4)).summary()
+        assert (numbers.instances, numbers.labels, numbers.positives) == (instances, 4, 0)
+        assert (
+            numbers.labels_per_instance == numbers.labels_with_half == numbers.head_positives == 0
+        )
 
 
 def test_a_data_set_that_is_not_there() -> None:
