@@ -88,3 +88,15 @@ def propensity(name: str) -> Propensity:
     """The propensity constants that the field uses for a data set; `OTHER` for an unknown one."""
     entry = PUBLISHED.get(canonical_name(name))
     return entry.propensity if entry else OTHER
+
+
+class Download(NamedTuple):
+    """A file to fetch. checksum: `sha256:...` or another kind that pooch knows, or None."""
+
+    address: str
+    checksum: str | None
+
+
+# By name, the sets whose file has an address that needs no click; `fanin data fetch` takes it from
+# there. The Extreme Classification Repository links its files by pages that ask first.
+DOWNLOADS: dict[str, Download] = {}

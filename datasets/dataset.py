@@ -165,17 +165,17 @@ def check_some(y: sparse.csr_array, where: str, to_train: bool) -> None:
         raise DataError(f"{where}: no instance has a label: there is nothing to learn")
 
 
-def check_finite(x: npt.NDArray[np.floating], where: str) -> None:
+def check_finite(x: npt.NDArray[np.floating], where: str, number: int = 0) -> None:
     """Raise DataError at the first NaN or infinite entry of x [rows, columns].
 
-    `where` begins the message: the file, or the data set and split.
+    `where` begins the message: the file, or the data set and split. number: that of the first row.
     """
     for first, block in _blocks(x):
         finite = np.isfinite(block)
         if not finite.all():
             row, column = np.argwhere(~finite)[0]
             raise DataError(
-                f"{where}: row {first + row}, column {column} (counted from 0) is "
+                f"{where}: row {number + first + row}, column {column} (counted from 0) is "
                 f"{block[row, column]}: features must be finite; make them anew, or drop the row"
             )
 

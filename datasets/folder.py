@@ -26,6 +26,7 @@ from fanin.datasets.catalogue import FEATURES, PUBLISHED, canonical_name, spelli
 from fanin.datasets.dataset import DataError, Dataset, check_some
 from fanin.datasets.file_errors import naming
 from fanin.datasets.label_cache import SparseReader, cached
+from fanin.datasets.label_names import read_label_names
 from fanin.datasets.memory import available_bytes, size_text
 
 _LOG = logging.getLogger(__name__)
@@ -140,6 +141,7 @@ def load_folder(folder: Path | str, name: str, features: str | None = None) -> D
         test_y=labels[1][1],
         synthetic=False,
         source=f"{FILES_IN}{folder}",
+        label_names=read_label_names(folder, labels[0][1].shape[1]),
         train_left_out=_left_out(folder, "train", labels[0][1]),
         test_left_out=_left_out(folder, "test", labels[1][1]),
     )

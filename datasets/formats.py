@@ -59,7 +59,7 @@ def read_label_pairs(path: Path | str) -> sparse.csr_array:
     """
     path = Path(path)
     matrix = read_text(path, LABEL_PAIRS_HEADER, "columns", PAIR_LINES)
-    return _positives(matrix, lambda instance: f"{path}:{instance + 2}")
+    return positives(matrix, lambda instance: f"{path}:{instance + 2}")
 
 
 def read_label_matrix(path: Path | str) -> sparse.csr_array:
@@ -69,10 +69,10 @@ def read_label_matrix(path: Path | str) -> sparse.csr_array:
     CSR, an id that is out of range or stands twice in a row, and for a value that is negative or
     not finite.
     """
-    return _positives(read_matrix(Path(path)), lambda row: f"{path}: row {row} (counted from 0)")
+    return positives(read_matrix(Path(path)), lambda row: f"{path}: row {row} (counted from 0)")
 
 
-def _positives(matrix: sparse.csr_array, place: Callable[[int], str]) -> sparse.csr_array:
+def positives(matrix: sparse.csr_array, place: Callable[[int], str]) -> sparse.csr_array:
     """The positives of a matrix with values: all but the zeros. `place` names a row in an error."""
     negative = matrix.data < 0
     if negative.any():

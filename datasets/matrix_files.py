@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +33,27 @@ def read_matrix(path: Path) -> sparse.csr_array:
     Raises DataError for an unreadable file, another format than CSR, an id that is no integer, is
     out of range or stands twice in a row, and for a value that is not finite in float32.
     """
+    with readable(path):
+        shape, starts = _read_starts(path)
+        with np.load(path, allow_pickle=False) as arrays:
+            matrix = sparse.csr_array((arrays["data"], arrays["indices"], starts), shape=shape)
+    return checked(matrix, path)
+
+
+def read_starts(path: Path) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
+    """The shape of a matrix in a `.npz` file, and where its rows start: all but its entries.
+
+    Raises DataError as `read_matrix` does for an unreadable file or another format.
+    """
+    with readable(path):
+        return _read_starts(path)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Whatever is raised in here becomes a DataError about a `.npz` file."""
     try:
-        matrix = _load_csr(path)
+        yield
     except DataError:
         raise
     except Exception as error:  # damaged bytes make NumPy and SciPy raise many kinds
@@ -37,10 +61,16 @@ def read_matrix(path: Path) -> sparse.csr_array:
             f"{path}: not a readable sparse .npz file ({_reason(error)}): write it anew with "
             "scipy.sparse.save_npz"
         ) from error
+
+
+def checked(matrix: sparse.csr_array, path: Path, first: int = 0) -> sparse.csr_array:
+    """The matrix as float32 with sorted indices, or the DataError about its first bad entry.
+
+    first: number of its first row in the file."""
     columns = matrix.shape[1]
 
     def complain(entry: int, complaint: str) -> None:
-        row = np.searchsorted(matrix.indptr, entry, side="right") - 1
+        row = first + np.searchsorted(matrix.indptr, entry, side="right") - 1
         raise DataError(f"{path}: row {row} (counted from 0): {complaint}")
 
     wrong = (matrix.indices < 0) | (matrix.indices >= columns)
@@ -70,34 +100,58 @@ def read_matrix(path: Path) -> sparse.csr_array:
     return matrix
 
 
-def _load_csr(path: Path) -> sparse.csr_array:
-    """As `scipy.sparse.load_npz`, which would turn any indices into integers: 0.7 into 0."""
+def _read_starts(path: Path) -> tuple[tuple[int, int], npt.NDArray[np.int64]]:
+    """Not by `scipy.sparse.load_npz`, which turns any indices into integers: 0.7 into 0."""
     with np.load(path, allow_pickle=False) as arrays:
         stored_as = arrays["format"].item()
         form = stored_as.decode("ascii") if isinstance(stored_as, bytes) else stored_as
-        data = arrays["data"]
-        if form != "csr" or data.dtype.kind not in "biuf":
+        names = ("data", "indices", "indptr") if form == "csr" else ("data",)
+        headers = {name: _header_in(arrays.zip, name) for name in names}
+        if form != "csr" or headers["data"].dtype.kind not in "biuf":
             raise DataError(
-                f"{path}: holds {data.dtype} numbers in format {form}: store "
+                f"{path}: holds {headers['data'].dtype} numbers in format {form}: store "
                 "matrix.tocsr().astype(numpy.float32)"
             )
-        indices, starts = arrays["indices"], arrays["indptr"]
         shape = tuple(arrays["shape"].tolist())
         if max(shape) > MOST:
             raise DataError(f"{path}: {max(shape)} rows or columns are too many: at most {MOST}")
-    for name, array in (("indices", indices), ("indptr", starts)):
-        if array.dtype.kind not in "iu":
-            raise DataError(
-                f"{path}: its {name} are {array.dtype}: they must be integers, as "
-                "scipy.sparse.save_npz writes them"
-            )
+        for name in ("indices", "indptr"):
+            if headers[name].dtype.kind not in "iu":
+                raise DataError(
+                    f"{path}: its {name} are {headers[name].dtype}: they must be integers, as "
+                    "scipy.sparse.save_npz writes them"
+                )
+        starts = arrays["indptr"].astype(np.int64)
+    entries = headers["indices"].size
     # SciPy looks only as far as the last of the starts says, and a negative one lets it crash.
-    rising = starts.astype(np.int64)
-    if not rising.size or rising[0] or rising[-1] != len(indices) or (np.diff(rising) < 0).any():
-        raise DataError(
-            f"{path}: damaged (indptr has to rise from 0 to {len(indices)}): write it anew"
+    if not starts.size or starts[0] or starts[-1] != entries or (np.diff(starts) < 0).any():
+        raise DataError(f"{path}: damaged (indptr has to rise from 0 to {entries}): write it anew")
+    if len(starts) != shape[0] + 1 or headers["data"].size != entries:
+        raise ValueError(
+            f"{len(starts) - 1} rows and {headers['data'].size} values for {shape[0]} rows and "
+            f"{entries} ids"
         )
-    return sparse.csr_array((data, indices, starts), shape=shape)
+    return shape, starts
+
+
+class Header(NamedTuple):
+    """What a stored array is: the type of its numbers, and how many there are."""
+
+    dtype: np.dtype[Any]
+    size: int
+
+
+def _header_in(archive: zipfile.ZipFile, name: str) -> Header:
+    with archive.open(f"{name}.npy") as file:
+        return read_header(file)
+
+
+def read_header(file: IO[bytes]) -> Header:
+    """The header of a `.npy` file; what follows in it are the numbers."""
+    version = np.lib.format.read_magic(file)
+    read: Any = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+    shape, _, dtype = read(file)
+    return Header(dtype, math.prod(shape))
 
 
 def read_array(path: Path) -> npt.NDArray[np.float32]:
@@ -107,6 +161,19 @@ def read_array(path: Path) -> npt.NDArray[np.float32]:
     in memory. Raises DataError for another type or shape, and for a value that is not finite in
     float32.
     """
+    stored = open_array(path)
+    if stored.dtype == np.float32 and stored.flags.c_contiguous:
+        return stored
+    _LOG.info("%s is %s: converting in memory; a float32 file is mapped", path, stored.dtype)
+    with np.errstate(over="ignore"):  # too large a value becomes infinite, which the check reports
+        converted = np.ascontiguousarray(stored, np.float32)
+    check_finite(converted, f"{path} (as float32)")
+    return converted
+
+
+def open_array(path: Path) -> npt.NDArray[Any]:
+    """The array [instances, inputs] of a `.npy` file as it is stored: mapped where possible, and
+    its values not checked. Raises DataError for another type or shape."""
     try:
         with naming(path):
             stored = _load_mapped(path)
@@ -122,13 +189,7 @@ def read_array(path: Path) -> npt.NDArray[np.float32]:
     if stored.dtype.name not in FEATURE_TYPES:
         usable = ", ".join(FEATURE_TYPES)
         raise DataError(f"{path}: features are {stored.dtype}: store one of {usable}")
-    if stored.dtype == np.float32 and stored.flags.c_contiguous:
-        return stored
-    _LOG.info("%s is %s: converting in memory; a float32 file is mapped", path, stored.dtype)
-    with np.errstate(over="ignore"):  # too large a value becomes infinite, which the check reports
-        converted = np.ascontiguousarray(stored, np.float32)
-    check_finite(converted, f"{path} (as float32)")
-    return converted
+    return stored
 
 
 def _load_mapped(path: Path) -> object:

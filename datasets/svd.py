@@ -38,12 +38,26 @@ def reduce(train: sparse.csr_array, test: sparse.csr_array) -> tuple[Features, F
     It is fitted on the training split only. The random state is fixed, but the last bits of an SVD
     depend on the BLAS and its threads.
     """
-    svd = TruncatedSVD(**SVD)
+    svd, first = fit(train)
+    return first, _of_length_one(svd.transform(test))
+
+
+def fit(train: sparse.csr_array, **changed: Any) -> tuple[TruncatedSVD, Features]:
+    """The SVD of [instances, inputs], and what it makes of them; `changed` parts of `SVD`."""
+    svd = TruncatedSVD(**SVD | changed)
     start = time.perf_counter()
-    reduced = normalize(svd.fit_transform(train)), normalize(svd.transform(test))
+    first = _of_length_one(svd.fit_transform(train))
     _LOG.info("SVD of %d instances in %.0f s", train.shape[0], time.perf_counter() - start)
-    first, second = (np.ascontiguousarray(x, np.float32) for x in reduced)
-    return first, second
+    return svd, first
+
+
+def apply(components: npt.NDArray[np.float32], x: sparse.csr_array) -> Features:
+    """What a fitted SVD with these components [components, inputs] makes of [instances, inputs]."""
+    return _of_length_one(x @ components.T)
+
+
+def _of_length_one(x: npt.NDArray[np.floating]) -> Features:
+    return np.ascontiguousarray(normalize(x), np.float32)
 
 
 def content_hash(**recipe: Any) -> Any:

@@ -7,7 +7,11 @@ line is the matter of `line_parsers`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +23,7 @@ from fanin.datasets.dataset import DataError
 from fanin.datasets.file_errors import naming
 
 BLOCK_BYTES = 8 << 20
+LONGEST_LINE = 1 << 28  # bytes; what has no line ends is no text, and must not fill the memory
 MAX_DIGITS = 9  # of a number: no data set comes near, and line * columns + id fits 64 bits
 MOST = 10**MAX_DIGITS - 1  # instances, inputs or labels
 
@@ -51,6 +56,14 @@ class Parser(NamedTuple):
     slow: Callable[[Sequence[bytes], int, Path, int], Entries]
 
 
+class TextMatrix(NamedTuple):
+    """A text file of instances: its sizes, and its entries, a block of lines at a time."""
+
+    instances: int
+    columns: int
+    blocks: Iterator[Entries]
+
+
 def read_text(
     path: Path, header: dict[str, str], columns_name: str, parser: Parser
 ) -> sparse.csr_array:
@@ -59,33 +72,83 @@ def read_text(
     `header` names the numbers of the first line, and `columns_name` is the one that is the width of
     the matrix. Raises DataError for a bad header or line, and for too few or too many lines.
     """
-    blocks: list[Entries] = []
-    with naming(path), path.open("rb") as file:
-        numbers = _read_header(path, file.readline(), header)
-        instances, columns = next(iter(numbers.values())), numbers[columns_name]
-        done = 0
-        while lines := file.readlines(BLOCK_BYTES):
-            if done + len(lines) > instances:
-                raise DataError(
-                    f"{path}:{instances + 2}: one line too many: the header says {instances} "
-                    "instances; correct its first number or remove what follows"
-                )
-            block = parser.fast(lines, columns)
-            if block is None:
-                block = parser.slow(lines, columns, path, done + 2)
-            blocks.append(block)
-            done += len(lines)
-    if done < instances:
-        raise DataError(
-            f"{path}:{done + 2}: the file ends after {done} instances but its header says "
-            f"{instances}: is the file cut off?"
-        )
+    text = open_text(path, header, columns_name, parser)
+    blocks = list(text.blocks)
     counts = np.concatenate([np.zeros(1, np.int64), *(block.counts for block in blocks)])
     ids = np.concatenate([np.zeros(0, np.int64), *(block.ids for block in blocks)])
     values = np.concatenate([np.zeros(0, np.float32), *(block.values for block in blocks)])
     index = np.int32 if len(ids) < 2**31 else np.int64  # half the memory where it suffices
     parts = (values, ids.astype(index), np.cumsum(counts).astype(index))
-    return sparse.csr_array(parts, shape=(instances, columns))
+    return sparse.csr_array(parts, shape=(text.instances, text.columns))
+
+
+def open_text(path: Path, header: dict[str, str], columns_name: str, parser: Parser) -> TextMatrix:
+    """The same, a block at a time: the header is read at once, the lines as the blocks are."""
+    lines = line_blocks(path, at_once=BLOCK_BYTES)
+    first = next(lines, [b""])
+    numbers = _read_header(path, first[0], header)
+    instances, columns = next(iter(numbers.values())), numbers[columns_name]
+
+    def blocks() -> Iterator[Entries]:
+        done = 0
+        block = first[1:]
+        while block or (block := next(lines, [])):
+            if done + len(block) > instances:
+                raise DataError(
+                    f"{path}:{instances + 2}: one line too many: the header says {instances} "
+                    "instances; correct its first number or remove what follows"
+                )
+            entries = parser.fast(block, columns)
+            if entries is None:
+                entries = parser.slow(block, columns, path, done + 2)
+            yield entries
+            done += len(block)
+            block = []
+        if done < instances:
+            raise DataError(
+                f"{path}:{done + 2}: the file ends after {done} instances but its header says "
+                f"{instances}: is the file cut off?"
+            )
+
+    return TextMatrix(instances, columns, blocks())
+
+
+def line_blocks(path: Path, at_once: int) -> Iterator[list[bytes]]:
+    """The lines of a file without their line ends, about `at_once` bytes at a time; a file whose
+    name ends with `.gz` is unpacked. Raises DataError for one that is damaged, and for a line
+    longer than LONGEST_LINE."""
+    done = 0
+    begun = b""
+    with opened(path) as file:
+        while chunk := file.read(at_once):
+            *lines, begun = (begun + chunk).split(b"\n")
+            if lines:
+                yield lines
+            done += len(lines)
+            if len(begun) > LONGEST_LINE:
+                raise DataError(
+                    f"{path}:{done + 1}: a line of more than {LONGEST_LINE >> 20} MiB: is this a "
+                    "text file, with a line end behind each line?"
+                )
+        if begun:
+            yield [begun]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedIOBase]:
+    """The bytes of a file, unpacked where its name ends with `.gz`. An error of the system names
+    the file; a damaged archive raises DataError."""
+    try:
+        with naming(path), path.open("rb") as stored:
+            if path.suffix == ".gz":
+                with gzip.GzipFile(fileobj=stored) as file:
+                    yield file
+            else:
+                yield stored
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: damaged, or not compressed by gzip ({error}): get or make it anew"
+        ) from error
 
 
 def _read_header(path: Path, line: bytes, names: dict[str, str]) -> dict[str, int]:

@@ -10,6 +10,7 @@ import typer
 
 from fanin.benchmarks.cli.codes import INTERRUPTED
 from fanin.benchmarks.cli.compare import compare
+from fanin.benchmarks.cli.data import COMMANDS as DATA_COMMANDS
 from fanin.benchmarks.cli.info import info
 from fanin.benchmarks.cli.output import stop, stop_for
 from fanin.benchmarks.cli.plan import plan
@@ -60,3 +61,12 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
 
 for _command in (reproduce, compare, plan, report, info):
     app.command()(friendly(_command))
+
+_data = typer.Typer(
+    no_args_is_help=True,
+    help="Your own data: list, check, convert, make features, count, fetch. Start with `fanin data "
+    "convert` and `fanin data check`.",
+)
+for _name, _of_data in DATA_COMMANDS.items():
+    _data.command(_name)(friendly(_of_data))
+app.add_typer(_data, name="data")

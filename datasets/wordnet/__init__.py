@@ -31,6 +31,8 @@ MIN_POSITIVES = 2
 # Why this one: see README.md.
 SMALL_CUT = frozenset({15})  # noun.location
 
+CUTS = {"wordnet": None, "wordnet-small": SMALL_CUT}  # the embedded data sets
+
 SOURCE = "WordNet 3.0 (Princeton University): text and pointers of its synsets"
 
 

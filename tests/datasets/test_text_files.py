@@ -91,7 +91,7 @@ def test_a_text_file_that_cannot_be_read_on_is_named(
     """A disk that fails while the file is open: the system then says no name."""
 
     class Failing(io.BytesIO):
-        def readline(self, *_: object) -> bytes:
+        def read(self, *_: object) -> bytes:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(Path, "open", lambda *_: Failing())
