@@ -58,13 +58,20 @@ def checked(
     """The arrays of a model of `setup`, one after the other; ValueError where they do not make one
     up: names, shapes, indices and their order."""
     shapes = setup.array_shapes()
-    if set(arrays) != set(shapes):
-        missing, extra = sorted(set(shapes) - set(arrays)), sorted(set(arrays) - set(shapes))
-        raise ValueError(f"arrays of another model: missing {missing}, not known here {extra}")
+    check_names(shapes, arrays)
     for name in shapes:
         array = arrays[name]
         setup.check_array(name, array)
         yield name, array
+
+
+def check_names(known: Iterable[str], given: Iterable[str]) -> None:
+    """ValueError where arrays do not have all these names, and no others."""
+    missing, extra = sorted({*known} - {*given}), sorted({*given} - {*known})
+    if missing or extra:
+        raise ValueError(
+            f"arrays of another model or storage: missing {missing}, not known here {extra}"
+        )
 
 
 def check_arrays(setup: LayerSetup, arrays: Mapping[str, np.ndarray]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fanin.backends.interface import Device, DeviceArray
+from fanin.backends.interface import Device, DeviceArray, Features
 from fanin.backends.setup import ConnectionKind, LayerSetup
 from fanin.backends.trainer import Executor, Trained
 
@@ -87,16 +87,17 @@ class AutogradExecutor(Executor):
         """What the output layer reads: the features, or the intermediate layer's outputs."""
         if not self.setup.intermediate:
             return features
-        return self.forward(features, *self.values("intermediate"))
+        forward = self.sparse_forward if self.setup.sparse_features else self.forward
+        return forward(features, *self.values("intermediate"))
 
     def scores(self, features: Any) -> Any:
         """[batch, labels]."""
         return self.output.scores(self.output_features(features), *self.values("output"))
 
-    def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
-        size = max(1, self.most_scores // self.setup.labels)
-        ids = np.empty((len(features), k), np.int64)
-        for start in range(0, len(features), size):
+    def top_k(self, features: Features, k: int) -> np.ndarray:
+        size, instances = max(1, self.most_scores // self.setup.labels), features.shape[0]
+        ids = np.empty((instances, k), np.int64)
+        for start in range(0, instances, size):
             block = slice(start, start + size)
             ids[block] = self.best(features[block], k)
         return ids
@@ -106,5 +107,10 @@ class AutogradExecutor(Executor):
         """Outputs [batch, units] of a dense layer with ReLU."""
 
     @abstractmethod
-    def best(self, features: np.ndarray, k: int) -> np.ndarray:
+    def sparse_forward(self, features: Any, weights: Any, bias: Any) -> Any:
+        """Outputs [batch, units] of `intermediate.weights` [words, units] with ReLU; features: the
+        framework's form of a `ByInstance`."""
+
+    @abstractmethod
+    def best(self, features: Features, k: int) -> np.ndarray:
         """Ids of the best labels of a block of instances, [instances, k]."""

@@ -33,6 +33,21 @@ def fitting_fan_in(fan_in: int, inputs: int) -> None:
         raise ValueError(f"fan_in {fan_in} is larger than the {inputs} inputs")
 
 
+def sparse_features(output: str, intermediate: int | None, atoms: int | None) -> None:
+    """Sparse features are read by an intermediate layer, and as they are. output: the kind of the
+    output layer; atoms: of a dictionary, None for none."""
+    if intermediate is None:
+        raise ValueError(
+            f"an output layer {output} does not read sparse features itself: set intermediate to a "
+            "number of units, such as 1024, or make the features dense"
+        )
+    if atoms is not None:
+        raise ValueError(
+            f"a dictionary of {atoms} atoms would make sparse features dense: leave it out, or make "
+            "the features dense"
+        )
+
+
 def best(k: Any, labels: int) -> int:
     """How many of the best labels are asked for: 1..labels."""
     try:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import overload
 
 import numpy as np
+import scipy.sparse as sp
 
+from fanin.backends.interface import Features
 from fanin.kernels import dense_forward
 
 SCALE = "features.scale"
@@ -51,10 +54,16 @@ class FeatureTransform:
         named = {SCALE: self.scale, DICTIONARY: self.dictionary}
         return {name: array for name, array in named.items() if array is not None}
 
-    def apply(self, features: np.ndarray, threads: int = 0) -> np.ndarray:
+    @overload
+    def apply(self, features: np.ndarray, threads: int = 0) -> np.ndarray: ...
+    @overload
+    def apply(self, features: sp.csr_array, threads: int = 0) -> sp.csr_array: ...
+    def apply(self, features: Features, threads: int = 0) -> Features:
         """Features [instances, inputs] as the model reads them, [instances, atoms] where there is a
-        dictionary; the same array where nothing is done. threads: CPU threads for a batch, 0 for
-        all."""
+        dictionary; the same array where nothing is done. CSR features stay CSR: for these there is
+        no dictionary. threads: CPU threads for a batch, 0 for all."""
+        if isinstance(features, sp.csr_array):
+            return self._scaled(features)
         if self.scale is not None:
             features = features * self.scale
         if self.dictionary is None:
@@ -64,6 +73,13 @@ class FeatureTransform:
             product: np.ndarray = features @ self.dictionary
             return product
         return dense_forward(features, self._columns, None, threads=threads)
+
+    def _scaled(self, features: sp.csr_array) -> sp.csr_array:
+        assert self.dictionary is None, "LayerSetup refuses it for sparse features"
+        if self.scale is None:
+            return features
+        values = features.data * self.scale[features.indices]
+        return sp.csr_array((values, features.indices, features.indptr), features.shape)
 
     @cached_property
     def _columns(self) -> np.ndarray:

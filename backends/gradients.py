@@ -20,9 +20,9 @@ import scipy.sparse as sp
 from fanin.backends import checks
 from fanin.backends.arrays import Rewiring
 from fanin.backends.features import FeatureTransform
+from fanin.backends.interface import Features
 from fanin.backends.passes import (
     MOST_BYTES,
-    Features,
     LabelPairs,
     give_back,
     input_statistics,

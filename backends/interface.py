@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, SupportsFloat
 
 import numpy as np
+import scipy.sparse as sp
+
+# CSR where the model reads sparse features (`LayerSetup.sparse_features`).
+Features = np.ndarray | sp.csr_array
 
 # autograd: scores, loss and gradients one after the other, then the optimiser, by the framework;
 # fused: all of it in one pass over the labels, by fanin's kernels.
@@ -27,10 +31,20 @@ ADAM_EPSILON = 1e-7
 @dataclass(frozen=True)
 class Storage:
     """How weights and Adam's moments are stored; bfloat16 is rounded stochastically and needs the
-    fused execution. Biases are float32 always."""
+    fused execution. Biases are float32 always.
+
+    row_moments: of `intermediate.weights` in a model of sparse features, one number for each row
+    (word) in place of Adam's two arrays: `v` [inputs], float32, the running mean of the squared
+    gradient's mean over the row; there is no `m`. (Adafactor's row sums and FBGEMM's row-wise
+    Adagrad are relatives.)"""
 
     weights: StoredType = "float32"
     moments: StoredType = "float32"
+    row_moments: bool = False
+
+    @property
+    def is_float32(self) -> bool:
+        return self.weights == self.moments == "float32"
 
 
 FLOAT32 = Storage()
@@ -47,7 +61,7 @@ class TrainingBatch(Protocol):
     """What a trainer reads of a batch (`fanin.datasets.Batch` is one)."""
 
     @property
-    def features(self) -> np.ndarray: ...  # float32 [batch, inputs], dropout applied
+    def features(self) -> Features: ...  # float32 [batch, inputs], dropout applied
     @property
     def positive_instances(self) -> np.ndarray: ...  # int32 [positives], within the batch
     @property

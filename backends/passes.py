@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from fanin.backends.interface import Features
 from fanin.backends.setup import LayerSetup
 from fanin.kernels import add_label_sums
-
-Features = np.ndarray | sp.csr_array
 
 # Half for the sums of labels, half for the instances that are read together from a memory map.
 MOST_BYTES = 1 << 30

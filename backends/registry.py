@@ -136,8 +136,13 @@ def make_trainer(
     or "auto" for a GPU when there is one. threads: CPU threads, 0 for all.
     A missing framework raises ImportError with what to install: never a silent skip.
     """
-    if execution == "autograd" and storage != FLOAT32:
+    if execution == "autograd" and not storage.is_float32:
         raise ValueError("bfloat16 weights or moments need execution 'fused'")
+    if storage.row_moments and not setup.sparse_features:
+        raise ValueError(
+            "moments by rows need sparse features: leave row_moments out, or make the LayerSetup "
+            "with sparse_features=True"
+        )
     if execution not in get_args(Execution):
         raise ValueError(f"execution must be autograd or fused, got {execution!r}")
     if backend not in BACKENDS:

@@ -241,7 +241,9 @@ class LayerSetup:
     inputs, labels: counts. output: how the labels are connected, to the intermediate units where
     there are some and else to the features. scaled: whether the features are multiplied by numbers
     of the model, one an input, before anything else; atoms: of a dictionary with which they are
-    multiplied then, None for none (`features`).
+    multiplied then, None for none (`features`). sparse_features: whether the model reads CSR
+    features, which are never made dense: the intermediate layer, which there has to be, adds up the
+    rows of its weights that belong to the words of an instance (`sparse`).
     Raises ValueError for sizes that make no model.
     """
 
@@ -252,6 +254,7 @@ class LayerSetup:
     loss: Loss = "squared_hinge"
     scaled: bool = False
     atoms: int | None = None
+    sparse_features: bool = False
 
     def __post_init__(self) -> None:
         if self.inputs < 1 or self.labels < 1:
@@ -260,6 +263,8 @@ class LayerSetup:
             checks.whole("intermediate", self.intermediate, 1)
         if self.atoms is not None:
             checks.whole("atoms", self.atoms, 1)
+        if self.sparse_features:
+            checks.sparse_features(type(self.output).__name__, self.intermediate, self.atoms)
         self.output.check(self.output_inputs)
 
     @property
@@ -277,6 +282,12 @@ class LayerSetup:
     @property
     def is_rewired(self) -> bool:
         return self.output.source_array is not None
+
+    @property
+    def lazily_trained(self) -> frozenset[str]:
+        """Names of the arrays whose rows are words: in a step of training only the rows of words
+        that occur in the batch are read and updated."""
+        return frozenset({"intermediate.weights"} if self.sparse_features else ())
 
     def check_rewired(self) -> str:
         """The array of sources that are rewired; ValueError where nothing can be."""
@@ -334,7 +345,14 @@ class LayerSetup:
     def initial_array(self, name: str, seed: int) -> np.ndarray:
         """The values that an array starts with. Scale and dictionary change nothing: the atoms
         are the inputs, over and over. Biases are 0, intermediate weights Glorot-uniform; the kind
-        of connection tells the others."""
+        of connection tells the others.
+
+        Of sparse features, intermediate weights are uniform within sqrt(3 / units), a variance of
+        1 / units, whatever the number of words: an instance has few of them, and as TF-IDF a norm
+        of 1. Before ReLU its outputs then have a norm of 1 on average, as in a random projection,
+        which keeps distances (Johnson & Lindenstrauss, 1984). Glorot's sqrt(6 / (inputs + units))
+        is for inputs that are all present, each of variance 1.
+        """
         self.check_name(name)
         shape = self.array_shapes()[name]
         if name == SCALE:
@@ -347,7 +365,8 @@ class LayerSetup:
         if name.endswith("bias"):
             return np.zeros(shape, np.float32)
         if name == "intermediate.weights":
-            return glorot_uniform(rng, shape)
+            fans = 2 * shape[1] if self.sparse_features else None
+            return glorot_uniform(rng, shape, fans)
         return self.output.initial_array(name, self.output_inputs, self.labels, rng)
 
     def check_array(self, name: str, array: np.ndarray) -> None:

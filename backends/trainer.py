@@ -16,21 +16,37 @@ from typing import SupportsFloat
 
 import numpy as np
 
-from fanin.backends.arrays import Rewiring, check_arrays, checked, copied, plan_rewiring
+from fanin.backends.arrays import (
+    Rewiring,
+    check_arrays,
+    check_names,
+    checked,
+    copied,
+    plan_rewiring,
+)
 from fanin.backends.features import NAMES, FeatureTransform
 from fanin.backends.gradients import OutputLayer
-from fanin.backends.interface import Device, DeviceArray, OnStep, Storage, TrainingBatch
+from fanin.backends.interface import (
+    Device,
+    DeviceArray,
+    Features,
+    OnStep,
+    Storage,
+    TrainingBatch,
+)
 from fanin.backends.setup import LayerSetup
+from fanin.backends.sparse import known_sparse, refuse_sparse
 
 _STEPS_BETWEEN_LOOKS = 100
 
 
 @dataclass
 class Trained:
-    """An array with Adam's moments, as the device holds them."""
+    """An array with Adam's moments, as the device holds them; with moments by rows m is None, and v
+    has one number for each row (`Storage.row_moments`)."""
 
     values: DeviceArray
-    m: DeviceArray
+    m: DeviceArray | None
     v: DeviceArray
 
 
@@ -38,7 +54,7 @@ class Trained:
 class TransformedBatch:
     """A batch with the features as the model's first layer reads them."""
 
-    features: np.ndarray
+    features: Features
     positive_instances: np.ndarray
     positive_labels: np.ndarray
 
@@ -84,7 +100,7 @@ class Executor(ABC):
         """One step of training, counted from 1; the loss before it."""
 
     @abstractmethod
-    def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
+    def top_k(self, features: Features, k: int) -> np.ndarray:
         """See `Trainer.top_k`."""
 
     def rewire(self, fraction: float, seed: int) -> int | None:
@@ -136,6 +152,8 @@ class Trainer:
         shape = self.setup.array_shapes()[name]
         if self._executor.is_transposed(name):
             shape = shape[::-1]
+        if self._storage.row_moments and name in self.setup.lazily_trained:
+            return Trained(values, None, self.device.zeros(shape[:1], "float32"))
         dtype = self._dtype(name, moments=True)
         return Trained(values, self.device.zeros(shape, dtype), self.device.zeros(shape, dtype))
 
@@ -190,12 +208,13 @@ class Trainer:
     def _moments(self) -> Iterator[tuple[str, str, DeviceArray]]:
         """Name of the array, name of its moment, the moment."""
         for name, trained in self._trained.items():
-            yield name, f"{name}.m", trained.m
+            if trained.m is not None:
+                yield name, f"{name}.m", trained.m
             yield name, f"{name}.v", trained.v
 
     def optimizer_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Adam's state: `<name>.m` and `<name>.v` for each trained array, and `steps`, an int64
-        scalar; as `arrays`, one after the other."""
+        """Adam's state: `<name>.m` and `<name>.v` for each trained array (with moments by rows
+        `<name>.v` alone), and `steps`, an int64 scalar; as `arrays`, one after the other."""
         with self._executor.in_label_order():
             for name, key, moment in self._moments():
                 yield key, self._read(name, moment)
@@ -203,7 +222,8 @@ class Trainer:
 
     def load_optimizer_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over what `optimizer_arrays` gave, in this or the other backend. Each array is
-        asked for once, when it is its turn."""
+        asked for once, when it is its turn. ValueError where their names are others."""
+        check_names([*(key for _, key, _ in self._moments()), "steps"], arrays)
         with self._executor.in_label_order():
             for name, key, moment in self._moments():
                 self.device.write(moment, self._inside(name, arrays[key]))
@@ -219,10 +239,18 @@ class Trainer:
 
     # Training and prediction --------------------------------------------------------------------
 
+    def _as_read(self, features: Features) -> Features:
+        """Features as the model's first layer reads them; ValueError for dense ones where it reads
+        sparse ones, and the other way round."""
+        if self.setup.sparse_features:
+            return self.transform.apply(known_sparse(features, self.setup.inputs))
+        refuse_sparse(features)
+        return self.transform.apply(features, self.threads)
+
     def _transformed(self, batch: TrainingBatch) -> TrainingBatch:
-        if not self.transform.arrays:
+        features = self._as_read(batch.features)
+        if features is batch.features:
             return batch
-        features = self.transform.apply(batch.features, self.threads)
         return TransformedBatch(features, batch.positive_instances, batch.positive_labels)
 
     def train(
@@ -240,12 +268,12 @@ class Trainer:
                 on_step(loss)
         return losses.all()
 
-    def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
+    def top_k(self, features: Features, k: int) -> np.ndarray:
         """Ids of the k highest scored labels, int64 [instances, k], best first; no dropout.
-        features: float32 [instances, inputs]. Ties go to the lower id. ValueError where k is not
-        in 1..labels."""
+        features: float32 [instances, inputs], CSR where the model reads sparse features. Ties go to
+        the lower id. ValueError where k is not in 1..labels, and for other features."""
         self.setup.check_k(k)
-        return self._executor.top_k(self.transform.apply(features, self.threads), k)
+        return self._executor.top_k(self._as_read(features), k)
 
     # Rewiring -----------------------------------------------------------------------------------
 

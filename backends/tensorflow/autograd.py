@@ -14,13 +14,18 @@ import numpy as np
 import tensorflow as tf
 
 from fanin.backends.autograd import AutogradExecutor, Output
-from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
+from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, Features, TrainingBatch
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.sparse import ByInstance, by_instance
 from fanin.backends.tensorflow.device import TensorFlowDevice
 from fanin.backends.tensorflow.linear import fan_in_linear
 from fanin.backends.tensorflow.losses import LOSSES
 from fanin.backends.tensorflow.ops import ops, rewire, top_k
 from fanin.backends.trainer import Trained
+
+
+# As TensorFlow's ops see them.
+_BETAS = tuple(float(np.float32(beta)) for beta in ADAM_BETAS)
 
 
 class TensorFlowOutput(Output):
@@ -96,13 +101,16 @@ class TensorFlowAutograd(AutogradExecutor):
         super().start(trained)
         # Compiled once for all sizes: a smaller last batch does not trace anew.
         features = tf.TensorSpec([None, self.setup.first_inputs], tf.float32)
+        if self.setup.sparse_features:
+            types = ByInstance(values=tf.float32, starts=tf.int64, columns=tf.int32)
+            features = ByInstance(*(tf.TensorSpec([None], dtype) for dtype in types))
         self._step_function = tf.function(
             self._step,
             input_signature=[
                 features,
                 tf.TensorSpec([None], tf.int32),
                 tf.TensorSpec([None], tf.int64),
-                tf.TensorSpec([], tf.float32),
+                tf.TensorSpec([2], tf.float32),
             ],
         )
         self._top_k_function = tf.function(
@@ -111,22 +119,24 @@ class TensorFlowAutograd(AutogradExecutor):
 
     def step(self, batch: TrainingBatch, learning_rate: float, step: int) -> SupportsFloat:
         positives = (batch.positive_instances, batch.positive_labels)
-        step_size = self._step_size(learning_rate, step)
-        return self.device.number(self._step_function(batch.features, *positives, step_size))
+        step_sizes = self._step_sizes(learning_rate, step)
+        features = _arrays(batch.features)
+        return self.device.number(self._step_function(features, *positives, step_sizes))
 
-    def _step_size(self, learning_rate: float, step: int) -> tf.Tensor:
-        """Adam's learning rate with its bias correction, which needs more digits than float32 has,
-        for the betas that the op sees: 1 - float32(0.999) is 1.3e-5 (relative) off 0.001."""
-        beta1, beta2 = (float(np.float32(beta)) for beta in ADAM_BETAS)
-        correction = math.sqrt(1 - beta2**step) / (1 - beta1**step)
-        return tf.constant(learning_rate * correction, tf.float32)
+    def _step_sizes(self, learning_rate: float, step: int) -> tf.Tensor:
+        """Adam's learning rate with its bias correction, with and without that of m. It needs more
+        digits than float32 has, for the betas that the op sees: 1 - float32(0.999) is 1.3e-5
+        (relative) off 0.001."""
+        beta1, beta2 = _BETAS
+        size = learning_rate * math.sqrt(1 - beta2**step)
+        return tf.constant([size / (1 - beta1**step), size], tf.float32)
 
     def _step(
         self,
-        features: tf.Tensor,
+        features: tf.Tensor | ByInstance,
         positive_instances: tf.Tensor,
         positive_labels: tf.Tensor,
-        step_size: tf.Tensor,
+        step_sizes: tf.Tensor,
     ) -> tf.Tensor:
         values = [each.values for each in self.trained.values()]
         with self.device.scope():
@@ -137,19 +147,32 @@ class TensorFlowAutograd(AutogradExecutor):
             gradients = tape.gradient(scores, values, output_gradients=grad_scores)
             # An update is in place only when nobody reads the array any more; TensorFlow would
             # otherwise copy it. So all gradients first.
-            with tf.control_dependencies(gradients):
+            with tf.control_dependencies(tf.nest.flatten(gradients, expand_composites=True)):
                 for each, gradient in zip(self.trained.values(), gradients, strict=True):
-                    _apply_adam(each, gradient, step_size)
+                    if isinstance(gradient, tf.IndexedSlices):
+                        _update_lazily(each, gradient, step_sizes)
+                    else:
+                        _apply_adam(each, gradient, step_sizes[0])
             return loss
 
     def forward(self, features: tf.Tensor, weights: tf.Variable, bias: tf.Variable) -> tf.Tensor:
         return tf.nn.relu(tf.matmul(features, weights) + bias)
 
-    def best(self, features: np.ndarray, k: int) -> np.ndarray:
-        ids: np.ndarray = self._top_k_function(features, k).numpy()
+    def sparse_forward(
+        self, features: ByInstance, weights: tf.Variable, bias: tf.Variable
+    ) -> tf.Tensor:
+        # tf.nn.embedding_lookup_sparse gives no outputs to a last instance without words, and the
+        # gradient of tf.sparse.sparse_dense_matmul has a row for every word.
+        batch = tf.size(features.starts) - 1
+        instances = tf.repeat(tf.range(batch), tf.experimental.numpy.diff(features.starts))
+        rows = tf.gather(weights, features.columns) * features.values[:, None]
+        return tf.nn.relu(tf.math.unsorted_segment_sum(rows, instances, batch) + bias)
+
+    def best(self, features: Features, k: int) -> np.ndarray:
+        ids: np.ndarray = self._top_k_function(_arrays(features), k).numpy()
         return ids
 
-    def _top_k(self, features: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
+    def _top_k(self, features: tf.Tensor | ByInstance, k: tf.Tensor) -> tf.Tensor:
         with self.device.scope():
             return self.output.best(self.output_features(features), *self.values("output"), k)
 
@@ -159,6 +182,33 @@ class TensorFlowAutograd(AutogradExecutor):
             return None
         state, inputs = (weights.values, weights.m, weights.v), self.setup.output_inputs
         return rewire(sources, state, inputs, fraction, seed, threads=self.device.threads)
+
+
+def _arrays(features: Features) -> np.ndarray | ByInstance:
+    return features if isinstance(features, np.ndarray) else by_instance(features)
+
+
+def _update_lazily(trained: Trained, gradient: tf.IndexedSlices, step_sizes: tf.Tensor) -> None:
+    """Adam on the rows in the gradient; all other rows, and their moments, stay as they are."""
+    beta1, beta2 = _BETAS
+    words, place = tf.unique(gradient.indices)
+    change = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(words))
+
+    def moved(moment: tf.Variable, target: tf.Tensor, beta: float) -> tf.Tensor:
+        """Rows of a moment, which have gone towards a target."""
+        rows = tf.gather(moment, words)
+        rows += (1 - beta) * (target - rows)
+        moment.scatter_update(tf.IndexedSlices(rows, words))
+        return rows
+
+    if trained.m is None:
+        v = moved(trained.v, tf.reduce_mean(tf.square(change), 1), beta2)[:, None]
+    else:
+        v = moved(trained.v, tf.square(change), beta2)
+        change = moved(trained.m, change, beta1)
+    size = step_sizes[1 if trained.m is None else 0]
+    change *= size / (tf.sqrt(v) + ADAM_EPSILON)
+    trained.values.scatter_sub(tf.IndexedSlices(change, words))
 
 
 def _apply_adam(trained: Trained, gradient: tf.Tensor, step_size: tf.Tensor) -> None:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from fanin.backends.autograd import AutogradExecutor, Output
-from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
+from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, Features, TrainingBatch
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.sparse import ByInstance, by_instance
 from fanin.backends.torch.device import TorchDevice
 from fanin.backends.torch.linear import fan_in_linear
 from fanin.backends.torch.losses import LOSSES
@@ -114,11 +115,16 @@ class TorchAutograd(AutogradExecutor):
 
     def start(self, trained: Mapping[str, Trained]) -> None:
         super().start(trained)
-        parameters = [each.values.requires_grad_() for each in trained.values()]
+        for each in trained.values():
+            each.values.requires_grad_()
+        lazily = self.setup.lazily_trained
+        self._lazily_trained = [trained[name] for name in trained if name in lazily]
+        others = [trained[name] for name in trained if name not in lazily]
+        parameters = [each.values for each in others]
         self._adam = torch.optim.Adam(parameters, betas=ADAM_BETAS, fused=True)
         self._adam_steps = 0
         # As torch would at the first step; made here so that the moments are those of the trainer.
-        for each in trained.values():
+        for each in others:
             self._adam.state[each.values] = {
                 "step": torch.zeros((), dtype=torch.float32, device=self.device.torch),
                 "exp_avg": each.m,
@@ -126,7 +132,7 @@ class TorchAutograd(AutogradExecutor):
             }
 
     def step(self, batch: TrainingBatch, learning_rate: float, step: int) -> SupportsFloat:
-        scores = self.scores(self.device.tensor(batch.features))
+        scores = self.scores(self._tensors(batch.features))
         loss = LOSSES[self.setup.loss](
             scores,
             self.device.tensor(batch.positive_instances).long(),
@@ -148,13 +154,33 @@ class TorchAutograd(AutogradExecutor):
                 state["step"].fill_(step - 1)
         self._adam.step()
         self._adam_steps = step
+        for each in self._lazily_trained:
+            update_lazily(each, learning_rate, step)
+
+    def _tensors(self, features: Features) -> Tensor | ByInstance:
+        if isinstance(features, np.ndarray):
+            return self.device.tensor(features)
+        return ByInstance(*map(self.device.tensor, by_instance(features)))
 
     def forward(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
         return torch.addmm(bias, features, weights).relu_()
 
+    def sparse_forward(self, features: ByInstance, weights: Tensor, bias: Tensor) -> Tensor:
+        sums = torch.nn.functional.embedding_bag(
+            features.columns,
+            weights,
+            # Of one type with the columns, as torch wants it.
+            features.starts.int(),
+            mode="sum",
+            sparse=True,  # the gradient has the rows of words that occur
+            per_sample_weights=features.values,
+            include_last_offset=True,
+        )
+        return (sums + bias).relu_()
+
     @torch.inference_mode()
-    def best(self, features: np.ndarray, k: int) -> np.ndarray:
-        outputs = self.output_features(self.device.tensor(features))
+    def best(self, features: Features, k: int) -> np.ndarray:
+        outputs = self.output_features(self._tensors(features))
         ids: np.ndarray = self.output.best(outputs, *self.values("output"), k).cpu().numpy()
         return ids
 
@@ -164,6 +190,29 @@ class TorchAutograd(AutogradExecutor):
             return None
         state, inputs = (weights.values.detach(), weights.m, weights.v), self.setup.output_inputs
         return rewire(sources, *state, inputs, fraction, seed)
+
+
+@torch.no_grad()
+def update_lazily(trained: Trained, learning_rate: float, step: int) -> None:
+    """Adam on the rows in the gradient, which is sparse and goes; all other rows, and their
+    moments, stay as they are. As `torch.optim.SparseAdam`, which has no moments by rows."""
+    (beta1, beta2), values = ADAM_BETAS, trained.values
+    gradient = values.grad.coalesce()
+    values.grad = None
+    (words,), change = gradient.indices(), gradient.values()
+    size = learning_rate * (1 - beta2**step) ** 0.5
+    squares = change.square()
+    if trained.m is None:
+        squares = squares.mean(1)
+    else:
+        change = trained.m[words].lerp_(change, 1 - beta1)
+        trained.m[words] = change
+        size /= 1 - beta1**step
+    v = trained.v[words].lerp_(squares, 1 - beta2)
+    trained.v[words] = v
+    root = v.sqrt_().add_(ADAM_EPSILON)
+    change = change / (root if trained.m is not None else root[:, None])
+    values.index_add_(0, words, change, alpha=-size)
 
 
 def csr_starts(rows: Tensor, labels: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.sparse as sp
 
 from fanin.backends.setup import Dense
 
@@ -47,10 +48,13 @@ def loss(name, s, rows, labels):
 
 
 class Model:
-    """A `LayerSetup` trained by Adam (epsilon beside sqrt(v), before the bias correction)."""
+    """A `LayerSetup` trained by Adam (epsilon beside sqrt(v), before the bias correction). The rows
+    of `lazily_trained` arrays are trained one by one, those of words in the batch alone; with
+    row_moments, by a mean squared gradient for each row."""
 
-    def __init__(self, setup, arrays):
+    def __init__(self, setup, arrays, row_moments=False):
         self.setup = setup
+        self.row_moments = row_moments
         self.arrays = {
             k: a.astype(np.float64) if a.dtype == np.float32 else a.copy()
             for k, a in arrays.items()
@@ -58,6 +62,9 @@ class Model:
         trained = [k for k, a in arrays.items() if a.dtype == np.float32]
         self.m = {k: np.zeros(arrays[k].shape) for k in trained}
         self.v = {k: np.zeros(arrays[k].shape) for k in trained}
+        if row_moments:
+            for name in setup.lazily_trained:
+                self.v[name] = np.zeros(len(arrays[name]))
         self.steps = 0
 
     def output_matrix(self):
@@ -85,12 +92,17 @@ class Model:
             hidden = np.maximum(0, x @ a["intermediate.weights"] + a["intermediate.bias"])
         return hidden, hidden @ self.output_matrix() + a["output.bias"]
 
+    def read(self, x):
+        """Features as the first layer reads them, float64 [batch, inputs]."""
+        values = (x.toarray() if sp.issparse(x) else x).astype(np.float64)
+        return values * self.arrays.get("features.scale", 1)
+
     def scores(self, x):
         """[batch, labels] for float32 features [batch, inputs]."""
-        return self.forward(x.astype(np.float64))[1]
+        return self.forward(self.read(x))[1]
 
     def step(self, batch, learning_rate):
-        x = batch.features.astype(np.float64)
+        x = self.read(batch.features)
         hidden, s = self.forward(x)
         value, g = loss(self.setup.loss, s, batch.positive_instances, batch.positive_labels)
         matrix_grad = hidden.T @ g
@@ -106,6 +118,8 @@ class Model:
             grads["intermediate.weights"] = x.T @ before
             grads["intermediate.bias"] = before.sum(0)
         self.steps += 1
+        for name in self.setup.lazily_trained:
+            self.update_rows(name, grads.pop(name), batch.features.indices, learning_rate)
         for name, grad in grads.items():
             m, v = self.m[name], self.v[name]
             m += (1 - 0.9) * (grad - m)
@@ -113,3 +127,17 @@ class Model:
             size = learning_rate * np.sqrt(1 - 0.999**self.steps) / (1 - 0.9**self.steps)
             self.arrays[name] -= size * m / (np.sqrt(v) + 1e-7)
         return value
+
+    def update_rows(self, name, grads, words, learning_rate):
+        """Adam on the rows of these words."""
+        size = learning_rate * np.sqrt(1 - 0.999**self.steps)
+        for word in set(words.tolist()):
+            row, grad = self.arrays[name][word], grads[word]
+            if self.row_moments:
+                self.v[name][word] += (1 - 0.999) * ((grad**2).mean() - self.v[name][word])
+                row -= size * grad / (np.sqrt(self.v[name][word]) + 1e-7)
+                continue
+            m, v = self.m[name][word], self.v[name][word]
+            m += (1 - 0.9) * (grad - m)
+            v += (1 - 0.999) * (grad**2 - v)
+            row -= size / (1 - 0.9**self.steps) * m / (np.sqrt(v) + 1e-7)

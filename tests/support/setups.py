@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.sparse as sp
 
 from fanin.backends.arrays import InitialArrays
 from fanin.backends.registry import make_trainer
@@ -24,8 +25,17 @@ def random_batch(setup, size, seed, share=0.1):
     """share: of all pairs of instance and label, those that are positives."""
     rng = np.random.default_rng(seed)
     instances, label_ids = np.nonzero(rng.random((size, setup.labels)) < share)
-    features = rng.standard_normal((size, setup.inputs)).astype(np.float32)
+    if setup.sparse_features:
+        features = random_csr((size, setup.inputs), rng)
+    else:
+        features = rng.standard_normal((size, setup.inputs)).astype(np.float32)
     return Batch(features, instances.astype(np.int32), label_ids)
+
+
+def random_csr(shape, rng, words=3):
+    """CSR features with so many words an instance on average; some instances have none."""
+    density = min(1, words / shape[1])
+    return sp.random_array(shape, density=density, format="csr", dtype=np.float32, rng=rng)
 
 
 def random_batches(setup, count, seed=0, size=32, share=0.01):

@@ -1,0 +1,97 @@
+"""Sparse features, as the first layer of a model reads them: checks of a batch, and a batch by
+instances and by words.
+
+An input of sparse features is called a word here, although nothing asks for text: a column of the
+matrix [instances, inputs], of which most values are 0 and not stored. No array is [batch, words].
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from fanin.backends.passes import check_sparse
+
+# An array in NumPy or of a framework.
+_Array = Any
+
+
+class ByInstance(NamedTuple):
+    """A batch as CSR: instance i has the values starts[i] to starts[i + 1] - 1. values: float32
+    [stored]; starts: int64 [batch + 1]; columns: the word of each value, int32 [stored]."""
+
+    values: _Array
+    starts: _Array
+    columns: _Array
+
+
+class ByWord(NamedTuple):
+    """The same batch by its words. words: those that occur, ascending, int32 [distinct]. Word w has
+    the values word_starts[w] to word_starts[w + 1] - 1, int64 [distinct + 1]. instances: of each
+    value, ascending for a word, int32 [stored]; values: float32 [stored]."""
+
+    words: _Array
+    word_starts: _Array
+    instances: _Array
+    values: _Array
+
+
+def by_instance(features: sp.csr_array) -> ByInstance:
+    """The arrays of CSR features in the types that the kernels read."""
+    return ByInstance(
+        features.data,
+        features.indptr.astype(np.int64, copy=False),
+        features.indices.astype(np.int32, copy=False),
+    )
+
+
+def by_word(features: sp.csr_array) -> ByWord:
+    """The order by words in which the weights are updated. It costs what sorting the stored values
+    costs; the starts of all words, of which a batch has few, are never made."""
+    values, starts, columns = by_instance(features)
+    order = np.argsort(columns, kind="stable")
+    sorted_columns = columns[order]
+    firsts = np.flatnonzero(np.diff(sorted_columns, prepend=-1))
+    instances = np.repeat(np.arange(len(starts) - 1, dtype=np.int32), np.diff(starts))
+    word_starts = np.append(firsts, len(order)).astype(np.int64, copy=False)
+    return ByWord(sorted_columns[firsts], word_starts, instances[order], values[order])
+
+
+def known_sparse(given: Any, inputs: int) -> sp.csr_array:
+    """Features [instances, inputs] of a model of sparse features; ValueError for others, which
+    says what to do."""
+    if not isinstance(given, sp.csr_array | sp.csr_matrix):
+        kind = type(given).__name__
+        raise ValueError(
+            "features must be a SciPy CSR array, since this model reads sparse features, got "
+            f"{kind}; scipy.sparse.csr_array(features) makes one"
+        )
+    if given.ndim != 2 or given.shape[1] != inputs:
+        raise ValueError(
+            f"features must be [instances, {inputs}] (the inputs), got {list(given.shape)}"
+        )
+    if given.dtype != np.float32:
+        raise ValueError(
+            f"features must be float32, got {given.dtype}; features.astype('float32') makes them so"
+        )
+    check_sparse("features", given)
+    if not (good := np.isfinite(given.data)).all():
+        at = int(good.argmin())
+        instance = int(np.searchsorted(given.indptr, at, "right")) - 1
+        raise ValueError(
+            f"features[{instance}, {given.indices[at]}] is {given.data[at]}; all of features must "
+            "be finite: leave such values out, or replace them"
+        )
+    return given if isinstance(given, sp.csr_array) else sp.csr_array(given)
+
+
+def refuse_sparse(features: Any) -> None:
+    """ValueError for sparse features, of a model that reads dense ones."""
+    if sp.issparse(features):
+        raise ValueError(
+            "features must be dense, since this model reads dense features, got "
+            f"{type(features).__name__}; hand over features.toarray(), or make the model by a "
+            "LayerSetup with sparse_features=True"
+        )
