@@ -105,6 +105,11 @@ def has_twin(name: str, features: str) -> bool:
     return entry is not None and features in kinds_of(entry)
 
 
+def has_sparse_twin(name: str, features: str | None) -> bool:
+    """Whether there is one, and with sparse features."""
+    return features == BOW and has_twin(name, BOW)
+
+
 def shape_twin(name: str, features: str) -> ShapeTwin:
     """The twin of a published data set; DataError for another name or kind of features."""
     entry = PUBLISHED.get(canonical_name(name))

@@ -19,6 +19,7 @@ from fanin.benchmarks.cli.options import (
     Execution,
     Features,
     MomentsDtype,
+    MomentsOption,
     RecipeOption,
     Setup,
     Tasks,
@@ -51,6 +52,7 @@ def plan(
     execution: Execution = None,
     weights_dtype: WeightsDtype = None,
     moments_dtype: MomentsDtype = None,
+    moments: MomentsOption = None,
     memory: Annotated[
         float | None,
         typer.Option(
@@ -85,6 +87,7 @@ def plan(
         "recipe": recipe,
         "weights_dtype": weights_dtype,
         "moments_dtype": moments_dtype,
+        "moments": moments,
     }
     chosen = select_tasks([dataset], features, data_dir, tasks, setup, overrides, execution)
     count = thread_count(threads)

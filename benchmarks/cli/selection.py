@@ -11,8 +11,22 @@ from typing import Any
 from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.cli.output import stop
 from fanin.benchmarks.records.task import NAMES, Task, is_name
-from fanin.benchmarks.records.task_files import USUAL_TASKS, files_of, find_tasks, read_tasks
-from fanin.datasets import available, canonical_name, feature_kinds, find_folder, unknown
+from fanin.benchmarks.records.task_files import (
+    USUAL_SPARSE_TASKS,
+    USUAL_TASKS,
+    files_of,
+    find_tasks,
+    read_tasks,
+)
+from fanin.datasets import (
+    available,
+    canonical_name,
+    feature_kinds,
+    find_folder,
+    has_sparse_features,
+    unknown,
+)
+from fanin.datasets.shape_twins import has_sparse_twin
 from fanin.reports.setups import Setup
 
 
@@ -63,10 +77,13 @@ def select_tasks(
                 files = [path for kind in kinds for path in files_of(dataset, kind)]
             if not files:
                 folder = data_dir and find_folder(data_dir, dataset)
-                if not folder and dataset not in available():
+                # Its sizes are known, which do for a plan and a shape profile.
+                is_twin = not folder and has_sparse_twin(dataset, features)
+                if not folder and not is_twin and dataset not in available():
                     raise unknown(dataset, data_dir)
-                named["features"] = features or _only_kind(kinds, dataset)
-                files = [USUAL_TASKS]
+                named["features"] = own = features or _only_kind(kinds, dataset)
+                is_sparse = is_twin or has_sparse_features(dataset, own, data_dir)
+                files = [USUAL_SPARSE_TASKS if is_sparse else USUAL_TASKS]
                 named["recipe"] = "best"
         given = {key: value for key, value in named.items() if value is not None}
         given |= overrides | way
