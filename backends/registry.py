@@ -24,12 +24,15 @@ class MemoryModel:
 
     rounding: what the allocator rounds up, a share of all bytes.
     dense_copies: of the float32 weights of a dense layer, while the fused execution takes them over
-    (together with the weights that are kept by then).
+    (together with the weights that are kept by then); and of those of an intermediate layer that
+    reads sparse features, in both executions.
     Of the autograd execution:
     optimizer_copies: of all trained arrays, during Adam's update, when the scores are gone.
     dense_library_bytes, sparse_library_bytes, fanin_library_bytes: held by the libraries under the
     framework for the products of an output layer of that kind of operations.
     intermediate_library_bytes: for those of an intermediate layer below fanin's own op.
+    sparse_rows: of sparse features, so many arrays with a row of the first layer's weights for each
+    word of each instance in a batch.
     sparse_index_bytes, sparse_starts_bytes: of each sparse connection's place, and of each label's
     start.
     sparse_arrays, sparse_arrays_by_instance: arrays of one float32 for each connection that the
@@ -44,6 +47,7 @@ class MemoryModel:
     sparse_library_bytes: int = 0
     fanin_library_bytes: int = 0
     intermediate_library_bytes: int = 0
+    sparse_rows: float = 0.0
     sparse_index_bytes: int = 0
     sparse_starts_bytes: int = 0
     sparse_arrays: tuple[float, float] = (0.0, 0.0)

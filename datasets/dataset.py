@@ -86,6 +86,12 @@ class Dataset:
         """How many instances there are to test on."""
         return int(self.test_x.shape[0])
 
+    @property
+    def memory_bytes(self) -> int:
+        """What features and labels take in memory; memory maps take none."""
+        parts = (self.train_x, self.train_y, self.test_x, self.test_y)
+        return sum(array_bytes(part) for part in parts if not isinstance(part, np.memmap))
+
     @cached_property
     def identity(self) -> str:
         """SHA-256 (hex) over the shapes, the labels and the features of both splits, and over the
@@ -166,6 +172,13 @@ class Dataset:
                 f"{where}: {len(self.label_names)} label names for {self.labels} labels: "
                 "give one for each, or none"
             )
+
+
+def array_bytes(array: Features) -> int:
+    """Bytes of the numbers in an array, which may be sparse."""
+    if isinstance(array, sparse.csr_array):
+        return int(array.data.nbytes + array.indices.nbytes + array.indptr.nbytes)
+    return array.nbytes
 
 
 def check_some(y: sparse.csr_array, where: str, to_train: bool) -> None:

@@ -67,7 +67,9 @@ class Estimate:
 @dataclass(frozen=True)
 class Sizes:
     """Of a data set, as far as a plan needs them. is_mapped: whether the training features are a
-    memory map."""
+    memory map. words: of sparse features, how many an instance has on average; None for dense ones.
+    data_bytes: what features and labels take in memory; train_bytes: what those of the training
+    instances would take, in a copy of them."""
 
     inputs: int
     labels: int
@@ -75,6 +77,13 @@ class Sizes:
     test_instances: int
     train_positives: int = 0
     is_mapped: bool = False
+    words: float | None = None
+    data_bytes: int = 0
+    train_bytes: int = 0
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.words is not None
 
 
 def hours_per_epoch(expected: Estimate, task: Task, sizes: Sizes, speed: Speed) -> float:
@@ -100,6 +109,7 @@ class Plan:
     backend: str
     parameters: int
     expected: Estimate
+    data_bytes: int
     available_bytes: int
     hours_per_epoch: float
 
@@ -107,19 +117,22 @@ class Plan:
     def of(
         cls, task: Task, backend: str, sizes: Sizes, speed: Speed, available: int, threads: int
     ) -> Plan:
-        setup = task.setup(sizes.inputs, sizes.labels)
-        expected = with_choosing(estimate(task, setup, backend, threads), task, setup, sizes)
+        setup = task.setup(sizes.inputs, sizes.labels, sizes.is_sparse)
+        expected = estimate(task, setup, backend, threads, words=sizes.words)
+        expected = with_data(with_choosing(expected, task, setup, sizes), task, sizes)
         trained = (
             math.prod(shape)
             for name, shape in setup.array_shapes().items()
             if name.endswith(("weights", "bias"))
         )
         hours = hours_per_epoch(expected, task, sizes, speed)
-        return cls(task, backend, sum(trained), expected, available, hours)
+        # Validation instances are taken out of the others, as a copy of both.
+        data = sizes.data_bytes + (sizes.train_bytes if task.protocol == "holdout" else 0)
+        return cls(task, backend, sum(trained), expected, data, available, hours)
 
     @property
     def fits(self) -> bool:
-        return self.expected.peak_bytes <= self.available_bytes
+        return self.expected.peak_bytes + self.data_bytes <= self.available_bytes
 
     @property
     def hours(self) -> float:
@@ -134,6 +147,7 @@ class Plan:
             "parameters": self.parameters,
             **asdict(self.expected),
             "peak_bytes": self.expected.peak_bytes,
+            "data_bytes": self.data_bytes,
             "fits": self.fits,
             "hours_per_epoch": self.hours_per_epoch,
             "hours": self.hours,
@@ -161,14 +175,57 @@ def check_counted(expected: Estimate, available_bytes: int) -> None:
 
 
 def estimate(
-    task: Task, setup: LayerSetup, backend: str, threads: int, cpu: str | None = None
+    task: Task,
+    setup: LayerSetup,
+    backend: str,
+    threads: int,
+    cpu: str | None = None,
+    *,
+    words: float | None = None,
 ) -> Estimate:
     """What training `setup` as the task says needs in this backend on a CPU: the one of that name,
-    or this machine's."""
+    or this machine's. words: of sparse features, how many an instance has."""
     memory = BACKENDS[backend].memory
+    first = FirstLayer.of(task, setup, words)
     if task.execution == "fused":
-        return _fused(task, setup, memory, threads, cpu)
-    return _autograd(task, setup, memory, threads)
+        return _fused(task, setup, first, memory, threads, cpu)
+    return _autograd(task, setup, first, memory, threads)
+
+
+@dataclass(frozen=True)
+class FirstLayer:
+    """The weights of the intermediate layer, counts of numbers; 0 without one.
+
+    moments: what the optimiser keeps in the type of moments, and row_moments, in float32. touched:
+    the weights that a step reads and changes; products: how many multiplications an instance takes.
+    gathered: the rows that a step takes of sparse features, one for each word of each instance, in
+    numbers.
+    """
+
+    weights: int
+    moments: int
+    row_moments: int = 0
+    touched: int = 0
+    products: int = 0
+    gathered: int = 0
+
+    @classmethod
+    def of(cls, task: Task, setup: LayerSetup, words: float | None) -> FirstLayer:
+        weights, units = setup.count("intermediate.weights"), setup.intermediate or 0
+        if not setup.sparse_features:
+            return cls(weights, 2 * weights, touched=weights, products=weights)
+        # A word that several instances have counts several times: their number is not known.
+        gathered = math.ceil(task.batch_size * (words or 0) * units)
+        by_row = task.moments == "row"
+        return cls(
+            weights,
+            moments=0 if by_row else 2 * weights,
+            row_moments=setup.inputs if by_row else 0,
+            touched=min(weights, gathered),
+            # Two of the three products of a dense layer: features have no gradient.
+            products=math.ceil(2 / 3 * (words or 0) * units),
+            gathered=gathered,
+        )
 
 
 def with_choosing(expected: Estimate, task: Task, setup: LayerSetup, sizes: Sizes) -> Estimate:
@@ -190,6 +247,22 @@ def with_choosing(expected: Estimate, task: Task, setup: LayerSetup, sizes: Size
     return replace(expected, temporary_bytes=temporary)
 
 
+# Of int64 for each training instance, while their order in an epoch is made.
+_ORDER_ARRAYS = 6
+# Ids of the best five labels, of each instance that is evaluated.
+_PREDICTED_BYTES = 5 * 8
+
+
+def with_data(expected: Estimate, task: Task, sizes: Sizes) -> Estimate:
+    """The estimate with what a run keeps of each instance: their order in the epoch, and predicted
+    labels. Where they are made, the model does not work, but the order stays."""
+    order = 8 * sizes.train_instances
+    instances = max(sizes.train_instances, sizes.test_instances)
+    between = max(_ORDER_ARRAYS * order, order + _PREDICTED_BYTES * instances)
+    temporary = max(expected.temporary_bytes + order, between)
+    return replace(expected, temporary_bytes=temporary)
+
+
 def _transform_values(setup: LayerSetup) -> int:
     """How many numbers say what the model does to its features."""
     return sum(map(setup.count, features.NAMES))
@@ -201,10 +274,15 @@ def _overhead(memory: MemoryModel, model_bytes: int) -> int:
 
 
 def _fused(
-    task: Task, setup: LayerSetup, memory: MemoryModel, threads: int, cpu: str | None
+    task: Task,
+    setup: LayerSetup,
+    first: FirstLayer,
+    memory: MemoryModel,
+    threads: int,
+    cpu: str | None,
 ) -> Estimate:
     weight, moment = _BYTES[task.weights_dtype], _BYTES[task.moments_dtype]
-    inner, connections = setup.count("intermediate.weights"), setup.count("output.weights")
+    inner, connections = first.weights, setup.count("output.weights")
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
     is_sorted = kind.is_sortable and sorting_pays(inputs, cpu)
@@ -232,9 +310,11 @@ def _fused(
 
     # A dense layer's weights on their way into the framework; the moments are made after that.
     dense = connections if kind.operations == "dense" else 0
-    building = memory.dense_copies * 4 * max(inner, dense) - 2 * moment * (inner + connections)
+    moments = (first.moments + 2 * connections) * moment + 4 * first.row_moments
+    building = memory.dense_copies * 4 * max(inner, dense) - moments
 
-    moved = inner * (3 * weight + 4 * moment) + connections * (2 * weight + 4 * moment) + sources
+    moved = first.touched * 3 * weight + connections * (2 * weight + 4 * moment) + sources
+    moved += 0 if first.row_moments else first.touched * 4 * moment
     if is_sorted:
         # Connections pass by twice, for the scores and for the gradients; once more each, where
         # lanes are worked on by halves, but then they come from a cache.
@@ -245,35 +325,49 @@ def _fused(
         + sources
         + sorting
         + kind.starts_bytes(inputs, labels),
-        optimizer_bytes=2 * (inner + connections) * moment + 2 * biases * 4,
+        optimizer_bytes=moments + 2 * biases * 4,
         gradient_bytes=0,
         # The allocators keep what a step took while others predict.
         temporary_bytes=max(step + max(predict, copied), building),
-        overhead_bytes=_overhead(memory, 4 * 3 * (inner + connections)),
+        overhead_bytes=_overhead(memory, 4 * (inner + first.moments + 3 * connections)),
         moved_bytes=moved,
-        flops=2 * task.batch_size * (3 * (inner + connections) + _transform_values(setup)),
+        flops=_flops(task, setup, first),
     )
 
 
-def _autograd(task: Task, setup: LayerSetup, memory: MemoryModel, threads: int) -> Estimate:
-    inner, connections = setup.count("intermediate.weights"), setup.count("output.weights")
+def _flops(task: Task, setup: LayerSetup, first: FirstLayer) -> int:
+    products = 3 * (first.products + setup.count("output.weights"))
+    return 2 * task.batch_size * (products + _transform_values(setup))
+
+
+def _autograd(
+    task: Task, setup: LayerSetup, first: FirstLayer, memory: MemoryModel, threads: int
+) -> Estimate:
+    connections = setup.count("output.weights")
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
     structure = kind.source_bytes(inputs, labels)
     if kind.operations == "sparse":  # in the framework's form, not in that of the kernels
         structure = connections * memory.sparse_index_bytes
         structure += memory.sparse_starts_bytes * (labels + 1)
-    trained = 4 * (inner + connections + biases)
+    others = 4 * (connections + biases)  # than the weights of the first layer
+    trained = 4 * first.weights + others
+    moments = 4 * (first.moments + first.row_moments) + 2 * others
+    # Of sparse features the gradient of these weights has the rows that occur, and goes.
+    gradients = others if setup.sparse_features else trained
     scores = task.batch_size * labels * 4
     lanes = -(-task.batch_size // LANES) * LANES * 4 * inputs
     temporary = _SCORES * scores + memory.sparse_temporary_bytes(setup, task.batch_size)
-    temporary = max(temporary, memory.optimizer_copies * trained)
+    temporary = max(temporary, memory.optimizer_copies * gradients)
+    temporary += memory.sparse_rows * 4 * first.gathered
+    building = memory.dense_copies * 4 * first.weights - moments - gradients
+    temporary = max(temporary, building)
     return Estimate(
         parameter_bytes=trained + structure + 4 * _transform_values(setup),
-        optimizer_bytes=2 * trained,
-        gradient_bytes=trained,
+        optimizer_bytes=moments,
+        gradient_bytes=gradients,
         temporary_bytes=round(temporary) + (2 + threads) * lanes,
-        overhead_bytes=_overhead(memory, 3 * trained) + memory.library_bytes(setup),
-        moved_bytes=9 * trained + structure + 8 * scores,
-        flops=2 * task.batch_size * (3 * (inner + connections) + _transform_values(setup)),
+        overhead_bytes=_overhead(memory, trained + moments) + memory.library_bytes(setup),
+        moved_bytes=9 * (4 * first.touched + others) + structure + 8 * scores,
+        flops=_flops(task, setup, first),
     )

@@ -61,7 +61,13 @@ def profile(request: Request, events: Events, result: RunResult) -> None:
     result.dataset = twin_info(twin, task.seed)
     is_sparse = twin.words is not None
     setup = task.setup(twin.inputs, sizes.labels, is_sparse)
-    expected = estimate(task, setup, request.backend, thread_count(options.threads))
+    expected = estimate(
+        task,
+        setup,
+        request.backend,
+        thread_count(options.threads),
+        words=twin.words.per_instance if twin.words else None,
+    )
     events.send(event="phase", name="importing the backend")
     result.machine = warm_up(request, is_sparse)
     if runs_on_cpu(options.device):
