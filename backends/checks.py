@@ -43,8 +43,8 @@ def sparse_features(output: str, intermediate: int | None, atoms: int | None) ->
         )
     if atoms is not None:
         raise ValueError(
-            f"a dictionary of {atoms} atoms would make sparse features dense: leave it out, or make "
-            "the features dense"
+            f"a dictionary of {atoms} atoms would make sparse features dense: leave it out, or "
+            "make the features dense"
         )
 
 

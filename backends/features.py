@@ -63,18 +63,17 @@ class FeatureTransform:
         dictionary; the same array where nothing is done. CSR features stay CSR: for these there is
         no dictionary. threads: CPU threads for a batch, 0 for all."""
         if isinstance(features, sp.csr_array):
-            return self._scaled(features)
-        if self.scale is not None:
-            features = features * self.scale
+            return self._scaled_csr(features)
+        scaled: np.ndarray = features if self.scale is None else features * self.scale
         if self.dictionary is None:
-            return features
-        is_plain = features.dtype == np.float32 and features.flags.c_contiguous
-        if len(features) > _BATCH or not is_plain:
-            product: np.ndarray = features @ self.dictionary
+            return scaled
+        is_plain = scaled.dtype == np.float32 and scaled.flags.c_contiguous
+        if len(scaled) > _BATCH or not is_plain:
+            product: np.ndarray = scaled @ self.dictionary
             return product
-        return dense_forward(features, self._columns, None, threads=threads)
+        return dense_forward(scaled, self._columns, None, threads=threads)
 
-    def _scaled(self, features: sp.csr_array) -> sp.csr_array:
+    def _scaled_csr(self, features: sp.csr_array) -> sp.csr_array:
         assert self.dictionary is None, "LayerSetup refuses it for sparse features"
         if self.scale is None:
             return features

@@ -3,7 +3,8 @@ weights (`fanin.h`), but for what a framework adds.
 
 Inside, dense weights are [units, inputs], so that a unit's row is contiguous, and the connections
 of a fixed fan-in layer may be sorted (`fanin.h` tells why); outside, all arrays are as `LayerSetup`
-says.
+says. Weights that read sparse features are [words, units] inside too: there, a word's row is what
+has to be contiguous.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
 import numpy as np
+import scipy.sparse as sp
 
-from fanin.backends.interface import Device, DeviceArray, TrainingBatch
+from fanin.backends.interface import Device, DeviceArray, Features, TrainingBatch
 from fanin.backends.setup import LayerSetup, slot_dtype
+from fanin.backends.sparse import ByInstance, ByWord, by_word, tensors
 from fanin.backends.trainer import Executor, Trained
 from fanin.kernels import sorting_pays
 
@@ -51,8 +54,9 @@ class FusedExecutor(Executor):
         )
 
     def is_transposed(self, name: str) -> bool:
-        is_dense = self.setup.output.operations == "dense"
-        return name == "intermediate.weights" or (name == "output.weights" and is_dense)
+        if name == "intermediate.weights":
+            return not self.setup.sparse_features
+        return name == "output.weights" and self.setup.output.operations == "dense"
 
     def set_connections(self, name: str, array: np.ndarray) -> None:
         form = self.setup.index_arrays()[name]
@@ -96,19 +100,26 @@ class FusedExecutor(Executor):
             self.sort(undo=False)
 
     def step(self, batch: TrainingBatch, learning_rate: float, step: int) -> SupportsFloat:
-        features = outputs = self.device.tensor(batch.features)
-        if self.intermediate:
-            outputs = self.forward(features, self.intermediate)
+        features = tensors(batch.features, self.device)
+        outputs = self._output_features(features)
         loss, grad = self.output_step(outputs, batch, learning_rate, step)
-        if self.intermediate:
+        if isinstance(batch.features, sp.csr_array):
+            assert self.intermediate is not None, "LayerSetup sees to it"
+            words = ByWord(*map(self.device.tensor, by_word(batch.features)))
+            self.sparse_update(grad, outputs, words, self.intermediate, learning_rate, step)
+        elif self.intermediate:
             self.update(grad, outputs, features, self.intermediate, learning_rate, step)
         return self.device.number(loss)
 
-    def top_k(self, features: np.ndarray, k: int) -> np.ndarray:
-        outputs = self.device.tensor(features)
-        if self.intermediate:
-            outputs = self.forward(outputs, self.intermediate)
-        return self.best(outputs, k)
+    def top_k(self, features: Features, k: int) -> np.ndarray:
+        return self.best(self._output_features(tensors(features, self.device)), k)
+
+    def _output_features(self, features: Any) -> Any:
+        """What the output layer reads: the features, or the intermediate layer's outputs."""
+        if not self.intermediate:
+            return features
+        forward = self.sparse_forward if self.setup.sparse_features else self.forward
+        return forward(features, self.intermediate)
 
     # What a framework adds. Features, outputs and gradients are its own tensors on the device.
 
@@ -121,6 +132,22 @@ class FusedExecutor(Executor):
         self, grad: Any, outputs: Any, features: Any, layer: Layer, learning_rate: float, step: int
     ) -> None:
         """Backward pass of `forward`, and Adam."""
+
+    @abstractmethod
+    def sparse_forward(self, features: ByInstance, layer: Layer) -> Any:
+        """Outputs [batch, units] of a layer with ReLU that reads sparse features."""
+
+    @abstractmethod
+    def sparse_update(
+        self,
+        grad: Any,
+        outputs: Any,
+        features: ByWord,
+        layer: Layer,
+        learning_rate: float,
+        step: int,
+    ) -> None:
+        """Backward pass of `sparse_forward`, and Adam on the rows of words that occur."""
 
     @abstractmethod
     def output_step(

@@ -91,6 +91,10 @@ def recipe_of(name: RecipeName, setup: LayerSetup) -> Recipe:
         rewire_decay=PAPER.rewire_decay,
         rewired_weights=PAPER.rewired_weights,
     )
+    if setup.sparse_features:
+        # TF-IDF weighs words already. A variance of 1 for each would make rare words outweigh all
+        # others: one in n instances would count sqrt(n) times as much as it does.
+        return replace(plain, feature_scaling="none")
     if setup.intermediate:
         return plain
     if isinstance(setup.output, Dense):

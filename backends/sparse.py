@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from fanin.backends.interface import Device, Features
 from fanin.backends.passes import check_sparse
 
 # An array in NumPy or of a framework.
@@ -57,6 +58,14 @@ def by_word(features: sp.csr_array) -> ByWord:
     instances = np.repeat(np.arange(len(starts) - 1, dtype=np.int32), np.diff(starts))
     word_starts = np.append(firsts, len(order)).astype(np.int64, copy=False)
     return ByWord(sorted_columns[firsts], word_starts, instances[order], values[order])
+
+
+def tensors(features: Features, device: Device) -> Any:
+    """Features as a framework computes with them: a tensor; or, of sparse ones, a `ByInstance` of
+    tensors."""
+    if isinstance(features, np.ndarray):
+        return device.tensor(features)
+    return ByInstance(*map(device.tensor, by_instance(features)))
 
 
 def known_sparse(given: Any, inputs: int) -> sp.csr_array:

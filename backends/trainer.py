@@ -46,7 +46,7 @@ class Trained:
     has one number for each row (`Storage.row_moments`)."""
 
     values: DeviceArray
-    m: DeviceArray | None
+    m: DeviceArray
     v: DeviceArray
 
 

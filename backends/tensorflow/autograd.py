@@ -23,7 +23,6 @@ from fanin.backends.tensorflow.losses import LOSSES
 from fanin.backends.tensorflow.ops import ops, rewire, top_k
 from fanin.backends.trainer import Trained
 
-
 # As TensorFlow's ops see them.
 _BETAS = tuple(float(np.float32(beta)) for beta in ADAM_BETAS)
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from fanin.backends.fused import FusedExecutor, Layer
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
 from fanin.backends.setup import LayerSetup
+from fanin.backends.sparse import ByInstance, ByWord
 from fanin.backends.tensorflow.device import TensorFlowDevice
 from fanin.backends.tensorflow.ops import (
     Variables,
@@ -121,6 +122,40 @@ class TensorFlowFused(FusedExecutor):
                 **_adam(learning_rate, step),
                 seed=_INTERMEDIATE_SEED,
                 want_grad=False,
+                threads=self.device.threads,
+            )
+
+    def sparse_forward(self, features: ByInstance, layer: Layer) -> tf.Tensor:
+        with self.device.scope():
+            outputs: tf.Tensor = ops().fanin_sparse_relu(
+                **features._asdict(),
+                weights=layer.weights.values,
+                bias=[layer.bias.values],
+                threads=self.device.threads,
+            )
+        return outputs
+
+    def sparse_update(
+        self,
+        grad: tf.Tensor,
+        outputs: tf.Tensor,
+        features: ByWord,
+        layer: Layer,
+        learning_rate: float,
+        step: int,
+    ) -> None:
+        weights, bias = layer.weights, _state(layer.bias)
+        with self.device.scope():
+            ops().fanin_sparse_relu_update(
+                grad_outputs=grad,
+                outputs=outputs,
+                **features._asdict(),
+                weights=weights.values.handle,
+                weights_m=[] if weights.m is None else [weights.m.handle],
+                weights_v=weights.v.handle,
+                bias=[array.handle for array in bias],
+                **_adam(learning_rate, step),
+                seed=_INTERMEDIATE_SEED,
                 threads=self.device.threads,
             )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fanin.backends.autograd import AutogradExecutor, Output
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, Features, TrainingBatch
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
-from fanin.backends.sparse import ByInstance, by_instance
+from fanin.backends.sparse import ByInstance, tensors
 from fanin.backends.torch.device import TorchDevice
 from fanin.backends.torch.linear import fan_in_linear
 from fanin.backends.torch.losses import LOSSES
@@ -132,7 +132,7 @@ class TorchAutograd(AutogradExecutor):
             }
 
     def step(self, batch: TrainingBatch, learning_rate: float, step: int) -> SupportsFloat:
-        scores = self.scores(self._tensors(batch.features))
+        scores = self.scores(tensors(batch.features, self.device))
         loss = LOSSES[self.setup.loss](
             scores,
             self.device.tensor(batch.positive_instances).long(),
@@ -157,11 +157,6 @@ class TorchAutograd(AutogradExecutor):
         for each in self._lazily_trained:
             update_lazily(each, learning_rate, step)
 
-    def _tensors(self, features: Features) -> Tensor | ByInstance:
-        if isinstance(features, np.ndarray):
-            return self.device.tensor(features)
-        return ByInstance(*map(self.device.tensor, by_instance(features)))
-
     def forward(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
         return torch.addmm(bias, features, weights).relu_()
 
@@ -180,7 +175,7 @@ class TorchAutograd(AutogradExecutor):
 
     @torch.inference_mode()
     def best(self, features: Features, k: int) -> np.ndarray:
-        outputs = self.output_features(self._tensors(features))
+        outputs = self.output_features(tensors(features, self.device))
         ids: np.ndarray = self.output.best(outputs, *self.values("output"), k).cpu().numpy()
         return ids
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fanin.backends.fused import FusedExecutor, Layer
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
 from fanin.backends.setup import LayerSetup
+from fanin.backends.sparse import ByInstance, ByWord
 from fanin.backends.torch.device import TorchDevice
 from fanin.backends.torch.ops import (
     CONNECTIONS,
@@ -29,6 +30,7 @@ from fanin.kernels import params
 
 WEIGHTS = ("weights", "weights_m", "weights_v")
 BIAS = ("bias", "bias_m", "bias_v")
+_WORDS = ("words", "word_starts", "instances", "values")
 _POSITIVES = ("positive_instances", "positive_labels")
 
 
@@ -207,6 +209,87 @@ def _(grad: Tensor, outputs: Tensor, features: Tensor, *others: Any) -> Tensor:
     return features.new_empty(features.shape if others[-1] else (0,))
 
 
+@torch.library.custom_op("fanin::sparse_relu", mutates_args=())
+def sparse_relu(
+    values: Tensor, starts: Tensor, columns: Tensor, weights: Tensor, bias: Tensor | None
+) -> Tensor:
+    """relu(features weights + bias), [batch, units], of CSR features [batch, inputs]; arguments as
+    in `fanin.kernels.sparse_forward`. weights [inputs, units]."""
+    outputs = _outputs(values, starts, weights)
+    arguments = params.SparseForwardParams(
+        values=described(values),
+        starts=described(starts),
+        columns=described(columns),
+        weights=described(weights),
+        bias=described(bias),
+        outputs=described(outputs),
+        relu=True,
+        threads=torch.get_num_threads(),
+    )
+    call(arguments, values)
+    return outputs
+
+
+@sparse_relu.register_fake
+def _(
+    values: Tensor, starts: Tensor, columns: Tensor, weights: Tensor, bias: Tensor | None
+) -> Tensor:
+    refuse_other_devices(values, starts=starts, columns=columns, weights=weights, bias=bias)
+    return _outputs(values, starts, weights)
+
+
+def _outputs(values: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """Memory for what the layer gives. ValueError where its size is unknown; the library checks all
+    else."""
+    if starts.ndim != 1 or not starts.shape[0] or weights.ndim != 2:
+        raise ValueError(
+            "starts must be [batch + 1] and weights [inputs, units], got "
+            f"{list(starts.shape)} and {list(weights.shape)}"
+        )
+    return values.new_empty((starts.shape[0] - 1, weights.shape[1]))
+
+
+@torch.library.custom_op("fanin::sparse_relu_update", mutates_args=(*WEIGHTS, *BIAS))
+def sparse_relu_update(
+    grad: Tensor,
+    outputs: Tensor,
+    words: Tensor,
+    word_starts: Tensor,
+    instances: Tensor,
+    values: Tensor,
+    weights: Tensor,
+    weights_m: Tensor | None,
+    weights_v: Tensor,
+    bias: Tensor | None,
+    bias_m: Tensor | None,
+    bias_v: Tensor | None,
+    learning_rate: float,
+    step: int,
+    seed: int,
+) -> None:
+    """Backward pass of `sparse_relu` with Adam on the rows of `words`; arguments as in
+    `fanin.kernels.sparse_update`. weights_m: None for moments by rows."""
+    arguments = params.SparseUpdateParams(
+        grad_outputs=described(grad),
+        outputs=described(outputs),
+        words=described(words),
+        word_starts=described(word_starts),
+        instances=described(instances),
+        values=described(values),
+        weights=trained(weights, weights_m, weights_v),
+        bias=trained(bias, bias_m, bias_v),
+        adam=_adam(learning_rate, step, seed),
+        threads=torch.get_num_threads(),
+    )
+    call(arguments, grad)
+
+
+@sparse_relu_update.register_fake
+def _(grad: Tensor, *others: Any) -> None:
+    names = ("outputs", *_WORDS, *WEIGHTS, *BIAS)
+    refuse_other_devices(grad, **dict(zip(names, others, strict=False)))
+
+
 class TorchFused(FusedExecutor):
     """See `fanin.backends.fused.FusedExecutor`."""
 
@@ -228,6 +311,22 @@ class TorchFused(FusedExecutor):
         dense_relu_update(
             grad, outputs, features, *_state(layer), learning_rate, step, _INTERMEDIATE_SEED, False
         )
+
+    def sparse_forward(self, features: ByInstance, layer: Layer) -> Tensor:
+        outputs: Tensor = sparse_relu(*features, layer.weights.values, layer.bias.values)
+        return outputs
+
+    def sparse_update(
+        self,
+        grad: Tensor,
+        outputs: Tensor,
+        features: ByWord,
+        layer: Layer,
+        learning_rate: float,
+        step: int,
+    ) -> None:
+        state = (*_state(layer), learning_rate, step, _INTERMEDIATE_SEED)
+        sparse_relu_update(grad, outputs, *features, *state)
 
     def output_step(
         self, features: Tensor, batch: TrainingBatch, learning_rate: float, step: int
@@ -275,7 +374,7 @@ class TorchFused(FusedExecutor):
         return tuple(self.connection_arrays.get(name) for name in CONNECTIONS)
 
 
-def _state(layer: Layer) -> tuple[Tensor, ...]:
+def _state(layer: Layer) -> tuple[Tensor | None, ...]:
     return tuple(
         getattr(part, name) for part in (layer.weights, layer.bias) for name in ("values", "m", "v")
     )

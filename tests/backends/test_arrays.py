@@ -43,6 +43,16 @@ class TestInitialArrays:
         assert arrays["output.indices"].dtype == np.uint16
         assert not arrays["output.bias"].any()
 
+    @pytest.mark.parametrize("words", [30, 3000])
+    def test_rows_of_words_have_a_norm_of_one(self, words):
+        """However many words there are, so that instances of norm 1 have such outputs too."""
+        setup = LayerSetup(words, 40, FixedFanIn(8), intermediate=1000, sparse_features=True)
+        weights = initial_arrays(setup, 0)["intermediate.weights"]
+        assert weights.shape == (words, 1000)
+        limit = (3 / 1000) ** 0.5
+        assert 0.98 * limit < np.abs(weights).max() <= limit
+        assert np.abs(np.linalg.norm(weights, axis=1) - 1).max() < 0.1
+
     def test_equal_seeds_are_equal(self):
         setup = LayerSetup(20, 30, Unstructured(4))
         one, two, three = (initial_arrays(setup, seed) for seed in (1, 1, 2))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from fanin.backends.recipes import PAPER, Recipe, check_recipe, recipe_of
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
-from fanin.backends.starting import looks_at_data
+from fanin.backends.starting import looks_at_data, starting_arrays
 
 FIXED = LayerSetup(30, 50, FixedFanIn(8))
 BELOW = LayerSetup(30, 50, FixedFanIn(8), intermediate=20)
@@ -51,6 +53,17 @@ def test_connections_follow_the_data_only_where_they_can(setup):
 def test_more_weights_for_a_score_take_smaller_steps():
     rates = [recipe_of("best", setup).learning_rate for setup in SETUPS]
     assert rates == [3e-3, 3e-3, 2e-3, 3e-3]
+
+
+def test_sparse_features_are_left_as_they_are():
+    setup = replace(BELOW, sparse_features=True)
+    best = recipe_of("best", setup)
+    assert best == replace(recipe_of("best", BELOW), feature_scaling="none")
+    x = sp.random_array((20, 30), density=0.2, format="csr", dtype=np.float32, rng=0)
+    y = sp.random_array((20, 50), density=0.1, format="csr", rng=0).astype(bool)
+    given = starting_arrays(x, y, best, setup.output.fan_in)
+    assert list(given) == ["output.bias"]
+    assert len(np.unique(given["output.bias"])) > 2
 
 
 @pytest.mark.parametrize("name", ["good", "", None, 3])

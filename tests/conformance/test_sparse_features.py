@@ -121,9 +121,7 @@ def test_a_run_goes_on_in_another_trainer(framework, device, execution, storage)
 
 @each_execution
 def test_moments_of_another_form_are_refused(framework, execution):
-    full, rows = (
-        start(framework, SETUP, execution, storage)[0] for storage in (Storage(), ROWS)
-    )
+    full, rows = (start(framework, SETUP, execution, storage)[0] for storage in (Storage(), ROWS))
     state = {trainer: copied(trainer.optimizer_arrays()) for trainer in (full, rows)}
     of_another = "arrays of another model or storage: "
     name = r"\['intermediate.weights.m'\]"

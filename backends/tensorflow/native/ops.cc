@@ -5,5 +5,6 @@
 #include "connections.cc"
 #include "dense.cc"
 #include "linear.cc"
+#include "sparse.cc"
 #include "step.cc"
 #include "top_k.cc"

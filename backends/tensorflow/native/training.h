@@ -125,7 +125,8 @@ class TrainingKernel : public FusedKernel<device> {
  public:
   explicit TrainingKernel(OpKernelConstruction *ctx) : FusedKernel<device>(ctx) {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("seed", &seed_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("want_grad", &want_grad_));
+    // The first layer of a model hands on no gradient.
+    if (ctx->HasAttr("want_grad")) OP_REQUIRES_OK(ctx, ctx->GetAttr("want_grad", &want_grad_));
   }
 
  protected:
@@ -140,7 +141,7 @@ class TrainingKernel : public FusedKernel<device> {
   }
 
   int64_t seed_;
-  bool want_grad_;
+  bool want_grad_ = false;
 };
 
 }  // namespace
