@@ -20,12 +20,15 @@ from fanin.kernels.numpy_ops import (
     step,
     top_k,
 )
+from fanin.kernels.sparse_ops import Words, by_words, sparse_forward, sparse_update
 
 __all__ = [
     "Adam",
     "Trained",
+    "Words",
     "add_label_sums",
     "build_info",
+    "by_words",
     "choose_sources",
     "dense_forward",
     "dense_update",
@@ -38,6 +41,8 @@ __all__ = [
     "sort_connections",
     "sorted_labels",
     "sorting_pays",
+    "sparse_forward",
+    "sparse_update",
     "step",
     "top_k",
 ]

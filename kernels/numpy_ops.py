@@ -108,10 +108,11 @@ class Trained:
     """An array that is trained, with Adam's first and second moment. All are updated in place.
 
     values is float32 or bfloat16 (ml_dtypes); m and v too, both of one type; all have one shape.
+    `sparse_update` also takes None for m, with one number a row for v.
     """
 
     values: np.ndarray
-    m: np.ndarray
+    m: np.ndarray | None
     v: np.ndarray
 
 

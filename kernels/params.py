@@ -152,6 +152,30 @@ class DenseUpdateParams(Params):
     )
 
 
+class SparseForwardParams(Params):
+    """`fanin_sparse_forward_params`."""
+
+    FUNCTION = "fanin_sparse_forward"
+    _fields_ = (
+        *_tensors("values", "starts", "columns", "weights", "bias", "outputs"),
+        ("relu", ctypes.c_int32),
+        _RESOURCES,
+    )
+
+
+class SparseUpdateParams(Params):
+    """`fanin_sparse_update_params`."""
+
+    FUNCTION = "fanin_sparse_update"
+    _fields_ = (
+        *_tensors("grad_outputs", "outputs", "words", "word_starts", "instances", "values"),
+        ("weights", Trained),
+        ("bias", Trained),
+        ("adam", Adam),
+        _RESOURCES,
+    )
+
+
 class TopKParams(Params):
     """`fanin_top_k_params`."""
 
@@ -233,6 +257,7 @@ class ReplaceSourcesParams(Params):
 
 PARAMS: tuple[type[Params], ...] = (
     *(ForwardParams, BackwardParams, StepParams, DenseForwardParams, DenseUpdateParams),
+    *(SparseForwardParams, SparseUpdateParams),
     *(TopKParams, RewireParams, SortParams, LabelSumsParams, ChooseSourcesParams),
     ReplaceSourcesParams,
 )

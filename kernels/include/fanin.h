@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* This is raised whenever a struct or a meaning below changes. Both loaders compare it. */
-#define FANIN_ABI_VERSION 7
+#define FANIN_ABI_VERSION 8
 
 typedef enum {
   FANIN_OK = 0,
@@ -172,6 +172,51 @@ typedef struct {
   fanin_adam adam;
   fanin_resources resources;
 } fanin_dense_update_params;
+
+/* A dense layer over sparse features, which are stored by rows (CSR): those of instance b are the
+ * values from starts[b] to starts[b + 1] - 1, each in its column. A column is a word.
+ * outputs[b, u] = bias[u] + sum over them of value * weights[column, u]; with relu, 0 takes the
+ * place of negative outputs. Weights are [inputs, units], so that a word's weights, its row, stand
+ * side by side. Columns need not ascend; one that stands twice counts twice. On a CPU a column out
+ * of range or a value that is not finite is FANIN_INVALID. On a GPU an instance whose values cannot
+ * be followed has NaN as outputs. */
+typedef struct {
+  fanin_tensor values;  /* [stored] float32 */
+  fanin_tensor starts;  /* [batch + 1] int64; ascends from 0 or more to at most `stored` */
+  fanin_tensor columns; /* [stored] int32; each below inputs */
+  fanin_tensor weights; /* [inputs, units] float32 or bfloat16 */
+  fanin_tensor bias;    /* [units] float32, or absent */
+  fanin_tensor outputs; /* [batch, units] float32; written as a whole */
+  int32_t relu;
+  fanin_resources resources;
+} fanin_sparse_forward_params;
+
+/* The backward pass of that layer, and Adam, which only goes over the rows of the words in the
+ * batch: weights and moments of all other rows stay as they are. The bias is updated as a whole.
+ * The features are in the order of their words: those of words[i] are the values from
+ * word_starts[i] to word_starts[i + 1] - 1, each with its instance; a word's gradient is the sum
+ * over them, in that order, of value * the instance's grad_outputs. The result does not depend on
+ * the number of threads.
+ *
+ * Moments have the shape of the weights. Or there is one number for each row: then weights.m is
+ * absent and weights.v is [inputs] float32, the running mean of the gradient's mean square over the
+ * row: v += (1 - beta2) * (mean(gradient^2) - v), w -= learning_rate sqrt(1 - beta2^step) *
+ * gradient / (sqrt(v) + epsilon).
+ *
+ * On a CPU nothing has been updated where anything is wrong. On a GPU a word that is out of range
+ * or does not ascend is left out, and one whose values cannot be followed gets NaN as weights. */
+typedef struct {
+  fanin_tensor grad_outputs; /* [batch, units] float32 */
+  fanin_tensor outputs;      /* what the forward pass with relu gave; absent without relu */
+  fanin_tensor words;        /* [words] int32; each below inputs; they ascend strictly */
+  fanin_tensor word_starts;  /* [words + 1] int64; ascends from 0 or more to at most `stored` */
+  fanin_tensor instances;    /* [stored] int32; each is an instance of the batch */
+  fanin_tensor values;       /* [stored] float32 */
+  fanin_trained weights;     /* [inputs, units] */
+  fanin_trained bias;        /* [units], or absent */
+  fanin_adam adam;
+  fanin_resources resources;
+} fanin_sparse_update_params;
 
 /* The k highest scored labels of each instance, best first. Equal scores stand in the order of
  * their labels. A NaN ranks last, after -inf, and comes out as a NaN. The call never holds more
@@ -327,6 +372,12 @@ FANIN_API int32_t fanin_dense_forward(const fanin_dense_forward_params *params, 
 FANIN_API uint64_t fanin_dense_update_workspace(const fanin_dense_update_params *params);
 FANIN_API int32_t fanin_dense_update(const fanin_dense_update_params *params, char *message,
                                      size_t message_bytes);
+FANIN_API uint64_t fanin_sparse_forward_workspace(const fanin_sparse_forward_params *params);
+FANIN_API int32_t fanin_sparse_forward(const fanin_sparse_forward_params *params, char *message,
+                                       size_t message_bytes);
+FANIN_API uint64_t fanin_sparse_update_workspace(const fanin_sparse_update_params *params);
+FANIN_API int32_t fanin_sparse_update(const fanin_sparse_update_params *params, char *message,
+                                      size_t message_bytes);
 FANIN_API uint64_t fanin_top_k_workspace(const fanin_top_k_params *params);
 FANIN_API int32_t fanin_top_k(const fanin_top_k_params *params, char *message,
                               size_t message_bytes);

@@ -41,6 +41,17 @@ STEP = {
 STEP_NUMBERS = {"adam": ADAM, "loss_kind": 1}
 WEIGHTS = trained("weights", LABELS, FAN_IN)
 STEP_WRITES = "weights weights.m weights.v bias bias.m bias.v loss grad_features"
+STORED = {"values": f32(9), "columns": np.array([0, 6, 2, 2, 0, 1, 5, 0, 3], np.int32)}
+SPARSE_UPDATE = {
+    "grad_outputs": f32(BATCH, LABELS),
+    "outputs": f32(BATCH, LABELS),
+    "words": np.array([0, 2, 3], np.int32),
+    "word_starts": np.array([0, 4, 4, 9]),
+    "instances": np.array([0, 1, 1, 3, 0, 1, 2, 3, 3], np.int32),
+    "values": f32(9),
+    **trained("bias", LABELS),
+}
+SPARSE_WRITES = "weights weights.m weights.v bias bias.m bias.v"
 CALLS = {
     "forward": (
         params.ForwardParams,
@@ -86,6 +97,25 @@ CALLS = {
         | trained("bias", LABELS)
         | {"grad_features": f32(BATCH, INPUTS)},
         "weights weights.m weights.v bias bias.m bias.v grad_features",
+        {"adam": ADAM},
+    ),
+    "sparse forward": (
+        params.SparseForwardParams,
+        {**STORED, "weights": f32(INPUTS, LABELS), "bias": f32(LABELS)}
+        | {"starts": np.array([0, 3, 3, 8, 9]), "outputs": f32(BATCH, LABELS)},
+        "outputs",
+        {"relu": 1},
+    ),
+    "sparse update": (
+        params.SparseUpdateParams,
+        SPARSE_UPDATE | trained("weights", INPUTS, LABELS),
+        SPARSE_WRITES,
+        {"adam": ADAM},
+    ),
+    "sparse update by rows": (
+        params.SparseUpdateParams,
+        SPARSE_UPDATE | {"weights": f32(INPUTS, LABELS), "weights.v": f32(INPUTS)},
+        SPARSE_WRITES.replace("weights.m ", ""),
         {"adam": ADAM},
     ),
     "top-k": (

@@ -217,6 +217,8 @@ STAND_IN(fanin_linear_backward, resources)
 STAND_IN(fanin_step, adam)
 STAND_IN(fanin_dense_forward, relu)
 STAND_IN(fanin_dense_update, adam)
+STAND_IN(fanin_sparse_forward, relu)
+STAND_IN(fanin_sparse_update, adam)
 STAND_IN(fanin_top_k, resources)
 STAND_IN_WORKSPACE(fanin_rewire, inputs)
 

@@ -169,6 +169,15 @@ void Check::trained(const std::string &name, const fanin_trained &t, Dimensions 
   }
 }
 
+void Check::trained_rows(const std::string &name, const fanin_trained &t, Dimension &rows,
+                         Dimension &columns) {
+  if (t.m.rank >= 0) return trained(name, t, {&rows, &columns});
+  written(name, t.values, {&rows, &columns});
+  type(name, t.values, kStored);
+  written(name + ".v", t.v, {&rows});
+  type(name + ".v", t.v, {FANIN_FLOAT32});
+}
+
 void Check::adam(const fanin_adam &adam) {
   if (!good()) return;
   // The kernels have these numbers in float32.

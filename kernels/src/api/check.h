@@ -60,6 +60,10 @@ class Check {
   // An array with its moments, all updated; a bias may be absent.
   void trained(const std::string &name, const fanin_trained &t, Dimensions dims,
                bool is_bias = false);
+  // The same for a matrix whose moments may be one number for each row: then m is absent and v is
+  // [rows] float32.
+  void trained_rows(const std::string &name, const fanin_trained &t, Dimension &rows,
+                    Dimension &columns);
   void adam(const fanin_adam &adam);
   void sizes(const Dimension &inputs, const Dimension &labels, const Dimension &fan_in);
   void threads(int32_t wanted);

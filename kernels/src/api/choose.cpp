@@ -137,30 +137,6 @@ int32_t prepare(const fanin_replace_sources_params *p, ReplaceCall *call, Messag
   return FANIN_OK;
 }
 
-// On a CPU: whether `starts` [count + 1] divide `size` things among `count` others.
-int32_t check_division(const char *name, const int64_t *starts, int64_t count, int64_t size,
-                       Message message) {
-  for (int64_t i = 0; i <= count; ++i) {
-    const int64_t least = i ? starts[i - 1] : 0;
-    if (starts[i] < least || starts[i] > size)
-      return message.say(FANIN_INVALID,
-                         "%s[%" PRId64 "] is %" PRId64
-                         "; they must ascend from 0 to at most %" PRId64,
-                         name, i, starts[i], size);
-  }
-  return FANIN_OK;
-}
-
-int32_t check_instances(const LabelSumsCall &c, Message message) {
-  for (int64_t i = 0; i < c.positives; ++i)
-    if (c.positive_instances[i] < 0 || c.positive_instances[i] >= c.instances)
-      return message.say(FANIN_INVALID,
-                         "positive_instances[%" PRId64 "] is %d, out of range for %" PRId64
-                         " instances",
-                         i, c.positive_instances[i], c.instances);
-  return FANIN_OK;
-}
-
 }  // namespace
 }  // namespace fanin
 
@@ -180,16 +156,17 @@ int32_t fanin_label_sums(const fanin_label_sums_params *params, char *text, size
     if (const int32_t status = check_division("positive_starts", call.positive_starts, call.labels,
                                               call.positives, message))
       return status;
-    if (const int32_t status = check_instances(call, message)) return status;
+    if (const int32_t status = check_members("positive_instances", call.positive_instances, 0,
+                                             call.positives, call.instances, "instances", message))
+      return status;
     if (call.starts)
       if (const int32_t status =
               check_division("starts", call.starts, call.instances, call.stored, message))
         return status;
     const Finding finding = target.label_sums(call);
     if (finding.kind != Finding::bad_column) return report(finding, {}, message);
-    return message.say(FANIN_INVALID,
-                       "columns[%" PRId64 "] is %d, out of range for %" PRId64 " inputs",
-                       finding.position, call.columns[finding.position], call.inputs);
+    return check_members("columns", call.columns, finding.position, finding.position + 1,
+                         call.inputs, "inputs", message);
   };
   return run(call, params->resources, message, on_cpu, [&] { return cuda::label_sums(call); });
 }

@@ -14,12 +14,13 @@ int64_t connection_count(const fanin_connections &c) {
 
 AdamCall adam_call(const fanin_adam &adam) {
   const double t = double(adam.step);
-  const double correction = std::sqrt(1 - std::pow(adam.beta2, t)) / (1 - std::pow(adam.beta1, t));
+  const double of_v = std::sqrt(1 - std::pow(adam.beta2, t));
   // Neighbouring seeds must not be one stream a step apart, so the step is added to a mixed seed.
   uint64_t seed = adam.seed;
   uint64_t step_seed = split_mix(seed) + uint64_t(adam.step);
   AdamCall call;
-  call.rate = float(adam.learning_rate * correction);
+  call.rate = float(adam.learning_rate * (of_v / (1 - std::pow(adam.beta1, t))));
+  call.row_rate = float(adam.learning_rate * of_v);
   call.rest1 = float(1 - adam.beta1);
   call.rest2 = float(1 - adam.beta2);
   call.epsilon = float(adam.epsilon);
@@ -34,6 +35,28 @@ int32_t check_starts(const int32_t *starts, int64_t labels, int64_t connections,
   if (good) return FANIN_OK;
   return message.say(FANIN_INVALID, "starts must ascend from 0 to the %" PRId64 " connections",
                      connections);
+}
+
+int32_t check_division(const char *name, const int64_t *starts, int64_t count, int64_t size,
+                       Message message) {
+  for (int64_t i = 0; i <= count; ++i) {
+    const int64_t least = i ? starts[i - 1] : 0;
+    if (starts[i] < least || starts[i] > size)
+      return message.say(FANIN_INVALID,
+                         "%s[%" PRId64 "] is %" PRId64
+                         "; they must ascend from 0 to at most %" PRId64,
+                         name, i, starts[i], size);
+  }
+  return FANIN_OK;
+}
+
+int32_t check_members(const char *name, const int32_t *members, int64_t begin, int64_t end,
+                      int64_t bound, const char *things, Message message) {
+  for (int64_t i = begin; i < end; ++i)
+    if (members[i] < 0 || members[i] >= bound)
+      return message.say(FANIN_INVALID, "%s[%" PRId64 "] is %d, out of range for %" PRId64 " %s",
+                         name, i, members[i], bound, things);
+  return FANIN_OK;
 }
 
 }  // namespace fanin

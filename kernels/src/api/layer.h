@@ -22,7 +22,7 @@ void set_connections(LayerCall *call, const fanin_connections &c) {
 template <class TrainingCall>
 void set_weights(TrainingCall *call, const fanin_trained &weights) {
   call->bf16_weights = is_bf16(weights.values);
-  call->bf16_moments = is_bf16(weights.m);
+  call->bf16_moments = weights.m.rank >= 0 && is_bf16(weights.m);
   call->weights = data_of(weights.values);
   call->m = data_of(weights.m);
   call->v = data_of(weights.v);
@@ -38,5 +38,13 @@ AdamCall adam_call(const fanin_adam &adam);
 
 // On a CPU: whether unstructured connections are divided among the labels, all of them.
 int32_t check_starts(const int32_t *starts, int64_t labels, int64_t connections, Message message);
+
+// On a CPU: whether `starts` [count + 1] divide `size` things among `count` others.
+int32_t check_division(const char *name, const int64_t *starts, int64_t count, int64_t size,
+                       Message message);
+
+// On a CPU: whether each of the members from begin to end - 1 is one of so many things.
+int32_t check_members(const char *name, const int32_t *members, int64_t begin, int64_t end,
+                      int64_t bound, const char *things, Message message);
 
 }  // namespace fanin

@@ -31,6 +31,9 @@ struct CheckedData {
   int64_t inputs = 0, fan_in = 0;
 };
 
+// What a number that is not finite is called.
+const char *word_for(double value);
+
 int32_t report(const Finding &finding, const CheckedData &data, Message message);
 
 // For calls of the op: Forward and Backward.

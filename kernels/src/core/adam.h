@@ -49,5 +49,15 @@ FANIN_FN void adam(const Adam &a, W *weights, M *m, M *v, int64_t at, int count,
   chunk.step(a, weights, m, v, at, count, grad);
 }
 
+// One chunk of weights that have no moments of their own, with this gradient. rate: what the
+// gradient is multiplied with.
+template <class W>
+FANIN_FN void step_without_m(const Adam &a, W *weights, int64_t at, int count, float rate,
+                             const Chunk<float> &grad) {
+  const Chunk<float> updated{load_chunk<float>(weights + at, count).v - rate * grad.v};
+  const auto random = random_chunk(uint32_t(at), a.seed);
+  store_chunk(weights + at, count, updated, lower_half(random ^ random >> 16));
+}
+
 }  // namespace FANIN_TARGET
 }  // namespace fanin

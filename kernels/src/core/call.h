@@ -53,7 +53,8 @@ struct BackwardCall : Call {
 // digits of that.
 struct AdamCall {
   float rate, rest1, rest2, epsilon;
-  uint32_t seed;  // of stochastic rounding, another one for every step
+  float row_rate;  // of rows that have no m: without its bias correction
+  uint32_t seed;   // of stochastic rounding, another one for every step
 };
 
 // Weights are [labels, fan_in], or, with starts, [connections]. Where m and v stand beside an
@@ -93,6 +94,33 @@ struct DenseUpdateCall : Call {
   void *weights, *m, *v;
   float *bias, *bias_m, *bias_v;  // or null
   float *grad_features;           // or null
+  AdamCall adam;
+};
+
+struct SparseForwardCall : Call {
+  int64_t batch, inputs, units, stored;
+  bool bf16_weights, relu;
+  const float *values;
+  const int64_t *starts;
+  const int32_t *columns;
+  const void *weights;
+  const float *bias;  // or null
+  float *outputs;
+};
+
+struct SparseUpdateCall : Call {
+  int64_t batch, inputs, units, stored, words;
+  bool bf16_weights, bf16_moments;
+  const float *grad_outputs;
+  const float *outputs;  // as in DenseUpdateCall
+  const int32_t *word_ids;
+  const int64_t *word_starts;
+  const int32_t *instances;
+  const float *values;
+  void *weights;
+  void *m;  // null: v has one float for each row
+  void *v;
+  float *bias, *bias_m, *bias_v;  // or null
   AdamCall adam;
 };
 

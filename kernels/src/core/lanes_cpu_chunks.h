@@ -199,6 +199,13 @@ FANIN_FN Chunk<T> sums_of_part(int count, const Products &products) {
   return sums<T>([&](int c) FANIN_INLINE { return rows[c]; });
 }
 
+// The sum over all values of a chunk.
+template <class T>
+FANIN_FN T sum(const Chunk<T> &a) {
+  constexpr int width = VectorOf<T>::width;
+  return add_across<width / 2>(a.v, std::make_index_sequence<width>())[0];
+}
+
 // Connections ------------------------------------------------------------------------------------
 
 // The indices of a whole chunk, several to a load: loads are what a CPU runs out of here.

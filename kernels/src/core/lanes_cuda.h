@@ -81,6 +81,11 @@ struct Chunk {
   static constexpr int size = kLanes;
   T v;
 };
+// The sum over all values of a chunk.
+template <class T>
+FANIN_FN T sum(Chunk<T> a) {
+  return sum(Lanes<T>{a.v});
+}
 template <class T>
 FANIN_FN T widen(T x) {
   return x;

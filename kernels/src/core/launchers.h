@@ -16,6 +16,8 @@ struct CpuTarget {
   Finding (*dense_step)(const StepCall &);
   Finding (*dense_forward)(const DenseForwardCall &);
   Finding (*dense_update)(const DenseUpdateCall &);
+  Finding (*sparse_forward)(const SparseForwardCall &);
+  Finding (*sparse_update)(const SparseUpdateCall &);
   Finding (*top_k)(const TopKCall &);
   Finding (*label_sums)(const LabelSumsCall &);
   Finding (*choose_sources)(const ChooseCall &);
@@ -39,6 +41,8 @@ Finding step(const StepCall &);  // a fixed fan-in, or unstructured
 Finding dense_step(const StepCall &);
 Finding dense_forward(const DenseForwardCall &);
 Finding dense_update(const DenseUpdateCall &);
+Finding sparse_forward(const SparseForwardCall &);
+Finding sparse_update(const SparseUpdateCall &);
 Finding top_k(const TopKCall &);
 Finding label_sums(const LabelSumsCall &);
 Finding choose_sources(const ChooseCall &);

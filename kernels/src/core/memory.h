@@ -143,6 +143,28 @@ static inline uint64_t workspace_bytes(const DenseUpdateCall &c) {
   return dense_update_memory(c, nullptr).bytes;
 }
 
+// Sparse features --------------------------------------------------------------------------------
+
+struct SparseUpdateMemory {
+  float *grads;    // [batch, units]: what relu lets through; null without relu
+  float *scratch;  // of a CPU's threads, one row of a gradient each
+  int64_t scratch_size;
+  uint64_t bytes;
+};
+static inline SparseUpdateMemory sparse_update_memory(const SparseUpdateCall &c, void *workspace) {
+  Memory memory{static_cast<char *>(workspace)};
+  SparseUpdateMemory m{};
+  m.scratch_size = c.m || c.on_gpu ? 0 : groups_of(c.units) * kGroup;
+  if (c.outputs) m.grads = memory.take<float>(c.batch * c.units);
+  m.scratch = memory.take<float>(c.threads * m.scratch_size);
+  m.bytes = c.outputs || m.scratch_size ? memory.total() : 0;
+  return m;
+}
+static inline uint64_t workspace_bytes(const SparseUpdateCall &c) {
+  return sparse_update_memory(c, nullptr).bytes;
+}
+static inline uint64_t workspace_bytes(const SparseForwardCall &) { return 0; }
+
 // Top-k ------------------------------------------------------------------------------------------
 
 // A GPU's warps keep a list each, of one group at a time: fewer where lists are long.

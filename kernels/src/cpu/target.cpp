@@ -11,6 +11,8 @@ Finding sorted_step(const StepCall &);
 Finding dense_step(const StepCall &);
 Finding dense_forward(const DenseForwardCall &);
 Finding dense_update(const DenseUpdateCall &);
+Finding sparse_forward(const SparseForwardCall &);
+Finding sparse_update(const SparseUpdateCall &);
 Finding top_k(const TopKCall &);
 Finding label_sums(const LabelSumsCall &);
 Finding choose_sources(const ChooseCall &);
@@ -27,6 +29,8 @@ extern const CpuTarget target = {FANIN_NAME(FANIN_TARGET),
                                  dense_step,
                                  dense_forward,
                                  dense_update,
+                                 sparse_forward,
+                                 sparse_update,
                                  top_k,
                                  label_sums,
                                  choose_sources,

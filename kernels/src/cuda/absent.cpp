@@ -16,6 +16,8 @@ Finding step(const StepCall &) { return kUnavailable; }
 Finding dense_step(const StepCall &) { return kUnavailable; }
 Finding dense_forward(const DenseForwardCall &) { return kUnavailable; }
 Finding dense_update(const DenseUpdateCall &) { return kUnavailable; }
+Finding sparse_forward(const SparseForwardCall &) { return kUnavailable; }
+Finding sparse_update(const SparseUpdateCall &) { return kUnavailable; }
 Finding top_k(const TopKCall &) { return kUnavailable; }
 Finding label_sums(const LabelSumsCall &) { return kUnavailable; }
 Finding choose_sources(const ChooseCall &) { return kUnavailable; }
