@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from fanin.backends import recipes
 from fanin.backends.interface import Execution, Storage, StoredType
@@ -32,6 +32,8 @@ from fanin.datasets.folder import SVD512
 
 EvaluationProtocol = Literal["paper", "holdout"]
 Moments = Literal["full", "row"]
+# In the context of a validation: whether the features are known to be sparse, which a recipe asks.
+SPARSE_FEATURES = "sparse_features"
 # What a recipe decides where a task does not.
 RECIPE_KEYS = tuple(field.name for field in fields(Recipe))
 
@@ -167,7 +169,7 @@ class Task(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill(cls, values: Any) -> Any:
+    def _fill(cls, values: Any, info: ValidationInfo) -> Any:
         """The paper's tables name the number of inputs as connectivity of a dense layer and let a
         bottleneck's connectivity repeat its width; both follow from the rest. In the original's
         files 0 stands for none. Its unstructured layer without an intermediate one rewired 1 %
@@ -185,7 +187,8 @@ class Task(BaseModel):
                 values.setdefault("intermediate", 64)
             if values.get("architecture") == "sparse":
                 values.setdefault("rewire_fraction", 0.01)
-            for key, value in _keys_of_recipe(values).items():
+            is_sparse = (info.context or {}).get(SPARSE_FEATURES, False)
+            for key, value in _keys_of_recipe(values, is_sparse).items():
                 values.setdefault(key, value)
         return values
 
@@ -326,14 +329,16 @@ class Task(BaseModel):
         return f"{self.dataset} {self.setup_name}{' fused' * (self.execution == 'fused')}"
 
 
-def _keys_of_recipe(values: dict[str, Any]) -> dict[str, Any]:
+def _keys_of_recipe(values: dict[str, Any], is_sparse: bool) -> dict[str, Any]:
     """What the recipe that unchecked values name gives to its keys; nothing for the paper's, whose
-    values are the defaults, and where the model is not known."""
+    values are the defaults, and where the model is not known. is_sparse: whether the model is to
+    read sparse features; one without an intermediate layer cannot."""
     architecture = values.get("architecture")
     # A list of the keys: what stands in the file may have no hash.
     if values.get("recipe") != "best" or architecture not in list(_MODELS):
         return {}
     model = _MODELS[architecture]
     output = model.connections(1) if model.connections else Dense()
-    setup = LayerSetup(1, 1, output, 1 if model.has_intermediate else None)
+    units = 1 if model.has_intermediate else None
+    setup = LayerSetup(1, 1, output, units, sparse_features=is_sparse and units is not None)
     return asdict(recipes.recipe_of("best", setup))
