@@ -18,6 +18,7 @@ from fanin.backends.dictionary import dictionary_bytes
 from fanin.backends.gradients import rewiring_bytes
 from fanin.backends.registry import BACKENDS, MemoryModel
 from fanin.backends.setup import LayerSetup
+from fanin.benchmarks.harness.first_layer import FirstLayer
 from fanin.benchmarks.harness.fit import evaluation_block
 from fanin.benchmarks.harness.speed import Speed
 from fanin.benchmarks.records.task import Task
@@ -118,8 +119,9 @@ class Plan:
         cls, task: Task, backend: str, sizes: Sizes, speed: Speed, available: int, threads: int
     ) -> Plan:
         setup = task.setup(sizes.inputs, sizes.labels, sizes.is_sparse)
-        expected = estimate(task, setup, backend, threads, words=sizes.words)
-        expected = with_data(with_choosing(expected, task, setup, sizes), task, sizes)
+        beside = bytes_of_instances(sizes)
+        expected = estimate(task, setup, backend, threads, words=sizes.words, beside=beside)
+        expected = with_choosing(expected, task, setup, sizes)
         trained = (
             math.prod(shape)
             for name, shape in setup.array_shapes().items()
@@ -182,50 +184,25 @@ def estimate(
     cpu: str | None = None,
     *,
     words: float | None = None,
+    beside: int = 0,
 ) -> Estimate:
     """What training `setup` as the task says needs in this backend on a CPU: the one of that name,
-    or this machine's. words: of sparse features, how many an instance has."""
+    or this machine's. words: of sparse features, how many an instance has; beside: bytes that a run
+    has beside the model once that is made."""
     memory = BACKENDS[backend].memory
     first = FirstLayer.of(task, setup, words)
     if task.execution == "fused":
-        return _fused(task, setup, first, memory, threads, cpu)
-    return _autograd(task, setup, first, memory, threads)
-
-
-@dataclass(frozen=True)
-class FirstLayer:
-    """The weights of the intermediate layer, counts of numbers; 0 without one.
-
-    moments: what the optimiser keeps in the type of moments, and row_moments, in float32. touched:
-    the weights that a step reads and changes; products: how many multiplications an instance takes.
-    gathered: the rows that a step takes of sparse features, one for each word of each instance, in
-    numbers.
-    """
-
-    weights: int
-    moments: int
-    row_moments: int = 0
-    touched: int = 0
-    products: int = 0
-    gathered: int = 0
-
-    @classmethod
-    def of(cls, task: Task, setup: LayerSetup, words: float | None) -> FirstLayer:
-        weights, units = setup.count("intermediate.weights"), setup.intermediate or 0
-        if not setup.sparse_features:
-            return cls(weights, 2 * weights, touched=weights, products=weights)
-        # A word that several instances have counts several times: their number is not known.
-        gathered = math.ceil(task.batch_size * (words or 0) * units)
-        by_row = task.moments == "row"
-        return cls(
-            weights,
-            moments=0 if by_row else 2 * weights,
-            row_moments=setup.inputs if by_row else 0,
-            touched=min(weights, gathered),
-            # Two of the three products of a dense layer: features have no gradient.
-            products=math.ceil(2 / 3 * (words or 0) * units),
-            gathered=gathered,
-        )
+        expected = _fused(task, setup, first, memory, threads, cpu)
+        weight = _BYTES[task.weights_dtype]
+    else:
+        expected, weight = _autograd(task, setup, first, memory, threads), _BYTES["float32"]
+    model = expected.parameter_bytes + expected.optimizer_bytes + expected.gradient_bytes
+    temporary = expected.temporary_bytes + beside
+    if setup.sparse_features:
+        # These weights may be too large to be taken over in the memory of what comes after them.
+        building = first.weights * (weight + 4 * memory.words_building)
+        temporary = max(temporary, building - model)
+    return replace(expected, temporary_bytes=temporary)
 
 
 def with_choosing(expected: Estimate, task: Task, setup: LayerSetup, sizes: Sizes) -> Estimate:
@@ -247,20 +224,17 @@ def with_choosing(expected: Estimate, task: Task, setup: LayerSetup, sizes: Size
     return replace(expected, temporary_bytes=temporary)
 
 
-# Of int64 for each training instance, while their order in an epoch is made.
-_ORDER_ARRAYS = 6
-# Ids of the best five labels, of each instance that is evaluated.
-_PREDICTED_BYTES = 5 * 8
+# Arrays of int64: for each training instance, while their order in an epoch is made; and with five
+# for each instance that is ranked together, while precision is computed (`metrics`).
+_ORDER_ARRAYS, _METRIC_ARRAYS, _RANKED = 6, 12, 16_384
 
 
-def with_data(expected: Estimate, task: Task, sizes: Sizes) -> Estimate:
-    """The estimate with what a run keeps of each instance: their order in the epoch, and predicted
-    labels. Where they are made, the model does not work, but the order stays."""
-    order = 8 * sizes.train_instances
+def bytes_of_instances(sizes: Sizes) -> int:
+    """What a run has of its instances beside the data: their order in an epoch, or five predicted
+    labels of each."""
     instances = max(sizes.train_instances, sizes.test_instances)
-    between = max(_ORDER_ARRAYS * order, order + _PREDICTED_BYTES * instances)
-    temporary = max(expected.temporary_bytes + order, between)
-    return replace(expected, temporary_bytes=temporary)
+    ranked = 5 * 8 * (instances + _METRIC_ARRAYS * min(instances, _RANKED))
+    return max(_ORDER_ARRAYS * 8 * sizes.train_instances, ranked)
 
 
 def _transform_values(setup: LayerSetup) -> int:
@@ -312,6 +286,8 @@ def _fused(
     dense = connections if kind.operations == "dense" else 0
     moments = (first.moments + 2 * connections) * moment + 4 * first.row_moments
     building = memory.dense_copies * 4 * max(inner, dense) - moments
+    if setup.sparse_features:
+        building = memory.dense_copies * 4 * dense - moments
 
     moved = first.touched * 3 * weight + connections * (2 * weight + 4 * moment) + sources
     moved += 0 if first.row_moments else first.touched * 4 * moment
@@ -359,9 +335,12 @@ def _autograd(
     lanes = -(-task.batch_size // LANES) * LANES * 4 * inputs
     temporary = _SCORES * scores + memory.sparse_temporary_bytes(setup, task.batch_size)
     temporary = max(temporary, memory.optimizer_copies * gradients)
-    temporary += memory.sparse_rows * 4 * first.gathered
-    building = memory.dense_copies * 4 * first.weights - moments - gradients
-    temporary = max(temporary, building)
+    temporary += memory.words_rows * 4 * first.gathered
+    temporary = max(temporary, memory.words_predicted * 4 * first.predicted)
+    if setup.sparse_features:
+        # Moments are copied in a step, weights where they are read after it.
+        copied = memory.words_copies * 4 * first.weights
+        temporary = temporary + copied if first.moments else max(temporary, copied)
     return Estimate(
         parameter_bytes=trained + structure + 4 * _transform_values(setup),
         optimizer_bytes=moments,
