@@ -33,7 +33,7 @@ _ABLATIONS = "-ablations"
 # What one's own data are trained with when no task file is named.
 USUAL_TASKS = TASK_FOLDER / "wordnet" / "tfidf-svd512.json"
 # The same for sparse features: setups with an intermediate layer.
-USUAL_SPARSE_TASKS = TASK_FOLDER / "usual" / "sparse.json"
+USUAL_SPARSE_TASKS = TASK_FOLDER / "sparse.json"
 
 
 def task_files() -> dict[str, Path]:

@@ -24,9 +24,10 @@ from fanin.benchmarks.harness.prepare import build, make_batches, setup_for, spl
 from fanin.benchmarks.harness.request import Options, Request, begun
 from fanin.benchmarks.harness.speed import Speed
 from fanin.benchmarks.measuring.machine import thread_count
-from fanin.benchmarks.records.store import read_lockstep, read_results
 from fanin.benchmarks.records.statistics import GIB
+from fanin.benchmarks.records.store import read_lockstep, read_results
 from fanin.benchmarks.records.task import TaskError
+from fanin.benchmarks.records.task_files import USUAL_SPARSE_TASKS, read_tasks
 from fanin.datasets import PUBLISHED, Batches, load
 from fanin.datasets.catalogue import Words
 
@@ -129,7 +130,11 @@ class TestRuns:
         text = " ".join(done.stdout.split())
         assert "such as ffi-32-512, or the dense features bow-svd512" in text
 
-    def test_the_usual_setups_and_the_recipe(self, words_place, tmp_path):
+    def test_the_usual_setups_and_the_recipe(self, words_place):
+        usual = read_tasks(USUAL_SPARSE_TASKS)
+        assert len({task.slug for task in usual}) == len(usual) == 5
+        for task in usual:
+            assert task.setup(51_420, 64_902, sparse_features=True).intermediate
         done = in_process(
             *("plan", "--data-dir", words_place / "data", "--dataset", "tiny", "--json"),
             *("--bandwidth", 10, "--gflops", 50, "--backend", "torch", "--setup", "ffi-32-512"),

@@ -19,7 +19,7 @@ class TestTasks:
         tasks = read_tasks(path)
         entries = json.loads(path.read_text())["tasks"]
         assert len({t.slug for t in tasks}) == len(tasks) == len(entries)
-        if name not in ("recipes/ablations", "usual/sparse"):  # which are for any data set
+        if name != "recipes/ablations":  # which is for any data set
             assert {f"{t.dataset}/{t.features}" for t in tasks} == {name.removesuffix("-ablations")}
 
     def test_files_of_a_data_set(self):
