@@ -24,8 +24,8 @@ from fanin.datasets import formats, svd
 from fanin.datasets.catalogue import FEATURES, PUBLISHED, canonical_name, spellings
 from fanin.datasets.dataset import DataError, Dataset, Features, check_some
 from fanin.datasets.file_errors import naming
-from fanin.datasets.label_cache import SparseReader, cached
 from fanin.datasets.memory import available_bytes, size_text
+from fanin.datasets.parse_cache import SparseReader, cached
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ LABELS: dict[str, SparseReader] = {
 SPARSE_FEATURES: dict[str, SparseReader] = {
     "{split}-bow.npz": formats.read_feature_matrix,
     "{short}_X_Xf.npz": formats.read_feature_matrix,
-    "{short}_X_Xf.txt": formats.read_feature_pairs,
-    "{split}.txt": formats.read_trailing_pairs,
+    "{short}_X_Xf.txt": cached(formats.read_feature_pairs),
+    "{split}.txt": cached(formats.read_trailing_pairs),
 }
 
 
@@ -374,7 +374,8 @@ def _compare_with_published(data: Dataset) -> None:
     entry = PUBLISHED.get(canonical_name(data.name))
     if entry is None:
         return
-    inputs = FEATURES.get(data.features, data.inputs)
+    words = {BOW: entry.words.inputs} if entry.words else {}
+    inputs = (FEATURES | words).get(data.features, data.inputs)
     differences = [
         f"{loaded:,} {what}, not {published:,}"
         for what, loaded, published in (

@@ -30,6 +30,7 @@ from fanin.benchmarks.records.task import TaskError
 from fanin.benchmarks.records.task_files import USUAL_SPARSE_TASKS, read_tasks
 from fanin.datasets import PUBLISHED, Batches, load
 from fanin.datasets.catalogue import Words
+from fanin.reports.tables.counts import counts_table
 
 TASK = {"dataset": "tiny", "features": "bow", "connectivity": 4, "intermediate": 16, "epochs": 2}
 DEEP = {**TASK, "architecture": "dense-stratified"}
@@ -76,6 +77,8 @@ class TestRuns:
         assert one.dataset is not None
         x = load("tiny", "bow", words_place / "data").train_x
         assert one.dataset.train_stored == x.nnz
+        (row,) = counts_table([one], []).rows
+        assert row[1].text == f"bow, sparse: {x.nnz / 60:.1f} values an instance"
         for first, second in zip(one.history, two.history, strict=True):
             assert first.loss == pytest.approx(second.loss, rel=1e-4)
         assert one.history[1].loss < one.history[0].loss
