@@ -20,9 +20,9 @@ import scipy.sparse as sp
 
 from fanin.backends.interface import Device, DeviceArray, Features, TrainingBatch
 from fanin.backends.setup import LayerSetup, slot_dtype
-from fanin.backends.sparse import ByInstance, ByWord, by_word, tensors
+from fanin.backends.sparse import ByInstance, by_instance, tensors
 from fanin.backends.trainer import Executor, Trained
-from fanin.kernels import sorting_pays
+from fanin.kernels import Words, by_words, sorting_pays
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class FusedExecutor(Executor):
         loss, grad = self.output_step(outputs, batch, learning_rate, step)
         if isinstance(batch.features, sp.csr_array):
             assert self.intermediate is not None, "LayerSetup sees to it"
-            words = ByWord(*map(self.device.tensor, by_word(batch.features)))
+            words = Words(*map(self.device.tensor, by_words(*by_instance(batch.features))))
             self.sparse_update(grad, outputs, words, self.intermediate, learning_rate, step)
         elif self.intermediate:
             self.update(grad, outputs, features, self.intermediate, learning_rate, step)
@@ -142,7 +142,7 @@ class FusedExecutor(Executor):
         self,
         grad: Any,
         outputs: Any,
-        features: ByWord,
+        features: Words,
         layer: Layer,
         learning_rate: float,
         step: int,

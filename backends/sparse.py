@@ -1,5 +1,5 @@
-"""Sparse features, as the first layer of a model reads them: checks of a batch, and a batch by
-instances and by words.
+"""Sparse features, as the first layer of a model reads them: checks of a batch, and its arrays by
+instance. `fanin.kernels.by_words` has them by word.
 
 An input of sparse features is called a word here, although nothing asks for text: a column of the
 matrix [instances, inputs], of which most values are 0 and not stored. No array is [batch, words].
@@ -15,28 +15,15 @@ import scipy.sparse as sp
 from fanin.backends.interface import Device, Features
 from fanin.backends.passes import check_sparse
 
-# An array in NumPy or of a framework.
-_Array = Any
-
 
 class ByInstance(NamedTuple):
     """A batch as CSR: instance i has the values starts[i] to starts[i + 1] - 1. values: float32
-    [stored]; starts: int64 [batch + 1]; columns: the word of each value, int32 [stored]."""
+    [stored]; starts: int64 [batch + 1]; columns: the word of each value, int32 [stored]. They are
+    arrays in NumPy or of a framework."""
 
-    values: _Array
-    starts: _Array
-    columns: _Array
-
-
-class ByWord(NamedTuple):
-    """The same batch by its words. words: those that occur, ascending, int32 [distinct]. Word w has
-    the values word_starts[w] to word_starts[w + 1] - 1, int64 [distinct + 1]. instances: of each
-    value, ascending for a word, int32 [stored]; values: float32 [stored]."""
-
-    words: _Array
-    word_starts: _Array
-    instances: _Array
-    values: _Array
+    values: Any
+    starts: Any
+    columns: Any
 
 
 def by_instance(features: sp.csr_array) -> ByInstance:
@@ -46,18 +33,6 @@ def by_instance(features: sp.csr_array) -> ByInstance:
         features.indptr.astype(np.int64, copy=False),
         features.indices.astype(np.int32, copy=False),
     )
-
-
-def by_word(features: sp.csr_array) -> ByWord:
-    """The order by words in which the weights are updated. It costs what sorting the stored values
-    costs; the starts of all words, of which a batch has few, are never made."""
-    values, starts, columns = by_instance(features)
-    order = np.argsort(columns, kind="stable")
-    sorted_columns = columns[order]
-    firsts = np.flatnonzero(np.diff(sorted_columns, prepend=-1))
-    instances = np.repeat(np.arange(len(starts) - 1, dtype=np.int32), np.diff(starts))
-    word_starts = np.append(firsts, len(order)).astype(np.int64, copy=False)
-    return ByWord(sorted_columns[firsts], word_starts, instances[order], values[order])
 
 
 def tensors(features: Features, device: Device) -> Any:

@@ -163,7 +163,7 @@ class TensorFlowAutograd(AutogradExecutor):
         # tf.nn.embedding_lookup_sparse gives no outputs to a last instance without words, and the
         # gradient of tf.sparse.sparse_dense_matmul has a row for every word.
         batch = tf.size(features.starts) - 1
-        instances = tf.repeat(tf.range(batch), tf.experimental.numpy.diff(features.starts))
+        instances = tf.repeat(tf.range(batch), features.starts[1:] - features.starts[:-1])
         rows = tf.gather(weights, features.columns) * features.values[:, None]
         return tf.nn.relu(tf.math.unsorted_segment_sum(rows, instances, batch) + bias)
 

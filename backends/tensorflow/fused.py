@@ -14,7 +14,7 @@ import tensorflow as tf
 from fanin.backends.fused import FusedExecutor, Layer
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
 from fanin.backends.setup import LayerSetup
-from fanin.backends.sparse import ByInstance, ByWord
+from fanin.backends.sparse import ByInstance
 from fanin.backends.tensorflow.device import TensorFlowDevice
 from fanin.backends.tensorflow.ops import (
     Variables,
@@ -25,7 +25,7 @@ from fanin.backends.tensorflow.ops import (
     top_k,
 )
 from fanin.backends.trainer import Trained
-from fanin.kernels import params
+from fanin.kernels import Words, params
 
 # Of stochastic rounding: each layer has random numbers of its own.
 _OUTPUT_SEED, _INTERMEDIATE_SEED = 0, 1
@@ -139,7 +139,7 @@ class TensorFlowFused(FusedExecutor):
         self,
         grad: tf.Tensor,
         outputs: tf.Tensor,
-        features: ByWord,
+        features: Words,
         layer: Layer,
         learning_rate: float,
         step: int,

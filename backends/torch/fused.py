@@ -15,7 +15,7 @@ from torch import Tensor
 from fanin.backends.fused import FusedExecutor, Layer
 from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
 from fanin.backends.setup import LayerSetup
-from fanin.backends.sparse import ByInstance, ByWord
+from fanin.backends.sparse import ByInstance
 from fanin.backends.torch.device import TorchDevice
 from fanin.backends.torch.ops import (
     CONNECTIONS,
@@ -26,7 +26,7 @@ from fanin.backends.torch.ops import (
     top_k,
     trained,
 )
-from fanin.kernels import params
+from fanin.kernels import Words, params
 
 WEIGHTS = ("weights", "weights_m", "weights_v")
 BIAS = ("bias", "bias_m", "bias_v")
@@ -320,7 +320,7 @@ class TorchFused(FusedExecutor):
         self,
         grad: Tensor,
         outputs: Tensor,
-        features: ByWord,
+        features: Words,
         layer: Layer,
         learning_rate: float,
         step: int,

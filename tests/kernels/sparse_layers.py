@@ -45,8 +45,10 @@ def check_steps(rng, batch, inputs, units, *, relu=True, rows=False, steps=3, th
     layer = sparse_reference.Layer(weights.values, bias.values, relu, rows)
     for step in range(1, steps + 1):
         features = make_features(rng, batch, inputs)
-        # From the kernels' own numbers, so that the rounding of earlier steps is not compared again.
+        # From the kernels' own numbers: the rounding of earlier steps is not compared again.
         layer.weights, layer.bias = (a.values.astype(np.float64) for a in (weights, bias))
+        # What is not written shows: the outputs will most likely get this memory.
+        np.full((batch, units), np.nan, np.float32)
         outputs = kernels.sparse_forward(
             *features, weights.values, bias.values, relu=relu, threads=threads
         )

@@ -7,13 +7,6 @@ limits of the device, speed.
 
 from __future__ import annotations
 
-import ctypes
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import choose_reference
 import ml_dtypes
 import numpy as np
@@ -25,37 +18,11 @@ from kernel_layers import check_steps, make_batch, make_layer, make_setup, near,
 
 from fanin import kernels
 from fanin.backends.arrays import new_sources
-from fanin.kernels import library, numpy_ops
 
-pytestmark = pytest.mark.slow  # the kernels are compiled first
+# slow: the kernels are compiled first
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("on_the_gpu")]
 
-ROOT = Path(__file__).parents[2]
 KINDS = ("dense", "fixed fan-in", "unstructured")
-
-
-@pytest.fixture(scope="session")
-def emulated() -> ctypes.CDLL:
-    build = ROOT / "build" / "emulated"
-    # Beside this Python, where the test dependencies put it, whether or not that is on the PATH.
-    folders = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    cmake = shutil.which("cmake", path=folders)
-    assert cmake, "cmake was not found; it is one of the test dependencies (pyproject.toml)"
-    for command in (
-        ["-S", str(ROOT / "kernels"), "-B", str(build), "-G", "Ninja", "-DFANIN_CUDA=EMULATED"],
-        ["--build", str(build), "--parallel", "2"],
-    ):
-        environment = {**os.environ, "PATH": folders}
-        done = subprocess.run([cmake, *command], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stdout + done.stderr
-    # Local, so that nobody else in this process takes its symbols for those of the real library.
-    return library.open_library(build / "libfanin.so", ctypes.RTLD_LOCAL)
-
-
-@pytest.fixture(autouse=True, params=[0, 1], ids=["first warps first", "last warps first"])
-def _on_the_gpu(emulated, monkeypatch, request):
-    monkeypatch.setattr(library, "load", lambda: emulated)
-    monkeypatch.setattr(numpy_ops, "_DEVICE", "cuda")
-    monkeypatch.setenv("FANIN_EMULATOR_ORDER", str(request.param))
 
 
 # batch, inputs, labels, fan_in. Few and many inputs: features and sums are kept in shared memory

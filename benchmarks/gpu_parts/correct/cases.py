@@ -14,7 +14,15 @@ import torch
 from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.backends.torch.tools.index_buffer import index_type
 from fanin.benchmarks.gpu_parts import part
-from fanin.benchmarks.gpu_parts.correct import dense, graph, linear, rewire, step, top_k
+from fanin.benchmarks.gpu_parts.correct import (
+    dense,
+    graph,
+    linear,
+    rewire,
+    sparse,
+    step,
+    top_k,
+)
 from fanin.benchmarks.gpu_parts.correct.bench import (
     FEW_LABELS,
     SOME_LABELS,
@@ -42,7 +50,7 @@ def published_tasks() -> Iterator[tuple[Task, LayerSetup]]:
 def cases(dry_run: bool) -> list[Case]:
     """All that is checked, what is most likely wrong first."""
     made = [
-        *(*linear.cases(), *step.cases(), *dense.cases()),
+        *(*linear.cases(), *step.cases(), *dense.cases(), *sparse.cases()),
         *(*top_k.cases(), *rewire.cases(), *graph.cases()),
         *published_cases(dry_run),
     ]

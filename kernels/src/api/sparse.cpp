@@ -6,12 +6,12 @@
 namespace fanin {
 namespace {
 
-// Whether there is one more bound than there are things.
+// Checks that there is one more bound than there are things.
 void check_bounds(Check &check, const char *name, const Dimension &bounds,
                   const Dimension &things) {
   if (check.good() && bounds.size != things.size + 1)
-    check.wrong("%s must have %" PRId64 " elements for %" PRId64 " %s, got %" PRId64, name,
-                things.size + 1, things.size, things.name, bounds.size);
+    check.wrong("%s has %" PRId64 " elements but must have %" PRId64 " (%s + 1)", name, bounds.size,
+                things.size + 1, things.name);
 }
 
 int32_t prepare(const fanin_sparse_forward_params *p, SparseForwardCall *call, Message message) {

@@ -25,6 +25,10 @@ constexpr int kWideChunks = 8;
 constexpr bool kOnGpu = false;
 #endif
 constexpr int kWide = kWideChunks * Chunk<float>::size;
+// So many words before it is read, a part of a word's row is fetched. Without this a forward pass
+// of 256 instances took 5.5 ms on one core where reading the rows takes 2.9, with it 3.4 (AMD Zen
+// 5).
+constexpr int64_t kAhead = 8;
 
 FANIN_ANYWHERE static inline int64_t blocks_of(int64_t units) {
   return (units + kWide - 1) / kWide;
@@ -101,6 +105,8 @@ FANIN_FN void instance_outputs(const SparseForwardCall &c, int64_t instance, int
     if (c.bias) total.load(c.bias + first, count);
     FANIN_UNROLL_FEW
     for (int64_t p = begin; p < end; ++p) {
+      if (p + kAhead < end)
+        fetch(weights + c.columns[p + kAhead] * c.units + first, n * Chunk<float>::size);
       float value = c.values[p];
       const int64_t row = member(c.columns, p, c.inputs, &value) * c.units + first;
       total.add(value, weights + row, count);

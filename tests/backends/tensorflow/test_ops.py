@@ -158,6 +158,8 @@ ADAM = {"learning_rate", "beta1", "beta2", "epsilon", "step"}
         ("FusedStep", {*TRAINED, *ADAM, "bias"}),
         ("DenseRelu", set()),
         ("DenseReluUpdate", {*TRAINED, *ADAM, "bias"}),
+        ("SparseRelu", set()),
+        ("SparseReluUpdate", {*TRAINED, *ADAM, "bias"}),
         ("TopK", {"k"}),
         ("Rewire", {*TRAINED, "indices", "inputs", "fraction", "seed", "moved"}),
     ],

@@ -6,7 +6,7 @@ import pytest
 from gpu_kit import conduct_correct, few_cases
 
 from fanin.benchmarks.gpu_parts import part
-from fanin.benchmarks.gpu_parts.correct import cases, dense, linear, rewire, step, top_k
+from fanin.benchmarks.gpu_parts.correct import cases, dense, linear, rewire, sparse, step, top_k
 from fanin.benchmarks.records.task_files import files_of, read_tasks
 
 pytestmark = pytest.mark.torch
@@ -28,6 +28,14 @@ def wrong_moment(op):
     def call(*arguments):
         arguments[5].mul_(1.001)  # m, before the step: what the second step has of the first
         return op(*arguments)
+
+    return call
+
+
+def wrong_row(op):
+    def call(grad, outputs, words, weights, bias):
+        weights[0].mul_(1.001)  # also of words that are in no instance
+        return op(grad, outputs, words, weights, bias)
 
     return call
 
@@ -70,6 +78,8 @@ def without_code(op):
         (step, "fused_step", wrong_gradient, "FixedFanIn 1003x97 fan-in 7 batch 33", "grad_feat"),
         (step, "fused_step", wrong_moment, "Dense 1003x97 fan-in 97 batch 33", "weights_m"),
         (dense, "dense_relu", wrong_scores, "dense_relu 131x97", "dense_relu outputs"),
+        (sparse, "sparse_relu", wrong_scores, "sparse_relu 97x131", "sparse_relu outputs"),
+        (sparse, "sparse_relu_update", wrong_row, "sparse_relu 97x131", "other weights"),
         (top_k, "top_k", wrong_tie, "top_k FixedFanIn 3001", "top_k ids"),
         (rewire, "rewire", one_too_many, "rewire 0.1", "rewire 0.1 indices"),
         (top_k, "top_k", without_code, "top_k FixedFanIn 3001", "no kernel image"),
