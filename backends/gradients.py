@@ -10,7 +10,7 @@ predicting these instances costs, and two readings of the positives' features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,10 +158,10 @@ def _pairs_with_gradients(
         positives.indices,
     )
     negative = _high_scored(features, positives, layer, asked)
+    of_positive, of_negative = _scores(features, (positive, negative), layer)
     gradients = [
-        score_gradients(layer.loss, _scores(features, positive, layer), 1),
-        score_gradients(layer.loss, _scores(features, negative, layer), -1)
-        * (instances / len(asked)),
+        score_gradients(layer.loss, of_positive, 1),
+        score_gradients(layer.loss, of_negative, -1) * (instances / len(asked)),
     ]
     weights = np.concatenate(gradients).astype(np.float32)
     keep = np.abs(weights) > _SMALLEST
@@ -200,20 +200,34 @@ def _high_scored(
     return Pairs(instances[~is_positive].astype(np.int32), label_ids[~is_positive])
 
 
-def _scores(features: Features, pairs: Pairs, layer: OutputLayer) -> np.ndarray:
-    """The score of each pair, float32 [pairs]; features are read and transformed in blocks."""
-    scores = np.empty(len(pairs.label_ids), np.float32)
-    for first in range(0, features.shape[0], _BLOCK):
-        near = slice(*np.searchsorted(pairs.instances, [first, first + _BLOCK]))
-        if near.start == near.stop:
-            continue
-        # A transform takes longer than all the rest, and some pairs are of few instances.
-        own, place = np.unique(pairs.instances[near], return_inverse=True)
-        block = layer.transform.apply(_dense(features[own]))
-        label_ids = pairs.label_ids[near]
-        read = block[place[:, None], layer.indices[label_ids]]
-        scores[near] = np.einsum("pk,pk->p", read, layer.weights[label_ids]) + layer.bias[label_ids]
+def _scores(features: Features, lists: Sequence[Pairs], layer: OutputLayer) -> list[np.ndarray]:
+    """The score of each pair of each list, float32 [pairs]; features are read and transformed once,
+    in blocks: a transform takes longer than all the rest."""
+    instances = features.shape[0]
+    # In the type of the ids: NumPy would make a copy of all of these else.
+    edges = np.append(np.arange(0, instances, _BLOCK), instances).astype(np.int32)
+    bounds = [np.searchsorted(pairs.instances, edges) for pairs in lists]
+    scores = [np.empty(len(pairs.label_ids), np.float32) for pairs in lists]
+    for number, first in enumerate(edges[:-1]):
+        block = layer.transform.apply(_dense(features[first : first + _BLOCK]))
+        for pairs, bound, own in zip(lists, bounds, scores, strict=True):
+            near = slice(bound[number], bound[number + 1])
+            places = pairs.instances[near] - first
+            own[near] = _block_scores(block, places, pairs.label_ids[near], layer)
         give_back(features, first, first + _BLOCK)
+    return scores
+
+
+def _block_scores(
+    block: np.ndarray, places: np.ndarray, label_ids: np.ndarray, layer: OutputLayer
+) -> np.ndarray:
+    """The score of each pair of a place in the block and a label, float32 [pairs]."""
+    # `take` in place of brackets, and without a check of each index: four times as fast.
+    read = np.take(layer.indices, label_ids, 0).astype(np.intp)
+    read += places[:, None].astype(np.intp) * block.shape[1]
+    seen = block.reshape(-1).take(read, mode="clip")
+    weights = np.take(layer.weights, label_ids, 0)
+    scores: np.ndarray = np.einsum("pk,pk->p", seen, weights) + layer.bias[label_ids]
     return scores
 
 

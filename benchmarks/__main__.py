@@ -6,11 +6,22 @@ quietly as it does later.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 
 from fanin.benchmarks.cli.codes import FAILED, INTERRUPTED
+
+
+def stop_at_once(*_: object) -> None:
+    """End the process, which has nothing to clean up yet.
+
+    While modules are imported, an interrupt must not become an exception: some modules take it for
+    one of their own, and another error comes of it.
+    """
+    os.write(2, b"fanin: stopped\n")
+    os._exit(INTERRUPTED)
 
 
 def interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
@@ -32,12 +43,16 @@ def interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
 def main() -> None:
     """Run the command and exit with its code; see `cli.app`."""
     sys.unraisablehook = interrupt_again
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is signal.default_int_handler:  # and not where a parent has it ignored
+        signal.signal(signal.SIGINT, stop_at_once)
     try:
         from fanin.benchmarks.records.printing import prepare_streams
 
         prepare_streams()
         from fanin.benchmarks.cli.app import app
 
+        signal.signal(signal.SIGINT, usual)
         app()
     except KeyboardInterrupt:
         print("fanin: stopped", file=sys.stderr)

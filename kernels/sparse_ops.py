@@ -28,17 +28,25 @@ def by_words(values: np.ndarray, starts: np.ndarray, columns: np.ndarray) -> Wor
     """CSR features in the order of their words, and of the instances within a word.
 
     values [stored] float32; starts [batch + 1] int64; columns [stored] int32: that of each value.
-    Values outside starts[0] to starts[batch] are left out.
+    Values outside starts[0] to starts[batch] are left out. Raises ValueError where the three do not
+    fit each other; whether columns are in range is for the ops to say.
     """
+    if columns.dtype != np.int32 or columns.shape != values.shape:
+        raise ValueError(
+            f"columns must be int32 and one for each of the {values.size} values, got "
+            f"{columns.dtype.name} {list(columns.shape)}"
+        )
     begin, end = int(starts[0]), int(starts[-1])
+    if begin < 0 or end > values.size or (np.diff(starts) < 0).any():
+        raise ValueError(f"starts must ascend from 0 to at most {values.size}")
     # One sort of plain numbers is several times as fast as a stable sort that returns an order.
     keys = np.sort(columns[begin:end].astype(np.int64) << 32 | np.arange(end - begin))
     order = keys & (2**32 - 1)
-    ascending = (keys >> 32).astype(np.int32)
-    first = np.flatnonzero(np.diff(ascending, prepend=-1))
+    ascending = keys >> 32
+    first = np.flatnonzero(np.diff(ascending, prepend=-(2**32)))  # which is no int32
     instances = np.repeat(np.arange(starts.size - 1, dtype=np.int32), np.diff(starts))
     return Words(
-        words=ascending[first],
+        words=ascending[first].astype(np.int32),
         word_starts=np.append(first, order.size).astype(np.int64),
         instances=instances[order],
         values=values[begin:end][order],

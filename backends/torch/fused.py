@@ -1,7 +1,9 @@
 """The fused execution in PyTorch: its ops, and the executor that trains a model by them.
 
 The ops change their arguments (weights and Adam's moments) in place; torch is told so by
-`mutates_args`.
+`mutates_args`. Each is a function too, named `run_...`: torch takes a quarter of a millisecond to
+find what an op does, which is longer than the step of a small layer. The executor, for which there
+is nothing to differentiate or to compile, calls the functions.
 """
 
 from __future__ import annotations
@@ -43,8 +45,7 @@ def _adam(learning_rate: float, step: int, seed: int) -> params.Adam:
     return params.Adam(learning_rate, beta1, beta2, ADAM_EPSILON, step, seed)
 
 
-@torch.library.custom_op("fanin::fused_step", mutates_args=(*WEIGHTS, *BIAS))
-def fused_step(
+def run_step(
     features: Tensor,
     indices: Tensor | None,
     starts: Tensor | None,
@@ -84,6 +85,9 @@ def fused_step(
     return value, grad
 
 
+fused_step = torch.library.custom_op("fanin::fused_step", mutates_args=(*WEIGHTS, *BIAS))(run_step)
+
+
 @torch.library.custom_op("fanin::counted_step", mutates_args=(*WEIGHTS, *BIAS, "steps"))
 def counted_step(
     features: Tensor,
@@ -104,7 +108,7 @@ def counted_step(
 ) -> tuple[Tensor, Tensor]:
     """`fused_step` as step `steps` + 1, which is counted if it was made. steps and learning_rate:
     scalars on the CPU; numbers would be compiled in, and each new one compiled anew."""
-    made: tuple[Tensor, Tensor] = fused_step(
+    made = run_step(
         features,
         indices,
         None,
@@ -146,8 +150,7 @@ def _empty_results(features: Tensor, want_grad: bool) -> tuple[Tensor, Tensor]:
     return features.new_empty(()), features.new_empty(features.shape if want_grad else (0,))
 
 
-@torch.library.custom_op("fanin::dense_relu", mutates_args=())
-def dense_relu(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+def run_dense_relu(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
     """relu(features weights^T + bias), [batch, units]; weights [units, inputs]."""
     outputs = features.new_empty((features.shape[0], weights.shape[0]))
     arguments = params.DenseForwardParams(
@@ -162,14 +165,16 @@ def dense_relu(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor
     return outputs
 
 
+dense_relu = torch.library.custom_op("fanin::dense_relu", mutates_args=())(run_dense_relu)
+
+
 @dense_relu.register_fake
 def _(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
     refuse_other_devices(features, weights=weights, bias=bias)
     return features.new_empty((features.shape[0], weights.shape[0]))
 
 
-@torch.library.custom_op("fanin::dense_relu_update", mutates_args=(*WEIGHTS, *BIAS))
-def dense_relu_update(
+def run_dense_relu_update(
     grad: Tensor,
     outputs: Tensor,
     features: Tensor,
@@ -200,6 +205,11 @@ def dense_relu_update(
     return grad_features
 
 
+dense_relu_update = torch.library.custom_op(
+    "fanin::dense_relu_update", mutates_args=(*WEIGHTS, *BIAS)
+)(run_dense_relu_update)
+
+
 @dense_relu_update.register_fake
 def _(grad: Tensor, outputs: Tensor, features: Tensor, *others: Any) -> Tensor:
     names = (*WEIGHTS, *BIAS)
@@ -209,8 +219,7 @@ def _(grad: Tensor, outputs: Tensor, features: Tensor, *others: Any) -> Tensor:
     return features.new_empty(features.shape if others[-1] else (0,))
 
 
-@torch.library.custom_op("fanin::sparse_relu", mutates_args=())
-def sparse_relu(
+def run_sparse_relu(
     values: Tensor, starts: Tensor, columns: Tensor, weights: Tensor, bias: Tensor | None
 ) -> Tensor:
     """relu(features weights + bias), [batch, units], of CSR features [batch, inputs]; arguments as
@@ -228,6 +237,9 @@ def sparse_relu(
     )
     call(arguments, values)
     return outputs
+
+
+sparse_relu = torch.library.custom_op("fanin::sparse_relu", mutates_args=())(run_sparse_relu)
 
 
 @sparse_relu.register_fake
@@ -249,8 +261,7 @@ def _outputs(values: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
     return values.new_empty((starts.shape[0] - 1, weights.shape[1]))
 
 
-@torch.library.custom_op("fanin::sparse_relu_update", mutates_args=(*WEIGHTS, *BIAS))
-def sparse_relu_update(
+def run_sparse_relu_update(
     grad: Tensor,
     outputs: Tensor,
     words: Tensor,
@@ -284,6 +295,11 @@ def sparse_relu_update(
     call(arguments, grad)
 
 
+sparse_relu_update = torch.library.custom_op(
+    "fanin::sparse_relu_update", mutates_args=(*WEIGHTS, *BIAS)
+)(run_sparse_relu_update)
+
+
 @sparse_relu_update.register_fake
 def _(grad: Tensor, *others: Any) -> None:
     names = ("outputs", *_WORDS, *WEIGHTS, *BIAS)
@@ -296,8 +312,7 @@ class TorchFused(FusedExecutor):
     device: TorchDevice
 
     def forward(self, features: Tensor, layer: Layer) -> Tensor:
-        outputs: Tensor = dense_relu(features, layer.weights.values, layer.bias.values)
-        return outputs
+        return run_dense_relu(features, layer.weights.values, layer.bias.values)
 
     def update(
         self,
@@ -308,13 +323,12 @@ class TorchFused(FusedExecutor):
         learning_rate: float,
         step: int,
     ) -> None:
-        dense_relu_update(
+        run_dense_relu_update(
             grad, outputs, features, *_state(layer), learning_rate, step, _INTERMEDIATE_SEED, False
         )
 
     def sparse_forward(self, features: ByInstance, layer: Layer) -> Tensor:
-        outputs: Tensor = sparse_relu(*features, layer.weights.values, layer.bias.values)
-        return outputs
+        return run_sparse_relu(*features, layer.weights.values, layer.bias.values)
 
     def sparse_update(
         self,
@@ -325,13 +339,14 @@ class TorchFused(FusedExecutor):
         learning_rate: float,
         step: int,
     ) -> None:
-        state = (*_state(layer), learning_rate, step, _INTERMEDIATE_SEED)
-        sparse_relu_update(grad, outputs, *features, *state)
+        words, starts, instances, values = features
+        batch, adam = (words, starts, instances, values), (learning_rate, step, _INTERMEDIATE_SEED)
+        run_sparse_relu_update(grad, outputs, *batch, *_state(layer), *adam)
 
     def output_step(
         self, features: Tensor, batch: TrainingBatch, learning_rate: float, step: int
     ) -> tuple[Tensor, Tensor]:
-        loss_and_grad: tuple[Tensor, Tensor] = fused_step(
+        return run_step(
             features,
             *self._connections(),
             *_state(self.output),
@@ -343,7 +358,6 @@ class TorchFused(FusedExecutor):
             _OUTPUT_SEED,
             self.intermediate is not None,
         )
-        return loss_and_grad
 
     def best(self, features: Tensor, k: int) -> np.ndarray:
         values = (self.output.weights.values, self.output.bias.values)
@@ -370,14 +384,14 @@ class TorchFused(FusedExecutor):
         state = (weights.values, weights.m, weights.v)
         return rewire(indices, *state, self.setup.output_inputs, fraction, seed)
 
-    def _connections(self) -> tuple[Tensor | None, ...]:
-        return tuple(self.connection_arrays.get(name) for name in CONNECTIONS)
+    def _connections(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        indices, starts, tile_labels = map(self.connection_arrays.get, CONNECTIONS)
+        return indices, starts, tile_labels
 
 
-def _state(layer: Layer) -> tuple[Tensor | None, ...]:
-    return tuple(
-        getattr(part, name) for part in (layer.weights, layer.bias) for name in ("values", "m", "v")
-    )
+def _state(layer: Layer) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    weights, bias = layer.weights, layer.bias
+    return weights.values, weights.m, weights.v, bias.values, bias.m, bias.v
 
 
 def make_executor(setup: LayerSetup, *, device: str, threads: int) -> TorchFused:

@@ -127,3 +127,67 @@ def adam_update(values: Tensor, m: Tensor, v: Tensor, step: int, learning_rate: 
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Ids [batch, k], best first, equal scores in order of their label."""
     return torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :k]
+
+
+def label_sums(
+    features: Tensor,
+    instances: Tensor,
+    label_ids: Tensor,
+    weights: Tensor | None,
+    before: Tensor,
+) -> Tensor:
+    """`before` [labels, inputs] plus, for each pair (instance, label), the instance's features
+    times the pair's weight."""
+    added = features.double()[instances.long()]
+    if weights is not None:
+        added *= weights.double()[:, None]
+    return before.double().index_add(0, label_ids, added)
+
+
+def chosen_sources(
+    sums: Tensor, counts: Tensor, mean: Tensor, scale: Tensor, drawn: Tensor, random: int
+) -> tuple[Tensor, Tensor]:
+    """Sources and values [labels, fan_in], see fanin_choose_sources_params. drawn [labels, fan_in]:
+    the source that each slot gets where it is random and the label does not have it yet."""
+    (labels, inputs), fan_in = sums.shape, drawn.shape[1]
+    values = (sums.double() / counts.clamp(min=1)[:, None] - mean.double()) * scale.double()
+    values[counts == 0] = 0
+    strongest = torch.sort(values.abs(), dim=1, descending=True, stable=True).indices
+    known = torch.where(counts > 0, fan_in - random, 0)  # slots of a label that are not random
+    slots = torch.arange(fan_in).to(known)
+    # Chosen ones stand in ascending order; what is beyond them is replaced below.
+    chosen = torch.where(slots < known[:, None], strongest[:, :fan_in], inputs).sort(1).values
+    taken = torch.zeros(labels, inputs + 1).to(known).bool().scatter(1, chosen, True)
+    rows = torch.arange(labels).to(known)
+    for slot in range(fan_in):
+        is_random = known <= slot
+        source = torch.where(is_random, drawn[:, slot], chosen[:, slot])
+        while (collides := is_random & taken[rows, source]).any():
+            source = torch.where(collides, (source + 1) % inputs, source)
+        chosen[:, slot] = source
+        taken[rows, source] = True
+    return chosen, values.gather(1, chosen)
+
+
+def replaced_sources(
+    gradients: Tensor, sources: Tensor, weights: Tensor, replaced: int
+) -> tuple[Tensor, Tensor]:
+    """Which connections move, bool [labels, fan_in], and all sources afterwards; see
+    fanin_replace_sources_params. All numbers are finite."""
+    size = gradients.double().abs().scatter(1, sources, 0)
+    largest = torch.sort(size, dim=1, descending=True, stable=True).indices
+    weakest = torch.sort(weights.double().abs(), dim=1, stable=True).indices
+    count = (size > 0).sum(1, keepdim=True).clamp(max=replaced)
+    moves, taken = (
+        torch.zeros_like(order, dtype=torch.bool).scatter(1, order, _first(order, count))
+        for order in (weakest, largest)
+    )
+    # In both, a label's come one after the other in ascending order.
+    after = sources.clone()
+    after[moves] = taken.nonzero()[:, 1]
+    return moves, after
+
+
+def _first(order: Tensor, count: Tensor) -> Tensor:
+    """Whether each place of a row is one of its first `count`."""
+    return torch.arange(order.shape[1]).to(count) < count

@@ -19,7 +19,7 @@ import numpy as np
 from fanin.backends.features import NAMES, FeatureTransform
 from fanin.backends.registry import BACKENDS
 from fanin.backends.setup import LayerSetup
-from fanin.benchmarks.harness.fit import rewire_due
+from fanin.benchmarks.harness.fit import Schedule, rewire_due
 from fanin.benchmarks.harness.parent import log_path
 from fanin.benchmarks.harness.prepare import dataset_info, endless, make_batches, setup_for, split
 from fanin.benchmarks.harness.request import Options, Request, end_moment
@@ -111,6 +111,7 @@ def compare(
     names = list(setup.array_shapes())
     batches = make_batches(task, split(data, task)[0], task.seed)
     stream = endless(batches)
+    schedule = Schedule(task, task.epochs * len(batches))
     done: list[LockstepStep] = []
     excused = kinks = 0
     with (
@@ -132,7 +133,8 @@ def compare(
             if setup.intermediate:
                 sides[0].ask("save", names=["intermediate.weights", "intermediate.bias"])
                 before = intermediate_layer(sides[0])
-            losses = {side.backend: side.ask("step") for side in sides}
+            rate = schedule.rate_at(step)
+            losses = {side.backend: side.ask("step", learning_rate=rate) for side in sides}
             if before:
                 kinks += excuse_kinks(sides, before, transform.apply(features))
             arrays = compare_arrays(sides, names, step)

@@ -57,11 +57,11 @@ class Side:
     seconds: list[float] = field(default_factory=list)
     planned: Rewiring | None = None
 
-    def step(self, folder: Path) -> float:
+    def step(self, folder: Path, learning_rate: float) -> float:
         """Train one step and write all arrays; the loss."""
         batch, trainer = next(self.stream), self.trainer
         start = time.perf_counter()
-        (loss,) = trainer.train([batch], self.request.task.learning_rate)
+        (loss,) = trainer.train([batch], learning_rate)
         trainer.device.synchronize()
         self.seconds.append(time.perf_counter() - start)
         self.save(folder, trainer.setup.array_shapes())

@@ -202,6 +202,22 @@ def test_the_order_of_words_is_that_of_a_csc_matrix(data):
     assert [a.dtype.name for a in words] == ["int32", "int64", "int32", "float32"]
 
 
+def test_arrays_that_do_not_fit_each_other_have_no_order():
+    values, starts, columns = np.ones(3, np.float32), np.array([0, 2, 3]), np.zeros(3, np.int32)
+    for wrong in (columns.astype(np.int64), columns[:2], columns.astype(np.float32)):
+        with pytest.raises(ValueError, match="columns must be int32 and one for each of the 3 val"):
+            kernels.by_words(values, starts, wrong)
+    for wrong in ([0, 2, 4], [-1, 2, 3], [0, 2, 1]):
+        with pytest.raises(ValueError, match="starts must ascend from 0 to at most 3"):
+            kernels.by_words(values, np.array(wrong), columns)
+
+
+def test_a_column_below_0_is_not_lost_by_the_order():
+    values, starts = np.ones(3, np.float32), np.array([0, 2, 3])
+    words = kernels.by_words(values, starts, np.array([2, -1, -7], np.int32))
+    assert words.words.tolist() == [-7, -1, 2] and words.word_starts.tolist() == [0, 1, 2, 3]
+
+
 # Changes of a call that is right, and what is said about them.
 WRONG_FORWARD = [
     ({"columns": np.array([0, 4, -1], np.int32)}, r"columns\[2\] is -1, out of range for 5"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import numpy as np
@@ -22,13 +23,15 @@ def test_top_k_among_many_ties(instruction_set, kind):
     """Features and weights are small whole numbers, so sums are exact and equal ones abound."""
     kernels.set_instruction_set(instruction_set)
     rng = np.random.default_rng(11)
-    for batch, inputs, labels, k in (
-        (1, 3, 1, 1),
-        (40, 9, 300, 5),
-        (33, 9, 3000, 64),
-        (5, 4, 50, 50),
+    for batch, inputs, labels, fan_in, k in (
+        (1, 3, 1, 3, 1),
+        (40, 9, 300, 3, 5),
+        (33, 9, 3000, 3, 64),
+        (5, 4, 50, 3, 50),
+        # The kernels have narrower rows of features for up to 1, 4, 8 and 16 instances.
+        *((batch, 60, 700, 43, 7) for batch in (1, 2, 4, 5, 8, 9, 16, 17)),
     ):
-        setup = make_setup(kind, inputs, labels, min(3, inputs))
+        setup = make_setup(kind, inputs, labels, fan_in)
         model, layer = make_layer(rng, setup, kind)
         for array in (layer.weights.values, layer.bias.values):
             array[:] = rng.integers(-1, 2, array.shape)
@@ -44,8 +47,22 @@ def test_top_k_among_many_ties(instruction_set, kind):
             np.testing.assert_array_equal(values, np.take_along_axis(scores, ids, 1))
 
 
+def test_few_instances_have_the_scores_that_they_have_among_many():
+    rng = np.random.default_rng(3)
+    weights = rng.standard_normal((2000, 40), np.float32)
+    indices = rng.integers(0, 100, weights.shape, np.uint16)
+    x = rng.standard_normal((32, 100), np.float32)
+    scores, ids = kernels.top_k(x, weights, None, 9, indices=indices)
+    for batch in (2, 4, 7, 16):
+        few_scores, few_ids = kernels.top_k(x[:batch], weights, None, 9, indices=indices)
+        np.testing.assert_array_equal(few_ids, ids[:batch])
+        np.testing.assert_array_equal(few_scores, scores[:batch])
+    one_scores, one_ids = kernels.top_k(x[:1], weights, None, 9, indices=indices)
+    np.testing.assert_array_equal(one_ids, ids[:1])
+    near(one_scores, scores[:1].astype(np.float64), 1e-6)
+
+
 def test_top_k_puts_nan_last():
-    x = np.ones((2, 1), np.float32)
     nan, inf = np.nan, np.inf
     for column, expected in (
         ([nan, 1, -inf, 3, inf], [4, 3, 1, 2, 0]),
@@ -55,9 +72,12 @@ def test_top_k_puts_nan_last():
         ([nan] * 100 + [-inf] * 3 + [5, -inf], [103, 100, 101, 102, 104]),
     ):
         weights = np.array(column, np.float32)[:, None]
-        for threads in (1, 2, 3):
-            scores, ids = kernels.top_k(x, weights, None, min(5, len(weights)), threads=threads)
-            np.testing.assert_array_equal(ids, [expected] * 2)
+        sources = np.zeros(weights.shape, np.uint16)
+        for threads, batch, indices in itertools.product((1, 2, 3), (1, 2, 9, 20), (None, sources)):
+            x = np.ones((batch, 1), np.float32)
+            k = min(5, len(weights))
+            scores, ids = kernels.top_k(x, weights, None, k, indices=indices, threads=threads)
+            np.testing.assert_array_equal(ids, [expected] * batch)
             np.testing.assert_array_equal(scores, weights[ids, 0])
 
 

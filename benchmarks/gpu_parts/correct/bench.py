@@ -56,6 +56,11 @@ class Bench:
             # Two of each: an op may allocate something else first.
             _ = [torch.full_like(like, torch.nan) for _ in range(2)]
 
+    def poisoned_scratch(self, size: int) -> tuple[int, Tensor]:
+        """Scratch memory for a call of the C interface, NaN for certain."""
+        memory = torch.full((size,), 255, dtype=torch.uint8, device=self.device)
+        return memory.data_ptr(), memory
+
     def timed(self, call: Callable[[], Any]) -> tuple[Any, float]:
         """What the call gives, and its seconds."""
         self._wait()

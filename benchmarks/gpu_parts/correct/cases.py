@@ -15,6 +15,7 @@ from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.backends.torch.tools.index_buffer import index_type
 from fanin.benchmarks.gpu_parts import part
 from fanin.benchmarks.gpu_parts.correct import (
+    choose,
     dense,
     graph,
     linear,
@@ -51,7 +52,7 @@ def cases(dry_run: bool) -> list[Case]:
     """All that is checked, what is most likely wrong first."""
     made = [
         *(*linear.cases(), *step.cases(), *dense.cases(), *sparse.cases()),
-        *(*top_k.cases(), *rewire.cases(), *graph.cases()),
+        *(*top_k.cases(), *rewire.cases(), *choose.cases(), *graph.cases()),
         *published_cases(dry_run),
     ]
     return list({case.key: case for case in made}.values())

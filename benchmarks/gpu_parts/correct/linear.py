@@ -104,10 +104,6 @@ def through_c(case: Linear) -> Callable[[Bench], None]:
         results = [torch.full_like(t, torch.nan) for t in (grad, features, weights, bias)]
         scores, grad_features, grad_weights, grad_bias = (described(t) for t in results)
 
-        def allocate(size: int) -> tuple[int, Tensor]:
-            memory = torch.full((size,), 255, dtype=torch.uint8, device=bench.device)
-            return memory.data_ptr(), memory
-
         forward = params.ForwardParams(
             features=described(features),
             indices=described(indices),
@@ -128,8 +124,8 @@ def through_c(case: Linear) -> Callable[[Bench], None]:
         )
 
         def call() -> None:
-            library.call(forward, allocate)
-            library.call(backward, allocate)
+            library.call(forward, bench.poisoned_scratch)
+            library.call(backward, bench.poisoned_scratch)
 
         _, seconds = bench.timed(call)
         outputs = case.compare(arrays, grad, results)

@@ -57,6 +57,9 @@ void collect(const T *accumulators, int count, int64_t distance, int64_t inputs,
 
 template void transpose_features<kLanes>(const float *, int64_t, int64_t, float *, int64_t *);
 template void transpose_features<kLanes>(const double *, int64_t, int64_t, double *, int64_t *);
+template void transpose_features<1>(const float *, int64_t, int64_t, float *, int64_t *);
+template void transpose_features<4>(const float *, int64_t, int64_t, float *, int64_t *);
+template void transpose_features<8>(const float *, int64_t, int64_t, float *, int64_t *);
 template void transpose_features<kHalf>(const float *, int64_t, int64_t, float *, int64_t *);
 template void collect<kLanes>(const float *, int, int64_t, int64_t, int, float *);
 template void collect<kLanes>(const double *, int, int64_t, int64_t, int, double *);

@@ -1,10 +1,12 @@
 // Launches top-k: every thread offers its share of the labels to lists of its own, one for each
-// group of instances; then the lists are merged. Labels are offered in label order, or by sorted
-// tiles, with whole groups of instances or halves of them (see core/sorted.h).
+// group of instances; then the lists are merged. Labels are offered in label order, with narrower
+// rows for a few instances (few.h), or by sorted tiles, with whole groups of instances or halves of
+// them (see core/sorted.h).
 #include "core/top_k.h"
 
 #include "core/sorted.h"
 #include "cpu/common.h"
+#include "cpu/few.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
@@ -13,6 +15,25 @@ namespace {
 // So many labels are offered to one group of instances before the next: its features then stay in
 // the cache for that long.
 constexpr int64_t kScoredLabels = 512;
+
+// How many lanes a row of features has: narrower ones where connections stand label by label and
+// the batch is small. Calls f with the number as a type.
+template <class F>
+void with_lanes(const TopKCall &c, const F &f) {
+  const bool by_label = c.indices && !c.tile_labels;
+  if (c.tile_labels && in_halves(c.inputs, c.labels))
+    f(std::integral_constant<int, kHalf>());
+  else if (by_label && c.batch == 1)
+    f(std::integral_constant<int, 1>());
+  else if (by_label && c.batch <= 4)
+    f(std::integral_constant<int, 4>());
+  else if (by_label && c.batch <= 8)
+    f(std::integral_constant<int, 8>());
+  else if (by_label && c.batch <= kHalf)
+    f(std::integral_constant<int, kHalf>());
+  else
+    f(std::integral_constant<int, kLanes>());
+}
 
 // One thread's share of the labels.
 struct OfferShare {
@@ -37,18 +58,22 @@ bool offer(const TopKCall &c, const OfferShare &share, int64_t first, int64_t en
     const int lanes = lanes_of(c.batch, group);
     const float *const features = share.memory.features + group * c.inputs * kLanes;
     Best best(share.lists + group * share.memory.list_size, c.k, smaller(seen, c.k));
-    const auto offer_sorted = [&](auto scores) {
-      score_sorted(layer.indices + begin, c.tile_labels + begin, layer.weights + begin, count,
-                   c.bias ? c.bias + first : nullptr, end - first, features, c.inputs, lanes,
-                   scores);
-      for (int64_t l = 0; l < end - first; ++l) best.offer(first + l, scores.get(l), lanes);
-    };
-    if (!c.tile_labels)
-      offer_labels(layer, first, end, features, lanes, staged, best, share.team);
-    else if (in_halves(c.inputs, c.labels))
-      offer_sorted(SortedScores<kHalf>{share.scratch});
-    else
-      offer_sorted(SortedScores<kLanes>{share.scratch});
+    with_lanes(c, [&](auto row) FANIN_INLINE {
+      constexpr int n = decltype(row)::value;
+      if (c.tile_labels) {
+        if constexpr (n >= kHalf) {
+          const SortedScores<n> scores{share.scratch};
+          score_sorted(layer.indices + begin, c.tile_labels + begin, layer.weights + begin, count,
+                       c.bias ? c.bias + first : nullptr, end - first, features, c.inputs, lanes,
+                       scores);
+          for (int64_t l = 0; l < end - first; ++l) best.offer(first + l, scores.get(l), lanes);
+        }
+      } else if constexpr (n < kLanes) {
+        offer_to_few<n>(layer, first, end, features, lanes, best);
+      } else {
+        offer_labels(layer, first, end, features, lanes, staged, best, share.team);
+      }
+    });
   }
   return true;
 }
@@ -89,10 +114,10 @@ Finding run(const TopKCall &c, Offer *offer) {
 #pragma omp parallel num_threads(c.threads)
   {
     const int id = thread_id();
-    if (c.tile_labels && in_halves(c.inputs, c.labels))
-      transpose_features<kHalf>(c.features, c.batch, c.inputs, memory.features, &faults.feature);
-    else
-      transpose_features<kLanes>(c.features, c.batch, c.inputs, memory.features, &faults.feature);
+    with_lanes(c, [&](auto row) {
+      transpose_features<decltype(row)::value>(c.features, c.batch, c.inputs, memory.features,
+                                               &faults.feature);
+    });
     char *const lists = memory.lists + id * groups * memory.list_size;
     for (int64_t group = 0; group < groups; ++group)
       Best(lists + group * memory.list_size, c.k).clear(lanes_of(c.batch, group));

@@ -128,9 +128,10 @@ class TestReproduce:
         assert not list(results.rglob("*.json"))
         assert not child.is_running()
 
-    def test_ctrl_c_before_anything_is_loaded(self, tmp_path):
-        """Whenever in the first seconds it comes, there is no traceback."""
-        for seconds in (0.1, 0.3, 0.6, 1.0):
+    def test_ctrl_c_while_modules_are_imported(self, tmp_path):
+        """Whenever it comes, there is no traceback. Before that, in Python's own start, nobody
+        could help it."""
+        for seconds in (0, 0.1, 0.3, 0.6):
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "fanin.benchmarks", "report", "--results", tmp_path],
                 stdout=subprocess.PIPE,
@@ -138,11 +139,13 @@ class TestReproduce:
                 text=True,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
+            maps = Path(f"/proc/{process.pid}/maps")
+            while "numpy" not in maps.read_text():  # the first large package
+                time.sleep(0.001)
             time.sleep(seconds)
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=60)
-            # -2: in Python's own start, before any of its code could say something.
-            assert process.returncode in (130, -signal.SIGINT, 2), errors
+            assert process.returncode in (130, 2), errors
             assert "Traceback" not in errors
 
     def test_ctrl_c_that_python_drops(self):

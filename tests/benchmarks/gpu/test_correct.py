@@ -6,7 +6,16 @@ import pytest
 from gpu_kit import conduct_correct, few_cases
 
 from fanin.benchmarks.gpu_parts import part
-from fanin.benchmarks.gpu_parts.correct import cases, dense, linear, rewire, sparse, step, top_k
+from fanin.benchmarks.gpu_parts.correct import (
+    cases,
+    choose,
+    dense,
+    linear,
+    rewire,
+    sparse,
+    step,
+    top_k,
+)
 from fanin.benchmarks.records.task_files import files_of, read_tasks
 
 pytestmark = pytest.mark.torch
@@ -103,6 +112,16 @@ def test_outputs_that_are_not_written_are_found(tmp_path, monkeypatch):
     code, part_file = conduct_correct(tmp_path, few_cases("batch 7 float32 uint16 (C)"))
     assert code == part.FAILED
     assert all(check.error is None and not check.passed for check in part_file.rows[0].checks)
+
+
+@pytest.mark.parametrize("op", ["label_sums", "choose_sources", "replace_sources", "bad positive"])
+def test_sources_that_are_not_chosen_are_found(tmp_path, monkeypatch, op):
+    code, _ = conduct_correct(tmp_path, few_cases(op))
+    assert code == 0
+    monkeypatch.setattr(choose.library, "call", lambda params, allocate: None)
+    code, part_file = conduct_correct(tmp_path, few_cases(op))
+    assert code == part.FAILED
+    assert all(row.reason for row in part_file.rows)
 
 
 def test_every_published_fixed_fan_in_row_is_checked():

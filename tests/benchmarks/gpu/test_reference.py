@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import types
 
+import choose_reference
 import numpy as np
 import pytest
 import reference as in_numpy
 import torch
 
-from fanin.backends.arrays import initial_arrays
+from fanin.backends.arrays import initial_arrays, new_sources
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.benchmarks.gpu_parts import reference
 
@@ -63,3 +64,46 @@ def test_the_reference_is_the_tests_own(kind, loss, monkeypatch):
         wanted = in_numpy.gradients(g, batch.features, indices.numpy(), layer.weights.numpy())
         for a, b in zip(layer.gradients(torch.from_numpy(g), x), wanted, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize("random", [0, 2, 7])
+def test_chosen_sources_are_the_tests_own(random):
+    rng = np.random.default_rng(random)
+    sums = rng.integers(-2, 3, (80, 30)).astype(np.float32)
+    counts = rng.choice([0, 1, 2, 4], 80)
+    mean = rng.integers(-1, 2, 30).astype(np.float32)
+    scale = (2.0 ** rng.integers(-2, 3, 30)).astype(np.float32)
+    place = {"random": random, "seed": 9, "first_label": 5}
+    expected = choose_reference.sources(sums, counts, mean, 7, scale=scale, **place)
+    drawn = new_sources(5 * 7 + np.arange(80 * 7), 30, 9).reshape(80, 7).astype(np.int64)
+    found = reference.chosen_sources(
+        *map(torch.from_numpy, (sums, counts, mean, scale, drawn)), random
+    )
+    for result, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(result, wanted)
+
+
+def test_replaced_sources_are_the_tests_own():
+    rng = np.random.default_rng(0)
+    gradients = rng.integers(-2, 3, (80, 30)).astype(np.float32)
+    gradients[::4] *= rng.random((20, 30)) < 0.1  # some labels have few inputs to take
+    sources = rng.permuted(np.tile(np.arange(30), (80, 1)), axis=1)[:, :7]
+    weights = rng.integers(-2, 3, (80, 7)).astype(np.float32)
+    moves, after = reference.replaced_sources(
+        *map(torch.from_numpy, (gradients, sources, weights)), 4
+    )
+    wanted = choose_reference.replacements(gradients, sources, weights, 4)
+    for label, (slots, taken) in enumerate(wanted):
+        np.testing.assert_array_equal(np.flatnonzero(moves[label]), slots)
+        sources[label, slots] = taken
+    np.testing.assert_array_equal(after, sources)
+    assert len(set(moves.sum(1).tolist())) > 1
+
+
+def test_label_sums_are_sums():
+    features, pairs = torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[0, 1, 1], [2, 2, 0]])
+    before, weights = torch.ones(3, 2), torch.tensor([1.0, 2, -1])
+    sums = reference.label_sums(features, *pairs, None, before)
+    assert sums.tolist() == [[4, 5], [1, 1], [5, 7]]
+    sums = reference.label_sums(features, *pairs, weights, before)
+    assert sums.tolist() == [[-2, -3], [1, 1], [8, 11]]

@@ -67,7 +67,12 @@ def test_a_dry_run_walks_the_whole_path(rehearsal, name):
     if name == "correct":
         checks = [check for row in part_file.rows for check in row.checks]
         assert {check.index for check in checks} >= {"uint16", "uint32"}
-        assert {check.op for check in checks} >= {"fused_step", "dense_relu_update", "top_k"}
+        assert {check.op for check in checks} >= {
+            "fused_step",
+            "dense_relu_update",
+            "top_k",
+            "label_sums",
+        }
         (graph,) = (row for row in part_file.rows if row.state == "gap")
         assert "need a GPU" in graph.reason
     if name == "kernels":

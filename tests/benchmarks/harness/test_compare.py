@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import made_results
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -13,7 +14,7 @@ from fanin.backends.arrays import copied, initial_arrays
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import Dense, LayerSetup
 from fanin.benchmarks.harness import compare as lockstep
-from fanin.benchmarks.harness import side
+from fanin.benchmarks.harness import fit, side
 from fanin.benchmarks.harness.request import Options, Request
 from fanin.benchmarks.records.store import read_lockstep
 from fanin.benchmarks.records.task_files import read_tasks
@@ -158,3 +159,33 @@ class TestSide:
             lockstep.LockstepError, match=r"output\.weights is not finite after step"
         ):
             lockstep.compare(chosen, Options(results=tmp_path, data_dir=tmp_path), 1)
+
+    def test_each_step_has_the_rate_of_the_schedule(self, tmp_path, monkeypatch):
+        """Two steps an epoch, four in all; the linear schedule changes the rate at step 3."""
+        write_dataset(tmp_path)
+        rates = {"torch": [], "tensorflow": []}
+
+        class Side:
+            def __init__(self, request, *_):
+                self.backend = request.backend
+
+            def answer(self): ...
+            def close(self): ...
+
+            def ask(self, do, learning_rate=None, **_):
+                if do == "step":
+                    rates[self.backend].append(learning_rate)
+                return 1.0 if do == "step" else made_results.lockstep().sides[self.backend]
+
+            def read(self, name):
+                return np.ones(1)
+
+        monkeypatch.setattr(lockstep, "SideChild", Side)
+        monkeypatch.setattr(fit, "RATE_STEPS", 2)
+        chosen = {"dataset": "tiny", "features": "dense40", "epochs": 2, "learning_rate": 0.5}
+        for schedule, expected in (("linear", [0.5, 0.5, 0.25]), ("plateau", [0.5] * 3)):
+            task = make_task(**chosen, schedule=schedule)
+            lockstep.compare(task, Options(results=tmp_path, data_dir=tmp_path), 3)
+            assert rates == {"torch": expected, "tensorflow": expected}
+            for seen in rates.values():
+                seen.clear()

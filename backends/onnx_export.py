@@ -1,0 +1,230 @@
+"""A trained model as an ONNX file, which runs without fanin: `export`.
+
+Fixed fan-in is an operator that ONNX does not have. So the file defines it, as a function
+`FanInLinear` of the domain `fanin`, made of ONNX's own operators. Any runtime can run these; one
+that has an operator of this name may run that instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fanin.backends.arrays import check_arrays
+from fanin.backends.features import DICTIONARY, SCALE
+from fanin.backends.setup import Dense, LayerSetup, index_dtype
+from fanin.datasets.file_errors import naming
+from fanin.kernels.kept_files import replacing
+
+try:
+    import onnx
+    import onnx.parser
+except ModuleNotFoundError as error:
+    raise ImportError("ONNX is not installed: pip install 'fanin[onnx]'") from error
+
+# A file of ONNX ends at 2 GiB. From this size on, arrays lie in a second file beside it.
+MOST_BYTES_WITHIN = 1 << 30
+_ALIGNMENT = 4096  # of arrays in the second file, so that runtimes can map them into memory
+_BLOCK_BYTES = 1 << 26  # of an array that is transposed, so that no whole copy is made
+
+# Version 23 of ONNX's operators came in 2025; nothing of later versions is used. The text is
+# ONNX's own form for reading (`onnx.parser`).
+_MODEL = """
+<ir_version: 11, opset_import: ["": 23, "fanin": 1], producer_name: "fanin">
+fanin ({inputs}) => ({outputs})
+{{
+  {nodes}
+}}
+"""
+# scores[b, l] = bias[l] + sum_k weights[k, l] * features[b, indices[k, l]]. A slot of all labels at
+# a time, since an array [batch, labels, fan_in] would be too large; so slots stand first in these
+# arrays, and nothing is transposed when the model runs. In onnxruntime 1.32 GatherElements has one
+# instance scored in a seventh of the time of Gather, 8 in half, and 32 in four thirds of it.
+_FAN_IN_LINEAR = """
+<domain: "fanin", opset_import: ["": 23]>
+FanInLinear (features, indices, weights, bias) => (scores)
+{{
+  labels = Shape (bias)
+  batch = Shape <start = 0, end = 1> (features)
+  size = Concat <axis = 0> (batch, labels)
+  start = Expand (bias, size)
+  scores = Scan <num_scan_inputs = 2, body = slot (
+    float[batch, labels] before, {index_type}[labels] sources, float[labels] factors
+  ) => (float[batch, labels] after) {{
+    ids = Cast <to = 6> (sources)
+    ids_of_all = Expand (ids, size)
+    read = GatherElements <axis = 1> (features, ids_of_all)
+    terms = Mul (read, factors)
+    after = Add (before, terms)
+  }}> (start, indices, weights)
+}}
+"""
+
+
+def export(
+    setup: LayerSetup,
+    arrays: Mapping[str, np.ndarray],
+    path: Path | str,
+    *,
+    top_k: int | None = None,
+    sparse_features: bool = False,
+) -> None:
+    """Write a trained model as an ONNX file.
+
+    arrays: those of `LayerSetup.array_shapes`, as `Trainer.weights` gives them. The file's input is
+    `features` float32 [batch, inputs]; they must be finite, which a runtime does not check. Its
+    output is `scores` float32 [batch, labels]. With `top_k` it is the best `scores` and their
+    `label_ids` int64, both [batch, top_k], best first, ties to the lower id.
+
+    sparse_features: the inputs are `columns` int64 and `values` float32, both [batch, stored],
+    instead: the columns of each instance that are not 0, and their values. Shorter instances are
+    filled up with any column and the value 0. Such a model must begin with an intermediate layer or
+    a dictionary: of its rows an array [batch, stored, units] is made, and none of [batch, inputs].
+
+    Connections are computed slot by slot, so no array is larger than the scores of the batch; about
+    eight of that size are held. Unstructured connections become fixed fan-in, as many as the label
+    with most of them has; the others have a weight of 0.
+
+    Arrays of more than 1 GiB lie in `<path>.data`, which belongs beside the file. Files are written
+    whole or not at all. ValueError for arrays of another setup, for a `top_k` out of range, and for
+    sparse features where labels read them without a layer between. ImportError without ONNX.
+    """
+    check_arrays(setup, arrays)
+    if top_k is not None:
+        setup.check_k(top_k)
+    if sparse_features and not (setup.intermediate or setup.atoms):
+        raise ValueError(
+            "sparse features need an intermediate layer or a dictionary that reads them; this "
+            "model takes dense ones in ONNX"
+        )
+    path = Path(path)
+    beside = path.with_name(f"{path.name}.data")
+    model = _model(setup, top_k, sparse_features)
+    size = sum(array.nbytes for _, array in _stored(setup, arrays))
+    if size <= MOST_BYTES_WITHIN:
+        for name, array in _stored(setup, arrays):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        with naming(path), replacing(path) as made:
+            made.write_bytes(model.SerializeToString())
+        beside.unlink(missing_ok=True)  # of a larger model that was at this path
+        return
+    with naming(path), replacing(path) as made, replacing(beside) as made_beside:
+        _write_beside(model, _stored(setup, arrays), made_beside, beside.name)
+        made.write_bytes(model.SerializeToString())
+        path.unlink(missing_ok=True)  # an older model must never be read with the new arrays
+
+
+def _model(setup: LayerSetup, top_k: int | None, sparse_features: bool) -> onnx.ModelProto:
+    """The model without its arrays."""
+    inputs = f"float[batch, {setup.inputs}] features"
+    if sparse_features:
+        inputs = "int64[batch, stored] columns, float[batch, stored] values"
+    outputs = f"float[batch, {setup.labels}] scores"
+    if top_k is not None:
+        outputs = f"float[batch, {top_k}] scores, int64[batch, {top_k}] label_ids"
+    nodes = "\n  ".join(_nodes(setup, top_k, sparse_features))
+    text = _MODEL.format(inputs=inputs, outputs=outputs, nodes=nodes)
+    if not isinstance(setup.output, Dense):
+        text += _FAN_IN_LINEAR.format(index_type=index_dtype(setup.output_inputs).__name__)
+    return onnx.parser.parse_model(text)
+
+
+def _nodes(setup: LayerSetup, top_k: int | None, sparse_features: bool) -> Iterator[str]:
+    """The operators of the model, in the order of the data flow."""
+    names = setup.array_shapes()
+    read = "values" if sparse_features else "features"
+    if SCALE in names:
+        scale = f'"{SCALE}"'
+        if sparse_features:
+            yield f"value_scale = Gather ({scale}, columns)"
+            scale = "value_scale"
+        yield f"scaled = Mul ({read}, {scale})"
+        read = "scaled"
+    is_sparse = sparse_features
+    for name, product in ((DICTIONARY, "atoms"), ("intermediate.weights", "sums")):
+        if name not in names:
+            continue
+        if is_sparse:  # a sum of rows
+            yield "axis = Constant <value_ints = [1]> ()"
+            yield f"factors = Unsqueeze ({read}, axis)"
+            yield f'rows = Gather ("{name}", columns)'
+            yield "row_sums = MatMul (factors, rows)"
+            yield f"{product} = Squeeze (row_sums, axis)"
+        else:
+            yield f'{product} = MatMul ({read}, "{name}")'
+        read, is_sparse = product, False
+    if setup.intermediate:
+        yield f'biased = Add ({read}, "intermediate.bias")'
+        yield "units = Relu (biased)"
+        read = "units"
+    result = "scores" if top_k is None else "all_scores"
+    if isinstance(setup.output, Dense):
+        yield f'{result} = Gemm ({read}, "output.weights", "output.bias")'
+    else:
+        layer = '"output.indices", "output.weights", "output.bias"'
+        yield f"{result} = fanin.FanInLinear ({read}, {layer})"
+    if top_k is not None:
+        yield f"k = Constant <value_ints = [{top_k}]> ()"
+        yield f"scores, label_ids = TopK ({result}, k)"
+
+
+def _stored(
+    setup: LayerSetup, arrays: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays as the file has them, one after the other; some are views, transposed."""
+    of_connections = {*setup.index_arrays(), "output.weights"}
+    for name in setup.array_shapes():
+        if name not in of_connections:
+            yield name, np.asarray(arrays[name], np.float32)
+    index_type = index_dtype(setup.output_inputs)
+    weights = np.asarray(arrays["output.weights"], np.float32)
+    if "output.rows" in of_connections:
+        yield from _with_equal_fan_in(
+            setup.labels,
+            np.asarray(arrays["output.rows"], np.int64),
+            np.asarray(arrays["output.columns"], index_type),
+            weights,
+        )
+        return
+    if "output.indices" not in of_connections:
+        yield "output.weights", weights
+        return
+    yield "output.indices", np.asarray(arrays["output.indices"], index_type).T
+    yield "output.weights", weights.T
+
+
+def _with_equal_fan_in(
+    labels: int, rows: np.ndarray, columns: np.ndarray, weights: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Unstructured connections as indices and weights [most connections of a label, labels]; those
+    that are added read input 0 and have a weight of 0."""
+    most = np.bincount(rows).max()
+    slots = np.arange(len(rows)) % most  # differ within a label: its connections stand together
+    for name, values in (("output.indices", columns), ("output.weights", weights)):
+        padded = np.zeros((most, labels), values.dtype)
+        padded[slots, rows] = values
+        yield name, padded
+
+
+def _write_beside(
+    model: onnx.ModelProto, arrays: Iterator[tuple[str, np.ndarray]], path: Path, file_name: str
+) -> None:
+    """Write arrays to `path`, and where they stand into the model, for a file of that name beside
+    it."""
+    with path.open("wb") as file:
+        for name, array in arrays:
+            file.seek(-(-file.tell() // _ALIGNMENT) * _ALIGNMENT)
+            place = {"location": file_name, "offset": file.tell(), "length": array.nbytes}
+            tensor = model.graph.initializer.add(
+                name=name,
+                dims=array.shape,
+                data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype),
+                data_location=onnx.TensorProto.EXTERNAL,
+            )
+            for key, value in place.items():
+                tensor.external_data.add(key=key, value=str(value))
+            block = max(1, _BLOCK_BYTES // array[:1].nbytes)
+            for first in range(0, len(array), block):
+                file.write(np.ascontiguousarray(array[first : first + block]).data)

@@ -1,0 +1,101 @@
+// Top-k of a few instances, down to a single one. A group has 32 lanes, and a label's connections
+// cost the same work however many of them hold an instance.
+//
+// So a few instances get narrower rows of features, [inputs][N]; their scores are summed in the
+// same order as those of a whole group. For a single instance the lanes are a label's connections:
+// its scores may differ from those of a group in the last bits.
+#pragma once
+
+#include "core/top_k.h"
+
+namespace fanin {
+namespace FANIN_TARGET {
+
+template <int N>
+struct Few {
+  typedef float type __attribute__((vector_size(4 * N)));
+  typedef float unaligned __attribute__((vector_size(4 * N), aligned(4), may_alias));
+};
+
+// A single instance ------------------------------------------------------------------------------
+
+typedef float Four __attribute__((vector_size(16)));
+
+template <class W>
+FANIN_FN Four four_of(const W *weights) {
+  return Four{widen(weights[0]), widen(weights[1]), widen(weights[2]), widen(weights[3])};
+}
+template <class I>
+FANIN_FN Four four_of(const float *features, const I *indices) {
+  return Four{features[indices[0]], features[indices[1]], features[indices[2]],
+              features[indices[3]]};
+}
+
+// One label's score. Vectors of four are as fast as wider ones: to fill them takes most of the
+// time.
+template <class I, class W>
+FANIN_FN float score_one(const I *indices, const W *weights, int64_t fan_in, const float *features,
+                         float bias) {
+  Four even{}, odd{};
+  int64_t k = 0;
+  for (; k + 8 <= fan_in; k += 8) {
+    even += four_of(weights + k) * four_of(features, indices + k);
+    odd += four_of(weights + k + 4) * four_of(features, indices + k + 4);
+  }
+  for (; k < fan_in; ++k) bias += widen(weights[k]) * features[indices[k]];
+  even += odd;
+  return bias + ((even[0] + even[2]) + (even[1] + even[3]));
+}
+
+// Several instances ------------------------------------------------------------------------------
+
+// One label's score for each of N instances. features: [inputs][N].
+template <int N, class I, class W>
+FANIN_FN typename Few<N>::type score_few(const I *indices, const W *weights, int64_t fan_in,
+                                         const float *features, float bias) {
+  typedef typename Few<N>::type Row;
+  const auto row = [&](size_t source) FANIN_INLINE -> Row {
+    return *reinterpret_cast<const typename Few<N>::unaligned *>(features + source * N);
+  };
+  constexpr int chunk = Chunk<float>::size;
+  Row even = Row{} + bias, odd = Row{};
+  int64_t k = 0;
+  for (; k + chunk <= fan_in; k += chunk) {
+    const Sources<float, I> sources(indices + k);
+    FANIN_UNROLL
+    for (int c = 0; c < chunk; c += 2) {
+      even += widen(weights[k + c]) * row(sources[c]);
+      odd += widen(weights[k + c + 1]) * row(sources[c + 1]);
+    }
+  }
+  for (; k < fan_in; ++k) even += widen(weights[k]) * row(indices[k]);
+  return even + odd;
+}
+
+// Offers the labels from first to end - 1, which must have connections, for `lanes` <= N instances.
+template <int N, class I, class W>
+FANIN_OUTLINED void offer_to_few(const ScoredLayer<I, W> &layer, int64_t first, int64_t end,
+                                 const float *features, int lanes, Best &best) {
+  const int64_t all = layer.begin(layer.labels);
+  alignas(64) float row[kLanes] = {};
+  for (int64_t label = first; label < end; ++label) {
+    const int64_t at = layer.begin(label), fan_in = layer.begin(label + 1) - at;
+    fetch_later(at, fan_in, all, layer.indices, layer.weights);
+    const float bias = layer.bias ? layer.bias[label] : 0.0f;
+    const I *const indices = layer.indices + at;
+    if constexpr (N == 1)
+      row[0] = score_one(indices, layer.weights + at, fan_in, features, bias);
+    else
+      *reinterpret_cast<typename Few<N>::unaligned *>(row) =
+          score_few<N>(indices, layer.weights + at, fan_in, features, bias);
+    // As Best::offer does it for all lanes.
+    bool above = best.count < best.k;
+    for (int lane = 0; lane < lanes; ++lane) above |= !(row[lane] <= best.thresholds[lane]);
+    if (!above) continue;
+    best.insert(label, load(row), lanes);
+    if (best.count < best.k) ++best.count;
+  }
+}
+
+}  // namespace FANIN_TARGET
+}  // namespace fanin
