@@ -25,11 +25,17 @@ class MemoryModel:
     rounding: what the allocator rounds up, a share of all bytes.
     dense_copies: of the float32 weights of a dense layer, while the fused execution takes them over
     (together with the weights that are kept by then).
+    words_building: of the float32 weights that read sparse features, copies while they are taken
+    over, in both executions. Nothing else is there then.
     Of the autograd execution:
     optimizer_copies: of all trained arrays, during Adam's update, when the scores are gone.
     dense_library_bytes, sparse_library_bytes, fanin_library_bytes: held by the libraries under the
     framework for the products of an output layer of that kind of operations.
     intermediate_library_bytes: for those of an intermediate layer below fanin's own op.
+    words_rows, words_predicted: of these weights, so many arrays with a row for each word of each
+    instance of a batch in training and in prediction.
+    words_copies: of these weights or a moment of theirs, where one is changed by rows and then read
+    as a whole.
     sparse_index_bytes, sparse_starts_bytes: of each sparse connection's place, and of each label's
     start.
     sparse_arrays, sparse_arrays_by_instance: arrays of one float32 for each connection that the
@@ -44,6 +50,10 @@ class MemoryModel:
     sparse_library_bytes: int = 0
     fanin_library_bytes: int = 0
     intermediate_library_bytes: int = 0
+    words_building: int = 1
+    words_rows: float = 0.0
+    words_predicted: float = 0.0
+    words_copies: int = 0
     sparse_index_bytes: int = 0
     sparse_starts_bytes: int = 0
     sparse_arrays: tuple[float, float] = (0.0, 0.0)
@@ -53,7 +63,8 @@ class MemoryModel:
         """What the libraries under the framework hold for products."""
         operations = setup.output.operations
         if operations == "fanin":
-            below = self.intermediate_library_bytes if setup.intermediate else 0
+            is_product = setup.intermediate and not setup.sparse_features
+            below = self.intermediate_library_bytes if is_product else 0
             return self.fanin_library_bytes + below
         return self.dense_library_bytes if operations == "dense" else self.sparse_library_bytes
 
@@ -94,6 +105,7 @@ BACKENDS: dict[str, Backend] = {
                 dense_library_bytes=36 << 20,
                 sparse_library_bytes=36 << 20,
                 intermediate_library_bytes=10 << 20,
+                words_rows=4,
                 # Rows, columns and where rows start, int32.
                 sparse_index_bytes=8,
                 sparse_starts_bytes=4,
@@ -110,6 +122,10 @@ BACKENDS: dict[str, Backend] = {
                 rounding=0.04,
                 dense_copies=3,
                 optimizer_copies=2,
+                words_building=2,
+                words_rows=5,
+                words_predicted=2,
+                words_copies=1,
                 sparse_index_bytes=16,  # pairs of int64
                 sparse_arrays=(10, 10),
                 # Each gradient gathers two of [connections, batch].

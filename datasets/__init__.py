@@ -7,9 +7,9 @@ turns its training half into the batches that every backend sees. No framework i
 
 from fanin.datasets.batches import Batch, Batches, evaluation_blocks
 from fanin.datasets.catalogue import PUBLISHED, canonical_name, propensity, spellings
-from fanin.datasets.dataset import DataError, Dataset
+from fanin.datasets.dataset import DataError, Dataset, Features
 from fanin.datasets.folder import feature_kinds, find_folder
-from fanin.datasets.registry import available, load, unknown
+from fanin.datasets.registry import available, has_sparse_features, load, unknown
 
 __all__ = [
     "PUBLISHED",
@@ -17,11 +17,13 @@ __all__ = [
     "Batches",
     "DataError",
     "Dataset",
+    "Features",
     "available",
     "canonical_name",
     "evaluation_blocks",
     "feature_kinds",
     "find_folder",
+    "has_sparse_features",
     "load",
     "propensity",
     "spellings",

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from fanin.datasets.dataset import Features
+
 # The purpose of a generator is part of its seed. Without it, order (seed, epoch) and dropout
 # (seed, epoch, 0) would be the same stream, since NumPy pads seeds with zeros.
 _ORDER, _DROPOUT = 1, 2
@@ -22,8 +24,9 @@ _ORDER, _DROPOUT = 1, 2
 class Batch:
     """One training step's input."""
 
-    features: npt.NDArray[np.float32]
-    """[batch, inputs], contiguous; dropout is applied, what is kept is scaled by 1 / (1 - p)."""
+    features: Features
+    """[batch, inputs], contiguous or CSR; dropout is applied, what is kept is scaled by
+    1 / (1 - p). Of sparse features, what is dropped is not stored."""
     positive_instances: npt.NDArray[np.int32]
     """[positives]: which instance of the batch."""
     positive_labels: npt.NDArray[np.int64]
@@ -35,14 +38,14 @@ class Batches:
 
     Instances are shuffled through a buffer of `shuffle_buffer` instances, as the published runs did
     (see `shuffled_order`); the last batch of an epoch may be smaller. `dropout` is the probability
-    with which a feature is set to zero.
+    with which a feature is set to zero. Sparse features stay sparse.
 
     Raises ValueError for arguments that make no sense.
     """
 
     def __init__(
         self,
-        x: npt.NDArray[np.floating],
+        x: Features,
         y: sparse.csr_array,
         batch_size: int = 32,
         dropout: float = 0.0,
@@ -81,11 +84,11 @@ class Batches:
             yield self._batch(chosen, number, step)
 
     def _batch(self, chosen: npt.NDArray[np.int64], epoch: int, step: int) -> Batch:
-        features = np.ascontiguousarray(self.x[chosen], np.float32)  # indexing by an array copies
+        features = self.x[chosen]  # indexing by an array copies
+        if not isinstance(features, sparse.csr_array):
+            features = np.ascontiguousarray(features, np.float32)
         if self.dropout > 0.0:
-            rng = np.random.default_rng([_DROPOUT, self.seed, epoch, step])
-            kept = rng.random(features.shape, np.float32) >= np.float32(self.dropout)
-            features *= kept * np.float32(1.0 / (1.0 - self.dropout))
+            features = self._dropped(features, epoch, step)
 
         starts = self.y.indptr[chosen].astype(np.int64)
         counts = self.y.indptr[chosen + 1] - starts
@@ -97,6 +100,19 @@ class Batches:
             positive_instances=np.repeat(np.arange(len(chosen), dtype=np.int32), counts),
             positive_labels=self.y.indices[positions].astype(np.int64),
         )
+
+    def _dropped(self, features: Features, epoch: int, step: int) -> Features:
+        """The features of a batch after dropout, which may change them."""
+        rng = np.random.default_rng([_DROPOUT, self.seed, epoch, step])
+        rate, factor = np.float32(self.dropout), np.float32(1.0 / (1.0 - self.dropout))
+        if not isinstance(features, sparse.csr_array):
+            features *= (rng.random(features.shape, np.float32) >= rate) * factor
+            return features
+        kept = rng.random(features.nnz, np.float32) >= rate
+        before = np.concatenate([[0], np.cumsum(kept)])
+        starts = before[features.indptr].astype(features.indptr.dtype)
+        parts = features.data[kept] * factor, features.indices[kept], starts
+        return sparse.csr_array(parts, shape=features.shape)
 
 
 def shuffled_order(count: int, buffer: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -118,12 +134,15 @@ def shuffled_order(count: int, buffer: int, rng: np.random.Generator) -> npt.NDA
     return np.concatenate([taken, rng.permutation(waiting)])
 
 
-def evaluation_blocks(x: npt.NDArray[np.floating], size: int) -> Iterator[npt.NDArray[np.float32]]:
-    """The instances of x in order, `size` at a time, as new contiguous float32 arrays.
+def evaluation_blocks(x: Features, size: int) -> Iterator[Features]:
+    """The instances of x in order, `size` at a time, as new contiguous float32 arrays, or as CSR.
 
     They are copies, because a slice of a memory map is read-only and reads its file at every use.
     """
     if size < 1:
         raise ValueError(f"size must be at least 1, not {size}")
     for first in range(0, x.shape[0], size):
-        yield np.array(x[first : first + size], np.float32, order="C", subok=False)
+        block = x[first : first + size]
+        if not isinstance(block, sparse.csr_array):
+            block = np.array(block, np.float32, order="C", subok=False)
+        yield block

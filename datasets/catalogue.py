@@ -24,12 +24,20 @@ WIKIPEDIA, AMAZON, OTHER = Propensity(0.5, 0.4), Propensity(0.6, 2.6), Propensit
 FEATURES = {"slice": 512, "cascade": 768}
 
 
+class Words(NamedTuple):
+    """Sizes of sparse features: how many words there are, and how many a text has on average."""
+
+    inputs: int
+    per_instance: float
+
+
 @dataclass(frozen=True)
 class Published:
     """Real sizes of a published data set.
 
     labels_per_instance: mean over the training instances. features: the kinds of features that the
-    paper has results for. aliases: how task files and folders elsewhere spell the name.
+    paper has results for. words: of the repository's bags of words. aliases: how task files and
+    folders elsewhere spell the name.
     """
 
     name: str
@@ -40,6 +48,7 @@ class Published:
     propensity: Propensity = OTHER
     features: tuple[str, ...] = ()
     aliases: tuple[str, ...] = field(default=())
+    words: Words | None = None
 
 
 _BOTH = ("cascade", "slice")
@@ -57,6 +66,7 @@ PUBLISHED = {
         Published(
             *("amazon-670k", 670_091, 490_449, 153_025, 5.45, AMAZON, _BOTH),
             aliases=("Amazon670k",),
+            words=Words(135_909, 75.0),
         ),
         Published(
             *("amazon-3m", 2_812_281, 1_717_899, 742_507, 36.17, AMAZON, ("cascade",)),

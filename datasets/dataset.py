@@ -1,4 +1,4 @@
-"""What a data set is: dense features and sparse labels, for training and for testing.
+"""What a data set is: features and sparse labels, for training and for testing.
 
 Every loader returns a `Dataset`, and every `Dataset` has passed `validate`. So training and metrics
 need not check again whether features and labels have the same instances or whether one is NaN.
@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,10 @@ from scipy import sparse
 
 # Features are checked and hashed in blocks of this size: they may be a large memory map.
 BLOCK_BYTES = 16 << 20
+
+# Features [instances, inputs] in float32: a C-contiguous array, which may be a read-only memory
+# map, or CSR for sparse ones, with sorted indices, none twice, and no zeros stored.
+Features = npt.NDArray[np.float32] | sparse.csr_array
 
 
 class DataError(ValueError):
@@ -34,12 +39,12 @@ class Dataset:
     """Name of the data set, such as "wordnet-small"."""
     features: str
     """Name of its features, such as "tfidf-svd512"."""
-    train_x: npt.NDArray[np.float32]
-    """Features [train instances, inputs], C-contiguous; may be a read-only memory map."""
+    train_x: Features
+    """Features [train instances, inputs]."""
     train_y: sparse.csr_array
     """Positives [train instances, labels], bool; indices sorted, none twice."""
-    test_x: npt.NDArray[np.float32]
-    """Features [test instances, inputs], as `train_x`."""
+    test_x: Features
+    """Features [test instances, inputs], dense or sparse as `train_x`."""
     test_y: sparse.csr_array
     """Positives [test instances, labels], as `train_y`."""
     synthetic: bool
@@ -62,6 +67,11 @@ class Dataset:
         return int(self.train_x.shape[1])
 
     @property
+    def sparse_features(self) -> bool:
+        """Whether the features are CSR."""
+        return isinstance(self.train_x, sparse.csr_array)
+
+    @property
     def labels(self) -> int:
         """How many labels there are, those without a positive included."""
         return int(self.train_y.shape[1])
@@ -76,6 +86,12 @@ class Dataset:
         """How many instances there are to test on."""
         return int(self.test_x.shape[0])
 
+    @property
+    def memory_bytes(self) -> int:
+        """What features and labels take in memory; memory maps take none."""
+        parts = (self.train_x, self.train_y, self.test_x, self.test_y)
+        return sum(array_bytes(part) for part in parts if not isinstance(part, np.memmap))
+
     @cached_property
     def identity(self) -> str:
         """SHA-256 (hex) over the shapes, the labels and the features of both splits, and over the
@@ -89,6 +105,11 @@ class Dataset:
         for x, y in ((self.train_x, self.train_y), (self.test_x, self.test_y)):
             digest.update(repr((x.shape, y.shape)).encode())
             _add_pairs(digest, y)
+            if isinstance(x, sparse.csr_array):
+                digest.update(b"sparse features")
+                _add_pairs(digest, x)
+                _add_numbers(digest, x.data, np.float32)
+                continue
             for _, block in _blocks(x):
                 digest.update(block.tobytes())
         for split, pairs in (("train", self.train_left_out), ("test", self.test_left_out)):
@@ -109,15 +130,7 @@ class Dataset:
             ("train", self.train_x, self.train_y, self.train_left_out),
             ("test", self.test_x, self.test_y, self.test_left_out),
         ):
-            if x.ndim != 2:
-                raise DataError(
-                    f"{where}: {split} features must be [instances, inputs], not {x.shape}"
-                )
-            if x.dtype != np.float32 or not x.flags.c_contiguous:
-                raise DataError(
-                    f"{where}: {split} features must be C-contiguous float32, not {x.dtype}: "
-                    "convert with numpy.ascontiguousarray(x, numpy.float32)"
-                )
+            _check_form(x, f"{where}: {split} features")
             if x.shape[0] != y.shape[0]:
                 raise DataError(
                     f"{where}: {split} has {x.shape[0]} rows of features but {y.shape[0]} rows of "
@@ -135,7 +148,15 @@ class Dataset:
             features = str(getattr(x, "filename", None) or f"{where}: {split} features")
             if not x.shape[1]:
                 raise DataError(f"{features}: 0 inputs: at least one is needed")
-            check_finite(x, features)
+            if isinstance(x, sparse.csr_array):
+                _check_sparse_values(x, features)
+            else:
+                check_finite(x, features)
+        if self.sparse_features != isinstance(self.test_x, sparse.csr_array):
+            raise DataError(
+                f"{where}: features of one split are dense and those of the other sparse: store "
+                "both in the same form"
+            )
         if self.train_x.shape[1] != self.test_x.shape[1]:
             raise DataError(
                 f"{where}: {self.train_x.shape[1]} inputs for training but {self.test_x.shape[1]} "
@@ -151,6 +172,13 @@ class Dataset:
                 f"{where}: {len(self.label_names)} label names for {self.labels} labels: "
                 "give one for each, or none"
             )
+
+
+def array_bytes(array: Features) -> int:
+    """Bytes of the numbers in an array, which may be sparse."""
+    if isinstance(array, sparse.csr_array):
+        return int(array.data.nbytes + array.indices.nbytes + array.indptr.nbytes)
+    return array.nbytes
 
 
 def check_some(y: sparse.csr_array, where: str, to_train: bool) -> None:
@@ -180,21 +208,76 @@ def check_finite(x: npt.NDArray[np.floating], where: str, number: int = 0) -> No
             )
 
 
+def _check_form(x: Features, where: str) -> None:
+    """Raise DataError where x is not of the shape, type and layout that `Features` have."""
+    if not isinstance(x, (np.ndarray, sparse.csr_array)):
+        raise DataError(
+            f"{where} must be a NumPy array or a scipy.sparse.csr_array, not {type(x).__name__}"
+        )
+    if x.ndim != 2:
+        raise DataError(f"{where} must be [instances, inputs], not {x.shape}")
+    if isinstance(x, sparse.csr_array):
+        if x.dtype != np.float32:
+            raise DataError(f"{where} must be float32, not {x.dtype}: x.astype(numpy.float32)")
+        _check_ids(x, where, "input")
+    elif x.dtype != np.float32 or not x.flags.c_contiguous:
+        raise DataError(
+            f"{where} must be C-contiguous float32, not {x.dtype}: "
+            "convert with numpy.ascontiguousarray(x, numpy.float32)"
+        )
+
+
+def _check_sparse_values(x: sparse.csr_array, where: str) -> None:
+    """Raise DataError at the first stored value that is not finite, or 0."""
+    for first in range(0, x.nnz, BLOCK_BYTES // 4):
+        values = x.data[first : first + BLOCK_BYTES // 4]
+        for good, advice in (
+            (np.isfinite(values), "features must be finite; make them anew, or drop the row"),
+            (values != 0, "zeros must not be stored: call x.eliminate_zeros()"),
+        ):
+            if not good.all():
+                entry = first + int(good.argmin())
+                row = int(np.searchsorted(x.indptr, entry, side="right")) - 1
+                raise DataError(
+                    f"{where}: row {row}, column {x.indices[entry]} (counted from 0) is "
+                    f"{x.data[entry]}: {advice}"
+                )
+
+
+def _check_ids(matrix: sparse.csr_array, where: str, what: str) -> None:
+    """Raise DataError where the columns of a matrix are not the ids of labels or inputs."""
+    try:
+        matrix.check_format(full_check=False)
+        if (np.diff(matrix.indptr) < 0).any():
+            raise ValueError("indptr must rise")
+    except ValueError as error:
+        raise DataError(f"{where}: no valid CSR matrix ({error}): make it anew") from error
+    ids, count = matrix.indices, matrix.shape[1]
+    if matrix.nnz and (ids.min() < 0 or ids.max() >= count):
+        wrong = next(int(i) for i in ids if not 0 <= i < count)
+        raise DataError(f"{where}: {what} {wrong} is out of range: ids are 0 to {count - 1}")
+    if not matrix.has_canonical_format:
+        raise DataError(f"{where}: indices must be sorted, none twice: call sum_duplicates()")
+
+
 def _check_labels(y: sparse.csr_array, where: str) -> None:
     if not isinstance(y, sparse.csr_array) or y.ndim != 2:
         raise DataError(f"{where}: must be a scipy.sparse.csr_array, not {type(y).__name__}")
-    if y.nnz and (y.indices.min() < 0 or y.indices.max() >= y.shape[1]):
-        wrong = next(int(i) for i in y.indices if not 0 <= i < y.shape[1])
-        raise DataError(f"{where}: label {wrong} is out of range: ids are 0 to {y.shape[1] - 1}")
-    if not y.has_canonical_format:
-        raise DataError(f"{where}: indices must be sorted, none twice: call y.sum_duplicates()")
+    _check_ids(y, where, "label")
     if y.dtype not in (np.bool_, np.int8) or not (y.data == 1).all():
         raise DataError(f"{where}: must be bool or int8, all stored values 1: positives only")
 
 
 def _add_pairs(digest: hashlib._Hash, pairs: sparse.csr_array) -> None:
-    digest.update(pairs.indptr.astype(np.int64).tobytes())
-    digest.update(pairs.indices.astype(np.int64).tobytes())
+    _add_numbers(digest, pairs.indptr, np.int64)
+    _add_numbers(digest, pairs.indices, np.int64)
+
+
+def _add_numbers(digest: hashlib._Hash, numbers: npt.NDArray[Any], dtype: type) -> None:
+    """Add a vector as numbers of a type, in blocks: a copy of all of it may be large."""
+    size = BLOCK_BYTES // np.dtype(dtype).itemsize
+    for first in range(0, len(numbers), size):
+        digest.update(numbers[first : first + size].astype(dtype, copy=False).data)
 
 
 def _blocks(x: npt.NDArray[np.floating]) -> Iterator[tuple[int, npt.NDArray[np.floating]]]:

@@ -5,8 +5,9 @@ Labels of one form may stand beside features of another. If several files hold t
 first in these lists is taken: fanin's own names stand before those of the Extreme Classification
 Repository, and the form that is read fastest stands first among them.
 
-Dense `.npy` features are memory-mapped. Sparse ones are made dense: as they are (`bow`) if memory
-suffices, or by truncated SVD (`bow-svd512`), whose result is cached.
+Dense `.npy` features are memory-mapped, sparse ones stay sparse. Where there are sparse features
+such as `bow`, there are two more kinds: `bow-svd512`, their truncated SVD, whose result is cached,
+and `bow-dense`, the same numbers in a dense array, if memory suffices.
 """
 
 from __future__ import annotations
@@ -17,25 +18,26 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 
 from fanin.datasets import formats, svd
 from fanin.datasets.catalogue import FEATURES, PUBLISHED, canonical_name, spellings
-from fanin.datasets.dataset import DataError, Dataset, check_some
+from fanin.datasets.dataset import DataError, Dataset, Features, check_some
 from fanin.datasets.file_errors import naming
-from fanin.datasets.label_cache import SparseReader, cached
 from fanin.datasets.label_names import read_label_names
 from fanin.datasets.memory import available_bytes, size_text
+from fanin.datasets.parse_cache import SparseReader, cached
 
 _LOG = logging.getLogger(__name__)
 
-BOW, BOW_SVD512 = "bow", "bow-svd512"
+BOW = "bow"
+# What stands behind the name of sparse features for dense ones that are made of them.
+SVD512, DENSE = "-svd512", "-dense"
+SPLITS = ("train", "test")
 FILES_IN = "files in "  # and the folder: what a data set names as its source
 
-Features = npt.NDArray[np.float32]
-FeatureReader = Callable[[Path], "Features | sparse.csr_array"]
+X = TypeVar("X", Features, sparse.csr_array)
+FeatureReader = Callable[[Path], Features]
 SplitLabels = tuple[Path, sparse.csr_array]  # the label file of a split, and its positives
 
 
@@ -50,8 +52,8 @@ LABELS: dict[str, SparseReader] = {
 SPARSE_FEATURES: dict[str, SparseReader] = {
     "{split}-bow.npz": formats.read_feature_matrix,
     "{short}_X_Xf.npz": formats.read_feature_matrix,
-    "{short}_X_Xf.txt": formats.read_feature_pairs,
-    "{split}.txt": formats.read_trailing_pairs,
+    "{short}_X_Xf.txt": cached(formats.read_feature_pairs),
+    "{split}.txt": cached(formats.read_trailing_pairs),
 }
 
 
@@ -60,13 +62,15 @@ SPARSE_FEATURES: dict[str, SparseReader] = {
 LEFT_OUT = "filter_labels_{split}.txt"
 
 
+def sparse_files(features: str) -> dict[str, SparseReader]:
+    """The files in which sparse features of that name may lie, as in the lists above."""
+    own: dict[str, SparseReader] = {f"{{split}}-{features}.npz": formats.read_feature_matrix}
+    return SPARSE_FEATURES if features == BOW else own
+
+
 def feature_files(features: str) -> dict[str, FeatureReader]:
-    """The files in which features of that name may lie, as in the lists above."""
-    own: dict[str, FeatureReader] = {
-        f"{{split}}-{features}.npy": formats.read_features,
-        f"{{split}}-{features}.npz": formats.read_feature_matrix,
-    }
-    return own | SPARSE_FEATURES if features == BOW else own
+    """The files in which features of that name may lie, dense ones first."""
+    return {f"{{split}}-{features}.npy": formats.read_features, **sparse_files(features)}
 
 
 REPOSITORY = (
@@ -93,7 +97,7 @@ def layout(name: str) -> str:
     return (
         f"lay out <data-dir>/{name}/ and give --data-dir <data-dir>: trn_X_Y.txt and tst_X_Y.txt "
         "hold the labels; with trn_X_Xf.txt and tst_X_Xf.txt (sparse features) for --features "
-        f"{BOW} or {BOW_SVD512}, all four from {REPOSITORY}{''.join(dense)}"
+        f"{BOW} or {BOW}{SVD512}, all four from {REPOSITORY}{''.join(dense)}"
     )
 
 
@@ -116,19 +120,21 @@ def find_folder(data_dir: Path | str, name: str) -> Path | None:
 def load_folder(folder: Path | str, name: str, features: str | None = None) -> Dataset:
     """Load the files in `folder` as the data set `name`.
 
-    `features` may be left out where the folder holds only one kind. Other sizes than the published
-    ones are logged, since small cuts are tried under the real name. Raises DataError for a missing
-    file (saying what it is to hold), for a bad one, and for files that do not fit each other.
+    `features` may be left out where the folder holds files of only one kind. Other sizes than the
+    published ones are logged, since small cuts are tried under the real name. Raises DataError for
+    a missing file (saying what it is to hold), for a bad one, and for files that do not fit each
+    other.
     """
     folder = Path(folder)
     if features is None:
         kinds = feature_kinds(folder)
         if len(kinds) != 1:
-            present = ", ".join(kinds) or "none"
-            raise DataError(f"{folder}: say which features to load; train features here: {present}")
+            raise DataError(
+                f"{folder}: say which features to load; train features here: {_present(folder)}"
+            )
         features = kinds[0]
     labels: list[SplitLabels] = []
-    for path, read in [_label_file(folder, split) for split in ("train", "test")]:
+    for path, read in [_label_file(folder, split) for split in SPLITS]:
         labels.append((path, read(path)))
         check_some(labels[-1][1], str(path), to_train=len(labels) == 1)
     train_x, test_x = _features(folder, name, features, labels)
@@ -161,39 +167,71 @@ def _left_out(folder: Path, split: str, y: sparse.csr_array) -> sparse.csr_array
 def _features(
     folder: Path, name: str, features: str, labels: Sequence[SplitLabels]
 ) -> tuple[Features, Features]:
-    """Dense features of both splits, with as many instances as the labels."""
-    if features == BOW_SVD512 and BOW_SVD512 not in _stored_kinds(folder):
-        return _reduced(folder, name, labels)
-    files = [_feature_file(folder, split, features) for split in ("train", "test")]
-    parts = [
+    """Features of both splits, with as many instances as the labels."""
+    base, ending = _base_and_ending(folder, features)
+    if ending == SVD512:
+        return _reduced(folder, name, base, labels)
+    if ending == DENSE:
+        return _densified(folder, base, labels)
+    return _read_both([_feature_file(folder, split, base) for split in SPLITS], labels)
+
+
+def _read_both(
+    files: Sequence[tuple[Path, Callable[[Path], X]]], labels: Sequence[SplitLabels]
+) -> tuple[X, X]:
+    """Features of both splits, in this order."""
+    train, test = (
         _read_fitting(*file, *split_labels)
         for file, split_labels in zip(files, labels, strict=True)
-    ]
-    needed = sum(4 * x.shape[0] * x.shape[1] for x in parts if isinstance(x, sparse.csr_array))
-    if needed > memory_limit():
-        advice = (
-            f"use --features {BOW_SVD512}"
-            if features == BOW
-            else "store them as float32 .npy, which is mapped, or reduce them"
-        )
-        raise DataError(
-            f"{files[0][0]} and {files[1][0].name}: as dense float32 they need "
-            f"{size_text(needed)}, and half of the memory available here is "
-            f"{size_text(memory_limit())}: {advice}"
-        )
-    train, test = (x.toarray() if isinstance(x, sparse.csr_array) else x for x in parts)
+    )
     return train, test
 
 
-def _reduced(folder: Path, name: str, labels: Sequence[SplitLabels]) -> tuple[Features, Features]:
-    """The SVD of the sparse features; cached by the contents of their files."""
-    files = [_sparse_file(folder, split) for split in ("train", "test")]
-
-    def make() -> tuple[Features, Features]:
-        train, test = (
-            _read_fitting(*file, *split_labels)
-            for file, split_labels in zip(files, labels, strict=True)
+def _densified(
+    folder: Path, features: str, labels: Sequence[SplitLabels]
+) -> tuple[svd.Features, svd.Features]:
+    """Sparse features in dense arrays; DataError where memory does not suffice."""
+    files = [_sparse_file(folder, split, features) for split in SPLITS]
+    train, test = _read_both(files, labels)
+    needed = sum(4 * x.shape[0] * x.shape[1] for x in (train, test))
+    if needed > memory_limit():
+        raise DataError(
+            f"{files[0][0]} and {files[1][0].name}: as dense float32 they need "
+            f"{size_text(needed)}, and half of the memory available here is "
+            f"{size_text(memory_limit())}: use --features {features}{SVD512}, or {features} with "
+            "a setup that has an intermediate layer"
         )
+    return train.toarray(), test.toarray()
+
+
+def _base_and_ending(folder: Path, features: str) -> tuple[str, str]:
+    """The name of the features that lie in files, and the ending that says what is made of them;
+    an empty one where they are taken as they are."""
+    if features in feature_kinds(folder):
+        return features, ""
+    for ending in (SVD512, DENSE):
+        base = features.removesuffix(ending)
+        has_files = base == BOW or _first_file(folder, "train", sparse_files(base))
+        if base != features and has_files:
+            return base, ending
+    return features, ""
+
+
+def is_sparse(folder: Path, features: str) -> bool:
+    """Whether features of that name are sparse here; False where there are none."""
+    base, ending = _base_and_ending(folder, features)
+    found = _first_file(folder, "train", feature_files(base))
+    return not ending and found is not None and found[0].suffix != ".npy"
+
+
+def _reduced(
+    folder: Path, name: str, features: str, labels: Sequence[SplitLabels]
+) -> tuple[svd.Features, svd.Features]:
+    """The SVD of the sparse features; cached by the contents of their files."""
+    files = [_sparse_file(folder, split, features) for split in SPLITS]
+
+    def make() -> tuple[svd.Features, svd.Features]:
+        train, test = _read_both(files, labels)
         if train.shape[1] != test.shape[1]:
             raise DataError(
                 f"{files[0][0]}: {train.shape[1]} inputs, but {files[1][0]} has "
@@ -202,9 +240,9 @@ def _reduced(folder: Path, name: str, labels: Sequence[SplitLabels]) -> tuple[Fe
         if min(train.shape) < svd.SVD["n_components"]:
             raise DataError(
                 f"{files[0][0]}: {train.shape[0]} instances and {train.shape[1]} inputs are too "
-                f"few for {svd.SVD['n_components']} SVD components: use --features {BOW}"
+                f"few for {svd.SVD['n_components']} SVD components: use --features {features}"
             )
-        _LOG.info("making %s of %d instances", BOW_SVD512, train.shape[0])
+        _LOG.info("making %s%s of %d instances", features, SVD512, train.shape[0])
         return svd.reduce(train, test)
 
     digest = svd.content_hash()
@@ -212,7 +250,7 @@ def _reduced(folder: Path, name: str, labels: Sequence[SplitLabels]) -> tuple[Fe
         with naming(path), path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return svd.cached(
-        f"{name}-{BOW_SVD512}-{digest.hexdigest()[:12]}",
+        f"{name}-{features}{SVD512}-{digest.hexdigest()[:12]}",
         (labels[0][1].shape[0], labels[1][1].shape[0]),
         make,
     )
@@ -223,34 +261,37 @@ def memory_limit() -> int:
     return available_bytes() // 2
 
 
-X = TypeVar("X", "Features | sparse.csr_array", sparse.csr_array)
-
-
 def _read_fitting(
     path: Path, read: Callable[[Path], X], label_path: Path, positives: sparse.csr_array
 ) -> X:
-    """Features of as many instances as have labels; sparse ones must have an entry."""
+    """Features of as many instances as have labels. Of sparse ones zeros are left out, and an entry
+    must be there."""
     x = read(path)
     if x.shape[0] != positives.shape[0]:
         raise DataError(
             f"{path}: {x.shape[0]} rows, but {label_path} has {positives.shape[0]} instances: "
             "both must hold the same instances in the same order"
         )
-    if isinstance(x, sparse.csr_array) and x.shape[0] and not x.nnz:
-        raise DataError(f"{path}: holds no features, only labels or zeros: give another file")
+    if isinstance(x, sparse.csr_array):
+        x.eliminate_zeros()
+        if x.shape[0] and not x.nnz:
+            raise DataError(f"{path}: holds no features, only labels or zeros: give another file")
     return x
 
 
-def _stored_kinds(folder: Path) -> set[str]:
-    """Names of the features that the folder holds under fanin's own file names."""
-    paths = (path for suffix in ("npy", "npz") for path in folder.glob(f"train-*.{suffix}"))
-    return {path.stem.removeprefix("train-") for path in paths} - {"labels"}
-
-
 def feature_kinds(folder: Path) -> list[str]:
-    """Names of the features that can be loaded from the folder."""
-    from_sparse = {BOW, BOW_SVD512} if _first_file(folder, "train", SPARSE_FEATURES) else set()
-    return sorted(_stored_kinds(folder) | from_sparse)
+    """Names of the features that lie in files of the folder; more can be made of sparse ones."""
+    paths = (path for suffix in ("npy", "npz") for path in folder.glob(f"train-*.{suffix}"))
+    kinds = {path.stem.removeprefix("train-") for path in paths} - {"labels"}
+    return sorted(kinds | ({BOW} if _first_file(folder, "train", SPARSE_FEATURES) else set()))
+
+
+def _present(folder: Path) -> str:
+    """A list of the features that can be loaded from the folder."""
+    kinds = feature_kinds(folder)
+    sparse_kinds = [kind for kind in kinds if _first_file(folder, "train", sparse_files(kind))]
+    made = {f"{kind}{ending}" for kind in sparse_kinds for ending in (DENSE, SVD512)}
+    return ", ".join(sorted(made.union(kinds))) or "none"
 
 
 R = TypeVar("R")
@@ -299,21 +340,27 @@ def _label_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
 def _feature_file(folder: Path, split: str, features: str) -> tuple[Path, FeatureReader]:
     file = _first_file(folder, split, feature_files(features))
     if file is None and features == BOW:
-        return _sparse_file(folder, split)
+        return _sparse_file(folder, split, features)
     if file is None:
-        present = ", ".join(feature_kinds(folder)) or "none"
         origin = f"; they are {ORIGINS[features]}" if features in ORIGINS else ""
         unusable = _unusable(folder, _names(feature_files(features), split))
         raise DataError(
             f"{folder / f'{split}-{features}.npy'}: missing{unusable}; it is to hold the {split} "
             f"features, a float array [instances, inputs] written by numpy.save{origin}. Train "
-            f"features here: {present}"
+            f"features here: {_present(folder)}"
         )
     return file
 
 
-def _sparse_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
-    file = _first_file(folder, split, SPARSE_FEATURES)
+def _sparse_file(folder: Path, split: str, features: str) -> tuple[Path, SparseReader]:
+    forms = sparse_files(features)
+    file = _first_file(folder, split, forms)
+    if file is None and features != BOW:
+        (name,) = _names(forms, split)
+        raise DataError(
+            f"{folder / name}: missing{_unusable(folder, [name])}; it is to hold the {split} "
+            "features, a CSR matrix [instances, inputs] written by scipy.sparse.save_npz"
+        )
     if file is None:
         names = _names(SPARSE_FEATURES, split)
         raise DataError(
@@ -329,7 +376,8 @@ def _compare_with_published(data: Dataset) -> None:
     entry = PUBLISHED.get(canonical_name(data.name))
     if entry is None:
         return
-    inputs = FEATURES.get(data.features, data.inputs)
+    words = {BOW: entry.words.inputs} if entry.words else {}
+    inputs = (FEATURES | words).get(data.features, data.inputs)
     differences = [
         f"{loaded:,} {what}, not {published:,}"
         for what, loaded, published in (

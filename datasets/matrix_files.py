@@ -82,7 +82,8 @@ def checked(matrix: sparse.csr_array, path: Path, first: int = 0) -> sparse.csr_
             f"ids are 0 to {columns - 1}",
         )
     with np.errstate(over="ignore"):  # too large a value becomes infinite, which is reported below
-        values = matrix.data.astype(np.float32)  # matrix.astype would sum what stands twice
+        # matrix.astype would sum what stands twice.
+        values = matrix.data.astype(np.float32, copy=False)
     matrix = sparse.csr_array((values, matrix.indices, matrix.indptr), shape=matrix.shape)
     matrix.sort_indices()
     if not matrix.has_canonical_format:  # it is sorted, so an id stands twice in a row

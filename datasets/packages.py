@@ -32,6 +32,7 @@ from scipy import sparse
 
 from fanin.datasets import text_features
 from fanin.datasets.dataset import DataError
+from fanin.datasets.folder import BOW, SPLITS
 from fanin.datasets.package_files import Entry, read_german, read_japanese, read_packages
 
 LEAST = 3
@@ -164,7 +165,8 @@ def write(name: str, source: Path, out: Path, least: int, instances: int) -> str
             "--instances"
         )
     try:
-        train_x, test_x = text_features.tfidf_svd(train.texts, test.texts, SETS[name].tfidf)
+        texts = train.texts, test.texts, SETS[name].tfidf
+        words, reduced = text_features.tfidf_words(*texts), text_features.tfidf_svd(*texts)
     except DataError as error:
         raise DataError(f"{source}: {error}, or {advice}") from error
     about = _describe(name, source, least, instances, train, test)
@@ -173,7 +175,8 @@ def write(name: str, source: Path, out: Path, least: int, instances: int) -> str
     with tempfile.TemporaryDirectory(dir=out, prefix=f".{name}-") as beside:
         made = Path(beside, name)
         made.mkdir()
-        for split, x, y in (("train", train_x, train), ("test", test_x, test)):
+        for split, bow, x, y in zip(SPLITS, words, reduced, (train, test), strict=True):
+            sparse.save_npz(made / f"{split}-{BOW}.npz", bow)
             np.save(made / f"{split}-{text_features.TFIDF_SVD512}.npy", x)
             sparse.save_npz(made / f"{split}-labels.npz", y.positives)
         (made / "labels.txt").write_text("".join(f"{each}\n" for each in label_names), "utf-8")

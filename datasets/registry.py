@@ -12,7 +12,8 @@ from pathlib import Path
 from fanin.datasets import wordnet
 from fanin.datasets.catalogue import PUBLISHED, canonical_name
 from fanin.datasets.dataset import DataError, Dataset
-from fanin.datasets.folder import find_folder, layout, load_folder
+from fanin.datasets.folder import find_folder, is_sparse, layout, load_folder
+from fanin.datasets.text_features import TFIDF_WORDS
 
 EMBEDDED: dict[str, Callable[[str | None], Dataset]] = {
     "wordnet": wordnet.load_wordnet,
@@ -38,6 +39,13 @@ def load(name: str, features: str | None = None, data_dir: Path | str | None = N
     if name in EMBEDDED:
         return EMBEDDED[name](features)
     raise unknown(name, data_dir)
+
+
+def has_sparse_features(name: str, features: str, data_dir: Path | str | None = None) -> bool:
+    """Whether the data set that `load` would find has these features as sparse ones, as far as
+    names of files tell; False where there are none."""
+    folder = find_folder(data_dir, name) if data_dir is not None else None
+    return is_sparse(folder, features) if folder else features == TFIDF_WORDS
 
 
 def unknown(name: str, data_dir: Path | str | None) -> DataError:

@@ -1,4 +1,5 @@
-"""Dense features of short texts: TF-IDF, then truncated SVD (`svd`, which also caches them)."""
+"""Features of short texts: TF-IDF, which is sparse, and its truncated SVD, which is dense (`svd`,
+which also caches it)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fanin.datasets import svd
@@ -16,6 +18,7 @@ from fanin.datasets.svd import Features
 _LOG = logging.getLogger(__name__)
 
 TFIDF_SVD512 = "tfidf-svd512"
+TFIDF_WORDS = "tfidf"  # as they are, sparse
 TFIDF: dict[str, Any] = {"sublinear_tf": True, "min_df": 2, "ngram_range": (1, 1)}
 # Of single words, which have parts in common: n-grams of characters, within words.
 CHARACTER_TFIDF = TFIDF | {
@@ -52,11 +55,33 @@ def tfidf_svd(
     Raises DataError for fewer training texts, or fewer terms in them, than the SVD has components.
     """
     _LOG.info("making %s of %d texts, at most a minute or two", TFIDF_SVD512, len(train_texts))
-    vectorizer = TfidfVectorizer(dtype=np.float32, **tfidf)
     _check_enough(len(train_texts), "training texts")
-    train = vectorizer.fit_transform(train_texts)
+    train, test = _tfidf(train_texts, test_texts, tfidf)
     _check_enough(train.shape[1], "terms in the training texts")
-    return svd.reduce(train, vectorizer.transform(test_texts))
+    return svd.reduce(train, test)
+
+
+def tfidf_words(
+    train_texts: Sequence[str], test_texts: Sequence[str], tfidf: Mapping[str, Any] = TFIDF
+) -> tuple[sparse.csr_array, sparse.csr_array]:
+    """TF-IDF [instances, terms] of both splits, by default of words, each instance of length one;
+    the terms are those of the training texts. It takes seconds. Raises DataError for texts without
+    terms."""
+    try:
+        train, test = _tfidf(train_texts, test_texts, tfidf)
+    except ValueError as error:
+        raise DataError(f"{len(train_texts)} training texts: {error}: give more") from error
+    for matrix in (train, test):
+        matrix.sort_indices()
+    return train, test
+
+
+def _tfidf(
+    train_texts: Sequence[str], test_texts: Sequence[str], tfidf: Mapping[str, Any]
+) -> tuple[sparse.csr_array, sparse.csr_array]:
+    vectorizer = TfidfVectorizer(dtype=np.float32, **tfidf)
+    train = sparse.csr_array(vectorizer.fit_transform(train_texts))
+    return train, sparse.csr_array(vectorizer.transform(test_texts))
 
 
 def _check_enough(count: int, what: str) -> None:

@@ -17,6 +17,7 @@ from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.cli.output import stop
 from fanin.benchmarks.harness.request import Options
 from fanin.benchmarks.measuring.machine import thread_count
+from fanin.benchmarks.records.task import Moments
 from fanin.benchmarks.timing.options import one_of
 
 # What an option of a run is when it is not given.
@@ -104,6 +105,13 @@ WeightsDtype = Annotated[
 ]
 MomentsDtype = Annotated[
     str | None, one_of(get_args(interface.StoredType), "Adam's moments; bfloat16: fused only.")
+]
+MomentsOption = Annotated[
+    str | None,
+    one_of(
+        get_args(Moments),
+        "Adam's moments of the weights that read sparse features: full, or row, one number a word.",
+    ),
 ]
 RecipeOption = Annotated[
     str | None,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from scipy import sparse
 
 from fanin.benchmarks.cli.options import (
     DEFAULTS,
@@ -19,6 +20,7 @@ from fanin.benchmarks.cli.options import (
     Execution,
     Features,
     MomentsDtype,
+    MomentsOption,
     RecipeOption,
     Setup,
     Tasks,
@@ -29,12 +31,13 @@ from fanin.benchmarks.cli.options import (
 from fanin.benchmarks.cli.output import make_console, print_json, print_text
 from fanin.benchmarks.cli.selection import each_once, select_tasks
 from fanin.benchmarks.harness import speed
-from fanin.benchmarks.harness.plan import Estimate, Plan, Sizes
+from fanin.benchmarks.harness.plan import Plan, Sizes
 from fanin.benchmarks.measuring.machine import thread_count
 from fanin.benchmarks.records.statistics import GIB
-from fanin.datasets import PUBLISHED, find_folder, load
+from fanin.datasets import find_folder, load
+from fanin.datasets.dataset import array_bytes
 from fanin.datasets.memory import available_bytes, size_text
-from fanin.datasets.shape_twins import shape_twin
+from fanin.datasets.shape_twins import ShapeTwin, has_twin, shape_twin
 from fanin.reports.format import Scale, duration_scale, large_count_scale, memory_scale
 from fanin.reports.setups import Setup as ReportedSetup
 from fanin.reports.table import Cell, Column, Table, text_column
@@ -51,6 +54,7 @@ def plan(
     execution: Execution = None,
     weights_dtype: WeightsDtype = None,
     moments_dtype: MomentsDtype = None,
+    moments: MomentsOption = None,
     memory: Annotated[
         float | None,
         typer.Option(
@@ -85,6 +89,7 @@ def plan(
         "recipe": recipe,
         "weights_dtype": weights_dtype,
         "moments_dtype": moments_dtype,
+        "moments": moments,
     }
     chosen = select_tasks([dataset], features, data_dir, tasks, setup, overrides, execution)
     count = thread_count(threads)
@@ -116,6 +121,7 @@ def plan(
         f"{size_text(available)} of memory, "
         f"{machine.bandwidth / 1e9:.0f} GB/s, {machine.flops / 1e9:.0f} GFLOP/s, {count} threads\n"
         "peak: what the process needs above the frameworks and the data, temporaries included\n"
+        "data: features and labels in memory; fits: peak and data together\n"
         "times: from bytes moved and arithmetic, right within a factor of about two; total: all\n"
         "epochs that the task allows and its repeats, early stopping aside",
         "dim",
@@ -132,18 +138,19 @@ def plan_table(plans: list[Plan], inputs: int) -> Table:
         unit = f" ({scale.unit})" if scale.unit else ""
         return Column(f"{head}{unit}"), [scale.bounded(value) for value in values]
 
-    def memory(head: str, count_bytes: Callable[[Estimate], int]) -> tuple[Column, list[str]]:
-        return column(head, [count_bytes(p.expected) / GIB for p in plans], memory_scale)
+    def memory(head: str, sizes: list[int]) -> tuple[Column, list[str]]:
+        return column(head, [size / GIB for size in sizes], memory_scale)
 
     columns = [
         (text_column("setup"), [ReportedSetup.from_task(p.task, inputs).label for p in plans]),
         (text_column("backend"), [p.backend for p in plans]),
         column("parameters", [p.parameters for p in plans], large_count_scale),
-        memory("model", lambda expected: expected.parameter_bytes),
-        memory("optimiser", lambda expected: expected.optimizer_bytes),
-        memory("gradients", lambda expected: expected.gradient_bytes),
-        memory("temporary", lambda expected: expected.temporary_bytes),
-        memory("peak", lambda expected: expected.peak_bytes),
+        memory("model", [p.expected.parameter_bytes for p in plans]),
+        memory("optimiser", [p.expected.optimizer_bytes for p in plans]),
+        memory("gradients", [p.expected.gradient_bytes for p in plans]),
+        memory("temporary", [p.expected.temporary_bytes for p in plans]),
+        memory("peak", [p.expected.peak_bytes for p in plans]),
+        memory("data", [p.data_bytes for p in plans]),
         (Column("fits"), ["yes" if p.fits else "NO" for p in plans]),
         column("epoch", [p.hours_per_epoch for p in plans], duration_scale),
         column("total", [p.hours for p in plans], duration_scale),
@@ -155,24 +162,44 @@ def plan_table(plans: list[Plan], inputs: int) -> Table:
 def read_sizes(dataset: str, features: str, data_dir: Path | None) -> Sizes:
     """Real sizes of a data set: of its files, or as published where it has none here."""
     is_here = data_dir is not None and find_folder(data_dir, dataset) is not None
-    if not is_here and dataset in PUBLISHED and features in PUBLISHED[dataset].features:
-        twin = shape_twin(dataset, features)
-        sizes = twin.published
-        positives = round(sizes.train_instances * sizes.labels_per_instance)
-        return Sizes(
-            twin.inputs,
-            sizes.labels,
-            sizes.train_instances,
-            sizes.test_instances,
-            positives,
-            is_mapped=True,
-        )
+    if not is_here and has_twin(dataset, features):
+        return twin_sizes(shape_twin(dataset, features))
     data = load(dataset, features, data_dir)
+    x = data.train_x
     return Sizes(
         data.inputs,
         data.labels,
         data.train_instances,
         data.test_instances,
         int(data.train_y.nnz),
-        is_mapped=isinstance(data.train_x, np.memmap),
+        is_mapped=isinstance(x, np.memmap),
+        words=x.nnz / data.train_instances if isinstance(x, sparse.csr_array) else None,
+        data_bytes=data.memory_bytes,
+        train_bytes=array_bytes(x) + array_bytes(data.train_y),
+    )
+
+
+def twin_sizes(twin: ShapeTwin) -> Sizes:
+    """Of a published data set whose files are not here; dense features would be memory-mapped."""
+    sizes, words = twin.published, twin.words.per_instance if twin.words else None
+
+    def size(instances: int, in_memory: bool) -> int:
+        # CSR: ids and starts are int32, values float32, those of labels a byte.
+        labels = instances * (5 * sizes.labels_per_instance + 4)
+        features = instances * (8 * words + 4 if words else 4.0 * twin.inputs)
+        return round(labels + (features if in_memory else 0))
+
+    return Sizes(
+        twin.inputs,
+        sizes.labels,
+        sizes.train_instances,
+        sizes.test_instances,
+        round(sizes.train_instances * sizes.labels_per_instance),
+        is_mapped=words is None,
+        words=words,
+        data_bytes=sum(
+            size(instances, words is not None)
+            for instances in (sizes.train_instances, sizes.test_instances)
+        ),
+        train_bytes=size(sizes.train_instances, True),
     )

@@ -17,6 +17,7 @@ from fanin.benchmarks.cli.options import (
     Execution,
     Features,
     MomentsDtype,
+    MomentsOption,
     RecipeOption,
     Results,
     Seed,
@@ -51,6 +52,7 @@ def reproduce(
     execution: Execution = None,
     weights_dtype: WeightsDtype = None,
     moments_dtype: MomentsDtype = None,
+    moments: MomentsOption = None,
     repeat: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="Runs per task, each its seed.")
     ] = None,
@@ -114,6 +116,7 @@ def reproduce(
         "protocol": protocol,
         "weights_dtype": weights_dtype,
         "moments_dtype": moments_dtype,
+        "moments": moments,
     }
     shapes = profile == "shapes"
     ways = execution or (["fused"] if shapes else None)

@@ -11,8 +11,22 @@ from typing import Any
 from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.cli.output import stop
 from fanin.benchmarks.records.task import NAMES, Task, is_name
-from fanin.benchmarks.records.task_files import USUAL_TASKS, files_of, find_tasks, read_tasks
-from fanin.datasets import available, canonical_name, feature_kinds, find_folder, unknown
+from fanin.benchmarks.records.task_files import (
+    USUAL_SPARSE_TASKS,
+    USUAL_TASKS,
+    files_of,
+    find_tasks,
+    read_tasks,
+)
+from fanin.datasets import (
+    available,
+    canonical_name,
+    feature_kinds,
+    find_folder,
+    has_sparse_features,
+    unknown,
+)
+from fanin.datasets.shape_twins import has_sparse_twin
 from fanin.reports.setups import Setup
 
 
@@ -48,6 +62,10 @@ def select_tasks(
         stop(f"--data-dir {data_dir} needs --dataset too, or --tasks: which data to take from it")
     overrides = {key: value for key, value in overrides.items() if value is not None}
     ways: list[dict[str, Any]] = [{"execution": way} for way in dict.fromkeys(executions or ())]
+
+    def is_sparse(name: str, kind: str) -> bool:
+        return has_sparse_features(name, kind, data_dir) or has_sparse_twin(name, kind)
+
     chosen: list[Task] = []
     for way, dataset in product(ways or [{}], datasets):
         named = {"dataset": dataset, "features": features}
@@ -63,14 +81,16 @@ def select_tasks(
                 files = [path for kind in kinds for path in files_of(dataset, kind)]
             if not files:
                 folder = data_dir and find_folder(data_dir, dataset)
-                if not folder and dataset not in available():
+                # The sizes of a twin are known, which do for a plan and a shape profile.
+                is_known = folder or dataset in available() or has_sparse_twin(dataset, features)
+                if not is_known:
                     raise unknown(dataset, data_dir)
-                named["features"] = features or _only_kind(kinds, dataset)
-                files = [USUAL_TASKS]
+                named["features"] = own = features or _only_kind(kinds, dataset)
+                files = [USUAL_SPARSE_TASKS if is_sparse(dataset, own) else USUAL_TASKS]
                 named["recipe"] = "best"
         given = {key: value for key, value in named.items() if value is not None}
         given |= overrides | way
-        chosen += [task for path in files for task in read_tasks(path, given)]
+        chosen += [task for path in files for task in read_tasks(path, given, is_sparse)]
     if setups:
         for name in setups:
             if not any(_is_called(task, name) for task in chosen):

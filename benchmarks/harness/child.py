@@ -27,6 +27,7 @@ from fanin.benchmarks.harness.prepare import (
     chosen_arrays,
     dataset_info,
     make_batches,
+    setup_for,
     split,
     warm_up,
 )
@@ -121,14 +122,14 @@ def run(request: Request, events: Events, result: RunResult) -> None:
     result.dataset = dataset_info(data)
     if pairs := result.dataset.left_out_pairs:
         log(f"scores of {pairs} pairs in {LEFT_OUT.format(split='test')} are left out")
-    setup = task.setup(data.inputs, data.labels)
+    setup = setup_for(task, data)
     if machine.runs_on_cpu(options.device):
         threads = machine.thread_count(options.threads)
         check_counted(estimate(task, setup, request.backend, threads), available_bytes())
     train, validation = split(data, task)
     batches = make_batches(task, train, request.seed)
     events.send(event="phase", name="importing the backend")
-    result.machine = warm_up(request)
+    result.machine = warm_up(request, data.sparse_features)
     total = task.epochs * len(batches)
     checkpoint = open_checkpoint(request, data, events)
     result.resumed = checkpoint.resumed

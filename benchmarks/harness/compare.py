@@ -21,7 +21,7 @@ from fanin.backends.registry import BACKENDS
 from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.harness.fit import Schedule, rewire_due
 from fanin.benchmarks.harness.parent import log_path
-from fanin.benchmarks.harness.prepare import dataset_info, endless, make_batches, split
+from fanin.benchmarks.harness.prepare import dataset_info, endless, make_batches, setup_for, split
 from fanin.benchmarks.harness.request import Options, Request, end_moment
 from fanin.benchmarks.measuring.process import Child, EndedError
 from fanin.benchmarks.records.compare import (
@@ -33,7 +33,7 @@ from fanin.benchmarks.records.compare import (
 from fanin.benchmarks.records.files import save_array
 from fanin.benchmarks.records.store import lockstep_path
 from fanin.benchmarks.records.task import Task
-from fanin.datasets import load
+from fanin.datasets import Features, load
 
 _SIDE = "fanin.benchmarks.harness.side"
 
@@ -107,7 +107,7 @@ def compare(
     """
     started = datetime.now(UTC)
     data = load(task.dataset, task.features, options.data_dir)
-    setup = task.setup(data.inputs, data.labels)
+    setup = setup_for(task, data)
     names = list(setup.array_shapes())
     batches = make_batches(task, split(data, task)[0], task.seed)
     stream = endless(batches)
@@ -239,7 +239,7 @@ def rewire_alike(sides: list[SideChild], task: Task, step: int) -> int:
     return len(differing)
 
 
-def excuse_kinks(sides: list[SideChild], before: Intermediate, features: np.ndarray) -> int:
+def excuse_kinks(sides: list[SideChild], before: Intermediate, features: Features) -> int:
     """Take intermediate units that differ because of ReLU's kink over from the first backend into
     the second, Adam's moments included; how many there were.
 
@@ -254,7 +254,7 @@ def excuse_kinks(sides: list[SideChild], before: Intermediate, features: np.ndar
     units = np.flatnonzero(differing)
     x = features.astype(np.float64)
     weights, bias = before[0][:, units].astype(np.float64), before[1][units].astype(np.float64)
-    at_kink = np.abs(x @ weights + bias) <= KINK * (np.abs(x) @ np.abs(weights) + np.abs(bias))
+    at_kink = np.abs(x @ weights + bias) <= KINK * (abs(x) @ np.abs(weights) + np.abs(bias))
     units = units[at_kink.any(axis=0)]
     if units.size:
         giver, taker = sides

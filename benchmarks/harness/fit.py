@@ -27,7 +27,7 @@ from fanin.benchmarks.measuring.metrics import NO_LABEL, precision
 from fanin.benchmarks.records.base import Precision
 from fanin.benchmarks.records.run import Epoch
 from fanin.benchmarks.records.task import Task
-from fanin.datasets import Batches, evaluation_blocks
+from fanin.datasets import Batches, Features, evaluation_blocks
 
 # From the paper's public code: halve the rate when val P@3 has not risen by 1e-3 for 2 epochs,
 # not below 1e-4; stop when it has not risen by 5e-5 for 4 epochs.
@@ -134,7 +134,7 @@ def rewiring_seed(seed: int, step: int) -> int:
 class Split(NamedTuple):
     """Instances to train or to evaluate on."""
 
-    x: np.ndarray  # features [instances, inputs]
+    x: Features  # [instances, inputs]
     y: sp.csr_array  # positives [instances, labels]
     left_out: sp.csr_array | None = None  # pairs [instances, labels] that evaluation leaves out
 
@@ -144,30 +144,30 @@ def evaluation_block(setup: LayerSetup) -> int:
     return min(_EVALUATION_BLOCK, max(32, _EVALUATION_FLOATS // setup.output_inputs // 32 * 32))
 
 
-def predict(trainer: Trainer, x: np.ndarray, left_out: sp.csr_array | None = None) -> np.ndarray:
-    """Ids of the best five labels of instances x [instances, inputs], without dropout; fewer
+def predict(trainer: Trainer, x: Features, left_out: sp.csr_array | None = None) -> np.ndarray:
+    """Ids of the best five labels of the features x [instances, inputs], without dropout; fewer
     columns where fewer labels exist. left_out: pairs [instances, labels] that are no prediction;
     NO_LABEL stands where fewer others exist."""
     # One array is made before all blocks. Small arrays that stay between large ones that go would
     # split the memory that malloc gets back, and each block would take new memory.
-    ids = np.empty((len(x), min(5, trainer.setup.labels)), np.int64)
+    ids = np.empty((x.shape[0], min(5, trainer.setup.labels)), np.int64)
     done = 0
     for block in evaluation_blocks(x, evaluation_block(trainer.setup)):
-        instances = slice(done, done + len(block))
+        instances = slice(done, done + block.shape[0])
         if left_out is None:
             ids[instances] = trainer.top_k(block, ids.shape[1])
         else:
             ids[instances] = _best_of_others(trainer, block, ids.shape[1], left_out[instances])
-        done += len(block)
+        done += block.shape[0]
     return ids
 
 
-def _best_of_others(trainer: Trainer, x: np.ndarray, k: int, left_out: sp.csr_array) -> np.ndarray:
+def _best_of_others(trainer: Trainer, x: Features, k: int, left_out: sp.csr_array) -> np.ndarray:
     """`Trainer.top_k` of the labels that are not left out."""
     labels, counts = trainer.setup.labels, np.diff(left_out.indptr)
     ids = trainer.top_k(x, min(k + int(counts.max()), labels))
     # A pair (instance, label) is one number.
-    instances = np.arange(len(x), dtype=np.int64)
+    instances = np.arange(x.shape[0], dtype=np.int64)
     pairs = np.repeat(instances, counts) * labels + left_out.indices
     ids[np.isin(instances[:, None] * labels + ids, pairs)] = NO_LABEL
     others_first = np.argsort(ids == NO_LABEL, axis=1, kind="stable")
@@ -175,9 +175,9 @@ def _best_of_others(trainer: Trainer, x: np.ndarray, k: int, left_out: sp.csr_ar
 
 
 def evaluate(
-    trainer: Trainer, x: np.ndarray, y: sp.csr_array, left_out: sp.csr_array | None = None
+    trainer: Trainer, x: Features, y: sp.csr_array, left_out: sp.csr_array | None = None
 ) -> Precision:
-    """Precision at 1, 3, 5 on instances x [instances, inputs], without dropout and without the
+    """Precision at 1, 3, 5 on the features x [instances, inputs], without dropout and without the
     pairs left out."""
     return precision(y, predict(trainer, x, left_out))
 

@@ -18,6 +18,7 @@ from fanin.backends.dictionary import dictionary_bytes
 from fanin.backends.gradients import rewiring_bytes
 from fanin.backends.registry import BACKENDS, MemoryModel
 from fanin.backends.setup import LayerSetup
+from fanin.benchmarks.harness.first_layer import FirstLayer
 from fanin.benchmarks.harness.fit import evaluation_block
 from fanin.benchmarks.harness.speed import Speed
 from fanin.benchmarks.records.task import Task
@@ -67,7 +68,9 @@ class Estimate:
 @dataclass(frozen=True)
 class Sizes:
     """Of a data set, as far as a plan needs them. is_mapped: whether the training features are a
-    memory map."""
+    memory map. words: of sparse features, how many an instance has on average; None for dense ones.
+    data_bytes: what features and labels take in memory; train_bytes: what those of the training
+    instances would take, in a copy of them."""
 
     inputs: int
     labels: int
@@ -75,6 +78,13 @@ class Sizes:
     test_instances: int
     train_positives: int = 0
     is_mapped: bool = False
+    words: float | None = None
+    data_bytes: int = 0
+    train_bytes: int = 0
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.words is not None
 
 
 def hours_per_epoch(expected: Estimate, task: Task, sizes: Sizes, speed: Speed) -> float:
@@ -100,6 +110,7 @@ class Plan:
     backend: str
     parameters: int
     expected: Estimate
+    data_bytes: int
     available_bytes: int
     hours_per_epoch: float
 
@@ -107,19 +118,23 @@ class Plan:
     def of(
         cls, task: Task, backend: str, sizes: Sizes, speed: Speed, available: int, threads: int
     ) -> Plan:
-        setup = task.setup(sizes.inputs, sizes.labels)
-        expected = with_choosing(estimate(task, setup, backend, threads), task, setup, sizes)
+        setup = task.setup(sizes.inputs, sizes.labels, sizes.is_sparse)
+        beside = bytes_of_instances(sizes)
+        expected = estimate(task, setup, backend, threads, words=sizes.words, beside=beside)
+        expected = with_choosing(expected, task, setup, sizes)
         trained = (
             math.prod(shape)
             for name, shape in setup.array_shapes().items()
             if name.endswith(("weights", "bias"))
         )
         hours = hours_per_epoch(expected, task, sizes, speed)
-        return cls(task, backend, sum(trained), expected, available, hours)
+        # Validation instances are taken out of the others, as a copy of both.
+        data = sizes.data_bytes + (sizes.train_bytes if task.protocol == "holdout" else 0)
+        return cls(task, backend, sum(trained), expected, data, available, hours)
 
     @property
     def fits(self) -> bool:
-        return self.expected.peak_bytes <= self.available_bytes
+        return self.expected.peak_bytes + self.data_bytes <= self.available_bytes
 
     @property
     def hours(self) -> float:
@@ -134,6 +149,7 @@ class Plan:
             "parameters": self.parameters,
             **asdict(self.expected),
             "peak_bytes": self.expected.peak_bytes,
+            "data_bytes": self.data_bytes,
             "fits": self.fits,
             "hours_per_epoch": self.hours_per_epoch,
             "hours": self.hours,
@@ -161,14 +177,32 @@ def check_counted(expected: Estimate, available_bytes: int) -> None:
 
 
 def estimate(
-    task: Task, setup: LayerSetup, backend: str, threads: int, cpu: str | None = None
+    task: Task,
+    setup: LayerSetup,
+    backend: str,
+    threads: int,
+    cpu: str | None = None,
+    *,
+    words: float | None = None,
+    beside: int = 0,
 ) -> Estimate:
     """What training `setup` as the task says needs in this backend on a CPU: the one of that name,
-    or this machine's."""
+    or this machine's. words: of sparse features, how many an instance has; beside: bytes that a run
+    has beside the model once that is made."""
     memory = BACKENDS[backend].memory
+    first = FirstLayer.of(task, setup, words)
     if task.execution == "fused":
-        return _fused(task, setup, memory, threads, cpu)
-    return _autograd(task, setup, memory, threads)
+        expected = _fused(task, setup, first, memory, threads, cpu)
+        weight = _BYTES[task.weights_dtype]
+    else:
+        expected, weight = _autograd(task, setup, first, memory, threads), _BYTES["float32"]
+    model = expected.parameter_bytes + expected.optimizer_bytes + expected.gradient_bytes
+    temporary = expected.temporary_bytes + beside
+    if setup.sparse_features:
+        # These weights may be too large to be taken over in the memory of what comes after them.
+        building = first.weights * (weight + 4 * memory.words_building)
+        temporary = max(temporary, building - model)
+    return replace(expected, temporary_bytes=temporary)
 
 
 def with_choosing(expected: Estimate, task: Task, setup: LayerSetup, sizes: Sizes) -> Estimate:
@@ -190,6 +224,19 @@ def with_choosing(expected: Estimate, task: Task, setup: LayerSetup, sizes: Size
     return replace(expected, temporary_bytes=temporary)
 
 
+# Arrays of int64: for each training instance, while their order in an epoch is made; and with five
+# for each instance that is ranked together, while precision is computed (`metrics`).
+_ORDER_ARRAYS, _METRIC_ARRAYS, _RANKED = 6, 12, 16_384
+
+
+def bytes_of_instances(sizes: Sizes) -> int:
+    """What a run has of its instances beside the data: their order in an epoch, or five predicted
+    labels of each."""
+    instances = max(sizes.train_instances, sizes.test_instances)
+    ranked = 5 * 8 * (instances + _METRIC_ARRAYS * min(instances, _RANKED))
+    return max(_ORDER_ARRAYS * 8 * sizes.train_instances, ranked)
+
+
 def _transform_values(setup: LayerSetup) -> int:
     """How many numbers say what the model does to its features."""
     return sum(map(setup.count, features.NAMES))
@@ -201,10 +248,15 @@ def _overhead(memory: MemoryModel, model_bytes: int) -> int:
 
 
 def _fused(
-    task: Task, setup: LayerSetup, memory: MemoryModel, threads: int, cpu: str | None
+    task: Task,
+    setup: LayerSetup,
+    first: FirstLayer,
+    memory: MemoryModel,
+    threads: int,
+    cpu: str | None,
 ) -> Estimate:
     weight, moment = _BYTES[task.weights_dtype], _BYTES[task.moments_dtype]
-    inner, connections = setup.count("intermediate.weights"), setup.count("output.weights")
+    inner, connections = first.weights, setup.count("output.weights")
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
     is_sorted = kind.is_sortable and sorting_pays(inputs, cpu)
@@ -232,9 +284,13 @@ def _fused(
 
     # A dense layer's weights on their way into the framework; the moments are made after that.
     dense = connections if kind.operations == "dense" else 0
-    building = memory.dense_copies * 4 * max(inner, dense) - 2 * moment * (inner + connections)
+    moments = (first.moments + 2 * connections) * moment + 4 * first.row_moments
+    building = memory.dense_copies * 4 * max(inner, dense) - moments
+    if setup.sparse_features:
+        building = memory.dense_copies * 4 * dense - moments
 
-    moved = inner * (3 * weight + 4 * moment) + connections * (2 * weight + 4 * moment) + sources
+    moved = first.touched * 3 * weight + connections * (2 * weight + 4 * moment) + sources
+    moved += 0 if first.row_moments else first.touched * 4 * moment
     if is_sorted:
         # Connections pass by twice, for the scores and for the gradients; once more each, where
         # lanes are worked on by halves, but then they come from a cache.
@@ -245,35 +301,52 @@ def _fused(
         + sources
         + sorting
         + kind.starts_bytes(inputs, labels),
-        optimizer_bytes=2 * (inner + connections) * moment + 2 * biases * 4,
+        optimizer_bytes=moments + 2 * biases * 4,
         gradient_bytes=0,
         # The allocators keep what a step took while others predict.
         temporary_bytes=max(step + max(predict, copied), building),
-        overhead_bytes=_overhead(memory, 4 * 3 * (inner + connections)),
+        overhead_bytes=_overhead(memory, 4 * (inner + first.moments + 3 * connections)),
         moved_bytes=moved,
-        flops=2 * task.batch_size * (3 * (inner + connections) + _transform_values(setup)),
+        flops=_flops(task, setup, first),
     )
 
 
-def _autograd(task: Task, setup: LayerSetup, memory: MemoryModel, threads: int) -> Estimate:
-    inner, connections = setup.count("intermediate.weights"), setup.count("output.weights")
+def _flops(task: Task, setup: LayerSetup, first: FirstLayer) -> int:
+    products = 3 * (first.products + setup.count("output.weights"))
+    return 2 * task.batch_size * (products + _transform_values(setup))
+
+
+def _autograd(
+    task: Task, setup: LayerSetup, first: FirstLayer, memory: MemoryModel, threads: int
+) -> Estimate:
+    connections = setup.count("output.weights")
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
     structure = kind.source_bytes(inputs, labels)
     if kind.operations == "sparse":  # in the framework's form, not in that of the kernels
         structure = connections * memory.sparse_index_bytes
         structure += memory.sparse_starts_bytes * (labels + 1)
-    trained = 4 * (inner + connections + biases)
+    others = 4 * (connections + biases)  # than the weights of the first layer
+    trained = 4 * first.weights + others
+    moments = 4 * (first.moments + first.row_moments) + 2 * others
+    # Of sparse features the gradient of these weights has the rows that occur, and goes.
+    gradients = others if setup.sparse_features else trained
     scores = task.batch_size * labels * 4
     lanes = -(-task.batch_size // LANES) * LANES * 4 * inputs
     temporary = _SCORES * scores + memory.sparse_temporary_bytes(setup, task.batch_size)
-    temporary = max(temporary, memory.optimizer_copies * trained)
+    temporary = max(temporary, memory.optimizer_copies * gradients)
+    temporary += memory.words_rows * 4 * first.gathered
+    temporary = max(temporary, memory.words_predicted * 4 * first.predicted)
+    if setup.sparse_features:
+        # Moments are copied in a step, weights where they are read after it.
+        copied = memory.words_copies * 4 * first.weights
+        temporary = temporary + copied if first.moments else max(temporary, copied)
     return Estimate(
         parameter_bytes=trained + structure + 4 * _transform_values(setup),
-        optimizer_bytes=2 * trained,
-        gradient_bytes=trained,
+        optimizer_bytes=moments,
+        gradient_bytes=gradients,
         temporary_bytes=round(temporary) + (2 + threads) * lanes,
-        overhead_bytes=_overhead(memory, 3 * trained) + memory.library_bytes(setup),
-        moved_bytes=9 * trained + structure + 8 * scores,
-        flops=2 * task.batch_size * (3 * (inner + connections) + _transform_values(setup)),
+        overhead_bytes=_overhead(memory, trained + moments) + memory.library_bytes(setup),
+        moved_bytes=9 * (4 * first.touched + others) + structure + 8 * scores,
+        flops=_flops(task, setup, first),
     )

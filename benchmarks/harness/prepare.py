@@ -18,7 +18,7 @@ from fanin.benchmarks.harness.request import Request
 from fanin.benchmarks.measuring.machine import describe_machine, thread_count
 from fanin.benchmarks.records.base import DatasetInfo, Machine
 from fanin.benchmarks.records.task import Task
-from fanin.datasets import Batch, Batches, DataError, Dataset
+from fanin.datasets import Batch, Batches, DataError, Dataset, Features
 
 # Of the training instances, in protocol "holdout".
 HOLDOUT_FRACTION = 0.1
@@ -37,8 +37,14 @@ def dataset_info(data: Dataset) -> DatasetInfo:
         train_instances=data.train_instances,
         test_instances=data.test_instances,
         train_positives=int(data.train_y.nnz),
+        train_stored=int(data.train_x.nnz) if isinstance(data.train_x, sp.csr_array) else None,
         left_out_pairs=0 if data.test_left_out is None else int(data.test_left_out.nnz),
     )
+
+
+def setup_for(task: Task, data: Dataset) -> LayerSetup:
+    """The task's model for these data."""
+    return task.setup(data.inputs, data.labels, data.sparse_features)
 
 
 def split(data: Dataset, task: Task) -> tuple[Split, Split]:
@@ -81,7 +87,8 @@ def chosen_arrays(
     """The arrays that the task's recipe makes from the training instances, in place of the usual
     initial ones. on_labels: see `choosing.choose_sources`."""
     task = request.task
-    output = task.setup(train.x.shape[1], train.y.shape[1]).output
+    is_sparse = isinstance(train.x, sp.csr_array)
+    output = task.setup(train.x.shape[1], train.y.shape[1], is_sparse).output
     return starting_arrays(
         train.x,
         train.y,
@@ -112,7 +119,7 @@ def build(
     )
 
 
-def warm_up(request: Request) -> Machine:
+def warm_up(request: Request, sparse_features: bool) -> Machine:
     """Import the framework, let a tiny model of the same kind train, rewire and predict, and
     describe the machine.
 
@@ -122,9 +129,11 @@ def warm_up(request: Request) -> Machine:
     """
     task = request.task
     small = {"connectivity": task.connectivity and 1, "intermediate": task.intermediate and 8}
-    setup = task.model_copy(update=small).setup(inputs=8, labels=8)
+    setup = task.model_copy(update=small).setup(8, 8, sparse_features)
     trainer = build(request, setup, seed=0)
-    x = np.ones((2, 8), np.float32)
+    x: Features = np.ones((2, 8), np.float32)
+    if sparse_features:
+        x = sp.csr_array(x)
     y = sp.csr_array(np.eye(2, 8, dtype=bool))
     trainer.train(Batches(x, y).epoch(0), task.learning_rate)
     if setup.is_rewired:

@@ -46,6 +46,7 @@ def twin_info(twin: ShapeTwin, seed: int) -> DatasetInfo:
         train_instances=sizes.train_instances,
         test_instances=sizes.test_instances,
         train_positives=round(sizes.train_instances * sizes.labels_per_instance),
+        train_stored=round(sizes.train_instances * twin.words.per_instance) if twin.words else None,
     )
 
 
@@ -58,10 +59,17 @@ def profile(request: Request, events: Events, result: RunResult) -> None:
     twin = shape_twin(task.dataset, task.features)
     sizes = twin.published
     result.dataset = twin_info(twin, task.seed)
-    setup = task.setup(twin.inputs, sizes.labels)
-    expected = estimate(task, setup, request.backend, thread_count(options.threads))
+    is_sparse = twin.words is not None
+    setup = task.setup(twin.inputs, sizes.labels, is_sparse)
+    expected = estimate(
+        task,
+        setup,
+        request.backend,
+        thread_count(options.threads),
+        words=twin.words.per_instance if twin.words else None,
+    )
     events.send(event="phase", name="importing the backend")
-    result.machine = warm_up(request)
+    result.machine = warm_up(request, is_sparse)
     if runs_on_cpu(options.device):
         check_fits(expected, available_bytes())
     x, y = twin.sample((options.steps + _WARM_STEPS) * task.batch_size, task.seed)

@@ -26,6 +26,7 @@ from fanin.benchmarks.harness.prepare import (
     chosen_arrays,
     endless,
     make_batches,
+    setup_for,
     split,
     warm_up,
 )
@@ -112,8 +113,13 @@ class Side:
         return side.model_dump(mode="json")
 
 
+# Moments by rows, of words and not of units (`Storage.row_moments`).
+_ROW_MOMENTS = "intermediate.weights.v"
+
+
 def unit_arrays(trainer: Trainer) -> dict[str, np.ndarray]:
-    """Everything that belongs to the intermediate units: the last axis counts them."""
+    """Everything that belongs to the intermediate units: the last axis counts them, but for moments
+    by rows, to which every unit adds."""
     state = itertools.chain(trainer.arrays(), trainer.optimizer_arrays())
     return copied(item for item in state if item[0].startswith("intermediate."))
 
@@ -124,7 +130,9 @@ def take_units(trainer: Trainer, folder: Path) -> None:
     weights, moments = trainer.weights(), copied(trainer.optimizer_arrays())
     for name in unit_arrays(trainer):
         target = weights if name in weights else moments
-        target[name][..., units] = np.load(folder / f"given.{name}.npy")[..., units]
+        is_by_row = name == _ROW_MOMENTS and target[name].ndim == 1
+        taken = slice(None) if is_by_row else units
+        target[name][..., taken] = np.load(folder / f"given.{name}.npy")[..., taken]
     trainer.load_weights(weights)
     trainer.load_optimizer_arrays(moments)
 
@@ -135,10 +143,10 @@ def serve(request: Request, parent: Parent) -> None:
     data = load(task.dataset, task.features, request.options.data_dir)
     train = split(data, task)[0]
     batches = make_batches(task, train, request.seed)
-    machine = warm_up(request)
+    machine = warm_up(request, data.sparse_features)
     with MemoryWatch() as memory:
         given = chosen_arrays(request, train)
-        trainer = build(request, task.setup(data.inputs, data.labels), given=given)
+        trainer = build(request, setup_for(task, data), given=given)
         del given
         side = Side(request, data, batches, endless(batches), trainer, memory, machine)
         parent.send({"value": None})

@@ -59,12 +59,20 @@ class DatasetInfo(Record):
     train_instances: Size
     test_instances: Size
     train_positives: Size
+    train_stored: Size | None = Field(
+        default=None, description="values that sparse training features store; null for dense ones"
+    )
     left_out_pairs: Count = Field(
         default=0, description="pairs (instance, label) that evaluation on the test set leaves out"
     )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if (self.train_stored or 0) > self.train_instances * self.inputs:
+            raise ValueError(
+                f"train_stored is {self.train_stored}, with {self.train_instances} instances and "
+                f"{self.inputs} inputs"
+            )
         for key, instances in (
             ("train_positives", self.train_instances),
             ("left_out_pairs", self.test_instances),

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from fanin.backends import recipes
-from fanin.backends.interface import FLOAT32, Execution, Storage, StoredType
+from fanin.backends.interface import Execution, Storage, StoredType
 from fanin.backends.recipes import PAPER, Recipe, RecipeName
 from fanin.backends.setup import (
     ConnectionKind,
@@ -28,8 +28,12 @@ from fanin.backends.setup import (
 from fanin.backends.starting import atoms_of
 from fanin.benchmarks.records.ranges import MOST, Count, LearningRate, Size
 from fanin.datasets import canonical_name
+from fanin.datasets.folder import SVD512
 
 EvaluationProtocol = Literal["paper", "holdout"]
+Moments = Literal["full", "row"]
+# In the context of a validation: whether the features are known to be sparse, which a recipe asks.
+SPARSE_FEATURES = "sparse_features"
 # What a recipe decides where a task does not.
 RECIPE_KEYS = tuple(field.name for field in fields(Recipe))
 
@@ -157,10 +161,15 @@ class Task(BaseModel):
     execution: Execution = "autograd"
     weights_dtype: StoredType = "float32"
     moments_dtype: StoredType = "float32"
+    moments: Moments = Field(
+        default="full",
+        description="row: of the weights that read sparse features one number a word, see "
+        "fanin.backends.interface.Storage",
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _fill(cls, values: Any) -> Any:
+    def _fill(cls, values: Any, info: ValidationInfo) -> Any:
         """The paper's tables name the number of inputs as connectivity of a dense layer and let a
         bottleneck's connectivity repeat its width; both follow from the rest. In the original's
         files 0 stands for none. Its unstructured layer without an intermediate one rewired 1 %
@@ -178,7 +187,8 @@ class Task(BaseModel):
                 values.setdefault("intermediate", 64)
             if values.get("architecture") == "sparse":
                 values.setdefault("rewire_fraction", 0.01)
-            for key, value in _keys_of_recipe(values).items():
+            is_sparse = (info.context or {}).get(SPARSE_FEATURES, False)
+            for key, value in _keys_of_recipe(values, is_sparse).items():
                 values.setdefault(key, value)
         return values
 
@@ -186,9 +196,14 @@ class Task(BaseModel):
     def _fits(self) -> Task:
         # The widths of the data set are not known yet; everything else about the setup is.
         self._layer(inputs=2**31, labels=1)
-        if self.execution == "autograd" and self.storage != FLOAT32:
+        if self.execution == "autograd" and not self.storage.is_float32:
             raise ValueError(
                 "weights_dtype and moments_dtype other than float32 need execution 'fused'"
+            )
+        if self.moments == "row" and not self.intermediate:
+            raise ValueError(
+                "moments 'row' are for the intermediate layer of sparse features, and architecture "
+                f"{self.architecture!r} has none; use 'full'"
             )
         chosen = {"connections": "random", "feature_dictionary": "none", "rewire_towards": "random"}
         for key, plain in chosen.items():
@@ -222,19 +237,28 @@ class Task(BaseModel):
 
     @property
     def storage(self) -> Storage:
-        return Storage(self.weights_dtype, self.moments_dtype)
+        row_moments = self.moments == "row"
+        return Storage(self.weights_dtype, self.moments_dtype, row_moments=row_moments)
 
-    def setup(self, inputs: int, labels: int) -> LayerSetup:
+    def setup(self, inputs: int, labels: int, sparse_features: bool = False) -> LayerSetup:
         """The model for data of these widths; TaskError where it does not fit them."""
         try:
-            return self._layer(inputs, labels)
+            if sparse_features and not self.intermediate:
+                raise ValueError(
+                    "sparse features are read by an intermediate layer, which this setup lacks: "
+                    "take a setup that has one, such as ffi-32-512, or the dense features "
+                    f"{self.features}{SVD512}"
+                )
+            if self.moments == "row" and not sparse_features:
+                raise ValueError("moments 'row' are for sparse features, and these are dense")
+            return self._layer(inputs, labels, sparse_features)
         except ValueError as error:
             name = self.setup_name
             raise TaskError(
                 f"{self.dataset}, {self.features} features, setup {name}: {error}"
             ) from error
 
-    def _layer(self, inputs: int, labels: int) -> LayerSetup:
+    def _layer(self, inputs: int, labels: int, sparse_features: bool = False) -> LayerSetup:
         model, output_inputs = _MODELS[self.architecture], self.intermediate or inputs
         if model.has_intermediate and not self.intermediate:
             raise ValueError(f"architecture {self.architecture!r} needs `intermediate` >= 1")
@@ -261,6 +285,7 @@ class Task(BaseModel):
             self.loss_fn,
             scaled=self.feature_scaling != "none",
             atoms=atoms_of(self.recipe_values, inputs, labels, self.connectivity),
+            sparse_features=sparse_features,
         )
 
     @property
@@ -304,14 +329,16 @@ class Task(BaseModel):
         return f"{self.dataset} {self.setup_name}{' fused' * (self.execution == 'fused')}"
 
 
-def _keys_of_recipe(values: dict[str, Any]) -> dict[str, Any]:
+def _keys_of_recipe(values: dict[str, Any], is_sparse: bool) -> dict[str, Any]:
     """What the recipe that unchecked values name gives to its keys; nothing for the paper's, whose
-    values are the defaults, and where the model is not known."""
+    values are the defaults, and where the model is not known. is_sparse: whether the model is to
+    read sparse features; one without an intermediate layer cannot."""
     architecture = values.get("architecture")
     # A list of the keys: what stands in the file may have no hash.
     if values.get("recipe") != "best" or architecture not in list(_MODELS):
         return {}
     model = _MODELS[architecture]
     output = model.connections(1) if model.connections else Dense()
-    setup = LayerSetup(1, 1, output, 1 if model.has_intermediate else None)
+    units = 1 if model.has_intermediate else None
+    setup = LayerSetup(1, 1, output, units, sparse_features=is_sparse and units is not None)
     return asdict(recipes.recipe_of("best", setup))

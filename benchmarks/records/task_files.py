@@ -11,20 +11,29 @@ exactly the published rows, and `<features>-ablations.json` beside them what els
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from fanin.benchmarks.records import json_text
-from fanin.benchmarks.records.task import NAMES, RECIPE_KEYS, Task, TaskError
+from fanin.benchmarks.records.task import (
+    NAMES,
+    RECIPE_KEYS,
+    SPARSE_FEATURES,
+    Task,
+    TaskError,
+    is_name,
+)
 from fanin.datasets import canonical_name
 
 TASK_FOLDER = Path(__file__).parent.parent / "tasks"
 _ABLATIONS = "-ablations"
 # What one's own data are trained with when no task file is named.
 USUAL_TASKS = TASK_FOLDER / "wordnet" / "tfidf-svd512.json"
+# The same for sparse features: setups with an intermediate layer.
+USUAL_SPARSE_TASKS = TASK_FOLDER / "sparse.json"
 
 
 def task_files() -> dict[str, Path]:
@@ -55,8 +64,13 @@ def find_tasks(name: Path) -> Path:
     return own[name.as_posix()]
 
 
-def read_tasks(path: Path, overrides: dict[str, Any] | None = None) -> list[Task]:
+def read_tasks(
+    path: Path,
+    overrides: dict[str, Any] | None = None,
+    is_sparse: Callable[[str, str], bool] = lambda dataset, features: False,
+) -> list[Task]:
     """All tasks of one file, in its order; `overrides` win over the file (command line options).
+    is_sparse: whether a data set has these features as sparse ones; a recipe may differ there.
 
     Entries that are the same task are one, with the largest of their repeats: the original's files
     list a task of their tables once more among its ablations. Raises TaskError for a file that
@@ -83,7 +97,7 @@ def read_tasks(path: Path, overrides: dict[str, Any] | None = None) -> list[Task
     if unknown := set(content) - {"defaults", "tasks"}:
         raise TaskError(f"{path}: unknown keys {sorted(unknown)}; use `defaults` and `tasks`")
     merged: dict[tuple[str, str, str], Task] = {}
-    for task in _tasks(path, defaults, content["tasks"], overrides or {}):
+    for task in _tasks(path, defaults, content["tasks"], overrides or {}, is_sparse):
         key = (task.dataset, task.features, task.slug)
         known = merged.setdefault(key, task)
         if task.repeat > known.repeat:
@@ -92,7 +106,11 @@ def read_tasks(path: Path, overrides: dict[str, Any] | None = None) -> list[Task
 
 
 def _tasks(
-    path: Path, defaults: dict[str, Any], entries: list[Any], overrides: dict[str, Any]
+    path: Path,
+    defaults: dict[str, Any],
+    entries: list[Any],
+    overrides: dict[str, Any],
+    is_sparse: Callable[[str, str], bool],
 ) -> Iterator[Task]:
     if not entries:
         raise TaskError(f"{path}: `tasks` is empty")
@@ -108,8 +126,10 @@ def _tasks(
         if values.get("architecture") == "sparse" and "rewire_fraction" not in entry | overrides:
             # The original never handed its default fraction to this layer, which kept its own.
             values.pop("rewire_fraction", None)
+        names = (str(values.get("dataset", "")), str(values.get("features", "")))
+        context = {SPARSE_FEATURES: all(map(is_name, names)) and is_sparse(*names)}
         try:
-            yield Task.model_validate(values)
+            yield Task.model_validate(values, context=context)
         except ValidationError as error:
             given = ", ".join(f"{key}={value}" for key, value in overrides.items())
             asked = f" with {given}" if given else ""

@@ -22,8 +22,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from fanin.datasets.dataset import DataError, Dataset
-from fanin.datasets.text_features import TFIDF_SVD512, load_text_features
+from fanin.datasets.dataset import DataError, Dataset, Features
+from fanin.datasets.text_features import (
+    TFIDF_SVD512,
+    TFIDF_WORDS,
+    load_text_features,
+    tfidf_words,
+)
 
 MIN_POSITIVES = 2
 
@@ -67,13 +72,21 @@ def load_wordnet_small(features: str | None = None) -> Dataset:
 
 
 def _load(name: str, cut: Collection[int] | None, features: str | None) -> Dataset:
-    if features not in (None, TFIDF_SVD512):
-        raise DataError(f"{name}: no features named {features!r}: there is {TFIDF_SVD512}")
+    features = features or TFIDF_SVD512
+    if features not in (TFIDF_SVD512, TFIDF_WORDS):
+        raise DataError(
+            f"{name}: no features named {features!r}: there are {TFIDF_SVD512} and {TFIDF_WORDS}"
+        )
     train, test, label_names = read_splits(cut)
-    train_x, test_x = load_text_features(name, train.texts, test.texts)
+    train_x: Features
+    test_x: Features
+    if features == TFIDF_WORDS:
+        train_x, test_x = tfidf_words(train.texts, test.texts)
+    else:
+        train_x, test_x = load_text_features(name, train.texts, test.texts)
     return Dataset(
         name=name,
-        features=TFIDF_SVD512,
+        features=features,
         train_x=train_x,
         train_y=train.positives,
         test_x=test_x,

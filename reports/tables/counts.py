@@ -40,6 +40,9 @@ def _line(dataset: str, features: str, info: DatasetInfo | None) -> tuple[Cell, 
     source = info.source
     if info.left_out_pairs:
         source += f"; evaluation leaves out the scores of {number(info.left_out_pairs, 0)} pairs"
+    if info.train_stored is not None:
+        stored = number(info.train_stored / info.train_instances, 1)
+        features += f", sparse: {stored} values an instance"
     texts = (
         dataset_label(dataset, info.synthetic),
         features,

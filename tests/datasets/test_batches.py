@@ -130,6 +130,76 @@ def test_dropout_rate_scale_and_independence() -> None:
     assert (x == 1).all()  # the data themselves do not change
 
 
+@pytest.fixture
+def words() -> sparse.csr_array:
+    """As many instances as `toy` has, the third without a word; values tell the places."""
+    x = sparse.random_array((101, 40), density=0.2, rng=np.random.default_rng(4), format="csr")
+    x.data[:] = 1 + np.arange(x.nnz)
+    x.data[x.indptr[2] : x.indptr[3]] = 0
+    x.eliminate_zeros()
+    x.sort_indices()
+    return x.astype(np.float32)
+
+
+def test_sparse_batches_are_the_dense_ones(words: sparse.csr_array) -> None:
+    _, y = toy()
+    before = words.copy()
+    for sparse_batch, dense_batch in zip(
+        Batches(words, y, 10, seed=2).epoch(3),
+        Batches(words.toarray(), y, 10, seed=2).epoch(3),
+        strict=True,
+    ):
+        x = sparse_batch.features
+        assert isinstance(x, sparse.csr_array) and x.dtype == np.float32
+        assert x.has_canonical_format
+        assert np.array_equal(x.toarray(), dense_batch.features)
+        assert np.array_equal(sparse_batch.positive_labels, dense_batch.positive_labels)
+        x.data[:] = 0  # a copy
+    assert np.array_equal(words.data, before.data)
+
+
+def test_dropout_of_words(words: sparse.csr_array) -> None:
+    _, y = toy()
+
+    def stream(dropout: float, seed: int = 1, epoch: int = 0) -> list[sparse.csr_array]:
+        return [b.features for b in Batches(words, y, 32, dropout, seed).epoch(epoch)]
+
+    whole = stored = 0
+    for plain, dropped in zip(stream(0.0), stream(0.25), strict=True):
+        dropped.check_format()
+        assert dropped.has_canonical_format and (dropped.data > 0).all()
+        kept = dropped.toarray()
+        at = kept != 0
+        assert np.allclose(kept[at], plain.toarray()[at] / 0.75, rtol=1e-6)
+        whole, stored = whole + plain.nnz, stored + dropped.nnz
+    assert abs(stored / whole - 0.75) < 0.05
+
+    assert [batch.nnz for batch in stream(0.999999)] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
+def test_what_is_dropped_depends_on_seed_epoch_and_step(form) -> None:
+    """Of instances that are all alike, so that their order does not matter."""
+    x, y = form(np.ones((64, 50), np.float32)), sparse.csr_array((64, 3), dtype=bool)
+
+    def dropped(seed: int, epoch: int, step: int) -> bytes:
+        batches = list(Batches(x, y, 32, 0.5, seed).epoch(epoch))
+        features = batches[step].features
+        return np.asarray(features.todense() if sparse.issparse(features) else features).tobytes()
+
+    first = dropped(1, 0, 0)
+    assert first == dropped(1, 0, 0)
+    assert len({first, dropped(2, 0, 0), dropped(1, 1, 0), dropped(1, 0, 1)}) == 4
+
+
+def test_sparse_evaluation_blocks(words: sparse.csr_array) -> None:
+    blocks = list(evaluation_blocks(words, 40))
+    assert [block.shape for block in blocks] == [(40, 40), (40, 40), (21, 40)]
+    assert np.array_equal(np.concatenate([b.toarray() for b in blocks]), words.toarray())
+    blocks[0].data[:] = 0
+    assert (words.data != 0).all()
+
+
 def test_memory_map(tmp_path: Path) -> None:
     x, y = toy()
     np.save(tmp_path / "x.npy", x)

@@ -187,6 +187,13 @@ def test_other_sizes_than_the_published_ones_are_logged(
     assert "Amazon670k: these are not the published amazon-670k: 5 labels, not 670,091; " in message
     assert "6 training instances, not 490,449; 3 test instances, not 153,025; 6 inp" in message
     caplog.clear()
+    for split in ("train", "test"):
+        (place / f"{split}-slice.npy").rename(place / f"{split}-bow.npy")
+    load("amazon-670k", "bow", tmp_path)
+    assert caplog.text.rstrip().endswith("; 6 inputs, not 135,909")
+    caplog.clear()
+    (place / "train-bow.npy").rename(place / "train-slice.npy")
+    (place / "test-bow.npy").rename(place / "test-slice.npy")
     (tmp_path / "Amazon670k").rename(tmp_path / "mine")
     load("mine", "slice", tmp_path)
     assert caplog.text == ""

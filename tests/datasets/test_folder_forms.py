@@ -13,6 +13,7 @@ from dataset_files import (
     LABEL_ROWS,
     csr,
     same,
+    same_values,
     with_values,
     write_form,
 )
@@ -28,12 +29,18 @@ def test_all_forms_give_the_same_arrays(
     write_form(tmp_path / "mine", labels, features)
     data = load("mine", "bow", tmp_path)
     for split, x, y in (("train", data.train_x, data.train_y), ("test", data.test_x, data.test_y)):
-        assert np.array_equal(x, with_values(FEATURE_ROWS[split], 6).toarray())
-        assert x.dtype == np.float32 and x.flags.c_contiguous
+        expected = with_values(FEATURE_ROWS[split], 6)
+        if features == "own.npy":
+            assert np.array_equal(x, expected.toarray())
+            assert x.dtype == np.float32 and x.flags.c_contiguous
+        else:
+            assert same_values(x, expected)
         assert same(y, csr([sorted(row) for row in LABEL_ROWS[split]], 5))
         assert y.dtype == np.bool_
     assert (data.name, data.features, data.synthetic) == ("mine", "bow", False)
-    if features != "own.npy":  # that form is dense, the others can be reduced
+    assert data.sparse_features == (features != "own.npy")
+    assert folder.is_sparse(tmp_path / "mine", "bow") == data.sparse_features
+    if data.sparse_features:  # the others can be reduced
         reduced = load("mine", "bow-svd512", tmp_path)
         matrices = (with_values(FEATURE_ROWS[split], 6) for split in ("train", "test"))
         for x, expected in zip(
@@ -72,22 +79,45 @@ def test_labels_of_the_repository_beside_dense_features(tmp_path: Path) -> None:
     data = load("mine", "slice", tmp_path)
     assert isinstance(data.train_x, np.memmap)
     assert data.inputs == 4 and same(data.test_y, csr([[0], [], [2, 4]], 5))
-    with pytest.raises(DataError, match=r"say which features to load; .* bow, bow-svd512, slice"):
+    with pytest.raises(DataError, match=r"to load; .* bow, bow-dense, bow-svd512, slice$"):
         load("mine", None, tmp_path)
 
 
-def test_sparse_features_with_a_name_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sparse_features_with_a_name_of_their_own(tmp_path: Path, cache: Path, three: None) -> None:
     write_form(tmp_path / "mine", "own.npz", "own.npz")
     for split in ("train", "test"):
         (tmp_path / "mine" / f"{split}-bow.npz").rename(tmp_path / "mine" / f"{split}-words.npz")
     data = load("mine", None, tmp_path)
     assert data.features == "words"
-    assert np.array_equal(data.train_x, with_values(FEATURE_ROWS["train"], 6).toarray())
-    monkeypatch.setattr(folder, "memory_limit", lambda: 100)
-    with pytest.raises(DataError, match=r"store them as float32 \.npy"):
-        load("mine", None, tmp_path)
+    assert same_values(data.train_x, with_values(FEATURE_ROWS["train"], 6))
+    assert load("mine", "words-svd512", tmp_path).train_x.shape == (6, 3)
+    dense = load("mine", "words-dense", tmp_path)
+    assert dense.features == "words-dense" and not dense.sparse_features
+    for x, same_x in ((data.train_x, dense.train_x), (data.test_x, dense.test_x)):
+        assert np.array_equal(x.toarray(), same_x) and same_x.dtype == np.float32
+    assert not folder.is_sparse(tmp_path / "mine", "words-dense")
+    with pytest.raises(
+        DataError, match=r"train-else-dense\.npy: missing; .*words-dense, words-svd"
+    ):
+        load("mine", "else-dense", tmp_path)
+    (tmp_path / "mine" / "test-words.npz").unlink()
+    for features in ("words-dense", "words-svd512"):
+        with pytest.raises(DataError, match=r"test-words\.npz: missing; .*save_npz"):
+            load("mine", features, tmp_path)
+
+
+def test_zeros_of_files_are_not_features(tmp_path: Path) -> None:
+    write_form(tmp_path / "mine", "own.txt", "repository.txt")
+    path = tmp_path / "mine" / "trn_X_Xf.txt"
+    path.write_text(path.read_text().replace("2:-3.0", "1:0 2:-3.0 5:0.0"))
+    assert same_values(load("mine", "bow", tmp_path).train_x, with_values(FEATURE_ROWS["train"], 6))
+
+
+def test_both_splits_have_the_same_form(tmp_path: Path) -> None:
+    write_form(tmp_path / "mine", "own.txt", "own.npz")
+    np.save(tmp_path / "mine" / "train-bow.npy", np.ones((6, 6), np.float32))
+    with pytest.raises(DataError, match="features of one split are dense and those of the other"):
+        load("mine", "bow", tmp_path)
 
 
 def test_features_too_large_to_be_made_dense(
@@ -96,10 +126,11 @@ def test_features_too_large_to_be_made_dense(
     assert 2**20 < folder.memory_limit() < 2**50
     write_form(tmp_path / "mine", "own.txt", "repository.txt")
     monkeypatch.setattr(folder, "memory_limit", lambda: 4 * 9 * 6)
-    load("mine", "bow", tmp_path)
+    load("mine", "bow-dense", tmp_path)
     monkeypatch.setattr(folder, "memory_limit", lambda: 4 * 9 * 6 - 1)
     with pytest.raises(DataError, match=r"trn_X_Xf.txt and tst_X_Xf.txt: .* 0\.2 KiB.*bow-svd512"):
-        load("mine", "bow", tmp_path)
+        load("mine", "bow-dense", tmp_path)
+    load("mine", "bow", tmp_path)
     load("mine", "bow-svd512", tmp_path)
 
 

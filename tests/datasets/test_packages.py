@@ -197,8 +197,11 @@ def test_written_set_can_be_loaded(
     packages.main(["german-english", str(german), "--out", str(out)])
     folder = out / "german-english"
     assert [path.name for path in out.iterdir()] == ["german-english"]
-    data = load("german-english", data_dir=out)
-    assert data.features == text_features.TFIDF_SVD512
+    data = load("german-english", text_features.TFIDF_SVD512, data_dir=out)
+    words = load("german-english", "bow", data_dir=out)
+    assert words.sparse_features and (words.train_y != data.train_y).nnz == 0
+    n_grams = [set(words.train_x[[i]].indices) for i in (0, 1)]
+    assert n_grams[0] != n_grams[1] and words.inputs > 20
     assert (data.inputs, data.labels) == (3, 2)
     assert data.train_instances + data.test_instances == 60
     assert (folder / "labels.txt").read_text() == "animal\nfish\n"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dataset_files import write_folder
+from dataset_files import write_folder, write_form
 
-from fanin.datasets import DataError, available, load
+from fanin.datasets import DataError, available, has_sparse_features, load
 
 
 def test_unknown_names_say_what_there_is(tmp_path: Path) -> None:
@@ -16,7 +16,9 @@ def test_unknown_names_say_what_there_is(tmp_path: Path) -> None:
         load("mine")
     with pytest.raises(DataError, match=f"no folder {tmp_path}/mine; .*train-labels.txt"):
         load("mine", data_dir=tmp_path)
-    with pytest.raises(DataError, match="no features named 'slice': there is tfidf-svd512"):
+    with pytest.raises(
+        DataError, match=r"no features named 'slice': there are tfidf-svd512 and tfidf$"
+    ):
         load("wordnet", "slice")
 
 
@@ -37,3 +39,18 @@ def test_published_name_without_files_says_where_they_come_from(tmp_path: Path) 
 def test_own_folder_goes_before_embedded(tmp_path: Path) -> None:
     write_folder(tmp_path / "wordnet")
     assert load("wordnet", data_dir=tmp_path).labels == 5
+
+
+def test_where_features_are_sparse(tmp_path: Path) -> None:
+    write_form(tmp_path / "mine", "own.txt", "repository.txt")
+    for dataset, features, data_dir, expected in (
+        ("wordnet", "tfidf", None, True),
+        ("wordnet", "tfidf", tmp_path, True),
+        ("wordnet", "tfidf-svd512", None, False),
+        ("mine", "bow", tmp_path, True),
+        ("Mine", "bow", tmp_path, True),
+        ("mine", "bow-svd512", tmp_path, False),
+        ("mine", "tfidf", tmp_path, False),
+        ("mine", "bow", None, False),
+    ):
+        assert has_sparse_features(dataset, features, data_dir) == expected

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from fanin.datasets import DataError, svd, text_features
 from fanin.datasets import cache as array_cache
@@ -39,6 +40,21 @@ def test_too_few_texts_or_terms(few, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(svd.SVD, "n_components", 6)
     with pytest.raises(DataError, match="5 terms in the training texts are too few for 6 SVD"):
         text_features.tfidf_svd(*few)
+
+
+def test_words_as_they_are(few) -> None:
+    train_texts, test_texts = few
+    train, test = text_features.tfidf_words(train_texts, ["pear apple pear", "else"])
+    assert train.shape == (10, 5) and test.shape == (2, 5)
+    for x in (train, test):
+        assert isinstance(x, sparse.csr_array) and x.dtype == np.float32
+        assert x.has_canonical_format
+    # apple, green, pear, red, tree; pear is there twice, apple as frequent in the training texts.
+    assert test.indices.tolist() == [0, 2]
+    assert test.data[1] == pytest.approx((1 + np.log(2)) * test.data[0])
+    assert np.square(test.data).sum() == pytest.approx(1)
+    with pytest.raises(DataError, match=r"^1 training texts: .*: give more$"):
+        text_features.tfidf_words(["red apple"], test_texts)
 
 
 def test_characters_of_words(few) -> None:

@@ -92,6 +92,14 @@ def test_wordnet_small(cache: Path, caplog: pytest.LogCaptureFixture, capsys) ->
     assert again.identity == data.identity
 
 
+def test_words_of_wordnet() -> None:
+    data, reduced = load("wordnet-small", "tfidf"), load("wordnet-small")
+    assert data.sparse_features and data.features == "tfidf"
+    assert (data.train_x.shape, data.test_x.shape) == ((2_877, 2_733), (314, 2_733))
+    assert (data.train_y != reduced.train_y).nnz == 0
+    assert data.label_names == reduced.label_names
+
+
 @pytest.mark.parametrize("damage", [zero_block, flip, cut])
 def test_a_damaged_file_is_named(damage, tmp_path, monkeypatch):
     file = tmp_path / "wordnet.txt.xz"

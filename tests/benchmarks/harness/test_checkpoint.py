@@ -33,6 +33,7 @@ FUSED = {"execution": "fused"}
 HALF = {**FUSED, "weights_dtype": "bfloat16", "moments_dtype": "bfloat16"}
 DEEP = {"architecture": "dense-stratified", "connectivity": 4, "rewire_interval": 3}
 BEST = {"architecture": "stratified", "connectivity": 8, "recipe": "best"}
+WORDS = {**DEEP, "features": "bow"}
 
 
 class Training:
@@ -47,10 +48,13 @@ class Training:
         rng = np.random.default_rng(0)
         y = sp.csr_array(rng.random((70, 50)) < 0.05)
         x = (y @ rng.standard_normal((50, 20))).astype(np.float32)
+        self.is_sparse = self.task.features == "bow"
+        if self.is_sparse:
+            x = sp.csr_array(np.where(x > 1, x, 0))
         self.data = (x, y)
 
     def trainer(self):
-        setup = self.task.setup(20, 50)
+        setup = self.task.setup(20, 50, self.is_sparse)
         given = {}
         if setup.scaled and not (self.folder / "state.json").exists():  # which has them
             fan_in = None if self.task.intermediate else self.task.connectivity
@@ -98,10 +102,12 @@ class Training:
         ({**DEEP, **FUSED, "feature_scaling": "unit_variance"}, 16),
         ({**BEST, **FUSED}, None),
         (BEST, None),
+        (WORDS, 16),
+        ({**WORDS, **FUSED, "moments": "row"}, 16),
     ],
     ids=[
         *("ffi", "unstructured", "ffi-fused", "ffi-bfloat16", "ffi-fused-sorted", "dense-fused"),
-        *("ffi-fused-scaled", "ffi-fused-best", "ffi-best"),
+        *("ffi-fused-scaled", "ffi-fused-best", "ffi-best", "words", "words-fused-row"),
     ],
 )
 @pytest.mark.parametrize("backend", EACH_BACKEND)

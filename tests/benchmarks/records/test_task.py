@@ -205,6 +205,31 @@ class TestTasks:
             "weights_dtype=bfloat16"
         )
 
+    def test_moments_by_rows(self):
+        deep = {"architecture": "dense-stratified", "connectivity": 4, "intermediate": 8}
+        task = make_task(**deep, moments="row")
+        assert task.slug == "ffi-4-8_moments=row" and task.storage.row_moments
+        assert not make_task(**deep).storage.row_moments
+        with pytest.raises(ValidationError, match=r"moments 'row' .* 'dense' has none; use 'full'"):
+            make_task(moments="row")
+
+    def test_a_recipe_may_ask_whether_features_are_sparse(self, tmp_path):
+        entry = {"architecture": "dense-stratified", "connectivity": 4, "intermediate": 8}
+        values = {"dataset": "d", "recipe": "best"}
+        path = tmp_path / "tasks.json"
+        tasks = [
+            {**entry, "features": "bow"},
+            {**entry, "features": "lsa"},
+            {**entry, "features": "bow", "feature_scaling": "unit_variance"},
+            {"architecture": "dense", "features": "bow"},  # which no data will fit
+        ]
+        path.write_text(json.dumps({"defaults": values, "tasks": tasks}))
+        asked = []
+        read = read_tasks(path, is_sparse=lambda *names: asked.append(names) or names[1] == "bow")
+        scaled = [task.feature_scaling for task in read]
+        assert scaled == ["none", "unit_variance", "unit_variance", "unit_variance"]
+        assert {("d", "bow"), ("d", "lsa")} == set(asked)
+
     def test_connectivity_must_fit_the_data(self):
         message = "^d, f features, setup ffi-32: connectivity 32 is larger than the 8 inputs"
         with pytest.raises(TaskError, match=message):

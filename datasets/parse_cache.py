@@ -1,4 +1,5 @@
-"""Parsed labels, kept in the cache: large text files take minutes to parse and seconds to load."""
+"""Parsed labels and sparse features, kept in the cache: large text files take minutes to parse and
+seconds to load."""
 
 from __future__ import annotations
 
@@ -18,14 +19,15 @@ _LOG = logging.getLogger(__name__)
 
 SparseReader = Callable[[Path], sparse.csr_array]
 
-CACHED_FROM = 1 << 20  # bytes of a label file; a smaller one is parsed in a moment
-CACHE_VERSION = 2  # to be raised when the label parsers or the cached arrays change
+CACHED_FROM = 1 << 20  # bytes of a file; a smaller one is parsed in a moment
+CACHE_VERSION = 2  # to be raised when the parsers or the cached arrays change
 
 
 def cached(read: SparseReader) -> SparseReader:
-    """A reader of labels that parses a large file once and keeps the result in the cache.
+    """A reader of labels or features that parses a large file once and keeps the result in the
+    cache.
 
-    The name of the cached file contains a hash of the label file's contents: another file may have
+    The name of the cached file contains a hash of the file's contents: another file may have
     the same size and time of change. A cache that cannot be used costs only time, so it is logged
     and raises nothing.
     """
@@ -41,19 +43,21 @@ def cached(read: SparseReader) -> SparseReader:
         loaded = cache.load(kept, _unpack)
         if loaded is not None:
             return loaded
-        positives = read(path)
-        shape = np.array(positives.shape, np.int64)
+        parsed = read(path)
+        arrays = {"indices": parsed.indices, "indptr": parsed.indptr}
+        if parsed.dtype != np.bool_:  # of labels all are True
+            arrays["values"] = parsed.data
         try:
-            cache.store(kept, indices=positives.indices, indptr=positives.indptr, shape=shape)
+            cache.store(kept, **arrays, shape=np.array(parsed.shape, np.int64))
         except kept_files.CacheError as error:
             _warn(path, error)
-        return positives
+        return parsed
 
     return read_cached
 
 
 def _place(path: Path, read: SparseReader) -> Path:
-    """Where the labels of that file are kept."""
+    """Where what was parsed of that file is kept."""
     digest = hashlib.sha256(repr((CACHE_VERSION, read.__name__)).encode())
     with path.open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -68,8 +72,7 @@ def _warn(path: Path, error: kept_files.CacheError) -> None:
 
 def _unpack(arrays: cache.Arrays) -> sparse.csr_array:
     indices, indptr = arrays["indices"], arrays["indptr"]
-    instances, labels = arrays["shape"].tolist()
-    ones = np.ones(len(indices), np.bool_)
-    positives = sparse.csr_array((ones, indices, indptr), shape=(instances, labels))
-    positives.check_format(full_check=True)
-    return positives
+    values = arrays["values"] if "values" in arrays else np.ones(len(indices), np.bool_)
+    parsed = sparse.csr_array((values, indices, indptr), shape=tuple(arrays["shape"].tolist()))
+    parsed.check_format(full_check=True)
+    return parsed

@@ -1,4 +1,4 @@
-"""Parsed labels are cached, and parsed anew for another file or a damaged cache."""
+"""Parsed labels and features are cached, and parsed anew for another file or a damaged cache."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_files import csr, same, write_form
+from dataset_files import csr, same, same_values, write_form
 from scipy import sparse
 
-from fanin.datasets import DataError, formats, label_cache, load
+from fanin.datasets import DataError, formats, load, parse_cache
 from fanin.datasets import cache as array_cache
 
 
 @pytest.fixture
 def label_file(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A label file that is large enough to be cached."""
-    monkeypatch.setattr(label_cache, "CACHED_FROM", 10)
+    monkeypatch.setattr(parse_cache, "CACHED_FROM", 10)
     path = tmp_path / "mine" / "labels.txt"
     path.parent.mkdir()
     formats.write_labels(path, csr([[0, 3], [], [1]], 5), 7)
@@ -27,7 +27,7 @@ def label_file(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def read_once(path: Path) -> tuple[sparse.csr_array, bool]:
     """The labels, and whether they were parsed."""
     parsed = []
-    labels = label_cache.cached(lambda path: parsed.append(path) or formats.read_labels(path))(path)
+    labels = parse_cache.cached(lambda path: parsed.append(path) or formats.read_labels(path))(path)
     return labels, bool(parsed)
 
 
@@ -41,6 +41,22 @@ def test_labels_are_parsed_once(label_file: Path, cache: Path) -> None:
     assert same(first, again) and first.dtype == again.dtype == np.bool_
     assert first.indices.dtype == again.indices.dtype
     assert again.has_canonical_format and again.data.all()
+
+
+@pytest.mark.parametrize("form", ["repository.txt", "single"])
+def test_features_are_parsed_once(
+    tmp_path: Path, cache: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parse_cache, "CACHED_FROM", 10)
+    write_form(tmp_path / "mine", "own.npz", form)
+    first = load("mine", "bow", tmp_path)
+    assert len(list(cache.iterdir())) == 2
+    with monkeypatch.context() as patch:
+        patch.delattr(formats, "read_text")  # only the cache can answer
+        again = load("mine", "bow", tmp_path)
+    assert again.identity == first.identity
+    for one, two in ((first.train_x, again.train_x), (first.test_x, again.test_x)):
+        assert same_values(one, two)
 
 
 def test_a_label_file_is_known_by_its_contents_alone(label_file: Path) -> None:
@@ -60,7 +76,7 @@ def test_a_label_file_is_known_by_its_contents_alone(label_file: Path) -> None:
 def test_what_another_parser_made_is_not_taken(label_file: Path) -> None:
     read_once(label_file)
     label_file.write_text("3 5\n0:1\n\n1:0\n")
-    pairs = label_cache.cached(formats.read_label_pairs)(label_file)
+    pairs = parse_cache.cached(formats.read_label_pairs)(label_file)
     assert same(pairs, csr([[0], [], []], 5))
     with pytest.raises(DataError):
         read_once(label_file)
@@ -74,7 +90,7 @@ def test_any_name_of_a_file_will_do(label_file: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other", "range"])
-def test_damaged_label_cache_is_made_anew(
+def test_damaged_parse_cache_is_made_anew(
     label_file: Path, cache: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, _ = read_once(label_file)
