@@ -134,7 +134,7 @@ def load_folder(folder: Path | str, name: str, features: str | None = None) -> D
             )
         features = kinds[0]
     labels: list[SplitLabels] = []
-    for path, read in [_label_file(folder, split) for split in SPLITS]:
+    for path, read in [label_file(folder, split) for split in SPLITS]:
         labels.append((path, read(path)))
         check_some(labels[-1][1], str(path), to_train=len(labels) == 1)
     train_x, test_x = _features(folder, name, features, labels)
@@ -211,7 +211,7 @@ def _base_and_ending(folder: Path, features: str) -> tuple[str, str]:
         return features, ""
     for ending in (SVD512, DENSE):
         base = features.removesuffix(ending)
-        has_files = base == BOW or _first_file(folder, "train", sparse_files(base))
+        has_files = base == BOW or first_file(folder, "train", sparse_files(base))
         if base != features and has_files:
             return base, ending
     return features, ""
@@ -220,7 +220,7 @@ def _base_and_ending(folder: Path, features: str) -> tuple[str, str]:
 def is_sparse(folder: Path, features: str) -> bool:
     """Whether features of that name are sparse here; False where there are none."""
     base, ending = _base_and_ending(folder, features)
-    found = _first_file(folder, "train", feature_files(base))
+    found = first_file(folder, "train", feature_files(base))
     return not ending and found is not None and found[0].suffix != ".npy"
 
 
@@ -283,13 +283,13 @@ def feature_kinds(folder: Path) -> list[str]:
     """Names of the features that lie in files of the folder; more can be made of sparse ones."""
     paths = (path for suffix in ("npy", "npz") for path in folder.glob(f"train-*.{suffix}"))
     kinds = {path.stem.removeprefix("train-") for path in paths} - {"labels"}
-    return sorted(kinds | ({BOW} if _first_file(folder, "train", SPARSE_FEATURES) else set()))
+    return sorted(kinds | ({BOW} if first_file(folder, "train", SPARSE_FEATURES) else set()))
 
 
 def _present(folder: Path) -> str:
     """A list of the features that can be loaded from the folder."""
     kinds = feature_kinds(folder)
-    sparse_kinds = [kind for kind in kinds if _first_file(folder, "train", sparse_files(kind))]
+    sparse_kinds = [kind for kind in kinds if first_file(folder, "train", sparse_files(kind))]
     made = {f"{kind}{ending}" for kind in sparse_kinds for ending in (DENSE, SVD512)}
     return ", ".join(sorted(made.union(kinds))) or "none"
 
@@ -303,7 +303,7 @@ def _names(forms: Mapping[str, R], split: str) -> list[str]:
     return [name.replace("{split}", split).replace("{short}", short) for name in forms]
 
 
-def _first_file(folder: Path, split: str, forms: Mapping[str, R]) -> tuple[Path, R] | None:
+def first_file(folder: Path, split: str, forms: Mapping[str, R]) -> tuple[Path, R] | None:
     """The first file of the forms that exists, and what reads it."""
     for name, read in zip(_names(forms, split), forms.values(), strict=True):
         if (folder / name).is_file():
@@ -324,8 +324,8 @@ def _unusable(folder: Path, names: Sequence[str]) -> str:
     return ""
 
 
-def _label_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
-    file = _first_file(folder, split, LABELS)
+def label_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
+    file = first_file(folder, split, LABELS)
     if file is None:
         names = _names(LABELS, split)
         raise DataError(
@@ -338,7 +338,7 @@ def _label_file(folder: Path, split: str) -> tuple[Path, SparseReader]:
 
 
 def _feature_file(folder: Path, split: str, features: str) -> tuple[Path, FeatureReader]:
-    file = _first_file(folder, split, feature_files(features))
+    file = first_file(folder, split, feature_files(features))
     if file is None and features == BOW:
         return _sparse_file(folder, split, features)
     if file is None:
@@ -354,7 +354,7 @@ def _feature_file(folder: Path, split: str, features: str) -> tuple[Path, Featur
 
 def _sparse_file(folder: Path, split: str, features: str) -> tuple[Path, SparseReader]:
     forms = sparse_files(features)
-    file = _first_file(folder, split, forms)
+    file = first_file(folder, split, forms)
     if file is None and features != BOW:
         (name,) = _names(forms, split)
         raise DataError(

@@ -9,10 +9,10 @@ from fanin.datasets.folder import (
     BOW,
     LABELS,
     SPARSE_FEATURES,
-    _first_file,
-    _label_file,
     feature_files,
     feature_kinds,
+    first_file,
+    label_file,
 )
 
 SPLITS = ("train", "test")
@@ -20,7 +20,7 @@ SPLITS = ("train", "test")
 
 def find_file(folder: Path, split: str, forms: Mapping[str, object]) -> Path | None:
     """The first file of these forms that exists; None without one."""
-    file = _first_file(folder, split, forms)
+    file = first_file(folder, split, forms)
     return file[0] if file else None
 
 
@@ -33,7 +33,7 @@ def find_packed(folder: Path, split: str, forms: Mapping[str, object]) -> Path |
 def label_path(folder: Path, split: str, may_be_packed: bool = False) -> Path:
     """The label file of a split. Raises DataError where there is none."""
     packed = find_packed(folder, split, LABELS) if may_be_packed else None
-    return packed or _label_file(folder, split)[0]
+    return packed or label_file(folder, split)[0]
 
 
 def kinds_in(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from fanin.datasets.catalogue import DOWNLOADS, PUBLISHED, Published, canonical_name
 from fanin.datasets.dataset import DataError
 from fanin.datasets.folder import LABELS, REPOSITORY
-from fanin.datasets.text_features import TFIDF_SVD512
+from fanin.datasets.text_features import TFIDF_SVD512, TFIDF_WORDS
 from fanin.datasets.tools.blocks import label_blocks
 from fanin.datasets.tools.files import SPLITS, find_file, kinds_in
 from fanin.datasets.wordnet import CUTS, read_splits
@@ -43,7 +43,7 @@ def listing(data_dir: Path | None) -> list[Listed]:
 def _embedded(name: str) -> Listed:
     train, test, label_names = read_splits(CUTS[name])
     counts = (len(label_names), len(train.texts), len(test.texts))
-    return Listed(name, *counts, (TFIDF_SVD512,), "comes with fanin")
+    return Listed(name, *counts, (TFIDF_SVD512, TFIDF_WORDS), "comes with fanin")
 
 
 def _folder(folder: Path) -> Listed | None:
