@@ -27,7 +27,7 @@ WORDS = " ".join(" ".join(TEXTS.values()).split())
     "framework",
     [
         *("torch", "tensorflow", "torch, fused", "tensorflow, fused", "torch, trained"),
-        *("torch, chosen", "tensorflow, chosen", "onnx", "sparse features"),
+        *("torch, chosen", "tensorflow, chosen", "onnx", "sparse features", "own data", "lists"),
     ],
 )
 def test_examples_run(framework, tmp_path):
