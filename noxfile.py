@@ -117,7 +117,7 @@ def lint(session: nox.Session) -> None:
     run(session, "ruff", "check")
     run(session, "ruff", "format", "--check")
     run(session, "clang-format", "--dry-run", "--Werror", *cpp_files())
-    run(session, "mypy", *(part for folder in FOLDERS for part in ("-p", f"fanin.{folder}")))
+    run(session, "mypy", "-p", "fanin")
 
 
 @shared(default=False)

@@ -49,12 +49,22 @@ class Storage:
 
 FLOAT32 = Storage()
 
+# How many instances are predicted together. Their inputs to the output layer fill at most 8 MiB:
+# malloc may take up to ten such blocks from the system before it uses one of them again, and the
+# run's peak memory would contain them.
+_EVALUATION_BLOCK, _EVALUATION_FLOATS = 512, 2 << 20
+
 # An array as a framework holds it on a device.
 DeviceArray = Any
 
 # Called after each step with its loss, which is only converted to a float where somebody looks:
 # on a GPU that would wait for the device.
 OnStep = Callable[[SupportsFloat], None]
+
+
+def evaluation_block(output_inputs: int) -> int:
+    """Instances that are predicted together, by the inputs of the output layer."""
+    return min(_EVALUATION_BLOCK, max(32, _EVALUATION_FLOATS // output_inputs // 32 * 32))
 
 
 class TrainingBatch(Protocol):

@@ -8,11 +8,13 @@ disk damaged is noticed and made anew: to load half a library would end the proc
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -101,6 +103,40 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     with suppress(OSError):  # the file is there; a folder may be closed to this
         flush(path.parent)  # and with it the new name
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Gives the path of a new folder beside `path`, for files that are flushed by who writes them.
+    When this is left, it takes the place: a reader sees the old folder or the new, never a mixture.
+    After an error nothing of it is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    made.mkdir()
+    try:
+        yield made
+        flush(made)
+        if path.exists():
+            _exchange(made, path)  # and the old one goes
+        else:
+            os.rename(made, path)
+        with suppress(OSError):  # the folder is there; its parent may be closed to this
+            flush(path.parent)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two folders change places at once; where the file system cannot, one after the other."""
+    libc = ctypes.CDLL(None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
+    paths = os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2") and not libc.renameat2(here, paths[0], here, paths[1], exchange):
+        return
+    aside = one.with_name(f"{one.name}.old")
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)
 
 
 def flush(path: Path) -> None:

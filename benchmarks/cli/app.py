@@ -8,12 +8,14 @@ from typing import Any
 
 import typer
 
+from fanin.backends.estimator.saved import ModelError
 from fanin.benchmarks.cli.codes import INTERRUPTED
 from fanin.benchmarks.cli.compare import compare
 from fanin.benchmarks.cli.data import COMMANDS as DATA_COMMANDS
 from fanin.benchmarks.cli.info import info
 from fanin.benchmarks.cli.output import stop, stop_for
 from fanin.benchmarks.cli.plan import plan
+from fanin.benchmarks.cli.predict import predict
 from fanin.benchmarks.cli.report import report
 from fanin.benchmarks.cli.reproduce import reproduce
 from fanin.benchmarks.harness.lock import BusyError
@@ -42,7 +44,7 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (TaskError, DataError, ResultError, ReportError, BusyError) as error:
+        except (TaskError, DataError, ModelError, ResultError, ReportError, BusyError) as error:
             stop(str(error))
         except BrokenPipeError:
             raise  # whoever read the output is gone; nobody wants to know
@@ -59,7 +61,7 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for _command in (reproduce, compare, plan, report, info):
+for _command in (reproduce, compare, plan, report, predict, info):
     app.command()(friendly(_command))
 
 _data = typer.Typer(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -61,6 +61,14 @@ def print_facts(console: Console, facts: dict[str, str]) -> None:
 def print_json(value: Any) -> None:
     with _printing():
         print(json.dumps(value, indent=1, allow_nan=False), flush=True)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines of a stream, and hand them on at once."""
+    with _printing():
+        for line in lines:
+            print(line)
+        sys.stdout.flush()
 
 
 def print_report(console: Console, page: Path) -> None:

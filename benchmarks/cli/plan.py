@@ -11,6 +11,7 @@ import numpy as np
 import typer
 from scipy import sparse
 
+from fanin.backends.estimate import Sizes
 from fanin.benchmarks.cli.options import (
     DEFAULTS,
     AsJson,
@@ -31,7 +32,7 @@ from fanin.benchmarks.cli.options import (
 from fanin.benchmarks.cli.output import make_console, print_json, print_text
 from fanin.benchmarks.cli.selection import each_once, select_tasks
 from fanin.benchmarks.harness import speed
-from fanin.benchmarks.harness.plan import Plan, Sizes
+from fanin.benchmarks.harness.plan import Plan
 from fanin.benchmarks.measuring.machine import thread_count
 from fanin.benchmarks.records.statistics import GIB
 from fanin.datasets import find_folder, load

@@ -17,11 +17,12 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
+from fanin.backends.estimate import TooLargeError, check_counted
 from fanin.backends.starting import looks_at_data
 from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.checkpoint import Checkpoint, checkpoint_folder, remove_checkpoint
 from fanin.benchmarks.harness.fit import Split, fit, predict
-from fanin.benchmarks.harness.plan import TooLargeError, check_counted, estimate
+from fanin.benchmarks.harness.plan import estimate
 from fanin.benchmarks.harness.prepare import (
     build,
     chosen_arrays,

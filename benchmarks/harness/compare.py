@@ -19,7 +19,7 @@ import numpy as np
 from fanin.backends.features import NAMES, FeatureTransform
 from fanin.backends.registry import BACKENDS
 from fanin.backends.setup import LayerSetup
-from fanin.benchmarks.harness.fit import Schedule, rewire_due
+from fanin.backends.training import Schedule, rewire_due
 from fanin.benchmarks.harness.parent import log_path
 from fanin.benchmarks.harness.prepare import dataset_info, endless, make_batches, setup_for, split
 from fanin.benchmarks.harness.request import Options, Request, end_moment
@@ -111,7 +111,7 @@ def compare(
     names = list(setup.array_shapes())
     batches = make_batches(task, split(data, task)[0], task.seed)
     stream = endless(batches)
-    schedule = Schedule(task, task.epochs * len(batches))
+    schedule = Schedule(task.recipe_values, task.epochs * len(batches))
     done: list[LockstepStep] = []
     excused = kinks = 0
     with (
@@ -126,7 +126,7 @@ def compare(
             side.answer()
         transform = feature_transform(sides[0], setup)
         for step in range(1, steps + 1):
-            if setup.is_rewired and rewire_due(step, task, len(batches)):
+            if setup.is_rewired and rewire_due(step, task.recipe_values, len(batches)):
                 excused += rewire_alike(sides, task, step)
             features = next(stream).features
             before = None

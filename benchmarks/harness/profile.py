@@ -13,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import SupportsFloat
 
+from fanin.backends.estimate import check_fits
+from fanin.backends.interface import evaluation_block
 from fanin.benchmarks.harness.checkpoint import Checkpoint
 from fanin.benchmarks.harness.child import Events, main
-from fanin.benchmarks.harness.fit import Split, evaluation_block
-from fanin.benchmarks.harness.plan import check_fits, estimate
+from fanin.benchmarks.harness.fit import Split
+from fanin.benchmarks.harness.plan import estimate
 from fanin.benchmarks.harness.prepare import build, make_batches, warm_up
 from fanin.benchmarks.harness.request import Request, end_moment
 from fanin.benchmarks.measuring.clock import StepClock
@@ -53,7 +55,7 @@ def twin_info(twin: ShapeTwin, seed: int) -> DatasetInfo:
 def profile(request: Request, events: Events, result: RunResult) -> None:
     """Build, train, rewire, predict and keep weights as a run does, a few steps of each.
 
-    Raises `plan.TooLargeError` before anything is built where this machine has too little memory.
+    Raises TooLargeError before anything is built where this machine has too little memory.
     """
     task, options = request.task, request.options
     twin = shape_twin(task.dataset, task.features)
@@ -74,7 +76,7 @@ def profile(request: Request, events: Events, result: RunResult) -> None:
         check_fits(expected, available_bytes())
     x, y = twin.sample((options.steps + _WARM_STEPS) * task.batch_size, task.seed)
     batches = make_batches(task, Split(x, y), task.seed)
-    block = evaluation_block(setup)
+    block = evaluation_block(setup.output_inputs)
     asked, _ = twin.sample(_BLOCKS * block, task.seed + 1)
     with MemoryWatch() as memory:
         events.send(event="phase", name="building the model")

@@ -20,7 +20,8 @@ import numpy as np
 
 from fanin.backends.arrays import Rewiring, copied
 from fanin.backends.trainer import Trainer
-from fanin.benchmarks.harness.fit import evaluate, plan_rewiring
+from fanin.backends.training import plan_rewiring
+from fanin.benchmarks.harness.fit import evaluate
 from fanin.benchmarks.harness.prepare import (
     build,
     chosen_arrays,
@@ -75,8 +76,8 @@ class Side:
     def plan(self, folder: Path, step: int) -> float | None:
         """Write which connections this side would move before that step, and where to; the
         threshold, where all labels share one."""
-        task, weights = self.request.task, self.trainer.array("output.weights")
-        self.planned = plan_rewiring(self.trainer, self.batches, task, self.request.seed, step)
+        recipe, weights = self.request.task.recipe_values, self.trainer.array("output.weights")
+        self.planned = plan_rewiring(self.trainer, self.batches, recipe, self.request.seed, step)
         save_array(folder / "positions.npy", self.planned.positions)
         save_array(folder / "sources.npy", self.planned.sources)
         save_array(folder / "planned.npy", weights)

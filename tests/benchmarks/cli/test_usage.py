@@ -12,10 +12,10 @@ import typer
 from fakes import TASKS, arguments, command, in_process, write_dataset
 from numpy.linalg import _umath_linalg  # a shared library that is there everywhere
 
+from fanin.backends import estimate
 from fanin.benchmarks.cli import reproduce
 from fanin.benchmarks.cli.selection import select_tasks
 from fanin.benchmarks.harness import compare as lockstep
-from fanin.benchmarks.harness import plan
 from fanin.benchmarks.harness.request import Options, Request, begun, failed
 from fanin.benchmarks.records.store import result_path, write_result
 from fanin.benchmarks.records.task_files import read_tasks
@@ -142,7 +142,9 @@ class TestUsage:
         assert done.exit_code == 2
         assert done.output.startswith(f"fanin: the kernels cannot be used: {message}")
         amazon = ("--dataset", "amazon-670k", "--execution", "fused")
-        monkeypatch.setattr(plan, "sorting_pays", lambda sources, cpu: True)  # in tiles it knows
+        monkeypatch.setattr(
+            estimate, "sorting_pays", lambda sources, cpu: True
+        )  # in tiles it knows
         done = in_process("plan", *amazon, env={"FANIN_LIBRARY": path})
         assert done.exit_code == 2
         assert done.output.startswith(f"fanin: {message}")

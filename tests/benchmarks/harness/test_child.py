@@ -12,9 +12,9 @@ import pytest
 import safetensors.numpy
 from fakes import make_task, write_dataset
 
+from fanin.backends.estimate import TooLargeError
 from fanin.benchmarks.harness import child
 from fanin.benchmarks.harness.child import Events
-from fanin.benchmarks.harness.plan import TooLargeError
 from fanin.benchmarks.harness.prepare import split
 from fanin.benchmarks.harness.request import Options, Request, begun
 from fanin.benchmarks.records.store import read_result

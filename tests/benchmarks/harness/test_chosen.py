@@ -10,10 +10,12 @@ from choose_reference import centroid_values
 from fakes import command, make_task
 from frameworks import EACH_BACKEND
 
+from fanin.backends.choosing import choosing_bytes
+from fanin.backends.estimate import Sizes
 from fanin.backends.features import SCALE as SCALE_NAME
 from fanin.backends.starting import looks_at_data
+from fanin.backends.training import rewire
 from fanin.benchmarks.harness import plan
-from fanin.benchmarks.harness.fit import rewire
 from fanin.benchmarks.harness.prepare import build, chosen_arrays, make_batches, split
 from fanin.benchmarks.harness.request import Options, Request
 from fanin.benchmarks.harness.speed import Speed
@@ -114,7 +116,7 @@ def test_a_run_holds_what_was_chosen(place, tmp_path, backend, execution):
 
 
 def test_the_plan_counts_the_scale_the_dictionary_and_the_choosing():
-    sizes = plan.Sizes(768, 670_091, 490_449, 153_025, 2_670_000, is_mapped=True)
+    sizes = Sizes(768, 670_091, 490_449, 153_025, 2_670_000, is_mapped=True)
     usual = {"architecture": "stratified", "connectivity": 32, "execution": "fused"}
     plans = [
         plan.Plan.of(
@@ -132,7 +134,7 @@ def test_the_plan_counts_the_scale_the_dictionary_and_the_choosing():
     assert in_atoms.flops - paper.flops == 2 * 32 * 768 * 1365
     assert scaled.parameter_bytes - paper.parameter_bytes == 4 * 768
     assert chosen.parameter_bytes == paper.parameter_bytes
-    before = plan.choosing_bytes(490_449, 768, 670_091, 2_670_000, 32, is_mapped=True)
+    before = choosing_bytes(490_449, 768, 670_091, 2_670_000, 32, is_mapped=True)
     assert 1 << 30 < before < 1.2 * (1 << 30)
     assert chosen.peak_bytes - chosen.overhead_bytes == max(
         before, paper.peak_bytes - paper.overhead_bytes
@@ -143,7 +145,8 @@ def test_the_plan_counts_the_scale_the_dictionary_and_the_choosing():
 @pytest.mark.slow
 def test_chosen_connections_are_better_than_random_ones():
     """On real texts, two epochs."""
-    from fanin.benchmarks.harness.fit import Schedule, evaluate, train_epoch
+    from fanin.backends.training import Schedule, train_epoch
+    from fanin.benchmarks.harness.fit import evaluate
 
     data = load("wordnet-small", "tfidf-svd512")
     precisions = {}
@@ -162,7 +165,8 @@ def test_chosen_connections_are_better_than_random_ones():
         trainer = build(request, task.setup(data.inputs, data.labels), given=given)
         for epoch in (1, 2):
             batches = make_batches(task, train, 0)
-            train_epoch(trainer, batches, epoch, task, 0, Schedule(task, 2 * len(batches)))
+            schedule = Schedule(task.recipe_values, 2 * len(batches))
+            train_epoch(trainer, batches, epoch, task.recipe_values, 0, schedule)
         precisions[connections] = evaluate(trainer, *test).at_1
     assert precisions["centroid"] > precisions["random"] + 0.05, precisions
 
@@ -178,7 +182,7 @@ def test_weights_of_what_moved(place, towards, weights):
     batches = make_batches(request.task, split(data, request.task)[0], 0)
     trainer.train(batches.epoch(0), 1e-2)
     before = trainer.weights()
-    moved = rewire(trainer, batches, request.task, seed=0, step=5)
+    moved = rewire(trainer, batches, request.task.recipe_values, seed=0, step=5)
     after, moments = trainer.weights(), dict(trainer.optimizer_arrays())
     has_moved = after["output.indices"] != before["output.indices"]
     # A blindly drawn source may be the one that was there.

@@ -10,11 +10,12 @@ import pytest
 import scipy.sparse as sp
 from fakes import arguments, command, make_task, write_dataset
 
+from fanin.backends import training
 from fanin.backends.arrays import copied, initial_arrays
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import Dense, LayerSetup
 from fanin.benchmarks.harness import compare as lockstep
-from fanin.benchmarks.harness import fit, side
+from fanin.benchmarks.harness import side
 from fanin.benchmarks.harness.request import Options, Request
 from fanin.benchmarks.records.store import read_lockstep
 from fanin.benchmarks.records.task_files import read_tasks
@@ -181,7 +182,7 @@ class TestSide:
                 return np.ones(1)
 
         monkeypatch.setattr(lockstep, "SideChild", Side)
-        monkeypatch.setattr(fit, "RATE_STEPS", 2)
+        monkeypatch.setattr(training, "RATE_STEPS", 2)
         chosen = {"dataset": "tiny", "features": "dense40", "epochs": 2, "learning_rate": 0.5}
         for schedule, expected in (("linear", [0.5, 0.5, 0.25]), ("plateau", [0.5] * 3)):
             task = make_task(**chosen, schedule=schedule)

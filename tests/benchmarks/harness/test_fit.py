@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,10 +13,7 @@ from fanin.backends.setup import Dense, LayerSetup
 from fanin.benchmarks.harness import fit
 from fanin.benchmarks.harness.checkpoint import Checkpoint
 from fanin.benchmarks.records.base import Precision
-from fanin.benchmarks.records.run import Epoch
 from fanin.datasets import Batches
-
-FAN_IN = {"architecture": "stratified", "connectivity": 8}
 
 
 class FakeTrainer:
@@ -85,60 +81,3 @@ class TestFit:
     def test_last_epoch_best_needs_no_restoring(self, run_fit):
         trainer, done = run_fit([0.1, 0.2])
         assert (trainer.loaded, done.best_epoch) == (None, 2)
-
-
-@pytest.mark.parametrize(
-    ("rate", "then"), [(1e-3, 5e-4), (1.5e-4, 1e-4), (1e-4, 1e-4), (1e-6, 1e-6)]
-)
-def test_the_schedule_never_raises_the_learning_rate(rate, then):
-    schedule = fit.Schedule(make_task(learning_rate=rate), steps=100)
-    epoch = Epoch(
-        **{"epoch": 1, "steps": 1, "loss": 1, "learning_rate": rate, "rewired": 0},
-        **{"train_seconds": 1, "evaluate_seconds": 1},
-        validation=Precision(at_1=0.5, at_3=0.5, at_5=0.5),
-    )
-    for _ in range(3):
-        schedule.observe(epoch)
-    assert schedule.rate == schedule.rate_at(77) == then
-    assert schedule.keeps_rate_until(1) == math.inf
-
-
-def test_a_linear_schedule_falls_to_its_end_and_never_ends_early():
-    task = make_task(learning_rate=1e-2, schedule="linear")
-    schedule = fit.Schedule(task, steps=500)
-    rates = [schedule.rate_at(step) for step in range(1, 501)]
-    assert rates[:50] == [1e-2] * 50 and rates[50:100] == [pytest.approx(9e-3)] * 50
-    assert rates[499] == pytest.approx(1e-3)
-    assert schedule.keeps_rate_until(1) == schedule.keeps_rate_until(50) == 50
-    assert schedule.keeps_rate_until(51) == 100
-    assert fit.Schedule(task, steps=5_000_000).rate_at(5_000_000) == pytest.approx(2e-4)
-    epoch = Epoch(
-        **{"epoch": 1, "steps": 1, "loss": 1, "learning_rate": 1, "rewired": 0},
-        **{"train_seconds": 1, "evaluate_seconds": 1},
-        validation=Precision(at_1=0.5, at_3=0.5, at_5=0.5),
-    )
-    for _ in range(20):
-        schedule.observe(epoch)
-    assert not schedule.is_over and schedule.rate_at(1) == 1e-2
-
-
-def test_when_rewiring_is_due():
-    def steps(interval, **more):
-        task = make_task(**FAN_IN, rewire_interval=interval, epochs=3, **more)
-        return [s for s in range(1, 13) if fit.rewire_due(s, task, steps_per_epoch=4)]
-
-    assert steps(3) == [1, 4, 7, 10]
-    assert steps(-1) == [1, 5, 9]
-    assert steps(0) == []
-    assert steps(3, rewire_until=0.5) == [1, 4, 7]
-    assert steps(-1, rewire_towards="gradient") == [5, 9]
-
-
-def test_the_fraction_that_is_rewired():
-    def fractions(**more):
-        task = make_task(rewire_fraction=0.2, epochs=3, **more)
-        return [fit.rewire_fraction(s, task, steps_per_epoch=4) for s in (1, 5, 9)]
-
-    assert fractions() == [0.2, 0.2, 0.2]
-    falling = fractions(rewire_decay="cosine", rewire_until=2 / 3)
-    np.testing.assert_allclose(falling, [0.2, 0.1, 0], atol=1e-12)

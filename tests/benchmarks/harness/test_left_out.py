@@ -11,13 +11,14 @@ from fakes import make_task, write_dataset
 from frameworks import EACH_BACKEND
 
 from fanin.backends.arrays import InitialArrays
+from fanin.backends.metrics import NO_LABEL
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.benchmarks.harness import child, fit
 from fanin.benchmarks.harness.fit import evaluate, predict
 from fanin.benchmarks.harness.prepare import split
 from fanin.benchmarks.harness.request import Options, Request, begun
-from fanin.benchmarks.measuring.metrics import NO_LABEL, precision, ranking
+from fanin.benchmarks.measuring.metrics import precision, ranking
 from fanin.datasets import load, propensity
 from fanin.reports.tables.counts import counts_table
 

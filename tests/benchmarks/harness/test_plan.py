@@ -10,6 +10,7 @@ from fakes import write_dataset
 from frameworks import EACH_BACKEND
 from typer.testing import CliRunner
 
+from fanin.backends import estimate
 from fanin.benchmarks.cli.app import app
 from fanin.benchmarks.harness import plan, speed
 from fanin.benchmarks.records.run import RunResult
@@ -98,7 +99,7 @@ class TestPlan:
 
     @pytest.mark.parametrize("place", [0, 2 + 1])
     def test_json_counts_what_the_arrays_hold(self, monkeypatch, place):
-        monkeypatch.setattr(plan, "sorting_pays", lambda sources, cpu: place > 0)
+        monkeypatch.setattr(estimate, "sorting_pays", lambda sources, cpu: place > 0)
         options = "--features cascade --setup ffi-32-32768 --json --bandwidth 10 --gflops 100"
         done = planned("amazon-670k", options)
         (counted,) = json.loads(done.output)["plans"]
@@ -119,7 +120,7 @@ class TestPlan:
 
         # Whatever CPU this is.
         monkeypatch.setattr(fused, "sorting_pays", lambda sources: pays)
-        monkeypatch.setattr(plan, "sorting_pays", lambda sources, cpu: pays)
+        monkeypatch.setattr(estimate, "sorting_pays", lambda sources, cpu: pays)
         for execution in ("autograd", "fused"):
             for kind in ("dense", "bottleneck", "stratified", "sparse", "dense-stratified"):
                 values = {"dataset": "tiny", "features": "slice", "execution": execution}

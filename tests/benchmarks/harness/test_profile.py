@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fanin.benchmarks.harness import plan
+from fanin.backends.estimate import TooLargeError
 from fanin.benchmarks.harness import profile as shapes
 from fanin.benchmarks.harness.child import Events
 from fanin.benchmarks.harness.request import Options, Request, begun
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_said_before_it_is_built(tmp_path, tiny, monkeypatc
     monkeypatch.setattr(shapes, "available_bytes", lambda: 1 << 20)
     request = make_request(tmp_path, architecture="dense")
     result = begun(request)
-    with pytest.raises(plan.TooLargeError, match=r"needs about \d+\.\d MiB, and 1\.0 MiB are"):
+    with pytest.raises(TooLargeError, match=r"needs about \d+\.\d MiB, and 1\.0 MiB are"):
         shapes.profile(request, Events(lambda event: None), result)
     # What is said of a machine says of which.
     assert result.machine is not None and result.dataset is not None and result.memory is None

@@ -12,6 +12,7 @@ from fakes import command, in_process, make_task, write_dataset
 from frameworks import EACH_BACKEND
 
 from fanin.backends.arrays import InitialArrays, copied, initial_arrays
+from fanin.backends.estimate import Sizes
 from fanin.backends.interface import Storage
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import Dense, LayerSetup
@@ -170,7 +171,7 @@ class TestPlan:
 
     def test_what_words_change(self):
         """135,909 words of which an instance has 75, 1,024 units."""
-        sizes = plan.Sizes(
+        sizes = Sizes(
             135_909, 670_091, 490_449, 153_025, words=75.0, data_bytes=300, train_bytes=200
         )
 
@@ -218,7 +219,7 @@ class TestPlan:
             plan.Plan.of(
                 make_task(**{**DEEP, "execution": "fused"}),
                 "torch",
-                plan.Sizes(1000, 50, instances, 20, words=5.0),
+                Sizes(1000, 50, instances, 20, words=5.0),
                 SPEED,
                 1 << 40,
                 threads=1,

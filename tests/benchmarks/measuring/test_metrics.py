@@ -10,8 +10,9 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fanin.benchmarks.measuring import metrics
-from fanin.benchmarks.measuring.metrics import precision, precision_at
+from fanin.backends import metrics
+from fanin.backends.metrics import precision_at
+from fanin.benchmarks.measuring.metrics import precision, ranking
 from fanin.datasets import propensity
 from fanin.datasets.catalogue import AMAZON, OTHER, WIKIPEDIA, Propensity
 
@@ -123,7 +124,7 @@ def test_the_best_ranking_scores_one():
 
 
 def test_ranking_holds_all_of_them_and_its_constants():
-    ranked = metrics.ranking(LABELS, TOP, LABELS, Propensity(0.5, 0.4))
+    ranked = ranking(LABELS, TOP, LABELS, Propensity(0.5, 0.4))
     inverse = metrics.inverse_propensity(LABELS, Propensity(0.5, 0.4))
     assert ranked.ndcg.at_3 == metrics.ndcg_at(LABELS, TOP, 3)
     assert ranked.psp.at_5 == metrics.psp_at(LABELS, TOP, 5, inverse)

@@ -7,7 +7,7 @@ import re
 import pytest
 from fakes import make_task
 
-from fanin.benchmarks.harness.plan import TooLargeError
+from fanin.backends.estimate import TooLargeError
 from fanin.benchmarks.records.base import Failure
 from fanin.benchmarks.records.files import remove_leftovers
 from fanin.benchmarks.records.store import ResultError, check_folder, result_path

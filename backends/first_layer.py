@@ -1,4 +1,4 @@
-"""What the weights of the first layer cost, for `plan`: all of them, where features are dense;
+"""What the weights of the first layer cost, for `estimate`: all of them, where features are dense;
 where they are sparse, a step has to do with the rows of words that occur.
 """
 
@@ -7,9 +7,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fanin.backends.interface import evaluation_block
 from fanin.backends.setup import LayerSetup
-from fanin.benchmarks.harness.fit import evaluation_block
-from fanin.benchmarks.records.task import Task
 
 # As many scores TensorFlow computes together in its own execution (`tensorflow/autograd.py`).
 _MOST_SCORES = 1 << 26
@@ -34,17 +33,19 @@ class FirstLayer:
     predicted: int = 0
 
     @classmethod
-    def of(cls, task: Task, setup: LayerSetup, words: float | None) -> FirstLayer:
+    def of(
+        cls, setup: LayerSetup, batch: int, row_moments: bool, words: float | None
+    ) -> FirstLayer:
+        """batch: instances of a step; words: of sparse features, how many an instance has."""
         weights, units = setup.count("intermediate.weights"), setup.intermediate or 0
         if not setup.sparse_features:
             return cls(weights, 2 * weights, touched=weights, products=weights)
         # A word that several instances have counts several times: their number is not known.
-        gathered = math.ceil(task.batch_size * (words or 0) * units)
-        by_row = task.moments == "row"
+        gathered = math.ceil(batch * (words or 0) * units)
         return cls(
             weights,
-            moments=0 if by_row else 2 * weights,
-            row_moments=setup.inputs if by_row else 0,
+            moments=0 if row_moments else 2 * weights,
+            row_moments=setup.inputs if row_moments else 0,
             touched=min(weights, gathered),
             # Two of the three products of a dense layer: features have no gradient.
             products=math.ceil(2 / 3 * (words or 0) * units),
@@ -54,4 +55,4 @@ class FirstLayer:
 
 
 def _predicted_together(setup: LayerSetup) -> int:
-    return min(evaluation_block(setup), max(1, _MOST_SCORES // setup.labels))
+    return min(evaluation_block(setup.output_inputs), max(1, _MOST_SCORES // setup.labels))

@@ -1,0 +1,343 @@
+"""`FanInClassifier`: training and prediction with scikit-learn's conventions."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from fanin.backends.estimate import TooLargeError
+from fanin.backends.estimator import saved
+from fanin.backends.estimator.fitting import Epoch, Instances, first_arrays, fit, new_trainer, split
+from fanin.backends.estimator.inputs import copied_bytes, known_x
+from fanin.backends.estimator.planning import Plan, make_plan
+from fanin.backends.estimator.predictor import Predictor, TopK
+from fanin.backends.estimator.settings import Settings
+from fanin.backends.estimator.targets import Targets, known_targets
+from fanin.backends.interface import Execution, StoredType
+from fanin.backends.metrics import precision_at
+from fanin.backends.recipes import Recipe, RecipeName, Schedule
+from fanin.backends.setup import LayerSetup, Loss
+from fanin.backends.trainer import Trainer
+from fanin.datasets import Batches
+from fanin.datasets.dataset import array_bytes
+from fanin.datasets.memory import available_bytes, size_text
+
+# ruff: noqa: N803 (scikit-learn's names: X, y)
+
+
+class FanInClassifier(ClassifierMixin, BaseEstimator):
+    """A classifier for very many labels, of which an instance has any number.
+
+    Parameters
+    ----------
+    fan_in : connections of each label (of all inputs where there are fewer); None for all: a dense
+        output layer.
+    intermediate : units of a layer between features and labels, None for none; "auto": 512 for
+        sparse X, none for dense X.
+    recipe : "best", "paper", or a `fanin.backends.recipes.Recipe`: how the model is wired, started
+        and trained.
+    loss, learning_rate, schedule, epochs : in place of what the recipe says, where given.
+    batch_size : instances of a step. dropout : share of the features that a step leaves out.
+    weights_dtype, moments_dtype : "float32", or "bfloat16" (execution "fused" only). moments : with
+        sparse X, "row" keeps one moment for all weights of an input instead of two for each.
+    execution : "fused", in one pass over the labels by fanin's kernels, or "autograd".
+    backend : "torch", "tensorflow", or "auto" for the one that is installed, torch first.
+    device : "cpu", "cuda", or "auto" for a GPU where there is one. Predictions use the CPU.
+    threads : CPU threads, 0 for all.
+    early_stopping : whether to hold out `validation_fraction` of the instances, stop when P@3 on
+        them has not risen for four epochs, and keep the best epoch.
+    random_state : seed of weights, order, dropout and rewiring.
+    verbose : whether to show a progress bar (on a terminal) or a line for each epoch.
+
+    Attributes
+    ----------
+    classes_ : what each label is called, [labels]; ids where y is sparse.
+    setup_, recipe_ : the model, a `LayerSetup`, and how it was trained.
+    history_ : loss, and P@3 where there was validation, of each epoch. best_epoch_ : the one whose
+        arrays were kept, from 1.
+    n_features_in_, feature_names_in_ : as everywhere in scikit-learn.
+
+    X is [instances, inputs]: a dense array of numbers of any type, a float32 memory map (read in
+    passes), a pandas frame of numbers, or SciPy sparse. y is SciPy sparse [instances, labels], a
+    list with a list, tuple or set of label names or ids for each instance, an indicator of 0 and 1
+    as NumPy has it or pandas, or one label for each instance, [instances]. `predict` gives the form
+    of the last one back for it, and CSR for all others: a dense array of all labels is never made.
+    """
+
+    def __init__(
+        self,
+        *,
+        fan_in: int | None = 32,
+        intermediate: int | Literal["auto"] | None = "auto",
+        recipe: RecipeName | Recipe = "best",
+        loss: Loss | None = None,
+        learning_rate: float | None = None,
+        schedule: Schedule | None = None,
+        epochs: int | None = None,
+        batch_size: int = 32,
+        dropout: float = 0.1,
+        weights_dtype: StoredType = "float32",
+        moments_dtype: StoredType = "float32",
+        moments: Literal["full", "row"] = "full",
+        execution: Execution = "fused",
+        backend: str = "auto",
+        device: str = "auto",
+        threads: int = 0,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool | int = False,
+    ) -> None:
+        self.fan_in = fan_in
+        self.intermediate = intermediate
+        self.recipe = recipe
+        self.loss = loss
+        self.learning_rate = learning_rate
+        self.schedule = schedule
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.dropout = dropout
+        self.weights_dtype = weights_dtype
+        self.moments_dtype = moments_dtype
+        self.moments = moments
+        self.execution = execution
+        self.backend = backend
+        self.device = device
+        self.threads = threads
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.classifier_tags.multi_label = True
+        return tags
+
+    # Training -----------------------------------------------------------------------------------
+
+    def plan(self, X: Any, y: Any, classes: Any = None) -> Plan:
+        """What `fit` with these arguments would need, in bytes and arithmetic; nothing is
+        trained."""
+        return self._planned(clone(self), X, y, classes)[2]
+
+    def fit(self, X: Any, y: Any, classes: Any = None) -> FanInClassifier:
+        """Train a new model; self. classes: names of the labels in the order of their ids, for
+        sparse y and an indicator; for others, all labels that there are. ValueError for data or
+        parameters that cannot be used, `TooLargeError` (a MemoryError) where `plan` says that it
+        does not fit, ImportError without a framework."""
+        data, targets, plan = self._planned(self, X, y, classes)
+        settings, seed = Settings.of(self), self._seed()
+        plan.check()
+        training, validation = data, None
+        if settings.early_stopping:
+            training, validation = split(data, settings.validation_fraction, seed)
+        fitted = fit(
+            settings, plan.setup, plan.recipe, training, validation, seed, bool(self.verbose)
+        )
+        self.recipe_, self.history_ = plan.recipe, fitted.history
+        self.best_epoch_ = fitted.best_epoch
+        self._take_over(plan.setup, targets)
+        self._model.take(Predictor(plan.setup, fitted.arrays, settings.threads))
+        return self
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> FanInClassifier:
+        """Go on training: one pass over these instances at the learning rate, which does not fall,
+        without rewiring. The first call starts a model as the recipe says, from its instances
+        alone, unless there is one, of `fit` or of a file; classes: as in `fit`, all that will
+        come. After `fit` or a file, Adam's moments begin at 0; between calls they are kept, at
+        the price of their memory. ValueError as in `fit`."""
+        settings, is_first = Settings.of(self), not hasattr(self, "_model")
+        if is_first:
+            data, targets, plan = self._planned(self, X, y, classes)
+            plan.check()
+            seed = self._seed()
+            arrays = first_arrays(plan.setup, plan.recipe, data, seed, settings.threads)
+            self.recipe_, self.history_, self.best_epoch_ = plan.recipe, [], 0
+            self._take_over(plan.setup, targets)
+            self._passes_seed = seed
+            self._model.train(new_trainer(settings, plan.setup, arrays))
+        else:
+            data = self._more(X, y)
+            if self._model.trainer is None:
+                trained = self._model.predictor.arrays()
+                self._model.train(new_trainer(settings, self.setup_, trained))
+                self._passes_seed = self._seed()
+        trainer = self._model.trainer
+        assert trainer is not None
+        batches = Batches(*data, settings.batch_size, settings.dropout, self._passes_seed)
+        losses = trainer.train(batches.epoch(len(self.history_)), self._rate(settings))
+        self._model.train(trainer)
+        self.history_ = [*self.history_, Epoch(float(losses.mean()), None)]
+        self.best_epoch_ = len(self.history_)
+        return self
+
+    def _planned(
+        self, holder: FanInClassifier, X: Any, y: Any, classes: Any
+    ) -> tuple[Instances, Targets, Plan]:
+        """Data as training reads them, and what it will need. holder: whose inputs are noted."""
+        settings = Settings.of(self)
+        features = known_x(holder, X, reset=True)
+        targets = known_targets(y, features.shape[0], classes)
+        positives = targets.positives
+        if not positives.nnz:
+            raise ValueError("y: no instance has a label: there is nothing to learn")
+        data = Instances(features, positives)
+        data_bytes = copied_bytes(X, features) + (positives is not y) * array_bytes(positives)
+        return data, targets, make_plan(settings, data, data_bytes)
+
+    def _more(self, X: Any, y: Any) -> Instances:
+        """More data for the model that there is."""
+        features = known_x(self, X, reset=False)
+        targets = known_targets(y, features.shape[0], self.classes_)
+        if isinstance(features, sp.csr_array) != self.setup_.sparse_features:
+            form = "sparse" if self.setup_.sparse_features else "dense"
+            raise ValueError(f"X must be {form}, as when the model was begun")
+        return Instances(features, targets.positives)
+
+    def _take_over(self, setup: LayerSetup, targets: Targets) -> None:
+        self.setup_, self.classes_ = setup, targets.classes
+        self._is_single = targets.is_single
+        self._model = _Model(setup, self.threads)
+
+    def _seed(self) -> int:
+        if isinstance(self.random_state, int | np.integer):
+            check_random_state(self.random_state)  # refuses a negative one
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(2**31))
+
+    def _rate(self, settings: Settings) -> float:
+        rate = settings.learning_rate
+        return self.recipe_.learning_rate if rate is None else rate
+
+    # Prediction ---------------------------------------------------------------------------------
+
+    def predict_top_k(self, X: Any, k: int = 5) -> TopK:
+        """Ids int64 and scores float32, [instances, k] each, of the k best labels, best first.
+        `classes_[ids]` are their names. ValueError where k is not in 1..labels."""
+        predictor = self._fitted()
+        return predictor.top_k(known_x(self, X, reset=False), k)
+
+    def predict(self, X: Any) -> Any:
+        """The labels whose scores are above 0, CSR bool [instances, labels]; or, where y gave one
+        label for each instance, the best one by its name, [instances]."""
+        predictor = self._fitted()
+        if self._is_single:
+            return self.classes_[self.predict_top_k(X, 1).ids[:, 0]]
+        x = known_x(self, X, reset=False)
+        columns, starts = [], [np.zeros(1, np.int64)]
+        for _, scores in predictor.scores(x):
+            instances, labels = np.nonzero(scores > 0)
+            columns.append(labels.astype(np.int32))
+            counts = np.bincount(instances, minlength=len(scores))
+            starts.append(starts[-1][-1] + np.cumsum(counts))
+        ids = np.concatenate([np.zeros(0, np.int32), *columns])
+        shape = (x.shape[0], len(self.classes_))
+        return sp.csr_array((np.ones(len(ids), bool), ids, np.concatenate(starts)), shape=shape)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scores of all labels, float32 [instances, labels], worked out in blocks; of two classes,
+        with one label for each instance, the difference [instances], as everywhere in scikit-learn.
+        TooLargeError where so many scores do not fit; `predict_top_k` holds none of them."""
+        predictor, x = self._fitted(), known_x(self, X, reset=False)
+        shape = (x.shape[0], len(self.classes_))
+        size, available = 4 * shape[0] * shape[1], available_bytes()
+        if size > available:
+            raise TooLargeError(
+                f"scores {list(shape)} are {size_text(size)}, and {size_text(available)} are "
+                "available here: use predict_top_k, or ask for fewer instances at once"
+            )
+        scores = np.empty(shape, np.float32)
+        for block, values in predictor.scores(x):
+            scores[block] = values
+        if self._is_single and shape[1] == 2:
+            difference: np.ndarray = scores[:, 1] - scores[:, 0]
+            return difference
+        return scores
+
+    def score(self, X: Any, y: Any, k: int = 1) -> float:
+        """Precision at k, a share: how many of the k best labels are true, mean over instances.
+        Labels of y that the model does not know are true and never predicted. ValueError as in
+        `predict_top_k`."""
+        top = self.predict_top_k(X, k).ids
+        truth = known_targets(y, len(top), self.classes_, ignore_unknown=True)
+        return precision_at(truth.positives, top, k)
+
+    def _fitted(self) -> Predictor:
+        check_is_fitted(self, "classes_")
+        return self._model.predictor
+
+    # Files --------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model as a folder (`saved` says which files) that `fanin.load` reads, in place
+        of a model that is there. Adam's moments are not kept. OSError where it cannot be written;
+        FileExistsError where something else is there."""
+        predictor = self._fitted()
+        names = getattr(self, "feature_names_in_", None)
+        model = saved.SavedModel(
+            predictor,
+            self.classes_,
+            self._is_single,
+            Settings.of(self).as_json(),
+            None if names is None else tuple(names),
+        )
+        saved.save(model, path)
+
+    @classmethod
+    def from_saved(
+        cls, model: saved.SavedModel, backend: str = "auto", threads: int = 0
+    ) -> FanInClassifier:
+        """The estimator of a saved model, fitted, to be asked or to go on with `partial_fit` in any
+        backend. ModelError where its settings are none of this fanin."""
+        try:
+            settings = Settings.from_json(model.settings | {"backend": backend, "threads": threads})
+            _, recipe = settings.model(
+                model.setup.inputs, model.setup.labels, model.setup.sparse_features
+            )
+        except (TypeError, ValueError) as error:
+            raise saved.ModelError(f"settings of the model: {error}") from error
+        estimator = cls(**{name: getattr(settings, name) for name in model.settings})
+        estimator.n_features_in_ = model.setup.inputs
+        if model.feature_names is not None:
+            estimator.feature_names_in_ = np.array(model.feature_names, object)
+        estimator.recipe_, estimator.history_, estimator.best_epoch_ = recipe, [], 0
+        targets = Targets(sp.csr_array((0, model.setup.labels)), model.classes, model.is_single)
+        estimator._take_over(model.setup, targets)
+        estimator._model.take(model.predictor)
+        return estimator
+
+
+class _Model:
+    """The trained arrays, with a trainer while training may go on. Arrays are read from it when
+    somebody asks, and the trainer does not travel by pickle."""
+
+    def __init__(self, setup: LayerSetup, threads: int) -> None:
+        self.trainer: Trainer | None = None
+        self._setup = setup
+        self._threads = threads
+        self._predictor: Predictor | None = None
+
+    def take(self, predictor: Predictor) -> None:
+        self.trainer, self._predictor = None, predictor
+
+    def train(self, trainer: Trainer) -> None:
+        """The arrays are the trainer's from now on, and have changed."""
+        self.trainer, self._predictor = trainer, None
+
+    @property
+    def predictor(self) -> Predictor:
+        if self._predictor is None:
+            assert self.trainer is not None
+            self._predictor = Predictor(self._setup, self.trainer.weights(), self._threads)
+        return self._predictor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_predictor": self.predictor, "trainer": None}

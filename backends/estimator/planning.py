@@ -1,0 +1,132 @@
+"""What a fit will need, before it starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from fanin.backends.estimate import (
+    Estimate,
+    Sizes,
+    TooLargeError,
+    Way,
+    bytes_of_instances,
+    estimate,
+    with_choosing,
+)
+from fanin.backends.estimator.fitting import Instances
+from fanin.backends.estimator.settings import Settings
+from fanin.backends.recipes import Recipe
+from fanin.backends.setup import LayerSetup
+from fanin.datasets.dataset import array_bytes
+from fanin.datasets.memory import available_bytes, size_text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes and arithmetic of a fit on a CPU; `print(plan)` shows them.
+
+    expected: of the training, by what bytes are for. data_bytes: of the copies that are made of
+    features and labels, where they have another form than the training reads. kept_bytes: of the
+    trained arrays, kept for predictions, and with early stopping of the best ones. available_bytes:
+    that this process can still take. steps: of training, in all epochs.
+    """
+
+    setup: LayerSetup
+    recipe: Recipe
+    backend: str
+    execution: str
+    instances: int
+    positives: int
+    steps: int
+    expected: Estimate
+    data_bytes: int
+    kept_bytes: int
+    available_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained."""
+        shapes = self.setup.array_shapes().items()
+        return sum(math.prod(s) for name, s in shapes if name.endswith(("weights", "bias")))
+
+    @property
+    def peak_bytes(self) -> int:
+        """Expected peak above what is in memory now, the framework's own code aside."""
+        return self.expected.peak_bytes + self.data_bytes + self.kept_bytes
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of all steps' products."""
+        return self.expected.flops * self.steps
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_bytes <= self.available_bytes
+
+    def check(self) -> None:
+        """TooLargeError, with what to change, where it does not fit."""
+        if not self.fits:
+            raise TooLargeError(
+                f"needs about {size_text(self.peak_bytes)}, and {size_text(self.available_bytes)} "
+                "are available here; a smaller fan_in or intermediate, execution='fused', or "
+                f"bfloat16 weights and moments need less\n{self}"
+            )
+
+    def __str__(self) -> str:
+        setup, expected = self.setup, self.expected
+        intermediate = f", {setup.intermediate} intermediate units" if setup.intermediate else ""
+        lines = {
+            "data": f"{self.instances} instances, {setup.inputs} inputs, {setup.labels} labels, "
+            f"{self.positives} positives",
+            "model": f"{setup.output}{intermediate}, {self.parameters} parameters",
+            "training": f"{self.backend}, {self.execution}, {self.recipe.epochs} epochs, "
+            f"{self.steps} steps, {self.flops:.3g} floating-point operations",
+            "parameters": size_text(expected.parameter_bytes),
+            "optimiser state": size_text(expected.optimizer_bytes),
+            "gradients": size_text(expected.gradient_bytes),
+            "temporary": size_text(expected.temporary_bytes + expected.overhead_bytes),
+            "copies of data": size_text(self.data_bytes),
+            "kept arrays": size_text(self.kept_bytes),
+            "peak": f"{size_text(self.peak_bytes)} of {size_text(self.available_bytes)} available: "
+            + ("fits" if self.fits else "DOES NOT FIT"),
+        }
+        return "\n".join(f"{name + ':':<17}{text}" for name, text in lines.items())
+
+
+def make_plan(settings: Settings, data: Instances, data_bytes: int) -> Plan:
+    """The plan of a fit on these data. data_bytes: of the copies that were made already."""
+    features, positives = data
+    (instances, inputs), labels = features.shape, positives.shape[1]
+    setup, recipe = settings.model(inputs, labels, isinstance(features, sp.csr_array))
+    backend = settings.known_backend()
+    words = features.nnz / instances if isinstance(features, sp.csr_array) else None
+    is_mapped = isinstance(features, np.memmap)
+    sizes = Sizes(inputs, labels, instances, 0, int(positives.nnz), is_mapped, words)
+    way = Way(
+        settings.execution,
+        settings.storage,
+        settings.batch_size,
+        settings.cpu_threads,
+        words,
+        bytes_of_instances(sizes),
+    )
+    expected = estimate(setup, backend, way)
+    if settings.early_stopping:  # training and validation instances are copies
+        data_bytes += array_bytes(features) + array_bytes(positives)
+    return Plan(
+        setup=setup,
+        recipe=recipe,
+        backend=backend,
+        execution=settings.execution,
+        instances=instances,
+        positives=int(positives.nnz),
+        steps=recipe.epochs * -(-instances // settings.batch_size),
+        expected=with_choosing(expected, recipe, setup, sizes),
+        data_bytes=data_bytes,
+        kept_bytes=(1 + settings.early_stopping) * expected.parameter_bytes,
+        available_bytes=available_bytes(),
+    )

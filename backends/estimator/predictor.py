@@ -1,0 +1,160 @@
+"""Prediction in NumPy and libfanin: a trained model needs no framework to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from fanin.backends.arrays import check_arrays
+from fanin.backends.features import FeatureTransform
+from fanin.backends.interface import evaluation_block
+from fanin.backends.passes import check_sparse
+from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, index_dtype
+from fanin.backends.sparse import by_instance
+from fanin.kernels import dense_forward, fan_in_linear, sparse_forward, top_k
+
+# Scores of so many bytes are held at once, where those of all labels are wanted.
+_SCORES_BYTES = 64 << 20
+
+
+class TopK(NamedTuple):
+    """The k best labels of each instance, best first: ids int64 and scores float32, both
+    [instances, k]. Equal scores stand in the order of their ids."""
+
+    ids: np.ndarray
+    scores: np.ndarray
+
+
+class Predictor:
+    """A trained model, as libfanin reads it.
+
+    setup: with a dense or a fixed fan-in output layer. arrays: of `LayerSetup.array_shapes`; not
+    copied where they have the form already. threads: CPU threads, 0 for all. ValueError for arrays
+    that do not make up such a model.
+    """
+
+    def __init__(
+        self, setup: LayerSetup, arrays: Mapping[str, np.ndarray], threads: int = 0
+    ) -> None:
+        if not isinstance(setup.output, Dense | FixedFanIn):
+            raise ValueError(f"output layers {type(setup.output).__name__} have no predictor")
+        check_arrays(setup, arrays)
+        self.setup = setup
+        self.threads = threads
+        self._transform = FeatureTransform.from_arrays(arrays)
+        self._held: dict[str, np.ndarray] = {
+            name: self._inside(name, arrays[name])
+            for name in setup.array_shapes()
+            if name not in self._transform.arrays
+        }
+
+    def _is_transposed(self, name: str) -> bool:
+        """Dense weights are [units, inputs] in the kernels, but for the rows of words."""
+        if name == "intermediate.weights":
+            return not self.setup.sparse_features
+        return name == "output.weights" and isinstance(self.setup.output, Dense)
+
+    def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
+        if name == "output.indices":
+            return np.ascontiguousarray(array, index_dtype(self.setup.output_inputs))
+        inside = array.T if self._is_transposed(name) else array
+        return np.ascontiguousarray(inside, np.float32)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by their names in `LayerSetup.array_shapes`; views where that is possible."""
+        held = {
+            name: array.T if self._is_transposed(name) else array
+            for name, array in self._held.items()
+        }
+        named = held | self._transform.arrays
+        return {name: named[name] for name in self.setup.array_shapes()}
+
+    def top_k(self, x: Any, k: int) -> TopK:
+        """The k best labels of each instance. x: finite numbers [instances, inputs], dense or
+        SciPy sparse; worked on in blocks, so that no other array of all instances is made.
+        ValueError naming what is wrong, or where k is not in 1..labels."""
+        self.setup.check_k(k)
+        x = self._known(x)
+        found = TopK(np.empty((x.shape[0], k), np.int64), np.empty((x.shape[0], k), np.float32))
+        for block, outputs in self._outputs(x, evaluation_block(self.setup.output_inputs)):
+            found.scores[block], found.ids[block] = top_k(
+                outputs,
+                self._held["output.weights"],
+                self._held["output.bias"],
+                k,
+                indices=self._held.get("output.indices"),
+                threads=self.threads,
+            )
+        return found
+
+    def scores(self, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
+        """Scores of all labels, float32 [block, labels], for one block of instances after the
+        other, with the instances of each; x as in `top_k`."""
+        x = self._known(x)
+        size = max(1, _SCORES_BYTES // (4 * self.setup.labels))
+        weights, bias = self._held["output.weights"], self._held["output.bias"]
+        indices = self._held.get("output.indices")
+        block_size = min(size, evaluation_block(self.setup.output_inputs))
+        for block, outputs in self._outputs(x, block_size):
+            if indices is None:
+                yield block, dense_forward(outputs, weights, bias, threads=self.threads)
+            else:
+                yield block, fan_in_linear(outputs, indices, weights, bias, threads=self.threads)
+
+    def _known(self, x: Any) -> Any:
+        is_sparse = bool(sp.issparse(x))  # as a condition, it would hide all but the base class
+        if is_sparse:
+            check_sparse("x", x)
+            x = sp.csr_array(x)
+        else:
+            x = np.asarray(x)
+        if x.ndim != 2 or x.shape[1] != self.setup.inputs:
+            raise ValueError(
+                f"x must be [instances, {self.setup.inputs}] (the inputs), got {list(x.shape)}"
+            )
+        if x.dtype.kind not in "biuf":
+            raise ValueError(f"x must be numbers, got {x.dtype}")
+        return x
+
+    def _outputs(self, x: Any, size: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """What the output layer reads, block by block."""
+        for first in range(0, x.shape[0], size):
+            block = slice(first, min(first + size, x.shape[0]))
+            yield block, self._output_inputs(self._read(x, block))
+
+    def _read(self, x: Any, block: slice) -> Any:
+        """Some instances in the form that the model reads, and finite."""
+        part = x[block]
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            if self.setup.sparse_features:
+                part = sp.csr_array(part, dtype=np.float32)
+                part.sum_duplicates()
+                values = part.data
+            else:
+                dense = part.toarray() if isinstance(part, sp.csr_array) else part
+                part = values = np.array(dense, np.float32, order="C", subok=False)
+        if not (finite := np.isfinite(values)).all():
+            at = int(finite.argmin())
+            instance = at // self.setup.inputs
+            if isinstance(part, sp.csr_array):
+                instance = int(np.searchsorted(part.indptr, at, "right")) - 1
+            raise ValueError(
+                f"x[{block.start + instance}] has the value {values.flat[at]} (as float32); all "
+                "must be finite"
+            )
+        return part
+
+    def _output_inputs(self, features: Any) -> np.ndarray:
+        read = self._transform.apply(features, self.threads)
+        if not self.setup.intermediate:
+            return np.ascontiguousarray(read)
+        weights, bias = self._held["intermediate.weights"], self._held["intermediate.bias"]
+        if self.setup.sparse_features:
+            words = by_instance(read)
+            return sparse_forward(*words, weights, bias, relu=True, threads=self.threads)
+        return dense_forward(
+            np.ascontiguousarray(read), weights, bias, relu=True, threads=self.threads
+        )

@@ -1,0 +1,166 @@
+"""From what a person asks for to a model, a recipe and a storage: what the arguments of the
+estimator mean for data of these sizes."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from fanin.backends import checks
+from fanin.backends.interface import DEVICES, Execution, Storage, StoredType
+from fanin.backends.recipes import Recipe, RecipeName, Schedule, recipe_of
+from fanin.backends.registry import BACKENDS
+from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup, Loss
+from fanin.backends.starting import atoms_of
+
+# Of an intermediate layer that reads words.
+SPARSE_INTERMEDIATE = 512
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `FanInClassifier`, which says what they mean, as a value that can be written
+    to a file. Raises ValueError naming the argument that is wrong."""
+
+    fan_in: int | None = 32
+    intermediate: int | Literal["auto"] | None = "auto"
+    recipe: RecipeName | Recipe = "best"
+    loss: Loss | None = None
+    learning_rate: float | None = None
+    schedule: Schedule | None = None
+    epochs: int | None = None
+    batch_size: int = 32
+    dropout: float = 0.1
+    weights_dtype: StoredType = "float32"
+    moments_dtype: StoredType = "float32"
+    moments: Literal["full", "row"] = "full"
+    execution: Execution = "fused"
+    backend: str = "auto"
+    device: str = "auto"
+    threads: int = 0
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.fan_in is not None:
+            checks.whole("fan_in", self.fan_in, 1)
+        if self.intermediate is not None and self.intermediate != "auto":
+            checks.whole("intermediate", self.intermediate, 1)
+        if not isinstance(self.recipe, Recipe):
+            _one_of("recipe", self.recipe, get_args(RecipeName))
+        if self.loss is not None:
+            _one_of("loss", self.loss, get_args(Loss))
+        if self.learning_rate is not None:
+            checks.learning_rate(self.learning_rate)
+        if self.schedule is not None:
+            _one_of("schedule", self.schedule, get_args(Schedule))
+        if self.epochs is not None:
+            checks.whole("epochs", self.epochs, 1)
+        checks.whole("batch_size", self.batch_size, 1)
+        _share("dropout", self.dropout, least=True)
+        for name in ("weights_dtype", "moments_dtype"):
+            _one_of(name, getattr(self, name), get_args(StoredType))
+        _one_of("moments", self.moments, ("full", "row"))
+        _one_of("execution", self.execution, get_args(Execution))
+        _one_of("backend", self.backend, ("auto", *BACKENDS))
+        _one_of("device", self.device, DEVICES)
+        checks.whole("threads", self.threads, 0, checks.MOST_THREADS)
+        if not isinstance(self.early_stopping, bool):
+            raise ValueError(f"early_stopping must be True or False, got {self.early_stopping!r}")
+        _share("validation_fraction", self.validation_fraction, least=False)
+
+    @classmethod
+    def of(cls, holder: Any) -> Settings:
+        """Those that an object has as attributes of the same names."""
+        return cls(**{field.name: getattr(holder, field.name) for field in fields(cls)})
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Settings:
+        """Undo `as_json`; ValueError or TypeError for what is none."""
+        if isinstance(values.get("recipe"), dict):
+            values = values | {"recipe": Recipe(**values["recipe"])}
+        return cls(**values)
+
+    def as_json(self) -> dict[str, Any]:
+        """As numbers, text and None; a recipe of one's own as its fields."""
+        return asdict(self)
+
+    @property
+    def storage(self) -> Storage:
+        row_moments = self.moments == "row"
+        return Storage(self.weights_dtype, self.moments_dtype, row_moments=row_moments)
+
+    @property
+    def cpu_threads(self) -> int:
+        """How many threads work, where 0 stands for all."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+    def known_backend(self) -> str:
+        """The backend by its name: of "auto" the first one that is installed. ImportError where
+        none is, with what to install."""
+        if self.backend != "auto":
+            return self.backend
+        for name in BACKENDS:
+            if importlib.util.find_spec(name) is not None:
+                return name
+        ways = ", or ".join(backend.install for backend in BACKENDS.values())
+        raise ImportError(f"training needs one of {', '.join(BACKENDS)}: {ways}")
+
+    def model(self, inputs: int, labels: int, is_sparse: bool) -> tuple[LayerSetup, Recipe]:
+        """The model for data of these sizes, and how it is trained. A label is connected to all
+        inputs where there are fewer than `fan_in`. is_sparse: whether features are CSR."""
+        intermediate = self.intermediate
+        if intermediate == "auto":
+            intermediate = SPARSE_INTERMEDIATE if is_sparse else None
+        output: ConnectionKind = Dense()
+        if self.fan_in is not None:
+            output = FixedFanIn(min(self.fan_in, intermediate or inputs))
+        setup = LayerSetup(inputs, labels, output, intermediate, sparse_features=is_sparse)
+        recipe = self._recipe(setup)
+        fan_in = output.fan_in if isinstance(output, FixedFanIn) else None
+        model = replace(
+            setup,
+            loss=recipe.loss_fn,
+            scaled=recipe.feature_scaling != "none",
+            atoms=atoms_of(recipe, inputs, labels, fan_in),
+        )
+        if recipe.connections != "random" or recipe.rewire_towards == "gradient":
+            model.check_chosen()
+        return model, recipe
+
+    def _recipe(self, setup: LayerSetup) -> Recipe:
+        named = self.recipe
+        recipe = named if isinstance(named, Recipe) else recipe_of(named, setup)
+        own: dict[str, Any] = {
+            "loss_fn": self.loss,
+            "learning_rate": self.learning_rate,
+            "schedule": self.schedule,
+            "epochs": self.epochs,
+        }
+        recipe = replace(recipe, **{key: value for key, value in own.items() if value is not None})
+        if recipe.loss_fn != "bce" and recipe.initial_bias == "prior":
+            # The log-odds are for cross entropy; with squared hinge, where scores of negatives
+            # are to be -1, this is where almost all of them are.
+            recipe = replace(recipe, initial_bias=-1.0)
+        if recipe.schedule == "plateau" and not self.early_stopping:
+            raise ValueError(
+                "schedule 'plateau' follows precision on validation instances: set "
+                "early_stopping=True, or schedule='linear'"
+            )
+        return recipe
+
+
+def _one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
+    if value not in list(known):  # a list: the value may have no hash
+        raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+
+
+def _share(name: str, value: Any, *, least: bool) -> None:
+    """At least 0 (above it, without `least`) and below 1."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (0 <= value < 1 if least else 0 < value < 1) or math.isnan(value):
+        bound = "at least" if least else "above"
+        raise ValueError(f"{name} must be {bound} 0 and below 1, got {value!r}")

@@ -1,0 +1,175 @@
+"""How a recipe trains: the learning rate of each step, when and how much to rewire, one epoch.
+
+All of it follows from the recipe, the seed and the step, so a training that was interrupted can go
+on to the same numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from fanin.backends.arrays import Rewiring, drawn_seed
+from fanin.backends.gradients import plan_towards_gradients
+from fanin.backends.interface import OnStep
+from fanin.backends.recipes import Recipe
+from fanin.backends.trainer import Trainer
+from fanin.datasets import Batches
+
+# From the paper's public code: halve the rate when val P@3 has not risen by 1e-3 for 2 epochs,
+# not below 1e-4; stop when it has not risen by 5e-5 for 4 epochs.
+RATE_FACTOR, RATE_RISE, RATE_PATIENCE, RATE_FLOOR = 0.5, 1e-3, 2, 1e-4
+STOP_RISE, STOP_PATIENCE = 5e-5, 4
+
+# A linear schedule falls to this share of its first rate, and changes every so many steps.
+RATE_LAST, RATE_STEPS = 0.02, 50
+
+
+class Plateau:
+    """Tells when a value has not risen by more than `rise` for `patience` observations."""
+
+    def __init__(self, rise: float, patience: int) -> None:
+        self.rise = rise
+        self.patience = patience
+        self.best = -np.inf
+        self.waited = 0
+
+    def observe(self, value: float) -> bool:
+        """Take in the next value; True when it rose above the best by more than `rise`."""
+        if value > self.best + self.rise:
+            self.best, self.waited = value, 0
+            return True
+        self.waited += 1
+        return False
+
+    @property
+    def reached(self) -> bool:
+        return self.waited >= self.patience
+
+
+class Schedule:
+    """Learning rate, best epoch and end of a training: they follow from its history and its length
+    alone. steps: of all epochs that the recipe allows."""
+
+    def __init__(self, recipe: Recipe, steps: int) -> None:
+        self.rate = recipe.learning_rate
+        self.best_epoch = 0
+        self._is_linear = recipe.schedule == "linear"
+        self._steps = steps
+        self._rate_plateau = Plateau(RATE_RISE, RATE_PATIENCE)
+        self._stop_plateau = Plateau(STOP_RISE, STOP_PATIENCE)
+
+    def observe(self, epoch: int, value: float) -> bool:
+        """Take in the validation P@3 of the next epoch; True when it is the best so far."""
+        self._rate_plateau.observe(value)
+        if self._rate_plateau.reached and not self._is_linear:
+            if self.rate > RATE_FLOOR:  # a smaller one that was asked for stays
+                self.rate = max(self.rate * RATE_FACTOR, RATE_FLOOR)
+            self._rate_plateau.waited = 0
+        rose = self._stop_plateau.observe(value)
+        if rose:
+            self.best_epoch = epoch
+        return rose
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether validation has not risen for as long as the paper's protocol waits."""
+        return self._stop_plateau.reached
+
+    @property
+    def is_over(self) -> bool:
+        return self.has_stalled and not self._is_linear
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 1."""
+        if not self._is_linear:
+            return self.rate
+        done = (step - 1) // RATE_STEPS * RATE_STEPS / self._steps
+        return self.rate * max(RATE_LAST, 1 - done)
+
+    def keeps_rate_until(self, step: int) -> float:
+        """The last step with the same rate as this one."""
+        return (step - 1) // RATE_STEPS * RATE_STEPS + RATE_STEPS if self._is_linear else math.inf
+
+
+def rewire_due(step: int, recipe: Recipe, steps_per_epoch: int) -> bool:
+    """Whether connections are rewired at the start of `step` (counted from 1): at steps 1,
+    1 + interval, ...; interval -1 means once per epoch, 0 never; until the recipe's share of all
+    steps is over. Towards gradients, step 1 is left out: connections were just chosen so."""
+    interval = recipe.rewire_interval
+    if interval == 0 or step - 1 > recipe.rewire_until * recipe.epochs * steps_per_epoch:
+        return False
+    if step == 1 and recipe.rewire_towards == "gradient":
+        return False
+    return (step - 1) % (steps_per_epoch if interval == -1 else interval) == 0
+
+
+def rewire_fraction(step: int, recipe: Recipe, steps_per_epoch: int) -> float:
+    """Which fraction of the connections is rewired at that step."""
+    if recipe.rewire_decay == "none":
+        return recipe.rewire_fraction
+    done = (step - 1) / (recipe.rewire_until * recipe.epochs * steps_per_epoch)
+    return recipe.rewire_fraction * (1 + math.cos(math.pi * min(1, done))) / 2
+
+
+def rewiring_seed(seed: int, step: int) -> int:
+    """The randomness of the rewiring at one step depends on the run's seed and the step alone."""
+    return drawn_seed(np.random.default_rng([seed, step, 1]))
+
+
+def train_epoch(
+    trainer: Trainer,
+    batches: Batches,
+    number: int,
+    recipe: Recipe,
+    seed: int,
+    schedule: Schedule,
+    on_step: OnStep | None = None,
+) -> tuple[np.ndarray, int]:
+    """Epoch `number` (from 1): losses [steps] and how many connections were rewired."""
+    steps = len(batches)
+    step = (number - 1) * steps
+    last = step + steps
+    stream = batches.epoch(number - 1)
+    due = [s for s in range(step + 1, last + 1) if rewire_due(s, recipe, steps)]
+    losses, rewired = [], 0
+    while step < last:
+        if due and due[0] == step + 1:
+            del due[0]
+            if trainer.setup.is_rewired:
+                rewired += rewire(trainer, batches, recipe, seed, step + 1)
+        # Up to the next step that begins with a rewiring, or has another rate.
+        ahead = due[0] - 1 if due else last
+        count = int(min(ahead, schedule.keeps_rate_until(step + 1))) - step
+        rate = schedule.rate_at(step + 1)
+        losses.append(trainer.train(itertools.islice(stream, count), rate, on_step))
+        step += count
+    return np.concatenate(losses), rewired
+
+
+def rewire(trainer: Trainer, batches: Batches, recipe: Recipe, seed: int, step: int) -> int:
+    """Rewire as the recipe says at that step; how many connections moved."""
+    if recipe.rewire_towards == "random" and recipe.rewired_weights == "kept":
+        fraction = rewire_fraction(step, recipe, len(batches))
+        return trainer.rewire(fraction, rewiring_seed(seed, step))
+    rewiring = plan_rewiring(trainer, batches, recipe, seed, step)
+    trainer.apply_rewiring(rewiring)
+    return len(rewiring.positions)
+
+
+def plan_rewiring(
+    trainer: Trainer, batches: Batches, recipe: Recipe, seed: int, step: int
+) -> Rewiring:
+    """What `rewire` would move at that step."""
+    fraction, drawn = rewire_fraction(step, recipe, len(batches)), rewiring_seed(seed, step)
+    if recipe.rewire_towards == "random":
+        rewiring = trainer.plan_rewiring(fraction, drawn)
+    else:
+        layer, threads = trainer.output_layer(), trainer.threads
+        rewiring = plan_towards_gradients(
+            batches.x, batches.y, layer, fraction, seed=drawn, threads=threads
+        )
+    return replace(rewiring, weight=0.0 if recipe.rewired_weights == "zero" else None)
