@@ -67,6 +67,17 @@ class Connections(ctypes.Structure):
     _fields_ = (("indices", Tensor), ("starts", Tensor), ("tile_labels", Tensor))
 
 
+class WordPairs(ctypes.Structure):
+    """`fanin_word_pairs`: labels that are connected to words."""
+
+    _fields_ = (
+        ("pair_starts", Tensor),
+        ("pair_labels", Tensor),
+        ("weights", Tensor),
+        ("bias", Tensor),
+    )
+
+
 def _tensors(*names: str) -> Iterator[tuple[str, type[ctypes.Structure]]]:
     return ((name, Tensor) for name in names)
 
@@ -85,9 +96,11 @@ class Params(ctypes.Structure):
         # ctypes would silently cut off the upper bits of a number that is too large.
         if not -(2**31) <= threads < 2**31:
             raise ValueError(f"threads must be 0 (all) or 1 to 1024, got {threads}")
-        inputs = fields.get("inputs", 1)
+        inputs, block_labels = fields.get("inputs", 1), fields.get("block_labels", 1)
         if not -(2**63) <= inputs < 2**63:
             raise ValueError(f"inputs must be at least 1 and below 2^31, got {inputs}")
+        if not -(2**63) <= block_labels < 2**63:
+            raise ValueError(f"block_labels must be in 1..65536, got {block_labels}")
         super().__init__(**fields)
         self.resources.threads = threads
         self.resources.stream = stream
@@ -188,6 +201,36 @@ class TopKParams(Params):
     )
 
 
+class WordsStepParams(Params):
+    """`fanin_words_step_params`."""
+
+    FUNCTION = "fanin_words_step"
+    _fields_ = (
+        *_tensors("values", "starts", "columns", "positive_starts", "positive_labels"),
+        ("pairs", WordPairs),
+        *_tensors("squares", "bias_squares", "loss"),
+        ("block_labels", ctypes.c_int64),
+        ("learning_rate", ctypes.c_double),
+        ("bias_rate", ctypes.c_double),
+        ("threshold", ctypes.c_double),
+        ("loss_kind", ctypes.c_int32),
+        _RESOURCES,
+    )
+
+
+class WordsTopKParams(Params):
+    """`fanin_words_top_k_params`."""
+
+    FUNCTION = "fanin_words_top_k"
+    _fields_ = (
+        *_tensors("values", "starts", "columns"),
+        ("pairs", WordPairs),
+        *_tensors("ids", "scores"),
+        ("block_labels", ctypes.c_int64),
+        _RESOURCES,
+    )
+
+
 class RewireParams(Params):
     """`fanin_rewire_params`; `threshold` and `moved` are results."""
 
@@ -257,7 +300,7 @@ class ReplaceSourcesParams(Params):
 
 PARAMS: tuple[type[Params], ...] = (
     *(ForwardParams, BackwardParams, StepParams, DenseForwardParams, DenseUpdateParams),
-    *(SparseForwardParams, SparseUpdateParams),
+    *(SparseForwardParams, SparseUpdateParams, WordsStepParams, WordsTopKParams),
     *(TopKParams, RewireParams, SortParams, LabelSumsParams, ChooseSourcesParams),
     ReplaceSourcesParams,
 )
