@@ -2,33 +2,33 @@
 predictions.
 
 The score of a label is its bias + the sum, over the instance's words that it has a weight for, of
-value * weight, where the instance is scaled to length 1. The other labels that PPDSparse (Yen et
-al., KDD 2017) and DiSMEC (Babbar & Schoelkopf, WSDM 2017) train one by one are trained together
-here: one instance after the other, and of an instance only its positives and those labels whose
-score is not yet low (`fanin.kernels.words_step`).
+value * weight, where the instance is scaled to length 1. DiSMEC (Babbar & Schoelkopf, WSDM 2017) and
+PPDSparse (Yen et al., KDD 2017) train such labels one by one. Here all are trained together, one
+instance after the other: of an instance its positives, and the labels whose score is not low yet
+(`fanin.kernels.words_step`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from fanin.backends.sparse import ByInstance, by_instance
-from fanin.backends.words.pairs import best_pairs, inverse_lengths
-from fanin.datasets import Batches
+from fanin.backends.words.pairs import best_pairs, inverse_lengths, pairs_of_positives
+from fanin.datasets import Batch
 from fanin.kernels import WordPairs, words_step, words_top_k
 
-# Instances of one call: so the rate falls smoothly, and progress is told.
-CALL_INSTANCES = 256
 # The labels that a thread works on are cut so that their scores stay in the cache.
 _BLOCK_LABELS = 8192
 _LEAST_BLOCK = 256
 # Sums of squares at the start. That of a weight is about one gradient of a rare word.
 _SQUARES, _BIAS_SQUARES = 1e-2, 1.0
+# The rate of biases over that of weights.
+_BIAS_RATE = 0.025
 # Labels whose score is not above this are not looked at: their probability is below 0.02.
 THRESHOLD = -4.0
 # Growing looks at so many labels of each instance, and at errors of at least so much.
@@ -40,6 +40,13 @@ def log_odds(y: sp.csr_array) -> np.ndarray:
     """Log-odds of each label, float32 [labels]; half an instance more of either kind."""
     counts = np.bincount(y.indices, minlength=y.shape[1])
     return np.log((counts + 0.5) / (y.shape[0] - counts + 0.5)).astype(np.float32)
+
+
+def blocks_of(labels: int, threads: int) -> tuple[int, int]:
+    """How many blocks labels are cut into, and the labels of each but the last."""
+    least = max(-(-labels // _BLOCK_LABELS), min(threads, -(-labels // _LEAST_BLOCK)))
+    size = -(-labels // least)
+    return -(-labels // size), size
 
 
 class OneVersusRest:
@@ -63,7 +70,6 @@ class OneVersusRest:
         threads: int = 0,
     ) -> None:
         self.inputs, self.labels, self.threads = inputs, labels, threads
-        self._passes = 0
         self._lay_out(pairs, bias, weights, squares, bias_squares)
 
     def _lay_out(
@@ -76,26 +82,25 @@ class OneVersusRest:
     ) -> None:
         """The arrays in the order of the kernels: block by block, and by word within."""
         labels = self.labels
-        threads = self.threads or len(os.sched_getaffinity(0))
-        blocks = max(-(-labels // _BLOCK_LABELS), min(threads, -(-labels // _LEAST_BLOCK)))
-        size = -(-labels // blocks)
-        blocks = -(-labels // size)
-        words, ids = np.divmod(pairs, labels)
-        places = ids // size * self.inputs + words  # block, then word
-        ids %= size
+        blocks, size = blocks_of(labels, self.threads or len(os.sched_getaffinity(0)))
+        # What is not needed any more goes at once: here training takes most memory.
+        ids = (pairs % labels).astype(np.int32)
+        places = pairs // labels
+        places += ids // size * np.int64(self.inputs)  # of the block, then of the word
         starts = np.zeros((blocks, self.inputs + 1), np.int64)
         counts = np.bincount(places, minlength=blocks * self.inputs)
         starts[:, 1:] = np.cumsum(counts).reshape(blocks, self.inputs)
         starts[1:, 0] = starts[:-1, -1]
+        del places, counts
         order: np.ndarray | slice = slice(None)
         if blocks > 1:
-            order = np.argsort((places // self.inputs).astype(np.uint16), kind="stable")
-        self._order = order
+            order = np.argsort((ids // size).astype(np.uint16), kind="stable")
+        ids %= size
 
         def placed(given: np.ndarray | None, start: float) -> np.ndarray:
             if given is None:
                 return np.full(len(pairs), start, np.float32)
-            return np.ascontiguousarray(given[order], np.float32)
+            return np.array(given[order], np.float32)
 
         self._pairs = WordPairs(
             size,
@@ -104,115 +109,116 @@ class OneVersusRest:
             placed(weights, 0),
             np.array(bias, np.float32),
             placed(squares, _SQUARES),
-            np.full(labels, _BIAS_SQUARES, np.float32) if bias_squares is None else bias_squares,
+            np.full(labels, _BIAS_SQUARES, np.float32)
+            if bias_squares is None
+            else np.array(bias_squares, np.float32),
         )
 
     @property
     def pair_count(self) -> int:
         return len(self._pairs.weights)
 
-    @property
-    def pairs(self) -> np.ndarray:
-        """word * labels + label of each, int64, ascending."""
+    def _in_order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs, weights and squares in the order of the pairs."""
         held = self._pairs
+        assert held.squares is not None
         blocks = len(held.pair_starts)
         lengths = np.diff(held.pair_starts, axis=1).ravel()
-        words = np.repeat(np.tile(np.arange(self.inputs), blocks), lengths)
-        firsts = np.repeat(
-            np.arange(blocks) * held.block_labels, np.diff(held.pair_starts[:, [0, -1]])[:, 0]
-        )
-        return self._in_order(words * self.labels + firsts + held.pair_labels)
+        pairs = np.repeat(np.tile(np.arange(self.inputs) * self.labels, blocks), lengths)
+        of_blocks = (held.pair_starts[:, -1] - held.pair_starts[:, 0]).astype(int)
+        pairs += np.repeat(np.arange(blocks) * held.block_labels, of_blocks)
+        pairs += held.pair_labels
+        if blocks == 1:
+            return pairs, held.weights, held.squares
+        order = np.argsort(pairs, kind="stable")
+        return pairs[order], held.weights[order], held.squares[order]
 
-    def _in_order(self, held: np.ndarray) -> np.ndarray:
-        """An array of the kernels' order in that of the pairs."""
-        if isinstance(self._order, slice):
-            return held
-        made = np.empty_like(held)
-        made[self._order] = held
-        return made
+    def weights(self) -> dict[str, np.ndarray]:
+        """The model's arrays by name, from which training can go on.
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What predictions need, by name: "output.weights" float32 [pairs], the values of a CSR
-        matrix [inputs, labels], with "output.starts" int64 [inputs + 1] and "output.label_ids"
-        int32 [pairs]; "output.bias" float32 [labels]."""
-        words, ids = np.divmod(self.pairs, self.labels)
-        starts = np.zeros(self.inputs + 1, np.int64)
-        np.cumsum(np.bincount(words, minlength=self.inputs), out=starts[1:])
+        "output.weights" float32 [pairs] are the values of a CSR matrix [inputs, labels], with
+        "output.starts" int64 [inputs + 1] and "output.label_ids" int32 [pairs]; "output.bias"
+        float32 [labels]; "output.squares" and "output.bias_squares" are AdaGrad's sums, float32 of
+        the same shapes.
+        """
+        pairs, weights, squares = self._in_order()
+        starts = np.searchsorted(pairs, np.arange(self.inputs + 1) * self.labels)
+        held = self._pairs
+        assert held.bias_squares is not None
         return {
-            "output.starts": starts,
-            "output.label_ids": ids.astype(np.int32),
-            "output.weights": self._in_order(self._pairs.weights),
-            "output.bias": self._pairs.bias,
+            "output.starts": starts.astype(np.int64),
+            "output.label_ids": (pairs % self.labels).astype(np.int32),
+            "output.weights": weights,
+            "output.bias": held.bias,
+            "output.squares": squares,
+            "output.bias_squares": held.bias_squares,
         }
 
     @classmethod
     def from_arrays(
         cls, inputs: int, labels: int, arrays: Mapping[str, np.ndarray], threads: int = 0
     ) -> OneVersusRest:
-        """Undo `arrays`; ValueError for arrays that make up no such model."""
-        starts, ids, weights, bias = known_arrays(inputs, labels, arrays)
-        words = np.repeat(np.arange(inputs), np.diff(starts))
-        return cls(inputs, labels, words * labels + ids, bias, weights, threads=threads)
+        """Undo `weights`; ValueError for arrays that make up no such model."""
+        words = check_arrays(inputs, labels, arrays)
+        return cls(
+            inputs,
+            labels,
+            words * labels + arrays["output.label_ids"],
+            arrays["output.bias"],
+            arrays["output.weights"],
+            arrays["output.squares"],
+            arrays["output.bias_squares"],
+            threads,
+        )
 
     # Training -----------------------------------------------------------------------------------
 
-    def train(
-        self,
-        x: sp.csr_array,
-        y: sp.csr_array,
-        seed: int,
-        rates: Callable[[float], tuple[float, float]],
-        progress: Callable[[int, float], None] | None = None,
-    ) -> float:
-        """Train on each instance once, in an order that follows from the seed and from how often
-        this was called before; the mean loss.
+    def step(self, batch: Batch, learning_rate: float) -> float:
+        """Train on each instance of a batch of CSR features, of any lengths, one after the other;
+        the mean loss."""
+        assert isinstance(batch.features, sp.csr_array)
+        positives = np.bincount(batch.positive_instances, minlength=batch.features.shape[0])
+        return words_step(
+            *scaled(batch.features),
+            np.concatenate([[0], np.cumsum(positives)]),
+            batch.positive_labels,
+            self._pairs,
+            learning_rate=learning_rate,
+            bias_rate=_BIAS_RATE * learning_rate,
+            threshold=THRESHOLD,
+            threads=self.threads,
+        )
 
-        x: CSR float32 [instances, inputs], of any lengths; y: CSR [instances, labels], sorted.
-        rates: from the share of the instances that is done to the rates of weights and biases.
-        progress: told after each call of the kernel how many instances it had, and their loss.
-        """
-        done, total = 0, 0.0
-        for batch in Batches(x, y, CALL_INSTANCES, seed=seed).epoch(self._passes):
-            count = batch.features.shape[0]
-            positives = np.bincount(batch.positive_instances, minlength=count)
-            rate, bias_rate = rates((done + count / 2) / x.shape[0])
-            loss = words_step(
-                *scaled(batch.features),
-                np.concatenate([[0], np.cumsum(positives)]),
-                batch.positive_labels,
-                self._pairs,
-                learning_rate=rate,
-                bias_rate=bias_rate,
-                threshold=THRESHOLD,
-                threads=self.threads,
-            )
-            done += count
-            total += count * loss
-            if progress:
-                progress(count, loss)
-        self._passes += 1
-        return total / done
+    def train(self, batches: Iterable[Batch], learning_rate: float) -> np.ndarray:
+        """A step for each batch; the losses, float32 [batches]."""
+        return np.array([self.step(batch, learning_rate) for batch in batches], np.float32)
 
-    def grow(self, x: sp.csr_array, y: sp.csr_array, count: int, *, keep: bool = True) -> int:
+    def extend(self, x: sp.csr_array, y: sp.csr_array, most: int) -> int:
+        """Add pairs of more instances while there are fewer than `most`; returns how many. Weights
+        stay."""
+        if self.pair_count >= most:
+            return 0
+        return self._add(pairs_of_positives(x, y, most - self.pair_count, self._in_order()[0]))
+
+    def grow(self, x: sp.csr_array, y: sp.csr_array, count: int) -> int:
         """Add the `count` pairs whose weights would change most: those of the largest gradient of
         the loss over all instances, of the labels that the model gives the highest scores and of
-        the positives. Returns how many were added: fewer where no more have a gradient. keep:
-        whether the weights that there are stay; else training begins anew, with the biases too."""
-        pairs = self.pairs
-        added = best_pairs(self._errors(x, y), x, count, beside=pairs)
-        self._add(pairs, added, log_odds(y) if not keep else None)
-        return len(added)
+        the positives. Returns how many were added: fewer where no more have a gradient. Weights
+        stay."""
+        return self._add(best_pairs(self._errors(x, y), x, count, beside=self._in_order()[0]))
 
-    def _add(self, pairs: np.ndarray, added: np.ndarray, new_bias: np.ndarray | None) -> None:
+    def _add(self, added: np.ndarray) -> int:
+        pairs, weights, squares = self._in_order()
         held = self._pairs
         places = np.searchsorted(pairs, added)
-        joined = np.insert(pairs, places, added)
-        if new_bias is not None:
-            return self._lay_out(joined, new_bias, None, None, None)
-        assert held.squares is not None
-        weights = np.insert(self._in_order(held.weights), places, 0)
-        squares = np.insert(self._in_order(held.squares), places, _SQUARES)
-        self._lay_out(joined, held.bias, weights, squares, held.bias_squares)
+        self._lay_out(
+            np.insert(pairs, places, added),
+            held.bias,
+            np.insert(weights, places, 0),
+            np.insert(squares, places, _SQUARES),
+            held.bias_squares,
+        )
+        return len(added)
 
     def _errors(self, x: sp.csr_array, y: sp.csr_array) -> sp.csr_array:
         """Probability - truth where it is not small, of the labels of highest score and of the
@@ -260,34 +266,40 @@ def scaled(x: sp.csr_array) -> ByInstance:
     return by_instance(x)._replace(values=x.data * lengths)
 
 
-def known_arrays(
-    inputs: int, labels: int, arrays: Mapping[str, np.ndarray]
-) -> Iterator[np.ndarray]:
-    """The arrays of a model in the order of `arrays`; ValueError where they make up none."""
-    types: dict[str, Any] = {
-        "output.starts": np.int64,
-        "output.label_ids": np.int32,
-        "output.weights": np.float32,
-        "output.bias": np.float32,
-    }
-    if set(arrays) != set(types):
-        raise ValueError(f"arrays must be {', '.join(types)}, got {', '.join(sorted(arrays))}")
-    for name, dtype in types.items():
-        if arrays[name].dtype != dtype or arrays[name].ndim != 1:
-            raise ValueError(f"{name} must be a vector of {np.dtype(dtype)}")
+_TYPES: dict[str, Any] = {
+    "output.starts": np.int64,
+    "output.label_ids": np.int32,
+    "output.weights": np.float32,
+    "output.bias": np.float32,
+    "output.squares": np.float32,
+    "output.bias_squares": np.float32,
+}
+
+
+def check_arrays(inputs: int, labels: int, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """ValueError where arrays make up no model of these sizes; else the word of each pair, int64
+    [pairs]."""
+    if set(arrays) != set(_TYPES):
+        raise ValueError(f"arrays must be {', '.join(_TYPES)}, got {', '.join(sorted(arrays))}")
     starts, ids = arrays["output.starts"], arrays["output.label_ids"]
-    sizes = {"output.starts": inputs + 1, "output.weights": len(ids), "output.bias": labels}
-    for name, size in sizes.items():
-        if len(arrays[name]) != size:
-            raise ValueError(f"{name} must be [{size}], got [{len(arrays[name])}]")
-    if starts[0] != 0 or starts[-1] != len(ids) or (np.diff(starts) < 0).any():
-        raise ValueError(f"output.starts must ascend from 0 to {len(ids)}")
-    if len(ids) and not 0 <= ids.min() <= ids.max() < labels:
+    pairs = ids.size
+    sizes = {"output.starts": inputs + 1, "output.bias": labels, "output.bias_squares": labels}
+    for name, dtype in _TYPES.items():
+        array, size = arrays[name], sizes.get(name, pairs)
+        if array.dtype != dtype or array.shape != (size,):
+            raise ValueError(
+                f"{name} must be {np.dtype(dtype)} [{size}], got {array.dtype} {list(array.shape)}"
+            )
+        if array.dtype == np.float32 and not np.isfinite(array).all():
+            raise ValueError(f"{name} must be finite")
+    if starts[0] != 0 or starts[-1] != pairs or (np.diff(starts) < 0).any():
+        raise ValueError(f"output.starts must ascend from 0 to {pairs}")
+    if pairs and not 0 <= ids.min() <= ids.max() < labels:
         raise ValueError(f"output.label_ids must be in 0..{labels - 1}")
     words = np.repeat(np.arange(inputs), np.diff(starts))
     if (np.diff(words * labels + ids) <= 0).any():
         raise ValueError("output.label_ids must ascend within each word")
-    for name in ("output.weights", "output.bias"):
-        if not np.isfinite(arrays[name]).all():
-            raise ValueError(f"{name} must be finite")
-    return iter([arrays[name] for name in types])
+    for name in ("output.squares", "output.bias_squares"):
+        if (arrays[name] < 0).any():
+            raise ValueError(f"{name} must not be negative")
+    return words

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 # Of a product (labels of a block) x words, so many values are made at once; and so many pairs are
 # collected before the best are kept.
-BLOCK_VALUES = 1 << 22
+BLOCK_VALUES = 1 << 20
 
 
 def inverse_lengths(x: sp.csr_array) -> np.ndarray:
@@ -31,19 +31,21 @@ def inverse_lengths(x: sp.csr_array) -> np.ndarray:
     return (1 / np.sqrt(squares)).astype(np.float32)
 
 
-def pairs_of_positives(x: sp.csr_array, y: sp.csr_array, count: int) -> np.ndarray:
+def pairs_of_positives(
+    x: sp.csr_array, y: sp.csr_array, count: int, beside: np.ndarray | None = None
+) -> np.ndarray:
     """The `count` pairs that occur together in positives with the largest score, int64, ascending;
     fewer where there are fewer.
 
     The score is |sum of the word's value over the label's positives| * sqrt(instances / instances
     that have the word), of instances scaled to length 1. x: CSR float32 [instances, inputs]; y: CSR
-    [instances, labels].
+    [instances, labels]; beside: as in `best_pairs`.
     """
     occurs = np.bincount(x.indices, minlength=x.shape[1])
     rarity = np.sqrt(x.shape[0] / np.maximum(occurs, 1)).astype(np.float32)
     values = np.repeat(inverse_lengths(x), np.diff(y.indptr))
     positives = sp.csr_array((values, y.indices, y.indptr), shape=y.shape)
-    return best_pairs(positives, x, count, rarity)
+    return best_pairs(positives, x, count, rarity, beside)
 
 
 def best_pairs(
