@@ -18,6 +18,7 @@ from fanin.backends.estimator.fitting import (
     Instances,
     first_arrays,
     fit,
+    more_words,
     one_pass,
     split,
     trainer_of,
@@ -186,7 +187,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         trainer = self._model.trainer
         assert trainer is not None
         if isinstance(trainer, OneVersusRest) and not is_first:
-            trainer.extend(*data, self.setup_.most_pairs)
+            more_words(trainer, self.setup_, data)
         batches = one_pass(settings, self.setup_, data, self._passes_seed)
         losses = trainer.train(batches.epoch(len(self.history_)), self._rate(settings))
         self._model.train(trainer)

@@ -93,6 +93,12 @@ def trainer_of(
     return new_trainer(settings, setup, arrays)
 
 
+def more_words(trainer: OneVersusRest, setup: AnySetup, data: Instances) -> None:
+    """Labels read words of these instances, too, while there are fewer than the setup allows."""
+    assert isinstance(setup, OneVersusRestSetup)
+    trainer.extend(*_words(data), setup.most_pairs)
+
+
 def one_pass(settings: Settings, setup: AnySetup, data: Instances, seed: int) -> Batches:
     """The batches of a pass. Labels that read words take one instance after the other, without
     dropout."""

@@ -24,6 +24,7 @@ from fanin.benchmarks.records.ranges import Count, Size
 from fanin.benchmarks.records.timing import TrainerName, WordsTraining
 from fanin.datasets import Dataset
 from fanin.datasets.registry import load
+from fanin.kernels import build_info
 
 _K = 5
 
@@ -121,7 +122,7 @@ def measure(request: Request, folder: Path) -> WordsTraining:
     at = {f"at_{k}": precision_at(test_y, ids, k) for k in (1, 3, 5)}
     return WordsTraining(
         trainer=request.trainer,
-        version=importlib.metadata.version(request.trainer),
+        version=_version(request.trainer),
         started=started,
         seconds=seconds,
         cpu_seconds=cpu_seconds,
@@ -129,6 +130,12 @@ def measure(request: Request, folder: Path) -> WordsTraining:
         baseline_bytes=baseline,
         precision=Precision(**at),
     )
+
+
+def _version(trainer: TrainerName) -> str:
+    if trainer == "fanin":
+        return str(build_info()["version"])
+    return importlib.metadata.version(trainer)
 
 
 def _cpu_seconds() -> float:
