@@ -166,8 +166,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         without rewiring. The first call starts a model as the recipe says, from its instances
         alone, unless there is one, of `fit` or of a file; classes: as in `fit`, all that will
         come. After `fit` or a file, Adam's moments begin at 0; between calls they are kept, at
-        the price of their memory. Labels that read words keep theirs in files too, and get new words
-        while there are fewer than `fan_in` allows. ValueError as in `fit`."""
+        the price of their memory. Labels that read words keep theirs in files too, and get new
+        words while there are fewer than `fan_in` allows. ValueError as in `fit`."""
         settings, is_first = Settings.of(self), not hasattr(self, "_model")
         if is_first:
             data, targets, plan = self._planned(self, X, y, classes)

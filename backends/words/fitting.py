@@ -15,6 +15,8 @@ from fanin.datasets import Batches
 
 # Instances of one call of the kernel: the rate falls with each, and progress is told.
 CALL_INSTANCES = 256
+# Weights begin with so many times the mean of the word over the label's positives.
+START = 6.0
 
 
 def steps_of(recipe: OneVersusRestRecipe, instances: int) -> int:
@@ -25,10 +27,17 @@ def steps_of(recipe: OneVersusRestRecipe, instances: int) -> int:
 def start(
     setup: OneVersusRestSetup, x: sp.csr_array, y: sp.csr_array, most: int, threads: int = 0
 ) -> OneVersusRest:
-    """A model before its training: weights 0, biases the log-odds, at most so many pairs. x: CSR
-    float32 [instances, inputs], y: CSR [instances, labels], both canonical."""
-    pairs = pairs_of_positives(x, y, most)
-    return OneVersusRest(setup.inputs, setup.labels, pairs, log_odds(y), threads=threads)
+    """A model before its training, with at most so many pairs. Biases are the log-odds, weights a
+    multiple of the word's mean over the label's positives, AdaGrad's sums the mean square of the
+    values of instances of length 1. x: CSR float32 [instances, inputs], y: CSR [instances, labels],
+    both canonical."""
+    pairs, means = pairs_of_positives(x, y, most)
+    mean_square = np.count_nonzero(np.diff(x.indptr)) / max(1, x.nnz)
+    squares = np.full(len(pairs), mean_square or 1, np.float32)
+    weights = np.float32(START) * means
+    return OneVersusRest(
+        setup.inputs, setup.labels, pairs, log_odds(y), weights, squares, threads=threads
+    )
 
 
 def train(

@@ -2,10 +2,10 @@
 predictions.
 
 The score of a label is its bias + the sum, over the instance's words that it has a weight for, of
-value * weight, where the instance is scaled to length 1. DiSMEC (Babbar & Schoelkopf, WSDM 2017) and
-PPDSparse (Yen et al., KDD 2017) train such labels one by one. Here all are trained together, one
-instance after the other: of an instance its positives, and the labels whose score is not low yet
-(`fanin.kernels.words_step`).
+value * weight, where the instance is scaled to length 1. DiSMEC (Babbar & Schoelkopf, WSDM 2017)
+and PPDSparse (Yen et al., KDD 2017) train such labels one by one. Here all are trained together,
+one instance after the other: of an instance its positives, and the labels whose score is not low
+yet (`fanin.kernels.words_step`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from fanin.kernels import WordPairs, words_step, words_top_k
 # The labels that a thread works on are cut so that their scores stay in the cache.
 _BLOCK_LABELS = 8192
 _LEAST_BLOCK = 256
-# Sums of squares at the start. That of a weight is about one gradient of a rare word.
-_SQUARES, _BIAS_SQUARES = 1e-2, 1.0
+# Sums of squares that biases begin with; and weights, of a model without any pair.
+_BIAS_SQUARES, _SQUARES = 1.0, 1e-2
 # The rate of biases over that of weights.
 _BIAS_RATE = 0.025
 # Labels whose score is not above this are not looked at: their probability is below 0.02.
@@ -53,9 +53,8 @@ class OneVersusRest:
     """The pairs of a model, with what training needs of them.
 
     inputs, labels: sizes. pairs: word * labels + label of each, ascending, int64 [pairs]. weights,
-    squares: float32 [pairs], in that order, and bias_squares [labels]; zeros and AdaGrad's starting
-    sums where not given. bias: float32 [labels]. threads: CPU threads, 0 for all; no number depends
-    on them.
+    squares: float32 [pairs], in that order; bias, bias_squares: float32 [labels]. squares are
+    AdaGrad's sums, above 0. threads: CPU threads, 0 for all; no number depends on them.
     """
 
     def __init__(
@@ -64,8 +63,8 @@ class OneVersusRest:
         labels: int,
         pairs: np.ndarray,
         bias: np.ndarray,
-        weights: np.ndarray | None = None,
-        squares: np.ndarray | None = None,
+        weights: np.ndarray,
+        squares: np.ndarray,
         bias_squares: np.ndarray | None = None,
         threads: int = 0,
     ) -> None:
@@ -76,8 +75,8 @@ class OneVersusRest:
         self,
         pairs: np.ndarray,
         bias: np.ndarray,
-        weights: np.ndarray | None,
-        squares: np.ndarray | None,
+        weights: np.ndarray,
+        squares: np.ndarray,
         bias_squares: np.ndarray | None,
     ) -> None:
         """The arrays in the order of the kernels: block by block, and by word within."""
@@ -97,18 +96,13 @@ class OneVersusRest:
             order = np.argsort((ids // size).astype(np.uint16), kind="stable")
         ids %= size
 
-        def placed(given: np.ndarray | None, start: float) -> np.ndarray:
-            if given is None:
-                return np.full(len(pairs), start, np.float32)
-            return np.array(given[order], np.float32)
-
         self._pairs = WordPairs(
             size,
             starts,
             ids.astype(np.uint16)[order],
-            placed(weights, 0),
+            np.array(weights[order], np.float32),
             np.array(bias, np.float32),
-            placed(squares, _SQUARES),
+            np.array(squares[order], np.float32),
             np.full(labels, _BIAS_SQUARES, np.float32)
             if bias_squares is None
             else np.array(bias_squares, np.float32),
@@ -198,14 +192,16 @@ class OneVersusRest:
         stay."""
         if self.pair_count >= most:
             return 0
-        return self._add(pairs_of_positives(x, y, most - self.pair_count, self._in_order()[0]))
+        pairs, _ = pairs_of_positives(x, y, most - self.pair_count, self._in_order()[0])
+        return self._add(pairs)
 
     def grow(self, x: sp.csr_array, y: sp.csr_array, count: int) -> int:
         """Add the `count` pairs whose weights would change most: those of the largest gradient of
         the loss over all instances, of the labels that the model gives the highest scores and of
         the positives. Returns how many were added: fewer where no more have a gradient. Weights
         stay."""
-        return self._add(best_pairs(self._errors(x, y), x, count, beside=self._in_order()[0]))
+        pairs, _ = best_pairs(self._errors(x, y), x, count, beside=self._in_order()[0])
+        return self._add(pairs)
 
     def _add(self, added: np.ndarray) -> int:
         pairs, weights, squares = self._in_order()
@@ -215,7 +211,8 @@ class OneVersusRest:
             np.insert(pairs, places, added),
             held.bias,
             np.insert(weights, places, 0),
-            np.insert(squares, places, _SQUARES),
+            # The least sum is that of a pair which was hardly trained.
+            np.insert(squares, places, squares.min() if len(squares) else _SQUARES),
             held.bias_squares,
         )
         return len(added)

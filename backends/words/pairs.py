@@ -1,5 +1,5 @@
-"""Which pairs (label, word) a one-versus-rest model has: those that the training instances tell most
-about.
+"""Which pairs (label, word) a one-versus-rest model has: those that the training instances tell
+most about.
 
 A pair is a number here, word * labels + label. So pairs in order are those of a CSR matrix
 [inputs, labels].
@@ -33,9 +33,9 @@ def inverse_lengths(x: sp.csr_array) -> np.ndarray:
 
 def pairs_of_positives(
     x: sp.csr_array, y: sp.csr_array, count: int, beside: np.ndarray | None = None
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """The `count` pairs that occur together in positives with the largest score, int64, ascending;
-    fewer where there are fewer.
+    fewer where there are fewer. And the mean of the word over the label's positives, float32.
 
     The score is |sum of the word's value over the label's positives| * sqrt(instances / instances
     that have the word), of instances scaled to length 1. x: CSR float32 [instances, inputs]; y: CSR
@@ -45,7 +45,12 @@ def pairs_of_positives(
     rarity = np.sqrt(x.shape[0] / np.maximum(occurs, 1)).astype(np.float32)
     values = np.repeat(inverse_lengths(x), np.diff(y.indptr))
     positives = sp.csr_array((values, y.indices, y.indptr), shape=y.shape)
-    return best_pairs(positives, x, count, rarity, beside)
+    pairs, scores = best_pairs(positives, x, count, rarity, beside)
+    words, ids = np.divmod(pairs, y.shape[1])
+    counts = np.bincount(y.indices, minlength=y.shape[1]).astype(np.float32)
+    scores /= rarity[words]
+    scores /= counts[ids]
+    return pairs, scores
 
 
 def best_pairs(
@@ -54,26 +59,26 @@ def best_pairs(
     count: int,
     weigh: np.ndarray | None = None,
     beside: np.ndarray | None = None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """The `count` pairs of largest |signal.T @ x| * weigh, int64, ascending; fewer where there are
-    fewer that are not 0.
+    fewer that are not 0. And signal.T @ x * weigh of these, float32.
 
     signal: CSR float32 [instances, labels]; x: CSR float32 [instances, inputs]; weigh: float32
     [inputs]; beside: pairs to be left out, ascending. The product is made for some labels after
     others, and never as a whole.
     """
     if count < 1:
-        return np.zeros(0, np.int64)
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
     labels = signal.shape[1]
     by_label = signal.T.tocsr()
     keys, scores = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
     collected, floor = 0, np.float32(0)
     for first, end in _blocks(by_label, x):
         product = by_label[first:end] @ x
-        score = np.abs(product.data)
+        score = product.data
         if weigh is not None:
             score *= weigh[product.indices]
-        kept = score > floor
+        kept = np.abs(score) > floor
         ids = np.repeat(np.arange(first, end), np.diff(product.indptr))[kept]
         key = product.indices[kept].astype(np.int64) * labels + ids
         score = score[kept]
@@ -87,11 +92,14 @@ def best_pairs(
         if collected > count + BLOCK_VALUES:
             key, score, floor = _best(np.concatenate(keys), np.concatenate(scores), count)
             keys, scores, collected = [key], [score], len(key)
-    return np.sort(_best(np.concatenate(keys), np.concatenate(scores), count)[0])
+    key, score, _ = _best(np.concatenate(keys), np.concatenate(scores), count)
+    order = np.argsort(key)
+    return key[order], score[order]
 
 
 def _blocks(by_label: sp.csr_array, x: sp.csr_array) -> Iterator[tuple[int, int]]:
-    """First label and end of parts whose product with x has at most so many values, or one label."""
+    """First label and end of parts whose product with x has at most so many values, or of one
+    label."""
     lengths = np.diff(x.indptr)
     before = np.concatenate([[0], np.cumsum(lengths[by_label.indices], dtype=np.int64)])
     sizes = np.minimum(np.diff(before[by_label.indptr]), x.shape[1])
@@ -116,11 +124,12 @@ def _is_among(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
 def _best(
     keys: np.ndarray, scores: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.float32]:
-    """Those of the largest scores, and a score that others must be above. Of equal scores those
+    """Those of the largest |scores|, and what that of others must be above. Of equal ones those
     that come first are taken."""
     if len(keys) <= count:
         return keys, scores, np.float32(0)
-    floor = np.partition(scores, len(scores) - count)[len(scores) - count]
-    kept = scores > floor
-    kept[np.flatnonzero(scores == floor)[: count - np.count_nonzero(kept)]] = True
+    sizes = np.abs(scores)
+    floor = np.partition(sizes, len(sizes) - count)[len(sizes) - count]
+    kept = sizes > floor
+    kept[np.flatnonzero(sizes == floor)[: count - np.count_nonzero(kept)]] = True
     return keys[kept], scores[kept], floor

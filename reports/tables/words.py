@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fanin.benchmarks.records.timing import TrainerName, WordsTimes, WordsTraining
 from fanin.reports.format import number
 from fanin.reports.table import Column, Table, make_table, text_column
+
+_Row = tuple[WordsTimes, TrainerName, list[WordsTraining]]
 
 
 def words_introduction(results: Sequence[WordsTimes]) -> str:
@@ -25,7 +27,7 @@ def words_introduction(results: Sequence[WordsTimes]) -> str:
 
 def words_table(results: Sequence[WordsTimes]) -> Table:
     """One row per data set and trainer."""
-    rows = [
+    rows: list[_Row] = [
         (each, trainer, [t for t in each.trainings if t.trainer == trainer])
         for each in sorted(results, key=lambda each: each.dataset.name)
         for trainer in dict.fromkeys(t.trainer for t in each.trainings)
@@ -53,8 +55,8 @@ def _name(times: WordsTimes, trainer: TrainerName) -> str:
     return f"omikuji, {times.trees} trees" if trainer == "omikuji" else trainer
 
 
-def _precision(k: int):
-    def cell(row) -> str:
+def _precision(k: int) -> Callable[[_Row], str]:
+    def cell(row: _Row) -> str:
         return number(100 * _median([getattr(t.precision, f"at_{k}") for t in row[2]]), 2)
 
     return cell

@@ -10,7 +10,7 @@ import words_reference
 
 from fanin.backends.words import model as model_module
 from fanin.backends.words import pairs as pairs_module
-from fanin.backends.words.fitting import CALL_INSTANCES, start, steps_of, train
+from fanin.backends.words.fitting import CALL_INSTANCES, START, start, steps_of, train
 from fanin.backends.words.model import OneVersusRest, blocks_of, log_odds
 from fanin.backends.words.pairs import best_pairs, inverse_lengths, pairs_of_positives
 from fanin.backends.words.setup import OneVersusRestRecipe, OneVersusRestSetup
@@ -84,7 +84,10 @@ def test_the_best_pairs_of_positives(monkeypatch, count, values):
     """However small the blocks are."""
     monkeypatch.setattr(pairs_module, "BLOCK_VALUES", values)
     scores = scores_of_pairs(X, Y)
-    pairs = pairs_of_positives(X, Y, count)
+    pairs, means = pairs_of_positives(X, Y, count)
+    words, ids = np.divmod(pairs, LABELS)
+    expected = (unit(X).T @ Y.toarray())[words, ids] / Y.toarray().sum(0)[ids]
+    np.testing.assert_allclose(means, expected, rtol=1e-5)
     assert (np.diff(pairs) > 0).all()
     assert len(pairs) == min(count, np.count_nonzero(scores))
     chosen = np.zeros(INPUTS * LABELS, bool)
@@ -94,15 +97,23 @@ def test_the_best_pairs_of_positives(monkeypatch, count, values):
 
 
 def test_pairs_beside_others():
-    first = pairs_of_positives(X, Y, 100)
-    both = np.sort(np.concatenate([first, pairs_of_positives(X, Y, 100, beside=first)]))
-    np.testing.assert_array_equal(both, pairs_of_positives(X, Y, 200))
-    assert len(pairs_of_positives(X, Y, 0)) == 0
+    first, _ = pairs_of_positives(X, Y, 100)
+    both = np.sort(np.concatenate([first, pairs_of_positives(X, Y, 100, beside=first)[0]]))
+    np.testing.assert_array_equal(both, pairs_of_positives(X, Y, 200)[0])
+    assert len(pairs_of_positives(X, Y, 0)[0]) == 0
+
+
+def test_values_may_be_negative():
+    """What counts is the size of a sum; its mean keeps the sign."""
+    pairs, means = pairs_of_positives(sp.csr_array(-X), Y, 100)
+    expected, positive = pairs_of_positives(X, Y, 100)
+    np.testing.assert_array_equal(pairs, expected)
+    np.testing.assert_array_equal(means, -positive)
 
 
 def test_of_equal_scores_the_first_are_taken():
     x = sp.csr_array(np.eye(6, dtype=np.float32))
-    pairs = best_pairs(x, x, 4)  # the product is the identity
+    pairs, _ = best_pairs(x, x, 4)  # the product is the identity
     np.testing.assert_array_equal(pairs, [0, 7, 14, 21])
 
 
@@ -125,10 +136,11 @@ def test_a_pass_is_that_of_the_reference(monkeypatch, threads, block):
     monkeypatch.setattr(model_module, "_BLOCK_LABELS", block)
     setup = OneVersusRestSetup(INPUTS, LABELS, 8)
     model = start(setup, X, Y, setup.most_pairs, threads)
-    words, labels = np.divmod(pairs_of_positives(X, Y, setup.most_pairs), LABELS)
-    count = len(words)
+    pairs, means = pairs_of_positives(X, Y, setup.most_pairs)
+    words, labels = np.divmod(pairs, LABELS)
+    squares = np.full(len(words), np.square(unit(X))[X.toarray() != 0].mean())
     reference = words_reference.Layer(
-        labels, words, np.zeros(count), np.full(count, 1e-2), log_odds(Y), np.ones(LABELS)
+        labels, words, START * means, squares, log_odds(Y), np.ones(LABELS)
     )
     for batch in Batches(X, Y, 64, seed=3).epoch(0):
         loss = model.step(batch, 0.5)
