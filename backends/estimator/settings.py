@@ -149,6 +149,8 @@ class Settings:
             "moments": (self.moments, "full"),
             "execution": (self.execution, "fused"),
         }
+        if self.device == "cuda":
+            wanted["device"] = (self.device, "cpu")
         for name, (given, known) in wanted.items():
             if given != known:
                 raise ValueError(

@@ -16,7 +16,10 @@ from fanin.datasets import Batches
 # Instances of one call of the kernel: the rate falls with each, and progress is told.
 CALL_INSTANCES = 256
 # Weights begin with so many times the mean of the word over the label's positives.
-START = 6.0
+START = 15.0
+# AdaGrad's sums of squares begin with so many times the mean square of the values: larger ones
+# hold back the first steps of rare words.
+SQUARES = 2.0
 
 
 def steps_of(recipe: OneVersusRestRecipe, instances: int) -> int:
@@ -28,12 +31,12 @@ def start(
     setup: OneVersusRestSetup, x: sp.csr_array, y: sp.csr_array, most: int, threads: int = 0
 ) -> OneVersusRest:
     """A model before its training, with at most so many pairs. Biases are the log-odds, weights a
-    multiple of the word's mean over the label's positives, AdaGrad's sums the mean square of the
-    values of instances of length 1. x: CSR float32 [instances, inputs], y: CSR [instances, labels],
+    multiple of the word's mean over the label's positives, AdaGrad's sums of squares a multiple of
+    the mean square of the values of instances of length 1. x: CSR float32 [instances, inputs], y: CSR [instances, labels],
     both canonical."""
     pairs, means = pairs_of_positives(x, y, most)
     mean_square = np.count_nonzero(np.diff(x.indptr)) / max(1, x.nnz)
-    squares = np.full(len(pairs), mean_square or 1, np.float32)
+    squares = np.full(len(pairs), SQUARES * mean_square or 1, np.float32)
     weights = np.float32(START) * means
     return OneVersusRest(
         setup.inputs, setup.labels, pairs, log_odds(y), weights, squares, threads=threads

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from fanin.backends.interface import TrainingBatch
 from fanin.backends.sparse import ByInstance, by_instance
 from fanin.backends.words.pairs import best_pairs, inverse_lengths, pairs_of_positives
-from fanin.datasets import Batch
 from fanin.kernels import WordPairs, words_step, words_top_k
 
 # The labels that a thread works on are cut so that their scores stay in the cache.
@@ -28,7 +28,7 @@ _LEAST_BLOCK = 256
 # Sums of squares that biases begin with; and weights, of a model without any pair.
 _BIAS_SQUARES, _SQUARES = 1.0, 1e-2
 # The rate of biases over that of weights.
-_BIAS_RATE = 0.025
+_BIAS_RATE = 0.3
 # Labels whose score is not above this are not looked at: their probability is below 0.02.
 THRESHOLD = -4.0
 # Growing looks at so many labels of each instance, and at errors of at least so much.
@@ -167,7 +167,7 @@ class OneVersusRest:
 
     # Training -----------------------------------------------------------------------------------
 
-    def step(self, batch: Batch, learning_rate: float) -> float:
+    def step(self, batch: TrainingBatch, learning_rate: float) -> float:
         """Train on each instance of a batch of CSR features, of any lengths, one after the other;
         the mean loss."""
         assert isinstance(batch.features, sp.csr_array)
@@ -183,7 +183,7 @@ class OneVersusRest:
             threads=self.threads,
         )
 
-    def train(self, batches: Iterable[Batch], learning_rate: float) -> np.ndarray:
+    def train(self, batches: Iterable[TrainingBatch], learning_rate: float) -> np.ndarray:
         """A step for each batch; the losses, float32 [batches]."""
         return np.array([self.step(batch, learning_rate) for batch in batches], np.float32)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from fanin.backends.metrics import precision_at
+from fanin.backends.metrics import NO_LABEL, precision_at
 from fanin.benchmarks.measuring import memory
 from fanin.benchmarks.measuring.process import Parent
 from fanin.benchmarks.records.base import Precision, Record
@@ -78,7 +78,7 @@ def omikuji(request: Request, data: Dataset, folder: Path) -> Trained:
         model.append(package.Model.train_on_data(str(path), parameters, request.threads))
 
     def predict(x: sp.csr_array) -> np.ndarray:
-        ids = np.full((x.shape[0], _K), -1, np.int64)
+        ids = np.full((x.shape[0], _K), NO_LABEL, np.int64)
         for i in range(x.shape[0]):
             own = slice(x.indptr[i], x.indptr[i + 1])
             pairs = list(zip(x.indices[own].tolist(), x.data[own].tolist(), strict=True))

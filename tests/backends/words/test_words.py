@@ -10,7 +10,7 @@ import words_reference
 
 from fanin.backends.words import model as model_module
 from fanin.backends.words import pairs as pairs_module
-from fanin.backends.words.fitting import CALL_INSTANCES, START, start, steps_of, train
+from fanin.backends.words.fitting import CALL_INSTANCES, SQUARES, START, start, steps_of, train
 from fanin.backends.words.model import OneVersusRest, blocks_of, log_odds
 from fanin.backends.words.pairs import best_pairs, inverse_lengths, pairs_of_positives
 from fanin.backends.words.setup import OneVersusRestRecipe, OneVersusRestSetup
@@ -138,7 +138,7 @@ def test_a_pass_is_that_of_the_reference(monkeypatch, threads, block):
     model = start(setup, X, Y, setup.most_pairs, threads)
     pairs, means = pairs_of_positives(X, Y, setup.most_pairs)
     words, labels = np.divmod(pairs, LABELS)
-    squares = np.full(len(words), np.square(unit(X))[X.toarray() != 0].mean())
+    squares = np.full(len(words), SQUARES * np.square(unit(X))[X.toarray() != 0].mean())
     reference = words_reference.Layer(
         labels, words, START * means, squares, log_odds(Y), np.ones(LABELS)
     )
@@ -149,7 +149,7 @@ def test_a_pass_is_that_of_the_reference(monkeypatch, threads, block):
         for i in range(x.shape[0]):
             own = batch.positive_labels[batch.positive_instances == i]
             (columns,) = np.nonzero(x[i])
-            expected += reference.step(columns, x[i, columns], own, 0.5, 0.5 * 0.025)
+            expected += reference.step(columns, x[i, columns], own, 0.5, 0.5 * 0.3)
         assert loss == pytest.approx(expected / x.shape[0], rel=1e-4)
     weights, _ = in_model(model)
     assert np.abs(weights[words, labels] - reference.weights).max() < 1e-3
