@@ -21,10 +21,12 @@ from fanin.kernels.numpy_ops import (
     top_k,
 )
 from fanin.kernels.sparse_ops import Words, by_words, sparse_forward, sparse_update
+from fanin.kernels.words_ops import WordPairs, words_step, words_top_k
 
 __all__ = [
     "Adam",
     "Trained",
+    "WordPairs",
     "Words",
     "add_label_sums",
     "build_info",
@@ -45,4 +47,6 @@ __all__ = [
     "sparse_update",
     "step",
     "top_k",
+    "words_step",
+    "words_top_k",
 ]

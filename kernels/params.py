@@ -67,6 +67,18 @@ class Connections(ctypes.Structure):
     _fields_ = (("indices", Tensor), ("starts", Tensor), ("tile_labels", Tensor))
 
 
+class WordPairs(ctypes.Structure):
+    """`fanin_word_pairs`: labels that are connected to words."""
+
+    _fields_ = (
+        ("pair_starts", Tensor),
+        ("pair_labels", Tensor),
+        ("weights", Tensor),
+        ("bias", Tensor),
+        ("block_labels", ctypes.c_int64),
+    )
+
+
 def _tensors(*names: str) -> Iterator[tuple[str, type[ctypes.Structure]]]:
     return ((name, Tensor) for name in names)
 
@@ -188,6 +200,34 @@ class TopKParams(Params):
     )
 
 
+class WordsStepParams(Params):
+    """`fanin_words_step_params`."""
+
+    FUNCTION = "fanin_words_step"
+    _fields_ = (
+        *_tensors("values", "starts", "columns", "positive_starts", "positive_labels"),
+        ("pairs", WordPairs),
+        *_tensors("squares", "bias_squares", "loss"),
+        ("learning_rate", ctypes.c_double),
+        ("bias_rate", ctypes.c_double),
+        ("threshold", ctypes.c_double),
+        ("loss_kind", ctypes.c_int32),
+        _RESOURCES,
+    )
+
+
+class WordsTopKParams(Params):
+    """`fanin_words_top_k_params`."""
+
+    FUNCTION = "fanin_words_top_k"
+    _fields_ = (
+        *_tensors("values", "starts", "columns"),
+        ("pairs", WordPairs),
+        *_tensors("ids", "scores"),
+        _RESOURCES,
+    )
+
+
 class RewireParams(Params):
     """`fanin_rewire_params`; `threshold` and `moved` are results."""
 
@@ -257,7 +297,7 @@ class ReplaceSourcesParams(Params):
 
 PARAMS: tuple[type[Params], ...] = (
     *(ForwardParams, BackwardParams, StepParams, DenseForwardParams, DenseUpdateParams),
-    *(SparseForwardParams, SparseUpdateParams),
+    *(SparseForwardParams, SparseUpdateParams, WordsStepParams, WordsTopKParams),
     *(TopKParams, RewireParams, SortParams, LabelSumsParams, ChooseSourcesParams),
     ReplaceSourcesParams,
 )

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* This is raised whenever a struct or a meaning below changes. Both loaders compare it. */
-#define FANIN_ABI_VERSION 8
+#define FANIN_ABI_VERSION 9
 
 typedef enum {
   FANIN_OK = 0,
@@ -231,6 +231,49 @@ typedef struct {
   fanin_resources resources;
 } fanin_top_k_params;
 
+/* Labels that are connected to words of sparse features (CSR, see fanin_sparse_forward_params). A
+ * score is the label's bias + the sum over the instance's values of value * the weight of the pair
+ * (label, word); where there is no such pair, nothing is added. Labels are cut into blocks of
+ * block_labels neighbours; the last may be smaller. The pairs of word w in block b stand from
+ * pair_starts[b, w] to pair_starts[b, w + 1] - 1, and a block's pairs behind those of the block
+ * before. On a CPU the pairs of the words that occur are checked before anything else is done. */
+typedef struct {
+  fanin_tensor pair_starts; /* [blocks, inputs + 1] int64; ascends to at most `pairs` */
+  fanin_tensor pair_labels; /* [pairs] uint16: counted within the block; a word's ascend strictly */
+  fanin_tensor weights;     /* [pairs] float32 */
+  fanin_tensor bias;        /* [labels] float32 */
+  int64_t block_labels;     /* 1 to 65536 */
+} fanin_word_pairs;
+
+/* Trains such labels on one instance after the other, with AdaGrad (Duchi et al., JMLR 2011). Of an
+ * instance only its positives and the labels whose score is above the threshold are looked at. For
+ * each of these and each value of the instance: G = the loss's gradient by the score * value,
+ * squares += G^2, weights -= learning_rate * G / sqrt(squares), or no step where squares is 0; the
+ * bias likewise, with bias_rate and 1 as value. A word that stands twice is two values. The loss is
+ * the mean over the instances of the sum over the labels looked at, each before its update. The
+ * result does not depend on the number of threads, among which blocks of labels are divided. On a
+ * GPU what cannot be followed is left out, and the loss is NaN. */
+typedef struct {
+  fanin_tensor values, starts, columns;
+  fanin_tensor positive_starts; /* [batch + 1] int64; ascends */
+  fanin_tensor positive_labels; /* [positives] int32 or int64; one that stands twice counts once */
+  fanin_word_pairs pairs;       /* weights and bias are updated */
+  fanin_tensor squares, bias_squares; /* like weights and bias; updated; they begin above 0 */
+  fanin_tensor loss;                  /* [1] float32, written */
+  double learning_rate, bias_rate, threshold;
+  int32_t loss_kind;
+  fanin_resources resources;
+} fanin_words_step_params;
+
+/* The best of such labels, as in fanin_top_k_params; on a GPU NaN where one cannot be followed. */
+typedef struct {
+  fanin_tensor values, starts, columns;
+  fanin_word_pairs pairs;
+  fanin_tensor ids;    /* [batch, k] int64; written as a whole */
+  fanin_tensor scores; /* [batch, k] float32, or absent */
+  fanin_resources resources;
+} fanin_words_top_k_params;
+
 /* Rewiring: connections whose |weight| is strictly below the threshold get a new source and lose
  * their moments; their weight stays. The threshold is the value at rank (int)(fraction * count)
  * among all |weight|, counted from the smallest, which has rank 0. The new source of the connection
@@ -381,6 +424,12 @@ FANIN_API int32_t fanin_sparse_update(const fanin_sparse_update_params *params, 
 FANIN_API uint64_t fanin_top_k_workspace(const fanin_top_k_params *params);
 FANIN_API int32_t fanin_top_k(const fanin_top_k_params *params, char *message,
                               size_t message_bytes);
+FANIN_API uint64_t fanin_words_step_workspace(const fanin_words_step_params *params);
+FANIN_API int32_t fanin_words_step(const fanin_words_step_params *params, char *message,
+                                   size_t message_bytes);
+FANIN_API uint64_t fanin_words_top_k_workspace(const fanin_words_top_k_params *params);
+FANIN_API int32_t fanin_words_top_k(const fanin_words_top_k_params *params, char *message,
+                                    size_t message_bytes);
 FANIN_API uint64_t fanin_rewire_workspace(const fanin_rewire_params *params);
 FANIN_API int32_t fanin_rewire(fanin_rewire_params *params, char *message, size_t message_bytes);
 FANIN_API uint64_t fanin_sort_workspace(const fanin_sort_params *params);

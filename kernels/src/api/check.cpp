@@ -178,12 +178,21 @@ void Check::trained_rows(const std::string &name, const fanin_trained &t, Dimens
   type(name + ".v", t.v, {FANIN_FLOAT32});
 }
 
-void Check::adam(const fanin_adam &adam) {
-  if (!good()) return;
+void Check::rate(const char *name, double rate) {
   // The kernels have these numbers in float32.
-  if (!(adam.learning_rate >= 0) || std::isinf(float(adam.learning_rate)))
-    wrong("learning_rate must be finite and at least 0, got %g", adam.learning_rate);
-  else if (!(adam.beta1 >= 0 && adam.beta1 < 1 && adam.beta2 >= 0 && adam.beta2 < 1))
+  if (good() && (!(rate >= 0) || std::isinf(float(rate))))
+    wrong("%s must be finite and at least 0, got %g", name, rate);
+}
+
+void Check::loss_kind(int32_t kind) {
+  if (good() && kind != FANIN_SQUARED_HINGE && kind != FANIN_BINARY_CROSS_ENTROPY)
+    wrong("loss_kind %d is unknown", kind);
+}
+
+void Check::adam(const fanin_adam &adam) {
+  rate("learning_rate", adam.learning_rate);
+  if (!good()) return;
+  if (!(adam.beta1 >= 0 && adam.beta1 < 1 && adam.beta2 >= 0 && adam.beta2 < 1))
     wrong("beta1 and beta2 must be in [0, 1), got %g and %g", adam.beta1, adam.beta2);
   else if (!(float(adam.epsilon) > 0) || std::isinf(float(adam.epsilon)))
     // With 0, a weight without gradients would become 0 / 0.
@@ -202,6 +211,11 @@ void Check::sizes(const Dimension &inputs, const Dimension &labels, const Dimens
     return wrong("fan_in %" PRId64 " is larger than the %" PRId64 " inputs", fan_in.size,
                  inputs.size);
   if (inputs.size > INT32_MAX) wrong("inputs must be below 2^31, got %" PRId64, inputs.size);
+}
+
+void Check::k(const Dimension &k, const Dimension &labels) {
+  if (good() && (k.size < 1 || k.size > labels.size))
+    wrong("k must be in 1..%" PRId64 " (the labels), got %" PRId64, labels.size, k.size);
 }
 
 void Check::threads(int32_t wanted) {

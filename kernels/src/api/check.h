@@ -65,7 +65,11 @@ class Check {
   void trained_rows(const std::string &name, const fanin_trained &t, Dimension &rows,
                     Dimension &columns);
   void adam(const fanin_adam &adam);
+  void rate(const char *name, double rate);
+  void loss_kind(int32_t kind);
   void sizes(const Dimension &inputs, const Dimension &labels, const Dimension &fan_in);
+  // How many labels are asked for.
+  void k(const Dimension &k, const Dimension &labels);
   void threads(int32_t wanted);
   // For a call that is going to be made: all sizes have to be known and all data there, and what is
   // written shares memory with nothing else.

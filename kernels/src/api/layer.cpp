@@ -50,12 +50,43 @@ int32_t check_division(const char *name, const int64_t *starts, int64_t count, i
   return FANIN_OK;
 }
 
-int32_t check_members(const char *name, const int32_t *members, int64_t begin, int64_t end,
-                      int64_t bound, const char *things, Message message) {
+template <class I>
+int32_t check_members(const char *name, const I *members, int64_t begin, int64_t end, int64_t bound,
+                      const char *things, Message message) {
   for (int64_t i = begin; i < end; ++i)
     if (members[i] < 0 || members[i] >= bound)
-      return message.say(FANIN_INVALID, "%s[%" PRId64 "] is %d, out of range for %" PRId64 " %s",
-                         name, i, members[i], bound, things);
+      return message.say(FANIN_INVALID,
+                         "%s[%" PRId64 "] is %" PRId64 ", out of range for %" PRId64 " %s", name, i,
+                         int64_t(members[i]), bound, things);
+  return FANIN_OK;
+}
+template int32_t check_members(const char *, const int32_t *, int64_t, int64_t, int64_t,
+                               const char *, Message);
+template int32_t check_members(const char *, const int64_t *, int64_t, int64_t, int64_t,
+                               const char *, Message);
+
+void check_bounds(Check &check, const char *name, const Dimension &bounds,
+                  const Dimension &things) {
+  if (check.good() && bounds.size != things.size + 1)
+    check.wrong("%s has %" PRId64 " elements but must have %" PRId64 " (%s + 1)", name, bounds.size,
+                things.size + 1, things.name);
+}
+
+void check_csr(Check &check, const fanin_tensor &values, const fanin_tensor &starts,
+               const fanin_tensor &columns, Dimension &stored, Dimension &bounds) {
+  check.tensor("values", values, {&stored});
+  check.type("values", values, {FANIN_FLOAT32});
+  check.tensor("starts", starts, {&bounds});
+  check.type("starts", starts, {FANIN_INT64});
+  check.tensor("columns", columns, {&stored});
+  check.type("columns", columns, {FANIN_INT32});
+}
+
+int32_t check_values(const float *values, int64_t begin, int64_t end, Message message) {
+  for (int64_t i = begin; i < end; ++i)
+    if (!std::isfinite(values[i]))
+      return message.say(FANIN_INVALID, "values[%" PRId64 "] is %s; all values must be finite", i,
+                         word_for(values[i]));
   return FANIN_OK;
 }
 

@@ -43,8 +43,29 @@ int32_t check_starts(const int32_t *starts, int64_t labels, int64_t connections,
 int32_t check_division(const char *name, const int64_t *starts, int64_t count, int64_t size,
                        Message message);
 
-// On a CPU: whether each of the members from begin to end - 1 is one of so many things.
-int32_t check_members(const char *name, const int32_t *members, int64_t begin, int64_t end,
-                      int64_t bound, const char *things, Message message);
+// On a CPU: whether each of the members from begin to end - 1 is one of so many things. Defined for
+// int32_t and int64_t.
+template <class I>
+int32_t check_members(const char *name, const I *members, int64_t begin, int64_t end, int64_t bound,
+                      const char *things, Message message);
+
+// Checks that there is one more bound than there are things.
+void check_bounds(Check &check, const char *name, const Dimension &bounds, const Dimension &things);
+
+// Sparse features, stored by rows (CSR): shapes and types of the arrays,
+void check_csr(Check &check, const fanin_tensor &values, const fanin_tensor &starts,
+               const fanin_tensor &columns, Dimension &stored, Dimension &bounds);
+// and on a CPU what stands in them; values alone:
+int32_t check_values(const float *values, int64_t begin, int64_t end, Message message);
+template <class SparseCall>
+int32_t check_csr_data(const SparseCall &c, Message message) {
+  if (const int32_t status = check_division("starts", c.starts, c.batch, c.stored, message))
+    return status;
+  const int64_t begin = c.starts[0], end = c.starts[c.batch];
+  if (const int32_t status =
+          check_members("columns", c.columns, begin, end, c.inputs, "inputs", message))
+    return status;
+  return check_values(c.values, begin, end, message);
+}
 
 }  // namespace fanin

@@ -1,30 +1,15 @@
 // The C interface of dense layers over sparse features.
-#include <cmath>
-
 #include "api/layer.h"
 
 namespace fanin {
 namespace {
-
-// Checks that there is one more bound than there are things.
-void check_bounds(Check &check, const char *name, const Dimension &bounds,
-                  const Dimension &things) {
-  if (check.good() && bounds.size != things.size + 1)
-    check.wrong("%s has %" PRId64 " elements but must have %" PRId64 " (%s + 1)", name, bounds.size,
-                things.size + 1, things.name);
-}
 
 int32_t prepare(const fanin_sparse_forward_params *p, SparseForwardCall *call, Message message) {
   if (!p) return message.say(FANIN_INVALID, "params is null");
   Check check(message);
   Dimension batch{"batch"}, inputs{"inputs"}, units{"units"};
   Dimension stored{"stored"}, bounds{"batch + 1"};
-  check.tensor("values", p->values, {&stored});
-  check.type("values", p->values, {FANIN_FLOAT32});
-  check.tensor("starts", p->starts, {&bounds});
-  check.type("starts", p->starts, {FANIN_INT64});
-  check.tensor("columns", p->columns, {&stored});
-  check.type("columns", p->columns, {FANIN_INT32});
+  check_csr(check, p->values, p->starts, p->columns, stored, bounds);
   check.tensor("weights", p->weights, {&inputs, &units});
   check.type("weights", p->weights, kStored);
   check.tensor("bias", p->bias, {&units}, kOptional);
@@ -97,25 +82,7 @@ int32_t prepare(const fanin_sparse_update_params *p, SparseUpdateCall *call, Mes
   return FANIN_OK;
 }
 
-// The following are for a CPU.
-int32_t check_values(const float *values, int64_t begin, int64_t end, Message message) {
-  for (int64_t i = begin; i < end; ++i)
-    if (!std::isfinite(values[i]))
-      return message.say(FANIN_INVALID, "values[%" PRId64 "] is %s; all values must be finite", i,
-                         word_for(values[i]));
-  return FANIN_OK;
-}
-
-int32_t check_data(const SparseForwardCall &c, Message message) {
-  if (const int32_t status = check_division("starts", c.starts, c.batch, c.stored, message))
-    return status;
-  const int64_t begin = c.starts[0], end = c.starts[c.batch];
-  if (const int32_t status =
-          check_members("columns", c.columns, begin, end, c.inputs, "inputs", message))
-    return status;
-  return check_values(c.values, begin, end, message);
-}
-
+// On a CPU.
 int32_t check_data(const SparseUpdateCall &c, Message message) {
   if (const int32_t status =
           check_members("words", c.word_ids, 0, c.words, c.inputs, "inputs", message))
@@ -151,7 +118,7 @@ int32_t fanin_sparse_forward(const fanin_sparse_forward_params *params, char *te
   SparseForwardCall call;
   if (const int32_t status = prepare(params, &call, message)) return status;
   const auto on_cpu = [&](const CpuTarget &target) {
-    if (const int32_t status = check_data(call, message)) return status;
+    if (const int32_t status = check_csr_data(call, message)) return status;
     return report(target.sparse_forward(call), {}, message);
   };
   return run(call, params->resources, message, on_cpu,

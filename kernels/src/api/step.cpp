@@ -25,9 +25,7 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   check.adam(p->adam);
   check.threads(p->resources.threads);
   check.ready(p->resources);
-  if (check.good() && p->loss_kind != FANIN_SQUARED_HINGE &&
-      p->loss_kind != FANIN_BINARY_CROSS_ENTROPY)
-    check.wrong("loss_kind %d is unknown", p->loss_kind);
+  check.loss_kind(p->loss_kind);
   if (check.good() && batch.size == 0)
     check.wrong("a step needs at least one instance; the batch is empty");
   if (!check.good()) return check.status();

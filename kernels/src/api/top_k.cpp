@@ -22,8 +22,7 @@ int32_t prepare(const fanin_top_k_params *p, TopKCall *call, Message message) {
   check.type("scores", p->scores, {FANIN_FLOAT32}, kOptional);
   check.threads(p->resources.threads);
   check.ready(p->resources);
-  if (check.good() && (k.size < 1 || k.size > labels.size))
-    check.wrong("k must be in 1..%" PRId64 " (the labels), got %" PRId64, labels.size, k.size);
+  check.k(k, labels);
   if (!check.good()) return check.status();
   set_resources(call, p->resources, p->features, labels.size);
   call->batch = batch.size;

@@ -138,6 +138,33 @@ struct TopKCall : Call {
   int gpu_lists;  // how many lists of the best a GPU keeps, see memory.h
 };
 
+// Labels connected to words. Weights and bias are only read by top-k.
+struct WordsCall : Call {
+  int64_t batch, inputs, labels, stored, pairs, block_labels, blocks;
+  const float *values;
+  const int64_t *starts;
+  const int32_t *columns;
+  const int64_t *pair_starts;
+  const uint16_t *pair_labels;
+  float *weights, *bias;
+};
+
+struct WordsStepCall : WordsCall {
+  int64_t positives;
+  bool wide_positives;  // int64 rather than int32
+  const int64_t *positive_starts;
+  const void *positive_labels;
+  float *squares, *bias_squares, *loss;
+  float rate, bias_rate, threshold;
+  int32_t loss_kind;
+};
+
+struct WordsTopKCall : WordsCall {
+  int64_t k;
+  int64_t *ids;
+  float *scores;  // or null
+};
+
 struct RewireCall : Call {
   int64_t connections, inputs;
   double fraction;
@@ -199,6 +226,8 @@ struct Finding {
     bad_feature,
     bad_slot,
     bad_column,
+    bad_pair_start,
+    bad_pair_label,
     unavailable,
     device_error
   } kind;

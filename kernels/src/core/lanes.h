@@ -54,6 +54,11 @@
 namespace fanin {
 namespace FANIN_TARGET {
 
+#if defined(__CUDACC__)
+constexpr bool kOnGpu = true;
+#else
+constexpr bool kOnGpu = false;
+#endif
 constexpr int kLanes = 32;
 constexpr int kTile = 32;  // labels that are written out together
 

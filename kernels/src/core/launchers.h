@@ -19,6 +19,8 @@ struct CpuTarget {
   Finding (*sparse_forward)(const SparseForwardCall &);
   Finding (*sparse_update)(const SparseUpdateCall &);
   Finding (*top_k)(const TopKCall &);
+  Finding (*words_step)(const WordsStepCall &);
+  Finding (*words_top_k)(const WordsTopKCall &);
   Finding (*label_sums)(const LabelSumsCall &);
   Finding (*choose_sources)(const ChooseCall &);
   Finding (*replace_sources)(const ReplaceCall &);
@@ -44,6 +46,8 @@ Finding dense_update(const DenseUpdateCall &);
 Finding sparse_forward(const SparseForwardCall &);
 Finding sparse_update(const SparseUpdateCall &);
 Finding top_k(const TopKCall &);
+Finding words_step(const WordsStepCall &);
+Finding words_top_k(const WordsTopKCall &);
 Finding label_sums(const LabelSumsCall &);
 Finding choose_sources(const ChooseCall &);
 Finding replace_sources(const ReplaceCall &);

@@ -202,6 +202,99 @@ static inline TopKMemory top_k_memory(const TopKCall &c, void *workspace) {
 }
 static inline uint64_t workspace_bytes(const TopKCall &c) { return top_k_memory(c, nullptr).bytes; }
 
+// Labels connected to words ----------------------------------------------------------------------
+
+// Scratch of one who works on a block of labels: a CPU's thread, or a GPU's block.
+struct WordsScratch {
+  float *scores;                 // of all labels; then the gradients of those that are looked at
+  float *found;                  // the same of the labels that are looked at
+  uint32_t *looked, *positives;  // a bit for each label
+  uint16_t *list;                // the labels that are looked at
+};
+// All sizes are in numbers of 32 bits, and whole cache lines.
+FANIN_ANYWHERE static inline int64_t in_lines(int64_t words) {
+  constexpr int64_t line = int64_t(kCacheLine) / 4;
+  return (words + line - 1) / line * line;
+}
+FANIN_ANYWHERE static inline int64_t largest_block(const WordsCall &c) {
+  return c.block_labels < c.labels ? c.block_labels : c.labels;
+}
+FANIN_ANYWHERE static inline int64_t scratch_words(const WordsCall &c) {
+  const int64_t groups = groups_of(largest_block(c));
+  return groups * (2 * kGroup + kGroup / 2) + 2 * in_lines(groups);
+}
+FANIN_ANYWHERE static inline WordsScratch words_scratch(const WordsCall &c, float *all,
+                                                        int64_t which) {
+  const int64_t groups = groups_of(largest_block(c));
+  WordsScratch s;
+  s.scores = all + which * scratch_words(c);
+  s.found = s.scores + groups * kGroup;
+  s.looked = reinterpret_cast<uint32_t *>(s.found + groups * kGroup);
+  s.positives = s.looked + in_lines(groups);
+  s.list = reinterpret_cast<uint16_t *>(s.positives + in_lines(groups));
+  return s;
+}
+
+struct WordsStepMemory {
+  uint32_t *seen;  // on a CPU a bit for each word of the batch
+  double *losses;  // [blocks], or on a GPU their sum
+  float *scratch;
+  int64_t scratch_size;  // of all
+  uint64_t bytes;
+};
+static inline WordsStepMemory words_memory(const WordsStepCall &c, void *workspace) {
+  Memory memory{static_cast<char *>(workspace)};
+  WordsStepMemory m;
+  m.scratch_size = scratch_words(c) * (c.on_gpu ? c.blocks : c.threads);
+  m.seen = memory.take<uint32_t>(c.on_gpu ? 0 : groups_of(c.inputs));
+  m.losses = memory.take<double>(c.on_gpu ? 1 : c.blocks);
+  m.scratch = memory.take<float>(m.scratch_size);
+  m.bytes = memory.total();
+  return m;
+}
+static inline uint64_t workspace_bytes(const WordsStepCall &c) {
+  return words_memory(c, nullptr).bytes;
+}
+
+// Few instances are divided by blocks of labels, so that all threads have something to do. Each
+// block then has a list of its best labels, and the lists are merged.
+FANIN_ANYWHERE static inline bool by_blocks(const WordsTopKCall &c) {
+  constexpr int64_t few = 256;  // on a GPU
+  return c.blocks > 1 && c.batch < (c.on_gpu ? few : c.threads);
+}
+FANIN_ANYWHERE static inline int64_t list_length(const WordsTopKCall &c) {
+  return c.k < largest_block(c) ? c.k : largest_block(c);
+}
+
+struct WordsTopKMemory {
+  uint32_t *seen;
+  float *scores;  // [scorers][block_labels], in whole groups
+  int64_t scores_size, scorers;
+  int64_t *list_ids;   // [batch][blocks][list_length] where it is done by blocks
+  float *list_scores;  // likewise; or [batch][k] where the caller does not want the scores
+  int64_t *used;       // [batch][blocks], for merging
+  uint64_t bytes;
+};
+static inline WordsTopKMemory words_memory(const WordsTopKCall &c, void *workspace) {
+  Memory memory{static_cast<char *>(workspace)};
+  WordsTopKMemory m;
+  const int64_t lists = by_blocks(c) ? c.batch * c.blocks : 0;
+  m.scores_size = groups_of(largest_block(c)) * kGroup;
+  // A GPU's warps have up to 128 MiB in all.
+  const int64_t units = lists ? lists : c.batch, fit = (int64_t(32) << 20) / m.scores_size;
+  m.scorers = !c.on_gpu ? c.threads : units < fit ? units : fit;
+  m.seen = memory.take<uint32_t>(c.on_gpu ? 0 : groups_of(c.inputs));
+  m.scores = memory.take<float>(m.scorers * m.scores_size);
+  m.list_ids = memory.take<int64_t>(lists * list_length(c));
+  m.list_scores = memory.take<float>(lists ? lists * list_length(c) : c.scores ? 0 : c.batch * c.k);
+  m.used = memory.take<int64_t>(lists);
+  m.bytes = memory.total();
+  return m;
+}
+static inline uint64_t workspace_bytes(const WordsTopKCall &c) {
+  return words_memory(c, nullptr).bytes;
+}
+
 // Rewiring and sorting ---------------------------------------------------------------------------
 
 // Tables that count weights by their size: see rewire.h.

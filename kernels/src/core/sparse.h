@@ -11,6 +11,7 @@
 #include <math.h>
 
 #include "core/adam.h"
+#include "core/each.h"
 #include "core/memory.h"
 
 namespace fanin {
@@ -19,10 +20,8 @@ namespace FANIN_TARGET {
 // Units that are worked on together, in chunks: as many as there are registers for their sums.
 #if defined(__CUDACC__)
 constexpr int kWideChunks = 4;
-constexpr bool kOnGpu = true;
 #else
 constexpr int kWideChunks = 8;
-constexpr bool kOnGpu = false;
 #endif
 constexpr int kWide = kWideChunks * Chunk<float>::size;
 // So many words before it is read, a part of a word's row is fetched. Without this a forward pass
@@ -78,10 +77,6 @@ struct Block {
   }
 };
 
-// Whether the values from begin to end - 1 are stored ones.
-FANIN_FN bool divides(int64_t begin, int64_t end, int64_t stored) {
-  return !kOnGpu || (0 <= begin && begin <= end && end <= stored);
-}
 // Where member p stands; on a GPU, for one out of range, 0, and its value becomes NaN.
 FANIN_FN int64_t member(const int32_t *members, int64_t p, int64_t bound, float *value) {
   const int32_t at = members[p];

@@ -44,12 +44,15 @@ static inline int lanes_of(int64_t batch, int64_t part) {
 struct Faults {
   int64_t feature = -1, index = -1;
   int64_t tile_label = -1;  // names a label beyond its tile
-  int64_t tile = -1;        // where a tile begins of whose labels the last is nowhere
+  int64_t pair_start = -1, pair_label = -1;
+  int64_t tile = -1;  // where a tile begins of whose labels the last is nowhere
 
-  bool any() const { return feature >= 0 || index >= 0 || tile_label >= 0 || tile >= 0; }
+  bool any() const { return finding().kind != Finding::nothing; }
   Finding finding() const {
     if (feature >= 0) return {Finding::bad_feature, feature, nullptr};
     if (index >= 0) return {Finding::bad_index, index, nullptr};
+    if (pair_start >= 0) return {Finding::bad_pair_start, pair_start, nullptr};
+    if (pair_label >= 0) return {Finding::bad_pair_label, pair_label, nullptr};
     if (tile_label >= 0) return {Finding::bad_tile_label, tile_label, nullptr};
     if (tile >= 0) return {Finding::bad_tile, tile, nullptr};
     return kNothing;

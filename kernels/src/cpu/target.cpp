@@ -14,6 +14,8 @@ Finding dense_update(const DenseUpdateCall &);
 Finding sparse_forward(const SparseForwardCall &);
 Finding sparse_update(const SparseUpdateCall &);
 Finding top_k(const TopKCall &);
+Finding words_step(const WordsStepCall &);
+Finding words_top_k(const WordsTopKCall &);
 Finding label_sums(const LabelSumsCall &);
 Finding choose_sources(const ChooseCall &);
 Finding replace_sources(const ReplaceCall &);
@@ -32,6 +34,8 @@ extern const CpuTarget target = {FANIN_NAME(FANIN_TARGET),
                                  sparse_forward,
                                  sparse_update,
                                  top_k,
+                                 words_step,
+                                 words_top_k,
                                  label_sums,
                                  choose_sources,
                                  replace_sources};

@@ -19,6 +19,8 @@ Finding dense_update(const DenseUpdateCall &) { return kUnavailable; }
 Finding sparse_forward(const SparseForwardCall &) { return kUnavailable; }
 Finding sparse_update(const SparseUpdateCall &) { return kUnavailable; }
 Finding top_k(const TopKCall &) { return kUnavailable; }
+Finding words_step(const WordsStepCall &) { return kUnavailable; }
+Finding words_top_k(const WordsTopKCall &) { return kUnavailable; }
 Finding label_sums(const LabelSumsCall &) { return kUnavailable; }
 Finding choose_sources(const ChooseCall &) { return kUnavailable; }
 Finding replace_sources(const ReplaceCall &) { return kUnavailable; }

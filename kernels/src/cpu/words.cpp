@@ -1,0 +1,125 @@
+// Launches the training of labels that are connected to words, and their top-k. Each block of
+// labels, and in top-k each instance of it, is worked on by one thread alone, so results do not
+// depend on the number of threads. See core/words.h.
+#include "core/words.h"
+
+#include "cpu/common.h"
+
+namespace fanin {
+namespace FANIN_TARGET {
+namespace {
+
+// Whether the pairs of a word are labels of the block, in ascending order.
+bool good_labels(const uint16_t *labels, int64_t count, int block_labels) {
+  bool bad = count > 0 && labels[0] >= block_labels;
+  for (int64_t i = 1; i < count; ++i)
+    bad |= (labels[i] >= block_labels) | (labels[i] <= labels[i - 1]);
+  return !bad;
+}
+
+// Notes the first pair that is wrong.
+void note_label(const uint16_t *labels, const Range &list, int block_labels, Faults *faults) {
+  for (int64_t i = list.begin; i < list.end; ++i)
+    if (labels[i] >= block_labels || (i > list.begin && labels[i] <= labels[i - 1]))
+      return note(&faults->pair_label, i);
+}
+
+// Where blocks of pairs overlap or go beyond the pairs: two threads would write to one pair.
+int64_t bad_block_start(const WordsCall &c) {
+  int64_t least = 0;
+  for (int64_t b = 0; b < c.blocks; ++b)
+    for (const int64_t at : {b * (c.inputs + 1), b * (c.inputs + 1) + c.inputs}) {
+      if (c.pair_starts[at] < least || c.pair_starts[at] > c.pairs) return at;
+      least = c.pair_starts[at];
+    }
+  return -1;
+}
+
+// Looks at the pairs of all words of the batch, each word once. seen: scratch, a bit for each word.
+Finding check_pairs(const WordsCall &c, uint32_t *seen) {
+  Faults faults;
+  faults.pair_start = bad_block_start(c);
+  if (faults.any()) return faults.finding();
+  const int64_t groups = groups_of(c.inputs);
+  for (int64_t i = 0; i < groups; ++i) seen[i] = 0;
+  for (int64_t p = c.starts[0]; p < c.starts[c.batch]; ++p)
+    seen[c.columns[p] / 32] |= 1u << c.columns[p] % 32;
+#pragma omp parallel for num_threads(c.threads) schedule(dynamic, 1)
+  for (int64_t b = 0; b < c.blocks; ++b) {
+    const LabelBlock block(c, b);
+    const int64_t *const starts = block.starts, first = starts[0], last = starts[c.inputs];
+    for (int64_t group = 0; group < groups; ++group)
+      each_bit(seen[group], [&](int bit, int) {
+        const int64_t word = group * 32 + bit;
+        const Range list{starts[word], starts[word + 1]};
+        if (list.begin < first || list.begin > last)
+          note(&faults.pair_start, starts + word - c.pair_starts);
+        else if (list.end < list.begin || list.end > last)
+          note(&faults.pair_start, starts + word + 1 - c.pair_starts);
+        else if (!good_labels(c.pair_labels + list.begin, list.end - list.begin, block.labels))
+          note_label(c.pair_labels, list, block.labels, &faults);
+      });
+  }
+  return faults.finding();
+}
+
+// Both go over a block of labels for all of a thread's instances before the next one, so that its
+// pairs are read again while they are in the cache.
+void rank_instances(const WordsTopKCall &c, const WordsTopKMemory &memory, float *scores) {
+  const Share instances(c.batch);
+  Crew crew;
+  for (int64_t b = 0; b < c.blocks; ++b)
+    for (int64_t i = instances.begin; i < instances.end; ++i) {
+      Ranking ranking = ranking_of(c, memory, i, LabelBlock(c, b).first);
+      rank_block(c, b, i, scores, ranking, crew);
+    }
+}
+void rank_units(const WordsTopKCall &c, const WordsTopKMemory &memory, float *scores) {
+  Crew crew;
+#pragma omp for schedule(dynamic, 1)
+  for (int64_t unit = 0; unit < c.batch * c.blocks; ++unit) {
+    Ranking ranking = ranking_of_block(c, memory, unit);
+    rank_block(c, unit % c.blocks, unit / c.blocks, scores, ranking, crew);
+  }
+#pragma omp for schedule(static)
+  for (int64_t i = 0; i < c.batch; ++i) merge_lists(c, memory, i);
+}
+
+}  // namespace
+
+Finding words_step(const WordsStepCall &c) {
+  const WordsStepMemory memory = words_memory(c, c.workspace);
+  const Finding wrong = check_pairs(c, memory.seen);
+  if (wrong.kind != Finding::nothing) return wrong;
+#pragma omp parallel num_threads(c.threads)
+  {
+    const WordsScratch scratch = words_scratch(c, memory.scratch, thread_id());
+    Crew crew;
+    bool good = true;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t b = 0; b < c.blocks; ++b)
+      memory.losses[b] = train_block(c, b, scratch, crew, &good);
+  }
+  double loss = 0;
+  for (int64_t b = 0; b < c.blocks; ++b) loss += memory.losses[b];
+  *c.loss = float(loss / double(c.batch));
+  return kNothing;
+}
+
+Finding words_top_k(const WordsTopKCall &c) {
+  const WordsTopKMemory memory = words_memory(c, c.workspace);
+  const Finding wrong = check_pairs(c, memory.seen);
+  if (wrong.kind != Finding::nothing) return wrong;
+#pragma omp parallel num_threads(c.threads)
+  {
+    float *const scores = memory.scores + thread_id() * memory.scores_size;
+    if (by_blocks(c))
+      rank_units(c, memory, scores);
+    else
+      rank_instances(c, memory, scores);
+  }
+  return kNothing;
+}
+
+}  // namespace FANIN_TARGET
+}  // namespace fanin
