@@ -75,7 +75,6 @@ class WordPairs(ctypes.Structure):
         ("pair_labels", Tensor),
         ("weights", Tensor),
         ("bias", Tensor),
-        ("block_labels", ctypes.c_int64),
     )
 
 
@@ -97,9 +96,11 @@ class Params(ctypes.Structure):
         # ctypes would silently cut off the upper bits of a number that is too large.
         if not -(2**31) <= threads < 2**31:
             raise ValueError(f"threads must be 0 (all) or 1 to 1024, got {threads}")
-        inputs = fields.get("inputs", 1)
+        inputs, block_labels = fields.get("inputs", 1), fields.get("block_labels", 1)
         if not -(2**63) <= inputs < 2**63:
             raise ValueError(f"inputs must be at least 1 and below 2^31, got {inputs}")
+        if not -(2**63) <= block_labels < 2**63:
+            raise ValueError(f"block_labels must be in 1..65536, got {block_labels}")
         super().__init__(**fields)
         self.resources.threads = threads
         self.resources.stream = stream
@@ -208,6 +209,7 @@ class WordsStepParams(Params):
         *_tensors("values", "starts", "columns", "positive_starts", "positive_labels"),
         ("pairs", WordPairs),
         *_tensors("squares", "bias_squares", "loss"),
+        ("block_labels", ctypes.c_int64),
         ("learning_rate", ctypes.c_double),
         ("bias_rate", ctypes.c_double),
         ("threshold", ctypes.c_double),
@@ -224,6 +226,7 @@ class WordsTopKParams(Params):
         *_tensors("values", "starts", "columns"),
         ("pairs", WordPairs),
         *_tensors("ids", "scores"),
+        ("block_labels", ctypes.c_int64),
         _RESOURCES,
     )
 

@@ -35,15 +35,11 @@ class WordPairs:
 
 
 def _pairs(pairs: WordPairs, *, written: bool) -> params.WordPairs:
-    # ctypes would silently cut off the upper bits of a number that is too large.
-    if not -(2**63) <= pairs.block_labels < 2**63:
-        raise ValueError(f"block_labels must be in 1..65536, got {pairs.block_labels}")
     return params.WordPairs(
         _describe(pairs.pair_starts, "pair_starts"),
         _describe(pairs.pair_labels, "pair_labels"),
         _describe(pairs.weights, "weights", written=written),
         _describe(pairs.bias, "bias", written=written),
-        pairs.block_labels,
     )
 
 
@@ -92,6 +88,7 @@ def words_step(
         squares=_describe(pairs.squares, "squares", written=True),
         bias_squares=_describe(pairs.bias_squares, "bias_squares", written=True),
         loss=_describe(value, "loss"),
+        block_labels=pairs.block_labels,
         learning_rate=learning_rate,
         bias_rate=bias_rate,
         threshold=threshold,
@@ -129,6 +126,7 @@ def words_top_k(
         pairs=_pairs(pairs, written=False),
         ids=_describe(ids, "ids"),
         scores=_describe(scores, "scores"),
+        block_labels=pairs.block_labels,
         threads=threads,
     )
     library.call(arguments, _allocate)

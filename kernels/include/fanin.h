@@ -242,7 +242,6 @@ typedef struct {
   fanin_tensor pair_labels; /* [pairs] uint16: counted within the block; a word's ascend strictly */
   fanin_tensor weights;     /* [pairs] float32 */
   fanin_tensor bias;        /* [labels] float32 */
-  int64_t block_labels;     /* 1 to 65536 */
 } fanin_word_pairs;
 
 /* Trains such labels on one instance after the other, with AdaGrad (Duchi et al., JMLR 2011). Of an
@@ -260,6 +259,7 @@ typedef struct {
   fanin_word_pairs pairs;       /* weights and bias are updated */
   fanin_tensor squares, bias_squares; /* like weights and bias; updated; they begin above 0 */
   fanin_tensor loss;                  /* [1] float32, written */
+  int64_t block_labels;               /* 1 to 65536 */
   double learning_rate, bias_rate, threshold;
   int32_t loss_kind;
   fanin_resources resources;
@@ -269,8 +269,8 @@ typedef struct {
 typedef struct {
   fanin_tensor values, starts, columns;
   fanin_word_pairs pairs;
-  fanin_tensor ids;    /* [batch, k] int64; written as a whole */
-  fanin_tensor scores; /* [batch, k] float32, or absent */
+  fanin_tensor ids, scores; /* [batch, k] int64; and float32, or absent; written as a whole */
+  int64_t block_labels;
   fanin_resources resources;
 } fanin_words_top_k_params;
 

@@ -119,10 +119,7 @@ def best(layer, features, k):
     """Scores and ids of the reference, by a stable sort."""
     values, starts, columns = features
     scores = np.stack(
-        [
-            layer.scores(columns[a:b], values[a:b].astype(np.float64))
-            for a, b in pairwise(starts)
-        ]
+        [layer.scores(columns[a:b], values[a:b].astype(np.float64)) for a, b in pairwise(starts)]
     )
     ids = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, ids, 1), ids

@@ -219,6 +219,8 @@ STAND_IN(fanin_dense_forward, relu)
 STAND_IN(fanin_dense_update, adam)
 STAND_IN(fanin_sparse_forward, relu)
 STAND_IN(fanin_sparse_update, adam)
+STAND_IN(fanin_words_step, block_labels)
+STAND_IN(fanin_words_top_k, block_labels)
 STAND_IN(fanin_top_k, resources)
 STAND_IN_WORKSPACE(fanin_rewire, inputs)
 

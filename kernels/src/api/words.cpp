@@ -25,20 +25,20 @@ void check_pairs(Check &check, const fanin_word_pairs &p, WordsSizes &sizes, boo
 }
 
 // What is left to be checked once all sizes are known.
-void check_sizes(Check &check, const fanin_word_pairs &p, const WordsSizes &sizes) {
+void check_sizes(Check &check, int64_t block_labels, const WordsSizes &sizes) {
   constexpr int64_t most = 65536;
   if (!check.good()) return;
   const Dimension inputs{"inputs", sizes.word_bounds.size - 1, sizes.word_bounds.given_by};
   if (inputs.size < 0) return check.wrong("pair_starts must have at least 2 columns");
   check.sizes(inputs, sizes.labels, inputs);
-  if (check.good() && (p.block_labels < 1 || p.block_labels > most))
-    check.wrong("block_labels must be in 1..%" PRId64 ", got %" PRId64, most, p.block_labels);
+  if (check.good() && (block_labels < 1 || block_labels > most))
+    check.wrong("block_labels must be in 1..%" PRId64 ", got %" PRId64, most, block_labels);
   if (!check.good()) return;
-  const int64_t blocks = (sizes.labels.size - 1) / p.block_labels + 1;
+  const int64_t blocks = (sizes.labels.size - 1) / block_labels + 1;
   if (blocks != sizes.blocks.size)
     check.wrong("pair_starts has %" PRId64 " blocks but %" PRId64 " labels are %" PRId64
                 " blocks of %" PRId64,
-                sizes.blocks.size, sizes.labels.size, blocks, p.block_labels);
+                sizes.blocks.size, sizes.labels.size, blocks, block_labels);
   if (check.good() && sizes.bounds.size == 0) check.wrong("starts must have at least 1 element");
 }
 
@@ -49,7 +49,7 @@ void set_words(WordsCall *call, const Params &p, const WordsSizes &sizes) {
   call->labels = sizes.labels.size;
   call->stored = sizes.stored.size;
   call->pairs = sizes.pairs.size;
-  call->block_labels = p.pairs.block_labels;
+  call->block_labels = p.block_labels;
   call->blocks = sizes.blocks.size;
   call->values = data_as<float>(p.values);
   call->starts = data_as<int64_t>(p.starts);
@@ -82,7 +82,7 @@ int32_t prepare(const fanin_words_step_params *p, WordsStepCall *call, Message m
   check.loss_kind(p->loss_kind);
   check.threads(p->resources.threads);
   check.ready(p->resources);
-  check_sizes(check, p->pairs, sizes);
+  check_sizes(check, p->block_labels, sizes);
   if (check.good() && std::isnan(p->threshold)) check.wrong("threshold must not be NaN");
   if (check.good() && sizes.bounds.size == 1)
     check.wrong("a step needs at least one instance; the batch is empty");
@@ -117,7 +117,7 @@ int32_t prepare(const fanin_words_top_k_params *p, WordsTopKCall *call, Message 
   check.type("scores", p->scores, {FANIN_FLOAT32}, kOptional);
   check.threads(p->resources.threads);
   check.ready(p->resources);
-  check_sizes(check, p->pairs, sizes);
+  check_sizes(check, p->block_labels, sizes);
   check_bounds(check, "starts", sizes.bounds, batch);
   check.k(k, sizes.labels);
   if (!check.good()) return check.status();

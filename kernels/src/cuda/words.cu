@@ -1,0 +1,70 @@
+// Launches the training of labels that are connected to words, and their top-k, on a GPU: in
+// training a block of threads for each block of labels, in top-k a warp for one instance, or for
+// one block of labels of it, after the other. See core/words.h.
+#include "cuda/common.h"
+
+#include "core/words.h"
+
+namespace fanin {
+namespace cuda {
+namespace {
+
+// The 1 lets the compiler use more than 32 registers, which it else spills on sm_100.
+__global__ void __launch_bounds__(kFewWarps *kLanes, 1)
+    words_step_kernel(WordsStepCall c, float *scratch, double *loss_sum) {
+  Crew crew{dynamic_shared_memory<int>()};
+  bool good = true;
+  const double loss =
+      train_block(c, blockIdx.x, words_scratch(c, scratch, blockIdx.x), crew, &good);
+  if (!good)
+    atomicAdd(loss_sum, double(NAN));
+  else if (thread_id() == 0)
+    atomicAdd(loss_sum, loss);
+}
+
+__global__ void words_loss_kernel(const double *sum, int64_t batch, float *loss) {
+  *loss = float(*sum / double(batch));
+}
+
+__global__ void __launch_bounds__(kLanes) words_top_k_kernel(WordsTopKCall c, WordsTopKMemory m) {
+  const Crew crew{nullptr};
+  float *const scores = m.scores + blockIdx.x * m.scores_size;
+  const int64_t units = by_blocks(c) ? c.batch * c.blocks : c.batch;
+  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    if (by_blocks(c)) {
+      Ranking ranking = ranking_of_block(c, m, unit);
+      rank_block(c, unit % c.blocks, unit / c.blocks, scores, ranking, crew);
+    } else {
+      Ranking ranking = ranking_of(c, m, unit, 0);
+      for (int64_t b = 0; b < c.blocks; ++b) rank_block(c, b, unit, scores, ranking, crew);
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kLanes) words_merge_kernel(WordsTopKCall c, WordsTopKMemory m) {
+  const int64_t instance = int64_t(blockIdx.x) * kLanes + threadIdx.x;
+  if (instance < c.batch) merge_lists(c, m, instance);
+}
+
+}  // namespace
+
+Finding words_step(const WordsStepCall &c) {
+  const WordsStepMemory memory = words_memory(c, c.workspace);
+  clear(memory.losses, 1, c.stream);
+  launch(words_step_kernel, dim3(unsigned(c.blocks)), kFewWarps * kLanes, sizeof(int), c.stream, c,
+         memory.scratch, memory.losses);
+  launch(words_loss_kernel, dim3(1), kLanes, 0, c.stream, memory.losses, c.batch, c.loss);
+  return last_error();
+}
+
+Finding words_top_k(const WordsTopKCall &c) {
+  const WordsTopKMemory memory = words_memory(c, c.workspace);
+  launch(words_top_k_kernel, dim3(unsigned(memory.scorers)), kLanes, 0, c.stream, c, memory);
+  if (by_blocks(c))
+    launch(words_merge_kernel, dim3(unsigned((c.batch + kLanes - 1) / kLanes)), kLanes, 0, c.stream,
+           c, memory);
+  return last_error();
+}
+
+}  // namespace cuda
+}  // namespace fanin
