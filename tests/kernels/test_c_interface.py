@@ -42,6 +42,13 @@ STEP_NUMBERS = {"adam": ADAM, "loss_kind": 1}
 WEIGHTS = trained("weights", LABELS, FAN_IN)
 STEP_WRITES = "weights weights.m weights.v bias bias.m bias.v loss grad_features"
 STORED = {"values": f32(9), "columns": np.array([0, 6, 2, 2, 0, 1, 5, 0, 3], np.int32)}
+WORD_PAIRS = {
+    "starts": np.array([0, 4, 4, 5, 9]),
+    "pair_starts": np.arange(3)[:, None] * 3 + np.array([0, 0, 1, 1, 1, 3, 3, 3]),
+    "pair_labels": np.array([3, 0, 15, 0, 1, 2, 5, 6, 7], np.uint16),
+    "weights": f32(9),
+    "bias": f32(LABELS),
+}
 SPARSE_UPDATE = {
     "grad_outputs": f32(BATCH, LABELS),
     "outputs": f32(BATCH, LABELS),
@@ -124,6 +131,22 @@ CALLS = {
         | {"ids": np.zeros((BATCH, 2), np.int64), "scores": f32(BATCH, 2)},
         "ids scores",
         {},
+    ),
+    "words step": (
+        params.WordsStepParams,
+        STORED
+        | WORD_PAIRS
+        | {"positive_starts": np.array([0, 1, 4, 4, 6]), "loss": f32(1)}
+        | {"positive_labels": np.array([39, 0, 2, 15, 16, 16], np.int32)}
+        | {"squares": f32(9), "bias_squares": f32(LABELS)},
+        "weights bias squares bias_squares loss",
+        {"block_labels": 16, "learning_rate": 0.1, "bias_rate": 0.1, "loss_kind": 2},
+    ),
+    "words top-k": (
+        params.WordsTopKParams,
+        STORED | WORD_PAIRS | {"ids": np.zeros((BATCH, 2), np.int64), "scores": f32(BATCH, 2)},
+        "ids scores",
+        {"block_labels": 16},
     ),
     "rewire": (
         params.RewireParams,
@@ -217,7 +240,7 @@ def tensors_in(struct, prefix=""):
         part = getattr(struct, name)
         if kind is params.Tensor:
             yield prefix + ("" if name == "values" and prefix else name), part
-        elif kind is params.Connections:
+        elif kind in (params.Connections, params.WordPairs):
             yield from tensors_in(part)
         elif kind is params.Trained:
             for inner, tensor in tensors_in(part, f"{name}."):
@@ -331,7 +354,16 @@ def test_any_arguments(data):
             setattr(tensor, field, value)
     call.params.resources.threads = data.draw(st.sampled_from([0, 1, 3, -1, 2000]))
     call.params.resources.workspace_bytes -= data.draw(st.sampled_from([0, 0, 1]))
-    for field in ("inputs", "random", "replaced", "first_label", "undo", "loss_kind", "fraction"):
+    for field in (
+        "inputs",
+        "random",
+        "replaced",
+        "first_label",
+        "block_labels",
+        "undo",
+        "loss_kind",
+        "fraction",
+    ):
         if hasattr(call.params, field) and data.draw(st.integers(0, 9)) == 0:
             number = data.draw(st.sampled_from([-(2**31), -1, 0, 1, 3, 2**31 - 1]))
             setattr(call.params, field, number)

@@ -15,30 +15,41 @@ from fanin import kernels
 RATES = {"learning_rate": 0.3, "bias_rate": 0.1}
 
 
-def make_pairs(rng, inputs, labels, block_labels, share=0.3):
-    """Random pairs, a share of all there could be; some words have none, the first has nearly all
-    labels. Biases around the threshold, so that many labels are looked at and many are not."""
-    chosen = rng.random((labels, inputs)) < share * rng.random(inputs)
-    chosen[:, 0] = rng.random(labels) < 0.9
-    blocks = -(-labels // block_labels)
-    starts = np.zeros((blocks, inputs + 1), np.int64)
-    label_ids, at = [], 0
-    for block in range(blocks):
-        some = chosen[block * block_labels : (block + 1) * block_labels]
-        _, ids = np.nonzero(some.T)  # word by word, ascending labels
-        starts[block, 0] = at
-        starts[block, 1:] = at + np.cumsum(some.sum(0))
-        at += ids.size
-        label_ids.append(ids)
-    pairs = chosen.sum()
+def blocked(labels, words, arrays, bias_arrays, inputs, block_labels):
+    """`kernels.WordPairs` from coordinates: labels and words [pairs]; arrays: weights and squares
+    [pairs]; bias_arrays: bias and its squares [labels]."""
+    order = np.lexsort((labels, words, labels // block_labels))
+    blocks = -(-bias_arrays[0].size // block_labels)
+    of_words = (labels // block_labels * inputs + words)[order]
+    starts = np.searchsorted(of_words, np.arange(blocks * inputs + 1)).astype(np.int64)
+    weights, squares = (array[order] for array in arrays)
+    bias, bias_squares = (array.copy() for array in bias_arrays)
     return kernels.WordPairs(
         block_labels,
-        starts,
-        np.concatenate(label_ids).astype(np.uint16),
-        rng.standard_normal(pairs).astype(np.float32),
-        (rng.standard_normal(labels) - 4).astype(np.float32),
-        (0.1 + rng.random(pairs)).astype(np.float32),
-        (0.1 + rng.random(labels)).astype(np.float32),
+        np.stack([starts[b * inputs : (b + 1) * inputs + 1] for b in range(blocks)]),
+        (labels % block_labels)[order].astype(np.uint16),
+        weights,
+        bias,
+        squares,
+        bias_squares,
+    )
+
+
+def make_pairs(rng, inputs, labels, block_labels, *, share=0.3, level=-4.0):
+    """Random pairs, a share of all there could be; some words have none, the first has nearly all
+    labels. Biases around a level: around the threshold, many labels are looked at and many not."""
+    chosen = rng.random((labels, inputs)) < share * rng.random(inputs)
+    chosen[:, 0] = rng.random(labels) < 0.9
+    label_ids, words = np.nonzero(chosen)
+    weights, squares = rng.standard_normal(words.size), 0.1 + rng.random(words.size)
+    bias, bias_squares = rng.standard_normal(labels) + level, 0.1 + rng.random(labels)
+    return blocked(
+        label_ids,
+        words,
+        [a.astype(np.float32) for a in (weights, squares)],
+        [a.astype(np.float32) for a in (bias, bias_squares)],
+        inputs,
+        block_labels,
     )
 
 
@@ -54,18 +65,17 @@ def arrays_of(pairs):
     return [pairs.weights, pairs.squares, pairs.bias, pairs.bias_squares]
 
 
-def reference_of(pairs):
-    blocks, words = pairs.pair_starts.shape[0], pairs.pair_starts.shape[1] - 1
+def coordinates(pairs):
+    """The label and the word of each pair."""
+    blocks, inputs = pairs.pair_starts.shape[0], pairs.pair_starts.shape[1] - 1
     counts = np.diff(pairs.pair_starts, axis=1)
     first = np.repeat(np.arange(blocks) * pairs.block_labels, counts.sum(1))
-    return words_reference.Layer(
-        pairs.pair_labels + first,
-        np.repeat(np.tile(np.arange(words), blocks), counts.ravel()),
-        pairs.weights,
-        pairs.squares,
-        pairs.bias,
-        pairs.bias_squares,
-    )
+    words = np.repeat(np.tile(np.arange(inputs), blocks), counts.ravel())
+    return pairs.pair_labels + first, words
+
+
+def reference_of(pairs):
+    return words_reference.Layer(*coordinates(pairs), *arrays_of(pairs))
 
 
 def settled(layer, features, positives, options, loss):
@@ -91,28 +101,28 @@ def settled(layer, features, positives, options, loss):
 
 
 def check_steps(
-    rng, batch, inputs, labels, block_labels, *, loss="bce", threads=0, steps=2, wide=True
+    rng, batch, inputs, labels, block_labels, *, loss="bce", threads=0, steps=2, wide=True, level=-4
 ):
-    """A few calls against the reference. Returns whether they could be compared: no score was so
-    near to the threshold that rounding decides."""
-    pairs = make_pairs(rng, inputs, labels, block_labels)
+    """A few calls against the reference. Ends where a score was so near to the threshold that
+    rounding decides. Returns how many calls were compared."""
+    pairs = make_pairs(rng, inputs, labels, block_labels, level=level)
     layer = reference_of(pairs)
     options = {**RATES, "threshold": -4.0 if loss == "bce" else -1.0}
-    for _ in range(steps):
+    for step in range(steps):
         features = make_features(rng, batch, inputs)
         positives = make_positives(rng, batch, labels, np.int64 if wide else np.int32)
         expected, nearest = settled(layer, features, positives, options, loss)
         value = kernels.words_step(
             *features, *positives, pairs, **options, loss=loss, threads=threads
         )
-        if nearest < 1e-4:
-            return False
+        if nearest < 1e-5:
+            return step
         near(np.float64(value), expected, 1e-4)
         near(pairs.weights, layer.weights, 1e-4)
         near(pairs.squares, layer.squares, 1e-4)
         near(pairs.bias, layer.bias, 1e-4)
         near(pairs.bias_squares, layer.bias_squares, 1e-4)
-    return True
+    return steps
 
 
 def best(layer, features, k):
