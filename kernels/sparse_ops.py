@@ -3,7 +3,7 @@ Adam, which only goes over the rows of the words in the batch."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,12 +16,13 @@ class Words(NamedTuple):
 
     words [words] int32, ascending, each once; those of words[i] are the instances [stored] int32
     and values [stored] float32 from word_starts[i] to word_starts[i + 1] - 1 (int64 [words + 1]).
+    They are arrays in NumPy or of a framework.
     """
 
-    words: np.ndarray
-    word_starts: np.ndarray
-    instances: np.ndarray
-    values: np.ndarray
+    words: Any
+    word_starts: Any
+    instances: Any
+    values: Any
 
 
 def by_words(values: np.ndarray, starts: np.ndarray, columns: np.ndarray) -> Words:

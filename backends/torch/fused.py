@@ -339,9 +339,8 @@ class TorchFused(FusedExecutor):
         learning_rate: float,
         step: int,
     ) -> None:
-        words, starts, instances, values = features
-        batch, adam = (words, starts, instances, values), (learning_rate, step, _INTERMEDIATE_SEED)
-        run_sparse_relu_update(grad, outputs, *batch, *_state(layer), *adam)
+        adam = (learning_rate, step, _INTERMEDIATE_SEED)
+        run_sparse_relu_update(grad, outputs, *features, *_state(layer), *adam)
 
     def output_step(
         self, features: Tensor, batch: TrainingBatch, learning_rate: float, step: int

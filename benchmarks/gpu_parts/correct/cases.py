@@ -23,6 +23,7 @@ from fanin.benchmarks.gpu_parts.correct import (
     sparse,
     step,
     top_k,
+    words,
 )
 from fanin.benchmarks.gpu_parts.correct.bench import (
     FEW_LABELS,
@@ -51,7 +52,7 @@ def published_tasks() -> Iterator[tuple[Task, LayerSetup]]:
 def cases(dry_run: bool) -> list[Case]:
     """All that is checked, what is most likely wrong first."""
     made = [
-        *(*linear.cases(), *step.cases(), *dense.cases(), *sparse.cases()),
+        *(*linear.cases(), *step.cases(), *dense.cases(), *sparse.cases(), *words.cases()),
         *(*top_k.cases(), *rewire.cases(), *choose.cases(), *graph.cases()),
         *published_cases(dry_run),
     ]

@@ -20,8 +20,9 @@ namespace fanin {
 namespace FANIN_TARGET {
 
 // A list that is so many times as long as there are labels to update is not walked along: each
-// label is searched for in it.
-constexpr int64_t kSearched = 8;
+// label is searched for in it. With 8 a step took 0.43 s where with 20 it takes 0.39 (86,000 pairs
+// of an instance's words, 10,658 labels, AMD Zen 5).
+constexpr int64_t kSearched = 20;
 // So many values before its list is read, where that stands is fetched, and half as many before,
 // the list itself.
 constexpr int64_t kListAhead = 4;

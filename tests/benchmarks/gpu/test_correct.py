@@ -15,6 +15,7 @@ from fanin.benchmarks.gpu_parts.correct import (
     sparse,
     step,
     top_k,
+    words,
 )
 from fanin.benchmarks.records.task_files import files_of, read_tasks
 
@@ -45,6 +46,14 @@ def wrong_row(op):
     def call(grad, outputs, words, weights, bias):
         weights[0].mul_(1.001)  # also of words that are in no instance
         return op(grad, outputs, words, weights, bias)
+
+    return call
+
+
+def wrong_bias(op):
+    def call(features, positives, pairs, loss_kind):
+        pairs.bias_squares[-1].mul_(1.001)
+        return op(features, positives, pairs, loss_kind)
 
     return call
 
@@ -89,6 +98,8 @@ def without_code(op):
         (dense, "dense_relu", wrong_scores, "dense_relu 131x97", "dense_relu outputs"),
         (sparse, "sparse_relu", wrong_scores, "sparse_relu 97x131", "sparse_relu outputs"),
         (sparse, "sparse_relu_update", wrong_row, "sparse_relu 97x131", "other weights"),
+        (words, "words_step", wrong_bias, "words 1003x97 batch 33", "words_step bias_squares"),
+        (words, "words_top_k", wrong_tie, "words 1003x97 batch 33", "words_top_k ids"),
         (top_k, "top_k", wrong_tie, "top_k FixedFanIn 3001", "top_k ids"),
         (rewire, "rewire", one_too_many, "rewire 0.1", "rewire 0.1 indices"),
         (top_k, "top_k", without_code, "top_k FixedFanIn 3001", "no kernel image"),
