@@ -13,18 +13,27 @@ from sklearn.utils.validation import check_is_fitted
 
 from fanin.backends.estimate import TooLargeError
 from fanin.backends.estimator import saved
-from fanin.backends.estimator.fitting import Epoch, Instances, first_arrays, fit, new_trainer, split
+from fanin.backends.estimator.fitting import (
+    Epoch,
+    Instances,
+    first_arrays,
+    fit,
+    more_words,
+    one_pass,
+    split,
+    trainer_of,
+)
 from fanin.backends.estimator.inputs import copied_bytes, known_x
 from fanin.backends.estimator.planning import Plan, make_plan
-from fanin.backends.estimator.predictor import Predictor, TopK
+from fanin.backends.estimator.predictor import AnySetup, BlockPredictor, TopK
 from fanin.backends.estimator.settings import Settings
 from fanin.backends.estimator.targets import Targets, known_targets
 from fanin.backends.interface import Execution, StoredType
 from fanin.backends.metrics import precision_at
 from fanin.backends.recipes import Recipe, RecipeName, Schedule
-from fanin.backends.setup import LayerSetup, Loss
+from fanin.backends.setup import Loss
 from fanin.backends.trainer import Trainer
-from fanin.datasets import Batches
+from fanin.backends.words.model import OneVersusRest
 from fanin.datasets.dataset import array_bytes
 from fanin.datasets.memory import available_bytes, size_text
 
@@ -37,9 +46,12 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     Parameters
     ----------
     fan_in : connections of each label (of all inputs where there are fewer); None for all: a dense
-        output layer.
-    intermediate : units of a layer between features and labels, None for none; "auto": 512 for
-        sparse X, none for dense X.
+        output layer. Where labels read words, how many each has on average. "auto": 32, or 128
+        where labels read words.
+    intermediate : units of a layer between features and labels; None or "auto" for none. With
+        sparse X and none, labels read words directly: `fanin.backends.words` trains them on one
+        instance after the other, each scaled to length 1. That needs no backend, and batch_size
+        and dropout do not matter; TF-IDF is what it is made for.
     recipe : "best", "paper", or a `fanin.backends.recipes.Recipe`: how the model is wired, started
         and trained.
     loss, learning_rate, schedule, epochs : in place of what the recipe says, where given.
@@ -58,7 +70,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     classes_ : what each label is called, [labels]; ids where y is sparse.
-    setup_, recipe_ : the model, a `LayerSetup`, and how it was trained.
+    setup_, recipe_ : the model, a `LayerSetup` or, where labels read words, an
+        `OneVersusRestSetup`, and how it was trained.
     history_ : loss, and P@3 where there was validation, of each epoch. best_epoch_ : the one whose
         arrays were kept, from 1.
     n_features_in_, feature_names_in_ : as everywhere in scikit-learn.
@@ -73,7 +86,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     def __init__(
         self,
         *,
-        fan_in: int | None = 32,
+        fan_in: int | Literal["auto"] | None = "auto",
         intermediate: int | Literal["auto"] | None = "auto",
         recipe: RecipeName | Recipe = "best",
         loss: Loss | None = None,
@@ -145,7 +158,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         self.recipe_, self.history_ = plan.recipe, fitted.history
         self.best_epoch_ = fitted.best_epoch
         self._take_over(plan.setup, targets)
-        self._model.take(Predictor(plan.setup, fitted.arrays, settings.threads))
+        self._model.take(saved.make_predictor(plan.setup, fitted.arrays, settings.threads))
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> FanInClassifier:
@@ -153,7 +166,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         without rewiring. The first call starts a model as the recipe says, from its instances
         alone, unless there is one, of `fit` or of a file; classes: as in `fit`, all that will
         come. After `fit` or a file, Adam's moments begin at 0; between calls they are kept, at
-        the price of their memory. ValueError as in `fit`."""
+        the price of their memory. Labels that read words keep theirs in files too, and get new
+        words while there are fewer than `fan_in` allows. ValueError as in `fit`."""
         settings, is_first = Settings.of(self), not hasattr(self, "_model")
         if is_first:
             data, targets, plan = self._planned(self, X, y, classes)
@@ -163,16 +177,18 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
             self.recipe_, self.history_, self.best_epoch_ = plan.recipe, [], 0
             self._take_over(plan.setup, targets)
             self._passes_seed = seed
-            self._model.train(new_trainer(settings, plan.setup, arrays))
+            self._model.train(trainer_of(settings, plan.setup, arrays))
         else:
             data = self._more(X, y)
             if self._model.trainer is None:
                 trained = self._model.predictor.arrays()
-                self._model.train(new_trainer(settings, self.setup_, trained))
+                self._model.train(trainer_of(settings, self.setup_, trained))
                 self._passes_seed = self._seed()
         trainer = self._model.trainer
         assert trainer is not None
-        batches = Batches(*data, settings.batch_size, settings.dropout, self._passes_seed)
+        if isinstance(trainer, OneVersusRest) and not is_first:
+            more_words(trainer, self.setup_, data)
+        batches = one_pass(settings, self.setup_, data, self._passes_seed)
         losses = trainer.train(batches.epoch(len(self.history_)), self._rate(settings))
         self._model.train(trainer)
         self.history_ = [*self.history_, Epoch(float(losses.mean()), None)]
@@ -202,7 +218,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"X must be {form}, as when the model was begun")
         return Instances(features, targets.positives)
 
-    def _take_over(self, setup: LayerSetup, targets: Targets) -> None:
+    def _take_over(self, setup: AnySetup, targets: Targets) -> None:
         self.setup_, self.classes_ = setup, targets.classes
         self._is_single = targets.is_single
         self._model = _Model(setup, self.threads)
@@ -270,7 +286,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         truth = known_targets(y, len(top), self.classes_, ignore_unknown=True)
         return precision_at(truth.positives, top, k)
 
-    def _fitted(self) -> Predictor:
+    def _fitted(self) -> BlockPredictor:
         check_is_fitted(self, "classes_")
         return self._model.predictor
 
@@ -319,24 +335,25 @@ class _Model:
     """The trained arrays, with a trainer while training may go on. Arrays are read from it when
     somebody asks, and the trainer does not travel by pickle."""
 
-    def __init__(self, setup: LayerSetup, threads: int) -> None:
-        self.trainer: Trainer | None = None
+    def __init__(self, setup: AnySetup, threads: int) -> None:
+        self.trainer: Trainer | OneVersusRest | None = None
         self._setup = setup
         self._threads = threads
-        self._predictor: Predictor | None = None
+        self._predictor: BlockPredictor | None = None
 
-    def take(self, predictor: Predictor) -> None:
+    def take(self, predictor: BlockPredictor) -> None:
         self.trainer, self._predictor = None, predictor
 
-    def train(self, trainer: Trainer) -> None:
+    def train(self, trainer: Trainer | OneVersusRest) -> None:
         """The arrays are the trainer's from now on, and have changed."""
         self.trainer, self._predictor = trainer, None
 
     @property
-    def predictor(self) -> Predictor:
+    def predictor(self) -> BlockPredictor:
         if self._predictor is None:
             assert self.trainer is not None
-            self._predictor = Predictor(self._setup, self.trainer.weights(), self._threads)
+            weights = self.trainer.weights()
+            self._predictor = saved.make_predictor(self._setup, weights, self._threads)
         return self._predictor
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from fanin.backends.arrays import InitialArrays
+from fanin.backends.estimator.predictor import AnySetup
 from fanin.backends.estimator.progress import FitProgress
-from fanin.backends.estimator.settings import Settings
+from fanin.backends.estimator.settings import AnyRecipe, Settings
 from fanin.backends.interface import Features, evaluation_block
 from fanin.backends.metrics import precision_at
 from fanin.backends.recipes import Recipe
@@ -19,6 +20,9 @@ from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.backends.starting import starting_arrays
 from fanin.backends.trainer import Trainer
 from fanin.backends.training import Schedule, train_epoch
+from fanin.backends.words.fitting import CALL_INSTANCES, start, steps_of, train
+from fanin.backends.words.model import OneVersusRest
+from fanin.backends.words.setup import OneVersusRestRecipe, OneVersusRestSetup
 from fanin.datasets import Batches, evaluation_blocks
 
 # The purpose of a generator is part of its seed.
@@ -78,10 +82,38 @@ def new_trainer(
     )
 
 
+def trainer_of(
+    settings: Settings, setup: AnySetup, arrays: Mapping[str, np.ndarray]
+) -> Trainer | OneVersusRest:
+    """What goes on training a model of either kind. The sums of labels that read words are among
+    their arrays."""
+    if isinstance(setup, OneVersusRestSetup):
+        threads = settings.threads
+        return OneVersusRest.from_arrays(setup.inputs, setup.labels, arrays, threads)
+    return new_trainer(settings, setup, arrays)
+
+
+def more_words(trainer: OneVersusRest, setup: AnySetup, data: Instances) -> None:
+    """Labels read words of these instances, too, while there are fewer than the setup allows."""
+    assert isinstance(setup, OneVersusRestSetup)
+    trainer.extend(*_words(data), setup.most_pairs)
+
+
+def one_pass(settings: Settings, setup: AnySetup, data: Instances, seed: int) -> Batches:
+    """The batches of a pass. Labels that read words take one instance after the other, without
+    dropout."""
+    if isinstance(setup, OneVersusRestSetup):
+        return Batches(*data, CALL_INSTANCES, seed=seed)
+    return Batches(*data, settings.batch_size, settings.dropout, seed)
+
+
 def first_arrays(
-    setup: LayerSetup, recipe: Recipe, data: Instances, seed: int, threads: int
-) -> InitialArrays:
+    setup: AnySetup, recipe: AnyRecipe, data: Instances, seed: int, threads: int
+) -> Mapping[str, np.ndarray]:
     """What a model begins with, as the recipe makes it from the data."""
+    if isinstance(setup, OneVersusRestSetup):
+        return start(setup, *_words(data), setup.most_pairs, threads).weights()
+    assert isinstance(recipe, Recipe)
     fan_in = setup.output.fan_in if isinstance(setup.output, FixedFanIn) else None
     given = starting_arrays(*data, recipe, fan_in, seed=seed, threads=threads)
     return InitialArrays(setup, seed, given)
@@ -89,15 +121,19 @@ def first_arrays(
 
 def fit(
     settings: Settings,
-    setup: LayerSetup,
-    recipe: Recipe,
+    setup: AnySetup,
+    recipe: AnyRecipe,
     training: Instances,
     validation: Instances | None,
     seed: int,
     verbose: bool,
 ) -> Fitted:
     """Train a model of this setup by this recipe."""
-    batches = Batches(*training, settings.batch_size, settings.dropout, seed)
+    if isinstance(setup, OneVersusRestSetup):
+        assert isinstance(recipe, OneVersusRestRecipe)
+        return _fit_words(settings, setup, recipe, training, validation, seed, verbose)
+    assert isinstance(recipe, Recipe)
+    batches = one_pass(settings, setup, training, seed)
     steps = recipe.epochs * len(batches)
     history: list[Epoch] = []
     best: dict[str, np.ndarray] | None = None
@@ -123,6 +159,45 @@ def fit(
     if best is None:
         return Fitted(trainer.weights(), history, len(history))
     return Fitted(best, history, schedule.best_epoch)
+
+
+def _fit_words(
+    settings: Settings,
+    setup: OneVersusRestSetup,
+    recipe: OneVersusRestRecipe,
+    training: Instances,
+    validation: Instances | None,
+    seed: int,
+    verbose: bool,
+) -> Fitted:
+    """Of few passes at a rate that falls, all are made, and the best one is kept."""
+    steps = steps_of(recipe, training.features.shape[0])
+    history: list[Epoch] = []
+    best: dict[str, np.ndarray] | None = None
+    best_epoch, most = 0, -1.0
+    with FitProgress(steps, verbose) as progress:
+        told = progress.step, progress.phase
+        passes = train(setup, recipe, *_words(training), seed, settings.threads, *told)
+        for model, loss in passes:
+            epoch = Epoch(loss, None)
+            if validation:
+                progress.phase("validating")
+                ids, _ = model.top_k(_words(validation)[0], min(_K, setup.labels))
+                precision = precision_at(validation.positives, ids, _K)
+                epoch = epoch._replace(precision=precision)
+                if precision > most:
+                    best = None  # the memory of the old ones first
+                    best, best_epoch, most = model.weights(), len(history) + 1, precision
+            history.append(epoch)
+            progress.epoch(len(history), *epoch)
+    if best is None:
+        return Fitted(model.weights(), history, len(history))
+    return Fitted(best, history, best_epoch)
+
+
+def _words(data: Instances) -> tuple[sp.csr_array, sp.csr_array]:
+    assert isinstance(data.features, sp.csr_array)
+    return data.features, data.positives
 
 
 def _precision(trainer: Trainer, validation: Instances) -> float:

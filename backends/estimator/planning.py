@@ -18,9 +18,13 @@ from fanin.backends.estimate import (
     with_choosing,
 )
 from fanin.backends.estimator.fitting import Instances
-from fanin.backends.estimator.settings import Settings
+from fanin.backends.estimator.predictor import AnySetup
+from fanin.backends.estimator.settings import AnyRecipe, Settings
 from fanin.backends.recipes import Recipe
 from fanin.backends.setup import LayerSetup
+from fanin.backends.words.estimate import words_estimate
+from fanin.backends.words.fitting import steps_of
+from fanin.backends.words.setup import OneVersusRestRecipe, OneVersusRestSetup
 from fanin.datasets.dataset import array_bytes
 from fanin.datasets.memory import available_bytes, size_text
 
@@ -35,8 +39,8 @@ class Plan:
     that this process can still take. steps: of training, in all epochs.
     """
 
-    setup: LayerSetup
-    recipe: Recipe
+    setup: AnySetup
+    recipe: AnyRecipe
     backend: str
     execution: str
     instances: int
@@ -102,19 +106,16 @@ def make_plan(settings: Settings, data: Instances, data_bytes: int) -> Plan:
     features, positives = data
     (instances, inputs), labels = features.shape, positives.shape[1]
     setup, recipe = settings.model(inputs, labels, isinstance(features, sp.csr_array))
-    backend = settings.known_backend()
-    words = features.nnz / instances if isinstance(features, sp.csr_array) else None
-    is_mapped = isinstance(features, np.memmap)
-    sizes = Sizes(inputs, labels, instances, 0, int(positives.nnz), is_mapped, words)
-    way = Way(
-        settings.execution,
-        settings.storage,
-        settings.batch_size,
-        settings.cpu_threads,
-        words,
-        bytes_of_instances(sizes),
-    )
-    expected = estimate(setup, backend, way)
+    if isinstance(setup, OneVersusRestSetup):
+        assert isinstance(recipe, OneVersusRestRecipe) and isinstance(features, sp.csr_array)
+        backend = "no backend"
+        expected = words_estimate(setup, recipe, features, positives, settings.cpu_threads)
+        steps = steps_of(recipe, instances)
+    else:
+        assert isinstance(recipe, Recipe)
+        backend = settings.known_backend()
+        expected = _estimate(settings, backend, setup, recipe, data)
+        steps = recipe.epochs * -(-instances // settings.batch_size)
     if settings.early_stopping:  # training and validation instances are copies
         data_bytes += array_bytes(features) + array_bytes(positives)
     return Plan(
@@ -124,9 +125,29 @@ def make_plan(settings: Settings, data: Instances, data_bytes: int) -> Plan:
         execution=settings.execution,
         instances=instances,
         positives=int(positives.nnz),
-        steps=recipe.epochs * -(-instances // settings.batch_size),
-        expected=with_choosing(expected, recipe, setup, sizes),
+        steps=steps,
+        expected=expected,
         data_bytes=data_bytes,
         kept_bytes=(1 + settings.early_stopping) * expected.parameter_bytes,
         available_bytes=available_bytes(),
     )
+
+
+def _estimate(
+    settings: Settings, backend: str, setup: LayerSetup, recipe: Recipe, data: Instances
+) -> Estimate:
+    """Of a model that a backend trains."""
+    features, positives = data
+    instances, inputs = features.shape
+    words = features.nnz / instances if isinstance(features, sp.csr_array) else None
+    is_mapped = isinstance(features, np.memmap)
+    sizes = Sizes(inputs, setup.labels, instances, 0, int(positives.nnz), is_mapped, words)
+    way = Way(
+        settings.execution,
+        settings.storage,
+        settings.batch_size,
+        settings.cpu_threads,
+        words,
+        bytes_of_instances(sizes),
+    )
+    return with_choosing(estimate(setup, backend, way), recipe, setup, sizes)

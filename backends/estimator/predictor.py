@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -14,10 +15,14 @@ from fanin.backends.interface import evaluation_block
 from fanin.backends.passes import check_sparse
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, index_dtype
 from fanin.backends.sparse import by_instance
+from fanin.backends.words.setup import OneVersusRestSetup
 from fanin.kernels import dense_forward, fan_in_linear, sparse_forward, top_k
 
 # Scores of so many bytes are held at once, where those of all labels are wanted.
 _SCORES_BYTES = 64 << 20
+
+# What a model may be.
+AnySetup = LayerSetup | OneVersusRestSetup
 
 
 class TopK(NamedTuple):
@@ -28,13 +33,101 @@ class TopK(NamedTuple):
     scores: np.ndarray
 
 
-class Predictor:
-    """A trained model, as libfanin reads it.
+class BlockPredictor(ABC):
+    """A trained model that is asked for some instances after others; threads: CPU threads, 0 for
+    all. A kind of model says how it answers for the instances of one block."""
+
+    def __init__(self, setup: AnySetup, threads: int) -> None:
+        self.setup = setup
+        self.threads = threads
+
+    @abstractmethod
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The model's arrays by their names; views where that is possible."""
+
+    @abstractmethod
+    def _top_k(self, features: Any, k: int) -> TopK:
+        """Of one block, in the form that the model reads."""
+
+    @abstractmethod
+    def _scores(self, features: Any) -> np.ndarray:
+        """Of one block and all labels, float32."""
+
+    def top_k(self, x: Any, k: int) -> TopK:
+        """The k best labels of each instance. x: finite numbers [instances, inputs], dense or
+        SciPy sparse; worked on in blocks, so that no other array of all instances is made.
+        ValueError naming what is wrong, or where k is not in 1..labels."""
+        self.setup.check_k(k)
+        x = self._known(x)
+        found = TopK(np.empty((x.shape[0], k), np.int64), np.empty((x.shape[0], k), np.float32))
+        for block, features in self._blocks(x, self._block_size()):
+            found.ids[block], found.scores[block] = self._top_k(features, k)
+        return found
+
+    def scores(self, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
+        """Scores of all labels, float32 [block, labels], for one block of instances after the
+        other, with the instances of each; x as in `top_k`."""
+        x = self._known(x)
+        size = max(1, _SCORES_BYTES // (4 * self.setup.labels))
+        for block, features in self._blocks(x, min(size, self._block_size())):
+            yield block, self._scores(features)
+
+    def _block_size(self) -> int:
+        return evaluation_block(self.setup.output_inputs)
+
+    def _known(self, x: Any) -> Any:
+        is_sparse = bool(sp.issparse(x))  # as a condition, it would hide all but the base class
+        if is_sparse:
+            check_sparse("x", x)
+            x = sp.csr_array(x)
+        else:
+            x = np.asarray(x)
+        if x.ndim != 2 or x.shape[1] != self.setup.inputs:
+            raise ValueError(
+                f"x must be [instances, {self.setup.inputs}] (the inputs), got {list(x.shape)}"
+            )
+        if x.dtype.kind not in "biuf":
+            raise ValueError(f"x must be numbers, got {x.dtype}")
+        return x
+
+    def _blocks(self, x: Any, size: int) -> Iterator[tuple[slice, Any]]:
+        """The instances, block by block, in the form that the model reads."""
+        for first in range(0, x.shape[0], size):
+            block = slice(first, min(first + size, x.shape[0]))
+            yield block, self._read(x, block)
+
+    def _read(self, x: Any, block: slice) -> Any:
+        """Some instances in the form that the model reads, and finite."""
+        part = x[block]
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            if self.setup.sparse_features:
+                part = sp.csr_array(part, dtype=np.float32)
+                part.sum_duplicates()
+                values = part.data
+            else:
+                dense = part.toarray() if isinstance(part, sp.csr_array) else part
+                part = values = np.array(dense, np.float32, order="C", subok=False)
+        if not (finite := np.isfinite(values)).all():
+            at = int(finite.argmin())
+            instance = at // self.setup.inputs
+            if isinstance(part, sp.csr_array):
+                instance = int(np.searchsorted(part.indptr, at, "right")) - 1
+            raise ValueError(
+                f"x[{block.start + instance}] has the value {values.flat[at]} (as float32); all "
+                "must be finite"
+            )
+        return part
+
+
+class Predictor(BlockPredictor):
+    """A trained model of a `LayerSetup`, as libfanin reads it.
 
     setup: with a dense or a fixed fan-in output layer. arrays: of `LayerSetup.array_shapes`; not
     copied where they have the form already. threads: CPU threads, 0 for all. ValueError for arrays
     that do not make up such a model.
     """
+
+    setup: LayerSetup
 
     def __init__(
         self, setup: LayerSetup, arrays: Mapping[str, np.ndarray], threads: int = 0
@@ -42,8 +135,7 @@ class Predictor:
         if not isinstance(setup.output, Dense | FixedFanIn):
             raise ValueError(f"output layers {type(setup.output).__name__} have no predictor")
         check_arrays(setup, arrays)
-        self.setup = setup
-        self.threads = threads
+        super().__init__(setup, threads)
         self._transform = FeatureTransform.from_arrays(arrays)
         self._held: dict[str, np.ndarray] = {
             name: self._inside(name, arrays[name])
@@ -72,80 +164,24 @@ class Predictor:
         named = held | self._transform.arrays
         return {name: named[name] for name in self.setup.array_shapes()}
 
-    def top_k(self, x: Any, k: int) -> TopK:
-        """The k best labels of each instance. x: finite numbers [instances, inputs], dense or
-        SciPy sparse; worked on in blocks, so that no other array of all instances is made.
-        ValueError naming what is wrong, or where k is not in 1..labels."""
-        self.setup.check_k(k)
-        x = self._known(x)
-        found = TopK(np.empty((x.shape[0], k), np.int64), np.empty((x.shape[0], k), np.float32))
-        for block, outputs in self._outputs(x, evaluation_block(self.setup.output_inputs)):
-            found.scores[block], found.ids[block] = top_k(
-                outputs,
-                self._held["output.weights"],
-                self._held["output.bias"],
-                k,
-                indices=self._held.get("output.indices"),
-                threads=self.threads,
-            )
-        return found
+    def _top_k(self, features: Any, k: int) -> TopK:
+        scores, ids = top_k(
+            self._output_inputs(features),
+            self._held["output.weights"],
+            self._held["output.bias"],
+            k,
+            indices=self._held.get("output.indices"),
+            threads=self.threads,
+        )
+        return TopK(ids, scores)
 
-    def scores(self, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
-        """Scores of all labels, float32 [block, labels], for one block of instances after the
-        other, with the instances of each; x as in `top_k`."""
-        x = self._known(x)
-        size = max(1, _SCORES_BYTES // (4 * self.setup.labels))
+    def _scores(self, features: Any) -> np.ndarray:
+        outputs = self._output_inputs(features)
         weights, bias = self._held["output.weights"], self._held["output.bias"]
         indices = self._held.get("output.indices")
-        block_size = min(size, evaluation_block(self.setup.output_inputs))
-        for block, outputs in self._outputs(x, block_size):
-            if indices is None:
-                yield block, dense_forward(outputs, weights, bias, threads=self.threads)
-            else:
-                yield block, fan_in_linear(outputs, indices, weights, bias, threads=self.threads)
-
-    def _known(self, x: Any) -> Any:
-        is_sparse = bool(sp.issparse(x))  # as a condition, it would hide all but the base class
-        if is_sparse:
-            check_sparse("x", x)
-            x = sp.csr_array(x)
-        else:
-            x = np.asarray(x)
-        if x.ndim != 2 or x.shape[1] != self.setup.inputs:
-            raise ValueError(
-                f"x must be [instances, {self.setup.inputs}] (the inputs), got {list(x.shape)}"
-            )
-        if x.dtype.kind not in "biuf":
-            raise ValueError(f"x must be numbers, got {x.dtype}")
-        return x
-
-    def _outputs(self, x: Any, size: int) -> Iterator[tuple[slice, np.ndarray]]:
-        """What the output layer reads, block by block."""
-        for first in range(0, x.shape[0], size):
-            block = slice(first, min(first + size, x.shape[0]))
-            yield block, self._output_inputs(self._read(x, block))
-
-    def _read(self, x: Any, block: slice) -> Any:
-        """Some instances in the form that the model reads, and finite."""
-        part = x[block]
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
-            if self.setup.sparse_features:
-                part = sp.csr_array(part, dtype=np.float32)
-                part.sum_duplicates()
-                values = part.data
-            else:
-                dense = part.toarray() if isinstance(part, sp.csr_array) else part
-                part = values = np.array(dense, np.float32, order="C", subok=False)
-        if not (finite := np.isfinite(values)).all():
-            at = int(finite.argmin())
-            instance = at // self.setup.inputs
-            if isinstance(part, sp.csr_array):
-                instance = int(np.searchsorted(part.indptr, at, "right")) - 1
-            raise ValueError(
-                f"x[{block.start + instance}] has the value {values.flat[at]} (as float32); all "
-                "must be finite"
-            )
-        return part
+        if indices is None:
+            return dense_forward(outputs, weights, bias, threads=self.threads)
+        return fan_in_linear(outputs, indices, weights, bias, threads=self.threads)
 
     def _output_inputs(self, features: Any) -> np.ndarray:
         read = self._transform.apply(features, self.threads)

@@ -1,7 +1,8 @@
 """A trained model as a folder, which either backend and plain NumPy read:
 
     model.json           what the model is, how it was trained, versions, checksums of the others
-    arrays.safetensors   its arrays, by their names in `LayerSetup.array_shapes`
+    arrays.safetensors   its arrays, by their names in `LayerSetup.array_shapes`, or, of labels that
+                         read words, in `OneVersusRest.weights`
     labels.txt           the names of its labels, one a line; not where they are ids
 
 The folder is written beside its place and takes it when it is complete.
@@ -12,14 +13,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fanin.backends.estimator.predictor import Predictor, TopK
+from fanin.backends.estimator.predictor import AnySetup, BlockPredictor, Predictor, TopK
+from fanin.backends.estimator.words import WordsPredictor
 from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup
+from fanin.backends.words.setup import OneVersusRestSetup
 from fanin.kernels.kept_files import flush, replacing_folder
 
 SCHEMA = 1
@@ -30,6 +34,7 @@ LABEL_TYPES = (
     *("float16", "float32", "float64"),
 )
 _KINDS: dict[str, type[ConnectionKind]] = {"dense": Dense, "fixed_fan_in": FixedFanIn}
+_ONE_VERSUS_REST = "one_versus_rest"
 
 
 class ModelError(ValueError):
@@ -45,14 +50,14 @@ class SavedModel:
     they have names.
     """
 
-    predictor: Predictor
+    predictor: BlockPredictor
     classes: np.ndarray
     is_single: bool
     settings: dict[str, Any]
     feature_names: tuple[str, ...] | None = None
 
     @property
-    def setup(self) -> LayerSetup:
+    def setup(self) -> AnySetup:
         return self.predictor.setup
 
     def predict_top_k(self, X: Any, k: int = 5) -> TopK:  # noqa: N803 (scikit-learn's name)
@@ -127,12 +132,10 @@ def _are_ids(classes: np.ndarray) -> bool:
 
 
 def _description(model: SavedModel, checksums: dict[str, str]) -> dict[str, Any]:
-    output = model.setup.output
-    kind = next(name for name, known in _KINDS.items() if isinstance(output, known))
     return {
         "format": "fanin model",
         "schema": SCHEMA,
-        "setup": asdict(model.setup) | {"output": {"kind": kind} | asdict(output)},  # type: ignore[call-overload]
+        "setup": _setup_as_json(model.setup),
         "is_single": model.is_single,
         "labels_type": "str" if model.classes.dtype.kind in "OU" else model.classes.dtype.name,
         "feature_names": model.feature_names,
@@ -170,10 +173,29 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _setup(values: dict[str, Any]) -> LayerSetup:
+def _setup_as_json(setup: AnySetup) -> dict[str, Any]:
+    if isinstance(setup, OneVersusRestSetup):
+        return asdict(setup) | {"output": {"kind": _ONE_VERSUS_REST}}
+    kind = next(name for name, known in _KINDS.items() if isinstance(setup.output, known))
+    return asdict(setup) | {"output": {"kind": kind} | asdict(setup.output)}  # type: ignore[call-overload]
+
+
+def _setup(values: dict[str, Any]) -> AnySetup:
     values = dict(values)
     output = dict(values.pop("output"))
-    return LayerSetup(output=_KINDS[output.pop("kind")](**output), **values)
+    kind = output.pop("kind")
+    if kind == _ONE_VERSUS_REST:
+        return OneVersusRestSetup(**values)
+    return LayerSetup(output=_KINDS[kind](**output), **values)
+
+
+def make_predictor(
+    setup: AnySetup, arrays: Mapping[str, np.ndarray], threads: int = 0
+) -> BlockPredictor:
+    """The predictor of a model's kind; ValueError for arrays that are none of such a model."""
+    if isinstance(setup, OneVersusRestSetup):
+        return WordsPredictor(setup, arrays, threads)
+    return Predictor(setup, arrays, threads)
 
 
 def _read_labels(path: Path, dtype: str, labels: int) -> np.ndarray:
@@ -191,13 +213,13 @@ def _read_labels(path: Path, dtype: str, labels: int) -> np.ndarray:
     return names
 
 
-def _read_arrays(path: Path, setup: LayerSetup, threads: int) -> Predictor:
+def _read_arrays(path: Path, setup: AnySetup, threads: int) -> BlockPredictor:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Predictor(setup, arrays, threads)
+        return make_predictor(setup, arrays, threads)
     except (SafetensorError, ValueError) as error:
         raise ModelError(f"{path}: damaged ({error}): save the model anew") from error
 

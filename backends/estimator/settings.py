@@ -15,9 +15,12 @@ from fanin.backends.recipes import Recipe, RecipeName, Schedule, recipe_of
 from fanin.backends.registry import BACKENDS
 from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup, Loss
 from fanin.backends.starting import atoms_of
+from fanin.backends.words.setup import OneVersusRestRecipe, OneVersusRestSetup
 
-# Of an intermediate layer that reads words.
-SPARSE_INTERMEDIATE = 512
+# What "auto" means for fan_in: of a fixed fan-in layer, and of labels that read words.
+FAN_IN, WORDS_FAN_IN = 32, 128
+AnyRecipe = Recipe | OneVersusRestRecipe
+Model = tuple[LayerSetup, Recipe] | tuple[OneVersusRestSetup, OneVersusRestRecipe]
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Settings:
     """The arguments of `FanInClassifier`, which says what they mean, as a value that can be written
     to a file. Raises ValueError naming the argument that is wrong."""
 
-    fan_in: int | None = 32
+    fan_in: int | Literal["auto"] | None = "auto"
     intermediate: int | Literal["auto"] | None = "auto"
     recipe: RecipeName | Recipe = "best"
     loss: Loss | None = None
@@ -45,7 +48,7 @@ class Settings:
     validation_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.fan_in is not None:
+        if self.fan_in is not None and self.fan_in != "auto":
             checks.whole("fan_in", self.fan_in, 1)
         if self.intermediate is not None and self.intermediate != "auto":
             checks.whole("intermediate", self.intermediate, 1)
@@ -109,27 +112,61 @@ class Settings:
         ways = ", or ".join(backend.install for backend in BACKENDS.values())
         raise ImportError(f"training needs one of {', '.join(BACKENDS)}: {ways}")
 
-    def model(self, inputs: int, labels: int, is_sparse: bool) -> tuple[LayerSetup, Recipe]:
+    def model(self, inputs: int, labels: int, is_sparse: bool) -> Model:
         """The model for data of these sizes, and how it is trained. A label is connected to all
         inputs where there are fewer than `fan_in`. is_sparse: whether features are CSR."""
-        intermediate = self.intermediate
-        if intermediate == "auto":
-            intermediate = SPARSE_INTERMEDIATE if is_sparse else None
+        intermediate = None if self.intermediate == "auto" else self.intermediate
+        if is_sparse and intermediate is None:
+            return self._one_versus_rest(inputs, labels)
+        fan_in = FAN_IN if self.fan_in == "auto" else self.fan_in
         output: ConnectionKind = Dense()
-        if self.fan_in is not None:
-            output = FixedFanIn(min(self.fan_in, intermediate or inputs))
+        if fan_in is not None:
+            output = FixedFanIn(min(fan_in, intermediate or inputs))
         setup = LayerSetup(inputs, labels, output, intermediate, sparse_features=is_sparse)
         recipe = self._recipe(setup)
-        fan_in = output.fan_in if isinstance(output, FixedFanIn) else None
+        known = output.fan_in if isinstance(output, FixedFanIn) else None
         model = replace(
             setup,
             loss=recipe.loss_fn,
             scaled=recipe.feature_scaling != "none",
-            atoms=atoms_of(recipe, inputs, labels, fan_in),
+            atoms=atoms_of(recipe, inputs, labels, known),
         )
         if recipe.connections != "random" or recipe.rewire_towards == "gradient":
             model.check_chosen()
         return model, recipe
+
+    def _one_versus_rest(
+        self, inputs: int, labels: int
+    ) -> tuple[OneVersusRestSetup, OneVersusRestRecipe]:
+        """Labels that read words; ValueError for settings that such a model does not know."""
+        fan_in = WORDS_FAN_IN if self.fan_in == "auto" else self.fan_in
+        wanted = {
+            "recipe": (self.recipe, "best"),
+            "loss": (self.loss or "bce", "bce"),
+            "schedule": (self.schedule or "linear", "linear"),
+            "weights_dtype": (self.weights_dtype, "float32"),
+            "moments_dtype": (self.moments_dtype, "float32"),
+            "moments": (self.moments, "full"),
+            "execution": (self.execution, "fused"),
+        }
+        if self.device == "cuda":
+            wanted["device"] = (self.device, "cpu")
+        for name, (given, known) in wanted.items():
+            if given != known:
+                raise ValueError(
+                    f"{name}={given!r} is not for labels that read words, as they do with sparse X "
+                    f"and no intermediate layer: leave it at {known!r}, or set intermediate to a "
+                    "number of units, such as 512"
+                )
+        if fan_in is None:
+            raise ValueError(
+                "fan_in=None would connect each label to all words: give a number of words a "
+                f"label, such as {WORDS_FAN_IN}, or set intermediate to a number of units"
+            )
+        recipe = OneVersusRestRecipe()
+        given_values = {"learning_rate": self.learning_rate, "epochs": self.epochs}
+        recipe = replace(recipe, **{k: v for k, v in given_values.items() if v is not None})  # type: ignore[arg-type]
+        return OneVersusRestSetup(inputs, labels, fan_in), recipe
 
     def _recipe(self, setup: LayerSetup) -> Recipe:
         named = self.recipe

@@ -9,11 +9,11 @@ import importlib.util
 import os
 import platform
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
 from fanin.backends.checks import MOST_THREADS
-from fanin.backends.interface import Device
 from fanin.benchmarks.measuring import nvml
 from fanin.benchmarks.records.base import Machine
 from fanin.datasets.control_groups import cpu_quota
@@ -21,7 +21,14 @@ from fanin.kernels import build_info, processor
 from fanin.kernels.library import library_path
 
 
-def describe_machine(device: Device, threads: int) -> Machine:
+class Described(Protocol):
+    """What a framework's device says of itself."""
+
+    def description(self) -> dict[str, str]:
+        """`framework` with its version, and `device`."""
+
+
+def describe_machine(device: Described, threads: int) -> Machine:
     """Describe where this process runs; device: of its framework; threads: CPU threads in use."""
     info = build_info()
     described = device.description()

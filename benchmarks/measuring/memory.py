@@ -56,18 +56,23 @@ class MemoryWatch:
     def _sample(self) -> None:
         self._sampled_peak = max(self._sampled_peak, self._process.memory_info().rss)
 
-    def result(self, trainer: Trainer) -> Memory:
+    def host(self) -> tuple[int, int | None]:
+        """Resident set at the start, and its peak since, in bytes."""
         self._sample()
+        peak = _peak() if self._exact else self._sampled_peak
+        # The kernel adds pages up late: the peak that it tells may be below the baseline.
+        return self._baseline, None if peak is None else max(peak, self._baseline)
+
+    def result(self, trainer: Trainer) -> Memory:
+        baseline, peak = self.host()
         gpu = self._nvml.figures() if self._nvml else nvml.Figures(None, None, None)
         parameters, optimizer = trainer.state_bytes()
-        peak = _peak() if self._exact else self._sampled_peak
         return Memory(
             nvml_device_delta_bytes=gpu.device_delta,
             nvml_process_bytes=gpu.process_peak,
             nvml_error=gpu.error,
-            # The kernel adds pages up late: the peak that it tells may be below the baseline.
-            host_peak_rss_bytes=None if peak is None else max(peak, self._baseline),
-            host_baseline_rss_bytes=self._baseline,
+            host_peak_rss_bytes=peak,
+            host_baseline_rss_bytes=baseline,
             parameter_bytes=parameters,
             optimizer_state_bytes=optimizer,
             **trainer.device.memory(),

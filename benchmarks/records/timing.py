@@ -1,15 +1,15 @@
-"""The result files of the two timings: of an op, and of a training step."""
+"""The result files of the timings: of an op, of a training step, and of trainings on words."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from fanin.backends.interface import Execution
 from fanin.backends.setup import FixedFanIn, LayerSetup
-from fanin.benchmarks.records.base import Machine, Memory, Record
-from fanin.benchmarks.records.ranges import Moment, Seconds, Size
+from fanin.benchmarks.records.base import DatasetInfo, Machine, Memory, Precision, Record
+from fanin.benchmarks.records.ranges import Count, Moment, Seconds, Size
 
 # One measurement each.
 Rounds = Annotated[list[Seconds], Field(min_length=1)]
@@ -66,3 +66,29 @@ class StepResult(Record):
     step_seconds: Rounds
     rewire_seconds: Seconds
     csr_seconds: dict[str, Rounds] | None = None
+
+
+TrainerName = Literal["fanin", "omikuji"]
+
+
+class WordsTraining(Record):
+    """One training on sparse features, in a process of its own, as `timing.text` measures it."""
+
+    trainer: TrainerName
+    version: str
+    started: Moment
+    seconds: Seconds = Field(description="wall clock of the training")
+    cpu_seconds: Seconds = Field(description="of all threads, while it trained")
+    peak_bytes: Count | None = Field(description="peak resident set while it trained")
+    baseline_bytes: Count = Field(description="resident set before; fanin's data are in it")
+    precision: Precision = Field(description="on the test set")
+
+
+class WordsTimes(Record):
+    """Trainings on one data set, turn by turn."""
+
+    dataset: DatasetInfo
+    machine: Machine
+    threads: Size
+    trees: Size = Field(description="of Omikuji")
+    trainings: Annotated[list[WordsTraining], Field(min_length=1)]

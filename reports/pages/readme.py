@@ -25,7 +25,7 @@ from fanin.benchmarks.records.base import Machine
 from fanin.benchmarks.records.files import write_atomically
 from fanin.benchmarks.records.published import as_published
 from fanin.benchmarks.records.run import RunResult
-from fanin.benchmarks.records.store import read_results
+from fanin.benchmarks.records.store import read_results, read_words_times
 from fanin.reports.format import number
 from fanin.reports.machines import number_hardware
 from fanin.reports.pages.devices import devices_page, read_device
@@ -38,6 +38,7 @@ from fanin.reports.tables.profiles import expected_gib
 from fanin.reports.tables.recipes import recipes_table
 from fanin.reports.tables.step import step_introduction, step_table
 from fanin.reports.tables.terminal import runs_text
+from fanin.reports.tables.words import words_introduction, words_table
 
 T = TypeVar("T")
 
@@ -88,6 +89,13 @@ def step_section(folder: Path) -> str:
     """The measurements of a training step: one row per process."""
     results = _some(read_device(folder).steps, folder / "step", "timing.step")
     return f"{step_introduction(results)}\n\n{step_table(results).markdown(padded=False)}\n"
+
+
+def text_section(folder: Path) -> str:
+    """Trainings on words beside Omikuji's."""
+    results = [read_words_times(file) for file in sorted(folder.glob("*.json"))]
+    results = _some(results, folder, "timing.text")
+    return f"{words_introduction(results)}\n\n{words_table(results).markdown(padded=False)}\n"
 
 
 def _some(results: list[T], folder: Path, module: str) -> list[T]:
@@ -154,6 +162,7 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "op": lambda results: op_section(results / _CPU),
     "step": lambda results: step_section(results / _CPU),
     "shapes": lambda results: shapes_section(results / _CPU),
+    "text": lambda results: text_section(results / "text"),
 }
 
 

@@ -44,7 +44,9 @@ def words(x=X):
 @pytest.mark.parametrize("form", ["dense", "sparse"])
 def test_learns(backend, execution, form):
     x = X if form == "dense" else words()
-    fitted = classifier(backend, execution=execution, epochs=20).fit(x, Y)
+    intermediate = None if form == "dense" else 512
+    model = classifier(backend, execution=execution, epochs=20, intermediate=intermediate)
+    fitted = model.fit(x, Y)
     assert fitted.score(x, Y) > 0.6
     assert [epoch.loss for epoch in fitted.history_][-1] < 0.8 * fitted.history_[0].loss
     assert (fitted.setup_.intermediate, fitted.setup_.sparse_features) == (
@@ -87,8 +89,10 @@ def test_both_executions_and_all_forms_of_data_give_the_same(backend, tmp_path):
 def test_saved_and_loaded(backend, form, tmp_path):
     x = X if form == "dense" else words()
     names = [f"label {i}" for i in range(LABELS)]
-    execution = "fused" if form == "dense" else "autograd"
-    fitted = classifier(backend, execution=execution).fit(x, Y, names)
+    ways = {"execution": "fused"}
+    if form == "sparse":
+        ways = {"execution": "autograd", "intermediate": 512}
+    fitted = classifier(backend, **ways).fit(x, Y, names)
     fitted.save(tmp_path / "model")
     plain = load(tmp_path / "model")
     again = load(tmp_path / "model", backend=backend)

@@ -1,0 +1,194 @@
+"""The estimator where labels read words: sparse X and no intermediate layer, without a backend."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from planted import LABELS, planted_data
+
+from fanin.backends.estimate import TooLargeError
+from fanin.backends.estimator import planning, saved
+from fanin.backends.estimator.classifier import FanInClassifier
+from fanin.backends.estimator.loading import load
+from fanin.backends.words.setup import OneVersusRestSetup
+
+DENSE, Y = planted_data(600)
+X = sp.csr_array(np.where(np.abs(DENSE) > 2, DENSE, 0).astype(np.float32))
+
+
+def fitted(x=X, **more):
+    parameters = {"fan_in": 12, "random_state": 0, "threads": 1} | more
+    return FanInClassifier(**parameters).fit(x, Y)
+
+
+def test_learns_and_predicts():
+    model = fitted()
+    assert model.setup_ == OneVersusRestSetup(24, LABELS, 12)
+    assert model.score(X, Y) > 0.5
+    top, scores = model.predict_top_k(X, 5), model.decision_function(X)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    np.testing.assert_array_equal(top.ids, order)
+    np.testing.assert_array_equal(top.scores, np.take_along_axis(scores, order, 1))
+    np.testing.assert_array_equal(model.predict(X).toarray(), scores > 0)
+    with pytest.raises(ValueError, match=r"k must be in 1\.\.100"):
+        model.predict_top_k(X, 101)
+
+
+def test_all_forms_of_data_give_the_same():
+    expected = fitted().predict_top_k(X, 3)
+    twice = sp.csr_array((np.repeat(X.data / 2, 2), np.repeat(X.indices, 2), 2 * X.indptr))
+    twice.resize(X.shape)
+    for x in (sp.csc_array(X), sp.coo_array(X), sp.csr_matrix(X), X.astype(np.float64), twice):
+        model = fitted(x)
+        for asked in (x, X):
+            np.testing.assert_array_equal(model.predict_top_k(asked, 3).ids, expected.ids)
+    wide = sp.csr_array(X)
+    wide.indices, wide.indptr = wide.indices.astype(np.int64), wide.indptr.astype(np.int64)
+    np.testing.assert_array_equal(fitted(wide).predict_top_k(wide, 3).ids, expected.ids)
+    np.testing.assert_array_equal(fitted(threads=2).predict_top_k(X, 3).scores, expected.scores)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_saved_and_loaded(tmp_path, named):
+    names = [f"label {i}" for i in range(LABELS)] if named else None
+    model = FanInClassifier(fan_in=12, random_state=0).fit(X, Y, names)
+    model.save(tmp_path / "model")
+    plain, again = load(tmp_path / "model"), load(tmp_path / "model", backend="auto")
+    for other in (plain, again, pickle.loads(pickle.dumps(model))):
+        ours, theirs = model.predict_top_k(X, 5), other.predict_top_k(X, 5)
+        np.testing.assert_array_equal(ours.ids, theirs.ids)
+        np.testing.assert_array_equal(ours.scores, theirs.scores)
+    np.testing.assert_array_equal(
+        plain.predict_top_k(X.toarray(), 5).ids, model.predict_top_k(X, 5).ids
+    )
+    assert (again.classes_.tolist() == names) == named
+    again.save(tmp_path / "again")
+    for name in (saved.ARRAYS, saved.LABELS)[: 1 + named]:
+        both = [(tmp_path / folder / name).read_bytes() for folder in ("model", "again")]
+        assert both[0] == both[1]
+
+
+def test_goes_on_from_a_file_as_from_memory(tmp_path):
+    model = FanInClassifier(fan_in=12, random_state=0).partial_fit(X, Y)
+    model.save(tmp_path / "model")
+    again = load(tmp_path / "model", backend="auto").set_params(random_state=0)
+    again._passes_seed = 0
+    before = model.decision_function(X)
+    # The number of a pass is part of its order, so this is held up to a history of its own.
+    model.history_ = []
+    ours = model.partial_fit(X, Y).decision_function(X)
+    np.testing.assert_array_equal(again.partial_fit(X, Y).decision_function(X), ours)
+    assert np.abs(ours - before).max() > 0.1
+
+
+def test_partial_fit_reads_more_words():
+    names = [f"label {i}" for i in range(LABELS)]
+    lists = [[names[i] for i in Y[[row]].indices] for row in range(Y.shape[0])]
+    model = FanInClassifier(fan_in=12, random_state=0)
+    counts = []
+    for first, end in ((0, 30), (30, 300), (300, 600)):
+        own = slice(first, end)
+        model.partial_fit(X[own], lists[own], names if first == 0 else None)
+        counts.append(model._model.trainer.pair_count)
+    assert counts[0] < counts[-1] <= 12 * LABELS and counts == sorted(counts)
+    assert len(model.history_) == 3
+    before = model.score(X, lists)
+    for _ in range(4):
+        model.partial_fit(X, lists)
+    assert model.score(X, lists) > before + 0.1
+    with pytest.raises(ValueError, match="X must be sparse, as when the model was begun"):
+        model.partial_fit(X.toarray(), lists)
+
+
+def test_the_best_pass_is_kept():
+    model = fitted(early_stopping=True, validation_fraction=0.3, epochs=4)
+    precisions = [epoch.precision for epoch in model.history_]
+    assert len(precisions) == 5
+    assert precisions[model.best_epoch_ - 1] == max(precisions)
+    assert [epoch.precision for epoch in fitted().history_] == [None] * 3
+
+
+def test_progress_is_told(capsys):
+    fitted(verbose=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["epoch 1", "epoch 2", "epoch 3"]
+
+
+def test_one_label_each():
+    names = np.array(["low", "high"])[(DENSE[:, -1] > DENSE[:, -1].mean()).astype(int)]
+    model = FanInClassifier(random_state=0, epochs=10).fit(X, names)
+    assert (model.predict(X) == names).mean() > 0.9
+    assert model.decision_function(X).shape == (600,)
+
+
+def test_what_does_not_fit_is_refused(monkeypatch):
+    plan = FanInClassifier(fan_in=12).plan(X, Y)
+    assert plan.fits and plan.steps == 9 and plan.expected.parameter_bytes > 6 * 12 * LABELS
+    assert "one-versus-rest, at most 12 words a label on average" in str(plan)
+    monkeypatch.setattr(planning, "available_bytes", lambda: 1 << 20)
+    with pytest.raises(TooLargeError, match=r"needs about .* 1\.0 MiB are available here; .*"):
+        fitted()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        *({"recipe": "paper"}, {"loss": "squared_hinge"}, {"schedule": "plateau"}),
+        *({"weights_dtype": "bfloat16"}, {"moments_dtype": "bfloat16"}, {"moments": "row"}),
+        *({"execution": "autograd"}, {"device": "cuda"}),
+    ],
+)
+def test_parameters_of_other_models(parameters):
+    ((name, value),) = parameters.items()
+    with pytest.raises(ValueError, match=rf"{name}='{value}' is not for labels that read words"):
+        fitted(**parameters)
+
+
+def test_all_words_of_all_labels():
+    with pytest.raises(ValueError, match="fan_in=None would connect each label to all words"):
+        fitted(fan_in=None)
+
+
+def test_no_framework_is_needed(tmp_path):
+    fitted().save(tmp_path / "model")
+    sp.save_npz(tmp_path / "x.npz", X)
+    code = f"""
+import sys
+import scipy.sparse as sp
+import fanin
+x = sp.csr_array(sp.load_npz({str(tmp_path / "x.npz")!r}))
+model = fanin.load({str(tmp_path / "model")!r})
+model.predict_top_k(x, 3)
+print("sklearn" in sys.modules)
+fanin.FanInClassifier(fan_in=4).fit(x, [[i % 3] for i in range(x.shape[0])]).predict_top_k(x, 2)
+print(sorted({{"torch", "tensorflow", "keras"}} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["False", "[]"]
+
+
+@pytest.mark.parametrize(
+    ("setup", "message"),
+    [
+        ({"inputs": 25}, r"arrays.safetensors: damaged \(output.starts must be int64 \[26\]"),
+        ({"labels": 0}, r"model.json: damaged \(labels must be at least 1"),
+        ({"fan_in": 1.5}, r"model.json: damaged \(fan_in must be a whole number"),
+        ({"output": {"kind": "one"}}, r"model.json: damaged"),
+    ],
+)
+def test_a_description_that_was_changed(tmp_path, setup, message):
+    fitted().save(tmp_path / "model")
+    path = tmp_path / "model" / saved.MODEL
+    values = json.loads(path.read_text())
+    values["setup"] |= setup
+    path.write_text(json.dumps(values))
+    with pytest.raises(saved.ModelError, match=message):
+        load(tmp_path / "model")
