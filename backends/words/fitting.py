@@ -16,10 +16,10 @@ from fanin.datasets import Batches
 # Instances of one call of the kernel: the rate falls with each, and progress is told.
 CALL_INSTANCES = 256
 # Weights begin with so many times the mean of the word over the label's positives.
-START = 15.0
+START = 10.0
 # AdaGrad's sums of squares begin with so many times the mean square of the values: larger ones
 # hold back the first steps of rare words.
-SQUARES = 2.0
+SQUARES = 4.0
 
 
 def steps_of(recipe: OneVersusRestRecipe, instances: int) -> int:

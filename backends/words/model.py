@@ -27,8 +27,6 @@ _BLOCK_LABELS = 8192
 _LEAST_BLOCK = 256
 # Sums of squares that biases begin with; and weights, of a model without any pair.
 _BIAS_SQUARES, _SQUARES = 1.0, 1e-2
-# The rate of biases over that of weights.
-_BIAS_RATE = 0.3
 # Labels whose score is not above this are not looked at: their probability is below 0.02.
 THRESHOLD = -4.0
 # Growing looks at so many labels of each instance, and at errors of at least so much.
@@ -178,7 +176,7 @@ class OneVersusRest:
             batch.positive_labels,
             self._pairs,
             learning_rate=learning_rate,
-            bias_rate=_BIAS_RATE * learning_rate,
+            bias_rate=learning_rate,
             threshold=THRESHOLD,
             threads=self.threads,
         )

@@ -149,7 +149,7 @@ def test_a_pass_is_that_of_the_reference(monkeypatch, threads, block):
         for i in range(x.shape[0]):
             own = batch.positive_labels[batch.positive_instances == i]
             (columns,) = np.nonzero(x[i])
-            expected += reference.step(columns, x[i, columns], own, 0.5, 0.5 * 0.3)
+            expected += reference.step(columns, x[i, columns], own, 0.5, 0.5)
         assert loss == pytest.approx(expected / x.shape[0], rel=1e-4)
     weights, _ = in_model(model)
     assert np.abs(weights[words, labels] - reference.weights).max() < 1e-3
