@@ -88,6 +88,7 @@ MAY_IMPORT_REPORTS = (
     "fanin.benchmarks.gpu",
     "fanin.benchmarks.timing.op",
     "fanin.benchmarks.timing.step",
+    "fanin.benchmarks.timing.text",
     "fanin.reports",
 )
 

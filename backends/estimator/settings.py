@@ -140,7 +140,7 @@ class Settings:
     ) -> tuple[OneVersusRestSetup, OneVersusRestRecipe]:
         """Labels that read words; ValueError for settings that such a model does not know."""
         fan_in = WORDS_FAN_IN if self.fan_in == "auto" else self.fan_in
-        wanted = {
+        wanted: dict[str, tuple[Any, Any]] = {
             "recipe": (self.recipe, "best"),
             "loss": (self.loss or "bce", "bce"),
             "schedule": (self.schedule or "linear", "linear"),

@@ -32,8 +32,8 @@ def start(
 ) -> OneVersusRest:
     """A model before its training, with at most so many pairs. Biases are the log-odds, weights a
     multiple of the word's mean over the label's positives, AdaGrad's sums of squares a multiple of
-    the mean square of the values of instances of length 1. x: CSR float32 [instances, inputs], y: CSR [instances, labels],
-    both canonical."""
+    the mean square of the values of instances of length 1. x: CSR float32 [instances, inputs], y:
+    CSR [instances, labels], both canonical."""
     pairs, means = pairs_of_positives(x, y, most)
     mean_square = np.count_nonzero(np.diff(x.indptr)) / max(1, x.nnz)
     squares = np.full(len(pairs), SQUARES * mean_square or 1, np.float32)

@@ -153,11 +153,11 @@ class OneVersusRest:
         cls, inputs: int, labels: int, arrays: Mapping[str, np.ndarray], threads: int = 0
     ) -> OneVersusRest:
         """Undo `weights`; ValueError for arrays that make up no such model."""
-        words = check_arrays(inputs, labels, arrays)
+        pairs = check_arrays(inputs, labels, arrays)
         return cls(
             inputs,
             labels,
-            words * labels + arrays["output.label_ids"],
+            pairs,
             arrays["output.bias"],
             arrays["output.weights"],
             arrays["output.squares"],
@@ -207,14 +207,14 @@ class OneVersusRest:
         pairs, weights, squares = self._in_order()
         held = self._pairs
         places = np.searchsorted(pairs, added)
-        self._lay_out(
-            np.insert(pairs, places, added),
-            held.bias,
-            np.insert(weights, places, 0),
-            # The least sum is that of a pair which was hardly trained.
-            np.insert(squares, places, squares.min() if len(squares) else _SQUARES),
-            held.bias_squares,
-        )
+        # The least sum is that of a pair which was hardly trained.
+        least = squares.min() if len(squares) else _SQUARES
+        # Each in place of the old one, which is not needed any more.
+        pairs = np.insert(pairs, places, added)
+        weights = np.insert(weights, places, 0)
+        squares = np.insert(squares, places, least)
+        del places
+        self._lay_out(pairs, held.bias, weights, squares, held.bias_squares)
         return len(added)
 
     def _errors(self, x: sp.csr_array, y: sp.csr_array) -> sp.csr_array:
@@ -274,8 +274,7 @@ _TYPES: dict[str, Any] = {
 
 
 def check_arrays(inputs: int, labels: int, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """ValueError where arrays make up no model of these sizes; else the word of each pair, int64
-    [pairs]."""
+    """ValueError where arrays make up no model of these sizes; else its pairs, int64, ascending."""
     if set(arrays) != set(_TYPES):
         raise ValueError(f"arrays must be {', '.join(_TYPES)}, got {', '.join(sorted(arrays))}")
     starts, ids = arrays["output.starts"], arrays["output.label_ids"]
@@ -293,10 +292,11 @@ def check_arrays(inputs: int, labels: int, arrays: Mapping[str, np.ndarray]) -> 
         raise ValueError(f"output.starts must ascend from 0 to {pairs}")
     if pairs and not 0 <= ids.min() <= ids.max() < labels:
         raise ValueError(f"output.label_ids must be in 0..{labels - 1}")
-    words = np.repeat(np.arange(inputs), np.diff(starts))
-    if (np.diff(words * labels + ids) <= 0).any():
+    found = np.repeat(np.arange(inputs) * labels, np.diff(starts))
+    found += ids
+    if (found[1:] <= found[:-1]).any():
         raise ValueError("output.label_ids must ascend within each word")
     for name in ("output.squares", "output.bias_squares"):
         if (arrays[name] < 0).any():
             raise ValueError(f"{name} must not be negative")
-    return words
+    return found

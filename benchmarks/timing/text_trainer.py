@@ -3,6 +3,7 @@ sends it a `Request`, and gets `{"result": ...}`, or `{"error": ...}` where it h
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import resource
 import sys
@@ -52,7 +53,7 @@ class Trained(NamedTuple):
     """A training, and how the labels of instances are predicted after it: ids int64 [instances, 5]
     of CSR features."""
 
-    train: Callable[[], None]
+    train: Callable[[], object]
     predict: Callable[[sp.csr_array], np.ndarray]
 
 
@@ -61,13 +62,12 @@ def fanin(request: Request, data: Dataset, folder: Path) -> Trained:
 
     model = FanInClassifier(threads=request.threads, random_state=request.seed)
     x, y = data.train_x, data.train_y
-    return Trained(lambda: model.fit(x, y) and None, lambda x: model.predict_top_k(x, _K).ids)
+    return Trained(lambda: model.fit(x, y), lambda x: model.predict_top_k(x, _K).ids)
 
 
 def omikuji(request: Request, data: Dataset, folder: Path) -> Trained:
     """By its own defaults. It reads a text file, which is written before."""
-    import omikuji as package
-
+    package = importlib.import_module("omikuji")
     path = folder / "train.txt"
     write_text(path, data.train_x, data.train_y)
     parameters = package.Model.default_hyper_param()
