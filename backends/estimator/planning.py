@@ -109,7 +109,7 @@ def make_plan(settings: Settings, data: Instances, data_bytes: int) -> Plan:
     if isinstance(setup, OneVersusRestSetup):
         assert isinstance(recipe, OneVersusRestRecipe) and isinstance(features, sp.csr_array)
         backend = "no backend"
-        expected = words_estimate(setup, recipe, features, positives, settings.cpu_threads)
+        expected = words_estimate(setup, features, positives, settings.cpu_threads)
         steps = steps_of(recipe, instances)
     else:
         assert isinstance(recipe, Recipe)
