@@ -14,7 +14,7 @@ from fanin.backends.words.setup import OneVersusRestSetup
 _OVERHEAD = 16 << 20
 # Bytes of a pair while pairs are laid out anew, beside the new arrays; and of a value of a product
 # while pairs are chosen.
-_PAIR_BYTES, _VALUE_BYTES = 36, 32
+_PAIR_BYTES, _VALUE_BYTES = 40, 32
 
 
 def words_estimate(
