@@ -220,8 +220,8 @@ def _base_and_ending(folder: Path, features: str) -> tuple[str, str]:
 def is_sparse(folder: Path, features: str) -> bool:
     """Whether features of that name are sparse here; False where there are none."""
     base, ending = _base_and_ending(folder, features)
-    found = first_file(folder, "train", feature_files(base))
-    return not ending and found is not None and found[0].suffix != ".npy"
+    file = first_file(folder, "train", feature_files(base))
+    return not ending and file is not None and file[0].suffix != ".npy"
 
 
 def _reduced(

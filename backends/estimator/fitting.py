@@ -176,8 +176,8 @@ def _fit_words(
     best: dict[str, np.ndarray] | None = None
     best_epoch, most = 0, -1.0
     with FitProgress(steps, verbose) as progress:
-        told = progress.step, progress.phase
-        passes = train(setup, recipe, *_words(training), seed, settings.threads, *told)
+        callbacks = progress.step, progress.phase
+        passes = train(setup, recipe, *_words(training), seed, settings.threads, *callbacks)
         for model, loss in passes:
             epoch = Epoch(loss, None)
             if validation:

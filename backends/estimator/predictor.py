@@ -59,10 +59,10 @@ class BlockPredictor(ABC):
         ValueError naming what is wrong, or where k is not in 1..labels."""
         self.setup.check_k(k)
         x = self._known(x)
-        found = TopK(np.empty((x.shape[0], k), np.int64), np.empty((x.shape[0], k), np.float32))
+        best = TopK(np.empty((x.shape[0], k), np.int64), np.empty((x.shape[0], k), np.float32))
         for block, features in self._blocks(x, self._block_size()):
-            found.ids[block], found.scores[block] = self._top_k(features, k)
-        return found
+            best.ids[block], best.scores[block] = self._top_k(features, k)
+        return best
 
     def scores(self, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
         """Scores of all labels, float32 [block, labels], for one block of instances after the
@@ -137,7 +137,7 @@ class Predictor(BlockPredictor):
         check_arrays(setup, arrays)
         super().__init__(setup, threads)
         self._transform = FeatureTransform.from_arrays(arrays)
-        self._held: dict[str, np.ndarray] = {
+        self._inside_arrays: dict[str, np.ndarray] = {
             name: self._inside(name, arrays[name])
             for name in setup.array_shapes()
             if name not in self._transform.arrays
@@ -157,28 +157,28 @@ class Predictor(BlockPredictor):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by their names in `LayerSetup.array_shapes`; views where that is possible."""
-        held = {
+        arrays = {
             name: array.T if self._is_transposed(name) else array
-            for name, array in self._held.items()
+            for name, array in self._inside_arrays.items()
         }
-        named = held | self._transform.arrays
+        named = arrays | self._transform.arrays
         return {name: named[name] for name in self.setup.array_shapes()}
 
     def _top_k(self, features: Any, k: int) -> TopK:
         scores, ids = top_k(
             self._output_inputs(features),
-            self._held["output.weights"],
-            self._held["output.bias"],
+            self._inside_arrays["output.weights"],
+            self._inside_arrays["output.bias"],
             k,
-            indices=self._held.get("output.indices"),
+            indices=self._inside_arrays.get("output.indices"),
             threads=self.threads,
         )
         return TopK(ids, scores)
 
     def _scores(self, features: Any) -> np.ndarray:
         outputs = self._output_inputs(features)
-        weights, bias = self._held["output.weights"], self._held["output.bias"]
-        indices = self._held.get("output.indices")
+        weights, bias = self._inside_arrays["output.weights"], self._inside_arrays["output.bias"]
+        indices = self._inside_arrays.get("output.indices")
         if indices is None:
             return dense_forward(outputs, weights, bias, threads=self.threads)
         return fan_in_linear(outputs, indices, weights, bias, threads=self.threads)
@@ -187,7 +187,10 @@ class Predictor(BlockPredictor):
         read = self._transform.apply(features, self.threads)
         if not self.setup.intermediate:
             return np.ascontiguousarray(read)
-        weights, bias = self._held["intermediate.weights"], self._held["intermediate.bias"]
+        weights, bias = (
+            self._inside_arrays["intermediate.weights"],
+            self._inside_arrays["intermediate.bias"],
+        )
         if self.setup.sparse_features:
             words = by_instance(read)
             return sparse_forward(*words, weights, bias, relu=True, threads=self.threads)

@@ -112,18 +112,18 @@ class OneVersusRest:
 
     def _in_order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs, weights and squares in the order of the pairs."""
-        held = self._pairs
-        assert held.squares is not None
-        blocks = len(held.pair_starts)
-        lengths = np.diff(held.pair_starts, axis=1).ravel()
+        laid_out = self._pairs
+        assert laid_out.squares is not None
+        blocks = len(laid_out.pair_starts)
+        lengths = np.diff(laid_out.pair_starts, axis=1).ravel()
         pairs = np.repeat(np.tile(np.arange(self.inputs) * self.labels, blocks), lengths)
-        of_blocks = (held.pair_starts[:, -1] - held.pair_starts[:, 0]).astype(int)
-        pairs += np.repeat(np.arange(blocks) * held.block_labels, of_blocks)
-        pairs += held.pair_labels
+        of_blocks = (laid_out.pair_starts[:, -1] - laid_out.pair_starts[:, 0]).astype(int)
+        pairs += np.repeat(np.arange(blocks) * laid_out.block_labels, of_blocks)
+        pairs += laid_out.pair_labels
         if blocks == 1:
-            return pairs, held.weights, held.squares
+            return pairs, laid_out.weights, laid_out.squares
         order = np.argsort(pairs, kind="stable")
-        return pairs[order], held.weights[order], held.squares[order]
+        return pairs[order], laid_out.weights[order], laid_out.squares[order]
 
     def weights(self) -> dict[str, np.ndarray]:
         """The model's arrays by name, from which training can go on.
@@ -135,15 +135,15 @@ class OneVersusRest:
         """
         pairs, weights, squares = self._in_order()
         starts = np.searchsorted(pairs, np.arange(self.inputs + 1) * self.labels)
-        held = self._pairs
-        assert held.bias_squares is not None
+        laid_out = self._pairs
+        assert laid_out.bias_squares is not None
         return {
             "output.starts": starts.astype(np.int64),
             "output.label_ids": (pairs % self.labels).astype(np.int32),
             "output.weights": weights,
-            "output.bias": held.bias,
+            "output.bias": laid_out.bias,
             "output.squares": squares,
-            "output.bias_squares": held.bias_squares,
+            "output.bias_squares": laid_out.bias_squares,
         }
 
     @classmethod
@@ -203,7 +203,7 @@ class OneVersusRest:
 
     def _add(self, added: np.ndarray) -> int:
         pairs, weights, squares = self._in_order()
-        held = self._pairs
+        laid_out = self._pairs
         places = np.searchsorted(pairs, added)
         # The least sum is that of a pair which was hardly trained.
         least = squares.min() if len(squares) else _SQUARES
@@ -212,7 +212,7 @@ class OneVersusRest:
         weights = np.insert(weights, places, 0)
         squares = np.insert(squares, places, least)
         del places
-        self._lay_out(pairs, held.bias, weights, squares, held.bias_squares)
+        self._lay_out(pairs, laid_out.bias, weights, squares, laid_out.bias_squares)
         return len(added)
 
     def _errors(self, x: sp.csr_array, y: sp.csr_array) -> sp.csr_array:
@@ -290,11 +290,11 @@ def check_arrays(inputs: int, labels: int, arrays: Mapping[str, np.ndarray]) -> 
         raise ValueError(f"output.starts must ascend from 0 to {pairs}")
     if pairs and not 0 <= ids.min() <= ids.max() < labels:
         raise ValueError(f"output.label_ids must be in 0..{labels - 1}")
-    found = np.repeat(np.arange(inputs) * labels, np.diff(starts))
-    found += ids
-    if (found[1:] <= found[:-1]).any():
+    keys = np.repeat(np.arange(inputs) * labels, np.diff(starts))
+    keys += ids
+    if (keys[1:] <= keys[:-1]).any():
         raise ValueError("output.label_ids must ascend within each word")
     for name in ("output.squares", "output.bias_squares"):
         if (arrays[name] < 0).any():
             raise ValueError(f"{name} must not be negative")
-    return found
+    return keys

@@ -96,9 +96,9 @@ def training(setup, storage):
     assert_near(*losses, tolerance)
     state = copied(gpu.optimizer_arrays())
     for name, array in {**cpu.weights(), **copied(cpu.optimizer_arrays())}.items():
-        found = state[name] if name in state else gpu.array(name)
-        assert found.dtype == array.dtype, name
-        assert_near(found, array, tolerance)
+        on_gpu = state[name] if name in state else gpu.array(name)
+        assert on_gpu.dtype == array.dtype, name
+        assert_near(on_gpu, array, tolerance)
     if storage == Storage():
         (block,) = batches(setup, 1, 20)
         np.testing.assert_array_equal(gpu.top_k(block.features, 5), cpu.top_k(block.features, 5))

@@ -21,8 +21,8 @@ class Layer:
         """Of one instance, [labels]. A word that stands twice counts twice."""
         scores = self.bias.copy()
         for word, value in zip(words, values, strict=True):
-            here = self.words == word
-            np.add.at(scores, self.labels[here], value * self.weights[here])
+            own = self.words == word
+            np.add.at(scores, self.labels[own], value * self.weights[own])
         return scores
 
     def step(self, words, values, positives, rate, bias_rate, threshold=-4.0, loss="bce"):
@@ -35,8 +35,8 @@ class Layer:
         gradient = np.where(looked, gradient, 0)
         self._update(self.bias, self.bias_squares, looked, gradient, bias_rate)
         for word, value in zip(words, values, strict=True):
-            here = (self.words == word) & looked[self.labels]
-            self._update(self.weights, self.squares, here, gradient[self.labels] * value, rate)
+            own = (self.words == word) & looked[self.labels]
+            self._update(self.weights, self.squares, own, gradient[self.labels] * value, rate)
         return losses[looked].sum()
 
     @staticmethod

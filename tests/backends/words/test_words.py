@@ -54,8 +54,8 @@ def in_model(model):
     arrays = model.weights()
     parts = arrays["output.weights"], arrays["output.label_ids"], arrays["output.starts"]
     shape = (model.inputs, model.labels)
-    there = sp.csr_array((np.ones(len(parts[0])), *parts[1:]), shape=shape).toarray()
-    return sp.csr_array(parts, shape=shape).toarray(), there > 0
+    counts = sp.csr_array((np.ones(len(parts[0])), *parts[1:]), shape=shape).toarray()
+    return sp.csr_array(parts, shape=shape).toarray(), counts > 0
 
 
 def precision(model, x=TEST_X, y=TEST_Y):

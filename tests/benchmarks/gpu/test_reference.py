@@ -76,10 +76,10 @@ def test_chosen_sources_are_the_tests_own(random):
     place = {"random": random, "seed": 9, "first_label": 5}
     expected = choose_reference.sources(sums, counts, mean, 7, scale=scale, **place)
     drawn = new_sources(5 * 7 + np.arange(80 * 7), 30, 9).reshape(80, 7).astype(np.int64)
-    found = reference.chosen_sources(
+    results = reference.chosen_sources(
         *map(torch.from_numpy, (sums, counts, mean, scale, drawn)), random
     )
-    for result, wanted in zip(found, expected, strict=True):
+    for result, wanted in zip(results, expected, strict=True):
         np.testing.assert_array_equal(result, wanted)
 
 
