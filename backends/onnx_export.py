@@ -1,13 +1,14 @@
-"""A trained model as an ONNX file, which runs without fanin: `export`.
+"""A trained model as an ONNX file, which runs without fanin: `export`, and for labels that read
+words `export_one_versus_rest`.
 
 Fixed fan-in is an operator that ONNX does not have. So the file defines it, as a function
-`FanInLinear` of the domain `fanin`, made of ONNX's own operators. Any runtime can run these; one
-that has an operator of this name may run that instead.
+`FanInLinear` of the domain `fanin`, made of ONNX's own operators; likewise `OneVersusRest`. Any
+runtime can run these; one that has an operator of this name may run that instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy as np
 from fanin.backends.arrays import check_arrays
 from fanin.backends.features import DICTIONARY, SCALE
 from fanin.backends.setup import Dense, LayerSetup, index_dtype
+from fanin.backends.words.model import check_arrays as check_words
+from fanin.backends.words.setup import OneVersusRestSetup
 from fanin.datasets.file_errors import naming
 from fanin.kernels.kept_files import replacing
 
@@ -28,6 +31,11 @@ except ModuleNotFoundError as error:
 MOST_BYTES_WITHIN = 1 << 30
 _ALIGNMENT = 4096  # of arrays in the second file, so that runtimes can map them into memory
 _BLOCK_BYTES = 1 << 26  # of an array that is transposed, so that no whole copy is made
+
+# Names and values, one after the other.
+Arrays = Iterator[tuple[str, np.ndarray]]
+# The columns of each instance that are not 0, and their values.
+_SPARSE = "int64[batch, stored] columns, float[batch, stored] values"
 
 # Version 23 of ONNX's operators came in 2025; nothing of later versions is used. The text is
 # ONNX's own form for reading (`onnx.parser`).
@@ -60,6 +68,23 @@ FanInLinear (features, indices, weights, bias) => (scores)
     after = Add (before, terms)
   }}> (start, indices, weights)
 }}
+"""
+# scores[b, l] = bias[l] + sum of weights[p] * features[b, words[p]] over the pairs p of label l.
+_ONE_VERSUS_REST = """
+<domain: "fanin", opset_import: ["": 23]>
+OneVersusRest (features, words, label_ids, weights, bias) => (scores)
+{
+  batch = Shape <start = 0, end = 1> (features)
+  labels = Shape (bias)
+  pairs = Shape (words)
+  size = Concat <axis = 0> (batch, labels)
+  size_of_pairs = Concat <axis = 0> (batch, pairs)
+  start = Expand (bias, size)
+  ids_of_all = Expand (label_ids, size_of_pairs)
+  read = Gather <axis = 1> (features, words)
+  terms = Mul (read, weights)
+  scores = ScatterElements <axis = 1, reduction = "add"> (start, ids_of_all, terms)
+}
 """
 
 
@@ -99,36 +124,93 @@ def export(
             "sparse features need an intermediate layer or a dictionary that reads them; this "
             "model takes dense ones in ONNX"
         )
-    path = Path(path)
+    _write(_model(setup, top_k, sparse_features), lambda: _stored(setup, arrays), Path(path))
+
+
+def export_one_versus_rest(
+    setup: OneVersusRestSetup,
+    arrays: Mapping[str, np.ndarray],
+    path: Path | str,
+    *,
+    top_k: int | None = None,
+) -> None:
+    """Write a trained one-versus-rest model as an ONNX file.
+
+    arrays: those of `OneVersusRest.weights`. The file's inputs are `columns` int64 and `values`
+    float32, both [batch, stored], as `export` has them for sparse features; the model scales each
+    instance to length 1 itself. Outputs, files and errors are those of `export`. When it runs,
+    arrays [batch, inputs] and some of [batch, pairs] are made: give it few instances at a time.
+    """
+    check_words(setup.inputs, setup.labels, arrays)
+    if top_k is not None:
+        setup.check_k(top_k)
+    _write(_words_model(setup, top_k), lambda: _stored_words(arrays), Path(path))
+
+
+def _write(model: onnx.ModelProto, stored: Callable[[], Arrays], path: Path) -> None:
+    """Write a model with the arrays that `stored` gives, one after the other, at each call."""
     beside = path.with_name(f"{path.name}.data")
-    model = _model(setup, top_k, sparse_features)
-    size = sum(array.nbytes for _, array in _stored(setup, arrays))
+    size = sum(array.nbytes for _, array in stored())
     if size <= MOST_BYTES_WITHIN:
-        for name, array in _stored(setup, arrays):
+        for name, array in stored():
             model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
         with naming(path), replacing(path) as made:
             made.write_bytes(model.SerializeToString())
         beside.unlink(missing_ok=True)  # of a larger model that was at this path
         return
     with naming(path), replacing(path) as made, replacing(beside) as made_beside:
-        _write_beside(model, _stored(setup, arrays), made_beside, beside.name)
+        _write_beside(model, stored(), made_beside, beside.name)
         made.write_bytes(model.SerializeToString())
         path.unlink(missing_ok=True)  # an older model must never be read with the new arrays
 
 
 def _model(setup: LayerSetup, top_k: int | None, sparse_features: bool) -> onnx.ModelProto:
     """The model without its arrays."""
-    inputs = f"float[batch, {setup.inputs}] features"
-    if sparse_features:
-        inputs = "int64[batch, stored] columns, float[batch, stored] values"
-    outputs = f"float[batch, {setup.labels}] scores"
-    if top_k is not None:
-        outputs = f"float[batch, {top_k}] scores, int64[batch, {top_k}] label_ids"
+    inputs = _SPARSE if sparse_features else f"float[batch, {setup.inputs}] features"
+    outputs = _outputs(setup.labels, top_k)
     nodes = "\n  ".join(_nodes(setup, top_k, sparse_features))
     text = _MODEL.format(inputs=inputs, outputs=outputs, nodes=nodes)
     if not isinstance(setup.output, Dense):
         text += _FAN_IN_LINEAR.format(index_type=index_dtype(setup.output_inputs).__name__)
     return onnx.parser.parse_model(text)
+
+
+def _words_model(setup: OneVersusRestSetup, top_k: int | None) -> onnx.ModelProto:
+    """A one-versus-rest model without its arrays."""
+    result = "scores" if top_k is None else "all_scores"
+    nodes = [
+        "axis = Constant <value_ints = [1]> ()",
+        "lengths = ReduceL2 (values, axis)",
+        "zero = Constant <value_float = 0.0> ()",
+        "one = Constant <value_float = 1.0> ()",
+        "is_empty = Equal (lengths, zero)",
+        "divisors = Where (is_empty, one, lengths)",
+        "scaled = Div (values, divisors)",
+        "batch_size = Shape <start = 0, end = 1> (values)",
+        f"inputs = Constant <value_ints = [{setup.inputs}]> ()",
+        "size = Concat <axis = 0> (batch_size, inputs)",
+        "zeros = Expand (zero, size)",
+        'features = ScatterElements <axis = 1, reduction = "add"> (zeros, columns, scaled)',
+        f'{result} = fanin.OneVersusRest (features, "output.words", "output.label_ids", '
+        '"output.weights", "output.bias")',
+        *_best(result, top_k),
+    ]
+    outputs = _outputs(setup.labels, top_k)
+    text = _MODEL.format(inputs=_SPARSE, outputs=outputs, nodes="\n  ".join(nodes))
+    return onnx.parser.parse_model(text + _ONE_VERSUS_REST)
+
+
+def _outputs(labels: int, top_k: int | None) -> str:
+    if top_k is None:
+        return f"float[batch, {labels}] scores"
+    return f"float[batch, {top_k}] scores, int64[batch, {top_k}] label_ids"
+
+
+def _best(scores: str, top_k: int | None) -> Iterator[str]:
+    """The operators that choose the best labels, where they are wanted."""
+    if top_k is not None:
+        yield f"k = Constant <value_ints = [{top_k}]> ()"
+        yield f"scores, label_ids = TopK ({scores}, k)"
 
 
 def _nodes(setup: LayerSetup, top_k: int | None, sparse_features: bool) -> Iterator[str]:
@@ -165,14 +247,19 @@ def _nodes(setup: LayerSetup, top_k: int | None, sparse_features: bool) -> Itera
     else:
         layer = '"output.indices", "output.weights", "output.bias"'
         yield f"{result} = fanin.FanInLinear ({read}, {layer})"
-    if top_k is not None:
-        yield f"k = Constant <value_ints = [{top_k}]> ()"
-        yield f"scores, label_ids = TopK ({result}, k)"
+    yield from _best(result, top_k)
 
 
-def _stored(
-    setup: LayerSetup, arrays: Mapping[str, np.ndarray]
-) -> Iterator[tuple[str, np.ndarray]]:
+def _stored_words(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """The arrays of a one-versus-rest model as the file has them."""
+    starts = arrays["output.starts"]
+    yield "output.words", np.repeat(np.arange(len(starts) - 1, dtype=np.int32), np.diff(starts))
+    yield "output.label_ids", np.asarray(arrays["output.label_ids"], np.int32)
+    yield "output.weights", np.asarray(arrays["output.weights"], np.float32)
+    yield "output.bias", np.asarray(arrays["output.bias"], np.float32)
+
+
+def _stored(setup: LayerSetup, arrays: Mapping[str, np.ndarray]) -> Arrays:
     """The arrays as the file has them, one after the other; some are views, transposed."""
     of_connections = {*setup.index_arrays(), "output.weights"}
     for name in setup.array_shapes():
@@ -197,7 +284,7 @@ def _stored(
 
 def _with_equal_fan_in(
     labels: int, rows: np.ndarray, columns: np.ndarray, weights: np.ndarray
-) -> Iterator[tuple[str, np.ndarray]]:
+) -> Arrays:
     """Unstructured connections as indices and weights [most connections of a label, labels]; those
     that are added read input 0 and have a weight of 0."""
     most = np.bincount(rows).max()
@@ -208,9 +295,7 @@ def _with_equal_fan_in(
         yield name, padded
 
 
-def _write_beside(
-    model: onnx.ModelProto, arrays: Iterator[tuple[str, np.ndarray]], path: Path, file_name: str
-) -> None:
+def _write_beside(model: onnx.ModelProto, arrays: Arrays, path: Path, file_name: str) -> None:
     """Write arrays to `path`, and where they stand into the model, for a file of that name beside
     it."""
     with path.open("wb") as file:

@@ -24,6 +24,7 @@ from fanin.backends.estimator.fitting import (
     trainer_of,
 )
 from fanin.backends.estimator.inputs import copied_bytes, known_x
+from fanin.backends.estimator.onnx import export_predictor
 from fanin.backends.estimator.planning import Plan, make_plan
 from fanin.backends.estimator.predictor import AnySetup, BlockPredictor, TopK
 from fanin.backends.estimator.settings import Settings
@@ -306,6 +307,10 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
             None if names is None else tuple(names),
         )
         saved.save(model, path)
+
+    def export_onnx(self, path: str | os.PathLike[str], top_k: int | None = None) -> None:
+        """Write the model as an ONNX file: see `export_predictor`."""
+        export_predictor(self._fitted(), path, top_k)
 
     @classmethod
     def from_saved(

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from fanin.backends.estimator.onnx import export_predictor
 from fanin.backends.estimator.predictor import AnySetup, BlockPredictor, Predictor, TopK
 from fanin.backends.estimator.words import WordsPredictor
 from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup
@@ -65,6 +66,10 @@ class SavedModel:
         X: finite numbers [instances, inputs], dense or SciPy sparse. `classes[ids]` are the labels'
         names. ValueError naming what is wrong."""
         return self.predictor.top_k(X, k)
+
+    def export_onnx(self, path: str | os.PathLike[str], top_k: int | None = None) -> None:
+        """See `export_predictor`."""
+        export_predictor(self.predictor, path, top_k)
 
 
 def save(model: SavedModel, path: str | os.PathLike[str]) -> None:

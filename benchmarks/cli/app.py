@@ -12,6 +12,7 @@ from fanin.backends.estimator.saved import ModelError
 from fanin.benchmarks.cli.codes import INTERRUPTED
 from fanin.benchmarks.cli.compare import compare
 from fanin.benchmarks.cli.data import COMMANDS as DATA_COMMANDS
+from fanin.benchmarks.cli.export import export
 from fanin.benchmarks.cli.info import info
 from fanin.benchmarks.cli.output import stop, stop_for
 from fanin.benchmarks.cli.plan import plan
@@ -61,7 +62,7 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for _command in (reproduce, compare, plan, report, predict, info):
+for _command in (reproduce, compare, plan, report, predict, export, info):
     app.command()(friendly(_command))
 
 _data = typer.Typer(

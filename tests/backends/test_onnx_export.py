@@ -17,8 +17,10 @@ from setups import every_setup, random_batches, setup_name, trainer
 
 from fanin.backends import onnx_export
 from fanin.backends.arrays import initial_arrays
-from fanin.backends.onnx_export import export
+from fanin.backends.onnx_export import export, export_one_versus_rest
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.words.model import OneVersusRest
+from fanin.backends.words.setup import OneVersusRestSetup
 
 SETUPS = every_setup(12, 40, 9)
 each_setup = pytest.mark.parametrize(
@@ -225,6 +227,32 @@ def test_stopped_between_its_two_files_it_leaves_no_model(tmp_path, monkeypatch)
     assert os.listdir(tmp_path) == ["model.onnx.data"]
 
 
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_one_versus_rest(tmp_path, top_k):
+    setup, rng = OneVersusRestSetup(60, 40, 4), np.random.default_rng(6)
+    pairs = np.sort(rng.choice(60 * 40, 160, replace=False))  # some labels have none
+    model = OneVersusRest(
+        *(60, 40, pairs, rng.standard_normal(40, np.float32)),
+        *(rng.standard_normal(160, np.float32), np.ones(160, np.float32)),
+    )
+    features = some_features(setup) * (rng.random((33, 60)) < 0.2)
+    features[7] = 0
+    path = tmp_path / "model.onnx"
+    export_one_versus_rest(setup, model.weights(), path, top_k=top_k)
+    onnx.checker.check_model(path, full_check=True)
+    columns, values = as_sparse(features, 50)
+    outputs = in_onnxruntime(path, columns=columns, values=values)
+    weights = np.zeros((60, 40))
+    weights.flat[pairs] = model.weights()["output.weights"]
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    scores = features / np.where(lengths, lengths, 1) @ weights + model.weights()["output.bias"]
+    if top_k is None:
+        assert_near(outputs[0], scores, 1e-6)
+    else:
+        np.testing.assert_array_equal(outputs[1], np.argsort(-scores, axis=1)[:, :5])
+        assert_near(outputs[0], -np.sort(-scores, axis=1)[:, :5], 1e-6)
+
+
 def test_what_cannot_be_exported(tmp_path):
     setup = SETUPS[2]
     arrays, path = some_arrays(setup), tmp_path / "model.onnx"
@@ -232,6 +260,8 @@ def test_what_cannot_be_exported(tmp_path):
         export(setup, {}, path)
     with pytest.raises(ValueError, match=r"k must be in 1\.\.40"):
         export(setup, arrays, path, top_k=41)
+    with pytest.raises(ValueError, match=r"arrays must be output\.starts"):
+        export_one_versus_rest(OneVersusRestSetup(60, 40, 4), {}, path)
     with pytest.raises(ValueError, match="sparse features need an intermediate layer"):
         export(setup, arrays, path, sparse_features=True)
     assert not list(tmp_path.iterdir())
