@@ -38,11 +38,14 @@ def start_from_checkout() -> None:
     """
     folder = ROOT / "build" / "gpu" / "path"
     (folder / "fanin").mkdir(parents=True, exist_ok=True)
-    for name in PACKAGES:
+    targets = {name: ROOT / name for name in PACKAGES}
+    # Without it, an installed fanin would be imported: a package goes before folders without one.
+    targets["__init__.py"] = ROOT / "backends" / "package_init.py"
+    for name, target in targets.items():
         link = folder / "fanin" / name
-        if not link.exists() or link.resolve() != ROOT / name:
+        if not link.exists() or link.resolve() != target:
             link.unlink(missing_ok=True)
-            link.symlink_to(ROOT / name, target_is_directory=True)
+            link.symlink_to(target, target_is_directory=target.is_dir())
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-P", "-m", "fanin.benchmarks.gpu", *sys.argv[1:]]
     os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})
