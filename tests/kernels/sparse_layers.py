@@ -52,7 +52,8 @@ def check_steps(rng, batch, inputs, units, *, relu=True, rows=False, steps=3, th
         outputs = kernels.sparse_forward(
             *features, weights.values, bias.values, relu=relu, threads=threads
         )
-        near(outputs, layer.outputs(dense(features, inputs)), 5e-6)
+        # Of terms of size 1: where all outputs all but cancel, their rounding stays.
+        near(outputs, layer.outputs(dense(features, inputs)), 5e-6, 1.0)
         grad = rng.standard_normal((batch, units)).astype(np.float32)
         words = kernels.by_words(*features)
         before = weights.values.copy()
