@@ -129,9 +129,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 def _exchange(one: Path, other: Path) -> None:
     """Let two folders change places at once; where the file system cannot, one after the other."""
     libc = ctypes.CDLL(None)
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
+    current_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
     paths = os.fsencode(one), os.fsencode(other)
-    if hasattr(libc, "renameat2") and not libc.renameat2(here, paths[0], here, paths[1], exchange):
+    if hasattr(libc, "renameat2") and not libc.renameat2(
+        current_folder, paths[0], current_folder, paths[1], exchange
+    ):
         return
     aside = one.with_name(f"{one.name}.old")
     os.rename(other, aside)

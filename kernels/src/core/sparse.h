@@ -92,7 +92,7 @@ template <class W>
 FANIN_FN void instance_outputs(const SparseForwardCall &c, int64_t instance, int64_t block) {
   const W *const weights = static_cast<const W *>(c.weights);
   int64_t begin = c.starts[instance], end = c.starts[instance + 1];
-  const bool good = divides(begin, end, c.stored);
+  const bool good = in_bounds(begin, end, c.stored);
   if (!good) begin = end = 0;
   each_part(c.units, block, [&](auto chunks, int64_t first, int count) FANIN_INLINE {
     constexpr int n = decltype(chunks)::value;
@@ -156,7 +156,7 @@ struct WordValues {
 };
 FANIN_FN WordValues values_of(const SparseUpdateCall &c, int64_t i) {
   const int64_t begin = c.word_starts[i], end = c.word_starts[i + 1];
-  if (divides(begin, end, c.stored)) return {begin, end, true};
+  if (in_bounds(begin, end, c.stored)) return {begin, end, true};
   return {0, 0, false};
 }
 // Whether word i has a row that no other one updates.
