@@ -97,9 +97,6 @@ FANIN_FN void by_one(const F &f) {
 }
 #endif
 
-// A bit for each of the first `lanes` lanes, at most 32.
-FANIN_FN uint32_t mask_of_first(int64_t lanes) { return lanes < kLanes ? (1u << lanes) - 1 : ~0u; }
-
 // Whether the values from begin to end - 1 are stored ones.
 FANIN_FN bool in_bounds(int64_t begin, int64_t end, int64_t stored) {
   return !kOnGpu || (0 <= begin && begin <= end && end <= stored);
