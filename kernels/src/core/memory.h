@@ -147,7 +147,7 @@ static inline uint64_t workspace_bytes(const DenseUpdateCall &c) {
 
 struct SparseUpdateMemory {
   float *grads;    // [batch, units]: what relu lets through; null without relu
-  float *scratch;  // of a CPU's threads, one row of a gradient each
+  float *scratch;  // a row's gradient for each of a CPU's threads
   int64_t scratch_size;
   uint64_t bytes;
 };
@@ -256,7 +256,7 @@ static inline uint64_t workspace_bytes(const WordsStepCall &c) {
   return words_memory(c, nullptr).bytes;
 }
 
-// Few instances are divided by blocks of labels, so that all threads have something to do. Each
+// Where instances are few, threads divide the blocks of labels too, so that all have work. Each
 // block then has a list of its best labels, and the lists are merged.
 FANIN_ANYWHERE static inline bool by_blocks(const WordsTopKCall &c) {
   constexpr int64_t few = 256;  // on a GPU
@@ -270,7 +270,7 @@ struct WordsTopKMemory {
   uint32_t *seen;
   float *scores;  // [scorers][block_labels], in whole groups
   int64_t scores_size, scorers;
-  int64_t *list_ids;   // [batch][blocks][list_length] where it is done by blocks
+  int64_t *list_ids;   // by blocks: [batch][blocks][list_length]
   float *list_scores;  // likewise; or [batch][k] where the caller does not want the scores
   int64_t *used;       // [batch][blocks], for merging
   uint64_t bytes;

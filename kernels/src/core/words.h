@@ -2,11 +2,11 @@
 // instance after the other. Written once for a CPU thread and for all threads of a GPU's block,
 // which work on one block of labels at a time.
 //
-// The pairs of a block of labels stand by word. So the scores of an instance are sums over the
-// lists of its words: the labels in a list differ, and threads share it out. Between two lists
-// they wait, since both may have the same label.
+// The pairs of a block of labels stand by word: each word has a list of pairs. The scores of an
+// instance are sums over the lists of its words. The labels in a list differ, so the threads of a
+// block share it. They wait between two lists, since both may have the same label.
 //
-// On a CPU all words and pairs have been looked at before. A GPU looks at them here.
+// A CPU has checked all words and pairs before. A GPU checks them in this file.
 #pragma once
 
 #include <math.h>
@@ -19,12 +19,12 @@
 namespace fanin {
 namespace FANIN_TARGET {
 
-// A list that is so many times as long as there are labels to update is not walked along: each
-// label is searched for in it. With 8 a step took 0.43 s where with 20 it takes 0.39 (86,000 pairs
-// of an instance's words, 10,658 labels, AMD Zen 5).
+// Where a list is more than this many times as long as the list of labels to update, each of these
+// labels is searched for. Shorter lists are read from end to end. A step took 0.43 s with 8, and
+// takes 0.39 s with 20 (86,000 pairs of an instance's words, 10,658 labels, AMD Zen 5).
 constexpr int64_t kSearched = 20;
-// So many values before its list is read, where that stands is fetched, and half as many before,
-// the list itself.
+// The start of a list is fetched this many values before the list is read, and the list itself half
+// as many before.
 constexpr int64_t kListAhead = 4;
 
 // Who works on a block of labels.
@@ -44,7 +44,7 @@ struct Crew {
   }
   FANIN_FN void sync() const { __syncthreads(); }
   FANIN_FN void set_bit(uint32_t *bits, int i) const { atomicOr(bits + i / 32, 1u << i % 32); }
-  // Places of a list are taken from 0 on. Whole warps take them; the first one is returned.
+  // Takes places of a list, from 0 on, for a whole warp. Returns the first of them.
   FANIN_FN void clear_taken() const {
     if (threadIdx.x == 0) *counter = 0;
   }
@@ -93,8 +93,8 @@ struct LabelBlock {
 struct Range {
   int64_t begin, end;
 };
-// The stored values of an instance. On a GPU what cannot be followed is empty, and then *good
-// becomes false; so it is below.
+// The stored values of an instance. On a GPU a range that is out of bounds becomes empty, and *good
+// false. The functions below do the same.
 FANIN_FN Range values_of(const WordsCall &c, int64_t instance, bool *good) {
   const Range values{c.starts[instance], c.starts[instance + 1]};
   if (in_bounds(values.begin, values.end, c.stored)) return values;
@@ -334,8 +334,8 @@ FANIN_FN int64_t labels_in_list(const WordsTopKCall &c, int64_t block) {
   return smaller<int64_t>(list_length(c), LabelBlock(c, block).labels);
 }
 
-// Merges the lists of all blocks for one instance. Of equal scores that of the earlier block has
-// the lower label.
+// Merges the lists of all blocks for one instance. Of equal scores, the one of the earlier block
+// has the lower label.
 FANIN_FN void merge_lists(const WordsTopKCall &c, const WordsTopKMemory &memory, int64_t instance) {
   const int64_t length = list_length(c);
   const int64_t *const ids = memory.list_ids + instance * c.blocks * length;
@@ -355,7 +355,8 @@ FANIN_FN void merge_lists(const WordsTopKCall &c, const WordsTopKMemory &memory,
   }
 }
 
-// The ranking of an instance, as far as `labels` labels have been offered, of all blocks or of one.
+// The ranking of an instance after `labels` labels have been offered: among the labels of all
+// blocks, or of one.
 FANIN_FN Ranking ranking_of(const WordsTopKCall &c, const WordsTopKMemory &memory, int64_t instance,
                             int64_t labels) {
   float *const scores = c.scores ? c.scores : memory.list_scores;
