@@ -37,6 +37,8 @@ def by_words(values: np.ndarray, starts: np.ndarray, columns: np.ndarray) -> Wor
             f"columns must be int32 and one for each of the {values.size} values, got "
             f"{columns.dtype.name} {list(columns.shape)}"
         )
+    if not starts.size:
+        raise ValueError("starts must have at least 1 element")
     begin, end = int(starts[0]), int(starts[-1])
     if begin < 0 or end > values.size or (np.diff(starts) < 0).any():
         raise ValueError(f"starts must ascend from 0 to at most {values.size}")

@@ -210,6 +210,8 @@ def test_arrays_that_do_not_fit_each_other_have_no_order():
     for wrong in ([0, 2, 4], [-1, 2, 3], [0, 2, 1]):
         with pytest.raises(ValueError, match="starts must ascend from 0 to at most 3"):
             kernels.by_words(values, np.array(wrong), columns)
+    with pytest.raises(ValueError, match="starts must have at least 1 element"):
+        kernels.by_words(values, np.empty(0, np.int64), columns)
 
 
 def test_a_column_below_0_is_not_lost_by_the_order():
