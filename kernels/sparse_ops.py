@@ -30,7 +30,7 @@ def by_words(values: np.ndarray, starts: np.ndarray, columns: np.ndarray) -> Wor
 
     values [stored] float32; starts [batch + 1] int64; columns [stored] int32: that of each value.
     Values outside starts[0] to starts[batch] are left out. Raises ValueError where the three do not
-    fit each other; whether columns are in range is for the ops to say.
+    fit each other. Only the ops check that columns are in range.
     """
     if columns.dtype != np.int32 or columns.shape != values.shape:
         raise ValueError(

@@ -20,7 +20,7 @@ from fanin.benchmarks.gpu_parts.correct.bench import (
 )
 from fanin.kernels import params
 
-THRESHOLDS = {"squared_hinge": -1.0, "bce": -30.0}  # where gradients are as good as 0
+THRESHOLDS = {"squared_hinge": -1.0, "bce": -30.0}  # where gradients are almost 0
 
 
 @dataclass(frozen=True)
