@@ -1,4 +1,4 @@
-"""How files are written whole or not at all; and files that save work: where they are kept.
+"""Files that are written whole or not at all, and the cache: files that save work.
 
 The cache lies in $FANIN_CACHE, or where the system keeps the caches of programs. Compiled ops and
 arrays of data sets are kept there. The last bytes of a file are the SHA-256 of those before; bytes
@@ -23,8 +23,8 @@ _LOG = logging.getLogger(__name__)
 
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _ADVICE = "set FANIN_CACHE to a folder that can be written"
-# What a flush says where data are lost. Anything else says that the file system, of a network say,
-# has no such call, and a flush is an extra.
+# Errors of a flush that mean lost data. With any other error the file system has no flush, such as
+# one of a network, and we do without.
 _LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -89,9 +89,9 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives the path of a new file beside `path`. When this is left, the file is on the disk and
-    takes its place: a reader sees the old file or the new, never half. After an error nothing of it
-    is left. Two processes that make the same file at once both succeed."""
+    """Gives the path of a new file beside `path`. At the end of the block the new file is on the
+    disk and takes the place of `path`: a reader sees the old file or the new, never half. After an
+    error the new file is removed. Two processes that make the same file at once both succeed."""
     made = _new_file(path)
     try:
         yield made
@@ -101,15 +101,15 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             made.unlink(missing_ok=True)
         raise
-    with suppress(OSError):  # the file is there; a folder may be closed to this
+    with suppress(OSError):  # the file is in place; a folder may not allow this
         flush(path.parent)  # and with it the new name
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Gives the path of a new folder beside `path`, for files that are flushed by who writes them.
-    When this is left, it takes the place: a reader sees the old folder or the new, never a mixture.
-    After an error nothing of it is left."""
+    """Gives the path of a new folder beside `path`. Who writes files there flushes them. At the end
+    of the block the new folder takes the place of `path`: a reader sees the old folder or the new,
+    never a mixture. After an error the new folder is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     made.mkdir()
@@ -120,27 +120,33 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             _exchange(made, path)  # and the old one goes
         else:
             os.rename(made, path)
-        with suppress(OSError):  # the folder is there; its parent may be closed to this
+        with suppress(OSError):  # the folder is in place; its parent may not allow this
             flush(path.parent)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Let two folders change places at once; where the file system cannot, one after the other."""
+    """Exchange two folders at once; where the file system cannot, one after the other."""
     libc = ctypes.CDLL(None)
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
+    current_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
     paths = os.fsencode(one), os.fsencode(other)
-    if hasattr(libc, "renameat2") and not libc.renameat2(here, paths[0], here, paths[1], exchange):
+    if hasattr(libc, "renameat2") and not libc.renameat2(
+        current_folder, paths[0], current_folder, paths[1], exchange
+    ):
         return
     aside = one.with_name(f"{one.name}.old")
     os.rename(other, aside)
-    os.rename(one, other)
+    try:
+        os.rename(one, other)
+    except OSError:
+        os.rename(aside, other)
+        raise
     os.rename(aside, one)
 
 
 def flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk, where the file system can be asked to."""
+    """Write a file, or the names in a folder, to the disk, where the file system can do that."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -30,13 +30,15 @@ def by_words(values: np.ndarray, starts: np.ndarray, columns: np.ndarray) -> Wor
 
     values [stored] float32; starts [batch + 1] int64; columns [stored] int32: that of each value.
     Values outside starts[0] to starts[batch] are left out. Raises ValueError where the three do not
-    fit each other; whether columns are in range is for the ops to say.
+    fit each other. Only the ops check that columns are in range.
     """
     if columns.dtype != np.int32 or columns.shape != values.shape:
         raise ValueError(
             f"columns must be int32 and one for each of the {values.size} values, got "
             f"{columns.dtype.name} {list(columns.shape)}"
         )
+    if not starts.size:
+        raise ValueError("starts must have at least 1 element")
     begin, end = int(starts[0]), int(starts[-1])
     if begin < 0 or end > values.size or (np.diff(starts) < 0).any():
         raise ValueError(f"starts must ascend from 0 to at most {values.size}")

@@ -178,8 +178,8 @@ typedef struct {
  * outputs[b, u] = bias[u] + sum over them of value * weights[column, u]; with relu, 0 takes the
  * place of negative outputs. Weights are [inputs, units], so that a word's weights, its row, stand
  * side by side. Columns need not ascend; one that stands twice counts twice. On a CPU a column out
- * of range or a value that is not finite is FANIN_INVALID. On a GPU an instance whose values cannot
- * be followed has NaN as outputs. */
+ * of range or a value that is not finite is FANIN_INVALID. On a GPU an instance has NaN as outputs
+ * where one of its starts or columns is out of range. */
 typedef struct {
   fanin_tensor values;  /* [stored] float32 */
   fanin_tensor starts;  /* [batch + 1] int64; ascends from 0 or more to at most `stored` */
@@ -191,8 +191,8 @@ typedef struct {
   fanin_resources resources;
 } fanin_sparse_forward_params;
 
-/* The backward pass of that layer, and Adam, which only goes over the rows of the words in the
- * batch: weights and moments of all other rows stay as they are. The bias is updated as a whole.
+/* The backward pass of that layer, with Adam on the rows of the words in the batch alone: weights
+ * and moments of all other rows stay as they are. The bias is updated as a whole.
  * The features are in the order of their words: those of words[i] are the values from
  * word_starts[i] to word_starts[i + 1] - 1, each with its instance; a word's gradient is the sum
  * over them, in that order, of value * the instance's grad_outputs. The result does not depend on
@@ -204,7 +204,7 @@ typedef struct {
  * gradient / (sqrt(v) + epsilon).
  *
  * On a CPU nothing has been updated where anything is wrong. On a GPU a word that is out of range
- * or does not ascend is left out, and one whose values cannot be followed gets NaN as weights. */
+ * or does not ascend is left out, and one with a start or instance out of range has NaN weights. */
 typedef struct {
   fanin_tensor grad_outputs; /* [batch, units] float32 */
   fanin_tensor outputs;      /* what the forward pass with relu gave; absent without relu */
@@ -250,8 +250,8 @@ typedef struct {
  * squares += G^2, weights -= learning_rate * G / sqrt(squares), or no step where squares is 0; the
  * bias likewise, with bias_rate and 1 as value. A word that stands twice is two values. The loss is
  * the mean over the instances of the sum over the labels looked at, each before its update. The
- * result does not depend on the number of threads, among which blocks of labels are divided. On a
- * GPU what cannot be followed is left out, and the loss is NaN. */
+ * result does not depend on the number of threads, which divide the blocks of labels. On a GPU what
+ * is out of range is left out, and the loss is NaN. */
 typedef struct {
   fanin_tensor values, starts, columns;
   fanin_tensor positive_starts; /* [batch + 1] int64; ascends */
@@ -265,7 +265,7 @@ typedef struct {
   fanin_resources resources;
 } fanin_words_step_params;
 
-/* The best of such labels, as in fanin_top_k_params; on a GPU NaN where one cannot be followed. */
+/* The best of such labels, as in fanin_top_k_params; on a GPU NaN from what is out of range. */
 typedef struct {
   fanin_tensor values, starts, columns;
   fanin_word_pairs pairs;

@@ -1,5 +1,5 @@
-"""What holds for all tests of the kernels: each leaves the instruction set as it was. And the
-emulated GPU of those of the CUDA kernels."""
+"""For all tests of the kernels: each leaves the instruction set as it was. For tests of the CUDA
+kernels: the emulated GPU."""
 
 import ctypes
 import os
@@ -36,7 +36,7 @@ def emulated() -> ctypes.CDLL:
         environment = {**os.environ, "PATH": folders}
         done = subprocess.run([cmake, *command], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
-    # Local, so that nobody else in this process takes its symbols for those of the real library.
+    # Local, so that nothing else in this process takes its symbols for those of the real library.
     return library.open_library(build / "libfanin.so", ctypes.RTLD_LOCAL)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import pwd
@@ -9,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fanin.kernels.kept_files import CacheError, cache_folder, is_whole, keeping
+from fanin.kernels.kept_files import (
+    CacheError,
+    cache_folder,
+    is_whole,
+    keeping,
+    replacing_folder,
+)
 
 CONTENTS = b"what took minutes to make"
 
@@ -140,3 +147,23 @@ def test_names_need_not_be_flushed(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     with keeping(tmp_path / "kept") as made:
         made.write_bytes(CONTENTS)
     assert is_whole(tmp_path / "kept")
+
+
+def test_a_folder_that_cannot_be_replaced_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a file system that exchanges no folders, and refuses the new one its name."""
+    folder, rename = tmp_path / "saved", os.rename
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def refusing(source: Path, target: Path) -> None:
+        if (Path(source) / "new").exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    monkeypatch.setattr(os, "rename", refusing)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), replacing_folder(folder) as made:
+        (made / "new").touch()
+    assert list(tmp_path.rglob("*")) == [folder, folder / "old"]

@@ -172,7 +172,7 @@ def test_a_layer_without_bias_or_relu():
 def test_a_part_of_a_matrix_is_read_where_it_lies():
     rng = np.random.default_rng(8)
     values, starts, columns = make_features(rng, 50, 60)
-    columns[: starts[10]] = columns[starts[30] :] = -1  # nobody may look at these
+    columns[: starts[10]] = columns[starts[30] :] = -1  # these must not be read
     values[: starts[10]] = np.nan
     weights, _ = make_layer(rng, 60, 40)
     part = slice(starts[10], starts[30])
@@ -210,6 +210,8 @@ def test_arrays_that_do_not_fit_each_other_have_no_order():
     for wrong in ([0, 2, 4], [-1, 2, 3], [0, 2, 1]):
         with pytest.raises(ValueError, match="starts must ascend from 0 to at most 3"):
             kernels.by_words(values, np.array(wrong), columns)
+    with pytest.raises(ValueError, match="starts must have at least 1 element"):
+        kernels.by_words(values, np.empty(0, np.int64), columns)
 
 
 def test_a_column_below_0_is_not_lost_by_the_order():
@@ -218,7 +220,7 @@ def test_a_column_below_0_is_not_lost_by_the_order():
     assert words.words.tolist() == [-7, -1, 2] and words.word_starts.tolist() == [0, 1, 2, 3]
 
 
-# Changes of a call that is right, and what is said about them.
+# Changes that make a right call wrong, and the message about each.
 WRONG_FORWARD = [
     ({"columns": np.array([0, 4, -1], np.int32)}, r"columns\[2\] is -1, out of range for 5"),
     ({"columns": np.array([0, 5, 1], np.int32)}, r"columns\[1\] is 5, out of range for 5 inp"),

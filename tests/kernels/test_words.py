@@ -20,7 +20,7 @@ from word_layers import (
     make_pairs,
     make_positives,
     reference_of,
-    settled,
+    reference_steps,
 )
 
 from fanin import kernels
@@ -57,7 +57,8 @@ def test_lists_are_walked_along_or_searched(loss, level):
 
 @pytest.mark.parametrize("loss, threshold", [("bce", -30.0), ("squared_hinge", -1.0)])
 def test_a_thousand_steps(loss, threshold):
-    """At the threshold the gradient is as good as 0: it matters little what rounding decides."""
+    """At the threshold the gradient is almost 0, so it matters little on which side rounding puts a
+    score."""
     rng = np.random.default_rng(1)
     pairs = make_pairs(rng, 40, 60, 25)
     layer, losses = reference_of(pairs), []
@@ -65,7 +66,7 @@ def test_a_thousand_steps(loss, threshold):
     features, positives = make_features(rng, 50, 40), make_positives(rng, 50, 60)
     for _ in range(20):
         value = kernels.words_step(*features, *positives, pairs, **options, loss=loss)
-        expected, _ = settled(layer, features, positives, options, loss)
+        expected, _ = reference_steps(layer, features, positives, options, loss)
         losses.append(expected)
         near(np.float64(value), expected, 1e-4)
     assert losses[-1] < 0.5 * losses[0]
@@ -175,7 +176,9 @@ def test_nothing_stored_and_no_pairs():
     scores, ids = kernels.words_top_k(*empty, pairs, 3)
     assert ids.tolist() == [[1, 2, 0]] * 2 and scores.tolist() == [[1, 0, -9]] * 2
     none = np.zeros(3, np.int64), np.empty(0, np.int32)
-    expected, _ = settled(reference_of(pairs), empty, none, {**RATES, "threshold": -4.0}, "bce")
+    expected, _ = reference_steps(
+        reference_of(pairs), empty, none, {**RATES, "threshold": -4.0}, "bce"
+    )
     near(np.float64(kernels.words_step(*empty, *none, pairs, **RATES)), expected, 1e-5)
     assert pairs.bias[0] == -9 and (pairs.bias[1:] < [1, 0]).all()
 
@@ -246,7 +249,7 @@ class TestTopK:
             kernels.words_step(*features, *positives, bare, **RATES)
 
 
-# Changes of a call that is right, and what is said about them: of both calls, and of a step.
+# Changes that make a right call wrong, and the message about each: of both calls, and of a step.
 STARTS = [[0, 2, 3, 3], [3, 4, 4, 5]]
 WRONG = [
     ({"columns": np.array([0, 3, 1], np.int32)}, r"columns\[1\] is 3, out of range for 3 inputs"),

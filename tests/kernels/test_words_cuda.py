@@ -50,7 +50,7 @@ def test_top_k(batch, block_labels):
 
 
 def bad_of(arguments):
-    """Names and arrays of which one number cannot be followed."""
+    """Names and arrays with one number that is out of range."""
     changes = [
         ("columns", 1, (-1, 20, 2**31 - 1)),
         ("starts", 1, (-1, 2**40)),
@@ -67,8 +67,7 @@ def bad_of(arguments):
 
 
 def test_what_cannot_be_followed():
-    """The loss is NaN, or all scores of an instance; nothing else is written, and labels that were
-    not concerned are as they would be."""
+    """The loss is NaN, or all scores of an instance; all weights stay finite."""
     rng = np.random.default_rng(0)
     pairs = make_pairs(rng, 20, 90, 40)
     columns = np.tile(np.arange(20, dtype=np.int32), 4)

@@ -37,7 +37,7 @@ def blocked(labels, words, arrays, bias_arrays, inputs, block_labels):
 
 def make_pairs(rng, inputs, labels, block_labels, *, share=0.3, level=-4.0):
     """Random pairs, a share of all there could be; some words have none, the first has nearly all
-    labels. Biases around a level: around the threshold, many labels are looked at and many not."""
+    labels. Biases lie around a level: near the threshold, many labels are looked at, many not."""
     chosen = rng.random((labels, inputs)) < share * rng.random(inputs)
     chosen[:, 0] = rng.random(labels) < 0.9
     label_ids, words = np.nonzero(chosen)
@@ -78,9 +78,9 @@ def reference_of(pairs):
     return words_reference.Layer(*coordinates(pairs), *arrays_of(pairs))
 
 
-def settled(layer, features, positives, options, loss):
-    """The steps of the reference; its mean loss, and how near a score came to the threshold, where
-    rounding decides what is looked at."""
+def reference_steps(layer, features, positives, options, loss):
+    """Makes the steps of the reference. Returns its mean loss, and how near a score came to the
+    threshold, where rounding decides what is looked at."""
     values, starts, columns = features
     positive_starts, positive_labels = positives
     total, nearest = 0.0, np.inf
@@ -111,7 +111,7 @@ def check_steps(
     for step in range(steps):
         features = make_features(rng, batch, inputs)
         positives = make_positives(rng, batch, labels, np.int64 if wide else np.int32)
-        expected, nearest = settled(layer, features, positives, options, loss)
+        expected, nearest = reference_steps(layer, features, positives, options, loss)
         value = kernels.words_step(
             *features, *positives, pairs, **options, loss=loss, threads=threads
         )

@@ -30,7 +30,7 @@ class Layer:
         return np.maximum(wide, 0) if self.relu else wide
 
     def update(self, features, outputs, grad_outputs, words, learning_rate=0.01):
-        """features: dense float64; outputs: which units are active is for the kernel to say."""
+        """features: dense float64; outputs: the kernel's own, which say which units are active."""
         grad = grad_outputs * (outputs > 0) if self.relu else grad_outputs.astype(np.float64)
         self.steps += 1
         self._update_bias(grad.sum(0), learning_rate)

@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Layer:
-    """The pairs (label, word) as two arrays, in no order that matters; all numbers of its own.
+    """The pairs (label, word) as two arrays, in any order. It has copies of all numbers.
 
     labels, words, weights, squares: [pairs]; bias, bias_squares: [labels].
     """

@@ -185,5 +185,10 @@ def sizes(setup: LayerSetup, batch: int) -> str:
     return f"{setup.labels}x{setup.inputs} fan-in {fan_in} batch {batch}"
 
 
+def starts_of(sorted_ids: Tensor, count: int) -> Tensor:
+    """Where each of 0 to count - 1 begins among sorted ids, and their number."""
+    return torch.searchsorted(sorted_ids, torch.arange(count + 1, device=sorted_ids.device))
+
+
 def type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -17,7 +17,7 @@ from torch import Tensor
 from fanin.backends.arrays import new_sources
 from fanin.backends.torch.ops import described, stream, trained
 from fanin.benchmarks.gpu_parts import reference
-from fanin.benchmarks.gpu_parts.correct.bench import Bench, Case, Outputs, type_name
+from fanin.benchmarks.gpu_parts.correct.bench import Bench, Case, Outputs, starts_of, type_name
 from fanin.kernels import library, params
 
 # Labels, inputs, fan-in: some of each and a bit, and the inputs of the published tables.
@@ -28,6 +28,27 @@ def _call(bench: Bench, arguments: params.Params, where: Tensor) -> float:
     """Call with workspace of NaN; the seconds."""
     arguments.resources.stream = stream(where)
     return bench.timed(lambda: library.call(arguments, bench.poisoned_scratch))[1]
+
+
+def _label_sums(
+    bench: Bench,
+    features: tuple[Tensor, Tensor | None, Tensor | None],
+    positives: tuple[Tensor, Tensor, Tensor | None],
+    sums: Tensor,
+) -> float:
+    """features: values, starts and columns; positives: starts, instances and weights."""
+    values, starts, columns = map(described, features)
+    positive_starts, positive_instances, positive_weights = map(described, positives)
+    arguments = params.LabelSumsParams(
+        features=values,
+        starts=starts,
+        columns=columns,
+        positive_starts=positive_starts,
+        positive_instances=positive_instances,
+        positive_weights=positive_weights,
+        sums=described(sums),
+    )
+    return _call(bench, arguments, sums)
 
 
 @dataclass(frozen=True)
@@ -45,33 +66,19 @@ class LabelSums:
         instances, label_ids = bench.positives(self.instances, self.labels)
         order = label_ids.argsort(stable=True)
         instances, label_ids = instances[order], label_ids[order]
-        positive_starts = _starts(label_ids, self.labels)
+        positive_starts = starts_of(label_ids, self.labels)
         weights = bench.integers(-2, 3, len(instances)).float() if self.weighted else None
         sums = bench.integers(-3, 4, self.labels, self.inputs).float()
         expected = reference.label_sums(features, instances, label_ids, weights, sums)
-        values, starts, columns = features, None, None
+        of_features: tuple[Tensor, Tensor | None, Tensor | None] = (features, None, None)
         if self.csr:
             of_instance, at = features.nonzero(as_tuple=True)
-            values, columns = features[of_instance, at], at.int()
-            starts = _starts(of_instance, self.instances)
-        arguments = params.LabelSumsParams(
-            features=described(values),
-            starts=described(starts),
-            columns=described(columns),
-            positive_starts=described(positive_starts),
-            positive_instances=described(instances),
-            positive_weights=described(weights),
-            sums=described(sums),
-        )
-        seconds = _call(bench, arguments, sums)
+            starts = starts_of(of_instance, self.instances)
+            of_features = features[of_instance, at], starts, at.int()
+        seconds = _label_sums(bench, of_features, (positive_starts, instances, weights), sums)
         shape = {"instances": self.instances, "inputs": self.inputs, "labels": self.labels}
         outputs: Outputs = {"sums": (sums, expected, 0.0)}
         bench.check("label_sums", outputs, shape, "float32", None, seconds)
-
-
-def _starts(sorted_ids: Tensor, count: int) -> Tensor:
-    """Where each of 0 to count - 1 begins among sorted ids, and their number."""
-    return torch.searchsorted(sorted_ids, torch.arange(count + 1, device=sorted_ids.device))
 
 
 @dataclass(frozen=True)
@@ -170,18 +177,9 @@ def bad_positive(bench: Bench) -> None:
     features, sums = bench.normal(5, 97), bench.normal(3, 97)
     instances = torch.tensor([0, 5, 4], dtype=torch.int32, device=bench.device)
     starts = torch.arange(4, device=bench.device)  # a positive each
-    arguments = params.LabelSumsParams(
-        features=described(features),
-        starts=described(None),
-        columns=described(None),
-        positive_starts=described(starts),
-        positive_instances=described(instances),
-        positive_weights=described(None),
-        sums=described(sums),
-    )
     error, reason = 0.0, None
     try:
-        _call(bench, arguments, sums)
+        _label_sums(bench, (features, None, None), (starts, instances, None), sums)
         if bench.device.type == "cpu":
             error, reason = float("inf"), "no ValueError for an instance out of range"
         elif sums.isnan().any(1).tolist() != [False, True, False]:

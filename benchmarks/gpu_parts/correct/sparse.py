@@ -1,5 +1,5 @@
-"""`fanin_sparse_forward` and `fanin_sparse_update`: a dense layer over sparse features, and the
-training of the rows of its words."""
+"""`sparse_relu` and `sparse_relu_update`: a dense layer over sparse features, and the training of
+the rows of its words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fanin.backends.torch.ops import call, described, trained
+from fanin.backends.torch.fused import sparse_relu, sparse_relu_update
 from fanin.benchmarks.gpu_parts import reference
 from fanin.benchmarks.gpu_parts.correct.bench import (
     LEARNING_RATE,
@@ -17,52 +17,12 @@ from fanin.benchmarks.gpu_parts.correct.bench import (
     Case,
     Outputs,
     adam_from,
+    starts_of,
     tolerance,
     type_name,
 )
-from fanin.kernels import params
 
 Features = tuple[Tensor, Tensor, Tensor]  # values, starts, columns
-State = list[Tensor | None]  # values, m, v
-
-ADAM = params.Adam(LEARNING_RATE, 0.9, 0.999, 1e-7, 1, 0)
-
-
-def sparse_relu(features: Features, weights: Tensor, bias: Tensor) -> Tensor:
-    values, starts, columns = map(described, features)
-    outputs = weights.new_empty((features[1].numel() - 1, weights.shape[1]), dtype=torch.float32)
-    arguments = params.SparseForwardParams(
-        values=values,
-        starts=starts,
-        columns=columns,
-        weights=described(weights),
-        bias=described(bias),
-        outputs=described(outputs),
-        relu=True,
-        threads=torch.get_num_threads(),
-    )
-    call(arguments, weights)
-    return outputs
-
-
-def sparse_relu_update(
-    grad: Tensor, outputs: Tensor, words: tuple[Tensor, ...], weights: State, bias: State
-) -> None:
-    """words: the batch by words, in the order of `kernels.Words`."""
-    ids, word_starts, instances, values = map(described, words)
-    arguments = params.SparseUpdateParams(
-        grad_outputs=described(grad),
-        outputs=described(outputs),
-        words=ids,
-        word_starts=word_starts,
-        instances=instances,
-        values=values,
-        weights=trained(*weights),
-        bias=trained(*bias),
-        adam=ADAM,
-        threads=torch.get_num_threads(),
-    )
-    call(arguments, grad)
 
 
 @dataclass(frozen=True)
@@ -91,7 +51,7 @@ class SparseLayer:
         grad = bench.normal(batch, units)
         layer = reference.Layer(weights.t(), bias)
         bench.poison(grad)
-        outputs, seconds = bench.timed(lambda: sparse_relu(features, weights, bias))
+        outputs, seconds = bench.timed(lambda: sparse_relu(*features, weights, bias))
         expected = layer.scores(dense).clamp(min=0)
         checked: Outputs = {"outputs": (outputs, expected, tolerance(torch.float32, inputs))}
         bench.check("sparse_relu", checked, shape, dtype, None, seconds)
@@ -99,19 +59,18 @@ class SparseLayer:
         # What earlier steps have left, in rows that are updated and in others.
         m = None if self.rows else 0.1 * bench.normal(inputs, units)
         v = bench.normal(inputs, *(() if self.rows else (units,))).square()
-        state: State = [weights, m, v]
-        bias_state: State = [bias, torch.zeros_like(bias), torch.zeros_like(bias)]
+        bias_m, bias_v = torch.zeros_like(bias), torch.zeros_like(bias)
+        state = (weights, m, v, bias, bias_m, bias_v)
         before = [tensor.double() for tensor in (weights, v, v if m is None else m)]
         active = grad * (outputs > 0)
         _, grad_weights, grad_bias = layer.gradients(active, dense)
         _, seconds = bench.timed(
-            lambda: sparse_relu_update(grad, outputs, words, state, bias_state)
+            lambda: sparse_relu_update(grad, outputs, *words, *state, LEARNING_RATE, 1, 0)
         )
         changed = words[0].long()
         expected, *moments = self._updated(before, grad_weights.t().contiguous(), changed)
         room = tolerance(torch.float32, batch)
         layer.bias_m += 0.1 * (grad_bias - layer.bias_m)
-        bias_m, bias_v = (tensor for tensor in bias_state[1:] if tensor is not None)
         checked = {
             "bias": (bias, adam_from(layer.bias, bias_m, bias_v, 1), tolerance(torch.float32, 1)),
             "bias_m": (bias_m, layer.bias_m, room),
@@ -133,12 +92,10 @@ class SparseLayer:
         columns = bench.integers(0, self.inputs, stored)
         columns[bench.integers(0, 3, stored) == 0] = 0
         values = bench.normal(stored)
-        starts = torch.zeros(self.batch + 1, dtype=torch.int64, device=bench.device)
-        starts[1:] = torch.bincount(instances, minlength=self.batch).cumsum(0)
+        starts = starts_of(instances, self.batch)
         order = columns.sort(stable=True).indices
-        words, counts = columns.unique(return_counts=True)
-        word_starts = torch.zeros(words.numel() + 1, dtype=torch.int64, device=bench.device)
-        word_starts[1:] = counts.cumsum(0)
+        words, of_words = columns[order].unique(return_inverse=True)
+        word_starts = starts_of(of_words, words.numel())
         by_words = (words.int(), word_starts, instances[order].int(), values[order])
         dense = torch.zeros(self.batch, self.inputs, dtype=torch.float64, device=bench.device)
         dense.index_put_((instances, columns), values.double(), accumulate=True)

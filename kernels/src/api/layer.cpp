@@ -86,7 +86,7 @@ int32_t check_values(const float *values, int64_t begin, int64_t end, Message me
   for (int64_t i = begin; i < end; ++i)
     if (!std::isfinite(values[i]))
       return message.say(FANIN_INVALID, "values[%" PRId64 "] is %s; all values must be finite", i,
-                         word_for(values[i]));
+                         name_of_non_finite(values[i]));
   return FANIN_OK;
 }
 

@@ -43,8 +43,8 @@ int32_t check_starts(const int32_t *starts, int64_t labels, int64_t connections,
 int32_t check_division(const char *name, const int64_t *starts, int64_t count, int64_t size,
                        Message message);
 
-// On a CPU: whether each of the members from begin to end - 1 is one of so many things. Defined for
-// int32_t and int64_t.
+// On a CPU: whether each of the members from begin to end - 1 is at least 0 and below the bound.
+// things: what the members are, for the message. Defined for int32_t and int64_t.
 template <class I>
 int32_t check_members(const char *name, const I *members, int64_t begin, int64_t end, int64_t bound,
                       const char *things, Message message);
@@ -52,11 +52,12 @@ int32_t check_members(const char *name, const I *members, int64_t begin, int64_t
 // Checks that there is one more bound than there are things.
 void check_bounds(Check &check, const char *name, const Dimension &bounds, const Dimension &things);
 
-// Sparse features, stored by rows (CSR): shapes and types of the arrays,
+// Checks of sparse features, stored by rows (CSR): shapes and types of the arrays,
 void check_csr(Check &check, const fanin_tensor &values, const fanin_tensor &starts,
                const fanin_tensor &columns, Dimension &stored, Dimension &bounds);
-// and on a CPU what stands in them; values alone:
+// and on a CPU their contents: of values alone,
 int32_t check_values(const float *values, int64_t begin, int64_t end, Message message);
+// and of all three.
 template <class SparseCall>
 int32_t check_csr_data(const SparseCall &c, Message message) {
   if (const int32_t status = check_division("starts", c.starts, c.batch, c.stored, message))

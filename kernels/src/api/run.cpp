@@ -69,7 +69,9 @@ void prefer_huge_pages(void *data, uint64_t bytes) {
 #endif
 }
 
-const char *word_for(double value) { return value != value ? "NaN" : value > 0 ? "inf" : "-inf"; }
+const char *name_of_non_finite(double value) {
+  return value != value ? "NaN" : value > 0 ? "inf" : "-inf";
+}
 
 static int32_t report_index(int64_t position, const CheckedData &data, Message message) {
   const uint32_t value = data.wide_indices ? static_cast<const uint32_t *>(data.indices)[position]
@@ -88,7 +90,7 @@ static int32_t report_feature(int64_t position, const CheckedData &data, Message
                                         : static_cast<const float *>(data.features)[position];
   return message.say(FANIN_INVALID,
                      "features[%" PRId64 ", %" PRId64 "] is %s; all features must be finite",
-                     position / data.inputs, position % data.inputs, word_for(value));
+                     position / data.inputs, position % data.inputs, name_of_non_finite(value));
 }
 
 int32_t report(const Finding &finding, const CheckedData &data, Message message) {

@@ -32,7 +32,7 @@ struct CheckedData {
 };
 
 // What a number that is not finite is called.
-const char *word_for(double value);
+const char *name_of_non_finite(double value);
 
 int32_t report(const Finding &finding, const CheckedData &data, Message message);
 

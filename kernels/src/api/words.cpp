@@ -142,7 +142,7 @@ int32_t check_positives(const WordsStepCall &c, Message message) {
                           : check_labels(static_cast<const int32_t *>(c.positive_labels));
 }
 
-// What was found about pairs.
+// Reports what is wrong with pairs.
 int32_t report_pairs(const Finding &finding, const WordsCall &c, Message message) {
   const int64_t at = finding.position;
   switch (finding.kind) {

@@ -1,6 +1,5 @@
 // What a CPU thread and a warp do each in its own way: loops that the threads of a warp share,
-// masks with a bit for each of 32 values, and a GPU's look at positions that a CPU has looked at
-// before.
+// masks with a bit for each of 32 values, and checks of positions that only a GPU needs.
 #pragma once
 
 #include "core/lanes.h"
@@ -19,7 +18,8 @@ FANIN_FN bool all_hold(bool good) { return __all_sync(kAll, good); }
 FANIN_FN uint32_t mask_at_least(const float *values, float bound) {
   return __ballot_sync(kAll, values[thread_id()] >= bound);
 }
-// A bit for each of the 32 values that is above the bound. Where one of the two is NaN, it is set.
+// A bit for each of the 32 values that is above the bound. It is also set where the value or the
+// bound is NaN.
 FANIN_FN uint32_t mask_above(const float *values, float bound) {
   return __ballot_sync(kAll, !(values[thread_id()] <= bound));
 }
@@ -97,12 +97,9 @@ FANIN_FN void by_one(const F &f) {
 }
 #endif
 
-// A bit for each of the first `lanes` lanes, at most 32.
-FANIN_FN uint32_t mask_of_first(int64_t lanes) { return lanes < kLanes ? (1u << lanes) - 1 : ~0u; }
-
-// Whether the values from begin to end - 1 are stored ones.
-FANIN_FN bool divides(int64_t begin, int64_t end, int64_t stored) {
-  return !kOnGpu || (0 <= begin && begin <= end && end <= stored);
+// Whether begin to end - 1 are positions among so many. A CPU has checked this before.
+FANIN_FN bool in_bounds(int64_t begin, int64_t end, int64_t count) {
+  return !kOnGpu || (0 <= begin && begin <= end && end <= count);
 }
 
 }  // namespace FANIN_TARGET

@@ -67,6 +67,9 @@ FANIN_FN T smaller(T a, T b) {
   return a < b ? a : b;
 }
 
+// A bit for each of the first `lanes` lanes; all 32 bits where there are more.
+FANIN_FN uint32_t mask_of_first(int64_t lanes) { return lanes < kLanes ? (1u << lanes) - 1 : ~0u; }
+
 // A number in all elements of U: uint32_t or a vector of them. On a CPU it is read from memory.
 // GCC would otherwise build it again at every use, with three instructions, and a chunk takes few
 // others.

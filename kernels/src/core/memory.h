@@ -147,7 +147,7 @@ static inline uint64_t workspace_bytes(const DenseUpdateCall &c) {
 
 struct SparseUpdateMemory {
   float *grads;    // [batch, units]: what relu lets through; null without relu
-  float *scratch;  // of a CPU's threads, one row of a gradient each
+  float *scratch;  // a row's gradient for each of a CPU's threads
   int64_t scratch_size;
   uint64_t bytes;
 };
@@ -204,22 +204,22 @@ static inline uint64_t workspace_bytes(const TopKCall &c) { return top_k_memory(
 
 // Labels connected to words ----------------------------------------------------------------------
 
-// Scratch of one who works on a block of labels: a CPU's thread, or a GPU's block.
+// Scratch memory for work on one block of labels, by a CPU's thread or a GPU's block.
 struct WordsScratch {
   float *scores;                 // of all labels; then the gradients of those that are looked at
-  float *found;                  // the same of the labels that are looked at
-  uint32_t *looked, *positives;  // a bit for each label
   uint16_t *list;                // the labels that are looked at
+  float *list_scores;            // their scores; then their gradients
+  uint32_t *looked, *positives;  // a bit for each label
 };
-// All sizes are in numbers of 32 bits, and whole cache lines.
-FANIN_ANYWHERE static inline int64_t in_lines(int64_t words) {
+// Sizes are counts of 32-bit numbers, and fill whole cache lines.
+FANIN_ANYWHERE static inline int64_t in_lines(int64_t numbers) {
   constexpr int64_t line = int64_t(kCacheLine) / 4;
-  return (words + line - 1) / line * line;
+  return (numbers + line - 1) / line * line;
 }
 FANIN_ANYWHERE static inline int64_t largest_block(const WordsCall &c) {
   return c.block_labels < c.labels ? c.block_labels : c.labels;
 }
-FANIN_ANYWHERE static inline int64_t scratch_words(const WordsCall &c) {
+FANIN_ANYWHERE static inline int64_t words_scratch_size(const WordsCall &c) {
   const int64_t groups = groups_of(largest_block(c));
   return groups * (2 * kGroup + kGroup / 2) + 2 * in_lines(groups);
 }
@@ -227,9 +227,9 @@ FANIN_ANYWHERE static inline WordsScratch words_scratch(const WordsCall &c, floa
                                                         int64_t which) {
   const int64_t groups = groups_of(largest_block(c));
   WordsScratch s;
-  s.scores = all + which * scratch_words(c);
-  s.found = s.scores + groups * kGroup;
-  s.looked = reinterpret_cast<uint32_t *>(s.found + groups * kGroup);
+  s.scores = all + which * words_scratch_size(c);
+  s.list_scores = s.scores + groups * kGroup;
+  s.looked = reinterpret_cast<uint32_t *>(s.list_scores + groups * kGroup);
   s.positives = s.looked + in_lines(groups);
   s.list = reinterpret_cast<uint16_t *>(s.positives + in_lines(groups));
   return s;
@@ -239,13 +239,13 @@ struct WordsStepMemory {
   uint32_t *seen;  // on a CPU a bit for each word of the batch
   double *losses;  // [blocks], or on a GPU their sum
   float *scratch;
-  int64_t scratch_size;  // of all
+  int64_t scratch_size;  // of all together
   uint64_t bytes;
 };
 static inline WordsStepMemory words_memory(const WordsStepCall &c, void *workspace) {
   Memory memory{static_cast<char *>(workspace)};
   WordsStepMemory m;
-  m.scratch_size = scratch_words(c) * (c.on_gpu ? c.blocks : c.threads);
+  m.scratch_size = words_scratch_size(c) * (c.on_gpu ? c.blocks : c.threads);
   m.seen = memory.take<uint32_t>(c.on_gpu ? 0 : groups_of(c.inputs));
   m.losses = memory.take<double>(c.on_gpu ? 1 : c.blocks);
   m.scratch = memory.take<float>(m.scratch_size);
@@ -256,7 +256,7 @@ static inline uint64_t workspace_bytes(const WordsStepCall &c) {
   return words_memory(c, nullptr).bytes;
 }
 
-// Few instances are divided by blocks of labels, so that all threads have something to do. Each
+// Where instances are few, threads divide the blocks of labels too, so that all have work. Each
 // block then has a list of its best labels, and the lists are merged.
 FANIN_ANYWHERE static inline bool by_blocks(const WordsTopKCall &c) {
   constexpr int64_t few = 256;  // on a GPU
@@ -270,7 +270,7 @@ struct WordsTopKMemory {
   uint32_t *seen;
   float *scores;  // [scorers][block_labels], in whole groups
   int64_t scores_size, scorers;
-  int64_t *list_ids;   // [batch][blocks][list_length] where it is done by blocks
+  int64_t *list_ids;   // by blocks: [batch][blocks][list_length]
   float *list_scores;  // likewise; or [batch][k] where the caller does not want the scores
   int64_t *used;       // [batch][blocks], for merging
   uint64_t bytes;

@@ -31,8 +31,7 @@ struct Best {
 
   // Lanes beyond `lanes` let nothing in.
   FANIN_FN void clear(int lanes) {
-    const uint32_t real = lanes < kLanes ? (1u << lanes) - 1 : ~0u;
-    store(thresholds, from_mask(real, -__builtin_inff(), __builtin_inff()));
+    store(thresholds, from_mask(mask_of_first(lanes), -__builtin_inff(), __builtin_inff()));
   }
 
   FANIN_FN void offer(int64_t label, const Lanes<float> &values, int lanes) {

@@ -2,11 +2,11 @@
 // instance after the other. Written once for a CPU thread and for all threads of a GPU's block,
 // which work on one block of labels at a time.
 //
-// The pairs of a block of labels stand by word. So the scores of an instance are sums over the
-// lists of its words: the labels in a list differ, and threads share it out. Between two lists
-// they wait, since both may have the same label.
+// The pairs of a block of labels stand by word: each word has a list of pairs. The scores of an
+// instance are sums over the lists of its words. The labels in a list differ, so the threads of a
+// block share it. They wait between two lists, since both may have the same label.
 //
-// On a CPU all words and pairs have been looked at before. A GPU looks at them here.
+// A CPU has checked all words and pairs before. A GPU checks them in this file.
 #pragma once
 
 #include <math.h>
@@ -19,12 +19,12 @@
 namespace fanin {
 namespace FANIN_TARGET {
 
-// A list that is so many times as long as there are labels to update is not walked along: each
-// label is searched for in it. With 8 a step took 0.43 s where with 20 it takes 0.39 (86,000 pairs
-// of an instance's words, 10,658 labels, AMD Zen 5).
+// Where a list is more than this many times as long as the list of labels to update, each of these
+// labels is searched for. Shorter lists are read from end to end. A step took 0.43 s with 8, and
+// takes 0.39 s with 20 (86,000 pairs of an instance's words, 10,658 labels, AMD Zen 5).
 constexpr int64_t kSearched = 20;
-// So many values before its list is read, where that stands is fetched, and half as many before,
-// the list itself.
+// The start of a list is fetched this many values before the list is read, and the list itself half
+// as many before.
 constexpr int64_t kListAhead = 4;
 
 // Who works on a block of labels.
@@ -44,7 +44,7 @@ struct Crew {
   }
   FANIN_FN void sync() const { __syncthreads(); }
   FANIN_FN void set_bit(uint32_t *bits, int i) const { atomicOr(bits + i / 32, 1u << i % 32); }
-  // Places of a list are taken from 0 on. Whole warps take them; the first one is returned.
+  // Takes places of a list, from 0 on, for a whole warp. Returns the first of them.
   FANIN_FN void clear_taken() const {
     if (threadIdx.x == 0) *counter = 0;
   }
@@ -93,11 +93,11 @@ struct LabelBlock {
 struct Range {
   int64_t begin, end;
 };
-// The stored values of an instance. On a GPU what cannot be followed is empty, and then *good
-// becomes false; so it is below.
+// The stored values of an instance. On a GPU a range that is out of bounds becomes empty, and *good
+// false. The functions below do the same.
 FANIN_FN Range values_of(const WordsCall &c, int64_t instance, bool *good) {
   const Range values{c.starts[instance], c.starts[instance + 1]};
-  if (divides(values.begin, values.end, c.stored)) return values;
+  if (in_bounds(values.begin, values.end, c.stored)) return values;
   *good = false;
   return {0, 0};
 }
@@ -106,7 +106,7 @@ FANIN_FN Range list_of(const WordsCall &c, const LabelBlock &block, int64_t p, b
   const int32_t word = c.columns[p];
   if (!kOnGpu || (word >= 0 && word < c.inputs)) {
     const Range list{block.starts[word], block.starts[word + 1]};
-    if (divides(list.begin, list.end, c.pairs)) return list;
+    if (in_bounds(list.begin, list.end, c.pairs)) return list;
   }
   *good = false;
   return {0, 0};
@@ -155,7 +155,7 @@ template <class F>
 FANIN_FN void each_positive(const WordsStepCall &c, const LabelBlock &block, int64_t instance,
                             const Crew &crew, bool *good, const F &f) {
   const int64_t begin = c.positive_starts[instance], end = c.positive_starts[instance + 1];
-  if (!divides(begin, end, c.positives)) {
+  if (!in_bounds(begin, end, c.positives)) {
     *good = false;
     return;
   }
@@ -169,7 +169,7 @@ FANIN_FN void each_positive(const WordsStepCall &c, const LabelBlock &block, int
 
 // Lists the labels that are looked at, with their scores, in whole groups. Returns how many there
 // are.
-FANIN_FN int find_labels(const WordsStepCall &c, const LabelBlock &block, const WordsScratch &s,
+FANIN_FN int list_labels(const WordsStepCall &c, const LabelBlock &block, const WordsScratch &s,
                          Crew &crew) {
   crew.each_group(groups_of(block.labels), [&](int64_t group) FANIN_INLINE {
     const int64_t first = group * kLanes;
@@ -180,19 +180,21 @@ FANIN_FN int find_labels(const WordsStepCall &c, const LabelBlock &block, const 
     const int place = crew.take(bits_of(mask));
     each_bit(mask, [&](int bit, int below) FANIN_INLINE {
       s.list[place + below] = uint16_t(first + bit);
-      s.found[place + below] = s.scores[first + bit];
+      s.list_scores[place + below] = s.scores[first + bit];
     });
   });
   crew.sync();
   const int count = crew.taken();
-  crew.each(count, groups_of(count) * kGroup, [&](int64_t i) FANIN_INLINE { s.found[i] = 0; });
+  crew.each(count, groups_of(count) * kGroup,
+            [&](int64_t i) FANIN_INLINE { s.list_scores[i] = 0; });
   crew.sync();
   return count;
 }
 
-// Turns the scores that were found into gradients. Returns the loss, on a GPU a warp's part of it.
-FANIN_FN float find_gradients(const WordsStepCall &c, const WordsScratch &s, int count,
-                              const Crew &crew) {
+// Turns the scores of the listed labels into gradients. Returns the loss, on a GPU a warp's part of
+// it.
+FANIN_FN float scores_to_gradients(const WordsStepCall &c, const WordsScratch &s, int count,
+                                   const Crew &crew) {
   Lanes<float> loss = broadcast(0.0f);
   crew.each_group(groups_of(count), [&](int64_t group) FANIN_INLINE {
     const int64_t first = group * kLanes;
@@ -200,8 +202,8 @@ FANIN_FN float find_gradients(const WordsStepCall &c, const WordsScratch &s, int
     const uint32_t positives = mask_where([&](int lane) FANIN_INLINE {
       return first + lane < count && has_bit(s.positives, s.list[first + lane]);
     });
-    store(s.found + first, loss_gradient(fanin_loss(c.loss_kind), load(s.found + first), positives,
-                                         from_mask(real, 1.0f, 0.0f), loss));
+    store(s.list_scores + first, loss_gradient(fanin_loss(c.loss_kind), load(s.list_scores + first),
+                                               positives, from_mask(real, 1.0f, 0.0f), loss));
   });
   crew.sync();
   return sum(loss);
@@ -234,7 +236,7 @@ FANIN_FN void update_list(const WordsStepCall &c, const LabelBlock &block, const
   else
     crew.each(0, count, [&](int64_t j) FANIN_INLINE {
       const int64_t i = place_in(c.pair_labels, list, s.list[j]);
-      if (i < list.end && c.pair_labels[i] == s.list[j]) update(i, s.found[j]);
+      if (i < list.end && c.pair_labels[i] == s.list[j]) update(i, s.list_scores[j]);
     });
 }
 
@@ -246,12 +248,12 @@ FANIN_FN float train_instance(const WordsStepCall &c, const LabelBlock &block, i
                 [&](int label) FANIN_INLINE { crew.set_bit(s.positives, label); });
   crew.clear_taken();
   score_labels(c, block, values, s.scores, crew, good);
-  const int count = find_labels(c, block, s, crew);
-  const float loss = find_gradients(c, s, count, crew);
+  const int count = list_labels(c, block, s, crew);
+  const float loss = scores_to_gradients(c, s, count, crew);
   crew.each(0, count, [&](int64_t j) FANIN_INLINE {
     const int64_t label = block.first + s.list[j];
-    s.scores[s.list[j]] = s.found[j];
-    adagrad(c.bias + label, c.bias_squares + label, s.found[j], c.bias_rate);
+    s.scores[s.list[j]] = s.list_scores[j];
+    adagrad(c.bias + label, c.bias_squares + label, s.list_scores[j], c.bias_rate);
   });
   crew.sync();
   if (count)
@@ -327,13 +329,13 @@ FANIN_FN void rank_block(const WordsTopKCall &c, int64_t which, int64_t instance
   crew.sync();
 }
 
-// What is left of an instance's lists when so many of each are used.
-FANIN_FN int64_t in_list(const WordsTopKCall &c, int64_t block) {
+// How many labels the list of a block has.
+FANIN_FN int64_t labels_in_list(const WordsTopKCall &c, int64_t block) {
   return smaller<int64_t>(list_length(c), LabelBlock(c, block).labels);
 }
 
-// Merges the lists of all blocks for one instance. Of equal scores that of the earlier block has
-// the lower label.
+// Merges the lists of all blocks for one instance. Of equal scores, the one of the earlier block
+// has the lower label.
 FANIN_FN void merge_lists(const WordsTopKCall &c, const WordsTopKMemory &memory, int64_t instance) {
   const int64_t length = list_length(c);
   const int64_t *const ids = memory.list_ids + instance * c.blocks * length;
@@ -343,8 +345,9 @@ FANIN_FN void merge_lists(const WordsTopKCall &c, const WordsTopKMemory &memory,
   for (int64_t rank = 0; rank < c.k; ++rank) {
     int64_t from = -1;
     for (int64_t b = 0; b < c.blocks; ++b)
-      if (used[b] < in_list(c, b) && (from < 0 || ranks_before(scores[b * length + used[b]],
-                                                               scores[from * length + used[from]])))
+      if (used[b] < labels_in_list(c, b) &&
+          (from < 0 ||
+           ranks_before(scores[b * length + used[b]], scores[from * length + used[from]])))
         from = b;
     const int64_t at = from * length + used[from]++;
     c.ids[instance * c.k + rank] = ids[at];
@@ -352,7 +355,8 @@ FANIN_FN void merge_lists(const WordsTopKCall &c, const WordsTopKMemory &memory,
   }
 }
 
-// The ranking of an instance, as far as `labels` labels have been offered, of all blocks or of one.
+// The ranking of an instance after `labels` labels have been offered: among the labels of all
+// blocks, or of one.
 FANIN_FN Ranking ranking_of(const WordsTopKCall &c, const WordsTopKMemory &memory, int64_t instance,
                             int64_t labels) {
   float *const scores = c.scores ? c.scores : memory.list_scores;

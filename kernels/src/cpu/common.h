@@ -91,8 +91,8 @@ static bool check_connections(const Team<float> &team, const I *indices,
 
 // features [batch, inputs] -> [part][inputs][N], in parts of N lanes (a group, or half of one);
 // lanes beyond the batch get 0. Called by all threads of a team. Notes the first value that is not
-// finite. Defined for N = 1, 4, 8, 16 and 32 with float, and for 32
-// with double.
+// finite. Defined for N = 1, 4, 8, 16 and 32 with float, and for 32 with
+// double.
 template <int N = kLanes, class T>
 void transpose_features(const T *features, int64_t batch, int64_t inputs, T *out,
                         int64_t *first_bad);

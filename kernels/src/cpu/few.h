@@ -1,9 +1,9 @@
-// Top-k of a few instances, down to a single one. A group has 32 lanes, and a label's connections
-// cost the same work however many of them hold an instance.
+// Top-k of a few instances, or of a single one. A group has 32 lanes, and a label's connections
+// cost the same work however many of the lanes hold an instance.
 //
-// So a few instances get narrower rows of features, [inputs][N]; their scores are summed in the
-// same order as those of a whole group. For a single instance the lanes are a label's connections:
-// its scores may differ from those of a group in the last bits.
+// So the rows of features are narrower for a few instances: [inputs][N]. Their scores are summed in
+// the same order as those of a whole group. A single instance has a label's connections as lanes,
+// so its scores may differ from those of a group in the last bits.
 #pragma once
 
 #include "core/top_k.h"
@@ -11,6 +11,7 @@
 namespace fanin {
 namespace FANIN_TARGET {
 
+// N values of neighbouring lanes; `unaligned` is for reading and writing them in memory.
 template <int N>
 struct Few {
   typedef float type __attribute__((vector_size(4 * N)));
@@ -31,8 +32,8 @@ FANIN_FN Four four_of(const float *features, const I *indices) {
               features[indices[3]]};
 }
 
-// One label's score. Vectors of four are as fast as wider ones: to fill them takes most of the
-// time.
+// One label's score. Vectors of four are as fast as wider ones, since filling them takes most of
+// the time.
 template <class I, class W>
 FANIN_FN float score_one(const I *indices, const W *weights, int64_t fan_in, const float *features,
                          float bias) {
@@ -88,7 +89,7 @@ FANIN_OUTLINED void offer_to_few(const ScoredLayer<I, W> &layer, int64_t first, 
     else
       *reinterpret_cast<typename Few<N>::unaligned *>(row) =
           score_few<N>(indices, layer.weights + at, fan_in, features, bias);
-    // As Best::offer does it for all lanes.
+    // Best::offer does the same for all lanes of a group.
     bool above = best.count < best.k;
     for (int lane = 0; lane < lanes; ++lane) above |= !(row[lane] <= best.thresholds[lane]);
     if (!above) continue;

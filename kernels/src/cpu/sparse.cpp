@@ -11,8 +11,9 @@ namespace {
 
 constexpr int64_t kTogether = 16;  // words that a thread takes at a time
 
-// A block of units goes over the whole batch before the next: what it reads of the words' rows is
-// then still in the second-level cache for the next instance that has them.
+// The outputs of a block of units are computed for the whole batch before the next block. What was
+// read of a word's row is then still in the second-level cache for the next instance with this
+// word.
 template <class W>
 Finding run_forward(const SparseForwardCall &c) {
 #pragma omp parallel num_threads(c.threads)

@@ -24,7 +24,8 @@ void note_label(const uint16_t *labels, const Range &list, int block_labels, Fau
       return note(&faults->pair_label, i);
 }
 
-// Where blocks of pairs overlap or go beyond the pairs: two threads would write to one pair.
+// The first start where blocks overlap or go beyond the pairs, or -1. With such a start, two
+// threads could write to one pair.
 int64_t bad_block_start(const WordsCall &c) {
   int64_t least = 0;
   for (int64_t b = 0; b < c.blocks; ++b)
@@ -35,7 +36,8 @@ int64_t bad_block_start(const WordsCall &c) {
   return -1;
 }
 
-// Looks at the pairs of all words of the batch, each word once. seen: scratch, a bit for each word.
+// Checks the pairs of all words of the batch, each word once. seen: scratch memory, a bit for each
+// word.
 Finding check_pairs(const WordsCall &c, uint32_t *seen) {
   Faults faults;
   faults.pair_start = bad_block_start(c);
@@ -63,7 +65,7 @@ Finding check_pairs(const WordsCall &c, uint32_t *seen) {
   return faults.finding();
 }
 
-// Both go over a block of labels for all of a thread's instances before the next one, so that its
+// A thread ranks a block of labels for all its instances before the next block, so the block's
 // pairs are read again while they are in the cache.
 void rank_instances(const WordsTopKCall &c, const WordsTopKMemory &memory, float *scores) {
   const Share instances(c.batch);
@@ -74,6 +76,7 @@ void rank_instances(const WordsTopKCall &c, const WordsTopKMemory &memory, float
       rank_block(c, b, i, scores, ranking, crew);
     }
 }
+// A unit is one block of labels for one instance.
 void rank_units(const WordsTopKCall &c, const WordsTopKMemory &memory, float *scores) {
   Crew crew;
 #pragma omp for schedule(dynamic, 1)

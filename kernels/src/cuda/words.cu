@@ -1,6 +1,6 @@
-// Launches the training of labels that are connected to words, and their top-k, on a GPU: in
-// training a block of threads for each block of labels, in top-k a warp for one instance, or for
-// one block of labels of it, after the other. See core/words.h.
+// Launches the training of labels that are connected to words, and their top-k, on a GPU. In
+// training each block of labels has a block of threads. In top-k a warp takes one instance after
+// the other, or one block of labels of an instance after the other. See core/words.h.
 #include "cuda/common.h"
 
 #include "core/words.h"
@@ -9,7 +9,7 @@ namespace fanin {
 namespace cuda {
 namespace {
 
-// The 1 lets the compiler use more than 32 registers, which it else spills on sm_100.
+// The 1 lets the compiler use more than 32 registers. Without it, registers spill on sm_100.
 __global__ void __launch_bounds__(kFewWarps *kLanes, 1)
     words_step_kernel(WordsStepCall c, float *scratch, double *loss_sum) {
   Crew crew{dynamic_shared_memory<int>()};
