@@ -95,17 +95,17 @@ class TextClassifier(nn.Module, PyTorchModelHubMixin):
             return {"loss": self.head.evaluate_loss(features, *_positives(labels)), **best}
         if labels is None:
             raise ValueError("training needs labels; call model.eval() for a prediction")
-        # A part's activations are freed, and made again when its gradients are asked for.
-        parts = zip(
-            input_ids.split(self.texts_at_once or len(input_ids)),
-            attention_mask.split(self.texts_at_once or len(input_ids)),
-            strict=True,
-        )
         if self.texts_at_once is None:
-            encoded = [self._features(*part) for part in parts]
+            features = self._features(input_ids, attention_mask)
         else:
-            encoded = [checkpoint(self._features, *part, use_reentrant=False) for part in parts]
-        return {"loss": self.head.training_step(torch.cat(encoded), *_positives(labels))}
+            # A part's activations are freed, and computed again for its gradients.
+            parts = (each.split(self.texts_at_once) for each in (input_ids, attention_mask))
+            encoded = [
+                checkpoint(self._features, *part, use_reentrant=False)
+                for part in zip(*parts, strict=True)
+            ]
+            features = torch.cat(encoded)
+        return {"loss": self.head.training_step(features, *_positives(labels))}
 
     def _features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """What the head reads, [batch, units]."""
