@@ -31,7 +31,7 @@ class MemoryModel:
     optimizer_copies: of all trained arrays, during Adam's update, when the scores are gone.
     dense_library_bytes, sparse_library_bytes, fanin_library_bytes: held by the libraries under the
     framework for the products of an output layer of that kind of operations.
-    intermediate_library_bytes: for those of an intermediate layer below fanin's own op.
+    intermediate_library_bytes: for those of an intermediate layer before fanin's own op.
     words_rows, words_predicted: of these weights, so many arrays with a row for each word of each
     instance of a batch in training and in prediction.
     words_copies: of these weights or a moment of theirs, where one is changed by rows and then read
@@ -63,17 +63,17 @@ class MemoryModel:
         """What the libraries under the framework hold for products."""
         operations = setup.output.operations
         if operations == "fanin":
-            is_product = setup.intermediate and not setup.sparse_features
-            below = self.intermediate_library_bytes if is_product else 0
-            return self.fanin_library_bytes + below
+            has_product = setup.intermediate is not None and not setup.sparse_features
+            intermediate = self.intermediate_library_bytes if has_product else 0
+            return self.fanin_library_bytes + intermediate
         return self.dense_library_bytes if operations == "dense" else self.sparse_library_bytes
 
     def sparse_temporary_bytes(self, setup: LayerSetup, batch: int) -> float:
         """What the framework's sparse operations hold besides."""
         if setup.output.operations != "sparse":
             return 0.0
-        below = 1 if setup.intermediate else 0
-        arrays = self.sparse_arrays[below] + self.sparse_arrays_by_instance[below] * batch
+        at = 1 if setup.intermediate else 0
+        arrays = self.sparse_arrays[at] + self.sparse_arrays_by_instance[at] * batch
         return arrays * 4 * setup.count("output.weights")
 
 
