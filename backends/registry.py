@@ -156,7 +156,7 @@ def make_trainer(
         raise ValueError("bfloat16 weights or moments need execution 'fused'")
     if storage.row_moments and not setup.sparse_features:
         raise ValueError(
-            "moments by rows need sparse features: leave row_moments out, or make the LayerSetup "
+            "row moments need sparse features: leave row_moments out, or make the LayerSetup "
             "with sparse_features=True"
         )
     if execution not in get_args(Execution):

@@ -42,7 +42,7 @@ _STEPS_BETWEEN_LOOKS = 100
 
 @dataclass
 class Trained:
-    """An array with Adam's moments, as the device holds them; with moments by rows m is None, and v
+    """An array with Adam's moments, as the device holds them; with row moments m is None, and v
     has one number for each row (`Storage.row_moments`)."""
 
     values: DeviceArray
@@ -213,7 +213,7 @@ class Trainer:
             yield name, f"{name}.v", trained.v
 
     def optimizer_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Adam's state: `<name>.m` and `<name>.v` for each trained array (with moments by rows
+        """Adam's state: `<name>.m` and `<name>.v` for each trained array (with row moments
         `<name>.v` alone), and `steps`, an int64 scalar; as `arrays`, one after the other."""
         with self._executor.in_label_order():
             for name, key, moment in self._moments():

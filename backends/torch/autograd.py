@@ -190,7 +190,7 @@ class TorchAutograd(AutogradExecutor):
 @torch.no_grad()
 def update_lazily(trained: Trained, learning_rate: float, step: int) -> None:
     """Adam on the rows in the gradient, which is sparse and goes; all other rows, and their
-    moments, stay as they are. As `torch.optim.SparseAdam`, which has no moments by rows."""
+    moments, stay as they are. As `torch.optim.SparseAdam`, which has no row moments."""
     (beta1, beta2), values = ADAM_BETAS, trained.values
     gradient = values.grad.coalesce()
     values.grad = None

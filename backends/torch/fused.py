@@ -279,7 +279,7 @@ def run_sparse_relu_update(
     seed: int,
 ) -> None:
     """Backward pass of `sparse_relu` with Adam on the rows of `words`; arguments as in
-    `fanin.kernels.sparse_update`. weights_m: None for moments by rows."""
+    `fanin.kernels.sparse_update`. weights_m: None for row moments."""
     arguments = params.SparseUpdateParams(
         grad_outputs=described(grad),
         outputs=described(outputs),

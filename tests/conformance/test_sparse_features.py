@@ -233,8 +233,8 @@ def test_a_model_of_dense_features_refuses_sparse_ones(framework, execution):
         ours.top_k(batch.features, 3)
 
 
-def test_moments_by_rows_need_sparse_features(framework):
-    with pytest.raises(ValueError, match="moments by rows need sparse features"):
+def test_row_moments_need_sparse_features(framework):
+    with pytest.raises(ValueError, match="row moments need sparse features"):
         trainer(framework, LayerSetup(WORDS, 40, Dense(), intermediate=9), storage=ROWS)
 
 
