@@ -25,17 +25,17 @@ class MemoryModel:
     rounding: what the allocator rounds up, a share of all bytes.
     dense_copies: of the float32 weights of a dense layer, while the fused execution takes them over
     (together with the weights that are kept by then).
-    words_building: of the float32 weights that read sparse features, copies while they are taken
-    over, in both executions. Nothing else is there then.
+    words_building: copies of the float32 weights that read sparse features, while they are taken
+    over, in both executions. Nothing else is in memory then.
     Of the autograd execution:
     optimizer_copies: of all trained arrays, during Adam's update, when the scores are gone.
     dense_library_bytes, sparse_library_bytes, fanin_library_bytes: held by the libraries under the
     framework for the products of an output layer of that kind of operations.
     intermediate_library_bytes: for those of an intermediate layer before fanin's own op.
-    words_rows, words_predicted: of these weights, so many arrays with a row for each word of each
-    instance of a batch in training and in prediction.
-    words_copies: of these weights or a moment of theirs, where one is changed by rows and then read
-    as a whole.
+    words_rows, words_predicted: arrays that have a row of `units` numbers for each word of each
+    instance, in training and in prediction.
+    words_copies: copies of these weights or of a moment, which are made where rows have changed and
+    then the whole array is read.
     sparse_index_bytes, sparse_starts_bytes: of each sparse connection's place, and of each label's
     start.
     sparse_arrays, sparse_arrays_by_instance: arrays of one float32 for each connection that the

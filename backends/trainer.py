@@ -334,9 +334,9 @@ class Losses:
     """The losses of consecutive steps, from `first_step` on; FloatingPointError names the first
     that is not finite.
 
-    On a CPU, where a loss is there at once, each is looked at as it comes: the next step would
-    find what this one made of the weights, and complain of that. On a GPU, where a look waits for
-    the device, every so many are.
+    On a CPU each loss is checked at once: otherwise the next step would fail first, on the weights
+    that this step spoilt. On a GPU a check waits for the device, so that only every
+    `_STEPS_BETWEEN_LOOKS` steps the losses are checked.
     """
 
     def __init__(self, device: Device, first_step: int) -> None:

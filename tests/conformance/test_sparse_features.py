@@ -165,7 +165,7 @@ def test_instances_without_words(framework, device, execution, storage):
 
 @each_execution
 def test_other_forms_of_csr(framework, device, execution):
-    """Wide indices, SciPy's older class and words out of order say the same."""
+    """Wide indices, SciPy's older class and words out of order give the same results."""
     losses = []
     plain = random_batch(SETUP, 32, 0)
     x = plain.features
@@ -184,7 +184,7 @@ def test_other_forms_of_csr(framework, device, execution):
 
 
 def bad_features():
-    """Features that a model of 60 words cannot read, and what is said of them."""
+    """Features that a model of 60 words cannot read, and the error for each."""
     good = random_csr((4, WORDS), np.random.default_rng(0))
     at = int(np.flatnonzero(np.diff(good.indptr))[1])  # the second instance with words
     first = good.indptr[at]
