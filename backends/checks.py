@@ -34,8 +34,8 @@ def fitting_fan_in(fan_in: int, inputs: int) -> None:
 
 
 def sparse_features(output: str, intermediate: int | None, atoms: int | None) -> None:
-    """Sparse features are read by an intermediate layer, and as they are. output: the kind of the
-    output layer; atoms: of a dictionary, None for none."""
+    """ValueError unless an intermediate layer reads the sparse features, without a dictionary.
+    output: the kind of the output layer; atoms: of a dictionary, None for none."""
     if intermediate is None:
         raise ValueError(
             f"an output layer {output} does not read sparse features itself: set intermediate to a "

@@ -90,7 +90,7 @@ def plan_towards_gradients(
     positives = known_labels(labels, features.shape[0])
     if positives.shape[1] != len(layer.bias):
         raise ValueError(f"labels must have {len(layer.bias)} columns, got {positives.shape[1]}")
-    if not count:  # as at the end of a fraction that falls; a pass would find nothing to move
+    if not count:  # as at the end of a falling fraction; no pass over the data is needed
         return Rewiring(np.empty(0, np.int64), np.empty(0, np.uint32), weight=0.0)
     mean = input_statistics(features)[0].astype(np.float32)
     pairs = _pairs_with_gradients(features, positives, layer, np.random.default_rng(seed))
@@ -204,7 +204,7 @@ def _scores(features: Features, lists: Sequence[Pairs], layer: OutputLayer) -> l
     """The score of each pair of each list, float32 [pairs]; features are read and transformed once,
     in blocks: a transform takes longer than all the rest."""
     instances = features.shape[0]
-    # In the type of the ids: NumPy would make a copy of all of these else.
+    # In the type of the ids: with another type, NumPy would copy all ids.
     edges = np.append(np.arange(0, instances, _BLOCK), instances).astype(np.int32)
     bounds = [np.searchsorted(pairs.instances, edges) for pairs in lists]
     scores = [np.empty(len(pairs.label_ids), np.float32) for pairs in lists]
@@ -222,7 +222,7 @@ def _block_scores(
     block: np.ndarray, places: np.ndarray, label_ids: np.ndarray, layer: OutputLayer
 ) -> np.ndarray:
     """The score of each pair of a place in the block and a label, float32 [pairs]."""
-    # `take` in place of brackets, and without a check of each index: four times as fast.
+    # `take` without a check of each index is four times as fast as brackets.
     read = np.take(layer.indices, label_ids, 0).astype(np.intp)
     read += places[:, None].astype(np.intp) * block.shape[1]
     seen = block.reshape(-1).take(read, mode="clip")

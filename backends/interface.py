@@ -33,10 +33,10 @@ class Storage:
     """How weights and Adam's moments are stored; bfloat16 is rounded stochastically and needs the
     fused execution. Biases are float32 always.
 
-    row_moments: of `intermediate.weights` in a model of sparse features, one number for each row
-    (word) in place of Adam's two arrays: `v` [inputs], float32, the running mean of the squared
-    gradient's mean over the row; there is no `m`. (Adafactor's row sums and FBGEMM's row-wise
-    Adagrad are relatives.)"""
+    row_moments: whether `intermediate.weights` of a model of sparse features have one number for
+    each word in place of Adam's two arrays: `v` [inputs], float32, and no `m`. The squared gradient
+    is averaged over the word's row; v is the running mean of these averages. (Adafactor's row sums
+    and FBGEMM's row-wise Adagrad are relatives.)"""
 
     weights: StoredType = "float32"
     moments: StoredType = "float32"

@@ -49,7 +49,7 @@ def start_of(optimizer: object, starts: Mapping[str, Start], name: str) -> Start
 def reset_of(
     array: Any, start: float | str, options: Mapping[str, Any]
 ) -> tuple[Any, float | None]:
-    """An array that starts with this, as `Resets` has it. options: those of the optimizer."""
+    """The entry of `Resets` for an array with this start. options: the optimizer's, by name."""
     if start == WEIGHT:
         return array, None
     return array, float(options[start] if isinstance(start, str) else start)

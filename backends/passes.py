@@ -21,7 +21,7 @@ from fanin.kernels import add_label_sums
 # Half for the sums of labels, half for the instances that are read together from a memory map.
 MOST_BYTES = 1 << 30
 STATISTICS_BYTES = 16 << 20
-# Of the sums of labels, what is changed together.
+# How many labels' sums are changed together, and how large they are at most.
 _BLOCK_LABELS, _BLOCK_BYTES = 4096, 64 << 20
 
 
@@ -229,8 +229,8 @@ def label_sums(
 
 
 def label_blocks(sums: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Sums [labels, inputs] of few labels at a time, so that a change of them needs no second array
-    of that size: the first label of the block, and the block, which is a part of `sums`."""
+    """Sums [labels, inputs] in blocks of few labels, so that changing them needs no second array of
+    that size. Yields the first label of each block, and the block, a view of `sums`."""
     size = max(1, min(_BLOCK_LABELS, _BLOCK_BYTES // (4 * sums.shape[1])))
     for first in range(0, len(sums), size):
         yield first, sums[first : first + size]

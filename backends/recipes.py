@@ -92,8 +92,8 @@ def recipe_of(name: RecipeName, setup: LayerSetup) -> Recipe:
         rewired_weights=PAPER.rewired_weights,
     )
     if setup.sparse_features:
-        # TF-IDF weighs words already. A variance of 1 for each would make rare words outweigh all
-        # others: one in n instances would count sqrt(n) times as much as it does.
+        # TF-IDF weighs words already. With a variance of 1 for each, rare words would outweigh all
+        # others: a word of one in n instances would count about sqrt(n) times as much.
         return replace(plain, feature_scaling="none")
     if setup.intermediate:
         return plain

@@ -25,17 +25,17 @@ class MemoryModel:
     rounding: what the allocator rounds up, a share of all bytes.
     dense_copies: of the float32 weights of a dense layer, while the fused execution takes them over
     (together with the weights that are kept by then).
-    words_building: of the float32 weights that read sparse features, copies while they are taken
-    over, in both executions. Nothing else is there then.
+    words_building: copies of the float32 weights that read sparse features, while they are taken
+    over, in both executions. Nothing else is in memory then.
     Of the autograd execution:
     optimizer_copies: of all trained arrays, during Adam's update, when the scores are gone.
     dense_library_bytes, sparse_library_bytes, fanin_library_bytes: held by the libraries under the
     framework for the products of an output layer of that kind of operations.
-    intermediate_library_bytes: for those of an intermediate layer below fanin's own op.
-    words_rows, words_predicted: of these weights, so many arrays with a row for each word of each
-    instance of a batch in training and in prediction.
-    words_copies: of these weights or a moment of theirs, where one is changed by rows and then read
-    as a whole.
+    intermediate_library_bytes: for those of an intermediate layer before fanin's own op.
+    words_rows, words_predicted: arrays that have a row of `units` numbers for each word of each
+    instance, in training and in prediction.
+    words_copies: copies of these weights or of a moment, which are made where rows have changed and
+    then the whole array is read.
     sparse_index_bytes, sparse_starts_bytes: of each sparse connection's place, and of each label's
     start.
     sparse_arrays, sparse_arrays_by_instance: arrays of one float32 for each connection that the
@@ -63,17 +63,17 @@ class MemoryModel:
         """What the libraries under the framework hold for products."""
         operations = setup.output.operations
         if operations == "fanin":
-            is_product = setup.intermediate and not setup.sparse_features
-            below = self.intermediate_library_bytes if is_product else 0
-            return self.fanin_library_bytes + below
+            has_product = setup.intermediate is not None and not setup.sparse_features
+            intermediate = self.intermediate_library_bytes if has_product else 0
+            return self.fanin_library_bytes + intermediate
         return self.dense_library_bytes if operations == "dense" else self.sparse_library_bytes
 
     def sparse_temporary_bytes(self, setup: LayerSetup, batch: int) -> float:
         """What the framework's sparse operations hold besides."""
         if setup.output.operations != "sparse":
             return 0.0
-        below = 1 if setup.intermediate else 0
-        arrays = self.sparse_arrays[below] + self.sparse_arrays_by_instance[below] * batch
+        at = 1 if setup.intermediate else 0
+        arrays = self.sparse_arrays[at] + self.sparse_arrays_by_instance[at] * batch
         return arrays * 4 * setup.count("output.weights")
 
 
@@ -156,7 +156,7 @@ def make_trainer(
         raise ValueError("bfloat16 weights or moments need execution 'fused'")
     if storage.row_moments and not setup.sparse_features:
         raise ValueError(
-            "moments by rows need sparse features: leave row_moments out, or make the LayerSetup "
+            "row moments need sparse features: leave row_moments out, or make the LayerSetup "
             "with sparse_features=True"
         )
     if execution not in get_args(Execution):

@@ -242,8 +242,8 @@ class LayerSetup:
     there are some and else to the features. scaled: whether the features are multiplied by numbers
     of the model, one an input, before anything else; atoms: of a dictionary with which they are
     multiplied then, None for none (`features`). sparse_features: whether the model reads CSR
-    features, which are never made dense: the intermediate layer, which there has to be, adds up the
-    rows of its weights that belong to the words of an instance (`sparse`).
+    features, which are never made dense: the intermediate layer, which such a model must have, adds
+    up the rows of its weights for the words of an instance (`sparse`).
     Raises ValueError for sizes that make no model.
     """
 
@@ -347,11 +347,11 @@ class LayerSetup:
         are the inputs, over and over. Biases are 0, intermediate weights Glorot-uniform; the kind
         of connection tells the others.
 
-        Of sparse features, intermediate weights are uniform within sqrt(3 / units), a variance of
-        1 / units, whatever the number of words: an instance has few of them, and as TF-IDF a norm
-        of 1. Before ReLU its outputs then have a norm of 1 on average, as in a random projection,
-        which keeps distances (Johnson & Lindenstrauss, 1984). Glorot's sqrt(6 / (inputs + units))
-        is for inputs that are all present, each of variance 1.
+        Weights that read sparse features are uniform within sqrt(3 / units), a variance of
+        1 / units, whatever the number of words. An instance has few words, and as TF-IDF it has a
+        norm of 1. Its outputs before ReLU then have a norm of 1 on average, as in a random
+        projection, which keeps distances (Johnson & Lindenstrauss, 1984). Glorot's
+        sqrt(6 / (inputs + units)) is for inputs that are all present, each of variance 1.
         """
         self.check_name(name)
         shape = self.array_shapes()[name]

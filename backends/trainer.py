@@ -42,7 +42,7 @@ _STEPS_BETWEEN_LOOKS = 100
 
 @dataclass
 class Trained:
-    """An array with Adam's moments, as the device holds them; with moments by rows m is None, and v
+    """An array with Adam's moments, as the device holds them; with row moments m is None, and v
     has one number for each row (`Storage.row_moments`)."""
 
     values: DeviceArray
@@ -213,7 +213,7 @@ class Trainer:
             yield name, f"{name}.v", trained.v
 
     def optimizer_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Adam's state: `<name>.m` and `<name>.v` for each trained array (with moments by rows
+        """Adam's state: `<name>.m` and `<name>.v` for each trained array (with row moments
         `<name>.v` alone), and `steps`, an int64 scalar; as `arrays`, one after the other."""
         with self._executor.in_label_order():
             for name, key, moment in self._moments():
@@ -334,9 +334,9 @@ class Losses:
     """The losses of consecutive steps, from `first_step` on; FloatingPointError names the first
     that is not finite.
 
-    On a CPU, where a loss is there at once, each is looked at as it comes: the next step would
-    find what this one made of the weights, and complain of that. On a GPU, where a look waits for
-    the device, every so many are.
+    On a CPU each loss is checked at once: otherwise the next step would fail first, on the weights
+    that this step spoilt. On a GPU a check waits for the device, so that only every
+    `_STEPS_BETWEEN_LOOKS` steps the losses are checked.
     """
 
     def __init__(self, device: Device, first_step: int) -> None:

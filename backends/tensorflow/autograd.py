@@ -123,9 +123,9 @@ class TensorFlowAutograd(AutogradExecutor):
         return self.device.number(self._step_function(features, *positives, step_sizes))
 
     def _step_sizes(self, learning_rate: float, step: int) -> tf.Tensor:
-        """Adam's learning rate with its bias correction, with and without that of m. It needs more
-        digits than float32 has, for the betas that the op sees: 1 - float32(0.999) is 1.3e-5
-        (relative) off 0.001."""
+        """Adam's learning rate with the bias corrections of m and v, and with that of v alone. They
+        need more digits than float32 has, for the betas that the op sees: 1 - float32(0.999) is
+        1.3e-5 (relative) off 0.001."""
         beta1, beta2 = _BETAS
         size = learning_rate * math.sqrt(1 - beta2**step)
         return tf.constant([size / (1 - beta1**step), size], tf.float32)
@@ -194,7 +194,7 @@ def _update_lazily(trained: Trained, gradient: tf.IndexedSlices, step_sizes: tf.
     change = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(words))
 
     def moved(moment: tf.Variable, target: tf.Tensor, beta: float) -> tf.Tensor:
-        """Rows of a moment, which have gone towards a target."""
+        """The rows of a moment, after a step towards the target."""
         rows = tf.gather(moment, words)
         rows += (1 - beta) * (target - rows)
         moment.scatter_update(tf.IndexedSlices(rows, words))

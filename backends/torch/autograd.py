@@ -164,10 +164,10 @@ class TorchAutograd(AutogradExecutor):
         sums = torch.nn.functional.embedding_bag(
             features.columns,
             weights,
-            # Of one type with the columns, as torch wants it.
+            # In the type of the columns, as torch requires.
             features.starts.int(),
             mode="sum",
-            sparse=True,  # the gradient has the rows of words that occur
+            sparse=True,  # the gradient has only the rows of words that occur
             per_sample_weights=features.values,
             include_last_offset=True,
         )
@@ -189,8 +189,8 @@ class TorchAutograd(AutogradExecutor):
 
 @torch.no_grad()
 def update_lazily(trained: Trained, learning_rate: float, step: int) -> None:
-    """Adam on the rows in the gradient, which is sparse and goes; all other rows, and their
-    moments, stay as they are. As `torch.optim.SparseAdam`, which has no moments by rows."""
+    """Adam on the rows in the gradient, which is sparse; it is dropped then. All other rows, and
+    their moments, stay as they are. As `torch.optim.SparseAdam`, which has no row moments."""
     (beta1, beta2), values = ADAM_BETAS, trained.values
     gradient = values.grad.coalesce()
     values.grad = None

@@ -251,8 +251,8 @@ def _(
 
 
 def _outputs(values: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
-    """Memory for what the layer gives. ValueError where its size is unknown; the library checks all
-    else."""
+    """Memory for the layer's outputs. ValueError where their size is unknown; the library checks
+    the rest."""
     if starts.ndim != 1 or not starts.shape[0] or weights.ndim != 2:
         raise ValueError(
             "starts must be [batch + 1] and weights [inputs, units], got "
@@ -279,7 +279,7 @@ def run_sparse_relu_update(
     seed: int,
 ) -> None:
     """Backward pass of `sparse_relu` with Adam on the rows of `words`; arguments as in
-    `fanin.kernels.sparse_update`. weights_m: None for moments by rows."""
+    `fanin.kernels.sparse_update`. weights_m: None for row moments."""
     arguments = params.SparseUpdateParams(
         grad_outputs=described(grad),
         outputs=described(outputs),

@@ -13,8 +13,13 @@ from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.backends.starting import looks_at_data, starting_arrays
 
 FIXED = LayerSetup(30, 50, FixedFanIn(8))
-BELOW = LayerSetup(30, 50, FixedFanIn(8), intermediate=20)
-SETUPS = [FIXED, BELOW, LayerSetup(30, 50, Dense()), LayerSetup(30, 50, Unstructured(5))]
+WITH_INTERMEDIATE = LayerSetup(30, 50, FixedFanIn(8), intermediate=20)
+SETUPS = [
+    FIXED,
+    WITH_INTERMEDIATE,
+    LayerSetup(30, 50, Dense()),
+    LayerSetup(30, 50, Unstructured(5)),
+]
 every_setup = pytest.mark.parametrize(
     "setup", SETUPS, ids=lambda setup: f"{setup.output}-{setup.intermediate}"
 )
@@ -56,9 +61,9 @@ def test_more_weights_for_a_score_take_smaller_steps():
 
 
 def test_sparse_features_are_left_as_they_are():
-    setup = replace(BELOW, sparse_features=True)
+    setup = replace(WITH_INTERMEDIATE, sparse_features=True)
     best = recipe_of("best", setup)
-    assert best == replace(recipe_of("best", BELOW), feature_scaling="none")
+    assert best == replace(recipe_of("best", WITH_INTERMEDIATE), feature_scaling="none")
     x = sp.random_array((20, 30), density=0.2, format="csr", dtype=np.float32, rng=0)
     y = sp.random_array((20, 50), density=0.1, format="csr", rng=0).astype(bool)
     given = starting_arrays(x, y, best, setup.output.fan_in)

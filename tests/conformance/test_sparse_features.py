@@ -165,7 +165,7 @@ def test_instances_without_words(framework, device, execution, storage):
 
 @each_execution
 def test_other_forms_of_csr(framework, device, execution):
-    """Wide indices, SciPy's older class and words out of order say the same."""
+    """Wide indices, SciPy's older class and words out of order give the same results."""
     losses = []
     plain = random_batch(SETUP, 32, 0)
     x = plain.features
@@ -184,7 +184,7 @@ def test_other_forms_of_csr(framework, device, execution):
 
 
 def bad_features():
-    """Features that a model of 60 words cannot read, and what is said of them."""
+    """Features that a model of 60 words cannot read, and the error for each."""
     good = random_csr((4, WORDS), np.random.default_rng(0))
     at = int(np.flatnonzero(np.diff(good.indptr))[1])  # the second instance with words
     first = good.indptr[at]
@@ -233,8 +233,8 @@ def test_a_model_of_dense_features_refuses_sparse_ones(framework, execution):
         ours.top_k(batch.features, 3)
 
 
-def test_moments_by_rows_need_sparse_features(framework):
-    with pytest.raises(ValueError, match="moments by rows need sparse features"):
+def test_row_moments_need_sparse_features(framework):
+    with pytest.raises(ValueError, match="row moments need sparse features"):
         trainer(framework, LayerSetup(WORDS, 40, Dense(), intermediate=9), storage=ROWS)
 
 

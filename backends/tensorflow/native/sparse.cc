@@ -24,7 +24,7 @@ REGISTER_OP("Fanin>SparseRelu")
       return absl::OkStatus();
     });
 
-// `weights_m` is a list of nothing, for moments by rows, or of m.
+// `weights_m` is a list of m, or an empty list for row moments.
 REGISTER_OP("Fanin>SparseReluUpdate")
     .Input("grad_outputs: float")
     .Input("outputs: float")

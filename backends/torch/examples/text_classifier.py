@@ -37,7 +37,7 @@ from transformers import (
 
 from fanin.backends.torch import FusedFanIn
 
-NO_LABEL = -100  # what Trainer, too, fills up the labels of a batch with
+NO_LABEL = -100  # `Trainer`, too, fills up the labels of a batch with it
 
 
 class TextClassifier(nn.Module, PyTorchModelHubMixin):
@@ -46,15 +46,15 @@ class TextClassifier(nn.Module, PyTorchModelHubMixin):
     encoder: the configuration of a Hugging Face model, as `config.to_dict()` gives it. units: of
     the intermediate layer. learning_rate: the head's own, which no optimizer knows. best: how many
     labels a prediction has. texts_at_once: how many texts of a training batch are encoded together;
-    None for all. Fewer take less memory and a second pass through the encoder, and the numbers
-    are those of the whole batch.
+    None for all. Fewer take less memory, but a second pass through the encoder; the results are
+    those of the whole batch.
 
     `save_pretrained(folder)` writes all of it, the state of the head's training too;
     `from_pretrained(folder, strict=True)` reads it.
     """
 
-    # `Trainer` divides the loss by the number of batches whose gradients it adds up. It would not
-    # do so if the model did it.
+    # So `Trainer` divides the loss by the number of batches whose gradients it adds up. If this
+    # were True, the model would have to do it.
     accepts_loss_kwargs = False
 
     def __init__(
@@ -71,7 +71,7 @@ class TextClassifier(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         config = AutoConfig.for_model(**encoder)
         self.encoder = AutoModel.from_config(config)
-        self.below = nn.Sequential(nn.Linear(config.hidden_size, units), nn.ReLU())
+        self.intermediate = nn.Sequential(nn.Linear(config.hidden_size, units), nn.ReLU())
         self.head = FusedFanIn(units, labels, fan_in, learning_rate=learning_rate)
         self.best = best
         self.texts_at_once = texts_at_once
@@ -95,24 +95,24 @@ class TextClassifier(nn.Module, PyTorchModelHubMixin):
             return {"loss": self.head.evaluate_loss(features, *_positives(labels)), **best}
         if labels is None:
             raise ValueError("training needs labels; call model.eval() for a prediction")
-        # A part's activations are freed, and made again when its gradients are asked for.
-        parts = zip(
-            input_ids.split(self.texts_at_once or len(input_ids)),
-            attention_mask.split(self.texts_at_once or len(input_ids)),
-            strict=True,
-        )
         if self.texts_at_once is None:
-            encoded = [self._features(*part) for part in parts]
+            features = self._features(input_ids, attention_mask)
         else:
-            encoded = [checkpoint(self._features, *part, use_reentrant=False) for part in parts]
-        return {"loss": self.head.training_step(torch.cat(encoded), *_positives(labels))}
+            # A part's activations are freed, and computed again for its gradients.
+            parts = (each.split(self.texts_at_once) for each in (input_ids, attention_mask))
+            encoded = [
+                checkpoint(self._features, *part, use_reentrant=False)
+                for part in zip(*parts, strict=True)
+            ]
+            features = torch.cat(encoded)
+        return {"loss": self.head.training_step(features, *_positives(labels))}
 
     def _features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """What the head reads, [batch, units]."""
         encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
         is_token = attention_mask.unsqueeze(-1)
         mean = (encoded.last_hidden_state * is_token).sum(1) / is_token.sum(1).clamp(min=1)
-        features: Tensor = self.below(mean)
+        features: Tensor = self.intermediate(mean)
         return features
 
 
@@ -154,8 +154,9 @@ def train(
     mixed_precision: bool = False,
 ) -> list[float]:
     """Train by a plain loop; the losses. optimizer: of `model.parameters()`, to which nothing of
-    the head belongs. accumulated: of how many batches the gradients make one step of it; the head
-    makes a step with each batch. mixed_precision: the encoder computes in bfloat16."""
+    the head belongs. accumulated: the gradients of so many batches make one step of the
+    optimizer; the head makes a step with each batch. mixed_precision: the encoder computes in
+    bfloat16."""
     model.train()
     losses = []
     for number, batch in enumerate(batches, 1):
@@ -173,7 +174,7 @@ def train(
 
 
 class HeadFollowsSchedule(TrainerCallback):
-    """Has the head's learning rate, `rate` at its largest, rise and fall with that of `Trainer`."""
+    """The head's learning rate rises and falls with that of `Trainer`; `rate` is its maximum."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
@@ -207,8 +208,8 @@ def trainer_for(
 
 
 def made_up_texts(labels: int, instances: int, seed: int = 0) -> tuple[list[str], list[list[int]]]:
-    """Texts, and the labels of each: a word of each of its labels, between words that mean
-    nothing."""
+    """Texts, and the labels of each. A text has one word for each of its labels, and words that
+    mean nothing."""
     rng = np.random.default_rng(seed)
     texts, label_ids = [], []
     for _ in range(instances):

@@ -57,18 +57,18 @@ def test_trains_itself_and_what_lies_below(loss):
     plain = FixedFanInLinear(40, 300, 7)
     plain.indices.copy_(fused_layer.indices)
     plain.weights.data.copy_(fused_layer.weights)
-    below = [torch.nn.Linear(12, 40) for _ in range(2)]
-    below[1].load_state_dict(below[0].state_dict())
+    intermediate = [torch.nn.Linear(12, 40) for _ in range(2)]
+    intermediate[1].load_state_dict(intermediate[0].state_dict())
     optimizers = [
-        torch.optim.SGD(below[0].parameters(), 10.0),
-        torch.optim.SGD(below[1].parameters(), 10.0),
+        torch.optim.SGD(intermediate[0].parameters(), 10.0),
+        torch.optim.SGD(intermediate[1].parameters(), 10.0),
     ]
     adam = torch.optim.Adam(plain.parameters(), lr=1e-2)
     instances, label_ids = positives()
     for step in range(1, 30):
         x = torch.randn(20, 12, generator=torch.Generator().manual_seed(step))
-        one = fused_layer.training_step(below[0](x), instances, label_ids)
-        other = LOSSES[loss](plain(below[1](x)), instances, label_ids)
+        one = fused_layer.training_step(intermediate[0](x), instances, label_ids)
+        other = LOSSES[loss](plain(intermediate[1](x)), instances, label_ids)
         assert one.item() == pytest.approx(other.item(), rel=1e-5)
         for optimizer in (*optimizers, adam):
             optimizer.zero_grad()
@@ -79,7 +79,7 @@ def test_trains_itself_and_what_lies_below(loss):
             optimizer.step()
     assert difference(fused_layer.weights.numpy(), plain.weights.detach().numpy()) < 1e-4
     assert difference(fused_layer.bias.numpy(), plain.bias.detach().numpy()) < 1e-4
-    a, b = (m.weight.detach().numpy() for m in below)
+    a, b = (m.weight.detach().numpy() for m in intermediate)
     assert difference(a, b) < 1e-4
 
 
@@ -168,10 +168,10 @@ def test_positives_may_be_tensors():
 def test_compiled_whole(method):
     """Other batch sizes, learning rates and steps compile nothing anew."""
     ours, plain = make(), make()
-    below = torch.nn.Linear(12, 40)
+    intermediate = torch.nn.Linear(12, 40)
 
     def model(layer, x, instances, label_ids):
-        return getattr(layer, method)(torch.relu(below(x)), instances, label_ids)
+        return getattr(layer, method)(torch.relu(intermediate(x)), instances, label_ids)
 
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     seen = []
@@ -181,11 +181,11 @@ def test_compiled_whole(method):
         x, (instances, label_ids) = torch.randn(size, 12), positives(size, 60 + step)
         losses, grads = [], []
         for run, layer in ((compiled, ours), (model, plain)):
-            below.zero_grad()
+            intermediate.zero_grad()
             loss = run(layer, x, instances, label_ids)
             loss.backward()
             losses.append(loss.item())
-            grads.append(below.weight.grad.clone())
+            grads.append(intermediate.weight.grad.clone())
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
         torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-7)
         seen.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
@@ -198,17 +198,17 @@ def test_compiled_whole(method):
 
 @pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
 def test_under_autocast(method):
-    """What comes from below is bfloat16 there; the layer computes in float32."""
-    below, layer = torch.nn.Linear(6, 40), make()
+    """The features are bfloat16 then; the layer computes in float32."""
+    intermediate, layer = torch.nn.Linear(6, 40), make()
     x = torch.randn(20, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        features = below(x)
+        features = intermediate(x)
         loss = getattr(layer, method)(features, *positives())
         scores, ids = layer.top_k(features, 3)
     assert features.dtype == torch.bfloat16
     assert loss.dtype == scores.dtype == torch.float32 and ids.shape == (20, 3)
     loss.backward()
-    assert below.weight.grad.abs().sum() > 0
+    assert intermediate.weight.grad.abs().sum() > 0
     assert int(layer.steps) == (method == "training_step")
 
 
