@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from fanin.backends.arrays import InitialArrays
+from fanin.backends.arrays import InitialArrays, copied
 from fanin.backends.estimator.predictor import AnySetup
 from fanin.backends.estimator.progress import FitProgress
 from fanin.backends.estimator.settings import AnyRecipe, Settings
@@ -187,7 +187,9 @@ def _fit_words(
                 epoch = epoch._replace(precision=precision)
                 if precision > most:
                     best = None  # the memory of the old ones first
-                    best, best_epoch, most = model.weights(), len(history) + 1, precision
+                    # Copies: the passes that follow train the model's arrays in place.
+                    best = copied(model.weights().items())
+                    best_epoch, most = len(history) + 1, precision
             history.append(epoch)
             progress.epoch(len(history), *epoch)
     if best is None:

@@ -126,7 +126,8 @@ class OneVersusRest:
         return pairs[order], laid_out.weights[order], laid_out.squares[order]
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The model's arrays by name, from which training can go on.
+        """The model's arrays by name, from which training can go on; not copied where that is
+        possible.
 
         "output.weights" float32 [pairs] are the values of a CSR matrix [inputs, labels], with
         "output.starts" int64 [inputs + 1] and "output.label_ids" int32 [pairs]; "output.bias"

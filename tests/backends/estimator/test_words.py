@@ -15,7 +15,10 @@ from planted import LABELS, planted_data
 from fanin.backends.estimate import TooLargeError
 from fanin.backends.estimator import planning, saved
 from fanin.backends.estimator.classifier import FanInClassifier
+from fanin.backends.estimator.fitting import Instances, fit, split
 from fanin.backends.estimator.loading import load
+from fanin.backends.estimator.settings import Settings
+from fanin.backends.metrics import precision_at
 from fanin.backends.words.setup import OneVersusRestSetup
 
 DENSE, Y = planted_data(600)
@@ -112,6 +115,18 @@ def test_the_best_pass_is_kept():
     assert len(precisions) == 5
     assert precisions[model.best_epoch_ - 1] == max(precisions)
     assert [epoch.precision for epoch in fitted().history_] == [None] * 3
+
+
+def test_later_passes_do_not_change_the_best_one():
+    """Passes train the model's arrays in place."""
+    settings = Settings(fan_in=12, threads=1, epochs=8, learning_rate=1.0)
+    setup, recipe = settings.model(24, LABELS, is_sparse=True)
+    training, validation = split(Instances(X, Y), 0.3, seed=0)
+    result = fit(settings, setup, recipe, training, validation, 0, verbose=False)
+    assert result.best_epoch < len(result.history)
+    ids = saved.make_predictor(setup, result.arrays).top_k(validation.features, 3).ids
+    kept = result.history[result.best_epoch - 1]
+    assert precision_at(validation.positives, ids, 3) == kept.precision
 
 
 def test_progress_is_told(capsys):
