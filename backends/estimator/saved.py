@@ -94,7 +94,8 @@ def save(model: SavedModel, path: str | os.PathLike[str]) -> None:
             names.append(LABELS)
             lines = [f"{name}\n" for name in model.classes.tolist()]
             (made / LABELS).write_bytes("".join(lines).encode("utf-8", "surrogatepass"))
-        text = json.dumps(_description(model, {n: _checksum(made / n) for n in names}), indent=1)
+        description = _description(model, {n: _checksum(made / n) for n in names})
+        text = json.dumps(description, indent=1, default=np.generic.item)  # NumPy's numbers
         (made / MODEL).write_text(text + "\n", encoding="utf-8")
         for name in (*names, MODEL):
             flush(made / name)
