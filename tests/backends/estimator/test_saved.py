@@ -118,6 +118,7 @@ def test_damaged_description(tmp_path, damage):
         ({"setup": {"inputs": 6}}, "model.json: damaged"),
         ({"setup": None}, "model.json: damaged"),
         ({"settings": 3}, "model.json: damaged"),
+        ({"feature_names": 3}, "model.json: damaged"),
         ({"checksums": 3}, "model.json: damaged"),
         ({"checksums": {}}, "model.json: damaged"),
         ({"checksums": {"../../x": ""}}, "model.json: damaged"),
