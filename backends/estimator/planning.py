@@ -73,12 +73,18 @@ class Plan:
 
     def check(self) -> None:
         """TooLargeError, with what to change, where it does not fit."""
-        if not self.fits:
-            raise TooLargeError(
-                f"needs about {size_text(self.peak_bytes)}, and {size_text(self.available_bytes)} "
-                "are available here; a smaller fan_in or intermediate, execution='fused', or "
-                f"bfloat16 weights and moments need less\n{self}"
+        if self.fits:
+            return
+        advice = "a smaller fan_in needs less"
+        if isinstance(self.setup, LayerSetup):
+            advice = (
+                "a smaller fan_in or intermediate, execution='fused', or bfloat16 weights and "
+                "moments need less"
             )
+        raise TooLargeError(
+            f"needs about {size_text(self.peak_bytes)}, and {size_text(self.available_bytes)} "
+            f"are available here; {advice}\n{self}"
+        )
 
     def __str__(self) -> str:
         setup, expected = self.setup, self.expected

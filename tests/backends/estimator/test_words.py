@@ -148,7 +148,8 @@ def test_what_does_not_fit_is_refused(monkeypatch):
     assert plan.fits and plan.steps == 9 and plan.expected.parameter_bytes > 6 * 12 * LABELS
     assert "one-versus-rest, at most 12 words a label on average" in str(plan)
     monkeypatch.setattr(planning, "available_bytes", lambda: 1 << 20)
-    with pytest.raises(TooLargeError, match=r"needs about .* 1\.0 MiB are available here; .*"):
+    advice = r"needs about .* 1\.0 MiB are available here; a smaller fan_in needs less\n"
+    with pytest.raises(TooLargeError, match=advice):
         fitted()
 
 
