@@ -296,6 +296,6 @@ def check_arrays(inputs: int, labels: int, arrays: Mapping[str, np.ndarray]) -> 
     if (keys[1:] <= keys[:-1]).any():
         raise ValueError("output.label_ids must ascend within each word")
     for name in ("output.squares", "output.bias_squares"):
-        if (arrays[name] < 0).any():
-            raise ValueError(f"{name} must not be negative")
+        if (arrays[name] <= 0).any():
+            raise ValueError(f"{name} must be above 0")
     return keys
