@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import scipy.sparse as sp
 
-from fanin.backends.words.model import OneVersusRest, log_odds
+from fanin.backends.choosing import log_odds
+from fanin.backends.words.model import OneVersusRest
 from fanin.backends.words.pairs import pairs_of_positives
 from fanin.backends.words.setup import OneVersusRestRecipe, OneVersusRestSetup
 from fanin.datasets import Batches

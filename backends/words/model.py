@@ -34,12 +34,6 @@ _LOOKED, _LEAST_ERROR = 20, 0.03
 _BLOCK_INSTANCES = 4096
 
 
-def log_odds(y: sp.csr_array) -> np.ndarray:
-    """Log-odds of each label, float32 [labels]; half an instance more of either kind."""
-    counts = np.bincount(y.indices, minlength=y.shape[1])
-    return np.log((counts + 0.5) / (y.shape[0] - counts + 0.5)).astype(np.float32)
-
-
 def blocks_of(labels: int, threads: int) -> tuple[int, int]:
     """How many blocks labels are cut into, and the labels of each but the last."""
     least = max(-(-labels // _BLOCK_LABELS), min(threads, -(-labels // _LEAST_BLOCK)))

@@ -8,10 +8,11 @@ import pytest
 import scipy.sparse as sp
 import words_reference
 
+from fanin.backends.choosing import log_odds
 from fanin.backends.words import model as model_module
 from fanin.backends.words import pairs as pairs_module
 from fanin.backends.words.fitting import CALL_INSTANCES, SQUARES, START, start, steps_of, train
-from fanin.backends.words.model import OneVersusRest, blocks_of, log_odds
+from fanin.backends.words.model import OneVersusRest, blocks_of
 from fanin.backends.words.pairs import best_pairs, inverse_lengths, pairs_of_positives
 from fanin.backends.words.setup import OneVersusRestRecipe, OneVersusRestSetup
 from fanin.datasets import Batches
