@@ -16,10 +16,10 @@ from fanin.backends.estimator import saved
 from fanin.backends.estimator.fitting import (
     Epoch,
     Instances,
+    add_words,
     first_arrays,
     fit,
-    more_words,
-    one_pass,
+    make_batches,
     split,
     trainer_of,
 )
@@ -188,8 +188,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         trainer = self._model.trainer
         assert trainer is not None
         if isinstance(trainer, OneVersusRest) and not is_first:
-            more_words(trainer, self.setup_, data)
-        batches = one_pass(settings, self.setup_, data, self._passes_seed)
+            add_words(trainer, self.setup_, data)
+        batches = make_batches(settings, self.setup_, data, self._passes_seed)
         losses = trainer.train(batches.epoch(len(self.history_)), self._rate(settings))
         self._model.train(trainer)
         self.history_ = [*self.history_, Epoch(float(losses.mean()), None)]

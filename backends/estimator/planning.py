@@ -12,7 +12,7 @@ from fanin.backends.estimate import (
     Estimate,
     Sizes,
     TooLargeError,
-    Way,
+    TrainingOptions,
     bytes_of_instances,
     estimate,
     with_choosing,
@@ -148,7 +148,7 @@ def _estimate(
     words = features.nnz / instances if isinstance(features, sp.csr_array) else None
     is_mapped = isinstance(features, np.memmap)
     sizes = Sizes(inputs, setup.labels, instances, 0, int(positives.nnz), is_mapped, words)
-    way = Way(
+    options = TrainingOptions(
         settings.execution,
         settings.storage,
         settings.batch_size,
@@ -156,4 +156,4 @@ def _estimate(
         words,
         bytes_of_instances(sizes),
     )
-    return with_choosing(estimate(setup, backend, way), recipe, setup, sizes)
+    return with_choosing(estimate(setup, backend, options), recipe, setup, sizes)

@@ -32,20 +32,20 @@ def inverse_lengths(x: sp.csr_array) -> np.ndarray:
 
 
 def pairs_of_positives(
-    x: sp.csr_array, y: sp.csr_array, count: int, beside: np.ndarray | None = None
+    x: sp.csr_array, y: sp.csr_array, count: int, excluded: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` pairs that occur together in positives with the largest score, int64, ascending;
     fewer where there are fewer. And the mean of the word over the label's positives, float32.
 
     The score is |sum of the word's value over the label's positives| * sqrt(instances / instances
     that have the word), of instances scaled to length 1. x: CSR float32 [instances, inputs]; y: CSR
-    [instances, labels]; beside: as in `best_pairs`.
+    [instances, labels]; excluded: as in `best_pairs`.
     """
     occurs = np.bincount(x.indices, minlength=x.shape[1])
     rarity = np.sqrt(x.shape[0] / np.maximum(occurs, 1)).astype(np.float32)
     values = np.repeat(inverse_lengths(x), np.diff(y.indptr))
     positives = sp.csr_array((values, y.indices, y.indptr), shape=y.shape)
-    pairs, scores = best_pairs(positives, x, count, rarity, beside)
+    pairs, scores = best_pairs(positives, x, count, rarity, excluded)
     words, ids = np.divmod(pairs, y.shape[1])
     counts = np.bincount(y.indices, minlength=y.shape[1]).astype(np.float32)
     scores /= rarity[words]
@@ -57,15 +57,15 @@ def best_pairs(
     signal: sp.csr_array,
     x: sp.csr_array,
     count: int,
-    weigh: np.ndarray | None = None,
-    beside: np.ndarray | None = None,
+    word_factors: np.ndarray | None = None,
+    excluded: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` pairs of largest |signal.T @ x| * weigh, int64, ascending; fewer where there are
-    fewer that are not 0. And signal.T @ x * weigh of these, float32.
+    """The `count` pairs of largest |signal.T @ x| * word_factors, int64, ascending, or all that are
+    not 0, where these are fewer. And signal.T @ x * word_factors of these, float32.
 
-    signal: CSR float32 [instances, labels]; x: CSR float32 [instances, inputs]; weigh: float32
-    [inputs]; beside: pairs to be left out, ascending. The product is made for some labels after
-    others, and never as a whole.
+    signal: CSR float32 [instances, labels]; x: CSR float32 [instances, inputs]; word_factors:
+    float32 [inputs]; excluded: pairs that are not chosen, ascending. The product is made block by
+    block of the labels, and never as a whole.
     """
     if count < 1:
         return np.zeros(0, np.int64), np.zeros(0, np.float32)
@@ -76,15 +76,15 @@ def best_pairs(
     for first, end in _blocks(by_label, x):
         product = by_label[first:end] @ x
         score = product.data
-        if weigh is not None:
-            score *= weigh[product.indices]
+        if word_factors is not None:
+            score *= word_factors[product.indices]
         kept = np.abs(score) > floor
         ids = np.repeat(np.arange(first, end), np.diff(product.indptr))[kept]
         key = product.indices[kept].astype(np.int64) * labels + ids
         score = score[kept]
         del product, kept, ids
-        if beside is not None:
-            new = ~_is_among(key, beside)
+        if excluded is not None:
+            new = ~_is_among(key, excluded)
             key, score = key[new], score[new]
         keys.append(key)
         scores.append(score)

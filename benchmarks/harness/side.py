@@ -131,8 +131,8 @@ def take_units(trainer: Trainer, folder: Path) -> None:
     weights, moments = trainer.weights(), copied(trainer.optimizer_arrays())
     for name in unit_arrays(trainer):
         target = weights if name in weights else moments
-        is_by_row = name == _ROW_MOMENTS and target[name].ndim == 1
-        taken = slice(None) if is_by_row else units
+        is_row_moments = name == _ROW_MOMENTS and target[name].ndim == 1
+        taken = slice(None) if is_row_moments else units
         target[name][..., taken] = np.load(folder / f"given.{name}.npy")[..., taken]
     trainer.load_weights(weights)
     trainer.load_optimizer_arrays(moments)

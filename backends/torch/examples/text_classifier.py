@@ -71,7 +71,7 @@ class TextClassifier(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         config = AutoConfig.for_model(**encoder)
         self.encoder = AutoModel.from_config(config)
-        self.below = nn.Sequential(nn.Linear(config.hidden_size, units), nn.ReLU())
+        self.intermediate = nn.Sequential(nn.Linear(config.hidden_size, units), nn.ReLU())
         self.head = FusedFanIn(units, labels, fan_in, learning_rate=learning_rate)
         self.best = best
         self.texts_at_once = texts_at_once
@@ -112,7 +112,7 @@ class TextClassifier(nn.Module, PyTorchModelHubMixin):
         encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
         is_token = attention_mask.unsqueeze(-1)
         mean = (encoded.last_hidden_state * is_token).sum(1) / is_token.sum(1).clamp(min=1)
-        features: Tensor = self.below(mean)
+        features: Tensor = self.intermediate(mean)
         return features
 
 

@@ -129,7 +129,7 @@ def test_later_passes_do_not_change_the_best_one():
     assert precision_at(validation.positives, ids, 3) == kept.precision
 
 
-def test_progress_is_told(capsys):
+def test_progress_is_shown(capsys):
     fitted(verbose=True)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["epoch 1", "epoch 2", "epoch 3"]

@@ -219,7 +219,7 @@ def test_the_optimizer_has_nothing_of_the_head(tmp_path, make, collator, instanc
     trainer = trainer_for(model, arguments(tmp_path), collator, instances, instances)
     trainer.create_optimizer()
     taken = {id(each) for group in trainer.optimizer.param_groups for each in group["params"]}
-    others = [*model.encoder.parameters(), *model.below.parameters()]
+    others = [*model.encoder.parameters(), *model.intermediate.parameters()]
     assert taken == {id(each) for each in others}
 
 
