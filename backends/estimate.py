@@ -1,8 +1,8 @@
 """What a training needs before it begins: bytes of the model, peak memory, arithmetic.
 
 The fused execution's scratch memory is what `kernels/src/core/call.h` lays out. The frameworks' own
-temporaries follow from what their trainers hold at once: so many arrays of the size of the scores
-or of the connections, found in the code and checked against measured peaks.
+temporaries are counted in arrays of the size of the scores or of the connections. The counts come
+from the code of the trainers and were checked against measured peaks.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Estimate:
 class Sizes:
     """Of a data set, as far as a plan needs them. is_mapped: whether the training features are a
     memory map. words: of sparse features, how many an instance has on average; None for dense ones.
-    data_bytes: what features and labels take in memory; train_bytes: what those of the training
-    instances would take, in a copy of them."""
+    data_bytes: what features and labels take in memory; train_bytes: what a copy of those of the
+    training instances would take."""
 
     inputs: int
     labels: int
@@ -94,7 +94,7 @@ def check_fits(expected: Estimate, available: int) -> None:
 
 def check_counted(expected: Estimate, available_bytes: int) -> None:
     """TooLargeError where the arrays of model and optimiser alone, which are counted and not
-    estimated, are more than the available bytes: the system would kill who tries."""
+    estimated, are more than the available bytes: the system would kill the process."""
     counted = expected.parameter_bytes + expected.optimizer_bytes
     if counted > available_bytes:
         raise TooLargeError(
@@ -132,7 +132,7 @@ def estimate(
     model = expected.parameter_bytes + expected.optimizer_bytes + expected.gradient_bytes
     temporary = expected.temporary_bytes + options.other_bytes
     if setup.sparse_features:
-        # These weights may be too large to be taken over in the memory of what comes after them.
+        # To make these weights may take more memory than all that comes after them.
         building = first.weights * (weight + 4 * memory.words_building)
         temporary = max(temporary, building - model)
     return replace(expected, temporary_bytes=temporary)
@@ -158,8 +158,8 @@ def with_choosing(expected: Estimate, recipe: Recipe, setup: LayerSetup, sizes: 
     return replace(expected, temporary_bytes=temporary)
 
 
-# Arrays of int64: for each training instance, while their order in an epoch is made; and with five
-# for each instance that is ranked together, while precision is computed (`metrics`).
+# Arrays of int64: with a number for each training instance, while the order of an epoch is made;
+# and with five for each instance that is ranked together, while precision is computed (`metrics`).
 _ORDER_ARRAYS, _METRIC_ARRAYS, _RANKED = 6, 12, 16_384
 
 
@@ -198,7 +198,7 @@ def _fused(
 
     groups = -(-options.batch // LANES)
     block = evaluation_block(setup.output_inputs)
-    # Features in lanes, and where there is a layer below, an accumulator for each thread.
+    # Features in lanes, and with an intermediate layer, an accumulator for each thread.
     lanes = groups * LANES * 4 * inputs
     # Of sorted connections: a tile's scores, and a sum for each of its connections.
     tile_labels = sorted_labels(inputs, labels) if is_sorted else 0
@@ -207,10 +207,10 @@ def _fused(
     step = lanes * (1 + (options.threads if setup.intermediate else 0))
     step += options.threads * (groups * tile + sums)
     step += groups * setup.labels * 4  # masks of the positives
-    # Outputs of the layer below, and their gradient.
+    # Outputs of the intermediate layer, and their gradient.
     step += 2 * options.batch * 4 * (setup.intermediate or 0)
     predict = 2 * block * 4 * inputs + options.threads * tile
-    # The best weights are written array by array; some have another form outside.
+    # The best weights are written array by array; some in another form.
     copied = 4 * connections if kind.operations == "sparse" else 0
     if options.storage.weights != "float32":
         copied = 4 * max(inner, connections)

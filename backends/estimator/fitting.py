@@ -85,8 +85,8 @@ def new_trainer(
 def trainer_of(
     settings: Settings, setup: AnySetup, arrays: Mapping[str, np.ndarray]
 ) -> Trainer | OneVersusRest:
-    """What goes on training a model of either kind. The sums of labels that read words are among
-    their arrays."""
+    """A trainer for either kind of model. Where labels read words, AdaGrad's sums are among the
+    arrays."""
     if isinstance(setup, OneVersusRestSetup):
         threads = settings.threads
         return OneVersusRest.from_arrays(setup.inputs, setup.labels, arrays, threads)
@@ -170,7 +170,8 @@ def _fit_words(
     seed: int,
     verbose: bool,
 ) -> Fitted:
-    """Of few passes at a rate that falls, all are made, and the best one is kept."""
+    """All passes are made, since they are few and the rate falls until the last. The best one is
+    kept."""
     steps = steps_of(recipe, training.features.shape[0])
     history: list[Epoch] = []
     best: dict[str, np.ndarray] | None = None

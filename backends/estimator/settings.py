@@ -1,5 +1,4 @@
-"""From what a person asks for to a model, a recipe and a storage: what the arguments of the
-estimator mean for data of these sizes."""
+"""What the estimator's arguments mean for data of given sizes: a model, a recipe and a storage."""
 
 from __future__ import annotations
 
@@ -77,12 +76,12 @@ class Settings:
 
     @classmethod
     def of(cls, holder: Any) -> Settings:
-        """Those that an object has as attributes of the same names."""
+        """The attributes of an object that have the names of settings."""
         return cls(**{field.name: getattr(holder, field.name) for field in fields(cls)})
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Settings:
-        """Undo `as_json`; ValueError or TypeError for what is none."""
+        """Undo `as_json`; ValueError or TypeError for values that are no settings."""
         if isinstance(values.get("recipe"), dict):
             values = values | {"recipe": Recipe(**values["recipe"])}
         return cls(**values)

@@ -1,5 +1,5 @@
-"""Which pairs (label, word) a one-versus-rest model has: those that the training instances tell
-most about.
+"""Which pairs (label, word) a one-versus-rest model has: those that the training instances
+give most evidence for.
 
 A pair is a number here, word * labels + label. So pairs in order are those of a CSR matrix
 [inputs, labels].
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sp
 
-# Of a product (labels of a block) x words, so many values are made at once; and so many pairs are
+# How many values of a product (labels of a block) x words are made at once, and how many pairs are
 # collected before the best are kept.
 BLOCK_VALUES = 1 << 20
 
@@ -113,7 +113,7 @@ def _blocks(by_label: sp.csr_array, x: sp.csr_array) -> Iterator[tuple[int, int]
 
 
 def _is_among(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """Whether each key is one of those in order."""
+    """Whether each key is among the ascending ones."""
     if not len(ascending):
         return np.zeros(len(keys), bool)
     places = np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)
@@ -124,8 +124,8 @@ def _is_among(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
 def _best(
     keys: np.ndarray, scores: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.float32]:
-    """Those of the largest |scores|, and what that of others must be above. Of equal ones those
-    that come first are taken."""
+    """The `count` pairs of the largest |scores|, the first ones of equals; and the size above which
+    a later score is among the best."""
     if len(keys) <= count:
         return keys, scores, np.float32(0)
     sizes = np.abs(scores)

@@ -111,8 +111,8 @@ def measure(request: Request, folder: Path) -> WordsTraining:
     test_x, test_y, left_out = data.test_x, data.test_y, data.test_left_out
     assert isinstance(test_x, sp.csr_array)
     if left_out is not None:
-        raise ValueError("pairs that evaluation leaves out are not known here")
-    del data  # of Omikuji, which has read its file
+        raise ValueError("data sets with pairs that evaluation leaves out cannot be measured")
+    del data  # Omikuji reads its file
     with memory.MemoryWatch() as watch:
         before, start = _cpu_seconds(), time.perf_counter()
         contestant.train()

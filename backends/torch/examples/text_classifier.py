@@ -154,7 +154,7 @@ def train(
     mixed_precision: bool = False,
 ) -> list[float]:
     """Train by a plain loop; the losses. optimizer: of `model.parameters()`, to which nothing of
-    the head belongs. accumulated: of how many batches the gradients make one step of it; the head
+    the head belongs. accumulated: how many batches give their gradients to one step of it; the head
     makes a step with each batch. mixed_precision: the encoder computes in bfloat16."""
     model.train()
     losses = []

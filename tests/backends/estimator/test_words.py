@@ -83,7 +83,7 @@ def test_goes_on_from_a_file_as_from_memory(tmp_path):
     again = load(tmp_path / "model", backend="auto").set_params(random_state=0)
     again._passes_seed = 0
     before = model.decision_function(X)
-    # The number of a pass is part of its order, so this is held up to a history of its own.
+    # The order of a pass depends on its number, and a loaded model counts from the start.
     model.history_ = []
     ours = model.partial_fit(X, Y).decision_function(X)
     np.testing.assert_array_equal(again.partial_fit(X, Y).decision_function(X), ours)
