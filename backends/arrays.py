@@ -48,7 +48,7 @@ def initial_arrays(setup: LayerSetup, seed: int) -> dict[str, np.ndarray]:
 
 
 def copied(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Copies of what a trainer's `arrays` or `optimizer_arrays` gives, all at once."""
+    """Copies of named arrays, such as a trainer's `arrays` or `optimizer_arrays`, all at once."""
     return {name: np.array(array, order="C") for name, array in arrays}
 
 

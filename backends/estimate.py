@@ -1,8 +1,8 @@
 """What a training needs before it begins: bytes of the model, peak memory, arithmetic.
 
 The fused execution's scratch memory is what `kernels/src/core/call.h` lays out. The frameworks' own
-temporaries follow from what their trainers hold at once: so many arrays of the size of the scores
-or of the connections, found in the code and checked against measured peaks.
+temporaries are counted in arrays of the size of the scores or of the connections. The counts come
+from the code of the trainers and were checked against measured peaks.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Estimate:
 class Sizes:
     """Of a data set, as far as a plan needs them. is_mapped: whether the training features are a
     memory map. words: of sparse features, how many an instance has on average; None for dense ones.
-    data_bytes: what features and labels take in memory; train_bytes: what those of the training
-    instances would take, in a copy of them."""
+    data_bytes: what features and labels take in memory; train_bytes: what a copy of those of the
+    training instances would take."""
 
     inputs: int
     labels: int
@@ -94,7 +94,7 @@ def check_fits(expected: Estimate, available: int) -> None:
 
 def check_counted(expected: Estimate, available_bytes: int) -> None:
     """TooLargeError where the arrays of model and optimiser alone, which are counted and not
-    estimated, are more than the available bytes: the system would kill who tries."""
+    estimated, are more than the available bytes: the system would kill the process."""
     counted = expected.parameter_bytes + expected.optimizer_bytes
     if counted > available_bytes:
         raise TooLargeError(
@@ -104,33 +104,35 @@ def check_counted(expected: Estimate, available_bytes: int) -> None:
 
 
 @dataclass(frozen=True)
-class Way:
+class TrainingOptions:
     """How a model is trained, as far as memory depends on it. batch: instances of a step. words: of
-    sparse features, how many an instance has on average. beside: bytes that there are beside the
-    model once that is made."""
+    sparse features, how many an instance has on average. other_bytes: of what is in memory beside
+    the model once it is made."""
 
     execution: Execution
     storage: Storage = FLOAT32
     batch: int = 32
     threads: int = 1
     words: float | None = None
-    beside: int = 0
+    other_bytes: int = 0
 
 
-def estimate(setup: LayerSetup, backend: str, way: Way, cpu: str | None = None) -> Estimate:
+def estimate(
+    setup: LayerSetup, backend: str, options: TrainingOptions, cpu: str | None = None
+) -> Estimate:
     """What training a model in this way needs in this backend on a CPU: the one of that name, or
     this machine's."""
     memory = BACKENDS[backend].memory
-    first = FirstLayer.of(setup, way.batch, way.storage.row_moments, way.words)
-    if way.execution == "fused":
-        expected = _fused(setup, first, memory, way, cpu)
-        weight = _BYTES[way.storage.weights]
+    first = FirstLayer.of(setup, options.batch, options.storage.row_moments, options.words)
+    if options.execution == "fused":
+        expected = _fused(setup, first, memory, options, cpu)
+        weight = _BYTES[options.storage.weights]
     else:
-        expected, weight = _autograd(setup, first, memory, way), _BYTES["float32"]
+        expected, weight = _autograd(setup, first, memory, options), _BYTES["float32"]
     model = expected.parameter_bytes + expected.optimizer_bytes + expected.gradient_bytes
-    temporary = expected.temporary_bytes + way.beside
+    temporary = expected.temporary_bytes + options.other_bytes
     if setup.sparse_features:
-        # These weights may be too large to be taken over in the memory of what comes after them.
+        # To make these weights may take more memory than all that comes after them.
         building = first.weights * (weight + 4 * memory.words_building)
         temporary = max(temporary, building - model)
     return replace(expected, temporary_bytes=temporary)
@@ -156,8 +158,8 @@ def with_choosing(expected: Estimate, recipe: Recipe, setup: LayerSetup, sizes: 
     return replace(expected, temporary_bytes=temporary)
 
 
-# Arrays of int64: for each training instance, while their order in an epoch is made; and with five
-# for each instance that is ranked together, while precision is computed (`metrics`).
+# Arrays of int64: with a number for each training instance, while the order of an epoch is made;
+# and with five for each instance that is ranked together, while precision is computed (`metrics`).
 _ORDER_ARRAYS, _METRIC_ARRAYS, _RANKED = 6, 12, 16_384
 
 
@@ -180,9 +182,13 @@ def _overhead(memory: MemoryModel, model_bytes: int) -> int:
 
 
 def _fused(
-    setup: LayerSetup, first: FirstLayer, memory: MemoryModel, way: Way, cpu: str | None
+    setup: LayerSetup,
+    first: FirstLayer,
+    memory: MemoryModel,
+    options: TrainingOptions,
+    cpu: str | None,
 ) -> Estimate:
-    weight, moment = _BYTES[way.storage.weights], _BYTES[way.storage.moments]
+    weight, moment = _BYTES[options.storage.weights], _BYTES[options.storage.moments]
     inner, connections = first.weights, setup.count("output.weights")
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
@@ -190,23 +196,23 @@ def _fused(
     sources = kind.source_bytes(inputs, labels)
     sorting = kind.sorting_bytes(labels) if is_sorted else 0
 
-    groups = -(-way.batch // LANES)
+    groups = -(-options.batch // LANES)
     block = evaluation_block(setup.output_inputs)
-    # Features in lanes, and where there is a layer below, an accumulator for each thread.
+    # Features in lanes, and with an intermediate layer, an accumulator for each thread.
     lanes = groups * LANES * 4 * inputs
     # Of sorted connections: a tile's scores, and a sum for each of its connections.
     tile_labels = sorted_labels(inputs, labels) if is_sorted else 0
     tile = LANES * 4 * tile_labels
     sums = 4 * min(tile_labels, labels) * (connections // labels)
-    step = lanes * (1 + (way.threads if setup.intermediate else 0))
-    step += way.threads * (groups * tile + sums)
+    step = lanes * (1 + (options.threads if setup.intermediate else 0))
+    step += options.threads * (groups * tile + sums)
     step += groups * setup.labels * 4  # masks of the positives
-    # Outputs of the layer below, and their gradient.
-    step += 2 * way.batch * 4 * (setup.intermediate or 0)
-    predict = 2 * block * 4 * inputs + way.threads * tile
-    # The best weights are written array by array; some have another form outside.
+    # Outputs of the intermediate layer, and their gradient.
+    step += 2 * options.batch * 4 * (setup.intermediate or 0)
+    predict = 2 * block * 4 * inputs + options.threads * tile
+    # The best weights are written array by array; some in another form.
     copied = 4 * connections if kind.operations == "sparse" else 0
-    if way.storage.weights != "float32":
+    if options.storage.weights != "float32":
         copied = 4 * max(inner, connections)
 
     # A dense layer's weights on their way into the framework; the moments are made after that.
@@ -234,16 +240,18 @@ def _fused(
         temporary_bytes=max(step + max(predict, copied), building),
         overhead_bytes=_overhead(memory, 4 * (inner + first.moments + 3 * connections)),
         moved_bytes=moved,
-        flops=_flops(setup, first, way),
+        flops=_flops(setup, first, options),
     )
 
 
-def _flops(setup: LayerSetup, first: FirstLayer, way: Way) -> int:
+def _flops(setup: LayerSetup, first: FirstLayer, options: TrainingOptions) -> int:
     products = 3 * (first.products + setup.count("output.weights"))
-    return 2 * way.batch * (products + _transform_values(setup))
+    return 2 * options.batch * (products + _transform_values(setup))
 
 
-def _autograd(setup: LayerSetup, first: FirstLayer, memory: MemoryModel, way: Way) -> Estimate:
+def _autograd(
+    setup: LayerSetup, first: FirstLayer, memory: MemoryModel, options: TrainingOptions
+) -> Estimate:
     connections = setup.count("output.weights")
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
@@ -256,9 +264,9 @@ def _autograd(setup: LayerSetup, first: FirstLayer, memory: MemoryModel, way: Wa
     moments = 4 * (first.moments + first.row_moments) + 2 * others
     # Of sparse features the gradient of these weights has the rows that occur, and goes.
     gradients = others if setup.sparse_features else trained
-    scores = way.batch * labels * 4
-    lanes = -(-way.batch // LANES) * LANES * 4 * inputs
-    temporary = _SCORES * scores + memory.sparse_temporary_bytes(setup, way.batch)
+    scores = options.batch * labels * 4
+    lanes = -(-options.batch // LANES) * LANES * 4 * inputs
+    temporary = _SCORES * scores + memory.sparse_temporary_bytes(setup, options.batch)
     temporary = max(temporary, memory.optimizer_copies * gradients)
     temporary += memory.words_rows * 4 * first.gathered
     temporary = max(temporary, memory.words_predicted * 4 * first.predicted)
@@ -270,8 +278,8 @@ def _autograd(setup: LayerSetup, first: FirstLayer, memory: MemoryModel, way: Wa
         parameter_bytes=trained + structure + 4 * _transform_values(setup),
         optimizer_bytes=moments,
         gradient_bytes=gradients,
-        temporary_bytes=round(temporary) + (2 + way.threads) * lanes,
+        temporary_bytes=round(temporary) + (2 + options.threads) * lanes,
         overhead_bytes=_overhead(memory, trained + moments) + memory.library_bytes(setup),
         moved_bytes=9 * (4 * first.touched + others) + structure + 8 * scores,
-        flops=_flops(setup, first, way),
+        flops=_flops(setup, first, options),
     )

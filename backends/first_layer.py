@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fanin.backends.interface import evaluation_block
 from fanin.backends.setup import LayerSetup
 
-# As many scores TensorFlow computes together in its own execution (`tensorflow/autograd.py`).
+# How many scores TensorFlow computes together in its own execution (`tensorflow/autograd.py`).
 _MOST_SCORES = 1 << 26
 
 

@@ -16,10 +16,10 @@ from fanin.backends.estimator import saved
 from fanin.backends.estimator.fitting import (
     Epoch,
     Instances,
+    add_words,
     first_arrays,
     fit,
-    more_words,
-    one_pass,
+    make_batches,
     split,
     trainer_of,
 )
@@ -80,8 +80,9 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     X is [instances, inputs]: a dense array of numbers of any type, a float32 memory map (read in
     passes), a pandas frame of numbers, or SciPy sparse. y is SciPy sparse [instances, labels], a
     list with a list, tuple or set of label names or ids for each instance, an indicator of 0 and 1
-    as NumPy has it or pandas, or one label for each instance, [instances]. `predict` gives the form
-    of the last one back for it, and CSR for all others: a dense array of all labels is never made.
+    as NumPy has it or pandas, or one label for each instance, [instances]. For the last form
+    `predict` gives names, [instances]; for all others CSR, since a dense array of all labels is
+    never made.
     """
 
     def __init__(
@@ -143,10 +144,10 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         return self._planned(clone(self), X, y, classes)[2]
 
     def fit(self, X: Any, y: Any, classes: Any = None) -> FanInClassifier:
-        """Train a new model; self. classes: names of the labels in the order of their ids, for
-        sparse y and an indicator; for others, all labels that there are. ValueError for data or
-        parameters that cannot be used, `TooLargeError` (a MemoryError) where `plan` says that it
-        does not fit, ImportError without a framework."""
+        """Train a new model; self. classes: for sparse y and an indicator, the names of the labels
+        in the order of their ids; for other forms of y, all labels. ValueError for data or
+        parameters that cannot be used, `TooLargeError` (a MemoryError) where `plan` says that the
+        model does not fit, ImportError where a framework is needed and none is installed."""
         data, targets, plan = self._planned(self, X, y, classes)
         settings, seed = Settings.of(self), self._seed()
         plan.check()
@@ -163,12 +164,12 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> FanInClassifier:
-        """Go on training: one pass over these instances at the learning rate, which does not fall,
-        without rewiring. The first call starts a model as the recipe says, from its instances
-        alone, unless there is one, of `fit` or of a file; classes: as in `fit`, all that will
-        come. After `fit` or a file, Adam's moments begin at 0; between calls they are kept, at
-        the price of their memory. Labels that read words keep theirs in files too, and get new
-        words while there are fewer than `fan_in` allows. ValueError as in `fit`."""
+        """Go on training: one pass over these instances, at a constant learning rate and without
+        rewiring. Without a model from `fit` or a file, the first call starts one as the recipe
+        says, from its instances alone. classes: as in `fit`; the labels of all later calls are
+        among them. Adam's moments begin at 0 after `fit` and after loading. They stay in memory
+        between calls. Labels that read words keep AdaGrad's sums in files, too, and get new words
+        until they have as many as `fan_in` allows. ValueError as in `fit`."""
         settings, is_first = Settings.of(self), not hasattr(self, "_model")
         if is_first:
             data, targets, plan = self._planned(self, X, y, classes)
@@ -188,8 +189,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         trainer = self._model.trainer
         assert trainer is not None
         if isinstance(trainer, OneVersusRest) and not is_first:
-            more_words(trainer, self.setup_, data)
-        batches = one_pass(settings, self.setup_, data, self._passes_seed)
+            add_words(trainer, self.setup_, data)
+        batches = make_batches(settings, self.setup_, data, self._passes_seed)
         losses = trainer.train(batches.epoch(len(self.history_)), self._rate(settings))
         self._model.train(trainer)
         self.history_ = [*self.history_, Epoch(float(losses.mean()), None)]
@@ -199,7 +200,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     def _planned(
         self, holder: FanInClassifier, X: Any, y: Any, classes: Any
     ) -> tuple[Instances, Targets, Plan]:
-        """Data as training reads them, and what it will need. holder: whose inputs are noted."""
+        """Data as training reads them, and what it will need. holder: the estimator
+        that notes the inputs of X and their names."""
         settings = Settings.of(self)
         features = known_x(holder, X, reset=True)
         targets = known_targets(y, features.shape[0], classes)
@@ -211,7 +213,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         return data, targets, make_plan(settings, data, data_bytes)
 
     def _more(self, X: Any, y: Any) -> Instances:
-        """More data for the model that there is."""
+        """More data for the present model."""
         features = known_x(self, X, reset=False)
         targets = known_targets(y, features.shape[0], self.classes_)
         if isinstance(features, sp.csr_array) != self.setup_.sparse_features:
@@ -280,9 +282,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         return scores
 
     def score(self, X: Any, y: Any, k: int = 1) -> float:
-        """Precision at k, a share: how many of the k best labels are true, mean over instances.
-        Labels of y that the model does not know are true and never predicted. ValueError as in
-        `predict_top_k`."""
+        """Precision at k: the share of the k best labels that are true, mean over instances. A
+        label of y that the model does not know gives no hit. ValueError as in `predict_top_k`."""
         top = self.predict_top_k(X, k).ids
         truth = known_targets(y, len(top), self.classes_, ignore_unknown=True)
         return precision_at(truth.positives, top, k)
@@ -294,9 +295,9 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     # Files --------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model as a folder (`saved` says which files) that `fanin.load` reads, in place
-        of a model that is there. Adam's moments are not kept. OSError where it cannot be written;
-        FileExistsError where something else is there."""
+        """Write the model as a folder (`saved` says which files) that `fanin.load` reads. It
+        replaces an older model. Adam's moments are not kept. OSError where it cannot be written;
+        FileExistsError where something else has that path."""
         predictor = self._fitted()
         names = getattr(self, "feature_names_in_", None)
         model = saved.SavedModel(
@@ -316,8 +317,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     def from_saved(
         cls, model: saved.SavedModel, backend: str = "auto", threads: int = 0
     ) -> FanInClassifier:
-        """The estimator of a saved model, fitted, to be asked or to go on with `partial_fit` in any
-        backend. ModelError where its settings are none of this fanin."""
+        """The estimator of a saved model, fitted: it predicts, and `partial_fit` goes on in any
+        backend. ModelError where this fanin does not know its settings."""
         try:
             settings = Settings.from_json(model.settings | {"backend": backend, "threads": threads})
             _, recipe = settings.model(
@@ -337,8 +338,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
 
 
 class _Model:
-    """The trained arrays, with a trainer while training may go on. Arrays are read from it when
-    somebody asks, and the trainer does not travel by pickle."""
+    """The trained arrays, and a trainer while training may go on. The trainer's arrays are read
+    when a prediction needs them. Pickle leaves the trainer out."""
 
     def __init__(self, setup: AnySetup, threads: int) -> None:
         self.trainer: Trainer | OneVersusRest | None = None

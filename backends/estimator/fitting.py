@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from fanin.backends.arrays import InitialArrays
+from fanin.backends.arrays import InitialArrays, copied
 from fanin.backends.estimator.predictor import AnySetup
 from fanin.backends.estimator.progress import FitProgress
 from fanin.backends.estimator.settings import AnyRecipe, Settings
@@ -85,21 +85,21 @@ def new_trainer(
 def trainer_of(
     settings: Settings, setup: AnySetup, arrays: Mapping[str, np.ndarray]
 ) -> Trainer | OneVersusRest:
-    """What goes on training a model of either kind. The sums of labels that read words are among
-    their arrays."""
+    """A trainer for either kind of model. Where labels read words, AdaGrad's sums are among the
+    arrays."""
     if isinstance(setup, OneVersusRestSetup):
         threads = settings.threads
         return OneVersusRest.from_arrays(setup.inputs, setup.labels, arrays, threads)
     return new_trainer(settings, setup, arrays)
 
 
-def more_words(trainer: OneVersusRest, setup: AnySetup, data: Instances) -> None:
+def add_words(trainer: OneVersusRest, setup: AnySetup, data: Instances) -> None:
     """Labels read words of these instances, too, while there are fewer than the setup allows."""
     assert isinstance(setup, OneVersusRestSetup)
     trainer.extend(*_words(data), setup.most_pairs)
 
 
-def one_pass(settings: Settings, setup: AnySetup, data: Instances, seed: int) -> Batches:
+def make_batches(settings: Settings, setup: AnySetup, data: Instances, seed: int) -> Batches:
     """The batches of a pass. Labels that read words take one instance after the other, without
     dropout."""
     if isinstance(setup, OneVersusRestSetup):
@@ -133,7 +133,7 @@ def fit(
         assert isinstance(recipe, OneVersusRestRecipe)
         return _fit_words(settings, setup, recipe, training, validation, seed, verbose)
     assert isinstance(recipe, Recipe)
-    batches = one_pass(settings, setup, training, seed)
+    batches = make_batches(settings, setup, training, seed)
     steps = recipe.epochs * len(batches)
     history: list[Epoch] = []
     best: dict[str, np.ndarray] | None = None
@@ -170,11 +170,12 @@ def _fit_words(
     seed: int,
     verbose: bool,
 ) -> Fitted:
-    """Of few passes at a rate that falls, all are made, and the best one is kept."""
+    """All passes are made, since they are few and the rate falls until the last. The best one is
+    kept."""
     steps = steps_of(recipe, training.features.shape[0])
     history: list[Epoch] = []
     best: dict[str, np.ndarray] | None = None
-    best_epoch, most = 0, -1.0
+    best_epoch, highest = 0, -1.0
     with FitProgress(steps, verbose) as progress:
         callbacks = progress.step, progress.phase
         passes = train(setup, recipe, *_words(training), seed, settings.threads, *callbacks)
@@ -185,9 +186,11 @@ def _fit_words(
                 ids, _ = model.top_k(_words(validation)[0], min(_K, setup.labels))
                 precision = precision_at(validation.positives, ids, _K)
                 epoch = epoch._replace(precision=precision)
-                if precision > most:
+                if precision > highest:
                     best = None  # the memory of the old ones first
-                    best, best_epoch, most = model.weights(), len(history) + 1, precision
+                    # Copies: the passes that follow train the model's arrays in place.
+                    best = copied(model.weights().items())
+                    best_epoch, highest = len(history) + 1, precision
             history.append(epoch)
             progress.epoch(len(history), *epoch)
     if best is None:

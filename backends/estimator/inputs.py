@@ -38,7 +38,7 @@ def known_x(estimator: Any, given: Any, *, reset: bool) -> Features:
 
 
 def copied_bytes(given: Any, known: Features) -> int:
-    """Bytes of what `known_x` made of the features that was not there before."""
+    """Bytes of the arrays that `known_x` made, without those that it was given."""
     before = [array for array in _arrays(given) if isinstance(array, np.ndarray)]
     return sum(
         array.nbytes
@@ -48,7 +48,7 @@ def copied_bytes(given: Any, known: Features) -> int:
 
 
 def _arrays(features: Any) -> list[Any]:
-    """The arrays that features consist of, as far as they are known here."""
+    """The arrays of CSR features; features of any other form, as they are."""
     is_sparse = bool(sp.issparse(features))  # as a condition, it would hide all but the base class
     if is_sparse and features.format == "csr":
         return [features.data, features.indices, features.indptr]

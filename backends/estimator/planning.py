@@ -12,7 +12,7 @@ from fanin.backends.estimate import (
     Estimate,
     Sizes,
     TooLargeError,
-    Way,
+    TrainingOptions,
     bytes_of_instances,
     estimate,
     with_choosing,
@@ -73,12 +73,18 @@ class Plan:
 
     def check(self) -> None:
         """TooLargeError, with what to change, where it does not fit."""
-        if not self.fits:
-            raise TooLargeError(
-                f"needs about {size_text(self.peak_bytes)}, and {size_text(self.available_bytes)} "
-                "are available here; a smaller fan_in or intermediate, execution='fused', or "
-                f"bfloat16 weights and moments need less\n{self}"
+        if self.fits:
+            return
+        advice = "a smaller fan_in needs less"
+        if isinstance(self.setup, LayerSetup):
+            advice = (
+                "a smaller fan_in or intermediate, execution='fused', or bfloat16 weights and "
+                "moments need less"
             )
+        raise TooLargeError(
+            f"needs about {size_text(self.peak_bytes)}, and {size_text(self.available_bytes)} "
+            f"are available here; {advice}\n{self}"
+        )
 
     def __str__(self) -> str:
         setup, expected = self.setup, self.expected
@@ -142,7 +148,7 @@ def _estimate(
     words = features.nnz / instances if isinstance(features, sp.csr_array) else None
     is_mapped = isinstance(features, np.memmap)
     sizes = Sizes(inputs, setup.labels, instances, 0, int(positives.nnz), is_mapped, words)
-    way = Way(
+    options = TrainingOptions(
         settings.execution,
         settings.storage,
         settings.batch_size,
@@ -150,4 +156,4 @@ def _estimate(
         words,
         bytes_of_instances(sizes),
     )
-    return with_choosing(estimate(setup, backend, way), recipe, setup, sizes)
+    return with_choosing(estimate(setup, backend, options), recipe, setup, sizes)

@@ -34,8 +34,8 @@ class TopK(NamedTuple):
 
 
 class BlockPredictor(ABC):
-    """A trained model that is asked for some instances after others; threads: CPU threads, 0 for
-    all. A kind of model says how it answers for the instances of one block."""
+    """A trained model that predicts block by block; threads: CPU threads, 0 for all. Each kind of
+    model has a subclass, which predicts the instances of one block."""
 
     def __init__(self, setup: AnySetup, threads: int) -> None:
         self.setup = setup

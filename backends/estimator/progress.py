@@ -9,7 +9,7 @@ from typing import SupportsFloat
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-# A loss is looked at so often: on a GPU each look waits for the device.
+# Seconds between two updates: on a GPU, reading a loss waits for the device.
 _SECONDS = 0.2
 
 
@@ -49,7 +49,7 @@ class FitProgress:
         self._progress.stop()
 
     def phase(self, name: str) -> None:
-        """What is done beside steps."""
+        """Show what is done between steps."""
         self._progress.update(self._bar, facts=name)
 
     def step(self, loss: SupportsFloat) -> None:

@@ -94,7 +94,8 @@ def save(model: SavedModel, path: str | os.PathLike[str]) -> None:
             names.append(LABELS)
             lines = [f"{name}\n" for name in model.classes.tolist()]
             (made / LABELS).write_bytes("".join(lines).encode("utf-8", "surrogatepass"))
-        text = json.dumps(_description(model, {n: _checksum(made / n) for n in names}), indent=1)
+        description = _description(model, {n: _checksum(made / n) for n in names})
+        text = json.dumps(description, indent=1, default=np.generic.item)  # NumPy's numbers
         (made / MODEL).write_text(text + "\n", encoding="utf-8")
         for name in (*names, MODEL):
             flush(made / name)
@@ -110,6 +111,7 @@ def load(path: str | os.PathLike[str], threads: int = 0) -> SavedModel:
         checksums, labels_type = dict(values["checksums"]), values["labels_type"]
         settings, is_single = dict(values["settings"]), bool(values["is_single"])
         names = values["feature_names"]
+        feature_names = None if names is None else tuple(map(str, names))
         if ARRAYS not in checksums or not checksums.keys() <= {ARRAYS, LABELS}:
             raise ValueError(f"checksums of {', '.join(checksums)}")
         if labels_type not in LABEL_TYPES:
@@ -128,7 +130,6 @@ def load(path: str | os.PathLike[str], threads: int = 0) -> SavedModel:
     if LABELS in checksums:
         classes = _read_labels(folder / LABELS, labels_type, setup.labels)
     predictor = _read_arrays(folder / ARRAYS, setup, threads)
-    feature_names = None if names is None else tuple(map(str, names))
     return SavedModel(predictor, classes, is_single, settings, feature_names)
 
 

@@ -1,5 +1,4 @@
-"""From what a person asks for to a model, a recipe and a storage: what the arguments of the
-estimator mean for data of these sizes."""
+"""What the estimator's arguments mean for data of given sizes: a model, a recipe and a storage."""
 
 from __future__ import annotations
 
@@ -77,12 +76,12 @@ class Settings:
 
     @classmethod
     def of(cls, holder: Any) -> Settings:
-        """Those that an object has as attributes of the same names."""
+        """The attributes of an object that have the names of settings."""
         return cls(**{field.name: getattr(holder, field.name) for field in fields(cls)})
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Settings:
-        """Undo `as_json`; ValueError or TypeError for what is none."""
+        """Undo `as_json`; ValueError or TypeError for values that are no settings."""
         if isinstance(values.get("recipe"), dict):
             values = values | {"recipe": Recipe(**values["recipe"])}
         return cls(**values)
@@ -124,12 +123,12 @@ class Settings:
             output = FixedFanIn(min(fan_in, intermediate or inputs))
         setup = LayerSetup(inputs, labels, output, intermediate, sparse_features=is_sparse)
         recipe = self._recipe(setup)
-        known = output.fan_in if isinstance(output, FixedFanIn) else None
+        output_fan_in = output.fan_in if isinstance(output, FixedFanIn) else None
         model = replace(
             setup,
             loss=recipe.loss_fn,
             scaled=recipe.feature_scaling != "none",
-            atoms=atoms_of(recipe, inputs, labels, known),
+            atoms=atoms_of(recipe, inputs, labels, output_fan_in),
         )
         if recipe.connections != "random" or recipe.rewire_towards == "gradient":
             model.check_chosen()
@@ -151,12 +150,12 @@ class Settings:
         }
         if self.device == "cuda":
             wanted["device"] = (self.device, "cpu")
-        for name, (given, known) in wanted.items():
-            if given != known:
+        for name, (given, required) in wanted.items():
+            if given != required:
                 raise ValueError(
                     f"{name}={given!r} is not for labels that read words, as they do with sparse X "
-                    f"and no intermediate layer: leave it at {known!r}, or set intermediate to a "
-                    "number of units, such as 512"
+                    f"and no intermediate layer: leave it at {required!r}, or set intermediate to "
+                    "a number of units, such as 512"
                 )
         if fan_in is None:
             raise ValueError(

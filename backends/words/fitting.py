@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import scipy.sparse as sp
 
-from fanin.backends.words.model import OneVersusRest, log_odds
+from fanin.backends.choosing import log_odds
+from fanin.backends.words.model import OneVersusRest
 from fanin.backends.words.pairs import pairs_of_positives
 from fanin.backends.words.setup import OneVersusRestRecipe, OneVersusRestSetup
 from fanin.datasets import Batches
 
-# Instances of one call of the kernel: the rate falls with each, and progress is told.
+# Instances of one call of the kernel. With each call the rate falls, and progress is shown.
 CALL_INSTANCES = 256
-# Weights begin with so many times the mean of the word over the label's positives.
+# Weights begin at this multiple of the word's mean over the label's positives.
 START = 10.0
-# AdaGrad's sums of squares begin with so many times the mean square of the values: larger ones
+# AdaGrad's sums of squares begin at this multiple of the mean square of the values. Larger ones
 # hold back the first steps of rare words.
 SQUARES = 4.0
 
@@ -54,7 +55,7 @@ def train(
     on_phase: Callable[[str], None] = lambda name: None,
 ) -> Iterator[tuple[OneVersusRest, float]]:
     """The model and the mean loss after each pass over the instances. All follows from the data and
-    the seed. on_step: told the loss of each call; on_phase: what is done beside passes."""
+    the seed. on_step: gets the loss of each call; on_phase: gets what is done between passes."""
     batches = Batches(x, y, CALL_INSTANCES, seed=seed)
     falling = recipe.epochs * len(batches)
     most = setup.most_pairs

@@ -34,12 +34,6 @@ _LOOKED, _LEAST_ERROR = 20, 0.03
 _BLOCK_INSTANCES = 4096
 
 
-def log_odds(y: sp.csr_array) -> np.ndarray:
-    """Log-odds of each label, float32 [labels]; half an instance more of either kind."""
-    counts = np.bincount(y.indices, minlength=y.shape[1])
-    return np.log((counts + 0.5) / (y.shape[0] - counts + 0.5)).astype(np.float32)
-
-
 def blocks_of(labels: int, threads: int) -> tuple[int, int]:
     """How many blocks labels are cut into, and the labels of each but the last."""
     least = max(-(-labels // _BLOCK_LABELS), min(threads, -(-labels // _LEAST_BLOCK)))
@@ -94,7 +88,7 @@ class OneVersusRest:
             order = np.argsort((ids // size).astype(np.uint16), kind="stable")
         ids %= size
 
-        self._pairs = WordPairs(
+        self._word_pairs = WordPairs(
             size,
             starts,
             ids.astype(np.uint16)[order],
@@ -108,25 +102,26 @@ class OneVersusRest:
 
     @property
     def pair_count(self) -> int:
-        return len(self._pairs.weights)
+        return len(self._word_pairs.weights)
 
     def _in_order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs, weights and squares in the order of the pairs."""
-        laid_out = self._pairs
-        assert laid_out.squares is not None
-        blocks = len(laid_out.pair_starts)
-        lengths = np.diff(laid_out.pair_starts, axis=1).ravel()
+        word_pairs = self._word_pairs
+        assert word_pairs.squares is not None
+        blocks = len(word_pairs.pair_starts)
+        lengths = np.diff(word_pairs.pair_starts, axis=1).ravel()
         pairs = np.repeat(np.tile(np.arange(self.inputs) * self.labels, blocks), lengths)
-        of_blocks = (laid_out.pair_starts[:, -1] - laid_out.pair_starts[:, 0]).astype(int)
-        pairs += np.repeat(np.arange(blocks) * laid_out.block_labels, of_blocks)
-        pairs += laid_out.pair_labels
+        of_blocks = (word_pairs.pair_starts[:, -1] - word_pairs.pair_starts[:, 0]).astype(int)
+        pairs += np.repeat(np.arange(blocks) * word_pairs.block_labels, of_blocks)
+        pairs += word_pairs.pair_labels
         if blocks == 1:
-            return pairs, laid_out.weights, laid_out.squares
+            return pairs, word_pairs.weights, word_pairs.squares
         order = np.argsort(pairs, kind="stable")
-        return pairs[order], laid_out.weights[order], laid_out.squares[order]
+        return pairs[order], word_pairs.weights[order], word_pairs.squares[order]
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The model's arrays by name, from which training can go on.
+        """The model's arrays by name, from which training can go on; not copied where that is
+        possible.
 
         "output.weights" float32 [pairs] are the values of a CSR matrix [inputs, labels], with
         "output.starts" int64 [inputs + 1] and "output.label_ids" int32 [pairs]; "output.bias"
@@ -135,15 +130,15 @@ class OneVersusRest:
         """
         pairs, weights, squares = self._in_order()
         starts = np.searchsorted(pairs, np.arange(self.inputs + 1) * self.labels)
-        laid_out = self._pairs
-        assert laid_out.bias_squares is not None
+        word_pairs = self._word_pairs
+        assert word_pairs.bias_squares is not None
         return {
             "output.starts": starts.astype(np.int64),
             "output.label_ids": (pairs % self.labels).astype(np.int32),
             "output.weights": weights,
-            "output.bias": laid_out.bias,
+            "output.bias": word_pairs.bias,
             "output.squares": squares,
-            "output.bias_squares": laid_out.bias_squares,
+            "output.bias_squares": word_pairs.bias_squares,
         }
 
     @classmethod
@@ -174,7 +169,7 @@ class OneVersusRest:
             *scaled(batch.features),
             np.concatenate([[0], np.cumsum(positives)]),
             batch.positive_labels,
-            self._pairs,
+            self._word_pairs,
             learning_rate=learning_rate,
             bias_rate=learning_rate,
             threshold=THRESHOLD,
@@ -198,12 +193,12 @@ class OneVersusRest:
         the loss over all instances, of the labels that the model gives the highest scores and of
         the positives. Returns how many were added: fewer where no more have a gradient. Weights
         stay."""
-        pairs, _ = best_pairs(self._errors(x, y), x, count, beside=self._in_order()[0])
+        pairs, _ = best_pairs(self._errors(x, y), x, count, excluded=self._in_order()[0])
         return self._add(pairs)
 
     def _add(self, added: np.ndarray) -> int:
         pairs, weights, squares = self._in_order()
-        laid_out = self._pairs
+        word_pairs = self._word_pairs
         places = np.searchsorted(pairs, added)
         # The least sum is that of a pair which was hardly trained.
         least = squares.min() if len(squares) else _SQUARES
@@ -212,7 +207,7 @@ class OneVersusRest:
         weights = np.insert(weights, places, 0)
         squares = np.insert(squares, places, least)
         del places
-        self._lay_out(pairs, laid_out.bias, weights, squares, laid_out.bias_squares)
+        self._lay_out(pairs, word_pairs.bias, weights, squares, word_pairs.bias_squares)
         return len(added)
 
     def _errors(self, x: sp.csr_array, y: sp.csr_array) -> sp.csr_array:
@@ -244,7 +239,7 @@ class OneVersusRest:
     def top_k(self, x: sp.csr_array, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids int64 and scores float32, [instances, k] each, of the k best labels, best first. x:
         CSR float32 [instances, inputs]. ValueError where k is not in 1..labels."""
-        scores, ids = words_top_k(*scaled(x), self._pairs, k, threads=self.threads)
+        scores, ids = words_top_k(*scaled(x), self._word_pairs, k, threads=self.threads)
         return ids, scores
 
     def scores(self, x: sp.csr_array) -> np.ndarray:
@@ -295,6 +290,6 @@ def check_arrays(inputs: int, labels: int, arrays: Mapping[str, np.ndarray]) -> 
     if (keys[1:] <= keys[:-1]).any():
         raise ValueError("output.label_ids must ascend within each word")
     for name in ("output.squares", "output.bias_squares"):
-        if (arrays[name] < 0).any():
-            raise ValueError(f"{name} must not be negative")
+        if (arrays[name] <= 0).any():
+            raise ValueError(f"{name} must be above 0")
     return keys

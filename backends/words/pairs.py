@@ -1,5 +1,5 @@
-"""Which pairs (label, word) a one-versus-rest model has: those that the training instances tell
-most about.
+"""Which pairs (label, word) a one-versus-rest model has: those that the training instances
+give most evidence for.
 
 A pair is a number here, word * labels + label. So pairs in order are those of a CSR matrix
 [inputs, labels].
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sp
 
-# Of a product (labels of a block) x words, so many values are made at once; and so many pairs are
+# How many values of a product (labels of a block) x words are made at once, and how many pairs are
 # collected before the best are kept.
 BLOCK_VALUES = 1 << 20
 
@@ -32,20 +32,20 @@ def inverse_lengths(x: sp.csr_array) -> np.ndarray:
 
 
 def pairs_of_positives(
-    x: sp.csr_array, y: sp.csr_array, count: int, beside: np.ndarray | None = None
+    x: sp.csr_array, y: sp.csr_array, count: int, excluded: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` pairs that occur together in positives with the largest score, int64, ascending;
     fewer where there are fewer. And the mean of the word over the label's positives, float32.
 
     The score is |sum of the word's value over the label's positives| * sqrt(instances / instances
     that have the word), of instances scaled to length 1. x: CSR float32 [instances, inputs]; y: CSR
-    [instances, labels]; beside: as in `best_pairs`.
+    [instances, labels]; excluded: as in `best_pairs`.
     """
     occurs = np.bincount(x.indices, minlength=x.shape[1])
     rarity = np.sqrt(x.shape[0] / np.maximum(occurs, 1)).astype(np.float32)
     values = np.repeat(inverse_lengths(x), np.diff(y.indptr))
     positives = sp.csr_array((values, y.indices, y.indptr), shape=y.shape)
-    pairs, scores = best_pairs(positives, x, count, rarity, beside)
+    pairs, scores = best_pairs(positives, x, count, rarity, excluded)
     words, ids = np.divmod(pairs, y.shape[1])
     counts = np.bincount(y.indices, minlength=y.shape[1]).astype(np.float32)
     scores /= rarity[words]
@@ -57,15 +57,15 @@ def best_pairs(
     signal: sp.csr_array,
     x: sp.csr_array,
     count: int,
-    weigh: np.ndarray | None = None,
-    beside: np.ndarray | None = None,
+    word_factors: np.ndarray | None = None,
+    excluded: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` pairs of largest |signal.T @ x| * weigh, int64, ascending; fewer where there are
-    fewer that are not 0. And signal.T @ x * weigh of these, float32.
+    """The `count` pairs of largest |signal.T @ x| * word_factors, int64, ascending, or all that are
+    not 0, where these are fewer. And signal.T @ x * word_factors of these, float32.
 
-    signal: CSR float32 [instances, labels]; x: CSR float32 [instances, inputs]; weigh: float32
-    [inputs]; beside: pairs to be left out, ascending. The product is made for some labels after
-    others, and never as a whole.
+    signal: CSR float32 [instances, labels]; x: CSR float32 [instances, inputs]; word_factors:
+    float32 [inputs]; excluded: pairs that are not chosen, ascending. The product is made block by
+    block of the labels, and never as a whole.
     """
     if count < 1:
         return np.zeros(0, np.int64), np.zeros(0, np.float32)
@@ -76,15 +76,15 @@ def best_pairs(
     for first, end in _blocks(by_label, x):
         product = by_label[first:end] @ x
         score = product.data
-        if weigh is not None:
-            score *= weigh[product.indices]
+        if word_factors is not None:
+            score *= word_factors[product.indices]
         kept = np.abs(score) > floor
         ids = np.repeat(np.arange(first, end), np.diff(product.indptr))[kept]
         key = product.indices[kept].astype(np.int64) * labels + ids
         score = score[kept]
         del product, kept, ids
-        if beside is not None:
-            new = ~_is_among(key, beside)
+        if excluded is not None:
+            new = ~_is_among(key, excluded)
             key, score = key[new], score[new]
         keys.append(key)
         scores.append(score)
@@ -113,7 +113,7 @@ def _blocks(by_label: sp.csr_array, x: sp.csr_array) -> Iterator[tuple[int, int]
 
 
 def _is_among(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """Whether each key is one of those in order."""
+    """Whether each key is among the ascending ones."""
     if not len(ascending):
         return np.zeros(len(keys), bool)
     places = np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)
@@ -124,8 +124,8 @@ def _is_among(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
 def _best(
     keys: np.ndarray, scores: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.float32]:
-    """Those of the largest |scores|, and what that of others must be above. Of equal ones those
-    that come first are taken."""
+    """The `count` pairs of the largest |scores|, the first ones of equals; and the size above which
+    a later score is among the best."""
     if len(keys) <= count:
         return keys, scores, np.float32(0)
     sizes = np.abs(scores)

@@ -1,4 +1,4 @@
-"""What a one-versus-rest model is, how it is trained, and what that needs."""
+"""What a one-versus-rest model is, and how it is trained."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ def export(
     `label_ids`, which count the lines of the model's labels.txt from 0. Example: `fanin export
     model model.onnx --k 5`. Needs `pip install 'fanin[onnx]'`.
     """
-    known = models.load(model)
+    loaded = models.load(model)
     try:
-        known.export_onnx(file, k)
+        loaded.export_onnx(file, k)
     except ValueError as error:
         stop(f"{model}: {error}")

@@ -41,14 +41,14 @@ def predict(
     command, after the answers to those above it. Example: `fanin predict model --input
     instances.jsonl --k 3`. No framework is needed.
     """
-    known = models.load(model, thread_count(threads))
+    loaded = models.load(model, thread_count(threads))
     try:
-        known.setup.check_k(k)
+        loaded.setup.check_k(k)
     except ValueError as error:
         stop(f"{model}: {error}")
-    names = known.classes.tolist()
-    for block in _instances(source, known):
-        best = known.predict_top_k(block, k)
+    names = loaded.classes.tolist()
+    for block in _instances(source, loaded):
+        best = loaded.predict_top_k(block, k)
         print_lines(
             json.dumps(
                 {

@@ -10,7 +10,13 @@ import math
 from dataclasses import asdict, dataclass
 
 from fanin.backends import estimate as estimates
-from fanin.backends.estimate import Estimate, Sizes, Way, bytes_of_instances, with_choosing
+from fanin.backends.estimate import (
+    Estimate,
+    Sizes,
+    TrainingOptions,
+    bytes_of_instances,
+    with_choosing,
+)
 from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.harness.speed import Speed
 from fanin.benchmarks.records.task import Task
@@ -48,8 +54,10 @@ class Plan:
         cls, task: Task, backend: str, sizes: Sizes, speed: Speed, available: int, threads: int
     ) -> Plan:
         setup = task.setup(sizes.inputs, sizes.labels, sizes.is_sparse)
-        beside = bytes_of_instances(sizes)
-        expected = estimate(task, setup, backend, threads, words=sizes.words, beside=beside)
+        other_bytes = bytes_of_instances(sizes)
+        expected = estimate(
+            task, setup, backend, threads, words=sizes.words, other_bytes=other_bytes
+        )
         expected = with_choosing(expected, task.recipe_values, setup, sizes)
         trained = (
             math.prod(shape)
@@ -93,10 +101,11 @@ def estimate(
     cpu: str | None = None,
     *,
     words: float | None = None,
-    beside: int = 0,
+    other_bytes: int = 0,
 ) -> Estimate:
     """What training `setup` as the task says needs in this backend on a CPU: the one of that name,
-    or this machine's. words: of sparse features, how many an instance has; beside: bytes that a run
-    has beside the model once that is made."""
-    way = Way(task.execution, task.storage, task.batch_size, threads, words, beside)
-    return estimates.estimate(setup, backend, way, cpu)
+    or this machine's. words, other_bytes: as `TrainingOptions` has them."""
+    options = TrainingOptions(
+        task.execution, task.storage, task.batch_size, threads, words, other_bytes
+    )
+    return estimates.estimate(setup, backend, options, cpu)

@@ -114,13 +114,13 @@ class Side:
         return side.model_dump(mode="json")
 
 
-# Moments by rows, of words and not of units (`Storage.row_moments`).
+# Holds row moments, one for each word, with `Storage.row_moments`.
 _ROW_MOMENTS = "intermediate.weights.v"
 
 
 def unit_arrays(trainer: Trainer) -> dict[str, np.ndarray]:
-    """Everything that belongs to the intermediate units: the last axis counts them, but for moments
-    by rows, to which every unit adds."""
+    """Everything that belongs to the intermediate units: the last axis counts them, but for row
+    moments, to which every unit adds."""
     state = itertools.chain(trainer.arrays(), trainer.optimizer_arrays())
     return copied(item for item in state if item[0].startswith("intermediate."))
 
@@ -131,8 +131,8 @@ def take_units(trainer: Trainer, folder: Path) -> None:
     weights, moments = trainer.weights(), copied(trainer.optimizer_arrays())
     for name in unit_arrays(trainer):
         target = weights if name in weights else moments
-        is_by_row = name == _ROW_MOMENTS and target[name].ndim == 1
-        taken = slice(None) if is_by_row else units
+        is_row_moments = name == _ROW_MOMENTS and target[name].ndim == 1
+        taken = slice(None) if is_row_moments else units
         target[name][..., taken] = np.load(folder / f"given.{name}.npy")[..., taken]
     trainer.load_weights(weights)
     trainer.load_optimizer_arrays(moments)

@@ -2,8 +2,8 @@
 fanin.benchmarks.timing.text`.
 
 Each training is a process of its own (`text_trainer`), and where the package `omikuji` is installed
-the two take turns, on the same data with the same number of threads. Omikuji (Prabhu et al., WWW
-2018, is what its trees are) runs with its own defaults, three trees; the estimator with its
+the two take turns, on the same data with the same number of threads. Omikuji (its trees are those
+of Prabhu et al., WWW 2018) runs with its own defaults, three trees; the estimator with its
 defaults. Times are of the training alone. Omikuji's include the reading of its text file, fanin's
 the choice of pairs.
 """

@@ -49,7 +49,7 @@ class NoFramework:
         return {"framework": f"NumPy {np.__version__}", "device": "cpu"}
 
 
-class Trained(NamedTuple):
+class Contestant(NamedTuple):
     """A training, and how the labels of instances are predicted after it: ids int64 [instances, 5]
     of CSR features."""
 
@@ -57,15 +57,15 @@ class Trained(NamedTuple):
     predict: Callable[[sp.csr_array], np.ndarray]
 
 
-def fanin(request: Request, data: Dataset, folder: Path) -> Trained:
+def fanin(request: Request, data: Dataset, folder: Path) -> Contestant:
     from fanin.backends.estimator.classifier import FanInClassifier
 
     model = FanInClassifier(threads=request.threads, random_state=request.seed)
     x, y = data.train_x, data.train_y
-    return Trained(lambda: model.fit(x, y), lambda x: model.predict_top_k(x, _K).ids)
+    return Contestant(lambda: model.fit(x, y), lambda x: model.predict_top_k(x, _K).ids)
 
 
-def omikuji(request: Request, data: Dataset, folder: Path) -> Trained:
+def omikuji(request: Request, data: Dataset, folder: Path) -> Contestant:
     """By its own defaults. It reads a text file, which is written before."""
     package = importlib.import_module("omikuji")
     path = folder / "train.txt"
@@ -86,7 +86,7 @@ def omikuji(request: Request, data: Dataset, folder: Path) -> Trained:
             ids[i, : len(best)] = best
         return ids
 
-    return Trained(train, predict)
+    return Contestant(train, predict)
 
 
 TRAINERS = {"fanin": fanin, "omikuji": omikuji}
@@ -107,18 +107,18 @@ def write_text(path: Path, x: Any, y: sp.csr_array) -> None:
 def measure(request: Request, folder: Path) -> WordsTraining:
     data_dir = None if request.data_dir is None else Path(request.data_dir)
     data = load(request.dataset, request.features, data_dir)
-    trained, started = TRAINERS[request.trainer](request, data, folder), datetime.now(UTC)
+    contestant, started = TRAINERS[request.trainer](request, data, folder), datetime.now(UTC)
     test_x, test_y, left_out = data.test_x, data.test_y, data.test_left_out
     assert isinstance(test_x, sp.csr_array)
     if left_out is not None:
-        raise ValueError("pairs that evaluation leaves out are not known here")
-    del data  # of Omikuji, which has read its file
+        raise ValueError("data sets with pairs that evaluation leaves out cannot be measured")
+    del data  # Omikuji reads its file
     with memory.MemoryWatch() as watch:
         before, start = _cpu_seconds(), time.perf_counter()
-        trained.train()
+        contestant.train()
         seconds, cpu_seconds = time.perf_counter() - start, _cpu_seconds() - before
         baseline, peak = watch.host()
-    ids = trained.predict(test_x)
+    ids = contestant.predict(test_x)
     at = {f"at_{k}": precision_at(test_y, ids, k) for k in (1, 3, 5)}
     return WordsTraining(
         trainer=request.trainer,

@@ -154,7 +154,7 @@ def train(
     mixed_precision: bool = False,
 ) -> list[float]:
     """Train by a plain loop; the losses. optimizer: of `model.parameters()`, to which nothing of
-    the head belongs. accumulated: the gradients of so many batches make one step of the
+    the head belongs. accumulated: how many batches give their gradients to one step of the
     optimizer; the head makes a step with each batch. mixed_precision: the encoder computes in
     bfloat16."""
     model.train()

@@ -204,7 +204,7 @@ def test_a_plan_notes_nothing(backend):
 
 
 @each_backend
-def test_progress_is_told(backend, capsys):
+def test_progress_is_shown(backend, capsys):
     classifier(backend, verbose=True, early_stopping=True, epochs=2).fit(X, Y)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["epoch 1", "epoch 2"]

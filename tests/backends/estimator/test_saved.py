@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,15 @@ def test_a_recipe_of_ones_own_is_kept(tmp_path):
     assert Settings.from_json(load(tmp_path / "model").settings).recipe == PAPER
 
 
+def test_numbers_of_numpy_are_saved(tmp_path):
+    """As a search over `np.arange` has them, in the settings and in the setup."""
+    setup = LayerSetup(6, 8, FixedFanIn(np.int64(3)), intermediate=np.int32(4))
+    recipe = replace(PAPER, epochs=np.int64(2))
+    one = model(setup, fan_in=np.int64(3), learning_rate=np.float32(0.5), recipe=recipe)
+    saved.save(one, tmp_path / "model")
+    same(load(tmp_path / "model"), one)
+
+
 def test_labels_of_booleans(tmp_path):
     setup = LayerSetup(6, 2, Dense())
     saved.save(model(setup, np.array([True, False])), tmp_path / "model")
@@ -108,6 +118,7 @@ def test_damaged_description(tmp_path, damage):
         ({"setup": {"inputs": 6}}, "model.json: damaged"),
         ({"setup": None}, "model.json: damaged"),
         ({"settings": 3}, "model.json: damaged"),
+        ({"feature_names": 3}, "model.json: damaged"),
         ({"checksums": 3}, "model.json: damaged"),
         ({"checksums": {}}, "model.json: damaged"),
         ({"checksums": {"../../x": ""}}, "model.json: damaged"),

@@ -15,7 +15,10 @@ from planted import LABELS, planted_data
 from fanin.backends.estimate import TooLargeError
 from fanin.backends.estimator import planning, saved
 from fanin.backends.estimator.classifier import FanInClassifier
+from fanin.backends.estimator.fitting import Instances, fit, split
 from fanin.backends.estimator.loading import load
+from fanin.backends.estimator.settings import Settings
+from fanin.backends.metrics import precision_at
 from fanin.backends.words.setup import OneVersusRestSetup
 
 DENSE, Y = planted_data(600)
@@ -80,7 +83,7 @@ def test_goes_on_from_a_file_as_from_memory(tmp_path):
     again = load(tmp_path / "model", backend="auto").set_params(random_state=0)
     again._passes_seed = 0
     before = model.decision_function(X)
-    # The number of a pass is part of its order, so this is held up to a history of its own.
+    # The order of a pass depends on its number, and a loaded model counts from the start.
     model.history_ = []
     ours = model.partial_fit(X, Y).decision_function(X)
     np.testing.assert_array_equal(again.partial_fit(X, Y).decision_function(X), ours)
@@ -114,7 +117,19 @@ def test_the_best_pass_is_kept():
     assert [epoch.precision for epoch in fitted().history_] == [None] * 3
 
 
-def test_progress_is_told(capsys):
+def test_later_passes_do_not_change_the_best_one():
+    """Passes train the model's arrays in place."""
+    settings = Settings(fan_in=12, threads=1, epochs=8, learning_rate=1.0)
+    setup, recipe = settings.model(24, LABELS, is_sparse=True)
+    training, validation = split(Instances(X, Y), 0.3, seed=0)
+    result = fit(settings, setup, recipe, training, validation, 0, verbose=False)
+    assert result.best_epoch < len(result.history)
+    ids = saved.make_predictor(setup, result.arrays).top_k(validation.features, 3).ids
+    kept = result.history[result.best_epoch - 1]
+    assert precision_at(validation.positives, ids, 3) == kept.precision
+
+
+def test_progress_is_shown(capsys):
     fitted(verbose=True)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["epoch 1", "epoch 2", "epoch 3"]
@@ -133,7 +148,8 @@ def test_what_does_not_fit_is_refused(monkeypatch):
     assert plan.fits and plan.steps == 9 and plan.expected.parameter_bytes > 6 * 12 * LABELS
     assert "one-versus-rest, at most 12 words a label on average" in str(plan)
     monkeypatch.setattr(planning, "available_bytes", lambda: 1 << 20)
-    with pytest.raises(TooLargeError, match=r"needs about .* 1\.0 MiB are available here; .*"):
+    advice = r"needs about .* 1\.0 MiB are available here; a smaller fan_in needs less\n"
+    with pytest.raises(TooLargeError, match=advice):
         fitted()
 
 

@@ -8,10 +8,11 @@ import pytest
 import scipy.sparse as sp
 import words_reference
 
+from fanin.backends.choosing import log_odds
 from fanin.backends.words import model as model_module
 from fanin.backends.words import pairs as pairs_module
 from fanin.backends.words.fitting import CALL_INSTANCES, SQUARES, START, start, steps_of, train
-from fanin.backends.words.model import OneVersusRest, blocks_of, log_odds
+from fanin.backends.words.model import OneVersusRest, blocks_of
 from fanin.backends.words.pairs import best_pairs, inverse_lengths, pairs_of_positives
 from fanin.backends.words.setup import OneVersusRestRecipe, OneVersusRestSetup
 from fanin.datasets import Batches
@@ -98,7 +99,7 @@ def test_the_best_pairs_of_positives(monkeypatch, count, values):
 
 def test_pairs_beside_others():
     first, _ = pairs_of_positives(X, Y, 100)
-    both = np.sort(np.concatenate([first, pairs_of_positives(X, Y, 100, beside=first)[0]]))
+    both = np.sort(np.concatenate([first, pairs_of_positives(X, Y, 100, excluded=first)[0]]))
     np.testing.assert_array_equal(both, pairs_of_positives(X, Y, 200)[0])
     assert len(pairs_of_positives(X, Y, 0)[0]) == 0
 
@@ -160,10 +161,10 @@ def test_a_pass_is_that_of_the_reference(monkeypatch, threads, block):
 
 
 def test_learns_and_follows_from_the_seed_alone(monkeypatch):
-    told, phases = [], []
-    model = trained(on_step=told.append, on_phase=phases.append)
+    losses, phases = [], []
+    model = trained(on_step=losses.append, on_phase=phases.append)
     assert precision(model) > 0.8
-    assert len(told) == steps_of(OneVersusRestRecipe(), INSTANCES)
+    assert len(losses) == steps_of(OneVersusRestRecipe(), INSTANCES)
     assert phases == ["choosing pairs", "growing"]
     monkeypatch.setattr(model_module, "_BLOCK_LABELS", 9)
     for threads in (1, 2, 3):
@@ -203,19 +204,19 @@ def test_growing_adds_the_pairs_of_largest_gradient():
     setup = OneVersusRestSetup(INPUTS, LABELS, 2)
     model = start(setup, X, Y, setup.most_pairs)
     model.train(Batches(X, Y, 64).epoch(0), 1.0)
-    before, there = in_model(model)
+    weights_before, pairs_before = in_model(model)
     errors = 1 / (1 + np.exp(-model.scores(X).astype(np.float64))) - Y.toarray()
     best = np.argsort(-model.scores(X), axis=1, kind="stable")[:, :20]
     looked = Y.toarray().astype(bool)
     np.put_along_axis(looked, best, True, 1)
     errors[~looked | (np.abs(errors) < 0.03)] = 0
     gradient = np.abs(unit(X).T @ errors)
-    gradient[there] = 0
+    gradient[pairs_before] = 0
     assert model.grow(X, Y, 40) == 40
-    after, now = in_model(model)
-    np.testing.assert_array_equal(after, before)  # new weights are 0
-    added = now & ~there
-    assert added.sum() == 40 and (now | there == now).all()
+    weights_after, pairs_after = in_model(model)
+    np.testing.assert_array_equal(weights_after, weights_before)  # new weights are 0
+    added = pairs_after & ~pairs_before
+    assert added.sum() == 40 and (pairs_after | pairs_before == pairs_after).all()
     assert gradient[added].min() > gradient[~added].max() * (1 - 1e-4)
 
 
@@ -229,12 +230,12 @@ def test_growing_pays():
 def test_more_instances_bring_more_words():
     setup = OneVersusRestSetup(INPUTS, LABELS, 12)
     model = start(setup, X[3:9], Y[3:9], setup.most_pairs)
-    weights, there = in_model(model)
+    _, pairs_before = in_model(model)
     first = model.pair_count
     added = model.extend(X, Y, setup.most_pairs)
     assert first + added == model.pair_count == setup.most_pairs
-    _, now = in_model(model)
-    assert (now | there == now).all()
+    _, pairs_after = in_model(model)
+    assert (pairs_after | pairs_before == pairs_after).all()
     assert model.extend(X, Y, setup.most_pairs) == 0
     model.train(Batches(X, Y, 64).epoch(0), 1.0)
     assert precision(model) > 0.7
@@ -264,7 +265,8 @@ def test_goes_on_from_its_arrays(monkeypatch, block):
         ("output.bias", lambda a: a[:-1], r"output.bias must be float32 \[30\]"),
         ("output.weights", lambda a: a.astype(np.float64), "output.weights must be float32"),
         ("output.weights", lambda a: a * np.nan, "output.weights must be finite"),
-        ("output.squares", lambda a: -a, "output.squares must not be negative"),
+        ("output.squares", lambda a: -a, "output.squares must be above 0"),
+        ("output.bias_squares", lambda a: a * 0, "output.bias_squares must be above 0"),
         ("output.starts", lambda a: a[::-1].copy(), "output.starts must ascend"),
         ("output.label_ids", lambda a: a + 30, r"output.label_ids must be in 0\.\.29"),
         ("output.label_ids", lambda a: a * 0, "output.label_ids must ascend within each word"),
