@@ -233,6 +233,9 @@ def features(
     if (kind == "encoder") != (model is not None) and using is None:
         stop("--kind encoder and --model go together: name a folder or a name of an encoder")
     if using is not None:
+        if name is not None:
+            stop("--with gives the features the name of the file: leave out --name")
+        name = vectorise.name_of(using)
         written = vectorise.features_with(using, folder, force)
     elif model is not None:
         name = _name(name, encode.feature_name(model))

@@ -179,13 +179,18 @@ def make_features(
 def features_with(vectoriser_file: Path, folder: Path, force: bool) -> list[Path]:
     """Features of the texts in another data folder by a vectoriser that is kept."""
     vectoriser = Vectoriser.load(vectoriser_file)
-    name = vectoriser_file.name.removesuffix(SUFFIX)
-    paths = _paths(folder, name, is_sparse=vectoriser.components is None)
+    paths = _paths(folder, name_of(vectoriser_file), is_sparse=vectoriser.components is None)
     for path in paths:
         check_new(path, force)
-    for split, path in zip(SPLITS, paths, strict=True):
-        write_features(vectoriser, text_file(folder, split), path)
+    texts = [text_file(folder, split) for split in SPLITS]
+    for source, path in zip(texts, paths, strict=True):
+        write_features(vectoriser, source, path)
     return paths
+
+
+def name_of(vectoriser_file: Path) -> str:
+    """The name of the features that a vectoriser makes."""
+    return vectoriser_file.name.removesuffix(SUFFIX)
 
 
 def write_features(vectoriser: Vectoriser, texts: Path, path: Path) -> None:
