@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from fanin.datasets.dataset import DataError
-from fanin.datasets.folder import BOW, LEFT_OUT, feature_files
+from fanin.datasets.folder import BOW, LEFT_OUT, SHORT, feature_files
 from fanin.datasets.label_names import LABEL_NAMES
 from fanin.datasets.tools import writers
 from fanin.datasets.tools.blocks import Blocks, feature_blocks, label_blocks
@@ -21,7 +21,6 @@ from fanin.datasets.tools.new_folder import check_free, copy, making
 from fanin.datasets.tools.splitting import is_test
 
 FORMS = ("npz", "npy", "split", "text")
-SHORT = {"train": "trn", "test": "tst"}
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,8 @@ def convert_folder(
                     f"{', '.join(kinds) or 'none'}"
                 )
         splits[split] = Split(labels, path)
-    others = [source / LABEL_NAMES, *(source / LEFT_OUT.format(split=s) for s in SHORT)]
-    others += [path for split in SHORT for path in source.glob(f"{split}-texts.*")]
+    others = [source / LABEL_NAMES, *(source / LEFT_OUT.format(split=s) for s in SPLITS)]
+    others += [path for split in SPLITS for path in source.glob(f"{split}-texts.*")]
     return _write(splits, out, form, name or BOW, compressed, force, others)
 
 

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -165,6 +166,12 @@ def read_texts(path: Path) -> Iterator[str]:
     if records.kind_of(path) not in records.JSON_LINES:
         return (text for _, text in records.lines(path))
     return _json_texts(path)
+
+
+def in_parts(texts: Iterator[str], size: int) -> Iterator[list[str]]:
+    """The texts, `size` at a time."""
+    while part := list(islice(texts, size)):
+        yield part
 
 
 def _json_texts(path: Path) -> Iterator[str]:

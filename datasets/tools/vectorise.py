@@ -9,9 +9,8 @@ SVD, an array, so that new texts become the same features:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from fanin.datasets.matrix_files import read_array
 from fanin.datasets.text_features import CHARACTER_TFIDF, TFIDF
 from fanin.datasets.tools.files import SPLITS
 from fanin.datasets.tools.new_folder import check_new
-from fanin.datasets.tools.texts import read_texts, text_file
+from fanin.datasets.tools.texts import in_parts, read_texts, text_file
 from fanin.datasets.tools.writers import write_csr, write_dense
 from fanin.kernels.kept_files import replacing
 
@@ -196,12 +195,8 @@ def name_of(vectoriser_file: Path) -> str:
 def write_features(vectoriser: Vectoriser, texts: Path, path: Path) -> None:
     """The features of a file of texts, some texts at a time, in a `.npz` or `.npy` file."""
     count = sum(1 for _ in read_texts(texts))
-    _write(path, vectoriser.inputs, _in_parts(vectoriser, read_texts(texts)), count)
-
-
-def _in_parts(vectoriser: Vectoriser, texts: Iterator[str]) -> Iterator[Any]:
-    while part := list(islice(texts, AT_ONCE)):
-        yield vectoriser.features(part)
+    parts = map(vectoriser.features, in_parts(read_texts(texts), AT_ONCE))
+    _write(path, vectoriser.inputs, parts, count)
 
 
 def _write(path: Path, inputs: int, parts: Iterable[Any], instances: int) -> None:
