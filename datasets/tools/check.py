@@ -79,7 +79,7 @@ def check_folder(folder: Path) -> Report:
         advice = (
             "make some, such as by `fanin data features`"
             if texts
-            else ("put train-<features>.npy or .npz and the same for test beside the labels")
+            else "put train-<features>.npy or .npz and the same for test beside the labels"
         )
         findings.append(Finding("unusable", f"{folder}: no train features", advice))
     return Report(folder, tuple(findings))

@@ -140,8 +140,8 @@ def convert_texts(
 def _check_enough(path: Path, positives: dict[str, _Positives], is_split: bool) -> None:
     for split, each in positives.items():
         if not each.counts:
-            advice = "give more, another share or seed, or a file for testing" if is_split else ""
-            raise DataError(f"{path}: no {split} instances{': ' * is_split}{advice}")
+            advice = ": give more, another share or seed, or a file for testing" if is_split else ""
+            raise DataError(f"{path}: no {split} instances{advice}")
     if not positives["train"].ids:
         raise DataError(f"{path}: no training instance has a label: there is nothing to learn")
 
