@@ -19,8 +19,7 @@ from scipy import sparse
 from fanin.datasets.dataset import DataError, Features
 from fanin.datasets.file_errors import naming
 
-# What is read from a stream at once, at most; instances that are handed on together; and the
-# longest line.
+# Bytes that one read asks for; instances in a block; bytes of the longest line.
 _READ_BYTES, _BLOCK, MOST_LINE_BYTES = 1 << 20, 256, 64 << 20
 _FORMS = '{"features": [...]} or {"indices": [...], "values": [...]}'
 

@@ -34,7 +34,7 @@ from fanin.reports.plots.label_distribution import label_distribution
 from fanin.reports.table import Cell, Column, Table, text_column
 
 Folder = Annotated[Path, typer.Argument(help="A data folder, `<data>/<dataset>`.", exists=True)]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
 
 
 def list_sets(
@@ -135,8 +135,8 @@ def convert(
 ) -> None:
     """Bring data into a folder that fanin trains on, or into another form.
 
-    Raw texts become labels, label names (labels.txt) and kept texts (train-texts.jsonl), of which
-    `fanin data features` makes features. Nothing is left of a conversion that stops.
+    Of raw texts it writes labels, label names (labels.txt) and the texts (train-texts.jsonl), of
+    which `fanin data features` makes features. A conversion that stops leaves nothing.
 
     Examples: `fanin data convert mine.jsonl data/mine`, `fanin data convert texts.txt data/mine
     --labels labels.txt`, `fanin data convert data/eurlex-4k data/eurlex-npz`.
@@ -330,7 +330,8 @@ def fetch(
         Path, typer.Option(help="Folder of data folders.", file_okay=False, callback=text_path)
     ] = Path("data"),
     address: Annotated[
-        str | None, typer.Option(help="Where a copy of the file lies, of a mirror say: http(s).")
+        str | None,
+        typer.Option(help="Where a copy of the file lies, such as on a mirror: http(s)."),
     ] = None,
     checksum: Annotated[
         str | None, typer.Option(help="What the file must have: sha256:... or md5:...")

@@ -59,8 +59,9 @@ def convert_folder(
 ) -> list[str]:
     """Write the data of a folder in another form into the folder `out`; the names of its files.
 
-    features: which to take; may be left out where there is one kind, or none. compressed: text by
-    gzip. Raises DataError for what cannot be read, and for a folder that may not be replaced.
+    features: which to take; None where the folder has one kind, or none. compressed: text files are
+    packed by gzip. Raises DataError for what cannot be read, and for a folder that may not be
+    replaced.
     """
     check_free(out, force)
     kinds = kinds_in(source)

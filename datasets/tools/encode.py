@@ -1,7 +1,7 @@
 """Dense features of texts by a sentence encoder, with the library sentence-transformers.
 
-Encoding may take hours, so it goes on where it stopped: what is done lies in a hidden file beside
-the features until all is.
+Encoding may take hours, so it goes on where it stopped: until the last text is encoded, the
+features lie in a hidden file.
 """
 
 from __future__ import annotations

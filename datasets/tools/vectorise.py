@@ -1,7 +1,7 @@
 """Features of texts by TF-IDF, sparse or reduced by SVD, and the vectoriser that made them.
 
-The vectoriser knows the training texts alone. It is kept beside the features, as JSON and, for the
-SVD, an array, so that new texts become the same features:
+The vectoriser is fitted on the training texts alone. It is kept beside the features, as JSON and,
+for the SVD, an array, so that new texts become the same features:
 
     Vectoriser.load(Path("data/mine/tfidf.features.json")).features(["a new text"])
 """
@@ -103,7 +103,7 @@ class Vectoriser:
         return Vectoriser(tfidf, terms, idf, components)
 
 
-# Options that choose terms, which are known once it is fitted; and all that one may have.
+# Options that choose the terms, which a fitted vectoriser has already; and all options.
 _OF_FIT = {"min_df", "max_features"}
 _OPTIONS = {"sublinear_tf", "min_df", "ngram_range", "analyzer", "max_features"}
 
@@ -125,7 +125,7 @@ def fit(
     vectorizer = TfidfVectorizer(dtype=np.float32, **tfidf)
     try:
         x = _canonical(vectorizer.fit_transform(texts))
-    except ValueError as error:  # an error of the file is one, too
+    except ValueError as error:  # so is a DataError about the file
         if isinstance(error, DataError):
             raise
         raise DataError(
@@ -167,7 +167,7 @@ def make_features(
         check_new(path, force)
     texts = [text_file(folder, split) for split in SPLITS]
     vectoriser, x = fit(read_texts(texts[0]), units, least, components, str(texts[0]))
-    # The vectoriser last: where it is, the features are.
+    # The vectoriser is written last: where it exists, the features are complete.
     _write(paths[0], vectoriser.inputs, [x], x.shape[0])
     del x
     write_features(vectoriser, texts[1], paths[1])
