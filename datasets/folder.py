@@ -34,6 +34,7 @@ BOW = "bow"
 # What stands behind the name of sparse features for dense ones that are made of them.
 SVD512, DENSE = "-svd512", "-dense"
 SPLITS = ("train", "test")
+SHORT = {"train": "trn", "test": "tst"}  # what the repository calls them
 FILES_IN = "files in "  # and the folder: what a data set names as its source
 
 X = TypeVar("X", Features, sparse.csr_array)
@@ -299,8 +300,7 @@ R = TypeVar("R")
 
 def _names(forms: Mapping[str, R], split: str) -> list[str]:
     """The file names that stand for `split` in a list of forms."""
-    short = {"train": "trn", "test": "tst"}[split]
-    return [name.replace("{split}", split).replace("{short}", short) for name in forms]
+    return [name.replace("{split}", split).replace("{short}", SHORT[split]) for name in forms]
 
 
 def first_file(folder: Path, split: str, forms: Mapping[str, R]) -> tuple[Path, R] | None:

@@ -19,8 +19,7 @@ from scipy import sparse
 from fanin.datasets.dataset import DataError, Features
 from fanin.datasets.file_errors import naming
 
-# What is read from a stream at once, at most; instances that are handed on together; and the
-# longest line.
+# Bytes that one read asks for; instances in a block; bytes of the longest line.
 _READ_BYTES, _BLOCK, MOST_LINE_BYTES = 1 << 20, 256, 64 << 20
 _FORMS = '{"features": [...]} or {"indices": [...], "values": [...]}'
 
@@ -97,11 +96,12 @@ def _parsed(line: bytes, inputs: int) -> tuple[np.ndarray, np.ndarray]:
     for index in indices:
         if type(index) is not int or not 0 <= index < inputs:
             raise ValueError(f"indices has {index!r}; they must be in 0..{inputs - 1}")
-    if len(set(indices)) < len(indices):
-        twice = next(index for index in indices if indices.count(index) > 1)
-        raise ValueError(f"indices has {twice} twice")
     order = np.argsort(np.array(indices, np.int64))
-    return np.array(indices, np.int64)[order], values[order]
+    ordered = np.array(indices, np.int64)[order]
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(repeated):
+        raise ValueError(f"indices has {repeated[0]} twice")
+    return ordered, values[order]
 
 
 def _numbers(name: str, given: Any) -> np.ndarray:

@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import os
-import tempfile
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +32,7 @@ from fanin.datasets import text_features
 from fanin.datasets.dataset import DataError
 from fanin.datasets.folder import BOW, SPLITS
 from fanin.datasets.package_files import Entry, read_german, read_japanese, read_packages
+from fanin.datasets.tools.new_folder import making
 
 LEAST = 3
 INSTANCES = 60_000
@@ -170,18 +169,13 @@ def write(name: str, source: Path, out: Path, least: int, instances: int) -> str
     except DataError as error:
         raise DataError(f"{source}: {error}, or {advice}") from error
     about = _describe(name, source, least, instances, train, test)
-    out.mkdir(parents=True, exist_ok=True)
-    # Made beside its place and then moved there, so that half of a data set is never read.
-    with tempfile.TemporaryDirectory(dir=out, prefix=f".{name}-") as beside:
-        made = Path(beside, name)
-        made.mkdir()
+    with making(folder, force=False) as made:
         for split, bow, x, y in zip(SPLITS, words, reduced, (train, test), strict=True):
             sparse.save_npz(made / f"{split}-{BOW}.npz", bow)
             np.save(made / f"{split}-{text_features.TFIDF_SVD512}.npy", x)
             sparse.save_npz(made / f"{split}-labels.npz", y.positives)
         (made / "labels.txt").write_text("".join(f"{each}\n" for each in label_names), "utf-8")
         (made / "README.txt").write_text(about, "utf-8")
-        os.rename(made, folder)
     return about
 
 

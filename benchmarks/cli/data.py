@@ -34,7 +34,7 @@ from fanin.reports.plots.label_distribution import label_distribution
 from fanin.reports.table import Cell, Column, Table, text_column
 
 Folder = Annotated[Path, typer.Argument(help="A data folder, `<data>/<dataset>`.", exists=True)]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
 
 
 def list_sets(
@@ -135,8 +135,8 @@ def convert(
 ) -> None:
     """Bring data into a folder that fanin trains on, or into another form.
 
-    Raw texts become labels, label names (labels.txt) and kept texts (train-texts.jsonl), of which
-    `fanin data features` makes features. Nothing is left of a conversion that stops.
+    Of raw texts it writes labels, label names (labels.txt) and the texts (train-texts.jsonl), of
+    which `fanin data features` makes features. A conversion that stops leaves nothing.
 
     Examples: `fanin data convert mine.jsonl data/mine`, `fanin data convert texts.txt data/mine
     --labels labels.txt`, `fanin data convert data/eurlex-4k data/eurlex-npz`.
@@ -233,6 +233,9 @@ def features(
     if (kind == "encoder") != (model is not None) and using is None:
         stop("--kind encoder and --model go together: name a folder or a name of an encoder")
     if using is not None:
+        if name is not None:
+            stop("--with gives the features the name of the file: leave out --name")
+        name = vectorise.name_of(using)
         written = vectorise.features_with(using, folder, force)
     elif model is not None:
         name = _name(name, encode.feature_name(model))
@@ -327,7 +330,8 @@ def fetch(
         Path, typer.Option(help="Folder of data folders.", file_okay=False, callback=text_path)
     ] = Path("data"),
     address: Annotated[
-        str | None, typer.Option(help="Where a copy of the file lies, of a mirror say: http(s).")
+        str | None,
+        typer.Option(help="Where a copy of the file lies, such as on a mirror: http(s)."),
     ] = None,
     checksum: Annotated[
         str | None, typer.Option(help="What the file must have: sha256:... or md5:...")

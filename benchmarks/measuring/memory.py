@@ -60,7 +60,7 @@ class MemoryWatch:
         """Resident set at the start, and its peak since, in bytes."""
         self._sample()
         peak = _peak() if self._exact else self._sampled_peak
-        # The kernel adds pages up late: the peak that it tells may be below the baseline.
+        # The kernel counts pages late: the peak that it reports may be below the baseline.
         return self._baseline, None if peak is None else max(peak, self._baseline)
 
     def result(self, trainer: Trainer) -> Memory:

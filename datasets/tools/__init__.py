@@ -1,5 +1,5 @@
-"""Data tools: from the files that somebody has to a data folder, and what is to know about it.
+"""Data tools: they make a data folder of files of other kinds, and say what is worth knowing of it.
 
 `fanin data` (`benchmarks/cli/data.py`) calls them. Files are read and written a block at a time, so
-memory does not grow with them; what is written is whole or not there.
+memory does not grow with them. What is written is whole, or does not exist.
 """

@@ -1,4 +1,4 @@
-"""What is to know about a data folder before anything is trained on it: findings.
+"""Findings: what is worth knowing about a data folder before anything is trained on it.
 
 Every file is read once, a block at a time. In memory are counts: some numbers for each label and
 each input, and 8 bytes for each instance, by which equal ones are noticed.
@@ -52,8 +52,8 @@ class Report:
 
 
 def check_folder(folder: Path) -> Report:
-    """Read all data of a folder. Raises DataError where it is none; what is wrong with its files
-    is among the findings, and does not keep the other files from being read."""
+    """Read all data of a folder. Raises DataError where it is no folder. What is wrong with a
+    file becomes a finding, and the other files are read all the same."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no folder: name one with train-labels.txt and the other files")
     findings: list[Finding] = []
@@ -79,7 +79,7 @@ def check_folder(folder: Path) -> Report:
         advice = (
             "make some, such as by `fanin data features`"
             if texts
-            else ("put train-<features>.npy or .npz and the same for test beside the labels")
+            else "put train-<features>.npy or .npz and the same for test beside the labels"
         )
         findings.append(Finding("unusable", f"{folder}: no train features", advice))
     return Report(folder, tuple(findings))
@@ -321,12 +321,12 @@ def _compare_hashes(
                 "warning",
                 f"{what}: {leaks:,} test instances ({_percent(leaks / len(test))}) are equal to "
                 "a training instance",
-                "test precision is better than on new data by them; drop them from one split",
+                "they make test precision better than on new data; drop them from one split",
             )
 
 
 def _some(which: npt.NDArray[np.bool_], what: str) -> str:
-    """So many of them, and the first ids."""
+    """How many of them, and the first ids."""
     ids = np.flatnonzero(which)
     first = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
     return f"{len(ids):,} of {len(which):,} {what}s ({first})"

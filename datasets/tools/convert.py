@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from fanin.datasets.dataset import DataError
-from fanin.datasets.folder import BOW, LEFT_OUT, feature_files
+from fanin.datasets.folder import BOW, LEFT_OUT, SHORT, feature_files
 from fanin.datasets.label_names import LABEL_NAMES
 from fanin.datasets.tools import writers
 from fanin.datasets.tools.blocks import Blocks, feature_blocks, label_blocks
@@ -21,7 +21,6 @@ from fanin.datasets.tools.new_folder import check_free, copy, making
 from fanin.datasets.tools.splitting import is_test
 
 FORMS = ("npz", "npy", "split", "text")
-SHORT = {"train": "trn", "test": "tst"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,9 @@ def convert_folder(
 ) -> list[str]:
     """Write the data of a folder in another form into the folder `out`; the names of its files.
 
-    features: which to take; may be left out where there is one kind, or none. compressed: text by
-    gzip. Raises DataError for what cannot be read, and for a folder that may not be replaced.
+    features: which to take; None where the folder has one kind, or none. compressed: text files are
+    packed by gzip. Raises DataError for what cannot be read, and for a folder that may not be
+    replaced.
     """
     check_free(out, force)
     kinds = kinds_in(source)
@@ -80,8 +80,8 @@ def convert_folder(
                     f"{', '.join(kinds) or 'none'}"
                 )
         splits[split] = Split(labels, path)
-    others = [source / LABEL_NAMES, *(source / LEFT_OUT.format(split=s) for s in SHORT)]
-    others += [path for split in SHORT for path in source.glob(f"{split}-texts.*")]
+    others = [source / LABEL_NAMES, *(source / LEFT_OUT.format(split=s) for s in SPLITS)]
+    others += [path for split in SPLITS for path in source.glob(f"{split}-texts.*")]
     return _write(splits, out, form, name or BOW, compressed, force, others)
 
 

@@ -1,7 +1,7 @@
 """Dense features of texts by a sentence encoder, with the library sentence-transformers.
 
-Encoding may take hours, so it goes on where it stopped: what is done lies in a hidden file beside
-the features until all is.
+Encoding may take hours, so it goes on where it stopped: until the last text is encoded, the
+features lie in a hidden file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from fanin.datasets.dataset import DataError, check_finite
 from fanin.datasets.file_errors import naming
 from fanin.datasets.tools.files import SPLITS
 from fanin.datasets.tools.new_folder import check_new
-from fanin.datasets.tools.texts import read_texts, text_file
+from fanin.datasets.tools.texts import in_parts, read_texts, text_file
 from fanin.datasets.tools.writers import write_header
 from fanin.kernels.kept_files import flush, replacing
 
@@ -108,7 +108,7 @@ def encode_file(
     state = path.with_name(f".{path.name}.state.json")
     done, inputs = _begun(begun, state, key)
     rest = islice(read_texts(texts), done, None)
-    for part in _parts(rest, batch * SAVED_EVERY):
+    for part in in_parts(rest, batch * SAVED_EVERY):
         x = encode(part)
         if x.ndim != 2 or len(x) != len(part) or (inputs and x.shape[1] != inputs):
             raise DataError(
@@ -128,11 +128,6 @@ def encode_file(
         show(done, count)
     os.replace(begun, path)
     state.unlink()
-
-
-def _parts(texts: Iterator[str], size: int) -> Iterator[list[str]]:
-    while part := list(islice(texts, size)):
-        yield part
 
 
 def _save(state: Path, content: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""Published data sets from where they lie: fetched where there is a direct address, else the way.
+"""Published data sets: fetched from a direct address, or a text says how to get them.
 
-pooch checks what comes; a download that stops goes on from where it was.
+pooch checks the file. A download that stopped goes on from where it was.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from fanin.datasets.registry import EMBEDDED
 from fanin.datasets.tools.new_folder import check_new
 
 CHUNK = 1 << 20
-SECONDS = 30  # without an answer, until it counts as none
+SECONDS = 30  # how long a server may be silent
 
-Show = Callable[[int, int | None], None]  # bytes that are here, and of how many if that is known
+Show = Callable[[int, int | None], None]  # bytes so far, and of how many if that is known
 
 
 def file_name(address: str) -> str:
@@ -62,15 +62,15 @@ def by_hand(name: str) -> str:
     return (
         f"{entry.name} has no direct address: open {REPOSITORY.rpartition(' ')[2]}, download its "
         f"files by the link there and unpack them; {layout(entry.name)}. That page, and what it "
-        "links to, tell the licences. `fanin data check` then tells whether all is there"
+        "links to, state the licences. `fanin data check` then says whether a file is missing"
     )
 
 
 def fetch(download: Download, folder: Path, force: bool, show: Show) -> Path:
-    """Fetch a file into a folder; the file. A part that is there is gone on from.
+    """Fetch a file into a folder; returns its path. A download that stopped goes on.
 
-    Raises DataError for an address that does not answer and for a file with another checksum, of
-    which nothing is left then.
+    Raises DataError for an address that does not answer, and for a file with another checksum,
+    which is removed.
     """
     import pooch
     import requests
@@ -104,7 +104,7 @@ def fetch(download: Download, folder: Path, force: bool, show: Show) -> Path:
 
 
 def _tag(part: Path) -> Path:
-    """The file with the version, as the server names it, that a part is of."""
+    """The file that holds the version of a part, as the server names it."""
     return part.with_name(f"{part.name}.version")
 
 
@@ -119,7 +119,7 @@ def _download(address: str, part: Path, show: Show) -> None:
         # A server that has another version by now sends all of it.
         headers |= {"Range": f"bytes={done}-", "If-Range": tag.read_text("ascii")}
     with requests.get(address, headers=headers, stream=True, timeout=SECONDS) as answer:
-        if answer.status_code == 416:  # nothing is missing, which the checksum cannot tell yet
+        if answer.status_code == 416:  # no byte is missing, or the part is too long: begin anew
             part.unlink()
             return _download(address, part, show)
         answer.raise_for_status()

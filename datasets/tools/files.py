@@ -9,13 +9,14 @@ from fanin.datasets.folder import (
     BOW,
     LABELS,
     SPARSE_FEATURES,
+    SPLITS,
     feature_files,
     feature_kinds,
     first_file,
     label_file,
 )
 
-SPLITS = ("train", "test")
+__all__ = ["SPLITS", "find_file", "find_packed", "kinds_in", "label_path"]
 
 
 def find_file(folder: Path, split: str, forms: Mapping[str, object]) -> Path | None:

@@ -15,7 +15,8 @@ from fanin.datasets.tools.blocks import Blocks, label_blocks
 from fanin.datasets.tools.files import SPLITS, label_path
 from fanin.datasets.wordnet import CUTS, read_splits
 
-# A label is of the tail with at most so many instances, and of the head among so many percent.
+# The tail: labels with at most so many instances. The head: the most frequent labels, so many
+# percent of them.
 TAIL = 5
 HEAD_PERCENT = 1
 
@@ -30,7 +31,7 @@ class LabelCounts:
 
     @staticmethod
     def of(labels: Blocks) -> LabelCounts:
-        """Read them from a label file; in memory are the counts alone."""
+        """Read them from a label file; only the counts stay in memory."""
         by_label = np.zeros(labels.columns, np.int64)
         by_instance = np.zeros(1, np.int64)
         for block in labels.blocks:
@@ -54,7 +55,7 @@ class LabelCounts:
         most = int(np.flatnonzero(self.by_instance)[-1]) if instances else 0
 
         def labels_with(share: float) -> int:
-            """How few labels have that share of all positives."""
+            """The least number of labels that have this share of all positives together."""
             return int(np.searchsorted(np.cumsum(used), share * positives)) + 1 if positives else 0
 
         return Summary(

@@ -30,7 +30,7 @@ class Listed:
 
 
 def listing(data_dir: Path | None) -> list[Listed]:
-    """All of them. Of a folder the heads of its files are read alone."""
+    """All of them. Of the files in a folder only the heads are read."""
     rows = [_embedded(name) for name in CUTS]
     folders = sorted(path for path in data_dir.iterdir() if path.is_dir()) if data_dir else []
     own = [row for row in map(_folder, folders) if row]

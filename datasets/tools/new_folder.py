@@ -23,11 +23,11 @@ DATA_FILE = re.compile(
 
 @contextmanager
 def making(folder: Path, force: bool) -> Iterator[Path]:
-    """Gives an empty folder beside `folder`, which takes its place when this is left; after an
-    error nothing of it is left.
+    """Gives an empty folder beside `folder`, which takes its place at the end. After an error
+    nothing of it remains.
 
-    Raises DataError where `folder` holds something. With `force` its data files are removed first,
-    so that none of another origin stays beside the new ones; other files stay as they are.
+    Raises DataError where `folder` is not empty. With `force` its data files are removed first, so
+    that no old one stays beside the new ones; other files stay as they are.
     """
     check_free(folder, force)
     parent = folder.parent
@@ -51,7 +51,7 @@ def making(folder: Path, force: bool) -> Iterator[Path]:
 def check_free(folder: Path, force: bool) -> None:
     """Raise DataError where `making` would."""
     if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder}: is a file: name a folder that the data go into")
+        raise DataError(f"{folder}: is a file: name a folder for the data")
     if folder.is_dir() and not force and any(folder.iterdir()):
         old = ", ".join(sorted(path.name for path in _data_files(folder))[:4])
         raise DataError(

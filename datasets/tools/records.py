@@ -164,7 +164,9 @@ class RecordFile:
                 "one where there is none"
             )
         if not is_unicode(text):
-            raise DataError(f"{where}: {shown(text)}: half a character, `\\ud800` say: correct it")
+            raise DataError(
+                f"{where}: {shown(text)}: holds half a character, such as `\\ud800`: correct it"
+            )
         return where, text, self._names(where, labels)
 
     def _names(self, where: str, labels: Any) -> list[str]:

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -139,8 +140,8 @@ def convert_texts(
 def _check_enough(path: Path, positives: dict[str, _Positives], is_split: bool) -> None:
     for split, each in positives.items():
         if not each.counts:
-            advice = "give more, another share or seed, or a file for testing" if is_split else ""
-            raise DataError(f"{path}: no {split} instances{': ' * is_split}{advice}")
+            advice = ": give more, another share or seed, or a file for testing" if is_split else ""
+            raise DataError(f"{path}: no {split} instances{advice}")
     if not positives["train"].ids:
         raise DataError(f"{path}: no training instance has a label: there is nothing to learn")
 
@@ -165,6 +166,12 @@ def read_texts(path: Path) -> Iterator[str]:
     if records.kind_of(path) not in records.JSON_LINES:
         return (text for _, text in records.lines(path))
     return _json_texts(path)
+
+
+def in_parts(texts: Iterator[str], size: int) -> Iterator[list[str]]:
+    """The texts, `size` at a time."""
+    while part := list(islice(texts, size)):
+        yield part
 
 
 def _json_texts(path: Path) -> Iterator[str]:

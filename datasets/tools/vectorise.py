@@ -1,7 +1,7 @@
 """Features of texts by TF-IDF, sparse or reduced by SVD, and the vectoriser that made them.
 
-The vectoriser knows the training texts alone. It is kept beside the features, as JSON and, for the
-SVD, an array, so that new texts become the same features:
+The vectoriser is fitted on the training texts alone. It is kept beside the features, as JSON and,
+for the SVD, an array, so that new texts become the same features:
 
     Vectoriser.load(Path("data/mine/tfidf.features.json")).features(["a new text"])
 """
@@ -9,9 +9,8 @@ SVD, an array, so that new texts become the same features:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from fanin.datasets.matrix_files import read_array
 from fanin.datasets.text_features import CHARACTER_TFIDF, TFIDF
 from fanin.datasets.tools.files import SPLITS
 from fanin.datasets.tools.new_folder import check_new
-from fanin.datasets.tools.texts import read_texts, text_file
+from fanin.datasets.tools.texts import in_parts, read_texts, text_file
 from fanin.datasets.tools.writers import write_csr, write_dense
 from fanin.kernels.kept_files import replacing
 
@@ -104,7 +103,7 @@ class Vectoriser:
         return Vectoriser(tfidf, terms, idf, components)
 
 
-# Options that choose terms, which are known once it is fitted; and all that one may have.
+# Options that choose the terms, which a fitted vectoriser has already; and all options.
 _OF_FIT = {"min_df", "max_features"}
 _OPTIONS = {"sublinear_tf", "min_df", "ngram_range", "analyzer", "max_features"}
 
@@ -126,7 +125,7 @@ def fit(
     vectorizer = TfidfVectorizer(dtype=np.float32, **tfidf)
     try:
         x = _canonical(vectorizer.fit_transform(texts))
-    except ValueError as error:  # an error of the file is one, too
+    except ValueError as error:  # so is a DataError about the file
         if isinstance(error, DataError):
             raise
         raise DataError(
@@ -168,7 +167,7 @@ def make_features(
         check_new(path, force)
     texts = [text_file(folder, split) for split in SPLITS]
     vectoriser, x = fit(read_texts(texts[0]), units, least, components, str(texts[0]))
-    # The vectoriser last: where it is, the features are.
+    # The vectoriser is written last: where it exists, the features are complete.
     _write(paths[0], vectoriser.inputs, [x], x.shape[0])
     del x
     write_features(vectoriser, texts[1], paths[1])
@@ -179,24 +178,25 @@ def make_features(
 def features_with(vectoriser_file: Path, folder: Path, force: bool) -> list[Path]:
     """Features of the texts in another data folder by a vectoriser that is kept."""
     vectoriser = Vectoriser.load(vectoriser_file)
-    name = vectoriser_file.name.removesuffix(SUFFIX)
-    paths = _paths(folder, name, is_sparse=vectoriser.components is None)
+    paths = _paths(folder, name_of(vectoriser_file), is_sparse=vectoriser.components is None)
     for path in paths:
         check_new(path, force)
-    for split, path in zip(SPLITS, paths, strict=True):
-        write_features(vectoriser, text_file(folder, split), path)
+    texts = [text_file(folder, split) for split in SPLITS]
+    for source, path in zip(texts, paths, strict=True):
+        write_features(vectoriser, source, path)
     return paths
+
+
+def name_of(vectoriser_file: Path) -> str:
+    """The name of the features that a vectoriser makes."""
+    return vectoriser_file.name.removesuffix(SUFFIX)
 
 
 def write_features(vectoriser: Vectoriser, texts: Path, path: Path) -> None:
     """The features of a file of texts, some texts at a time, in a `.npz` or `.npy` file."""
     count = sum(1 for _ in read_texts(texts))
-    _write(path, vectoriser.inputs, _in_parts(vectoriser, read_texts(texts)), count)
-
-
-def _in_parts(vectoriser: Vectoriser, texts: Iterator[str]) -> Iterator[Any]:
-    while part := list(islice(texts, AT_ONCE)):
-        yield vectoriser.features(part)
+    parts = map(vectoriser.features, in_parts(read_texts(texts), AT_ONCE))
+    _write(path, vectoriser.inputs, parts, count)
 
 
 def _write(path: Path, inputs: int, parts: Iterable[Any], instances: int) -> None:

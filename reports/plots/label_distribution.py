@@ -23,8 +23,8 @@ def label_distribution(name: str, splits: Mapping[str, LabelCounts]) -> Plot:
         for colour, (split, counts) in zip(_COLOURS, splits.items(), strict=False):
             _draw_ranks(by_label, counts, split, colour)
             _draw_shares(by_instance, counts, split, colour)
-        below = {"color": style.GREY, "linewidth": 0.8, "linestyle": ":"}
-        by_label.axhline(TAIL + 0.5, label=f"below: tail, up to {TAIL} instances", **below)
+        dotted = {"color": style.GREY, "linewidth": 0.8, "linestyle": ":"}
+        by_label.axhline(TAIL + 0.5, label=f"below: tail, up to {TAIL} instances", **dotted)
         by_label.set_xlabel("label, by rank")
         by_label.set_ylabel("instances of the label")
         by_label.set_title("Instances of each label")
@@ -48,9 +48,8 @@ def _draw_ranks(axes: Axes, counts: LabelCounts, split: str, colour: str) -> Non
     if not len(used):
         return
     # Points at which the line changes are enough, and a picture of millions of ranks stays small.
-    kept = np.flatnonzero(np.diff(used, prepend=used[0] + 1, append=0)[:-1])
-    kept = np.union1d(kept, kept[1:] - 1)
-    kept = np.union1d(kept, [len(used) - 1])
+    starts = np.flatnonzero(np.diff(used, prepend=used[0] + 1))
+    kept = np.union1d(starts, [*(starts[1:] - 1), len(used) - 1])
     axes.loglog(kept + 1, used[kept], color=colour, label=split, linewidth=1.6)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
+from statistics import median
 
 from fanin.benchmarks.records.timing import TrainerName, WordsTimes, WordsTraining
 from fanin.reports.format import number
@@ -41,8 +41,8 @@ def words_table(results: Sequence[WordsTimes]) -> Table:
             ),
             (text_column("trained by"), lambda row: _name(row[0], row[1])),
             *((Column(f"P@{k}"), _precision(k)) for k in (1, 3, 5)),
-            (Column("CPU s"), lambda row: number(_median([t.cpu_seconds for t in row[2]]), 1)),
-            (Column("s"), lambda row: number(_median([t.seconds for t in row[2]]), 1)),
+            (Column("CPU s"), lambda row: number(median([t.cpu_seconds for t in row[2]]), 1)),
+            (Column("s"), lambda row: number(median([t.seconds for t in row[2]]), 1)),
             (Column("peak MiB"), lambda row: number(_mib(row[2], above=False), 0)),
             (Column("above, MiB"), lambda row: number(_mib(row[2], above=True), 0)),
             (Column("n"), lambda row: str(len(row[2]))),
@@ -57,15 +57,11 @@ def _name(times: WordsTimes, trainer: TrainerName) -> str:
 
 def _precision(k: int) -> Callable[[_Row], str]:
     def cell(row: _Row) -> str:
-        return number(100 * _median([getattr(t.precision, f"at_{k}") for t in row[2]]), 2)
+        return number(100 * median([getattr(t.precision, f"at_{k}") for t in row[2]]), 2)
 
     return cell
 
 
-def _median(values: Sequence[float]) -> float:
-    return statistics.median(values)
-
-
 def _mib(trainings: Sequence[WordsTraining], *, above: bool) -> float | None:
     peaks = [t.peak_bytes - above * t.baseline_bytes for t in trainings if t.peak_bytes is not None]
-    return statistics.median(peaks) / 2**20 if peaks else None
+    return median(peaks) / 2**20 if peaks else None

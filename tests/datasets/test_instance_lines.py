@@ -6,6 +6,7 @@ import io
 import json
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -81,6 +82,15 @@ def test_a_bad_line_is_named_after_those_above_it(line, message):
     assert [len(next(blocks)), len(next(blocks))] == [256, 44]
     with pytest.raises(DataError, match=rf"^x\.jsonl, line 301: .*({message})"):
         next(blocks)
+
+
+def test_a_repeated_index_of_a_long_line_is_named_at_once():
+    count = 200_000
+    line = json.dumps({"indices": [*range(count), count - 1], "values": [1] * (count + 1)})
+    started = time.process_time()
+    with pytest.raises(DataError, match=f"indices has {count - 1} twice"):
+        read(line, inputs=count)
+    assert time.process_time() - started < 20
 
 
 def test_a_line_without_end_is_refused(monkeypatch):

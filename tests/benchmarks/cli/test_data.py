@@ -112,6 +112,17 @@ def test_convert_says_what_it_wrote(texts, tmp_path):
     assert json.loads(done.stdout)["files"] == files
 
 
+def test_features_by_a_kept_vectoriser(texts, tmp_path):
+    for name in ("a", "b"):
+        data("convert", texts, tmp_path / name)
+    data("features", tmp_path / "a", "--name", "words")
+    using = ("--with", tmp_path / "a" / "words.features.json")
+    answer = json.loads(data("features", tmp_path / "b", *using, "--json").stdout)
+    assert answer["features"] == "words"
+    done = data("features", tmp_path / "b", *using, "--name", "x", "--force", code=2)
+    assert "--with gives the features the name of the file" in done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -91,7 +91,7 @@ def test_a_later_bad_row_has_its_number(tmp_path: Path, small: None) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_file_that_is_cut_off_anywhere(tmp_path: Path, packed: bool) -> None:
-    """Each cut is message as an error of the data, with the file."""
+    """Each cut is an error of the data that names the file."""
     path = tmp_path / ("trn_X_Xf.txt.gz" if packed else "train-a.npz")
     if packed:
         path.write_bytes(gzip.compress(b"3 5\n0:1 2:0.5\n\n4:2\n"))

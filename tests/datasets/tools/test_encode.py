@@ -68,9 +68,7 @@ def write(folder: Path, split: str, count: int) -> None:
     (folder / f"{split}-texts.jsonl").write_text("".join(lines))
 
 
-def run(
-    folder: Path, model: str = "some/Model_1", batch: int = 3, force: bool = False
-) -> list[str]:
+def run(folder: Path, model: str = "some/Model_1", force: bool = False) -> list[str]:
     shown: list[str] = []
 
     def show(split: str, done: int, count: int) -> None:

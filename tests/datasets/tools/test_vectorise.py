@@ -82,6 +82,15 @@ def test_features_of_another_folder(folder: Path, tmp_path: Path) -> None:
         assert np.array_equal(*stored)
 
 
+def test_a_folder_without_texts_of_a_split_gets_no_features(folder: Path, tmp_path: Path) -> None:
+    *_, kept = make_features(folder, "tfidf", "words", None, None, False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "train-texts.txt").write_text("wörd1\n")
+    with pytest.raises(DataError, match=r"test-texts.jsonl: missing"):
+        features_with(kept, tmp_path / "other", False)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["train-texts.txt"]
+
+
 def test_nothing_is_replaced_without_force(folder: Path) -> None:
     make_features(folder, "tfidf", "words", None, None, False)
     before = {path: path.read_bytes() for path in folder.iterdir()}
