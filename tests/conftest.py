@@ -4,7 +4,9 @@ A test that needs a framework in its own process carries the marker `torch` or `
 `@pytest.mark.parametrize("backend", EACH_BACKEND)` (`support/frameworks.py`) each case has its own.
 `--framework torch|tensorflow|none` keeps the tests with that marker (`none`: those without one). A
 test fails when it has loaded a framework that its process is not meant for. Without the option,
-pytest runs itself three times, one process after the other, and ends with the sum of all three.
+pytest runs itself three times, one framework after the other, and ends with the sum of all three.
+Where no files are named, each divides its tests among up to four workers (pytest-xdist); `-n 0` has
+none.
 
 A test module that imports a framework at its top says so by `pytestmark = pytest.mark.torch`, or
 `pytestmark = [pytest.mark.torch, ...]`. The other processes must not import it, so that assignment
@@ -79,10 +81,12 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
                 continue
             print(f"\n--- framework in the process of the tests: {framework} ---", flush=True)
             file = Path(folder) / f"{framework}.json"
-            options = ("--framework", framework, "--outcomes-file", str(file))
+            options = ("--framework", framework, "--outcomes-file", str(file), *workers(config))
             command = (sys.executable, "-P", "-m", "pytest", *arguments, *options)
             try:
-                done = subprocess.run(command, cwd=config.invocation_params.dir)
+                # Workers are started without -P. The root must not be on their path either.
+                environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+                done = subprocess.run(command, cwd=config.invocation_params.dir, env=environment)
             except KeyboardInterrupt:
                 codes.append(pytest.ExitCode.INTERRUPTED)
                 break
@@ -110,6 +114,18 @@ def arguments_for(framework: str, config: pytest.Config) -> list[str] | None:
     if of_others.issuperset(config.args):
         return None
     return [str(each) for each in config.invocation_params.args if each not in of_others]
+
+
+def workers(config: pytest.Config) -> tuple[str, ...]:
+    """The options for as many workers as there are cores, at most four: each takes a gigabyte or
+    two. None where the caller chose, named the files, or wants to see or stop a test as it runs."""
+    alone = config.option.usepdb or config.option.capture == "no" or config.option.collectonly
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    # Without pytest-xdist the option does not exist.
+    if alone or named or getattr(config.option, "numprocesses", 0) is not None:
+        return ()
+    # Stealing keeps most tests of a file, and what they share, in one worker.
+    return ("--numprocesses", str(min(4, len(os.sched_getaffinity(0)))), "--dist", "worksteal")
 
 
 def exit_code(codes: list[int]) -> int:

@@ -2,6 +2,7 @@
 kernels: the emulated GPU."""
 
 import ctypes
+import fcntl
 import os
 import shutil
 import subprocess
@@ -26,16 +27,23 @@ def _restore():
 def emulated() -> ctypes.CDLL:
     build = ROOT / "build" / "emulated"
     # Beside this Python, where the test dependencies put it, whether or not that is on the PATH.
+    build.mkdir(parents=True, exist_ok=True)
     folders = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     cmake = shutil.which("cmake", path=folders)
     assert cmake, "cmake was not found; it is one of the test dependencies (pyproject.toml)"
-    for command in (
-        ["-S", str(ROOT / "kernels"), "-B", str(build), "-G", "Ninja", "-DFANIN_CUDA=EMULATED"],
-        ["--build", str(build), "--parallel", "2"],
-    ):
-        environment = {**os.environ, "PATH": folders}
-        done = subprocess.run([cmake, *command], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stdout + done.stderr
+    with (build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several workers one builds, and the others wait
+        for command in (
+            ["-S", str(ROOT / "kernels"), "-B", str(build), "-G", "Ninja", "-DFANIN_CUDA=EMULATED"],
+            ["--build", str(build), "--parallel", "2"],
+        ):
+            done = subprocess.run(
+                [cmake, *command],
+                capture_output=True,
+                text=True,
+                env={**os.environ, "PATH": folders},
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
     # Local, so that nothing else in this process takes its symbols for those of the real library.
     return library.open_library(build / "libfanin.so", ctypes.RTLD_LOCAL)
 
