@@ -1,5 +1,5 @@
-"""The autograd execution: scores, loss, gradients and Adam, one after the other, by the framework's
-own operations; but for what a framework adds.
+"""The autograd execution: scores, loss, gradients and optimiser, one after the other, by the
+framework's own operations; but for what a framework adds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fanin.backends.interface import Device, DeviceArray, Features
+from fanin.backends.optimizer import Optimizer
 from fanin.backends.setup import ConnectionKind, LayerSetup
 from fanin.backends.trainer import Executor, Trained
 
@@ -62,8 +63,9 @@ class AutogradExecutor(Executor):
 
     trained: Mapping[str, Trained]
 
-    def __init__(self, setup: LayerSetup, device: Device) -> None:
+    def __init__(self, setup: LayerSetup, device: Device, optimizer: Optimizer) -> None:
         self.setup = setup
+        self.optimizer = optimizer
         self.device = device
         self.output: Output = self.outputs[type(setup.output)](setup, device)
 

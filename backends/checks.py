@@ -59,15 +59,22 @@ def best(k: Any, labels: int) -> int:
     return number
 
 
+def not_negative(name: str, value: Any) -> float:
+    """The number as a float, finite and not negative."""
+    try:
+        if isinstance(value, bool | np.bool_ | str):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (number >= 0 and math.isfinite(number)):
+        raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
+    return number
+
+
 def learning_rate(value: Any) -> float:
     """The rate as a float, finite and not negative."""
-    try:
-        rate = float(value)
-    except (TypeError, ValueError):
-        rate = math.nan
-    if not (rate >= 0 and math.isfinite(rate)):
-        raise ValueError(f"learning_rate must be finite and at least 0, got {value!r}")
-    return rate
+    return not_negative("learning_rate", value)
 
 
 def fraction(value: Any) -> float:

@@ -19,6 +19,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from fanin.backends.interface import Device, DeviceArray, Features, TrainingBatch
+from fanin.backends.optimizer import Optimizer
 from fanin.backends.setup import LayerSetup, slot_dtype
 from fanin.backends.sparse import ByInstance, by_instance, tensors
 from fanin.backends.trainer import Executor, Trained
@@ -43,8 +44,9 @@ class FusedExecutor(Executor):
     output: Layer
     intermediate: Layer | None = None
 
-    def __init__(self, setup: LayerSetup, device: Device) -> None:
+    def __init__(self, setup: LayerSetup, device: Device, optimizer: Optimizer) -> None:
         self.setup = setup
+        self.optimizer = optimizer
         self.device = device
         self.connection_arrays: dict[str, DeviceArray] = {}
         self.slots: DeviceArray | None = None
@@ -131,7 +133,7 @@ class FusedExecutor(Executor):
     def update(
         self, grad: Any, outputs: Any, features: Any, layer: Layer, learning_rate: float, step: int
     ) -> None:
-        """Backward pass of `forward`, and Adam."""
+        """Backward pass of `forward`, and the optimiser."""
 
     @abstractmethod
     def sparse_forward(self, features: ByInstance, layer: Layer) -> Any:
@@ -147,7 +149,7 @@ class FusedExecutor(Executor):
         learning_rate: float,
         step: int,
     ) -> None:
-        """Backward pass of `sparse_forward`, and Adam on the rows of words that occur."""
+        """Backward pass of `sparse_forward`, and the optimiser on the rows of words that occur."""
 
     @abstractmethod
     def output_step(

@@ -1,4 +1,4 @@
-"""What the harness and a backend agree upon: batches, devices, types, and Adam's constants.
+"""What the harness and a backend agree upon: batches, devices and types.
 
 Nothing here names a framework. Arrays cross this boundary as NumPy, under the same names in both
 backends (see `LayerSetup.array_shapes`), so a model trained in one loads in the other.
@@ -20,12 +20,6 @@ Features = np.ndarray | sp.csr_array
 # fused: all of it in one pass over the labels, by fanin's kernels.
 Execution = Literal["autograd", "fused"]
 StoredType = Literal["float32", "bfloat16"]
-
-ADAM_BETAS = (0.9, 0.999)
-# Keras' default, and it matters: |dLoss/dscore| is of this order for 670,000 labels. It is added to
-# sqrt(v) before the bias correction ("epsilon hat" in Kingma & Ba, 2015, end of section 2), which
-# is how the paper's framework does it; both backends do the same.
-ADAM_EPSILON = 1e-7
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import get_args
 import numpy as np
 
 from fanin.backends.interface import FLOAT32, Execution, Storage
+from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.trainer import Trainer
 
@@ -143,13 +144,14 @@ def make_trainer(
     *,
     execution: Execution = "autograd",
     storage: Storage = FLOAT32,
+    optimizer: Optimizer = ADAM,
     device: str = "auto",
     threads: int = 0,
 ) -> Trainer:
     """Build the trainer of `backend`; imports that framework and no other.
 
-    execution: how to train; storage: of weights and moments, see `Storage`. device: "cpu", "cuda",
-    or "auto" for a GPU when there is one. threads: CPU threads, 0 for all.
+    execution: how to train; storage: of weights and moments, see `Storage`; optimizer: see there.
+    device: "cpu", "cuda", or "auto" for a GPU when there is one. threads: CPU threads, 0 for all.
     A missing framework raises ImportError with what to install: never a silent skip.
     """
     if execution == "autograd" and not storage.is_float32:
@@ -172,5 +174,5 @@ def make_trainer(
                 f"{BACKENDS[backend].install}"
             ) from error
         raise
-    executor = module.make_executor(setup, device=device, threads=threads)
+    executor = module.make_executor(setup, optimizer, device=device, threads=threads)
     return Trainer(setup, arrays, executor, storage, threads)

@@ -9,7 +9,7 @@ from fanin.kernels.choose_ops import add_label_sums, choose_sources, replace_sou
 from fanin.kernels.cpu import processor, sorting_pays
 from fanin.kernels.library import build_info, set_instruction_set, sorted_labels
 from fanin.kernels.numpy_ops import (
-    Adam,
+    OptimizerStep,
     Trained,
     dense_forward,
     dense_update,
@@ -24,7 +24,7 @@ from fanin.kernels.sparse_ops import Words, by_words, sparse_forward, sparse_upd
 from fanin.kernels.words_ops import WordPairs, words_step, words_top_k
 
 __all__ = [
-    "Adam",
+    "OptimizerStep",
     "Trained",
     "WordPairs",
     "Words",

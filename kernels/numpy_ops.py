@@ -117,11 +117,16 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Adam:
+class OptimizerStep:
     """One step of Adam as Keras has it, epsilon added before the bias correction:
     w -= learning_rate sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(v) + epsilon)
     (Kingma & Ba, 2015, end of section 2). step counts from 1. seed is that of the stochastic
-    rounding of bfloat16 arrays, which differs from step to step."""
+    rounding of bfloat16 arrays, which differs from step to step.
+
+    Of weights, not of biases: l2 adds l2 * w to the gradient, before it reaches the moments;
+    weight_decay takes learning_rate * weight_decay * w away beside the step (AdamW; Loshchilov &
+    Hutter, 2019). Both read w as it is before the step, and `sparse_update` applies both to the
+    rows of the batch's words alone."""
 
     step: int
     learning_rate: float = 1e-3
@@ -129,16 +134,20 @@ class Adam:
     beta2: float = 0.999
     epsilon: float = 1e-7
     seed: int = 0
+    weight_decay: float = 0.0
+    l2: float = 0.0
 
-    def params(self) -> params.Adam:
+    def params(self) -> params.Optimizer:
         """The struct of the C interface. ValueError for a step that does not fit its 64 bits."""
         if not -(2**63) <= self.step < 2**63:
             raise ValueError(f"step counts from 1, below 2^63, got {self.step}")
-        return params.Adam(
+        return params.Optimizer(
             learning_rate=self.learning_rate,
             beta1=self.beta1,
             beta2=self.beta2,
             epsilon=self.epsilon,
+            weight_decay=self.weight_decay,
+            l2=self.l2,
             step=self.step,
             seed=self.seed % 2**64,
         )
@@ -169,7 +178,7 @@ def step(
     bias: Trained | None,
     positive_instances: np.ndarray,
     positive_labels: np.ndarray,
-    adam: Adam,
+    optimizer: OptimizerStep,
     *,
     indices: np.ndarray | None = None,
     starts: np.ndarray | None = None,
@@ -178,7 +187,7 @@ def step(
     want_grad: bool = True,
     threads: int = 0,
 ) -> tuple[float, np.ndarray | None]:
-    """One training step of an output layer: score, loss, gradients and Adam in one pass.
+    """One training step of an output layer: score, loss, gradients and optimiser in one pass.
 
     features [batch, inputs] float32, finite. Connections: `indices` [labels, fan_in] uint16 or
     uint32, with weights of the same shape; or, with `starts` [labels + 1] int32, `indices` and
@@ -206,7 +215,7 @@ def step(
         positive_labels=_describe(positive_labels, "positive_labels"),
         loss=_describe(value, "loss"),
         grad_features=_describe(grad, "grad_features"),
-        adam=adam.params(),
+        optimizer=optimizer.params(),
         loss_kind=params.LOSSES[loss],
         threads=threads,
     )
@@ -246,12 +255,12 @@ def dense_update(
     features: np.ndarray,
     weights: Trained,
     bias: Trained | None,
-    adam: Adam,
+    optimizer: OptimizerStep,
     *,
     want_grad: bool = True,
     threads: int = 0,
 ) -> np.ndarray | None:
-    """Backward pass of `dense_forward` with Adam; weights and bias are updated in place.
+    """Backward pass of `dense_forward` with the optimiser; weights and bias are updated in place.
 
     grad_outputs [batch, units] float32; outputs: what the forward pass with relu returned, or None
     without relu. Returns the gradient of features [batch, inputs] where it is wanted.
@@ -264,7 +273,7 @@ def dense_update(
         weights=_trained(weights, "weights"),
         bias=_trained(bias, "bias"),
         grad_features=_describe(grad, "grad_features"),
-        adam=adam.params(),
+        optimizer=optimizer.params(),
         threads=threads,
     )
     library.call(arguments, _allocate)

@@ -48,14 +48,16 @@ class Trained(ctypes.Structure):
     _fields_ = (("values", Tensor), ("m", Tensor), ("v", Tensor))
 
 
-class Adam(ctypes.Structure):
-    """`fanin_adam`: step counts from 1; seed is that of stochastic rounding."""
+class Optimizer(ctypes.Structure):
+    """`fanin_optimizer`: step counts from 1; seed is that of stochastic rounding."""
 
     _fields_ = (
         ("learning_rate", ctypes.c_double),
         ("beta1", ctypes.c_double),
         ("beta2", ctypes.c_double),
         ("epsilon", ctypes.c_double),
+        ("weight_decay", ctypes.c_double),
+        ("l2", ctypes.c_double),
         ("step", ctypes.c_int64),
         ("seed", ctypes.c_uint64),
     )
@@ -134,7 +136,7 @@ class StepParams(Params):
         ("weights", Trained),
         ("bias", Trained),
         *_tensors("positive_instances", "positive_labels", "loss", "grad_features"),
-        ("adam", Adam),
+        ("optimizer", Optimizer),
         ("loss_kind", ctypes.c_int32),
         _RESOURCES,
     )
@@ -160,7 +162,7 @@ class DenseUpdateParams(Params):
         ("weights", Trained),
         ("bias", Trained),
         *_tensors("grad_features"),
-        ("adam", Adam),
+        ("optimizer", Optimizer),
         _RESOURCES,
     )
 
@@ -184,7 +186,7 @@ class SparseUpdateParams(Params):
         *_tensors("grad_outputs", "outputs", "words", "word_starts", "instances", "values"),
         ("weights", Trained),
         ("bias", Trained),
-        ("adam", Adam),
+        ("optimizer", Optimizer),
         _RESOURCES,
     )
 

@@ -1,5 +1,5 @@
 """A dense layer over sparse features on NumPy arrays: its forward pass, and its backward pass with
-Adam, which only goes over the rows of the words in the batch."""
+the optimiser, which only goes over the rows of the words in the batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fanin.kernels import library, params
-from fanin.kernels.numpy_ops import Adam, Trained, _allocate, _describe, _length, _trained
+from fanin.kernels.numpy_ops import OptimizerStep, Trained, _allocate, _describe, _length, _trained
 
 
 class Words(NamedTuple):
@@ -95,12 +95,13 @@ def sparse_update(
     features: Words,
     weights: Trained,
     bias: Trained | None,
-    adam: Adam,
+    optimizer: OptimizerStep,
     *,
     threads: int = 0,
 ) -> None:
-    """Backward pass of `sparse_forward` with Adam, in place: on the rows of `features.words` in
-    weights, and on the whole bias. All other rows, and their moments, stay as they are.
+    """Backward pass of `sparse_forward` with the optimiser, in place: on the rows of
+    `features.words` in weights, and on the whole bias. All other rows, and their moments, stay as
+    they are.
 
     grad_outputs [batch, units] float32; outputs: what the forward pass with relu returned, or None
     without relu; features: the batch `by_words`. weights [inputs, units]; without `weights.m`,
@@ -117,7 +118,7 @@ def sparse_update(
         values=_describe(features.values, "values"),
         weights=_trained(weights, "weights"),
         bias=_trained(bias, "bias"),
-        adam=adam.params(),
+        optimizer=optimizer.params(),
         threads=threads,
     )
     library.call(arguments, _allocate)

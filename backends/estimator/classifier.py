@@ -56,6 +56,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     recipe : "best", "paper", or a `fanin.backends.recipes.Recipe`: how the model is wired, started
         and trained.
     loss, learning_rate, schedule, epochs : in place of what the recipe says, where given.
+    weight_decay : share of the weights, times the learning rate, that each step takes away beside
+        Adam (AdamW); of biases none.
     batch_size : instances of a step. dropout : share of the features that a step leaves out.
     weights_dtype, moments_dtype : "float32", or "bfloat16" (execution "fused" only). moments : with
         sparse X, "row" keeps one moment for all weights of an input instead of two for each.
@@ -93,6 +95,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         recipe: RecipeName | Recipe = "best",
         loss: Loss | None = None,
         learning_rate: float | None = None,
+        weight_decay: float = 0.0,
         schedule: Schedule | None = None,
         epochs: int | None = None,
         batch_size: int = 32,
@@ -114,6 +117,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         self.recipe = recipe
         self.loss = loss
         self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
         self.schedule = schedule
         self.epochs = epochs
         self.batch_size = batch_size

@@ -77,6 +77,7 @@ def new_trainer(
         arrays,
         execution=settings.execution,
         storage=settings.storage,
+        optimizer=settings.optimizer_values,
         device=settings.device,
         threads=settings.threads,
     )

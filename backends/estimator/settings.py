@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from fanin.backends import checks
 from fanin.backends.interface import DEVICES, Execution, Storage, StoredType
+from fanin.backends.optimizer import Optimizer
 from fanin.backends.recipes import Recipe, RecipeName, Schedule, recipe_of
 from fanin.backends.registry import BACKENDS
 from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup, Loss
@@ -32,6 +33,7 @@ class Settings:
     recipe: RecipeName | Recipe = "best"
     loss: Loss | None = None
     learning_rate: float | None = None
+    weight_decay: float = 0.0
     schedule: Schedule | None = None
     epochs: int | None = None
     batch_size: int = 32
@@ -57,6 +59,7 @@ class Settings:
             _one_of("loss", self.loss, get_args(Loss))
         if self.learning_rate is not None:
             checks.learning_rate(self.learning_rate)
+        checks.not_negative("weight_decay", self.weight_decay)
         if self.schedule is not None:
             _one_of("schedule", self.schedule, get_args(Schedule))
         if self.epochs is not None:
@@ -94,6 +97,11 @@ class Settings:
     def storage(self) -> Storage:
         row_moments = self.moments == "row"
         return Storage(self.weights_dtype, self.moments_dtype, row_moments=row_moments)
+
+    @property
+    def optimizer_values(self) -> Optimizer:
+        """How a gradient changes the weights."""
+        return Optimizer(self.weight_decay)
 
     @property
     def cpu_threads(self) -> int:
@@ -146,6 +154,7 @@ class Settings:
             "weights_dtype": (self.weights_dtype, "float32"),
             "moments_dtype": (self.moments_dtype, "float32"),
             "moments": (self.moments, "full"),
+            "weight_decay": (self.weight_decay, 0.0),
             "execution": (self.execution, "fused"),
         }
         if self.device == "cuda":

@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from fanin.backends.autograd import AutogradExecutor, Output
-from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, Features, TrainingBatch
+from fanin.backends.interface import Features, TrainingBatch
+from fanin.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, Optimizer, is_decayed
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.backends.sparse import ByInstance, by_instance
 from fanin.backends.tensorflow.device import TensorFlowDevice
@@ -109,7 +110,7 @@ class TensorFlowAutograd(AutogradExecutor):
                 features,
                 tf.TensorSpec([None], tf.int32),
                 tf.TensorSpec([None], tf.int64),
-                tf.TensorSpec([2], tf.float32),
+                tf.TensorSpec([3], tf.float32),
             ],
         )
         self._top_k_function = tf.function(
@@ -123,12 +124,13 @@ class TensorFlowAutograd(AutogradExecutor):
         return self.device.number(self._step_function(features, *positives, step_sizes))
 
     def _step_sizes(self, learning_rate: float, step: int) -> tf.Tensor:
-        """Adam's learning rate with the bias corrections of m and v, and with that of v alone. They
-        need more digits than float32 has, for the betas that the op sees: 1 - float32(0.999) is
-        1.3e-5 (relative) off 0.001."""
+        """Adam's learning rate with the bias corrections of m and v, and with that of v alone; and
+        the share of the weights that decays. They need more digits than float32 has, for the betas
+        that the op sees: 1 - float32(0.999) is 1.3e-5 (relative) off 0.001."""
         beta1, beta2 = _BETAS
         size = learning_rate * math.sqrt(1 - beta2**step)
-        return tf.constant([size / (1 - beta1**step), size], tf.float32)
+        decay = learning_rate * self.optimizer.weight_decay
+        return tf.constant([size / (1 - beta1**step), size, decay], tf.float32)
 
     def _step(
         self,
@@ -144,10 +146,20 @@ class TensorFlowAutograd(AutogradExecutor):
                 scores = self.scores(features)
             loss, grad_scores = LOSSES[self.setup.loss](scores, positive_instances, positive_labels)
             gradients = tape.gradient(scores, values, output_gradients=grad_scores)
+            gradients = [*map(_by_words, gradients)]
+            if self.optimizer.l2:
+                gradients = [
+                    _with_l2(gradient, each.values, self.optimizer.l2)
+                    if is_decayed(name)
+                    else gradient
+                    for gradient, (name, each) in zip(gradients, self.trained.items(), strict=True)
+                ]
             # An update is in place only when nobody reads the array any more; TensorFlow would
             # otherwise copy it. So all gradients first.
             with tf.control_dependencies(tf.nest.flatten(gradients, expand_composites=True)):
-                for each, gradient in zip(self.trained.values(), gradients, strict=True):
+                for gradient, (name, each) in zip(gradients, self.trained.items(), strict=True):
+                    if self.optimizer.weight_decay and is_decayed(name):
+                        _decay(each.values, gradient, step_sizes[2])
                     if isinstance(gradient, tf.IndexedSlices):
                         _update_lazily(each, gradient, step_sizes)
                     else:
@@ -187,11 +199,39 @@ def _arrays(features: Features) -> np.ndarray | ByInstance:
     return features if isinstance(features, np.ndarray) else by_instance(features)
 
 
+def _by_words(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor | tf.IndexedSlices:
+    """A sparse gradient with each row once."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    words, place = tf.unique(gradient.indices)
+    rows = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(words))
+    return tf.IndexedSlices(rows, words, gradient.dense_shape)
+
+
+def _with_l2(
+    gradient: tf.Tensor | tf.IndexedSlices, weights: tf.Variable, l2: float
+) -> tf.Tensor | tf.IndexedSlices:
+    """The gradient and that of l2 / 2 times the sum of the weights' squares, in the rows that a
+    sparse one has."""
+    if isinstance(gradient, tf.IndexedSlices):
+        rows = gradient.values + l2 * tf.gather(weights, gradient.indices)
+        return tf.IndexedSlices(rows, gradient.indices, gradient.dense_shape)
+    return gradient + l2 * weights
+
+
+def _decay(weights: tf.Variable, gradient: tf.Tensor | tf.IndexedSlices, share: tf.Tensor) -> None:
+    """Takes a share of the weights away, in the rows that a sparse gradient has."""
+    if isinstance(gradient, tf.IndexedSlices):
+        rows = share * tf.gather(weights, gradient.indices)
+        weights.scatter_sub(tf.IndexedSlices(rows, gradient.indices))
+    else:
+        weights.assign_sub(share * weights)
+
+
 def _update_lazily(trained: Trained, gradient: tf.IndexedSlices, step_sizes: tf.Tensor) -> None:
     """Adam on the rows in the gradient; all other rows, and their moments, stay as they are."""
     beta1, beta2 = _BETAS
-    words, place = tf.unique(gradient.indices)
-    change = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(words))
+    words, change = gradient.indices, gradient.values
 
     def moved(moment: tf.Variable, target: tf.Tensor, beta: float) -> tf.Tensor:
         """The rows of a moment, after a step towards the target."""
@@ -227,6 +267,8 @@ def _apply_adam(trained: Trained, gradient: tf.Tensor, step_size: tf.Tensor) -> 
     )
 
 
-def make_executor(setup: LayerSetup, *, device: str, threads: int) -> TensorFlowAutograd:
+def make_executor(
+    setup: LayerSetup, optimizer: Optimizer, *, device: str, threads: int
+) -> TensorFlowAutograd:
     """See `fanin.backends.registry.make_trainer`."""
-    return TensorFlowAutograd(setup, TensorFlowDevice(device, threads))
+    return TensorFlowAutograd(setup, TensorFlowDevice(device, threads), optimizer)

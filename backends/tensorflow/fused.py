@@ -1,92 +1,23 @@
-"""The fused execution in TensorFlow: its ops, and the executor that trains a model by them.
-
-The ops update variables (weights and Adam's moments) in place, as TensorFlow's own optimiser ops
-do.
-"""
+"""The fused execution in TensorFlow: the executor that trains a model by the ops that train."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from fanin.backends.fused import FusedExecutor, Layer
-from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, TrainingBatch
+from fanin.backends.interface import TrainingBatch
+from fanin.backends.optimizer import Optimizer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance
 from fanin.backends.tensorflow.device import TensorFlowDevice
-from fanin.backends.tensorflow.ops import (
-    Variables,
-    connection_lists,
-    on_host,
-    ops,
-    rewire,
-    top_k,
-)
+from fanin.backends.tensorflow.ops import Variables, ops, rewire, top_k
+from fanin.backends.tensorflow.training_ops import fused_step, handles, optimizer_inputs
 from fanin.backends.trainer import Trained
-from fanin.kernels import Words, params
+from fanin.kernels import Words
 
 # Of stochastic rounding: each layer has random numbers of its own.
 _OUTPUT_SEED, _INTERMEDIATE_SEED = 0, 1
-
-
-def _adam(learning_rate: Any, step: Any) -> dict[str, Any]:
-    beta1, beta2 = ADAM_BETAS
-    with on_host():
-        return {
-            # The hint keeps a Python float from being rounded to float32 on the way.
-            "learning_rate": tf.cast(
-                tf.convert_to_tensor(learning_rate, dtype_hint=tf.float64), tf.float64
-            ),
-            "beta1": tf.constant(beta1, tf.float64),
-            "beta2": tf.constant(beta2, tf.float64),
-            "epsilon": tf.constant(ADAM_EPSILON, tf.float64),
-            "step": tf.cast(step, tf.int64),
-        }
-
-
-def _handles(weights: Variables, bias: Variables) -> dict[str, Any]:
-    names = ("weights", "weights_m", "weights_v")
-    handles = {name: array.handle for name, array in zip(names, weights, strict=True)}
-    return {**handles, "bias": [array.handle for array in bias]}
-
-
-def fused_step(
-    features: Any,
-    connections: dict[str, Any],
-    weights: Variables,
-    bias: Variables,
-    positive_instances: Any,
-    positive_labels: Any,
-    loss: str,
-    learning_rate: Any,
-    step: Any,
-    *,
-    seed: int = 0,
-    want_grad: bool = True,
-    threads: int = 0,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """One training step of an output layer; see `fanin.kernels.step`.
-
-    weights, bias: each the variables of values, m and v, updated in place (bias may be empty).
-    connections: `indices`, `starts` (but uint32), `tile_labels` as there. Returns the loss, a
-    scalar, and its gradient by the features, empty where not wanted. What is wrong raises
-    tf.errors.InvalidArgumentError.
-    """
-    value, grad = ops().fanin_fused_step(
-        features=features,
-        **connection_lists(connections),
-        **_handles(weights, bias),
-        positive_instances=positive_instances,
-        positive_labels=positive_labels,
-        **_adam(learning_rate, step),
-        loss_kind=params.LOSSES[loss],
-        seed=seed,
-        want_grad=want_grad,
-        threads=threads,
-    )
-    return value, grad
 
 
 class TensorFlowFused(FusedExecutor):
@@ -118,8 +49,8 @@ class TensorFlowFused(FusedExecutor):
                 grad_outputs=grad,
                 outputs=outputs,
                 features=features,
-                **_handles(_state(layer.weights), _state(layer.bias)),
-                **_adam(learning_rate, step),
+                **handles(_state(layer.weights), _state(layer.bias)),
+                **optimizer_inputs(self.optimizer, learning_rate, step),
                 seed=_INTERMEDIATE_SEED,
                 want_grad=False,
                 threads=self.device.threads,
@@ -154,7 +85,7 @@ class TensorFlowFused(FusedExecutor):
                 weights_m=[] if weights.m is None else [weights.m.handle],
                 weights_v=weights.v.handle,
                 bias=[array.handle for array in bias],
-                **_adam(learning_rate, step),
+                **optimizer_inputs(self.optimizer, learning_rate, step),
                 seed=_INTERMEDIATE_SEED,
                 threads=self.device.threads,
             )
@@ -171,6 +102,7 @@ class TensorFlowFused(FusedExecutor):
                 batch.positive_instances,
                 batch.positive_labels,
                 self.setup.loss,
+                self.optimizer,
                 learning_rate,
                 step,
                 seed=_OUTPUT_SEED,
@@ -216,6 +148,8 @@ def _state(trained: Trained) -> Variables:
     return trained.values, trained.m, trained.v
 
 
-def make_executor(setup: LayerSetup, *, device: str, threads: int) -> TensorFlowFused:
+def make_executor(
+    setup: LayerSetup, optimizer: Optimizer, *, device: str, threads: int
+) -> TensorFlowFused:
     """See `fanin.backends.registry.make_trainer`."""
-    return TensorFlowFused(setup, TensorFlowDevice(device, threads))
+    return TensorFlowFused(setup, TensorFlowDevice(device, threads), optimizer)

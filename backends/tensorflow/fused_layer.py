@@ -14,13 +14,14 @@ import tensorflow as tf
 from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed
 from fanin.backends.moments import Resets
+from fanin.backends.optimizer import Optimizer
 from fanin.backends.recipes import RecipeName
 from fanin.backends.setup import Loss, index_dtype
 from fanin.backends.tensorflow.connected import Connected
-from fanin.backends.tensorflow.fused import fused_step
 from fanin.backends.tensorflow.layers import checked_options, known_inputs
 from fanin.backends.tensorflow.losses import LOSSES, known_positives
 from fanin.backends.tensorflow.ops import Variables, on_host, rewire, top_k
+from fanin.backends.tensorflow.training_ops import fused_step
 from fanin.kernels import params
 
 
@@ -40,7 +41,8 @@ def _once_differentiable(x: tf.Tensor, grad: tf.Tensor, grad_loss: tf.Tensor) ->
 
 @keras.saving.register_keras_serializable(package="fanin")
 class FusedFanIn(Connected):
-    """A fixed fan-in output layer that trains itself: score, loss, gradients and Adam in one pass.
+    """A fixed fan-in output layer that trains itself: score, loss, gradients and optimiser in one
+    pass.
 
     Called like any layer, it gives the scores [..., labels] of inputs [..., inputs]. Training is
     `loss = layer.training_step(inputs, positive_instances, positive_labels)`: the last two name the
@@ -57,9 +59,11 @@ class FusedFanIn(Connected):
     them in the atoms of a dictionary, which labels read then; `start_from` fills the variables of
     both, `feature_scale` and `feature_dictionary` [inputs, atoms]. loss:
     "squared_hinge" or "bce", the mean over labels, then over the batch; None is the recipe's, as
-    for the learning rate. kernel_dtype, moments_dtype: "float32" or "bfloat16", the latter rounded
-    stochastically. seed: of indices and initial kernel, None for Keras' global seed. On a GPU
-    nothing waits for the device but what rewires. Raises ValueError for values that make no layer.
+    for the learning rate. weight_decay, l2: what holds weights small, see
+    `fanin.backends.optimizer.Optimizer`. kernel_dtype, moments_dtype: "float32" or "bfloat16", the
+    latter rounded stochastically. seed: of indices and initial kernel, None for Keras' global seed.
+    On a GPU nothing waits for the device but what rewires. Raises ValueError for values that make
+    no layer.
     """
 
     own_moments = ("kernel_m", "kernel_v")
@@ -73,6 +77,8 @@ class FusedFanIn(Connected):
         recipe: RecipeName = "paper",
         loss: Loss | None = None,
         learning_rate: float | None = None,
+        weight_decay: float = 0.0,
+        l2: float = 0.0,
         kernel_dtype: str = "float32",
         moments_dtype: str = "float32",
         seed: int | None = None,
@@ -92,6 +98,7 @@ class FusedFanIn(Connected):
             if dtype not in ("float32", "bfloat16"):
                 raise ValueError(f"{name} must be float32 or bfloat16, got {dtype!r}")
         self.loss: Loss = loss
+        self.optimizer = Optimizer(weight_decay, l2)
         self.initial_learning_rate = checks.learning_rate(learning_rate)
         self.kernel_dtype = kernel_dtype
         self.moments_dtype = moments_dtype
@@ -209,6 +216,7 @@ class FusedFanIn(Connected):
                 bias,
                 *positives,
                 self.loss,
+                self.optimizer,
                 self._learning_rate.value,
                 step,
                 threads=self.threads,
@@ -291,6 +299,8 @@ class FusedFanIn(Connected):
             "recipe": self.recipe,
             "loss": self.loss,
             "learning_rate": self.initial_learning_rate,
+            "weight_decay": self.optimizer.weight_decay,
+            "l2": self.optimizer.l2,
             "kernel_dtype": self.kernel_dtype,
             "moments_dtype": self.moments_dtype,
             "seed": self.seed,

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fanin.backends.autograd import AutogradExecutor, Output
-from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON, Features, TrainingBatch
+from fanin.backends.interface import Features, TrainingBatch
+from fanin.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, Optimizer, is_decayed
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.backends.sparse import ByInstance, tensors
 from fanin.backends.torch.device import TorchDevice
@@ -119,12 +120,13 @@ class TorchAutograd(AutogradExecutor):
             each.values.requires_grad_()
         lazily = self.setup.lazily_trained
         self._lazily_trained = [trained[name] for name in trained if name in lazily]
-        others = [trained[name] for name in trained if name not in lazily]
-        parameters = [each.values for each in others]
+        others = {name: trained[name] for name in trained if name not in lazily}
+        self._decayed = [others[name].values for name in others if is_decayed(name)]
+        parameters = [each.values for each in others.values()]
         self._adam = torch.optim.Adam(parameters, betas=ADAM_BETAS, fused=True)
         self._adam_steps = 0
         # As torch would at the first step; made here so that the moments are those of the trainer.
-        for each in others:
+        for each in others.values():
             self._adam.state[each.values] = {
                 "step": torch.zeros((), dtype=torch.float32, device=self.device.torch),
                 "exp_avg": each.m,
@@ -145,6 +147,7 @@ class TorchAutograd(AutogradExecutor):
         return self.device.number(loss)
 
     def _update(self, learning_rate: float, step: int) -> None:
+        self._decay(learning_rate)
         (group,) = self._adam.param_groups
         group["lr"] = learning_rate
         # torch adds epsilon after the bias correction of v, Keras (and the paper) before it.
@@ -155,7 +158,17 @@ class TorchAutograd(AutogradExecutor):
         self._adam.step()
         self._adam_steps = step
         for each in self._lazily_trained:
-            update_lazily(each, learning_rate, step)
+            update_lazily(each, self.optimizer, learning_rate, step)
+
+    @torch.no_grad()
+    def _decay(self, learning_rate: float) -> None:
+        """L2 and weight decay, both of the weights before the step."""
+        if self.optimizer.l2:
+            for values in self._decayed:
+                values.grad.add_(values, alpha=self.optimizer.l2)
+        if self.optimizer.weight_decay:
+            for values in self._decayed:
+                values.sub_(values, alpha=learning_rate * self.optimizer.weight_decay)
 
     def forward(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
         return torch.addmm(bias, features, weights).relu_()
@@ -188,13 +201,17 @@ class TorchAutograd(AutogradExecutor):
 
 
 @torch.no_grad()
-def update_lazily(trained: Trained, learning_rate: float, step: int) -> None:
-    """Adam on the rows in the gradient, which is sparse; it is dropped then. All other rows, and
-    their moments, stay as they are. As `torch.optim.SparseAdam`, which has no row moments."""
+def update_lazily(trained: Trained, optimizer: Optimizer, learning_rate: float, step: int) -> None:
+    """The optimiser on the rows in the gradient, which is sparse; it is dropped then. All other
+    rows, and their moments, stay as they are: they are not decayed either. As
+    `torch.optim.SparseAdam`, which has neither row moments nor any decay."""
     (beta1, beta2), values = ADAM_BETAS, trained.values
     gradient = values.grad.coalesce()
     values.grad = None
     (words,), change = gradient.indices(), gradient.values()
+    rows = values.detach()[words] if optimizer.decays else None
+    if rows is not None:
+        change.add_(rows, alpha=optimizer.l2)
     size = learning_rate * (1 - beta2**step) ** 0.5
     squares = change.square()
     if trained.m is None:
@@ -208,6 +225,8 @@ def update_lazily(trained: Trained, learning_rate: float, step: int) -> None:
     root = v.sqrt_().add_(ADAM_EPSILON)
     change = change / (root if trained.m is not None else root[:, None])
     values.index_add_(0, words, change, alpha=-size)
+    if rows is not None:
+        values.index_add_(0, words, rows, alpha=-learning_rate * optimizer.weight_decay)
 
 
 def csr_starts(rows: Tensor, labels: int) -> Tensor:
@@ -232,6 +251,8 @@ def best_of(scores: Tensor, k: int) -> Tensor:
     return ids.gather(1, by_id).gather(1, by_score)
 
 
-def make_executor(setup: LayerSetup, *, device: str, threads: int) -> TorchAutograd:
+def make_executor(
+    setup: LayerSetup, optimizer: Optimizer, *, device: str, threads: int
+) -> TorchAutograd:
     """See `fanin.backends.registry.make_trainer`."""
-    return TorchAutograd(setup, TorchDevice(device, threads))
+    return TorchAutograd(setup, TorchDevice(device, threads), optimizer)

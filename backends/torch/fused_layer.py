@@ -14,14 +14,15 @@ from torch.autograd.function import once_differentiable
 from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed
 from fanin.backends.moments import Resets
+from fanin.backends.optimizer import Optimizer
 from fanin.backends.recipes import RecipeName
 from fanin.backends.setup import Loss
 from fanin.backends.torch.connected import Connected
-from fanin.backends.torch.fused import BIAS, WEIGHTS, counted_step
 from fanin.backends.torch.layers import check_sizes, draw_connections
 from fanin.backends.torch.linear import fan_in_linear
 from fanin.backends.torch.losses import LOSSES, known_positives
 from fanin.backends.torch.ops import rewire, top_k
+from fanin.backends.torch.training_ops import BIAS, WEIGHTS, counted_step
 from fanin.kernels import params
 
 
@@ -41,7 +42,8 @@ class _WithGradient(torch.autograd.Function):
 
 
 class FusedFanIn(Connected):
-    """A fixed fan-in output layer that trains itself: score, loss, gradients and Adam in one pass.
+    """A fixed fan-in output layer that trains itself: score, loss, gradients and optimiser in one
+    pass.
 
     Called like any layer, it gives the scores [..., labels] of features [..., in_features].
     Training is `loss = layer.training_step(features, positive_instances, positive_labels)`: the
@@ -61,11 +63,12 @@ class FusedFanIn(Connected):
     them in the atoms of a dictionary, which labels read then; `start_from` fills the buffers of
     both, `feature_scale` and `feature_dictionary` [in_features, atoms]. loss:
     "squared_hinge" or "bce", the mean over labels, then over the batch; None is the recipe's, as
-    for the learning rate. weights_dtype, moments_dtype: torch.float32 or torch.bfloat16, the latter
-    rounded stochastically, by numbers that `rounding_seed` starts; `.half()` and the like leave all
-    types as they are. generator: for the indices and initial weights. On a GPU nothing waits for
-    the device (so what is wrong in the data gives NaN, not an error) but what rewires. Raises
-    ValueError for what makes no layer.
+    for the learning rate. weight_decay, l2: what holds weights small, see
+    `fanin.backends.optimizer.Optimizer`. weights_dtype, moments_dtype: torch.float32 or
+    torch.bfloat16, the latter rounded stochastically, by numbers that `rounding_seed` starts;
+    `.half()` and the like leave all types as they are. generator: for the indices and initial
+    weights. On a GPU nothing waits for the device (so what is wrong in the data gives NaN, not an
+    error) but what rewires. Raises ValueError for what makes no layer.
     """
 
     weights: Tensor
@@ -89,6 +92,8 @@ class FusedFanIn(Connected):
         recipe: RecipeName = "paper",
         loss: Loss | None = None,
         learning_rate: float | None = None,
+        weight_decay: float = 0.0,
+        l2: float = 0.0,
         weights_dtype: torch.dtype = torch.float32,
         moments_dtype: torch.dtype = torch.float32,
         rounding_seed: int = 0,
@@ -108,6 +113,7 @@ class FusedFanIn(Connected):
             if dtype not in (torch.float32, torch.bfloat16):
                 raise ValueError(f"{name} must be torch.float32 or torch.bfloat16, got {dtype}")
         self.loss: Loss = loss
+        self.optimizer = Optimizer(weight_decay, l2)
         self.rounding_seed = checks.whole("rounding_seed", rounding_seed, 0, 2**63 - 1)
         shape = (labels, fan_in)
         self._add_indices(self._setup.output_inputs, device)
@@ -178,6 +184,7 @@ class FusedFanIn(Connected):
             self.rate,
             *positives,
             self.loss,
+            self.optimizer.numbers,
             self.rounding_seed,
             features.requires_grad and torch.is_grad_enabled(),
         )

@@ -95,8 +95,8 @@ Execution = Annotated[
     list[str] | None,
     one_of(
         get_args(interface.Execution),
-        "autograd: the framework's own way; fused: score, loss, gradients and Adam in one "
-        "pass by fanin's kernels. Repeatable; by default what the task file says (autograd).",
+        "autograd: the framework's own way; fused: score, loss, gradients and optimiser in "
+        "one pass by fanin's kernels. Repeatable; by default what the task file says (autograd).",
     ),
 ]
 WeightsDtype = Annotated[
@@ -112,6 +112,14 @@ MomentsOption = Annotated[
         get_args(Moments),
         "Adam's moments of the weights that read sparse features: full, or row, one number a word.",
     ),
+]
+WeightDecay = Annotated[
+    float | None,
+    typer.Option(min=0, help="Decoupled weight decay (AdamW); 0 where the task file is silent."),
+]
+L2 = Annotated[
+    float | None,
+    typer.Option(min=0, help="Times the weights, added to the gradient; 0 likewise."),
 ]
 RecipeOption = Annotated[
     str | None,

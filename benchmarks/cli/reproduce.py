@@ -9,6 +9,7 @@ import typer
 from fanin.benchmarks.cli.codes import FAILED, USAGE
 from fanin.benchmarks.cli.options import (
     DEFAULTS,
+    L2,
     AsJson,
     Backend,
     DataDir,
@@ -24,6 +25,7 @@ from fanin.benchmarks.cli.options import (
     Setup,
     Tasks,
     Threads,
+    WeightDecay,
     WeightsDtype,
     finite,
 )
@@ -53,6 +55,8 @@ def reproduce(
     weights_dtype: WeightsDtype = None,
     moments_dtype: MomentsDtype = None,
     moments: MomentsOption = None,
+    weight_decay: WeightDecay = None,
+    l2: L2 = None,
     repeat: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="Runs per task, each its seed.")
     ] = None,
@@ -117,6 +121,8 @@ def reproduce(
         "weights_dtype": weights_dtype,
         "moments_dtype": moments_dtype,
         "moments": moments,
+        "weight_decay": weight_decay,
+        "l2": l2,
     }
     shapes = profile == "shapes"
     ways = execution or (["fused"] if shapes else None)

@@ -114,6 +114,7 @@ def build(
         InitialArrays(setup, request.seed if seed is None else seed, given),
         execution=request.task.execution,
         storage=request.task.storage,
+        optimizer=request.task.optimizer_values,
         device=request.options.device,
         threads=thread_count(request.options.threads),
     )

@@ -27,6 +27,8 @@ Rate = Annotated[float, Field(ge=0, le=1e15)]
 Magnitude = Annotated[float, Field(ge=0, le=1e40)]
 # Of a task, and so of each epoch.
 LearningRate = Annotated[float, Field(gt=0, le=1000)]
+# Weight decay, which a learning rate multiplies, and L2.
+Decay = Annotated[float, Field(ge=0, le=1000)]
 # A clock that was never set says 1970.
 Moment = Annotated[
     AwareDatetime,

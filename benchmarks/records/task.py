@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validat
 
 from fanin.backends import recipes
 from fanin.backends.interface import Execution, Storage, StoredType
+from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.recipes import PAPER, Recipe, RecipeName
 from fanin.backends.setup import (
     ConnectionKind,
@@ -26,7 +27,7 @@ from fanin.backends.setup import (
     Unstructured,
 )
 from fanin.backends.starting import atoms_of
-from fanin.benchmarks.records.ranges import MOST, Count, LearningRate, Size
+from fanin.benchmarks.records.ranges import MOST, Count, Decay, LearningRate, Size
 from fanin.datasets import canonical_name
 from fanin.datasets.folder import SVD512
 
@@ -155,6 +156,14 @@ class Task(BaseModel):
     rewired_weights: recipes.RewiredWeights = Field(
         default=PAPER.rewired_weights, description="what connections that moved have as weight"
     )
+    weight_decay: Decay = Field(
+        default=ADAM.weight_decay,
+        description="decoupled, as in AdamW; of weights, not of biases, see "
+        "fanin.backends.optimizer.Optimizer",
+    )
+    l2: Decay = Field(
+        default=ADAM.l2, description="added to the gradient, times the weights; not of biases"
+    )
     batch_size: Size = 32
     seed: Count = 0
     protocol: EvaluationProtocol = "paper"
@@ -239,6 +248,11 @@ class Task(BaseModel):
     def storage(self) -> Storage:
         row_moments = self.moments == "row"
         return Storage(self.weights_dtype, self.moments_dtype, row_moments=row_moments)
+
+    @property
+    def optimizer_values(self) -> Optimizer:
+        """How a gradient changes the weights, as it is in this task."""
+        return Optimizer(self.weight_decay, self.l2)
 
     def setup(self, inputs: int, labels: int, sparse_features: bool = False) -> LayerSetup:
         """The model for data of these widths; TaskError where it does not fit them."""

@@ -146,7 +146,7 @@ def output_step(trainer: Trainer, batch: Batch, contender: Contender) -> Callabl
         bias,
         batch.positive_instances,
         batch.positive_labels,
-        kernels.Adam(1),
+        kernels.OptimizerStep(1),
         indices=indices,
         tile_labels=tile_labels,
     )

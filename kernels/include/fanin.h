@@ -12,67 +12,12 @@
 #ifndef FANIN_H
 #define FANIN_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "fanin_training.h"
+#include "fanin_types.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-/* This is raised whenever a struct or a meaning below changes. Both loaders compare it. */
-#define FANIN_ABI_VERSION 9
-
-typedef enum {
-  FANIN_OK = 0,
-  FANIN_INVALID = 1,     /* an argument is wrong; the message names it */
-  FANIN_UNAVAILABLE = 2, /* not built in, or the machine lacks what was asked for */
-  FANIN_DEVICE_ERROR = 3 /* the GPU runtime reported an error */
-} fanin_status;
-
-/* Data types that callers may hand over. Most are only here so that a message can name them. */
-typedef enum {
-  FANIN_OTHER = 0,
-  FANIN_FLOAT32,
-  FANIN_FLOAT64,
-  FANIN_UINT16,
-  FANIN_UINT32,
-  FANIN_FLOAT16,
-  FANIN_BFLOAT16,
-  FANIN_UINT8,
-  FANIN_UINT64,
-  FANIN_INT8,
-  FANIN_INT16,
-  FANIN_INT32,
-  FANIN_INT64,
-  FANIN_BOOL
-} fanin_dtype;
-
-typedef enum { FANIN_DEVICE_OTHER = 0, FANIN_CPU = 1, FANIN_CUDA = 2 } fanin_device;
-
-#define FANIN_MAX_RANK 4
-
-/* A tensor as a framework holds it. Strides count elements. An absent tensor has rank -1. A size
- * that is not known yet (while tracing) is -1; then only fanin_linear_forward_check may be called.
- */
-typedef struct {
-  void *data;
-  int32_t dtype;  /* fanin_dtype */
-  int32_t device; /* fanin_device */
-  int32_t rank;
-  int32_t device_index;
-  int64_t shape[FANIN_MAX_RANK];
-  int64_t strides[FANIN_MAX_RANK];
-} fanin_tensor;
-
-/* What a call may use of the machine. Every parameter struct ends with it. */
-typedef struct {
-  void *workspace;          /* scratch memory on the device of the tensors */
-  uint64_t workspace_bytes; /* its size, at least what fanin_*_workspace tells */
-  void *stream;             /* cudaStream_t; a CPU ignores it */
-  /* How many CPU threads to use, at most 1024; 0 stands for all that OpenMP offers. In a process
-   * that was forked after the library was used, OpenMP's threads are gone, and one works alone. */
-  int32_t threads;
-} fanin_resources;
 
 /* The forward pass of the layer. */
 typedef struct {
@@ -96,60 +41,6 @@ typedef struct {
   fanin_resources resources;
 } fanin_linear_backward_params;
 
-/* An array that is trained, with Adam's moments. All three are updated in place. Values are float32
- * or bfloat16, and so are the moments, which share one type; a bfloat16 is rounded stochastically.
- * A bias is float32 throughout. A layer without bias has all three absent. */
-typedef struct {
-  fanin_tensor values;
-  fanin_tensor m;
-  fanin_tensor v;
-} fanin_trained;
-
-/* One step of Adam as Keras defines it: w -= learning_rate sqrt(1 - beta2^step) / (1 - beta1^step)
- * * m / (sqrt(v) + epsilon). */
-typedef struct {
-  double learning_rate;
-  double beta1;
-  double beta2;
-  double epsilon;
-  int64_t step;  /* counts from 1 */
-  uint64_t seed; /* the seed of stochastic rounding */
-} fanin_adam;
-
-typedef enum { FANIN_SQUARED_HINGE = 1, FANIN_BINARY_CROSS_ENTROPY = 2 } fanin_loss;
-
-/* How labels are connected to inputs. There are four kinds:
- *   dense         indices, starts and tile_labels are absent; weights are [labels, inputs]
- *   fixed fan-in  indices are [labels, fan_in] uint16 or uint32; weights are [labels, fan_in]
- *   sorted        a fixed fan-in with tile_labels [labels, fan_in] uint16. The labels are divided
- *                 into tiles of fanin_sorted_labels labels (the last may be smaller). All
- *                 connections of a tile stand together in the order of their source, and
- *                 tile_labels holds the label of each, counted within its tile. This kind is for
- *                 features that do not fit a core's cache.
- *   unstructured  starts are [labels + 1] int32 and ascend; indices are [connections] and weights
- *                 [connections]; those of label l stand at starts[l] to starts[l + 1] - 1 */
-typedef struct {
-  fanin_tensor indices;
-  fanin_tensor starts;
-  fanin_tensor tile_labels;
-} fanin_connections;
-
-/* One training step of an output layer: scores, loss (the mean over labels, then over the batch),
- * all gradients and Adam. The step never holds all scores, nor all gradients of weights. */
-typedef struct {
-  fanin_tensor features; /* [batch, inputs] float32 */
-  fanin_connections connections;
-  fanin_trained weights;
-  fanin_trained bias;              /* [labels], or absent */
-  fanin_tensor positive_instances; /* [positives] int32; each is an instance of the batch */
-  fanin_tensor positive_labels;    /* [positives] int64; the label of each positive */
-  fanin_tensor loss;               /* [1] float32; written */
-  fanin_tensor grad_features;      /* [batch, inputs] float32, or absent; written as a whole */
-  fanin_adam adam;
-  int32_t loss_kind; /* fanin_loss */
-  fanin_resources resources;
-} fanin_step_params;
-
 /* A dense layer: outputs[b, u] = bias[u] + sum_i weights[u, i] * features[b, i]. With relu, 0 takes
  * the place of negative outputs. */
 typedef struct {
@@ -160,18 +51,6 @@ typedef struct {
   int32_t relu;
   fanin_resources resources;
 } fanin_dense_forward_params;
-
-/* The backward pass of a dense layer, and Adam. */
-typedef struct {
-  fanin_tensor grad_outputs; /* [batch, units] float32 */
-  fanin_tensor outputs;      /* what the forward pass with relu gave; absent without relu */
-  fanin_tensor features;
-  fanin_trained weights;
-  fanin_trained bias;
-  fanin_tensor grad_features; /* or absent */
-  fanin_adam adam;
-  fanin_resources resources;
-} fanin_dense_update_params;
 
 /* A dense layer over sparse features, which are stored by rows (CSR): those of instance b are the
  * values from starts[b] to starts[b + 1] - 1, each in its column. A column is a word.
@@ -190,33 +69,6 @@ typedef struct {
   int32_t relu;
   fanin_resources resources;
 } fanin_sparse_forward_params;
-
-/* The backward pass of that layer, with Adam on the rows of the words in the batch alone: weights
- * and moments of all other rows stay as they are. The bias is updated as a whole.
- * The features are in the order of their words: those of words[i] are the values from
- * word_starts[i] to word_starts[i + 1] - 1, each with its instance; a word's gradient is the sum
- * over them, in that order, of value * the instance's grad_outputs. The result does not depend on
- * the number of threads.
- *
- * Moments have the shape of the weights. Or there is one number for each row: then weights.m is
- * absent and weights.v is [inputs] float32, the running mean of the gradient's mean square over the
- * row: v += (1 - beta2) * (mean(gradient^2) - v), w -= learning_rate sqrt(1 - beta2^step) *
- * gradient / (sqrt(v) + epsilon).
- *
- * On a CPU nothing has been updated where anything is wrong. On a GPU a word that is out of range
- * or does not ascend is left out, and one with a start or instance out of range has NaN weights. */
-typedef struct {
-  fanin_tensor grad_outputs; /* [batch, units] float32 */
-  fanin_tensor outputs;      /* what the forward pass with relu gave; absent without relu */
-  fanin_tensor words;        /* [words] int32; each below inputs; they ascend strictly */
-  fanin_tensor word_starts;  /* [words + 1] int64; ascends from 0 or more to at most `stored` */
-  fanin_tensor instances;    /* [stored] int32; each is an instance of the batch */
-  fanin_tensor values;       /* [stored] float32 */
-  fanin_trained weights;     /* [inputs, units] */
-  fanin_trained bias;        /* [units], or absent */
-  fanin_adam adam;
-  fanin_resources resources;
-} fanin_sparse_update_params;
 
 /* The k highest scored labels of each instance, best first. Equal scores stand in the order of
  * their labels. A NaN ranks last, after -inf, and comes out as a NaN. The call never holds more

@@ -73,7 +73,7 @@ def test_trains_as_the_kernels_train_numpy_arrays(on_cpu, loss):
         instances, label_ids = positives()
         for step in range(1, 4):
             x = features(seed=step)
-            adam = kernels.Adam(step, learning_rate=1e-2)
+            adam = kernels.OptimizerStep(step, learning_rate=1e-2)
             value, gradient = kernels.step(
                 *(x, weights, bias, instances.astype(np.int32), label_ids, adam),
                 indices=ours["indices"],

@@ -11,6 +11,7 @@ import reference
 
 from fanin import kernels
 from fanin.backends.arrays import initial_arrays
+from fanin.backends.optimizer import ADAM
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 
 INSTRUCTION_SETS = kernels.build_info()["instruction_sets"]
@@ -39,6 +40,11 @@ def make_batch(rng, batch, inputs, labels):
 def trained(values, dtype=np.float32, moments=np.float32):
     zeros = np.zeros(values.shape, moments)
     return kernels.Trained(values.astype(dtype), zeros, zeros.copy())
+
+
+def arrays_of(trained):
+    """Values and the moments that there are."""
+    return [a for a in (trained.values, trained.m, trained.v) if a is not None]
 
 
 class Layer:
@@ -92,14 +98,27 @@ def make_setup(kind, inputs, labels, fan_in, loss="squared_hinge"):
     return LayerSetup(inputs, labels, output, loss=loss)
 
 
-def make_layer(rng, setup, kind, **types):
+def step_of(optimizer, step, learning_rate, **options):
+    """One step of an `Optimizer` as the kernels take it."""
+    return kernels.OptimizerStep(
+        step,
+        learning_rate,
+        weight_decay=optimizer.weight_decay,
+        l2=optimizer.l2,
+        **options,
+    )
+
+
+def make_layer(rng, setup, kind, optimizer=ADAM, **types):
     arrays = initial_arrays(setup, int(rng.integers(1000)))
     # Of the size of trained ones, so that wrong signs and indices show.
     arrays["output.weights"] = rng.standard_normal(arrays["output.weights"].shape).astype(
         np.float32
     )
     arrays["output.bias"] = rng.standard_normal(setup.labels).astype(np.float32)
-    return reference.Model(setup, arrays), Layer(arrays, kind, setup.inputs, **types)
+    return reference.Model(setup, arrays, optimizer=optimizer), Layer(
+        arrays, kind, setup.inputs, **types
+    )
 
 
 def near(a, b, room, usual=1e-30):
@@ -125,9 +144,11 @@ def grad_of_features(model, batch):
     return g @ model.output_matrix().T
 
 
-def check_steps(rng, kind, batch_size, inputs, labels, fan_in, loss, steps=3, threads=0):
+def check_steps(
+    rng, kind, batch_size, inputs, labels, fan_in, loss, steps=3, threads=0, optimizer=ADAM
+):
     setup, rate = make_setup(kind, inputs, labels, fan_in, loss), 0.01
-    model, layer = make_layer(rng, setup, kind)
+    model, layer = make_layer(rng, setup, kind, optimizer)
     rounded = {"output.weights": 0.0, "output.bias": 0.0}
     for step in range(1, steps + 1):
         batch = make_batch(rng, batch_size, inputs, labels)
@@ -139,7 +160,7 @@ def check_steps(rng, kind, batch_size, inputs, labels, fan_in, loss, steps=3, th
             layer.bias,
             batch.positive_instances,
             batch.positive_labels,
-            kernels.Adam(step, learning_rate=rate),
+            step_of(optimizer, step, rate),
             loss=loss,
             threads=threads,
             **layer.connections,

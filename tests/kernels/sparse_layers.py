@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 import sparse_reference
-from kernel_layers import near, trained
+from kernel_layers import near, step_of, trained
 
 from fanin import kernels
+from fanin.backends.optimizer import ADAM
 
 RATE = 0.01
 
@@ -39,10 +40,12 @@ def make_layer(rng, inputs, units, *, rows=False, dtype=np.float32, moments=np.f
     return weights, trained(rng.standard_normal(units))
 
 
-def check_steps(rng, batch, inputs, units, *, relu=True, rows=False, steps=3, threads=0):
+def check_steps(
+    rng, batch, inputs, units, *, relu=True, rows=False, steps=3, threads=0, optimizer=ADAM
+):
     """A few steps, each on other words, against the reference."""
     weights, bias = make_layer(rng, inputs, units, rows=rows)
-    layer = sparse_reference.Layer(weights.values, bias.values, relu, rows)
+    layer = sparse_reference.Layer(weights.values, bias.values, relu, rows, optimizer)
     for step in range(1, steps + 1):
         features = make_features(rng, batch, inputs)
         # From the kernels' own numbers: the rounding of earlier steps is not compared again.
@@ -63,7 +66,7 @@ def check_steps(rng, batch, inputs, units, *, relu=True, rows=False, steps=3, th
             words,
             weights,
             bias,
-            kernels.Adam(step, RATE),
+            step_of(optimizer, step, RATE),
             threads=threads,
         )
         layer.update(dense(features, inputs), outputs, grad, words.words)

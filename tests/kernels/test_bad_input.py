@@ -29,7 +29,7 @@ class TestBadInput:
             "bias": layer.bias,
             "positive_instances": np.array([0, 7], np.int32),
             "positive_labels": np.array([1, 49], np.int64),
-            "adam": kernels.Adam(1),
+            "optimizer": kernels.OptimizerStep(1),
             **layer.connections,
         }
 
@@ -58,11 +58,17 @@ class TestBadInput:
                 "positive_instances must be int32, got int64",
             ),
             ({"loss": "hinge"}, "unknown loss 'hinge'; there are squared_hinge, bce"),
-            ({"adam": kernels.Adam(0)}, "step counts from 1, got 0"),
-            ({"adam": kernels.Adam(2**64 + 1)}, r"step counts from 1, below 2\^63, got 184"),
-            ({"adam": kernels.Adam(1, 1e300)}, "learning_rate must be finite"),
-            ({"adam": kernels.Adam(1, epsilon=0)}, "epsilon must be finite and above 0, got 0"),
-            ({"adam": kernels.Adam(1, np.nan)}, "learning_rate must be finite"),
+            ({"optimizer": kernels.OptimizerStep(0)}, "step counts from 1, got 0"),
+            (
+                {"optimizer": kernels.OptimizerStep(2**64 + 1)},
+                r"step counts from 1, below 2\^63, got 184",
+            ),
+            ({"optimizer": kernels.OptimizerStep(1, 1e300)}, "learning_rate must be finite"),
+            (
+                {"optimizer": kernels.OptimizerStep(1, epsilon=0)},
+                "epsilon must be finite and above 0, got 0",
+            ),
+            ({"optimizer": kernels.OptimizerStep(1, np.nan)}, "learning_rate must be finite"),
             ({"features": np.ones((0, 20), np.float32)}, "the batch is empty"),
             ({"features": np.ones((8, 20))}, "features must be float32, got float64"),
             ({"threads": -1}, r"threads must be 0 \(all\) or 1 to 1024, got -1"),
@@ -91,7 +97,7 @@ class TestBadInput:
     def test_starts_that_do_not_ascend(self):
         weights = trained(np.ones(6))
         arguments = (np.ones((2, 5), np.float32), weights, None)
-        none = (np.empty(0, np.int32), np.empty(0, np.int64), kernels.Adam(1))
+        none = (np.empty(0, np.int32), np.empty(0, np.int64), kernels.OptimizerStep(1))
         indices = np.zeros(6, np.uint16)
         for starts in ([0, 4, 3, 6], [0, 2, 3, 5], [1, 2, 3, 6]):
             with pytest.raises(ValueError, match="starts must ascend from 0 to the 6 connections"):
@@ -104,7 +110,7 @@ class TestBadInput:
             return describe(None if rest[0] == "int32" and rest[1] == (4,) else pointer, *rest)
 
         monkeypatch.setattr(library, "describe", without_data)
-        none = (np.empty(0, np.int32), np.empty(0, np.int64), kernels.Adam(1))
+        none = (np.empty(0, np.int32), np.empty(0, np.int64), kernels.OptimizerStep(1))
         layer = {"indices": np.zeros(6, np.uint16), "starts": np.array([0, 2, 4, 6], np.int32)}
         with pytest.raises(ValueError, match="starts has elements but no data"):
             kernels.step(np.ones((2, 5), np.float32), trained(np.ones(6)), None, *none, **layer)
@@ -139,7 +145,7 @@ class TestBadInput:
     @pytest.mark.parametrize("layer", ["unstructured", "dense"])
     def test_features_without_columns(self, layer):
         weights = trained(np.ones(3 if layer == "unstructured" else (3, 0)))
-        arrays = (np.empty(0, np.int32), np.empty(0, np.int64), kernels.Adam(1))
+        arrays = (np.empty(0, np.int32), np.empty(0, np.int64), kernels.OptimizerStep(1))
         some = {"indices": np.zeros(3, np.uint16), "starts": np.array([0, 1, 2, 3], np.int32)}
         connections = some if layer == "unstructured" else {}
         x = np.empty((2, 0), np.float32)
@@ -164,7 +170,7 @@ class TestBadInput:
                 np.empty((0, 5), np.float32),
                 weights,
                 None,
-                kernels.Adam(1),
+                kernels.OptimizerStep(1),
             )
 
     @pytest.mark.parametrize(
@@ -237,7 +243,7 @@ class TestBadInput:
     def test_rows_of_another_tile(self):
         weights = trained(np.ones((3, 2)))
         tile_labels = np.array([[0, 1], [2, 3], [0, 1]], np.uint16)
-        none = (np.empty(0, np.int32), np.empty(0, np.int64), kernels.Adam(1))
+        none = (np.empty(0, np.int32), np.empty(0, np.int64), kernels.OptimizerStep(1))
         with pytest.raises(
             ValueError, match="tile_labels at flat position 3 names a label beyond its tile"
         ):

@@ -29,7 +29,7 @@ def trained(name, *shape):
 # The arguments of a call that is right, by the names that messages have, and those it writes.
 FEATURES = {"features": f32(BATCH, INPUTS)}
 INDICES = {"indices": np.tile(np.arange(FAN_IN, dtype=np.uint16), (LABELS, 1))}
-ADAM = params.Adam(1e-3, 0.9, 0.999, 1e-7, 1, 0)
+ADAM = params.Optimizer(1e-3, 0.9, 0.999, 1e-7, step=1)
 STEP = {
     **FEATURES,
     **trained("bias", LABELS),
@@ -38,7 +38,7 @@ STEP = {
     "loss": f32(1),
     "grad_features": f32(BATCH, INPUTS),
 }
-STEP_NUMBERS = {"adam": ADAM, "loss_kind": 1}
+STEP_NUMBERS = {"optimizer": ADAM, "loss_kind": 1}
 WEIGHTS = trained("weights", LABELS, FAN_IN)
 STEP_WRITES = "weights weights.m weights.v bias bias.m bias.v loss grad_features"
 STORED = {"values": f32(9), "columns": np.array([0, 6, 2, 2, 0, 1, 5, 0, 3], np.int32)}
@@ -104,7 +104,7 @@ CALLS = {
         | trained("bias", LABELS)
         | {"grad_features": f32(BATCH, INPUTS)},
         "weights weights.m weights.v bias bias.m bias.v grad_features",
-        {"adam": ADAM},
+        {"optimizer": ADAM},
     ),
     "sparse forward": (
         params.SparseForwardParams,
@@ -117,13 +117,13 @@ CALLS = {
         params.SparseUpdateParams,
         SPARSE_UPDATE | trained("weights", INPUTS, LABELS),
         SPARSE_WRITES,
-        {"adam": ADAM},
+        {"optimizer": ADAM},
     ),
     "sparse update by rows": (
         params.SparseUpdateParams,
         SPARSE_UPDATE | {"weights": f32(INPUTS, LABELS), "weights.v": f32(INPUTS)},
         SPARSE_WRITES.replace("weights.m ", ""),
-        {"adam": ADAM},
+        {"optimizer": ADAM},
     ),
     "top-k": (
         params.TopKParams,

@@ -100,7 +100,7 @@ def test_bfloat16_is_rounded_as_on_a_cpu(kind):
     model, layer = make_layer(rng, setup, kind, dtype=half, moments=half)
     before = layer.weights.values.astype(np.float64)
     batch = make_batch(rng, 32, 40, 70)
-    adam = kernels.Adam(1, learning_rate=0.01, seed=3)
+    adam = kernels.OptimizerStep(1, learning_rate=0.01, seed=3)
     arrays = (
         batch.features,
         layer.weights,
@@ -135,7 +135,7 @@ def test_a_gpus_nan_stays_one_in_bfloat16():
         batch.positive_instances,
         batch.positive_labels,
     )
-    kernels.step(*arrays, kernels.Adam(1), **layer.connections)
+    kernels.step(*arrays, kernels.OptimizerStep(1), **layer.connections)
     touched = (layer.connections["indices"] == 3).any(axis=1)
     assert touched.any()
     for array in (layer.weights.values, layer.weights.m, layer.weights.v):
@@ -158,7 +158,7 @@ def test_a_step_with_wrong_connections_has_no_number_for_a_loss():
                 batch.positive_instances,
                 batch.positive_labels,
             ),
-            kernels.Adam(1),
+            kernels.OptimizerStep(1),
             **layer.connections,
         )
         assert np.isnan(loss)
@@ -177,7 +177,7 @@ def test_positives_that_name_nothing_are_left_out_and_make_the_loss_nan(kind):
             for part, given in enumerate((batch.positive_instances, batch.positive_labels))
         )
         arrays = (batch.features, layer.weights, layer.bias, rows, labels)
-        loss, _ = kernels.step(*arrays, kernels.Adam(1), **layer.connections)
+        loss, _ = kernels.step(*arrays, kernels.OptimizerStep(1), **layer.connections)
         return loss, layer.weights.values
 
     loss, weights = stepped()
@@ -203,7 +203,9 @@ def test_dense_layers(shape, relu):
     grad = rng.standard_normal((batch, units)).astype(np.float32)
     before = grad * (outputs > 0) if relu else grad
     expected = before.astype(np.float64) @ weights.values
-    of_x = kernels.dense_update(grad, outputs if relu else None, x, weights, bias, kernels.Adam(1))
+    of_x = kernels.dense_update(
+        grad, outputs if relu else None, x, weights, bias, kernels.OptimizerStep(1)
+    )
     near(of_x, expected, 3e-6)
     near(weights.m, 0.1 * before.T.astype(np.float64) @ x, 3e-6)
     near(bias.m, 0.1 * before.sum(0), 3e-6)
@@ -281,7 +283,7 @@ def test_what_a_gpu_does_not_do_is_refused():
         batch.positive_labels,
     )
     with pytest.raises(ValueError, match=r"sorted connections .* are for CPUs only"):
-        kernels.step(*arrays, kernels.Adam(1), **layer.connections)
+        kernels.step(*arrays, kernels.OptimizerStep(1), **layer.connections)
     # More instances than a block's shared memory has room for.
     many = make_batch(rng, 32 * 2000, 3, 2)
     _, dense = make_layer(rng, make_setup("dense", 3, 2, None), "dense")
@@ -294,7 +296,7 @@ def test_what_a_gpu_does_not_do_is_refused():
                 many.positive_instances,
                 many.positive_labels,
             ),
-            kernels.Adam(1),
+            kernels.OptimizerStep(1),
         )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_layers import INSTRUCTION_SETS, near, trained
+import reference
+from kernel_layers import INSTRUCTION_SETS, arrays_of, near, step_of, trained
 
 from fanin import kernels
+from fanin.backends.optimizer import ADAM, Optimizer
 
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
@@ -23,9 +25,29 @@ def test_dense_layer_forward_and_update(instruction_set):
         near(outputs, expected, 1e-5)
         grad = rng.standard_normal((batch, units)).astype(np.float32)
         active = grad * (outputs > 0)
-        of_features = kernels.dense_update(grad, outputs, x, weights, bias, kernels.Adam(1))
+        of_features = kernels.dense_update(
+            grad, outputs, x, weights, bias, kernels.OptimizerStep(1)
+        )
         near(of_features, active @ w, 2e-5)
         near(weights.m, 0.1 * (active.T.astype(np.float64) @ x), 2e-5)
         near(bias.m, 0.1 * active.sum(0), 2e-5)
         assert np.isfinite(weights.values).all()
         near(weights.values, w - 1e-3 * np.sign(weights.m), 1e-3)  # Adam's first step is the sign's
+
+
+@pytest.mark.parametrize("optimizer", [Optimizer(weight_decay=3.0), Optimizer(l2=0.1)])
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_weights_decay_and_biases_do_not(instruction_set, optimizer):
+    kernels.set_instruction_set(instruction_set)
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((45, 37)).astype(np.float32)
+    weights, bias = (trained(rng.standard_normal(shape)) for shape in ((33, 37), 33))
+    exact, exact_bias = ([a.astype(np.float64) for a in arrays_of(t)] for t in (weights, bias))
+    for step in (1, 2):
+        grad = rng.standard_normal((45, 33)).astype(np.float32)
+        kernels.dense_update(grad, None, x, weights, bias, step_of(optimizer, step, 0.01))
+        reference.update(optimizer, 0.01, step, *exact, grad.astype(np.float64).T @ x)
+        reference.update(ADAM, 0.01, step, *exact_bias, grad.astype(np.float64).sum(0))
+    for got, expected in zip((weights, bias), (exact, exact_bias), strict=True):
+        for array, right in zip(arrays_of(got), expected, strict=True):
+            near(array, right, 2e-5)

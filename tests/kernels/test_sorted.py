@@ -60,7 +60,7 @@ def test_sorted_step_from_many_inputs_is_that_in_label_order(
     room = 2.0**-6 if "dtype" in options else 2e-5
     for step in (1, 2):
         batch = make_batch(rng, batch_size, inputs, MANY_LABELS)
-        adam = kernels.Adam(step, learning_rate=0.01)
+        adam = kernels.OptimizerStep(step, learning_rate=0.01)
         (loss_there, grad_there), (value, grad) = (
             kernels.step(
                 *(
@@ -107,7 +107,7 @@ def test_what_is_wrong_with_sorted_connections_from_many_inputs_is_named():
     rng = np.random.default_rng(0)
     _, (connections, weights, _), _ = two_orders(rng)
     x = rng.standard_normal((20, MANY_INPUTS)).astype(np.float32)
-    none = (np.empty(0, np.int32), np.empty(0, np.int64), kernels.Adam(1))
+    none = (np.empty(0, np.int32), np.empty(0, np.int64), kernels.OptimizerStep(1))
 
     def check(message, features, **connections):
         before = weights.values.copy()

@@ -11,10 +11,11 @@ import scipy.sparse as sp
 import sparse_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_layers import INSTRUCTION_SETS, near
+from kernel_layers import INSTRUCTION_SETS, arrays_of, near
 from sparse_layers import RATE, check_steps, dense, make_features, make_layer
 
 from fanin import kernels
+from fanin.backends.optimizer import Optimizer
 
 UNITS = [1, 3, 16, 31, 33, 64, 100, 128, 129, 200, 300]  # ragged chunks, whole blocks, and both
 
@@ -40,17 +41,24 @@ def test_a_large_batch(rows):
     check_steps(np.random.default_rng(3), 1500, 400, 70, rows=rows, steps=1, threads=2)
 
 
+@pytest.mark.parametrize("optimizer", [Optimizer(weight_decay=3.0), Optimizer(l2=0.02)])
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_rows_of_the_batch_decay(instruction_set, rows, optimizer):
+    """And no others: `check_steps` compares these bit by bit."""
+    kernels.set_instruction_set(instruction_set)
+    for units in (7, 140):
+        rng = np.random.default_rng(units)
+        check_steps(rng, 40, 90, units, rows=rows, optimizer=optimizer)
+
+
 def step_in(weights, bias, features, grad, step=1, seed=0, **options):
     """A forward pass with relu, and the update; the outputs."""
     outputs = kernels.sparse_forward(*features, weights.values, bias.values, relu=True, **options)
-    adam = kernels.Adam(step, RATE, seed=seed)
+    adam = kernels.OptimizerStep(step, RATE, seed=seed)
     words = kernels.by_words(*features)
     kernels.sparse_update(grad, outputs, words, weights, bias, adam, **options)
     return outputs
-
-
-def arrays_of(trained):
-    return [a for a in (trained.values, trained.m, trained.v) if a is not None]
 
 
 @pytest.mark.parametrize("rows", [False, True])
@@ -113,7 +121,7 @@ def test_rounding_depends_on_place_step_and_seed(rows):
         weights = make_layer(np.random.default_rng(1), *shape, rows=rows, dtype="bfloat16")[0]
         weights.values[:] = 0.5
         features = (np.ones(1, np.float32), np.array([0, 1]), np.array([word], np.int32))
-        words, adam = kernels.by_words(*features), kernels.Adam(step, 1e-4, seed=seed)
+        words, adam = kernels.by_words(*features), kernels.OptimizerStep(step, 1e-4, seed=seed)
         grad = np.ones((1, 400), np.float32)
         kernels.sparse_update(grad, None, words, weights, None, adam)
         return weights.values[word].astype(np.float32) == 0.5
@@ -164,7 +172,7 @@ def test_a_layer_without_bias_or_relu():
     weights, _ = make_layer(rng, 20, 40)
     features, grad = make_features(rng, 9, 20), rng.standard_normal((9, 40)).astype(np.float32)
     kernels.sparse_update(
-        grad, None, kernels.by_words(*features), weights, None, kernels.Adam(1, RATE)
+        grad, None, kernels.by_words(*features), weights, None, kernels.OptimizerStep(1, RATE)
     )
     near(weights.m, 0.1 * dense(features, 20).T @ grad, 2e-6)
 
@@ -289,7 +297,7 @@ WRONG_UPDATE = [
         {"outputs": np.ones((2, 3), np.float32)},
         "outputs .2, 3. must be .batch, units.: units is",
     ),
-    ({"adam": kernels.Adam(0)}, "step counts from 1, got 0"),
+    ({"optimizer": kernels.OptimizerStep(0)}, "step counts from 1, got 0"),
     ({"bias": np.ones(4, np.float32)}, "bias must be a Trained, got ndarray"),
     ({"weights": {"v": np.ones((5, 4))}}, "weights.v must be float32, got float64"),
     ({"weights": {"m": None}}, r"weights.v must be \[inputs\], got 2 dimensions"),
@@ -333,7 +341,7 @@ class TestBadInput:
             "features": features,
             "weights": weights,
             "bias": bias,
-            "adam": kernels.Adam(1),
+            "optimizer": kernels.OptimizerStep(1),
         }
         changes = dict(changes)
         parts = {name: changes.pop(name) for name in features._fields if name in changes}

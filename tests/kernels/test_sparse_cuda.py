@@ -36,7 +36,7 @@ def test_rows_in_bfloat16_are_rounded_as_on_a_cpu(rows, moments, monkeypatch):
         features = sparse_layers.make_features(rng, 20, 30)
         grad = rng.standard_normal((20, 140)).astype(np.float32)
         outputs = kernels.sparse_forward(*features, weights.values, bias.values, relu=True)
-        words, adam = kernels.by_words(*features), kernels.Adam(1, seed=7)
+        words, adam = kernels.by_words(*features), kernels.OptimizerStep(1, seed=7)
         kernels.sparse_update(grad, outputs, words, weights, bias, adam)
         results.append([weights.values, weights.v, *(() if rows else (weights.m,))])
     for gpu, cpu in zip(*results, strict=True):
@@ -72,7 +72,7 @@ def test_sparse_values_that_cannot_be_followed():
         some = kernels.Words(*(np.array(a) for a in given), values)
         some = some._replace(words=some.words.astype(np.int32))
         some = some._replace(instances=some.instances.astype(np.int32))
-        kernels.sparse_update(grad, None, some, weights, None, kernels.Adam(1))
+        kernels.sparse_update(grad, None, some, weights, None, kernels.OptimizerStep(1))
         nan, same = np.isnan(weights.values).all(1), (weights.values == before).all(1)
         assert np.isnan(weights.v).any() == nan.any()
         return ["NaN" if a else "kept" if b else "updated" for a, b in zip(nan, same, strict=True)]

@@ -19,6 +19,7 @@ from kernel_layers import (
 )
 
 from fanin import kernels
+from fanin.backends.optimizer import Optimizer
 
 
 @pytest.mark.parametrize("loss", ["squared_hinge", "bce"])
@@ -32,6 +33,19 @@ def test_step_follows_the_reference(instruction_set, kind, loss):
     if kind == "fixed fan-in":  # some groups at a time: three and one, then one by one
         check_steps(rng, kind, 100, 800, 300, 9, loss, steps=2)
         check_steps(rng, kind, 75, 1600, 270, 33, loss, steps=2)
+
+
+DECAYS = [Optimizer(weight_decay=3.0), Optimizer(l2=0.02), Optimizer(0.5, 0.01)]
+
+
+@pytest.mark.parametrize("optimizer", DECAYS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_weights_decay_and_biases_do_not(instruction_set, kind, optimizer):
+    kernels.set_instruction_set(instruction_set)
+    rng = np.random.default_rng(8)
+    check_steps(rng, kind, 32, 50, 70, 32, "bce", optimizer=optimizer)
+    check_steps(rng, kind, 45, 50, 4100, 7, "squared_hinge", steps=2, optimizer=optimizer)
 
 
 # The same shapes in every run: the loss of a handful of scores, which nothing averages, is at times
@@ -61,7 +75,9 @@ def test_gradients_of_saturated_scores_have_all_digits(instruction_set, score):
     kernels.set_instruction_set(instruction_set)
     weights = trained(np.array([[score], [score]]))
     one, labels = np.ones((1, 1), np.float32), np.array([1])
-    kernels.step(one, weights, None, np.zeros(1, np.int32), labels, kernels.Adam(1), loss="bce")
+    kernels.step(
+        one, weights, None, np.zeros(1, np.int32), labels, kernels.OptimizerStep(1), loss="bce"
+    )
     expected = np.array([1 / (1 + np.exp(-score)), -1 / (1 + np.exp(score))]) / 2
     np.testing.assert_allclose(weights.m[:, 0], 0.1 * expected, rtol=2e-6)
 
@@ -85,7 +101,7 @@ def test_bfloat16_is_right_on_average(kind, dtypes):
         layer.bias,
         batch.positive_instances,
         batch.positive_labels,
-        kernels.Adam(1, learning_rate=0.01, seed=9),
+        kernels.OptimizerStep(1, learning_rate=0.01, seed=9),
         **layer.connections,
     )
     results = {
@@ -113,7 +129,7 @@ def test_rounding_depends_on_step_and_seed():
         _, layer = make_layer(
             np.random.default_rng(1), setup, "fixed fan-in", dtype=ml_dtypes.bfloat16
         )
-        adam = kernels.Adam(step, seed=seed)
+        adam = kernels.OptimizerStep(step, seed=seed)
         args = (
             batch.features,
             layer.weights,
@@ -135,7 +151,7 @@ def test_seeds_round_independently():
     def rounded_up(seed, step):
         weights = trained(np.full((1000, 4), 0.5), ml_dtypes.bfloat16)
         none = (np.empty(0, np.int32), np.empty(0, np.int64))
-        adam = kernels.Adam(step, 1e-4, seed=seed)
+        adam = kernels.OptimizerStep(step, 1e-4, seed=seed)
         indices = np.random.default_rng(0).integers(0, 64, (1000, 4)).astype(np.uint16)
         kernels.step(np.ones((8, 64), np.float32), weights, None, *none, adam, indices=indices)
         return weights.values.ravel().astype(np.float32) == 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
+from fanin.backends.optimizer import ADAM, is_decayed
 from fanin.backends.setup import Dense
 
 
@@ -47,13 +48,30 @@ def loss(name, s, rows, labels):
     return np.logaddexp(0, -y * s).mean(), -y / (1 + np.exp(y * s)) / s.size
 
 
-class Model:
-    """A `LayerSetup` trained by Adam (epsilon beside sqrt(v), before the bias correction). The rows
-    of `lazily_trained` arrays are trained one by one, those of words in the batch alone; with
-    row_moments, by a mean squared gradient for each row."""
+def update(optimizer, rate, step, values, m, v, grad):
+    """One step, in place, of an `Optimizer`: Adam with epsilon beside sqrt(v), before the bias
+    correction. m: None for a mean squared gradient of all values, v [1]. Of biases the optimizer is
+    `ADAM`."""
+    before = values.copy()
+    grad = grad + optimizer.l2 * before
+    size = rate * np.sqrt(1 - 0.999**step)
+    v += (1 - 0.999) * ((grad**2 if m is not None else (grad**2).mean()) - v)
+    if m is None:
+        change = size * grad
+    else:
+        m += (1 - 0.9) * (grad - m)
+        change = size / (1 - 0.9**step) * m
+    values -= change / (np.sqrt(v) + 1e-7) + rate * optimizer.weight_decay * before
 
-    def __init__(self, setup, arrays, row_moments=False):
+
+class Model:
+    """A `LayerSetup` trained by an `Optimizer`. The rows of `lazily_trained` arrays are trained one
+    by one, those of words in the batch alone; with row_moments, by a mean squared gradient for each
+    row."""
+
+    def __init__(self, setup, arrays, row_moments=False, optimizer=ADAM):
         self.setup = setup
+        self.optimizer = optimizer
         self.row_moments = row_moments
         self.arrays = {
             k: a.astype(np.float64) if a.dtype == np.float32 else a.copy()
@@ -121,23 +139,15 @@ class Model:
         for name in self.setup.lazily_trained:
             self.update_rows(name, grads.pop(name), batch.features.indices, learning_rate)
         for name, grad in grads.items():
-            m, v = self.m[name], self.v[name]
-            m += (1 - 0.9) * (grad - m)
-            v += (1 - 0.999) * (grad**2 - v)
-            size = learning_rate * np.sqrt(1 - 0.999**self.steps) / (1 - 0.9**self.steps)
-            self.arrays[name] -= size * m / (np.sqrt(v) + 1e-7)
+            optimizer = self.optimizer if is_decayed(name) else ADAM
+            state = (self.arrays[name], self.m[name], self.v[name])
+            update(optimizer, learning_rate, self.steps, *state, grad)
         return value
 
     def update_rows(self, name, grads, words, learning_rate):
-        """Adam on the rows of these words."""
-        size = learning_rate * np.sqrt(1 - 0.999**self.steps)
+        """The optimizer on the rows of these words."""
         for word in set(words.tolist()):
-            row, grad = self.arrays[name][word], grads[word]
+            row, m, v = self.arrays[name][word], self.m[name][word], self.v[name][word]
             if self.row_moments:
-                self.v[name][word] += (1 - 0.999) * ((grad**2).mean() - self.v[name][word])
-                row -= size * grad / (np.sqrt(self.v[name][word]) + 1e-7)
-                continue
-            m, v = self.m[name][word], self.v[name][word]
-            m += (1 - 0.9) * (grad - m)
-            v += (1 - 0.999) * (grad**2 - v)
-            row -= size / (1 - 0.9**self.steps) * m / (np.sqrt(v) + 1e-7)
+                m, v = None, self.v[name][word : word + 1]
+            update(self.optimizer, learning_rate, self.steps, row, m, v, grads[word])

@@ -42,8 +42,13 @@ def _compiled_ops() -> Path:
     link_flags = tf.sysconfig.get_link_flags()
 
     identity = hashlib.sha256()
-    texts = [file for file in sources.iterdir() if file.name.endswith((".cc", ".h"))]
-    for file in (*sorted(texts, key=lambda file: file.name), include / "fanin.h"):
+    texts = [
+        file
+        for folder in (sources, include)
+        for file in folder.iterdir()
+        if file.name.endswith((".cc", ".h"))
+    ]
+    for file in sorted(texts, key=lambda file: file.name):
         identity.update(hashlib.sha256(file.read_bytes()).digest())
     identity.update("\0".join([*compile_flags, *link_flags]).encode())
     target = cache_folder() / f"ops-tf{tf.__version__}-{identity.hexdigest()[:16]}.so"

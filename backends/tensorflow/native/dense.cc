@@ -1,4 +1,4 @@
-// Dense layers with ReLU: the forward pass, and the backward pass with Adam.
+// Dense layers with ReLU: the forward pass, and the backward pass with the optimiser.
 #include "training.h"
 
 namespace {
@@ -27,10 +27,8 @@ REGISTER_OP("Fanin>DenseReluUpdate")
     .Input("weights_m: resource")
     .Input("weights_v: resource")
     .Input("bias: num_bias * resource")
+    .Input("optimizer: double")
     .Input("learning_rate: double")
-    .Input("beta1: double")
-    .Input("beta2: double")
-    .Input("epsilon: double")
     .Input("step: int64")
     .Output("grad_features: float")
     .Attr("num_bias: int >= 0")
@@ -88,7 +86,7 @@ class DenseReluUpdate : public TrainingKernel<device> {
     params.weights = variables.trained_next();
     params.bias = variables.trained_next();
     params.grad_features = this->want_grad_ ? describe(*grad, device) : absent();
-    params.adam = this->adam(ctx);
+    params.optimizer = this->optimizer(ctx);
     params.resources.threads = this->threads_;
     if (!ctx->status().ok()) return;
     this->run(ctx, &params, &scratch, fanin_dense_update_workspace(&params), fanin_dense_update);
@@ -106,10 +104,8 @@ REGISTER_KERNEL_BUILDER(Name("Fanin>DenseReluUpdate")
                             .HostMemory("weights_m")
                             .HostMemory("weights_v")
                             .HostMemory("bias")
+                            .HostMemory("optimizer")
                             .HostMemory("learning_rate")
-                            .HostMemory("beta1")
-                            .HostMemory("beta2")
-                            .HostMemory("epsilon")
                             .HostMemory("step"),
                         DenseReluUpdate<FANIN_CUDA>);
 

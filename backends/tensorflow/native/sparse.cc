@@ -1,4 +1,4 @@
-// Layers with ReLU that read sparse features: the forward pass, and the backward pass with Adam on
+// Layers with ReLU that read sparse features: the forward pass, and the backward pass with the optimiser on
 // the rows of words that occur.
 #include "training.h"
 
@@ -36,10 +36,8 @@ REGISTER_OP("Fanin>SparseReluUpdate")
     .Input("weights_m: num_weights_m * resource")
     .Input("weights_v: resource")
     .Input("bias: num_bias * resource")
+    .Input("optimizer: double")
     .Input("learning_rate: double")
-    .Input("beta1: double")
-    .Input("beta2: double")
-    .Input("epsilon: double")
     .Input("step: int64")
     .Attr("num_weights_m: int >= 0")
     .Attr("num_bias: int >= 0")
@@ -98,7 +96,7 @@ class SparseReluUpdate : public TrainingKernel<device> {
     params.weights.m = num_weights_m_ ? variables.describe_next() : absent();
     params.weights.v = variables.describe_next();
     params.bias = variables.trained_next();
-    params.adam = this->adam(ctx);
+    params.optimizer = this->optimizer(ctx);
     params.resources.threads = this->threads_;
     if (!ctx->status().ok()) return;
     this->run(ctx, &params, &scratch, fanin_sparse_update_workspace(&params), fanin_sparse_update);
@@ -119,10 +117,8 @@ REGISTER_KERNEL_BUILDER(Name("Fanin>SparseReluUpdate")
                             .HostMemory("weights_m")
                             .HostMemory("weights_v")
                             .HostMemory("bias")
+                            .HostMemory("optimizer")
                             .HostMemory("learning_rate")
-                            .HostMemory("beta1")
-                            .HostMemory("beta2")
-                            .HostMemory("epsilon")
                             .HostMemory("step"),
                         SparseReluUpdate<FANIN_CUDA>);
 

@@ -18,10 +18,8 @@ REGISTER_OP("Fanin>FusedStep")
     .Input("bias: num_bias * resource")
     .Input("positive_instances: int32")
     .Input("positive_labels: int64")
+    .Input("optimizer: double")
     .Input("learning_rate: double")
-    .Input("beta1: double")
-    .Input("beta2: double")
-    .Input("epsilon: double")
     .Input("step: int64")
     .Output("loss: float")
     .Output("grad_features: float")
@@ -69,7 +67,7 @@ class FusedStep : public TrainingKernel<device> {
     params.loss.rank = 1;
     params.loss.shape[0] = params.loss.strides[0] = 1;
     params.grad_features = this->want_grad_ ? describe(*grad, device) : absent();
-    params.adam = this->adam(ctx);
+    params.optimizer = this->optimizer(ctx);
     params.loss_kind = loss_kind_;
     params.resources.threads = this->threads_;
     if (!ctx->status().ok()) return;
@@ -88,10 +86,8 @@ REGISTER_KERNEL_BUILDER(Name("Fanin>FusedStep")
                             .HostMemory("weights_m")
                             .HostMemory("weights_v")
                             .HostMemory("bias")
+                            .HostMemory("optimizer")
                             .HostMemory("learning_rate")
-                            .HostMemory("beta1")
-                            .HostMemory("beta2")
-                            .HostMemory("epsilon")
                             .HostMemory("step"),
                         FusedStep<FANIN_CUDA>);
 

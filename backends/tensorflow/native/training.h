@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <future>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -130,14 +131,24 @@ class TrainingKernel : public FusedKernel<device> {
   }
 
  protected:
-  fanin_adam adam(OpKernelContext *ctx) const {
-    const auto number = this->template scalar<double>;
-    return {number(ctx, "learning_rate"),
-            number(ctx, "beta1"),
-            number(ctx, "beta2"),
-            number(ctx, "epsilon"),
-            this->template scalar<int64_t>(ctx, "step"),
-            uint64_t(seed_)};
+  fanin_optimizer optimizer(OpKernelContext *ctx) const {
+    fanin_optimizer optimizer{};
+    optimizer.learning_rate = this->template scalar<double>(ctx, "learning_rate");
+    optimizer.step = this->template scalar<int64_t>(ctx, "step");
+    optimizer.seed = uint64_t(seed_);
+    // In the order of `Optimizer.numbers` (fanin.backends.optimizer).
+    double *const fields[] = {&optimizer.beta1, &optimizer.beta2, &optimizer.epsilon,
+                              &optimizer.weight_decay, &optimizer.l2};
+    constexpr int64_t count = std::size(fields);
+    int start = 0, stop = 0;
+    const absl::Status status = ctx->op_kernel().InputRange("optimizer", &start, &stop);
+    if (!status.ok() || ctx->input(start).NumElements() != count) {
+      ctx->CtxFailure(absl::InvalidArgumentError("optimizer must have " + std::to_string(count) +
+                                                 " numbers"));
+      return optimizer;
+    }
+    for (int64_t i = 0; i < count; ++i) *fields[i] = ctx->input(start).flat<double>()(i);
+    return optimizer;
   }
 
   int64_t seed_;

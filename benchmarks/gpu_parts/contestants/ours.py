@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fanin.backends.optimizer import ADAM
 from fanin.backends.torch import fan_in_linear
-from fanin.backends.torch.fused import fused_step
 from fanin.backends.torch.ops import top_k
+from fanin.backends.torch.training_ops import fused_step
 from fanin.benchmarks.gpu_parts.contestants.inputs import InputSets, K
 
 
@@ -42,7 +43,7 @@ class Fanin:
             *(inputs.features[i], inputs.indices[i], None, None),
             *(inputs.weights[i], m, v, inputs.bias[i], bias_m, bias_v),
             *(inputs.positive_instances[i], inputs.positive_labels[i]),
-            *("squared_hinge", 1e-3, 1, 0, True),
+            *("squared_hinge", ADAM.numbers, 1e-3, 1, 0, True),
         )
 
     def best(self, i: int) -> Any:

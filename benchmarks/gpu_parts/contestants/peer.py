@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fanin.backends.interface import ADAM_BETAS, ADAM_EPSILON
+from fanin.backends.optimizer import ADAM_BETAS, ADAM_EPSILON
 from fanin.backends.torch.losses import squared_hinge
 from fanin.benchmarks.gpu_parts.contestants.inputs import InputSets, K
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fanin.backends.torch.fused import dense_relu, dense_relu_update
+from fanin.backends.optimizer import ADAM
+from fanin.backends.torch.training_ops import dense_relu, dense_relu_update
 from fanin.benchmarks.gpu_parts import reference
 from fanin.benchmarks.gpu_parts.correct.bench import (
     LEARNING_RATE,
@@ -18,6 +19,9 @@ from fanin.benchmarks.gpu_parts.correct.bench import (
     tolerance,
     type_name,
 )
+
+# Of the first step.
+NUMBERS = (ADAM.numbers, LEARNING_RATE, 1, 0)
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class DenseLayer:
         bench.poison(features)
         state = (weights, m, v, bias, bias_m, bias_v)
         result, seconds = bench.timed(
-            lambda: dense_relu_update(grad, outputs, features, *state, LEARNING_RATE, 1, 0, True)
+            lambda: dense_relu_update(grad, outputs, features, *state, *NUMBERS, True)
         )
         # Which units are active is for the forward pass to say: an input within rounding of 0 may
         # be on either side.

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fanin.backends.optimizer import ADAM
 from fanin.backends.torch import fan_in_linear
-from fanin.backends.torch.fused import fused_step
+from fanin.backends.torch.training_ops import fused_step
 from fanin.benchmarks.gpu_parts.correct.bench import (
     LEARNING_RATE,
     SOME_LABELS,
@@ -42,7 +43,7 @@ def replay(bench: Bench) -> None:
         scores = fan_in_linear(features, indices, weights, bias)
         backward = torch.ops.fanin.fan_in_linear_backward
         grads = backward(grad, features, indices, weights, [True] * 3, 0)
-        arguments = (*positives, setup.loss, LEARNING_RATE, 1, 0, True)
+        arguments = (*positives, setup.loss, ADAM.numbers, LEARNING_RATE, 1, 0, True)
         fused = fused_step(features, indices, None, None, *trained, *arguments)
         return (scores, *grads, *fused)
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fanin.backends.torch.fused import sparse_relu, sparse_relu_update
+from fanin.backends.optimizer import ADAM
+from fanin.backends.torch.training_ops import sparse_relu, sparse_relu_update
 from fanin.benchmarks.gpu_parts import reference
 from fanin.benchmarks.gpu_parts.correct.bench import (
     LEARNING_RATE,
@@ -23,6 +24,9 @@ from fanin.benchmarks.gpu_parts.correct.bench import (
 )
 
 Features = tuple[Tensor, Tensor, Tensor]  # values, starts, columns
+
+# Of the first step.
+NUMBERS = (ADAM.numbers, LEARNING_RATE, 1, 0)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class SparseLayer:
         active = grad * (outputs > 0)
         _, grad_weights, grad_bias = layer.gradients(active, dense)
         _, seconds = bench.timed(
-            lambda: sparse_relu_update(grad, outputs, *words, *state, LEARNING_RATE, 1, 0)
+            lambda: sparse_relu_update(grad, outputs, *words, *state, *NUMBERS)
         )
         changed = words[0].long()
         expected, *moments = self._updated(before, grad_weights.t().contiguous(), changed)

@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fanin.backends.optimizer import ADAM
 from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup, Unstructured
-from fanin.backends.torch.fused import fused_step
+from fanin.backends.torch.training_ops import fused_step
 from fanin.benchmarks.gpu_parts import reference
 from fanin.benchmarks.gpu_parts.correct.bench import (
     LEARNING_RATE,
@@ -105,7 +106,7 @@ class Step:
             bench.poison(features, bias[:1])
             arguments = (
                 *(features, indices, starts, None, weights, m, v, bias, bias_m, bias_v),
-                *(*positives, setup.loss, LEARNING_RATE, step, bench.seed, True),
+                *(*positives, setup.loss, ADAM.numbers, LEARNING_RATE, step, bench.seed, True),
             )
             before = weights.double()
             (loss, grad), spent = bench.timed(partial(fused_step, *arguments))

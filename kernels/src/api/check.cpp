@@ -189,16 +189,19 @@ void Check::loss_kind(int32_t kind) {
     wrong("loss_kind %d is unknown", kind);
 }
 
-void Check::adam(const fanin_adam &adam) {
-  rate("learning_rate", adam.learning_rate);
+void Check::optimizer(const fanin_optimizer &optimizer) {
+  rate("learning_rate", optimizer.learning_rate);
+  rate("weight_decay", optimizer.weight_decay);
+  rate("l2", optimizer.l2);
+  rate("learning_rate * weight_decay", optimizer.learning_rate * optimizer.weight_decay);
   if (!good()) return;
-  if (!(adam.beta1 >= 0 && adam.beta1 < 1 && adam.beta2 >= 0 && adam.beta2 < 1))
-    wrong("beta1 and beta2 must be in [0, 1), got %g and %g", adam.beta1, adam.beta2);
-  else if (!(float(adam.epsilon) > 0) || std::isinf(float(adam.epsilon)))
+  if (!(optimizer.beta1 >= 0 && optimizer.beta1 < 1 && optimizer.beta2 >= 0 && optimizer.beta2 < 1))
+    wrong("beta1 and beta2 must be in [0, 1), got %g and %g", optimizer.beta1, optimizer.beta2);
+  else if (!(float(optimizer.epsilon) > 0) || std::isinf(float(optimizer.epsilon)))
     // With 0, a weight without gradients would become 0 / 0.
-    wrong("epsilon must be finite and above 0, got %g", adam.epsilon);
-  else if (adam.step < 1)
-    wrong("step counts from 1, got %" PRId64, adam.step);
+    wrong("epsilon must be finite and above 0, got %g", optimizer.epsilon);
+  else if (optimizer.step < 1)
+    wrong("step counts from 1, got %" PRId64, optimizer.step);
 }
 
 void Check::sizes(const Dimension &inputs, const Dimension &labels, const Dimension &fan_in) {

@@ -64,7 +64,7 @@ class Check {
   // [rows] float32.
   void trained_rows(const std::string &name, const fanin_trained &t, Dimension &rows,
                     Dimension &columns);
-  void adam(const fanin_adam &adam);
+  void optimizer(const fanin_optimizer &optimizer);
   void rate(const char *name, double rate);
   void loss_kind(int32_t kind);
   void sizes(const Dimension &inputs, const Dimension &labels, const Dimension &fan_in);

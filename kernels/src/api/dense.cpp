@@ -48,7 +48,7 @@ int32_t prepare(const fanin_dense_update_params *p, DenseUpdateCall *call, Messa
   check.written("grad_features", p->grad_features, {&batch, &inputs}, kOptional);
   check.type("grad_features", p->grad_features, {FANIN_FLOAT32}, kOptional);
   check.sizes(inputs, units, inputs);
-  check.adam(p->adam);
+  check.optimizer(p->optimizer);
   check.threads(p->resources.threads);
   check.ready(p->resources);
   if (check.good() && batch.size == 0)
@@ -64,7 +64,7 @@ int32_t prepare(const fanin_dense_update_params *p, DenseUpdateCall *call, Messa
   set_weights(call, p->weights);
   set_bias(call, p->bias);
   call->grad_features = data_as<float>(p->grad_features);
-  call->adam = adam_call(p->adam);
+  call->optimizer = optimizer_call(p->optimizer);
   return FANIN_OK;
 }
 

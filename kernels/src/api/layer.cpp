@@ -12,18 +12,20 @@ int64_t connection_count(const fanin_connections &c) {
   return c.indices.shape[0] * (c.indices.rank > 1 ? c.indices.shape[1] : 1);
 }
 
-AdamCall adam_call(const fanin_adam &adam) {
-  const double t = double(adam.step);
-  const double of_v = std::sqrt(1 - std::pow(adam.beta2, t));
+OptimizerCall optimizer_call(const fanin_optimizer &optimizer) {
+  const double t = double(optimizer.step);
+  const double of_v = std::sqrt(1 - std::pow(optimizer.beta2, t));
   // Neighbouring seeds must not be one stream a step apart, so the step is added to a mixed seed.
-  uint64_t seed = adam.seed;
-  uint64_t step_seed = split_mix(seed) + uint64_t(adam.step);
-  AdamCall call;
-  call.rate = float(adam.learning_rate * (of_v / (1 - std::pow(adam.beta1, t))));
-  call.row_rate = float(adam.learning_rate * of_v);
-  call.rest1 = float(1 - adam.beta1);
-  call.rest2 = float(1 - adam.beta2);
-  call.epsilon = float(adam.epsilon);
+  uint64_t seed = optimizer.seed;
+  uint64_t step_seed = split_mix(seed) + uint64_t(optimizer.step);
+  OptimizerCall call;
+  call.rate = float(optimizer.learning_rate * (of_v / (1 - std::pow(optimizer.beta1, t))));
+  call.row_rate = float(optimizer.learning_rate * of_v);
+  call.rest1 = float(1 - optimizer.beta1);
+  call.rest2 = float(1 - optimizer.beta2);
+  call.epsilon = float(optimizer.epsilon);
+  call.decay = float(optimizer.learning_rate * optimizer.weight_decay);
+  call.l2 = float(optimizer.l2);
   call.seed = uint32_t(split_mix(step_seed) >> 32);
   return call;
 }

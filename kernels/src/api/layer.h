@@ -34,7 +34,7 @@ void set_bias(TrainingCall *call, const fanin_trained &bias) {
   call->bias_v = data_as<float>(bias.v);
 }
 
-AdamCall adam_call(const fanin_adam &adam);
+OptimizerCall optimizer_call(const fanin_optimizer &optimizer);
 
 // On a CPU: whether unstructured connections are divided among the labels, all of them.
 int32_t check_starts(const int32_t *starts, int64_t labels, int64_t connections, Message message);

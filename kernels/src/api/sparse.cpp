@@ -57,7 +57,7 @@ int32_t prepare(const fanin_sparse_update_params *p, SparseUpdateCall *call, Mes
   check.trained_rows("weights", p->weights, inputs, units);
   check.trained("bias", p->bias, {&units}, true);
   check.sizes(inputs, units, inputs);
-  check.adam(p->adam);
+  check.optimizer(p->optimizer);
   check.threads(p->resources.threads);
   check.ready(p->resources);
   check_bounds(check, "word_starts", bounds, words);
@@ -78,7 +78,7 @@ int32_t prepare(const fanin_sparse_update_params *p, SparseUpdateCall *call, Mes
   call->values = data_as<float>(p->values);
   set_weights(call, p->weights);
   set_bias(call, p->bias);
-  call->adam = adam_call(p->adam);
+  call->optimizer = optimizer_call(p->optimizer);
   return FANIN_OK;
 }
 

@@ -22,7 +22,7 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   check.type("loss", p->loss, {FANIN_FLOAT32});
   check.written("grad_features", p->grad_features, {&batch, &inputs}, kOptional);
   check.type("grad_features", p->grad_features, {FANIN_FLOAT32}, kOptional);
-  check.adam(p->adam);
+  check.optimizer(p->optimizer);
   check.threads(p->resources.threads);
   check.ready(p->resources);
   check.loss_kind(p->loss_kind);
@@ -44,7 +44,7 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   call->grad_features = data_as<float>(p->grad_features);
   call->loss = data_as<float>(p->loss);
   call->loss_kind = p->loss_kind;
-  call->adam = adam_call(p->adam);
+  call->optimizer = optimizer_call(p->optimizer);
   return FANIN_OK;
 }
 

@@ -49,12 +49,13 @@ struct BackwardCall : Call {
   void *grad_features, *grad_weights, *grad_bias;  // each may be null
 };
 
-// Adam's numbers at one step: see adam.h. The betas are held as 1 - beta, since a float has more
-// digits of that.
-struct AdamCall {
+// The optimiser's numbers at one step: see optimizer.h. The betas are held as 1 - beta, since a
+// float has more digits of that.
+struct OptimizerCall {
   float rate, rest1, rest2, epsilon;
-  float row_rate;  // of rows that have no m: without its bias correction
-  uint32_t seed;   // of stochastic rounding, another one for every step
+  float row_rate;   // of rows that have no m: without its bias correction
+  float decay, l2;  // of weights; 0 of biases
+  uint32_t seed;    // of stochastic rounding, another one for every step
 };
 
 // Weights are [labels, fan_in], or, with starts, [connections]. Where m and v stand beside an
@@ -73,7 +74,7 @@ struct StepCall : Call {
   float *grad_features;  // or null
   float *loss;
   int loss_kind;
-  AdamCall adam;
+  OptimizerCall optimizer;
 };
 
 struct DenseForwardCall : Call {
@@ -94,7 +95,7 @@ struct DenseUpdateCall : Call {
   void *weights, *m, *v;
   float *bias, *bias_m, *bias_v;  // or null
   float *grad_features;           // or null
-  AdamCall adam;
+  OptimizerCall optimizer;
 };
 
 struct SparseForwardCall : Call {
@@ -121,7 +122,7 @@ struct SparseUpdateCall : Call {
   void *m;  // null: v has one float for each row
   void *v;
   float *bias, *bias_m, *bias_v;  // or null
-  AdamCall adam;
+  OptimizerCall optimizer;
 };
 
 struct TopKCall : Call {

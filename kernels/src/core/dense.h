@@ -1,6 +1,7 @@
 // Dense layers over lane groups, a block of labels at a time: the forward pass (dense_tile), the
-// backward pass with Adam (update_tile), and the fused step of a dense output layer (step_block).
-// Backward pass and Adam are one pass, so that no gradient of a weight is ever stored.
+// backward pass with the optimiser (update_tile), and the fused step of a dense output layer
+// (step_block). Backward pass and optimiser are one pass, so that no gradient of a weight is ever
+// stored.
 //
 // Weights are [labels, inputs]: a label's weights are contiguous, as in fixed fan-in layers.
 #pragma once
@@ -81,12 +82,12 @@ FANIN_FN void spread_block(const W *weights, int64_t inputs, int labels, const L
   }
 }
 
-// Gradients of weights, and Adam with them. features: [batch, inputs] as the caller has them, so
-// that a vector holds neighbouring inputs and nothing has to be summed across it. grads:
+// Gradients of weights, and the optimiser with them. features: [batch, inputs] as the caller has
+// them, so that a vector holds neighbouring inputs and nothing has to be summed across it. grads:
 // [groups][kBlock][32], which other lanes have written. at: the first weight; end: the size of the
 // arrays.
 template <int Vectors, class W, class M>
-FANIN_FN void update_columns(const Adam &a, W *weights, M *m, M *v, int64_t at, int64_t end,
+FANIN_FN void update_columns(const Optimizer &a, W *weights, M *m, M *v, int64_t at, int64_t end,
                              int64_t inputs, int labels, const float *features, int64_t batch,
                              const float *grads, int count) {
   constexpr int chunk = Chunk<float>::size;
@@ -117,7 +118,7 @@ FANIN_FN void update_columns(const Adam &a, W *weights, M *m, M *v, int64_t at, 
   }
   FANIN_UNROLL
   for (int j = 0; j < kBlock; j += kUpdated) {
-    AdamChunk chunks[kUpdated][Vectors];
+    TrainedChunk chunks[kUpdated][Vectors];
     const auto each = [&](auto f) FANIN_INLINE {
       FANIN_UNROLL
       for (int u = 0; u < kUpdated; ++u)
@@ -135,7 +136,7 @@ FANIN_FN void update_columns(const Adam &a, W *weights, M *m, M *v, int64_t at, 
 }
 
 template <class W, class M>
-FANIN_FN void update_block(const Adam &a, W *weights, M *m, M *v, int64_t at, int64_t end,
+FANIN_FN void update_block(const Optimizer &a, W *weights, M *m, M *v, int64_t at, int64_t end,
                            int64_t inputs, int labels, const float *features, int64_t batch,
                            const float *grads) {
   constexpr int chunk = Chunk<float>::size, wide = kInputVectors * chunk;
@@ -187,8 +188,8 @@ FANIN_FN void step_block(const TrainedLayer<uint16_t, W, M> &layer, const float 
                    team);
   }
   team.sync();
-  update_block(layer.adam, layer.weights, layer.m, layer.v, first * inputs, layer.labels * inputs,
-               inputs, labels, rows, layer.batch, grads);
+  update_block(layer.optimizer, layer.weights, layer.m, layer.v, first * inputs,
+               layer.labels * inputs, inputs, labels, rows, layer.batch, grads);
   FANIN_UNROLL
   for (int j = 0; j < kBlock; ++j) staged[j] = bias_grads[j];
   team.sync();
@@ -203,7 +204,7 @@ struct DenseLayer {
   W *weights;
   M *m, *v;
   float *bias, *bias_m, *bias_v;  // or null
-  Adam adam;
+  Optimizer optimizer;
 };
 
 template <class W, class M>
@@ -218,7 +219,7 @@ DenseLayer<W, M> dense_layer(const DenseUpdateCall &c) {
   layer.bias = c.bias;
   layer.bias_m = c.bias_m;
   layer.bias_v = c.bias_v;
-  layer.adam = c.adam;
+  layer.optimizer = c.optimizer;
   return layer;
 }
 
@@ -247,9 +248,9 @@ FANIN_FN void dense_tile(const W *weights, const float *bias, int64_t inputs, in
   team.sync();
 }
 
-// Backward pass and Adam for the 32 units of a tile. grad_outputs and outputs are [batch, units];
-// without relu, outputs is null. rows: features [batch, inputs]. tiles: scratch of two tiles, 32 *
-// kTilePitch values each. grads: scratch, [32 / kBlock][groups][kBlock][32].
+// Backward pass and optimiser for the 32 units of a tile. grad_outputs and outputs are [batch,
+// units]; without relu, outputs is null. rows: features [batch, inputs]. tiles: scratch of two
+// tiles, 32 * kTilePitch values each. grads: scratch, [32 / kBlock][groups][kBlock][32].
 template <class W, class M, class Rows>
 FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const float *grad_outputs,
                           const float *outputs, const float *rows, float *tiles, float *grads,
@@ -289,7 +290,7 @@ FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const fl
       spread_block(layer.weights + at, inputs, size, block, staged,
                    grad_features + group * inputs * kLanes, team);
     }
-    update_block(layer.adam, layer.weights, layer.m, layer.v, at, layer.units * inputs, inputs,
+    update_block(layer.optimizer, layer.weights, layer.m, layer.v, at, layer.units * inputs, inputs,
                  size, rows, layer.batch, rows_of(0, j));
     if (layer.bias) {
       float bias_grads[kBlock] = {};
@@ -301,8 +302,8 @@ FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const fl
       FANIN_UNROLL
       for (int i = 0; i < kBlock; ++i) staged[i] = bias_grads[i];
       team.sync();
-      adam(layer.adam, layer.bias, layer.bias_m, layer.bias_v, first + j, size,
-           load_chunk<float>(staged, size));
+      update_chunk(without_decay(layer.optimizer), layer.bias, layer.bias_m, layer.bias_v, first + j, size,
+                   load_chunk<float>(staged, size));
     }
   }
   team.sync();

@@ -7,8 +7,9 @@
 //
 //   Lanes<T>            32 values of type T (on a CPU also fewer, see sorted.h)
 //   broadcast, load, store, fma, sum, map, any, from_mask, each_lane
-//   Chunk<T>            Chunk<T>::size values side by side, one for each connection: what Adam
-//   works on load_chunk, write_chunk, store_chunk (which rounds), random_chunk, stage
+//   Chunk<T>            Chunk<T>::size values side by side, one for each connection: what
+//                       the optimiser works on
+//   load_chunk, write_chunk, store_chunk (which rounds), random_chunk, stage
 //   Connections<T, I, W>   the (source, weight) pairs of a chunk; W is how weights are stored
 //   Gathered<T>         sums rows of sources into the lanes of a label, along its connections
 //   row_sums, spread    the way back: from the lanes of a label to a weight each, and to the rows;
@@ -86,7 +87,7 @@ FANIN_FN U constant() {
 }
 
 // Random bits from a counter: the 32-bit finaliser "lowbias32" (Chris Wellons, "Prospecting for
-// hash functions", 2018) without its last step, x ^= x >> 16. adam.h does that step where it
+// hash functions", 2018) without its last step, x ^= x >> 16. optimizer.h does that step where it
 // needs it.
 template <class U>
 FANIN_FN U mix(U x) {

@@ -143,17 +143,17 @@ FANIN_FN void step_sorted(const TrainedLayer<I, W, M> &layer, const uint16_t *ti
   float *const before = scratch + groups * scores_size;  // sums over the parts that have passed
   for (int64_t part = 0; part < parts; ++part) {
     const bool last = part == parts - 1;
-    spread_sorted<N>(indices, tile_labels, weights, count, scratch + part * kSortedScores,
-                     features + part * part_size,
-                     grad_features ? grad_features + part * part_size : nullptr,
-                     [&](int64_t e, int size, Chunk<float> total) FANIN_INLINE {
-                       if (!last) return write_chunk(before + e, size, total, part > 0, false);
-                       if (part > 0) {
-                         const Chunk<float> earlier = load_chunk<float>(before + e, size);
-                         total.v += earlier.v;
-                       }
-                       adam(layer.adam, layer.weights, layer.m, layer.v, begin + e, size, total);
-                     });
+    spread_sorted<N>(
+        indices, tile_labels, weights, count, scratch + part * kSortedScores,
+        features + part * part_size, grad_features ? grad_features + part * part_size : nullptr,
+        [&](int64_t e, int size, Chunk<float> total) FANIN_INLINE {
+          if (!last) return write_chunk(before + e, size, total, part > 0, false);
+          if (part > 0) {
+            const Chunk<float> earlier = load_chunk<float>(before + e, size);
+            total.v += earlier.v;
+          }
+          update_chunk(layer.optimizer, layer.weights, layer.m, layer.v, begin + e, size, total);
+        });
   }
 }
 

@@ -1,5 +1,5 @@
-// A dense layer over sparse features: its forward pass, and its backward pass with Adam on the rows
-// of the words in the batch. Written once for a CPU thread and a GPU warp.
+// A dense layer over sparse features: its forward pass, and its backward pass with the optimiser on
+// the rows of the words in the batch. Written once for a CPU thread and a GPU warp.
 //
 // Weights are [inputs, units], so a word's weights are a row, and an instance's outputs are a sum
 // of rows. A vector holds neighbouring units. Nothing has to be summed across a vector, except the
@@ -10,9 +10,9 @@
 
 #include <math.h>
 
-#include "core/adam.h"
 #include "core/each.h"
 #include "core/memory.h"
+#include "core/optimizer.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
@@ -144,7 +144,7 @@ FANIN_FN void pass_and_update_bias(const SparseUpdateCall &c, const SparseUpdate
     }
     if (c.bias)
       total.each([&](Chunk<float> &a, int unit) FANIN_INLINE {
-        adam(c.adam, c.bias, c.bias_m, c.bias_v, first + unit, count, a);
+        update_chunk(without_decay(c.optimizer), c.bias, c.bias_m, c.bias_v, first + unit, count, a);
       });
   });
 }
@@ -180,7 +180,7 @@ FANIN_FN Block<n> row_gradient(const SparseUpdateCall &c, const float *grads,
   return total;
 }
 
-// Adam on a block of the row of word i, with moments for each weight.
+// The optimiser on a block of the row of word i, with moments for each weight.
 template <class W, class M>
 FANIN_FN void update_row_part(const SparseUpdateCall &c, const float *grads, int64_t i,
                               int64_t block) {
@@ -199,13 +199,15 @@ FANIN_FN void update_row_part(const SparseUpdateCall &c, const float *grads, int
   each_part(c.units, block, [&](auto chunks, int64_t first, int count) FANIN_INLINE {
     constexpr int n = decltype(chunks)::value;
     Block<n> grad = row_gradient<n>(c, grads, values, first, count);
-    grad.each([&](Chunk<float> &a, int unit)
-                  FANIN_INLINE { adam(c.adam, weights, m, v, row + first + unit, count, a); });
+    grad.each([&](Chunk<float> &a, int unit) FANIN_INLINE {
+      update_chunk(c.optimizer, weights, m, v, row + first + unit, count, a);
+    });
   });
 }
 
-// Adam on the row of word i, with one moment for the row. kept: on a CPU, scratch memory for the
-// row's gradient. A GPU works on too many rows to keep theirs, and computes each gradient twice.
+// The optimiser on the row of word i, with one moment for the row. kept: on a CPU, scratch memory
+// for the row's gradient. A GPU works on too many rows to keep theirs, and computes each gradient
+// twice.
 template <class W>
 FANIN_FN void update_row(const SparseUpdateCall &c, const float *grads, int64_t i, float *kept,
                          const Team<float> &team) {
@@ -216,29 +218,34 @@ FANIN_FN void update_row(const SparseUpdateCall &c, const float *grads, int64_t 
   const WordValues values = values_of(c, i);
   const int64_t row = c.word_ids[i] * c.units;
   Chunk<float> squares{};
+  const auto gradient_of = [&](auto chunks, int64_t first, int count) FANIN_INLINE {
+    Block<decltype(chunks)::value> grad =
+        row_gradient<decltype(chunks)::value>(c, grads, values, first, count);
+    if (c.optimizer.l2 != 0) grad.add(c.optimizer.l2, weights + row + first, count);
+    return grad;
+  };
   for (int64_t block = 0; block < blocks_of(c.units); ++block) {
     if (i + 1 < c.words)
       fetch(weights + c.word_ids[i + 1] * c.units + block * kWide,
             smaller<int64_t>(kWide, c.units - block * kWide));
     each_part(c.units, block, [&](auto chunks, int64_t first, int count) FANIN_INLINE {
-      constexpr int n = decltype(chunks)::value;
-      Block<n> grad = row_gradient<n>(c, grads, values, first, count);
+      auto grad = gradient_of(chunks, first, count);
       grad.each([&](Chunk<float> &a, int) FANIN_INLINE { squares.v += a.v * a.v; });
       if (!kOnGpu) grad.write(kept + first, count);
     });
   }
-  const float updated = before + c.adam.rest2 * (sum(squares) / float(c.units) - before);
-  const float size = c.adam.row_rate / (sqrtf(updated) + c.adam.epsilon);
+  const float updated = before + c.optimizer.rest2 * (sum(squares) / float(c.units) - before);
+  const float size = c.optimizer.row_rate / (sqrtf(updated) + c.optimizer.epsilon);
   for (int64_t block = 0; block < blocks_of(c.units); ++block)
     each_part(c.units, block, [&](auto chunks, int64_t first, int count) FANIN_INLINE {
       constexpr int n = decltype(chunks)::value;
       Block<n> grad;
       if (kOnGpu)
-        grad = row_gradient<n>(c, grads, values, first, count);
+        grad = gradient_of(chunks, first, count);
       else
         grad.load(kept + first, count);
       grad.each([&](Chunk<float> &a, int unit) FANIN_INLINE {
-        step_without_m(c.adam, weights, row + first + unit, count, size, a);
+        step_without_m(c.optimizer, weights, row + first + unit, count, size, a);
       });
     });
   write_one(v, updated, false);

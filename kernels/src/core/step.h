@@ -1,6 +1,6 @@
 // The fused training step of an output layer whose connections stand label by label: with a fixed
-// fan-in, or unstructured. Score, loss, gradients and Adam in one pass over the labels; neither
-// scores nor gradients of weights outlive a label.
+// fan-in, or unstructured. Score, loss, gradients and optimiser in one pass over the labels;
+// neither scores nor gradients of weights outlive a label.
 //
 // The other kinds: sorted.h is a CPU's way around features that do not fit its cache; dense.h has
 // dense layers.
@@ -67,7 +67,7 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
     }
     bias_grads[j] = first_group ? bias_grads[j] + bias_grad : bias_grad;
 
-    // Gradients by features and weights, and Adam.
+    // Gradients by features and weights, and the optimiser.
     for (int64_t k = 0; k < fan_in; k += chunk) {
       const int count = int(smaller<int64_t>(chunk, fan_in - k));
       const int64_t at = begin + k;
@@ -92,7 +92,7 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
         const Chunk<float> earlier = load_chunk<float>(before, count);
         total.v += earlier.v;
       }
-      adam(layer.adam, layer.weights, layer.m, layer.v, at, count, total);
+      update_chunk(layer.optimizer, layer.weights, layer.m, layer.v, at, count, total);
     }
   }
   team.sync();

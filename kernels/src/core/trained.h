@@ -2,9 +2,9 @@
 // share.
 #pragma once
 
-#include "core/adam.h"
 #include "core/loss.h"
 #include "core/memory.h"
+#include "core/optimizer.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
@@ -18,7 +18,7 @@ struct TrainedLayer {
   W *weights;
   M *m, *v;
   float *bias, *bias_m, *bias_v;  // or null
-  Adam adam;
+  Optimizer optimizer;
   fanin_loss loss;
   float scale;  // 1 / (batch * labels)
 
@@ -47,21 +47,21 @@ TrainedLayer<I, W, M> trained_layer(const StepCall &c) {
   layer.bias = c.bias;
   layer.bias_m = c.bias_m;
   layer.bias_v = c.bias_v;
-  layer.adam = c.adam;
+  layer.optimizer = c.optimizer;
   layer.loss = fanin_loss(c.loss_kind);
   layer.scale = float(1.0 / (double(c.batch) * double(c.labels)));
   return layer;
 }
 
-// Adam for the biases of a tile, given the gradients of its up to 32 labels.
+// The optimiser for the biases of a tile, given the gradients of its up to 32 labels.
 template <class I, class W, class M>
 FANIN_FN void step_bias(const TrainedLayer<I, W, M> &layer, int64_t first_label, int labels,
                         const float *grads) {
   constexpr int chunk = Chunk<float>::size;
   for (int j = 0; j < labels; j += chunk) {
     const int count = smaller(chunk, labels - j);
-    adam(layer.adam, layer.bias, layer.bias_m, layer.bias_v, first_label + j, count,
-         load_chunk<float>(grads + j, count));
+    update_chunk(without_decay(layer.optimizer), layer.bias, layer.bias_m, layer.bias_v, first_label + j, count,
+                 load_chunk<float>(grads + j, count));
   }
 }
 

@@ -1,5 +1,5 @@
 // Launches dense layers: their fused step as output layers, forward pass, and backward pass with
-// Adam.
+// the optimiser.
 #include "core/dense.h"
 
 #include "cpu/common.h"

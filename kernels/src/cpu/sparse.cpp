@@ -1,4 +1,4 @@
-// Launches dense layers over sparse features: forward pass, and backward pass with Adam on the rows
+// Launches dense layers over sparse features: forward pass, and backward pass with the optimiser on the rows
 // of the words in the batch. Each output, and each row, is computed by one thread alone, so results
 // do not depend on the number of threads. See core/sparse.h.
 #include "core/sparse.h"

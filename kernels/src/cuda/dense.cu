@@ -1,5 +1,5 @@
 // Launches dense layers on a GPU: their fused step as output layers, forward pass, and backward
-// pass with Adam.
+// pass with the optimiser.
 #include "cuda/common.h"
 
 #include "core/dense.h"

@@ -1,4 +1,4 @@
-// Launches dense layers over sparse features on a GPU: forward pass, and backward pass with Adam on
+// Launches dense layers over sparse features on a GPU: forward pass, and backward pass with the optimiser on
 // the rows of the words in the batch. A warp takes a block of units of one instance or word after
 // the other. See core/sparse.h.
 #include "cuda/common.h"

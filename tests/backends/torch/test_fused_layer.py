@@ -11,7 +11,8 @@ import torch
 from near import difference
 from torch.autograd import forward_ad
 
-from fanin.backends.torch import FixedFanInLinear, FusedFanIn, fused, losses, ops
+from fanin.backends.optimizer import ADAM
+from fanin.backends.torch import FixedFanInLinear, FusedFanIn, losses, ops, training_ops
 from fanin.backends.torch.losses import LOSSES
 
 pytestmark = pytest.mark.torch
@@ -323,21 +324,21 @@ def test_ops_pass_opcheck():
     state = (layer.weights, layer.weights_m, layer.weights_v)
     state += (layer.bias, layer.bias_m, layer.bias_v)
     x = torch.randn(20, 40)
-    rest = (instances.int(), label_ids, "bce", 1e-3, 1, 0)
+    rest = (instances.int(), label_ids, "bce", ADAM.numbers, 1e-3, 1, 0)
     for want_grad in (True, False):
         arguments = (x, layer.indices, None, None, *state, *rest, want_grad)
-        torch.library.opcheck(fused.fused_step, arguments)
+        torch.library.opcheck(training_ops.fused_step, arguments)
         arguments = (x, layer.indices, *state, layer.steps, torch.tensor(1e-3, dtype=float))
-        arguments += (instances.int(), label_ids, "bce", 0, want_grad)
-        torch.library.opcheck(fused.counted_step, arguments)
+        arguments += (instances.int(), label_ids, "bce", ADAM.numbers, 0, want_grad)
+        torch.library.opcheck(training_ops.counted_step, arguments)
     arguments = (x, layer.indices, None, None, layer.weights, layer.bias, 3)
     torch.library.opcheck(ops.top_k, arguments)
     dense = [torch.randn(9, 40), torch.zeros(9, 40), torch.zeros(9, 40)]
     bias = [torch.zeros(9) for _ in range(3)]
-    torch.library.opcheck(fused.dense_relu, (x, dense[0], bias[0]))
+    torch.library.opcheck(training_ops.dense_relu, (x, dense[0], bias[0]))
     grad, outputs = torch.randn(20, 9), torch.rand(20, 9)
-    arguments = (grad, outputs, x, *dense, *bias, 1e-3, 1, 0, True)
-    torch.library.opcheck(fused.dense_relu_update, arguments)
+    arguments = (grad, outputs, x, *dense, *bias, ADAM.numbers, 1e-3, 1, 0, True)
+    torch.library.opcheck(training_ops.dense_relu_update, arguments)
 
 
 @pytest.mark.parametrize(

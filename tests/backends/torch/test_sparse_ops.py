@@ -7,8 +7,9 @@ import pytest
 import torch
 from setups import random_csr
 
+from fanin.backends.optimizer import ADAM
 from fanin.backends.sparse import by_instance
-from fanin.backends.torch import fused
+from fanin.backends.torch import training_ops
 from fanin.kernels import by_words
 
 pytestmark = pytest.mark.torch
@@ -28,31 +29,31 @@ def given():
 
 def test_opcheck():
     x, words, weights, bias = given()
-    torch.library.opcheck(fused.sparse_relu, (*x, weights[0], bias[0]))
-    torch.library.opcheck(fused.sparse_relu, (*x, weights[0].bfloat16(), None))
-    outputs = fused.sparse_relu(*x, weights[0], bias[0])
+    torch.library.opcheck(training_ops.sparse_relu, (*x, weights[0], bias[0]))
+    torch.library.opcheck(training_ops.sparse_relu, (*x, weights[0].bfloat16(), None))
+    outputs = training_ops.sparse_relu(*x, weights[0], bias[0])
     grad = torch.randn(outputs.shape)
     by_rows = [weights[0], None, weights[2][:, 0].contiguous()]
     for state in (weights, by_rows):
         for biases in (bias, [None] * 3):
-            arguments = (grad, outputs, *words, *state, *biases, 1e-3, 2, 0)
-            torch.library.opcheck(fused.sparse_relu_update, arguments)
+            arguments = (grad, outputs, *words, *state, *biases, ADAM.numbers, 1e-3, 2, 0)
+            torch.library.opcheck(training_ops.sparse_relu_update, arguments)
 
 
 def test_tensors_of_two_devices():
     x, words, weights, bias = given()
     message = r"is on (meta|cpu) but .* is on (cpu|meta)"
     with pytest.raises(ValueError, match=message):
-        fused.sparse_relu(*x, weights[0].to("meta"), bias[0])
-    outputs = fused.sparse_relu(*(each.to("meta") for each in (*x, weights[0], bias[0])))
+        training_ops.sparse_relu(*x, weights[0].to("meta"), bias[0])
+    outputs = training_ops.sparse_relu(*(each.to("meta") for each in (*x, weights[0], bias[0])))
     assert outputs.is_meta and outputs.shape == (9, UNITS)
-    others = (*words, *weights, *bias, 1e-3, 2, 0)
+    others = (*words, *weights, *bias, ADAM.numbers, 1e-3, 2, 0)
     with pytest.raises(ValueError, match=message):
-        fused.sparse_relu_update(outputs, outputs, *others)
+        training_ops.sparse_relu_update(outputs, outputs, *others)
 
 
 def test_arrays_that_tell_no_size():
     (values, starts, columns), _, weights, _ = given()
     for bad in ((values, starts[:0], columns, weights[0]), (values, starts, columns, values)):
         with pytest.raises(ValueError, match=r"starts must be \[batch \+ 1\] and weights \[inputs"):
-            fused.sparse_relu(*bad, None)
+            training_ops.sparse_relu(*bad, None)

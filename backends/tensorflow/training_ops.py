@@ -1,0 +1,72 @@
+"""The ops that train a layer in TensorFlow.
+
+They update variables (weights and moments) in place, as TensorFlow's own optimiser ops do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from fanin.backends.optimizer import Optimizer
+from fanin.backends.tensorflow.ops import Variables, connection_lists, on_host, ops
+from fanin.kernels import params
+
+
+def optimizer_inputs(optimizer: Optimizer, learning_rate: Any, step: Any) -> dict[str, Any]:
+    """The inputs of an op that trains. learning_rate, step: numbers or tensors."""
+    with on_host():
+        return {
+            "optimizer": tf.constant(optimizer.numbers, tf.float64),
+            # The hint keeps a Python float from being rounded to float32 on the way.
+            "learning_rate": tf.cast(
+                tf.convert_to_tensor(learning_rate, dtype_hint=tf.float64), tf.float64
+            ),
+            "step": tf.cast(step, tf.int64),
+        }
+
+
+def handles(weights: Variables, bias: Variables) -> dict[str, Any]:
+    """The variables of a layer as the inputs of an op that trains it."""
+    names = ("weights", "weights_m", "weights_v")
+    of_weights = {name: array.handle for name, array in zip(names, weights, strict=True)}
+    return {**of_weights, "bias": [array.handle for array in bias]}
+
+
+def fused_step(
+    features: Any,
+    connections: dict[str, Any],
+    weights: Variables,
+    bias: Variables,
+    positive_instances: Any,
+    positive_labels: Any,
+    loss: str,
+    optimizer: Optimizer,
+    learning_rate: Any,
+    step: Any,
+    *,
+    seed: int = 0,
+    want_grad: bool = True,
+    threads: int = 0,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One training step of an output layer; see `fanin.kernels.step`.
+
+    weights, bias: each the variables of values, m and v, updated in place (bias may be empty).
+    connections: `indices`, `starts` (but uint32), `tile_labels` as there. Returns the loss, a
+    scalar, and its gradient by the features, empty where not wanted. What is wrong raises
+    tf.errors.InvalidArgumentError.
+    """
+    value, grad = ops().fanin_fused_step(
+        features=features,
+        **connection_lists(connections),
+        **handles(weights, bias),
+        positive_instances=positive_instances,
+        positive_labels=positive_labels,
+        **optimizer_inputs(optimizer, learning_rate, step),
+        loss_kind=params.LOSSES[loss],
+        seed=seed,
+        want_grad=want_grad,
+        threads=threads,
+    )
+    return value, grad

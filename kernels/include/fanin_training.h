@@ -1,0 +1,111 @@
+/* The parameters of everything that trains: arrays with their moments, the optimiser, the loss, how
+ * labels are connected, and the steps. The rules of the interface stand in fanin.h, which includes
+ * this. */
+#ifndef FANIN_TRAINING_H
+#define FANIN_TRAINING_H
+
+#include "fanin_types.h"
+
+/* An array that is trained, with Adam's moments. All three are updated in place. Values are float32
+ * or bfloat16, and so are the moments, which share one type; a bfloat16 is rounded stochastically.
+ * A bias is float32 throughout. A layer without bias has all three absent. */
+typedef struct {
+  fanin_tensor values;
+  fanin_tensor m;
+  fanin_tensor v;
+} fanin_trained;
+
+/* One step of Adam as Keras defines it: w -= learning_rate sqrt(1 - beta2^step) / (1 - beta1^step)
+ * * m / (sqrt(v) + epsilon).
+ *
+ * Weights, but not biases, may be held small in two ways, both of which read w as it is before the
+ * step. l2 adds to the gradient, before it reaches any moment: gradient += l2 * w. weight_decay is
+ * decoupled from the gradient, beside the step: w -= learning_rate * weight_decay * w (AdamW;
+ * Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019). Of weights that read
+ * sparse features both reach the rows of the words in the batch alone. */
+typedef struct {
+  double learning_rate;
+  double beta1;
+  double beta2;
+  double epsilon;
+  double weight_decay; /* at least 0 */
+  double l2;           /* at least 0 */
+  int64_t step;        /* counts from 1 */
+  uint64_t seed;       /* the seed of stochastic rounding */
+} fanin_optimizer;
+
+typedef enum { FANIN_SQUARED_HINGE = 1, FANIN_BINARY_CROSS_ENTROPY = 2 } fanin_loss;
+
+/* How labels are connected to inputs. There are four kinds:
+ *   dense         indices, starts and tile_labels are absent; weights are [labels, inputs]
+ *   fixed fan-in  indices are [labels, fan_in] uint16 or uint32; weights are [labels, fan_in]
+ *   sorted        a fixed fan-in with tile_labels [labels, fan_in] uint16. The labels are divided
+ *                 into tiles of fanin_sorted_labels labels (the last may be smaller). All
+ *                 connections of a tile stand together in the order of their source, and
+ *                 tile_labels holds the label of each, counted within its tile. This kind is for
+ *                 features that do not fit a core's cache.
+ *   unstructured  starts are [labels + 1] int32 and ascend; indices are [connections] and weights
+ *                 [connections]; those of label l stand at starts[l] to starts[l + 1] - 1 */
+typedef struct {
+  fanin_tensor indices;
+  fanin_tensor starts;
+  fanin_tensor tile_labels;
+} fanin_connections;
+
+/* One training step of an output layer: scores, loss (the mean over labels, then over the batch),
+ * all gradients and the optimiser. The step never holds all scores, nor all gradients of weights.
+ */
+typedef struct {
+  fanin_tensor features; /* [batch, inputs] float32 */
+  fanin_connections connections;
+  fanin_trained weights;
+  fanin_trained bias;              /* [labels], or absent */
+  fanin_tensor positive_instances; /* [positives] int32; each is an instance of the batch */
+  fanin_tensor positive_labels;    /* [positives] int64; the label of each positive */
+  fanin_tensor loss;               /* [1] float32; written */
+  fanin_tensor grad_features;      /* [batch, inputs] float32, or absent; written as a whole */
+  fanin_optimizer optimizer;
+  int32_t loss_kind; /* fanin_loss */
+  fanin_resources resources;
+} fanin_step_params;
+
+/* The backward pass of a dense layer, and the optimiser. */
+typedef struct {
+  fanin_tensor grad_outputs; /* [batch, units] float32 */
+  fanin_tensor outputs;      /* what the forward pass with relu gave; absent without relu */
+  fanin_tensor features;
+  fanin_trained weights;
+  fanin_trained bias;
+  fanin_tensor grad_features; /* or absent */
+  fanin_optimizer optimizer;
+  fanin_resources resources;
+} fanin_dense_update_params;
+
+/* The backward pass of that layer, with Adam on the rows of the words in the batch alone: weights
+ * and moments of all other rows stay as they are. The bias is updated as a whole.
+ * The features are in the order of their words: those of words[i] are the values from
+ * word_starts[i] to word_starts[i + 1] - 1, each with its instance; a word's gradient is the sum
+ * over them, in that order, of value * the instance's grad_outputs. The result does not depend on
+ * the number of threads.
+ *
+ * Moments have the shape of the weights. Or there is one number for each row: then weights.m is
+ * absent and weights.v is [inputs] float32, the running mean of the gradient's mean square over the
+ * row: v += (1 - beta2) * (mean(gradient^2) - v), w -= learning_rate sqrt(1 - beta2^step) *
+ * gradient / (sqrt(v) + epsilon).
+ *
+ * On a CPU nothing has been updated where anything is wrong. On a GPU a word that is out of range
+ * or does not ascend is left out, and one with a start or instance out of range has NaN weights. */
+typedef struct {
+  fanin_tensor grad_outputs; /* [batch, units] float32 */
+  fanin_tensor outputs;      /* what the forward pass with relu gave; absent without relu */
+  fanin_tensor words;        /* [words] int32; each below inputs; they ascend strictly */
+  fanin_tensor word_starts;  /* [words + 1] int64; ascends from 0 or more to at most `stored` */
+  fanin_tensor instances;    /* [stored] int32; each is an instance of the batch */
+  fanin_tensor values;       /* [stored] float32 */
+  fanin_trained weights;     /* [inputs, units] */
+  fanin_trained bias;        /* [units], or absent */
+  fanin_optimizer optimizer;
+  fanin_resources resources;
+} fanin_sparse_update_params;
+
+#endif
