@@ -15,6 +15,7 @@ from fanin.backends.dictionary import dictionary_bytes
 from fanin.backends.first_layer import FirstLayer
 from fanin.backends.gradients import rewiring_bytes
 from fanin.backends.interface import FLOAT32, Execution, Storage, evaluation_block
+from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.recipes import Recipe
 from fanin.backends.registry import BACKENDS, MemoryModel
 from fanin.backends.setup import FixedFanIn, LayerSetup
@@ -111,6 +112,7 @@ class TrainingOptions:
 
     execution: Execution
     storage: Storage = FLOAT32
+    optimizer: Optimizer = ADAM
     batch: int = 32
     threads: int = 1
     words: float | None = None
@@ -123,7 +125,8 @@ def estimate(
     """What training a model in this way needs in this backend on a CPU: the one of that name, or
     this machine's."""
     memory = BACKENDS[backend].memory
-    first = FirstLayer.of(setup, options.batch, options.storage.row_moments, options.words)
+    storage, kept = options.storage, len(options.optimizer.keeps)
+    first = FirstLayer.of(setup, options.batch, storage.row_moments, options.words, kept)
     if options.execution == "fused":
         expected = _fused(setup, first, memory, options, cpu)
         weight = _BYTES[options.storage.weights]
@@ -189,6 +192,7 @@ def _fused(
     cpu: str | None,
 ) -> Estimate:
     weight, moment = _BYTES[options.storage.weights], _BYTES[options.storage.moments]
+    kept = len(options.optimizer.keeps)
     inner, connections = first.weights, setup.count("output.weights")
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
@@ -217,13 +221,13 @@ def _fused(
 
     # A dense layer's weights on their way into the framework; the moments are made after that.
     dense = connections if kind.operations == "dense" else 0
-    moments = (first.moments + 2 * connections) * moment + 4 * first.row_moments
+    moments = (first.moments + kept * connections) * moment + 4 * first.row_moments
     building = memory.dense_copies * 4 * max(inner, dense) - moments
     if setup.sparse_features:
         building = memory.dense_copies * 4 * dense - moments
 
-    moved = first.touched * 3 * weight + connections * (2 * weight + 4 * moment) + sources
-    moved += 0 if first.row_moments else first.touched * 4 * moment
+    moved = first.touched * 3 * weight + connections * (2 * weight + 2 * kept * moment) + sources
+    moved += 0 if first.row_moments else first.touched * 2 * kept * moment
     if is_sorted:
         # Connections pass by twice, for the scores and for the gradients; once more each, where
         # lanes are worked on by halves, but then they come from a cache.
@@ -234,11 +238,11 @@ def _fused(
         + sources
         + sorting
         + kind.starts_bytes(inputs, labels),
-        optimizer_bytes=moments + 2 * biases * 4,
+        optimizer_bytes=moments + kept * biases * 4,
         gradient_bytes=0,
         # The allocators keep what a step took while others predict.
         temporary_bytes=max(step + max(predict, copied), building),
-        overhead_bytes=_overhead(memory, 4 * (inner + first.moments + 3 * connections)),
+        overhead_bytes=_overhead(memory, 4 * (inner + first.moments + (1 + kept) * connections)),
         moved_bytes=moved,
         flops=_flops(setup, first, options),
     )
@@ -261,7 +265,8 @@ def _autograd(
         structure += memory.sparse_starts_bytes * (labels + 1)
     others = 4 * (connections + biases)  # than the weights of the first layer
     trained = 4 * first.weights + others
-    moments = 4 * (first.moments + first.row_moments) + 2 * others
+    kept = len(options.optimizer.keeps)
+    moments = 4 * (first.moments + first.row_moments) + kept * others
     # Of sparse features the gradient of these weights has the rows that occur, and goes.
     gradients = others if setup.sparse_features else trained
     scores = options.batch * labels * 4
@@ -280,6 +285,7 @@ def _autograd(
         gradient_bytes=gradients,
         temporary_bytes=round(temporary) + (2 + options.threads) * lanes,
         overhead_bytes=_overhead(memory, trained + moments) + memory.library_bytes(setup),
-        moved_bytes=9 * (4 * first.touched + others) + structure + 8 * scores,
+        # Weights, gradients and moments, each read and written, and weights once more.
+        moved_bytes=(5 + 2 * kept) * (4 * first.touched + others) + structure + 8 * scores,
         flops=_flops(setup, first, options),
     )

@@ -34,17 +34,18 @@ class FirstLayer:
 
     @classmethod
     def of(
-        cls, setup: LayerSetup, batch: int, row_moments: bool, words: float | None
+        cls, setup: LayerSetup, batch: int, row_moments: bool, words: float | None, kept: int
     ) -> FirstLayer:
-        """batch: instances of a step; words: of sparse features, how many an instance has."""
+        """batch: instances of a step; words: of sparse features, how many an instance has; kept:
+        how many moments the optimiser keeps for each weight."""
         weights, units = setup.count("intermediate.weights"), setup.intermediate or 0
         if not setup.sparse_features:
-            return cls(weights, 2 * weights, touched=weights, products=weights)
+            return cls(weights, kept * weights, touched=weights, products=weights)
         # A word that several instances have counts several times: their number is not known.
         gathered = math.ceil(batch * (words or 0) * units)
         return cls(
             weights,
-            moments=0 if row_moments else 2 * weights,
+            moments=0 if row_moments else kept * weights,
             row_moments=setup.inputs if row_moments else 0,
             touched=min(weights, gathered),
             # Two of the three products of a dense layer: features have no gradient.

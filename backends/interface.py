@@ -24,13 +24,13 @@ StoredType = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Storage:
-    """How weights and Adam's moments are stored; bfloat16 is rounded stochastically and needs the
+    """How weights and moments are stored; bfloat16 is rounded stochastically and needs the
     fused execution. Biases are float32 always.
 
-    row_moments: whether `intermediate.weights` of a model of sparse features have one number for
-    each word in place of Adam's two arrays: `v` [inputs], float32, and no `m`. The squared gradient
-    is averaged over the word's row; v is the running mean of these averages. (Adafactor's row sums
-    and FBGEMM's row-wise Adagrad are relatives.)"""
+    row_moments: with Adam, whether `intermediate.weights` of a model of sparse features have one
+    number for each word in place of its two arrays: `v` [inputs], float32, and no `m`. The squared
+    gradient is averaged over the word's row; v is the running mean of these averages. (Adafactor's
+    row sums and FBGEMM's row-wise Adagrad are relatives.)"""
 
     weights: StoredType = "float32"
     moments: StoredType = "float32"

@@ -13,7 +13,7 @@ from typing import get_args
 import numpy as np
 
 from fanin.backends.interface import FLOAT32, Execution, Storage
-from fanin.backends.optimizer import ADAM, Optimizer
+from fanin.backends.optimizer import ADAM, Optimizer, check_row_moments
 from fanin.backends.setup import LayerSetup
 from fanin.backends.trainer import Trainer
 
@@ -161,6 +161,8 @@ def make_trainer(
             "row moments need sparse features: leave row_moments out, or make the LayerSetup "
             "with sparse_features=True"
         )
+    if storage.row_moments:
+        check_row_moments(optimizer)
     if execution not in get_args(Execution):
         raise ValueError(f"execution must be autograd or fused, got {execution!r}")
     if backend not in BACKENDS:

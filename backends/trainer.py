@@ -34,6 +34,7 @@ from fanin.backends.interface import (
     Storage,
     TrainingBatch,
 )
+from fanin.backends.optimizer import Optimizer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import known_sparse, refuse_sparse
 
@@ -42,8 +43,9 @@ _STEPS_BETWEEN_LOOKS = 100
 
 @dataclass
 class Trained:
-    """An array with Adam's moments, as the device holds them; with row moments m is None, and v
-    has one number for each row (`Storage.row_moments`)."""
+    """An array with its moments, as the device holds them; those that the optimiser does not keep
+    are None. With row moments m is None, and v has one number for each row
+    (`Storage.row_moments`)."""
 
     values: DeviceArray
     m: DeviceArray
@@ -67,6 +69,7 @@ class Executor(ABC):
     """
 
     device: Device
+    optimizer: Optimizer
     # Whether the connections are sorted: outside `in_label_order`, in another order than outside.
     is_sorted = False
 
@@ -126,6 +129,7 @@ class Trainer:
         self.device = executor.device
         self._executor = executor
         self._storage = storage
+        self._optimizer = executor.optimizer
         self._steps = 0
         features: dict[str, np.ndarray] = {}
         values: dict[str, DeviceArray] = {}
@@ -155,7 +159,8 @@ class Trainer:
         if self._storage.row_moments and name in self.setup.lazily_trained:
             return Trained(values, None, self.device.zeros(shape[:1], "float32"))
         dtype = self._dtype(name, moments=True)
-        return Trained(values, self.device.zeros(shape, dtype), self.device.zeros(shape, dtype))
+        kept = {moment: self.device.zeros(shape, dtype) for moment in self._optimizer.keeps}
+        return Trained(values, kept.get("m"), kept.get("v"))
 
     def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
         return array.T if self._executor.is_transposed(name) else array
@@ -208,13 +213,14 @@ class Trainer:
     def _moments(self) -> Iterator[tuple[str, str, DeviceArray]]:
         """Name of the array, name of its moment, the moment."""
         for name, trained in self._trained.items():
-            if trained.m is not None:
-                yield name, f"{name}.m", trained.m
-            yield name, f"{name}.v", trained.v
+            for moment, array in (("m", trained.m), ("v", trained.v)):
+                if array is not None:
+                    yield name, f"{name}.{moment}", array
 
     def optimizer_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Adam's state: `<name>.m` and `<name>.v` for each trained array (with row moments
-        `<name>.v` alone), and `steps`, an int64 scalar; as `arrays`, one after the other."""
+        """The optimiser's state: `<name>.m` and `<name>.v` for each trained array, as far as it
+        keeps them (with row moments `<name>.v` alone), and `steps`, an int64 scalar; as `arrays`,
+        one after the other."""
         with self._executor.in_label_order():
             for name, key, moment in self._moments():
                 yield key, self._read(name, moment)
@@ -279,7 +285,7 @@ class Trainer:
 
     def rewire(self, fraction: float, seed: int) -> int:
         """Choose connections as `fanin.backends.arrays.plan_rewiring` does and give them new
-        sources; how many they are. Weights keep their value; their Adam moments become 0.
+        sources; how many they are. Weights keep their value; their moments become 0.
         ValueError for a layer whose connections cannot be rewired, here and in `apply_rewiring`."""
         self.setup.check_rewired()
         with self._executor.in_label_order():
@@ -316,6 +322,8 @@ class Trainer:
             sources = _changed(self._executor.connections(source_array), rewiring, rewiring.sources)
             self._executor.set_connections(source_array, sources)
             for moment in (weights.m, weights.v):
+                if moment is None:
+                    continue
                 self.device.write(moment, _changed(self.device.read(moment), rewiring, 0))
             if rewiring.weight is not None:
                 values = _changed(self.device.read(weights.values), rewiring, rewiring.weight)

@@ -105,23 +105,25 @@ def fan_in_linear_backward(
 
 @dataclass(frozen=True)
 class Trained:
-    """An array that is trained, with Adam's first and second moment. All are updated in place.
+    """An array that is trained, with the moments that its optimiser keeps: Adam m and v, momentum
+    m, plain gradient descent none. All are updated in place.
 
     values is float32 or bfloat16 (ml_dtypes); m and v too, both of one type; all have one shape.
-    `sparse_update` also takes None for m, with one number a row for v.
+    `sparse_update` with Adam also takes None for m, with one number a row for v.
     """
 
     values: np.ndarray
-    m: np.ndarray | None
-    v: np.ndarray
+    m: np.ndarray | None = None
+    v: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class OptimizerStep:
-    """One step of Adam as Keras has it, epsilon added before the bias correction:
-    w -= learning_rate sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(v) + epsilon)
-    (Kingma & Ba, 2015, end of section 2). step counts from 1. seed is that of the stochastic
-    rounding of bfloat16 arrays, which differs from step to step.
+    """One step of an optimiser. kind "adam": Adam as Keras has it, epsilon added before the bias
+    correction: w -= learning_rate sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(v) + epsilon)
+    (Kingma & Ba, 2015, end of section 2). "sgd": w -= learning_rate * gradient. "momentum": m =
+    momentum * m + gradient, w -= learning_rate * m. step counts from 1. seed is that of the
+    stochastic rounding of bfloat16 arrays, which differs from step to step.
 
     Of weights, not of biases: l2 adds l2 * w to the gradient, before it reaches the moments;
     weight_decay takes learning_rate * weight_decay * w away beside the step (AdamW; Loshchilov &
@@ -136,12 +138,20 @@ class OptimizerStep:
     seed: int = 0
     weight_decay: float = 0.0
     l2: float = 0.0
+    kind: str = "adam"
+    momentum: float = 0.9
 
     def params(self) -> params.Optimizer:
-        """The struct of the C interface. ValueError for a step that does not fit its 64 bits."""
+        """The struct of the C interface. ValueError for a step that does not fit its 64 bits, and
+        for another kind."""
         if not -(2**63) <= self.step < 2**63:
             raise ValueError(f"step counts from 1, below 2^63, got {self.step}")
+        if self.kind not in params.OPTIMIZERS:
+            kinds = ", ".join(params.OPTIMIZERS)
+            raise ValueError(f"unknown optimizer {self.kind!r}; there are {kinds}")
         return params.Optimizer(
+            kind=params.OPTIMIZERS[self.kind],
+            momentum=self.momentum,
             learning_rate=self.learning_rate,
             beta1=self.beta1,
             beta2=self.beta2,

@@ -15,6 +15,7 @@ MAX_RANK = 4
 Sizes = ctypes.c_int64 * MAX_RANK
 
 LOSSES = {"squared_hinge": 1, "bce": 2}  # fanin_loss
+OPTIMIZERS = {"adam": 1, "sgd": 2, "momentum": 3}  # fanin_optimizer_kind
 
 
 class Tensor(ctypes.Structure):
@@ -43,23 +44,26 @@ class Resources(ctypes.Structure):
 
 
 class Trained(ctypes.Structure):
-    """`fanin_trained`: an array with Adam's moments."""
+    """`fanin_trained`: an array with the moments that the optimiser keeps."""
 
     _fields_ = (("values", Tensor), ("m", Tensor), ("v", Tensor))
 
 
 class Optimizer(ctypes.Structure):
-    """`fanin_optimizer`: step counts from 1; seed is that of stochastic rounding."""
+    """`fanin_optimizer`: step counts from 1; seed is that of stochastic rounding; kind is one of
+    `OPTIMIZERS`."""
 
     _fields_ = (
         ("learning_rate", ctypes.c_double),
         ("beta1", ctypes.c_double),
         ("beta2", ctypes.c_double),
         ("epsilon", ctypes.c_double),
+        ("momentum", ctypes.c_double),
         ("weight_decay", ctypes.c_double),
         ("l2", ctypes.c_double),
         ("step", ctypes.c_int64),
         ("seed", ctypes.c_uint64),
+        ("kind", ctypes.c_int32),
     )
 
 

@@ -104,8 +104,8 @@ def sparse_update(
     they are.
 
     grad_outputs [batch, units] float32; outputs: what the forward pass with relu returned, or None
-    without relu; features: the batch `by_words`. weights [inputs, units]; without `weights.m`,
-    `weights.v` is [inputs] float32 and has one moment for each row: v += (1 - beta2)
+    without relu; features: the batch `by_words`. weights [inputs, units]; with Adam and without
+    `weights.m`, `weights.v` is [inputs] float32 and has one moment for each row: v += (1 - beta2)
     (mean(gradient^2) - v), w -= learning_rate sqrt(1 - beta2^step) gradient / (sqrt(v) + epsilon).
     Raises ValueError, which names what is wrong; nothing has been updated then.
     """

@@ -31,6 +31,7 @@ from fanin.backends.estimator.settings import Settings
 from fanin.backends.estimator.targets import Targets, known_targets
 from fanin.backends.interface import Execution, StoredType
 from fanin.backends.metrics import precision_at
+from fanin.backends.optimizer import OptimizerKind
 from fanin.backends.recipes import Recipe, RecipeName, Schedule
 from fanin.backends.setup import Loss
 from fanin.backends.trainer import Trainer
@@ -56,8 +57,10 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     recipe : "best", "paper", or a `fanin.backends.recipes.Recipe`: how the model is wired, started
         and trained.
     loss, learning_rate, schedule, epochs : in place of what the recipe says, where given.
-    weight_decay : share of the weights, times the learning rate, that each step takes away beside
-        Adam (AdamW); of biases none.
+    optimizer : "adam", "sgd", which keeps nothing beside the weights, or "momentum" (of 0.9), which
+        keeps one number for each. Losses are means over the labels, so the last two need a
+        learning_rate of the order of their number. weight_decay : share of the weights, times the
+        learning rate, that each step takes away besides (AdamW); of biases none.
     batch_size : instances of a step. dropout : share of the features that a step leaves out.
     weights_dtype, moments_dtype : "float32", or "bfloat16" (execution "fused" only). moments : with
         sparse X, "row" keeps one moment for all weights of an input instead of two for each.
@@ -95,6 +98,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         recipe: RecipeName | Recipe = "best",
         loss: Loss | None = None,
         learning_rate: float | None = None,
+        optimizer: OptimizerKind = "adam",
         weight_decay: float = 0.0,
         schedule: Schedule | None = None,
         epochs: int | None = None,
@@ -117,6 +121,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         self.recipe = recipe
         self.loss = loss
         self.learning_rate = learning_rate
+        self.optimizer = optimizer
         self.weight_decay = weight_decay
         self.schedule = schedule
         self.epochs = epochs

@@ -151,6 +151,7 @@ def _estimate(
     options = TrainingOptions(
         settings.execution,
         settings.storage,
+        settings.optimizer_values,
         settings.batch_size,
         settings.cpu_threads,
         words,

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from fanin.backends import checks
 from fanin.backends.interface import DEVICES, Execution, Storage, StoredType
-from fanin.backends.optimizer import Optimizer
+from fanin.backends.optimizer import Optimizer, OptimizerKind, check_row_moments
 from fanin.backends.recipes import Recipe, RecipeName, Schedule, recipe_of
 from fanin.backends.registry import BACKENDS
 from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup, Loss
@@ -33,6 +33,7 @@ class Settings:
     recipe: RecipeName | Recipe = "best"
     loss: Loss | None = None
     learning_rate: float | None = None
+    optimizer: OptimizerKind = "adam"
     weight_decay: float = 0.0
     schedule: Schedule | None = None
     epochs: int | None = None
@@ -59,6 +60,7 @@ class Settings:
             _one_of("loss", self.loss, get_args(Loss))
         if self.learning_rate is not None:
             checks.learning_rate(self.learning_rate)
+        _one_of("optimizer", self.optimizer, get_args(OptimizerKind))
         checks.not_negative("weight_decay", self.weight_decay)
         if self.schedule is not None:
             _one_of("schedule", self.schedule, get_args(Schedule))
@@ -69,6 +71,8 @@ class Settings:
         for name in ("weights_dtype", "moments_dtype"):
             _one_of(name, getattr(self, name), get_args(StoredType))
         _one_of("moments", self.moments, ("full", "row"))
+        if self.storage.row_moments:
+            check_row_moments(self.optimizer_values)
         _one_of("execution", self.execution, get_args(Execution))
         _one_of("backend", self.backend, ("auto", *BACKENDS))
         _one_of("device", self.device, DEVICES)
@@ -101,7 +105,7 @@ class Settings:
     @property
     def optimizer_values(self) -> Optimizer:
         """How a gradient changes the weights."""
-        return Optimizer(self.weight_decay)
+        return Optimizer(self.optimizer, self.weight_decay)
 
     @property
     def cpu_threads(self) -> int:
@@ -154,6 +158,7 @@ class Settings:
             "weights_dtype": (self.weights_dtype, "float32"),
             "moments_dtype": (self.moments_dtype, "float32"),
             "moments": (self.moments, "full"),
+            "optimizer": (self.optimizer, "adam"),
             "weight_decay": (self.weight_decay, 0.0),
             "execution": (self.execution, "fused"),
         }

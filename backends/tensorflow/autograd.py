@@ -124,12 +124,14 @@ class TensorFlowAutograd(AutogradExecutor):
         return self.device.number(self._step_function(features, *positives, step_sizes))
 
     def _step_sizes(self, learning_rate: float, step: int) -> tf.Tensor:
-        """Adam's learning rate with the bias corrections of m and v, and with that of v alone; and
-        the share of the weights that decays. They need more digits than float32 has, for the betas
-        that the op sees: 1 - float32(0.999) is 1.3e-5 (relative) off 0.001."""
+        """The learning rate, of Adam with the bias corrections of m and v, and with that of v
+        alone; and the share of the weights that decays. They need more digits than float32 has, for
+        the betas that the op sees: 1 - float32(0.999) is 1.3e-5 (relative) off 0.001."""
         beta1, beta2 = _BETAS
-        size = learning_rate * math.sqrt(1 - beta2**step)
         decay = learning_rate * self.optimizer.weight_decay
+        if self.optimizer.kind != "adam":
+            return tf.constant([learning_rate, learning_rate, decay], tf.float32)
+        size = learning_rate * math.sqrt(1 - beta2**step)
         return tf.constant([size / (1 - beta1**step), size, decay], tf.float32)
 
     def _step(
@@ -161,9 +163,9 @@ class TensorFlowAutograd(AutogradExecutor):
                     if self.optimizer.weight_decay and is_decayed(name):
                         _decay(each.values, gradient, step_sizes[2])
                     if isinstance(gradient, tf.IndexedSlices):
-                        _update_lazily(each, gradient, step_sizes)
+                        _update_lazily(each, self.optimizer, gradient, step_sizes)
                     else:
-                        _apply_adam(each, gradient, step_sizes[0])
+                        _apply(each, self.optimizer, gradient, step_sizes[0])
             return loss
 
     def forward(self, features: tf.Tensor, weights: tf.Variable, bias: tf.Variable) -> tf.Tensor:
@@ -228,8 +230,11 @@ def _decay(weights: tf.Variable, gradient: tf.Tensor | tf.IndexedSlices, share: 
         weights.assign_sub(share * weights)
 
 
-def _update_lazily(trained: Trained, gradient: tf.IndexedSlices, step_sizes: tf.Tensor) -> None:
-    """Adam on the rows in the gradient; all other rows, and their moments, stay as they are."""
+def _update_lazily(
+    trained: Trained, optimizer: Optimizer, gradient: tf.IndexedSlices, step_sizes: tf.Tensor
+) -> None:
+    """The optimiser on the rows in the gradient; all other rows, and their moments, stay as they
+    are."""
     beta1, beta2 = _BETAS
     words, change = gradient.indices, gradient.values
 
@@ -240,17 +245,41 @@ def _update_lazily(trained: Trained, gradient: tf.IndexedSlices, step_sizes: tf.
         moment.scatter_update(tf.IndexedSlices(rows, words))
         return rows
 
-    if trained.m is None:
-        v = moved(trained.v, tf.reduce_mean(tf.square(change), 1), beta2)[:, None]
-    else:
-        v = moved(trained.v, tf.square(change), beta2)
-        change = moved(trained.m, change, beta1)
     size = step_sizes[1 if trained.m is None else 0]
-    change *= size / (tf.sqrt(v) + ADAM_EPSILON)
+    if optimizer.kind == "sgd":
+        change *= size
+    elif optimizer.kind == "momentum":
+        rows = optimizer.momentum * tf.gather(trained.m, words) + change
+        trained.m.scatter_update(tf.IndexedSlices(rows, words))
+        change = size * rows
+    else:
+        if trained.m is None:
+            v = moved(trained.v, tf.reduce_mean(tf.square(change), 1), beta2)[:, None]
+        else:
+            v = moved(trained.v, tf.square(change), beta2)
+            change = moved(trained.m, change, beta1)
+        change *= size / (tf.sqrt(v) + ADAM_EPSILON)
     trained.values.scatter_sub(tf.IndexedSlices(change, words))
 
 
-def _apply_adam(trained: Trained, gradient: tf.Tensor, step_size: tf.Tensor) -> None:
+def _apply(
+    trained: Trained, optimizer: Optimizer, gradient: tf.Tensor, step_size: tf.Tensor
+) -> None:
+    if optimizer.kind == "sgd":
+        tf.raw_ops.ResourceApplyGradientDescent(
+            var=trained.values.handle, alpha=step_size, delta=gradient
+        )
+        return
+    if optimizer.kind == "momentum":
+        # In place: m = momentum m + g; w -= lr m.
+        tf.raw_ops.ResourceApplyMomentum(
+            var=trained.values.handle,
+            accum=trained.m.handle,
+            lr=step_size,
+            grad=gradient,
+            momentum=optimizer.momentum,
+        )
+        return
     # In place: m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v);
     # w -= lr sqrt(1 - beta2_power) / (1 - beta1_power) m / (sqrt(v) + epsilon).
     tf.raw_ops.ResourceApplyAdam(

@@ -11,8 +11,8 @@ from fanin.backends.optimizer import Optimizer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance
 from fanin.backends.tensorflow.device import TensorFlowDevice
-from fanin.backends.tensorflow.ops import Variables, ops, rewire, top_k
-from fanin.backends.tensorflow.training_ops import fused_step, handles, optimizer_inputs
+from fanin.backends.tensorflow.ops import Variables, handles, ops, rewire, top_k
+from fanin.backends.tensorflow.training_ops import fused_step, layer_inputs, optimizer_inputs
 from fanin.backends.trainer import Trained
 from fanin.kernels import Words
 
@@ -49,7 +49,7 @@ class TensorFlowFused(FusedExecutor):
                 grad_outputs=grad,
                 outputs=outputs,
                 features=features,
-                **handles(_state(layer.weights), _state(layer.bias)),
+                **layer_inputs(_state(layer.weights), _state(layer.bias)),
                 **optimizer_inputs(self.optimizer, learning_rate, step),
                 seed=_INTERMEDIATE_SEED,
                 want_grad=False,
@@ -75,16 +75,12 @@ class TensorFlowFused(FusedExecutor):
         learning_rate: float,
         step: int,
     ) -> None:
-        weights, bias = layer.weights, _state(layer.bias)
         with self.device.scope():
             ops().fanin_sparse_relu_update(
                 grad_outputs=grad,
                 outputs=outputs,
                 **features._asdict(),
-                weights=weights.values.handle,
-                weights_m=[] if weights.m is None else [weights.m.handle],
-                weights_v=weights.v.handle,
-                bias=[array.handle for array in bias],
+                **layer_inputs(_state(layer.weights), _state(layer.bias)),
                 **optimizer_inputs(self.optimizer, learning_rate, step),
                 seed=_INTERMEDIATE_SEED,
                 threads=self.device.threads,
@@ -125,14 +121,11 @@ class TensorFlowFused(FusedExecutor):
 
     def sort(self, undo: bool) -> None:
         assert self.slots is not None
-        values, m, v = (array.handle for array in _state(self.output.weights))
         ops().fanin_sort_connections(
             indices=self.connection_arrays["indices"].handle,
             tile_labels=self.connection_arrays["tile_labels"].handle,
             slots=self.slots.handle,
-            weights=values,
-            weights_m=m,
-            weights_v=v,
+            **handles("weights", _state(self.output.weights)),
             inputs=tf.constant(self.setup.output_inputs, tf.int64),
             undo=undo,
             threads=self.device.threads,

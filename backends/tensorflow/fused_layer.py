@@ -14,7 +14,7 @@ import tensorflow as tf
 from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed
 from fanin.backends.moments import Resets
-from fanin.backends.optimizer import Optimizer
+from fanin.backends.optimizer import Optimizer, OptimizerKind
 from fanin.backends.recipes import RecipeName
 from fanin.backends.setup import Loss, index_dtype
 from fanin.backends.tensorflow.connected import Connected
@@ -23,6 +23,10 @@ from fanin.backends.tensorflow.losses import LOSSES, known_positives
 from fanin.backends.tensorflow.ops import Variables, on_host, rewire, top_k
 from fanin.backends.tensorflow.training_ops import fused_step
 from fanin.kernels import params
+
+
+def _values(*arrays: keras.Variable | None) -> Variables:
+    return [None if array is None else array.value for array in arrays]
 
 
 def _once_differentiable(x: tf.Tensor, grad: tf.Tensor, grad_loss: tf.Tensor) -> tf.Tensor:
@@ -59,15 +63,16 @@ class FusedFanIn(Connected):
     them in the atoms of a dictionary, which labels read then; `start_from` fills the variables of
     both, `feature_scale` and `feature_dictionary` [inputs, atoms]. loss:
     "squared_hinge" or "bce", the mean over labels, then over the batch; None is the recipe's, as
-    for the learning rate. weight_decay, l2: what holds weights small, see
+    for the learning rate. optimizer: "adam", "sgd", which has no moments, or "momentum",
+    which has m alone; they, momentum, weight_decay and l2 are those of
     `fanin.backends.optimizer.Optimizer`. kernel_dtype, moments_dtype: "float32" or "bfloat16", the
     latter rounded stochastically. seed: of indices and initial kernel, None for Keras' global seed.
     On a GPU nothing waits for the device but what rewires. Raises ValueError for values that make
     no layer.
     """
 
-    own_moments = ("kernel_m", "kernel_v")
-    own_progress = ("bias_m", "bias_v", "steps")
+    # Moments that the optimizer does not keep.
+    kernel_m = kernel_v = bias_m = bias_v = None
 
     def __init__(
         self,
@@ -77,6 +82,8 @@ class FusedFanIn(Connected):
         recipe: RecipeName = "paper",
         loss: Loss | None = None,
         learning_rate: float | None = None,
+        optimizer: OptimizerKind = "adam",
+        momentum: float = 0.9,
         weight_decay: float = 0.0,
         l2: float = 0.0,
         kernel_dtype: str = "float32",
@@ -98,7 +105,9 @@ class FusedFanIn(Connected):
             if dtype not in ("float32", "bfloat16"):
                 raise ValueError(f"{name} must be float32 or bfloat16, got {dtype!r}")
         self.loss: Loss = loss
-        self.optimizer = Optimizer(weight_decay, l2)
+        self.optimizer = Optimizer(optimizer, weight_decay, l2, momentum)
+        self.own_moments = tuple(f"kernel_{moment}" for moment in self.optimizer.keeps)
+        self.own_progress = (*(f"bias_{moment}" for moment in self.optimizer.keeps), "steps")
         self.initial_learning_rate = checks.learning_rate(learning_rate)
         self.kernel_dtype = kernel_dtype
         self.moments_dtype = moments_dtype
@@ -139,11 +148,11 @@ class FusedFanIn(Connected):
             lambda shape, dtype: tf.cast(rng.uniform(-limit, limit, shape), dtype),
             connections,
         )
-        self.kernel_m = add("kernel_m", self.moments_dtype, "zeros", connections)
-        self.kernel_v = add("kernel_v", self.moments_dtype, "zeros", connections)
+        for name in self.own_moments:
+            setattr(self, name, add(name, self.moments_dtype, "zeros", connections))
         self.bias = add("bias", "float32", "zeros", labels)
-        self.bias_m = add("bias_m", "float32", "zeros", labels)
-        self.bias_v = add("bias_v", "float32", "zeros", labels)
+        for name in self.own_progress[:-1]:
+            setattr(self, name, add(name, "float32", "zeros", labels))
         rate = keras.initializers.Constant(self.initial_learning_rate)
         with on_host():
             self.steps = add("steps", "int64", "zeros", ())
@@ -176,7 +185,7 @@ class FusedFanIn(Connected):
         return self._scores(inputs)
 
     def _weights(self) -> Variables:
-        return [array.value for array in (self.kernel, self.kernel_m, self.kernel_v)]
+        return _values(self.kernel, self.kernel_m, self.kernel_v)
 
     def _features(self, inputs: Any) -> tf.Tensor:
         """Inputs [batch, inputs] in float32, ValueError for another width than the layer's; builds
@@ -203,7 +212,7 @@ class FusedFanIn(Connected):
         positives = known_positives(
             positive_instances, positive_labels, features.shape[0], self.labels
         )
-        bias = [array.value for array in (self.bias, self.bias_m, self.bias_v)]
+        bias = _values(self.bias, self.bias_m, self.bias_v)
         with on_host():
             step = self.steps.value + 1
 
@@ -288,7 +297,7 @@ class FusedFanIn(Connected):
         others.
         """
         self._check_built("rewire")
-        resets: Resets = [(self.kernel_m, 0.0), (self.kernel_v, 0.0)]
+        resets: Resets = [(getattr(self, name), 0.0) for name in self.own_moments]
         return self._rewire_towards_gradients(features, labels, fraction, rng, self.loss, resets)
 
     def get_config(self) -> dict[str, Any]:
@@ -299,6 +308,8 @@ class FusedFanIn(Connected):
             "recipe": self.recipe,
             "loss": self.loss,
             "learning_rate": self.initial_learning_rate,
+            "optimizer": self.optimizer.kind,
+            "momentum": self.optimizer.momentum,
             "weight_decay": self.optimizer.weight_decay,
             "l2": self.optimizer.l2,
             "kernel_dtype": self.kernel_dtype,

@@ -12,7 +12,8 @@ import tensorflow as tf
 from fanin.backends.tensorflow.native.build import compiled_ops
 from fanin.kernels import library
 
-Variables = Sequence[tf.Variable]
+# An array and its moments m and v, None for those that there are not.
+Variables = Sequence[tf.Variable | None]
 
 
 @functools.cache
@@ -38,6 +39,17 @@ def on_host() -> Any:
 def connection_lists(connections: dict[str, Any]) -> dict[str, Any]:
     names = ("indices", "starts", "tile_labels")
     return {name: [connections[name]] if name in connections else [] for name in names}
+
+
+def handles(name: str, variables: Variables) -> dict[str, Any]:
+    """The inputs of an op that changes an array of this name with its moments."""
+    values, *moments = variables
+    lists = {
+        f"{name}_{moment}": [] if array is None else [array.handle]
+        for moment, array in zip("mv", moments, strict=True)
+    }
+    assert values is not None
+    return {name: values.handle, **lists}
 
 
 def top_k(
@@ -75,7 +87,6 @@ def rewire(
 ) -> int:
     """Rewire in place, see `fanin.kernels.rewire`; how many connections moved."""
     signed = int(np.uint64(seed).astype(np.int64))
-    values, m, v = (array.handle for array in weights)
     with on_host():
         scalars = {
             "inputs": tf.constant(inputs, tf.int64),
@@ -84,9 +95,7 @@ def rewire(
         }
     moved = ops().fanin_rewire(
         indices=indices.handle,
-        weights=values,
-        weights_m=m,
-        weights_v=v,
+        **handles("weights", weights),
         **scalars,
         threads=threads,
     )

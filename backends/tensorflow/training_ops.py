@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from fanin.backends.optimizer import Optimizer
-from fanin.backends.tensorflow.ops import Variables, connection_lists, on_host, ops
+from fanin.backends.tensorflow.ops import Variables, connection_lists, handles, on_host, ops
 from fanin.kernels import params
 
 
@@ -27,11 +27,12 @@ def optimizer_inputs(optimizer: Optimizer, learning_rate: Any, step: Any) -> dic
         }
 
 
-def handles(weights: Variables, bias: Variables) -> dict[str, Any]:
+def layer_inputs(weights: Variables, bias: Variables) -> dict[str, Any]:
     """The variables of a layer as the inputs of an op that trains it."""
-    names = ("weights", "weights_m", "weights_v")
-    of_weights = {name: array.handle for name, array in zip(names, weights, strict=True)}
-    return {**of_weights, "bias": [array.handle for array in bias]}
+    if not bias:
+        return {**handles("weights", weights), "bias": [], "bias_m": [], "bias_v": []}
+    of_bias = handles("bias", bias)
+    return {**handles("weights", weights), **of_bias, "bias": [of_bias["bias"]]}
 
 
 def fused_step(
@@ -52,7 +53,8 @@ def fused_step(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """One training step of an output layer; see `fanin.kernels.step`.
 
-    weights, bias: each the variables of values, m and v, updated in place (bias may be empty).
+    weights, bias: each the variables of values, m and v, None for those that the optimizer does
+    not keep, updated in place (bias may be empty).
     connections: `indices`, `starts` (but uint32), `tile_labels` as there. Returns the loss, a
     scalar, and its gradient by the features, empty where not wanted. What is wrong raises
     tf.errors.InvalidArgumentError.
@@ -60,7 +62,7 @@ def fused_step(
     value, grad = ops().fanin_fused_step(
         features=features,
         **connection_lists(connections),
-        **handles(weights, bias),
+        **layer_inputs(weights, bias),
         positive_instances=positive_instances,
         positive_labels=positive_labels,
         **optimizer_inputs(optimizer, learning_rate, step),

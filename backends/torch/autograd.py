@@ -123,15 +123,24 @@ class TorchAutograd(AutogradExecutor):
         others = {name: trained[name] for name in trained if name not in lazily}
         self._decayed = [others[name].values for name in others if is_decayed(name)]
         parameters = [each.values for each in others.values()]
-        self._adam = torch.optim.Adam(parameters, betas=ADAM_BETAS, fused=True)
-        self._adam_steps = 0
-        # As torch would at the first step; made here so that the moments are those of the trainer.
+        self._own: torch.optim.Optimizer  # torch's own
+        self._own_steps = 0
+        # States as torch would make them at the first step; made here so that the moments are those
+        # of the trainer.
+        if self.optimizer.kind == "adam":
+            self._own = torch.optim.Adam(parameters, betas=ADAM_BETAS, fused=True)
+            for each in others.values():
+                self._own.state[each.values] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=self.device.torch),
+                    "exp_avg": each.m,
+                    "exp_avg_sq": each.v,
+                }
+            return
+        momentum = self.optimizer.momentum if self.optimizer.keeps else 0.0
+        self._own = torch.optim.SGD(parameters, momentum=momentum)
         for each in others.values():
-            self._adam.state[each.values] = {
-                "step": torch.zeros((), dtype=torch.float32, device=self.device.torch),
-                "exp_avg": each.m,
-                "exp_avg_sq": each.v,
-            }
+            if each.m is not None:
+                self._own.state[each.values] = {"momentum_buffer": each.m}
 
     def step(self, batch: TrainingBatch, learning_rate: float, step: int) -> SupportsFloat:
         scores = self.scores(tensors(batch.features, self.device))
@@ -141,22 +150,23 @@ class TorchAutograd(AutogradExecutor):
             self.device.tensor(batch.positive_labels),
         )
         del scores
-        self._adam.zero_grad(set_to_none=True)
+        self._own.zero_grad(set_to_none=True)
         loss.backward()
         self._update(learning_rate, step)
         return self.device.number(loss)
 
     def _update(self, learning_rate: float, step: int) -> None:
         self._decay(learning_rate)
-        (group,) = self._adam.param_groups
+        (group,) = self._own.param_groups
         group["lr"] = learning_rate
-        # torch adds epsilon after the bias correction of v, Keras (and the paper) before it.
-        group["eps"] = ADAM_EPSILON / (1 - ADAM_BETAS[1] ** step) ** 0.5
-        if self._adam_steps != step - 1:  # torch counts by itself; a loaded state goes on elsewhere
-            for state in self._adam.state.values():
-                state["step"].fill_(step - 1)
-        self._adam.step()
-        self._adam_steps = step
+        if self.optimizer.kind == "adam":
+            # torch adds epsilon after the bias correction of v, Keras (and the paper) before it.
+            group["eps"] = ADAM_EPSILON / (1 - ADAM_BETAS[1] ** step) ** 0.5
+            if self._own_steps != step - 1:  # torch counts itself; a loaded state goes on elsewhere
+                for state in self._own.state.values():
+                    state["step"].fill_(step - 1)
+            self._own_steps = step
+        self._own.step()
         for each in self._lazily_trained:
             update_lazily(each, self.optimizer, learning_rate, step)
 
@@ -212,18 +222,23 @@ def update_lazily(trained: Trained, optimizer: Optimizer, learning_rate: float, 
     rows = values.detach()[words] if optimizer.decays else None
     if rows is not None:
         change.add_(rows, alpha=optimizer.l2)
-    size = learning_rate * (1 - beta2**step) ** 0.5
-    squares = change.square()
-    if trained.m is None:
-        squares = squares.mean(1)
-    else:
-        change = trained.m[words].lerp_(change, 1 - beta1)
+    size = learning_rate
+    if optimizer.kind == "momentum":
+        change = trained.m[words].mul_(optimizer.momentum).add_(change)
         trained.m[words] = change
-        size /= 1 - beta1**step
-    v = trained.v[words].lerp_(squares, 1 - beta2)
-    trained.v[words] = v
-    root = v.sqrt_().add_(ADAM_EPSILON)
-    change = change / (root if trained.m is not None else root[:, None])
+    elif optimizer.kind == "adam":
+        size *= (1 - beta2**step) ** 0.5
+        squares = change.square()
+        if trained.m is None:
+            squares = squares.mean(1)
+        else:
+            change = trained.m[words].lerp_(change, 1 - beta1)
+            trained.m[words] = change
+            size /= 1 - beta1**step
+        v = trained.v[words].lerp_(squares, 1 - beta2)
+        trained.v[words] = v
+        root = v.sqrt_().add_(ADAM_EPSILON)
+        change = change / (root if trained.m is not None else root[:, None])
     values.index_add_(0, words, change, alpha=-size)
     if rows is not None:
         values.index_add_(0, words, rows, alpha=-learning_rate * optimizer.weight_decay)

@@ -34,9 +34,9 @@ class Connected(Indexed):
     feature_dictionary: Tensor | None
     recipe: RecipeName = "paper"
     not_averaged: ClassVar[tuple[str, ...]] = ("feature_scale", "feature_dictionary")
-    own_moments: ClassVar[tuple[str, ...]] = ()
+    own_moments: tuple[str, ...] = ()
     """Names of the buffers that belong to the connections, of a layer that trains itself."""
-    own_progress: ClassVar[tuple[str, ...]] = ()
+    own_progress: tuple[str, ...] = ()
     """Names of the other buffers that are 0 before the training."""
 
     @property

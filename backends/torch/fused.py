@@ -5,6 +5,8 @@ It has nothing to differentiate or to compile, so it calls their functions (`run
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -62,7 +64,8 @@ class TorchFused(FusedExecutor):
         step: int,
     ) -> None:
         numbers = (self.optimizer.numbers, learning_rate, step, _INTERMEDIATE_SEED)
-        run_sparse_relu_update(grad, outputs, *features, *_state(layer), *numbers)
+        arguments: tuple[Any, ...] = (*features, *_state(layer), *numbers)
+        run_sparse_relu_update(grad, outputs, *arguments)
 
     def output_step(
         self, features: Tensor, batch: TrainingBatch, learning_rate: float, step: int
@@ -111,7 +114,10 @@ class TorchFused(FusedExecutor):
         return indices, starts, tile_labels
 
 
-def _state(layer: Layer) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+_Moment = Tensor | None
+
+
+def _state(layer: Layer) -> tuple[Tensor, _Moment, _Moment, Tensor, _Moment, _Moment]:
     weights, bias = layer.weights, layer.bias
     return weights.values, weights.m, weights.v, bias.values, bias.m, bias.v
 

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed
 from fanin.backends.moments import Resets
-from fanin.backends.optimizer import Optimizer
+from fanin.backends.optimizer import Optimizer, OptimizerKind
 from fanin.backends.recipes import RecipeName
 from fanin.backends.setup import Loss
 from fanin.backends.torch.connected import Connected
@@ -63,7 +63,8 @@ class FusedFanIn(Connected):
     them in the atoms of a dictionary, which labels read then; `start_from` fills the buffers of
     both, `feature_scale` and `feature_dictionary` [in_features, atoms]. loss:
     "squared_hinge" or "bce", the mean over labels, then over the batch; None is the recipe's, as
-    for the learning rate. weight_decay, l2: what holds weights small, see
+    for the learning rate. optimizer: "adam", "sgd", which has no moments, or "momentum",
+    which has m alone; they, momentum, weight_decay and l2 are those of
     `fanin.backends.optimizer.Optimizer`. weights_dtype, moments_dtype: torch.float32 or
     torch.bfloat16, the latter rounded stochastically, by numbers that `rounding_seed` starts;
     `.half()` and the like leave all types as they are. generator: for the indices and initial
@@ -72,16 +73,14 @@ class FusedFanIn(Connected):
     """
 
     weights: Tensor
-    weights_m: Tensor
-    weights_v: Tensor
+    weights_m: Tensor | None
+    weights_v: Tensor | None
     bias: Tensor
-    bias_m: Tensor
-    bias_v: Tensor
+    bias_m: Tensor | None
+    bias_v: Tensor | None
     steps: Tensor
     rate: Tensor
     not_averaged = (*Connected.not_averaged, "steps")
-    own_moments = ("weights_m", "weights_v")
-    own_progress = ("bias_m", "bias_v", "steps")
 
     def __init__(
         self,
@@ -92,6 +91,8 @@ class FusedFanIn(Connected):
         recipe: RecipeName = "paper",
         loss: Loss | None = None,
         learning_rate: float | None = None,
+        optimizer: OptimizerKind = "adam",
+        momentum: float = 0.9,
         weight_decay: float = 0.0,
         l2: float = 0.0,
         weights_dtype: torch.dtype = torch.float32,
@@ -113,15 +114,23 @@ class FusedFanIn(Connected):
             if dtype not in (torch.float32, torch.bfloat16):
                 raise ValueError(f"{name} must be torch.float32 or torch.bfloat16, got {dtype}")
         self.loss: Loss = loss
-        self.optimizer = Optimizer(weight_decay, l2)
+        self.optimizer = Optimizer(optimizer, weight_decay, l2, momentum)
+        self.own_moments = tuple(f"weights_{moment}" for moment in self.optimizer.keeps)
+        self.own_progress = (*(f"bias_{moment}" for moment in self.optimizer.keeps), "steps")
         self.rounding_seed = checks.whole("rounding_seed", rounding_seed, 0, 2**63 - 1)
         shape = (labels, fan_in)
         self._add_indices(self._setup.output_inputs, device)
         self.register_buffer("weights", torch.empty(shape, dtype=weights_dtype, device=device))
-        for name in ("weights_m", "weights_v"):
-            self.register_buffer(name, torch.empty(shape, dtype=moments_dtype, device=device))
+        for name in WEIGHTS[1:]:
+            made = None
+            if name in self.own_moments:
+                made = torch.empty(shape, dtype=moments_dtype, device=device)
+            self.register_buffer(name, made)
         for name in BIAS:
-            self.register_buffer(name, torch.empty(labels, dtype=torch.float32, device=device))
+            made = None
+            if name == "bias" or name in self.own_progress:
+                made = torch.empty(labels, dtype=torch.float32, device=device)
+            self.register_buffer(name, made)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device="cpu"))
         rate = known.learning_rate if learning_rate is None else checks.learning_rate(learning_rate)
         self.register_buffer("rate", torch.tensor(rate, dtype=torch.float64, device="cpu"))
@@ -280,7 +289,7 @@ class FusedFanIn(Connected):
         how many moved. See `fanin.backends.gradients.plan_towards_gradients`. Raises ValueError for
         others.
         """
-        resets: Resets = [(self.weights_m, 0.0), (self.weights_v, 0.0)]
+        resets: Resets = [(getattr(self, name), 0.0) for name in self.own_moments]
         return self._rewire_towards_gradients(features, labels, fraction, rng, self.loss, resets)
 
     def extra_repr(self) -> str:

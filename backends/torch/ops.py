@@ -212,7 +212,13 @@ def trained(values: Tensor | None, m: Tensor | None, v: Tensor | None) -> params
 
 
 def rewire(
-    indices: Tensor, weights: Tensor, m: Tensor, v: Tensor, inputs: int, fraction: float, seed: int
+    indices: Tensor,
+    weights: Tensor,
+    m: Tensor | None,
+    v: Tensor | None,
+    inputs: int,
+    fraction: float,
+    seed: int,
 ) -> int:
     """Rewire in place, see `fanin.kernels.rewire`; how many connections moved."""
     arguments = params.RewireParams(

@@ -26,7 +26,8 @@ def _optimizer(
     numbers: Sequence[float], learning_rate: float, step: int, seed: int
 ) -> params.Optimizer:
     """numbers: `Optimizer.numbers`."""
-    return params.Optimizer(learning_rate, *numbers, step, seed)
+    kind, *others = numbers
+    return params.Optimizer(learning_rate, *others, step, seed, int(kind))
 
 
 def run_step(
@@ -35,8 +36,8 @@ def run_step(
     starts: Tensor | None,
     tile_labels: Tensor | None,
     weights: Tensor,
-    weights_m: Tensor,
-    weights_v: Tensor,
+    weights_m: Tensor | None,
+    weights_v: Tensor | None,
     bias: Tensor | None,
     bias_m: Tensor | None,
     bias_v: Tensor | None,
@@ -79,11 +80,11 @@ def counted_step(
     features: Tensor,
     indices: Tensor,
     weights: Tensor,
-    weights_m: Tensor,
-    weights_v: Tensor,
+    weights_m: Tensor | None,
+    weights_v: Tensor | None,
     bias: Tensor,
-    bias_m: Tensor,
-    bias_v: Tensor,
+    bias_m: Tensor | None,
+    bias_v: Tensor | None,
     steps: Tensor,
     learning_rate: Tensor,
     positive_instances: Tensor,
@@ -167,8 +168,8 @@ def run_dense_relu_update(
     outputs: Tensor,
     features: Tensor,
     weights: Tensor,
-    weights_m: Tensor,
-    weights_v: Tensor,
+    weights_m: Tensor | None,
+    weights_v: Tensor | None,
     bias: Tensor | None,
     bias_m: Tensor | None,
     bias_v: Tensor | None,
@@ -259,7 +260,7 @@ def run_sparse_relu_update(
     values: Tensor,
     weights: Tensor,
     weights_m: Tensor | None,
-    weights_v: Tensor,
+    weights_v: Tensor | None,
     bias: Tensor | None,
     bias_m: Tensor | None,
     bias_v: Tensor | None,
@@ -269,7 +270,7 @@ def run_sparse_relu_update(
     seed: int,
 ) -> None:
     """Backward pass of `sparse_relu` with the optimiser on the rows of `words`; arguments as in
-    `fanin.kernels.sparse_update`. weights_m: None for row moments."""
+    `fanin.kernels.sparse_update`. weights_m is None for row moments of Adam, too."""
     arguments = params.SparseUpdateParams(
         grad_outputs=described(grad),
         outputs=described(outputs),

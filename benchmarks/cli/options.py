@@ -12,6 +12,7 @@ import typer
 from fanin.backends import interface
 from fanin.backends.checks import MOST_THREADS
 from fanin.backends.interface import DEVICES
+from fanin.backends.optimizer import OptimizerKind
 from fanin.backends.recipes import RecipeName
 from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.cli.output import stop
@@ -112,6 +113,18 @@ MomentsOption = Annotated[
         get_args(Moments),
         "Adam's moments of the weights that read sparse features: full, or row, one number a word.",
     ),
+]
+OptimizerOption = Annotated[
+    str | None,
+    one_of(
+        get_args(OptimizerKind),
+        "sgd keeps no moments and momentum one for each weight; both need a learning rate of the "
+        "order of the number of labels. By default what the task file says (adam).",
+    ),
+]
+LearningRateOption = Annotated[
+    float | None,
+    typer.Option(min=0, help="Of the first steps; by default what the task file says."),
 ]
 WeightDecay = Annotated[
     float | None,

@@ -22,6 +22,7 @@ from fanin.benchmarks.cli.options import (
     Features,
     MomentsDtype,
     MomentsOption,
+    OptimizerOption,
     RecipeOption,
     Setup,
     Tasks,
@@ -56,6 +57,7 @@ def plan(
     weights_dtype: WeightsDtype = None,
     moments_dtype: MomentsDtype = None,
     moments: MomentsOption = None,
+    optimizer: OptimizerOption = None,
     memory: Annotated[
         float | None,
         typer.Option(
@@ -91,6 +93,7 @@ def plan(
         "weights_dtype": weights_dtype,
         "moments_dtype": moments_dtype,
         "moments": moments,
+        "optimizer": optimizer,
     }
     chosen = select_tasks([dataset], features, data_dir, tasks, setup, overrides, execution)
     count = thread_count(threads)

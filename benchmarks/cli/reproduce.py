@@ -17,8 +17,10 @@ from fanin.benchmarks.cli.options import (
     Device,
     Execution,
     Features,
+    LearningRateOption,
     MomentsDtype,
     MomentsOption,
+    OptimizerOption,
     RecipeOption,
     Results,
     Seed,
@@ -55,6 +57,8 @@ def reproduce(
     weights_dtype: WeightsDtype = None,
     moments_dtype: MomentsDtype = None,
     moments: MomentsOption = None,
+    optimizer: OptimizerOption = None,
+    learning_rate: LearningRateOption = None,
     weight_decay: WeightDecay = None,
     l2: L2 = None,
     repeat: Annotated[
@@ -121,6 +125,8 @@ def reproduce(
         "weights_dtype": weights_dtype,
         "moments_dtype": moments_dtype,
         "moments": moments,
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
         "weight_decay": weight_decay,
         "l2": l2,
     }

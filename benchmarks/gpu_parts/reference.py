@@ -9,21 +9,24 @@ one goes through the connections in pieces and fits on the GPU whose ops it chec
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+
+from fanin.backends.optimizer import ADAM, Optimizer
 
 # Connections of a piece; each holds a float64 for every instance of the batch.
 _PIECE = 1 << 19
 
 
 class Layer:
-    """An output layer in float64 that trains by Adam, epsilon beside sqrt(v), before the bias
-    correction.
+    """An output layer in float64 that trains by an `Optimizer`: Adam with epsilon beside sqrt(v),
+    before the bias correction.
 
     weights [labels, fan_in] with indices alike; flat weights and indices with starts [labels + 1];
     or [labels, inputs] without either, a dense layer. bias [labels] or None. m, v and bias_m,
-    bias_v are Adam's moments.
+    bias_v are the moments, 0 where none are kept.
     """
 
     def __init__(
@@ -85,14 +88,17 @@ class Layer:
         positive_labels: Tensor,
         loss_name: str,
         learning_rate: float,
+        optimizer: Optimizer = ADAM,
     ) -> tuple[Tensor, Tensor]:
         """The loss before the update, and its gradient by the features."""
         scores = self.scores(features)
         value, g = loss(loss_name, scores, positive_instances, positive_labels)
         grad_features, grad_weights, grad_bias = self.gradients(g, features)
         self.steps += 1
-        adam(self.weights, self.m, self.v, grad_weights, self.steps, learning_rate)
-        adam(self.bias, self.bias_m, self.bias_v, grad_bias, self.steps, learning_rate)
+        numbers = (self.steps, learning_rate)
+        update(optimizer, self.weights, self.m, self.v, grad_weights, *numbers)
+        of_bias = replace(optimizer, weight_decay=0.0, l2=0.0)
+        update(of_bias, self.bias, self.bias_m, self.bias_v, grad_bias, *numbers)
         return value, grad_features
 
 
@@ -107,6 +113,28 @@ def loss(
         return margin.square().mean(), -2 * y * margin / scores.numel()
     grad_scores = -y * torch.sigmoid(-y * scores) / scores.numel()
     return torch.nn.functional.softplus(-y * scores).mean(), grad_scores
+
+
+def update(
+    optimizer: Optimizer,
+    values: Tensor,
+    m: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    step: int,
+    learning_rate: float,
+) -> None:
+    """One step in place; step counts from 1."""
+    before = values.clone()
+    grad = grad + optimizer.l2 * before
+    if optimizer.kind == "adam":
+        adam(values, m, v, grad, step, learning_rate)
+    elif optimizer.kind == "momentum":
+        m.mul_(optimizer.momentum).add_(grad)
+        values -= learning_rate * m
+    else:
+        values -= learning_rate * grad
+    values -= learning_rate * optimizer.weight_decay * before
 
 
 def adam(

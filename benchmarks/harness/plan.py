@@ -106,6 +106,12 @@ def estimate(
     """What training `setup` as the task says needs in this backend on a CPU: the one of that name,
     or this machine's. words, other_bytes: as `TrainingOptions` has them."""
     options = TrainingOptions(
-        task.execution, task.storage, task.batch_size, threads, words, other_bytes
+        task.execution,
+        task.storage,
+        task.optimizer_values,
+        task.batch_size,
+        threads,
+        words,
+        other_bytes,
     )
     return estimates.estimate(setup, backend, options, cpu)

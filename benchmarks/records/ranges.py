@@ -25,8 +25,9 @@ Seconds = Annotated[float, Field(ge=1e-9, le=1e9)]
 Rate = Annotated[float, Field(ge=0, le=1e15)]
 # Losses and differences are float32 numbers, or sums of them.
 Magnitude = Annotated[float, Field(ge=0, le=1e40)]
-# Of a task, and so of each epoch.
-LearningRate = Annotated[float, Field(gt=0, le=1000)]
+# Of a task, and so of each epoch. Losses are means over the labels: without Adam, which divides a
+# gradient by its size, a rate has to be of the order of their number.
+LearningRate = Annotated[float, Field(gt=0, le=1e9)]
 # Weight decay, which a learning rate multiplies, and L2.
 Decay = Annotated[float, Field(ge=0, le=1000)]
 # A clock that was never set says 1970.

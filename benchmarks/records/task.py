@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validat
 
 from fanin.backends import recipes
 from fanin.backends.interface import Execution, Storage, StoredType
-from fanin.backends.optimizer import ADAM, Optimizer
+from fanin.backends.optimizer import ADAM, Optimizer, OptimizerKind, check_row_moments
 from fanin.backends.recipes import PAPER, Recipe, RecipeName
 from fanin.backends.setup import (
     ConnectionKind,
@@ -156,6 +156,14 @@ class Task(BaseModel):
     rewired_weights: recipes.RewiredWeights = Field(
         default=PAPER.rewired_weights, description="what connections that moved have as weight"
     )
+    optimizer: OptimizerKind = Field(
+        default=ADAM.kind,
+        description="sgd: no moments; momentum: one for each weight, see "
+        "fanin.backends.optimizer.Optimizer",
+    )
+    momentum: float = Field(
+        default=ADAM.momentum, gt=0, lt=1, description="of optimizer 'momentum' alone"
+    )
     weight_decay: Decay = Field(
         default=ADAM.weight_decay,
         description="decoupled, as in AdamW; of weights, not of biases, see "
@@ -214,6 +222,12 @@ class Task(BaseModel):
                 "moments 'row' are for the intermediate layer of sparse features, and architecture "
                 f"{self.architecture!r} has none; use 'full'"
             )
+        if self.storage.row_moments:
+            check_row_moments(self.optimizer_values)
+        if self.optimizer != "momentum" and self.momentum != ADAM.momentum:
+            raise ValueError(
+                f"momentum {self.momentum:g} is for optimizer 'momentum', got {self.optimizer!r}"
+            )
         chosen = {"connections": "random", "feature_dictionary": "none", "rewire_towards": "random"}
         for key, plain in chosen.items():
             value = getattr(self, key)
@@ -252,7 +266,7 @@ class Task(BaseModel):
     @property
     def optimizer_values(self) -> Optimizer:
         """How a gradient changes the weights, as it is in this task."""
-        return Optimizer(self.weight_decay, self.l2)
+        return Optimizer(self.optimizer, self.weight_decay, self.l2, self.momentum)
 
     def setup(self, inputs: int, labels: int, sparse_features: bool = False) -> LayerSetup:
         """The model for data of these widths; TaskError where it does not fit them."""

@@ -6,17 +6,24 @@
 
 #include "fanin_types.h"
 
-/* An array that is trained, with Adam's moments. All three are updated in place. Values are float32
- * or bfloat16, and so are the moments, which share one type; a bfloat16 is rounded stochastically.
- * A bias is float32 throughout. A layer without bias has all three absent. */
+/* An array that is trained, with the moments that the optimiser keeps (see fanin_optimizer); others
+ * are absent. All are updated in place. Values are float32 or bfloat16, and so are the moments,
+ * which share one type; a bfloat16 is rounded stochastically. A bias is float32 throughout. A layer
+ * without bias has all three absent. */
 typedef struct {
   fanin_tensor values;
   fanin_tensor m;
   fanin_tensor v;
 } fanin_trained;
 
-/* One step of Adam as Keras defines it: w -= learning_rate sqrt(1 - beta2^step) / (1 - beta1^step)
- * * m / (sqrt(v) + epsilon).
+typedef enum { FANIN_ADAM = 1, FANIN_SGD = 2, FANIN_MOMENTUM = 3 } fanin_optimizer_kind;
+
+/* One step of an optimiser. With g as gradient,
+ *   FANIN_ADAM      keeps m and v, as Keras defines it: m += (1 - beta1) (g - m),
+ *                   v += (1 - beta2) (g^2 - v), w -= learning_rate sqrt(1 - beta2^step) /
+ *                   (1 - beta1^step) * m / (sqrt(v) + epsilon)
+ *   FANIN_SGD       keeps nothing: w -= learning_rate * g
+ *   FANIN_MOMENTUM  keeps m alone: m = momentum * m + g, w -= learning_rate * m
  *
  * Weights, but not biases, may be held small in two ways, both of which read w as it is before the
  * step. l2 adds to the gradient, before it reaches any moment: gradient += l2 * w. weight_decay is
@@ -25,13 +32,13 @@ typedef struct {
  * sparse features both reach the rows of the words in the batch alone. */
 typedef struct {
   double learning_rate;
-  double beta1;
-  double beta2;
-  double epsilon;
-  double weight_decay; /* at least 0 */
-  double l2;           /* at least 0 */
-  int64_t step;        /* counts from 1 */
-  uint64_t seed;       /* the seed of stochastic rounding */
+  double beta1, beta2, epsilon; /* of Adam */
+  double momentum;              /* of FANIN_MOMENTUM: at least 0, below 1 */
+  double weight_decay;          /* at least 0 */
+  double l2;                    /* at least 0 */
+  int64_t step;                 /* counts from 1 */
+  uint64_t seed;                /* the seed of stochastic rounding */
+  int32_t kind;                 /* fanin_optimizer_kind */
 } fanin_optimizer;
 
 typedef enum { FANIN_SQUARED_HINGE = 1, FANIN_BINARY_CROSS_ENTROPY = 2 } fanin_loss;
@@ -81,14 +88,14 @@ typedef struct {
   fanin_resources resources;
 } fanin_dense_update_params;
 
-/* The backward pass of that layer, with Adam on the rows of the words in the batch alone: weights
- * and moments of all other rows stay as they are. The bias is updated as a whole.
- * The features are in the order of their words: those of words[i] are the values from
- * word_starts[i] to word_starts[i + 1] - 1, each with its instance; a word's gradient is the sum
- * over them, in that order, of value * the instance's grad_outputs. The result does not depend on
- * the number of threads.
+/* The backward pass of a dense layer over sparse features (fanin_sparse_forward_params), with the
+ * optimiser on the rows of the words in the batch alone: weights and moments of all other rows stay
+ * as they are. The bias is updated as a whole. The features are in the order of their words: those
+ * of words[i] are the values from word_starts[i] to word_starts[i + 1] - 1, each with its instance;
+ * a word's gradient is the sum over them, in that order, of value * the instance's grad_outputs.
+ * The result does not depend on the number of threads.
  *
- * Moments have the shape of the weights. Or there is one number for each row: then weights.m is
+ * Moments have the shape of the weights. Or Adam keeps one number for each row: then weights.m is
  * absent and weights.v is [inputs] float32, the running mean of the gradient's mean square over the
  * row: v += (1 - beta2) * (mean(gradient^2) - v), w -= learning_rate sqrt(1 - beta2^step) *
  * gradient / (sqrt(v) + epsilon).

@@ -87,6 +87,57 @@ def test_trains_as_the_kernels_train_numpy_arrays(on_cpu, loss):
         assert_equal(layer.arrays(), {**ours, "steps": 3})  # ours were trained in place
 
 
+OPTIMIZERS = [
+    {"weight_decay": 0.5},
+    {"l2": 0.01},
+    {"optimizer": "sgd"},
+    {"optimizer": "momentum", "momentum": 0.7, "weight_decay": 1e-4},
+]
+
+
+@pytest.mark.parametrize("options", OPTIMIZERS, ids=str)
+def test_each_optimizer(on_device, tmp_path, options):
+    """Beside the kernels on NumPy arrays, from a file on, and after rewiring."""
+    kind = options.get("optimizer", "adam")
+    rate = 1e-2 if kind == "adam" else 30.0
+    numbers = {name: value for name, value in options.items() if name != "optimizer"}
+    for traced in on_device.ways:
+        layer = make(on_device, learning_rate=rate, **options)
+        ours = layer.arrays()
+        weights, bias = (
+            kernels.Trained(ours[name], ours.get(f"{name}_m"), ours.get(f"{name}_v"))
+            for name in ("weights", "bias")
+        )
+        kept = {"adam": "mv", "momentum": "m", "sgd": ""}[kind]
+        moments = {f"{name}_{moment}" for name in ("weights", "bias") for moment in kept}
+        assert set(ours) == {"indices", "weights", "bias", "steps", *moments}
+        instances, label_ids = positives()
+        for step in range(1, 4):
+            x = features(seed=step)
+            of_step = kernels.OptimizerStep(step, rate, kind=kind, **numbers)
+            kernels.step(
+                *(x, weights, bias, instances.astype(np.int32), label_ids, of_step),
+                indices=ours["indices"],
+            )
+            layer.loss("training_step", x, instances, label_ids, traced=traced)
+        for name, array in layer.arrays().items():
+            assert difference(array, ours[name] if name != "steps" else 3) < 1e-5, name
+    other = make(on_device, seed=1, **options)
+    layer.save(tmp_path)
+    other.load(tmp_path)
+    assert layer.rewire(0.3, 3) == other.rewire(0.3, 3) > 0
+    for each in (layer, other):
+        each.loss("training_step", features(), *positives())
+    assert_equal(other.arrays(), layer.arrays())
+
+
+def test_an_optimizer_that_is_none(adapter):
+    with pytest.raises(ValueError, match="optimizer must be one of adam, sgd, momentum, got 'adag"):
+        make(adapter, optimizer="adagrad")
+    with pytest.raises(ValueError, match="weight_decay must be finite and at least 0, got -1"):
+        make(adapter, weight_decay=-1)
+
+
 def test_only_trains_when_asked(on_device):
     layer, x = make(on_device), features()
     before = layer.arrays()

@@ -69,6 +69,28 @@ class TestBadInput:
                 "epsilon must be finite and above 0, got 0",
             ),
             ({"optimizer": kernels.OptimizerStep(1, np.nan)}, "learning_rate must be finite"),
+            ({"optimizer": kernels.OptimizerStep(1, l2=-1)}, "l2 must be finite and at least 0"),
+            (
+                {"optimizer": kernels.OptimizerStep(1, weight_decay=np.inf)},
+                "weight_decay must be finite and at least 0",
+            ),
+            (
+                {"optimizer": kernels.OptimizerStep(1, kind="adagrad")},
+                "unknown optimizer 'adagrad'",
+            ),
+            (
+                {"optimizer": kernels.OptimizerStep(1, kind="momentum", momentum=1.0)},
+                r"momentum must be in \[0, 1\), got 1",
+            ),
+            (
+                {"optimizer": kernels.OptimizerStep(1, kind="sgd")},
+                r"weights\.m is of no use: this optimizer keeps no such moments; leave it out",
+            ),
+            (
+                {"optimizer": kernels.OptimizerStep(1, kind="momentum")},
+                r"weights\.v is of no use: this optimizer keeps no such moments; leave it out",
+            ),
+            ({"weights": kernels.Trained(np.ones((50, 4), np.float32))}, "weights.m is missing"),
             ({"features": np.ones((0, 20), np.float32)}, "the batch is empty"),
             ({"features": np.ones((8, 20))}, "features must be float32, got float64"),
             ({"threads": -1}, r"threads must be 0 \(all\) or 1 to 1024, got -1"),

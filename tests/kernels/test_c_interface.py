@@ -29,7 +29,7 @@ def trained(name, *shape):
 # The arguments of a call that is right, by the names that messages have, and those it writes.
 FEATURES = {"features": f32(BATCH, INPUTS)}
 INDICES = {"indices": np.tile(np.arange(FAN_IN, dtype=np.uint16), (LABELS, 1))}
-ADAM = params.Optimizer(1e-3, 0.9, 0.999, 1e-7, step=1)
+ADAM = params.Optimizer(1e-3, 0.9, 0.999, 1e-7, step=1, kind=params.OPTIMIZERS["adam"])
 STEP = {
     **FEATURES,
     **trained("bias", LABELS),

@@ -12,12 +12,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 import test_choose
+import test_dense
 import test_linear
 import test_replace
 from kernel_layers import check_steps, make_batch, make_layer, make_setup, near, trained
 
 from fanin import kernels
 from fanin.backends.arrays import new_sources
+from fanin.backends.optimizer import Optimizer
 
 # slow: the kernels are compiled first
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("on_the_gpu")]
@@ -90,6 +92,27 @@ def test_steps_follow_the_reference(kind, loss, shape):
     batch, inputs, labels, fan_in = shape
     rng = np.random.default_rng(sum(shape))
     check_steps(rng, kind, batch, inputs, labels, fan_in, loss, steps=2)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        Optimizer(weight_decay=3.0, l2=0.01),
+        Optimizer("sgd", l2=1e-4),
+        Optimizer("momentum", weight_decay=1e-4),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_of_each_optimizer(kind, optimizer):
+    for shape in ((32, 50, 300, 32), (33, 400, 70, 40)):
+        rng = np.random.default_rng(sum(shape))
+        check_steps(rng, kind, *shape, "bce", steps=2, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("optimizer", test_dense.OPTIMIZERS, ids=str)
+def test_dense_updates_of_each_optimizer(optimizer):
+    test_dense.check_updates(optimizer)
 
 
 @pytest.mark.parametrize("kind", KINDS)

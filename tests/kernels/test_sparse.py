@@ -41,11 +41,19 @@ def test_a_large_batch(rows):
     check_steps(np.random.default_rng(3), 1500, 400, 70, rows=rows, steps=1, threads=2)
 
 
-@pytest.mark.parametrize("optimizer", [Optimizer(weight_decay=3.0), Optimizer(l2=0.02)])
-@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize(
+    "rows, optimizer",
+    [
+        *[(rows, Optimizer(weight_decay=3.0)) for rows in (False, True)],
+        *[(rows, Optimizer(l2=0.02)) for rows in (False, True)],
+        (False, Optimizer("sgd", weight_decay=0.5)),
+        (False, Optimizer("momentum", l2=0.02, momentum=0.7)),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-def test_rows_of_the_batch_decay(instruction_set, rows, optimizer):
-    """And no others: `check_steps` compares these bit by bit."""
+def test_each_optimizer(instruction_set, rows, optimizer):
+    """Rows of the batch decay, and no others: `check_steps` compares these bit by bit."""
     kernels.set_instruction_set(instruction_set)
     for units in (7, 140):
         rng = np.random.default_rng(units)

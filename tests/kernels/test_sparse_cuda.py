@@ -9,6 +9,7 @@ import sparse_layers
 from kernel_layers import near, trained
 
 from fanin import kernels
+from fanin.backends.optimizer import Optimizer
 
 # slow: the kernels are compiled first
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("on_the_gpu")]
@@ -21,6 +22,21 @@ def test_layers_over_sparse_features(shape, relu, rows):
     sparse_layers.check_steps(
         np.random.default_rng(sum(shape)), *shape, relu=relu, rows=rows, steps=2
     )
+
+
+@pytest.mark.parametrize(
+    "rows, optimizer",
+    [
+        (False, Optimizer(weight_decay=3.0, l2=0.01)),
+        (True, Optimizer(weight_decay=3.0, l2=0.01)),
+        (False, Optimizer("sgd", weight_decay=0.5)),
+        (False, Optimizer("momentum", l2=0.02)),
+    ],
+    ids=str,
+)
+def test_each_optimizer(rows, optimizer):
+    rng = np.random.default_rng(8)
+    sparse_layers.check_steps(rng, 40, 70, 140, rows=rows, steps=2, optimizer=optimizer)
 
 
 @pytest.mark.parametrize("rows", [False, True])

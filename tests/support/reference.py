@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import scipy.sparse as sp
 
@@ -50,18 +52,29 @@ def loss(name, s, rows, labels):
 
 def update(optimizer, rate, step, values, m, v, grad):
     """One step, in place, of an `Optimizer`: Adam with epsilon beside sqrt(v), before the bias
-    correction. m: None for a mean squared gradient of all values, v [1]. Of biases the optimizer is
-    `ADAM`."""
+    correction. Moments that the optimizer does not keep stay as they are; m: None for a mean
+    squared gradient of all values, v [1]. Of biases it is the optimizer `of_bias`."""
     before = values.copy()
     grad = grad + optimizer.l2 * before
-    size = rate * np.sqrt(1 - 0.999**step)
-    v += (1 - 0.999) * ((grad**2 if m is not None else (grad**2).mean()) - v)
-    if m is None:
-        change = size * grad
+    if optimizer.kind == "sgd":
+        change = grad
+    elif optimizer.kind == "momentum":
+        m[...] = optimizer.momentum * m + grad
+        change = m
     else:
-        m += (1 - 0.9) * (grad - m)
-        change = size / (1 - 0.9**step) * m
-    values -= change / (np.sqrt(v) + 1e-7) + rate * optimizer.weight_decay * before
+        v += (1 - 0.999) * ((grad**2 if m is not None else (grad**2).mean()) - v)
+        change = np.sqrt(1 - 0.999**step) / (np.sqrt(v) + 1e-7)
+        if m is None:
+            change = change * grad
+        else:
+            m += (1 - 0.9) * (grad - m)
+            change = change / (1 - 0.9**step) * m
+    values -= rate * (change + optimizer.weight_decay * before)
+
+
+def of_bias(optimizer):
+    """The same without decay."""
+    return replace(optimizer, weight_decay=0.0, l2=0.0)
 
 
 class Model:
@@ -139,7 +152,7 @@ class Model:
         for name in self.setup.lazily_trained:
             self.update_rows(name, grads.pop(name), batch.features.indices, learning_rate)
         for name, grad in grads.items():
-            optimizer = self.optimizer if is_decayed(name) else ADAM
+            optimizer = self.optimizer if is_decayed(name) else of_bias(self.optimizer)
             state = (self.arrays[name], self.m[name], self.v[name])
             update(optimizer, learning_rate, self.steps, *state, grad)
         return value

@@ -4,7 +4,7 @@ float64 NumPy, written for reading. The kernels' tests compare with it."""
 from __future__ import annotations
 
 import numpy as np
-from reference import update
+from reference import of_bias, update
 
 from fanin.backends.optimizer import ADAM
 
@@ -37,8 +37,8 @@ class Layer:
         """features: dense float64; outputs: the kernel's own, which say which units are active."""
         grad = grad_outputs * (outputs > 0) if self.relu else grad_outputs.astype(np.float64)
         self.steps += 1
-        of_bias = (self.bias, self.bias_m, self.bias_v, grad.sum(0))
-        update(ADAM, learning_rate, self.steps, *of_bias)
+        bias = (self.bias, self.bias_m, self.bias_v, grad.sum(0))
+        update(of_bias(self.optimizer), learning_rate, self.steps, *bias)
         of_weights = features.T @ grad
         for word in words:
             m = None if self.rows else self.m[word]

@@ -238,7 +238,8 @@ class FusedLayer(Built):
             array = np.asarray(variable.numpy())
             return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
-        return {name: numpy(getattr(self.layer, own)) for name, own in NAMES.items()}
+        arrays = {name: getattr(self.layer, own) for name, own in NAMES.items()}
+        return {name: numpy(array) for name, array in arrays.items() if array is not None}
 
     @property
     def learning_rate(self):

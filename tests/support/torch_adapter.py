@@ -216,7 +216,8 @@ class FusedLayer(Chosen):
         return self.layer.rewire(*arguments)
 
     def arrays(self):
-        return {name: numpy(getattr(self.layer, name)) for name in self.names}
+        arrays = {name: getattr(self.layer, name) for name in self.names}
+        return {name: numpy(array) for name, array in arrays.items() if array is not None}
 
     @property
     def learning_rate(self):

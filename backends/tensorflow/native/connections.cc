@@ -6,12 +6,14 @@ namespace {
 REGISTER_OP("Fanin>Rewire")
     .Input("indices: resource")
     .Input("weights: resource")
-    .Input("weights_m: resource")
-    .Input("weights_v: resource")
+    .Input("weights_m: num_weights_m * resource")
+    .Input("weights_v: num_weights_v * resource")
     .Input("inputs: int64")
     .Input("fraction: double")
     .Input("seed: int64")
     .Output("moved: int64")
+    .Attr("num_weights_m: int >= 0")
+    .Attr("num_weights_v: int >= 0")
     .Attr("threads: int = 0")
     .SetIsStateful()
     .SetShapeFn(tensorflow::shape_inference::ScalarShape);
@@ -21,9 +23,11 @@ REGISTER_OP("Fanin>SortConnections")
     .Input("tile_labels: resource")
     .Input("slots: resource")
     .Input("weights: resource")
-    .Input("weights_m: resource")
-    .Input("weights_v: resource")
+    .Input("weights_m: num_weights_m * resource")
+    .Input("weights_v: num_weights_v * resource")
     .Input("inputs: int64")
+    .Attr("num_weights_m: int >= 0")
+    .Attr("num_weights_v: int >= 0")
     .Attr("undo: bool")
     .Attr("threads: int = 0")
     .SetIsStateful()
@@ -44,8 +48,8 @@ class Rewire : public FusedKernel<device> {
     OP_REQUIRES_OK(ctx, variables.open(ctx, {"indices", "weights", "weights_m", "weights_v"}));
     Tensor *const moved = this->output(ctx, 0, TensorShape({}));
     fanin_rewire_params params{};
-    params.indices = variables.describe_next();
-    params.weights = variables.trained_next();
+    params.indices = variables.describe("indices");
+    params.weights = variables.trained("weights");
     params.inputs = this->template scalar<int64_t>(ctx, "inputs");
     params.fraction = this->template scalar<double>(ctx, "fraction");
     params.seed = uint64_t(this->template scalar<int64_t>(ctx, "seed"));
@@ -69,10 +73,10 @@ class SortConnections : public FusedKernel<FANIN_CPU> {
     OP_REQUIRES_OK(ctx, variables.open(ctx, {"indices", "tile_labels", "slots", "weights",
                                              "weights_m", "weights_v"}));
     fanin_sort_params params{};
-    params.indices = variables.describe_next();
-    params.tile_labels = variables.describe_next();
-    params.slots = variables.describe_next();
-    params.weights = variables.trained_next();
+    params.indices = variables.describe("indices");
+    params.tile_labels = variables.describe("tile_labels");
+    params.slots = variables.describe("slots");
+    params.weights = variables.trained("weights");
     params.inputs = scalar<int64_t>(ctx, "inputs");
     params.undo = undo_;
     params.resources.threads = threads_;

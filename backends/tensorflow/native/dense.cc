@@ -24,14 +24,20 @@ REGISTER_OP("Fanin>DenseReluUpdate")
     .Input("outputs: float")
     .Input("features: float")
     .Input("weights: resource")
-    .Input("weights_m: resource")
-    .Input("weights_v: resource")
+    .Input("weights_m: num_weights_m * resource")
+    .Input("weights_v: num_weights_v * resource")
     .Input("bias: num_bias * resource")
+    .Input("bias_m: num_bias_m * resource")
+    .Input("bias_v: num_bias_v * resource")
     .Input("optimizer: double")
     .Input("learning_rate: double")
     .Input("step: int64")
     .Output("grad_features: float")
+    .Attr("num_weights_m: int >= 0")
+    .Attr("num_weights_v: int >= 0")
     .Attr("num_bias: int >= 0")
+    .Attr("num_bias_m: int >= 0")
+    .Attr("num_bias_v: int >= 0")
     .Attr("seed: int = 0")
     .Attr("want_grad: bool")
     .Attr("threads: int = 0")
@@ -75,7 +81,8 @@ class DenseReluUpdate : public TrainingKernel<device> {
   void Compute(OpKernelContext *ctx) override {
     Tensor scratch;
     Variables<device> variables;
-    OP_REQUIRES_OK(ctx, variables.open(ctx, {"weights", "weights_m", "weights_v", "bias"}));
+    OP_REQUIRES_OK(ctx, variables.open(ctx, {"weights", "weights_m", "weights_v", "bias", "bias_m",
+                                             "bias_v"}));
     Tensor *const grad =
         this->output(ctx, 0, this->want_grad_ ? ctx->input(2).shape() : TensorShape({0}));
     if (!grad) return;
@@ -83,8 +90,8 @@ class DenseReluUpdate : public TrainingKernel<device> {
     params.grad_outputs = this->named(ctx, "grad_outputs");
     params.outputs = this->named(ctx, "outputs");
     params.features = this->named(ctx, "features");
-    params.weights = variables.trained_next();
-    params.bias = variables.trained_next();
+    params.weights = variables.trained("weights");
+    params.bias = variables.trained("bias");
     params.grad_features = this->want_grad_ ? describe(*grad, device) : absent();
     params.optimizer = this->optimizer(ctx);
     params.resources.threads = this->threads_;
@@ -104,6 +111,8 @@ REGISTER_KERNEL_BUILDER(Name("Fanin>DenseReluUpdate")
                             .HostMemory("weights_m")
                             .HostMemory("weights_v")
                             .HostMemory("bias")
+                            .HostMemory("bias_m")
+                            .HostMemory("bias_v")
                             .HostMemory("optimizer")
                             .HostMemory("learning_rate")
                             .HostMemory("step"),

@@ -1,5 +1,5 @@
-// Layers with ReLU that read sparse features: the forward pass, and the backward pass with the optimiser on
-// the rows of words that occur.
+// Layers with ReLU that read sparse features: the forward pass, and the backward pass with the
+// optimiser on the rows of words that occur.
 #include "training.h"
 
 namespace {
@@ -34,13 +34,18 @@ REGISTER_OP("Fanin>SparseReluUpdate")
     .Input("values: float")
     .Input("weights: resource")
     .Input("weights_m: num_weights_m * resource")
-    .Input("weights_v: resource")
+    .Input("weights_v: num_weights_v * resource")
     .Input("bias: num_bias * resource")
+    .Input("bias_m: num_bias_m * resource")
+    .Input("bias_v: num_bias_v * resource")
     .Input("optimizer: double")
     .Input("learning_rate: double")
     .Input("step: int64")
     .Attr("num_weights_m: int >= 0")
+    .Attr("num_weights_v: int >= 0")
     .Attr("num_bias: int >= 0")
+    .Attr("num_bias_m: int >= 0")
+    .Attr("num_bias_v: int >= 0")
     .Attr("seed: int = 0")
     .Attr("threads: int = 0")
     .SetIsStateful()
@@ -77,14 +82,13 @@ class SparseRelu : public FusedKernel<device> {
 template <fanin_device device>
 class SparseReluUpdate : public TrainingKernel<device> {
  public:
-  explicit SparseReluUpdate(OpKernelConstruction *ctx) : TrainingKernel<device>(ctx) {
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("num_weights_m", &num_weights_m_));
-  }
+  using TrainingKernel<device>::TrainingKernel;
 
   void Compute(OpKernelContext *ctx) override {
     Tensor scratch;
     Variables<device> variables;
-    OP_REQUIRES_OK(ctx, variables.open(ctx, {"weights", "weights_m", "weights_v", "bias"}));
+    OP_REQUIRES_OK(ctx, variables.open(ctx, {"weights", "weights_m", "weights_v", "bias", "bias_m",
+                                             "bias_v"}));
     fanin_sparse_update_params params{};
     params.grad_outputs = this->named(ctx, "grad_outputs");
     params.outputs = this->named(ctx, "outputs");
@@ -92,18 +96,13 @@ class SparseReluUpdate : public TrainingKernel<device> {
     params.word_starts = this->named(ctx, "word_starts");
     params.instances = this->named(ctx, "instances");
     params.values = this->named(ctx, "values");
-    params.weights.values = variables.describe_next();
-    params.weights.m = num_weights_m_ ? variables.describe_next() : absent();
-    params.weights.v = variables.describe_next();
-    params.bias = variables.trained_next();
+    params.weights = variables.trained("weights");
+    params.bias = variables.trained("bias");
     params.optimizer = this->optimizer(ctx);
     params.resources.threads = this->threads_;
     if (!ctx->status().ok()) return;
     this->run(ctx, &params, &scratch, fanin_sparse_update_workspace(&params), fanin_sparse_update);
   }
-
- private:
-  int num_weights_m_;
 };
 
 REGISTER_KERNEL_BUILDER(Name("Fanin>SparseRelu").Device(DEVICE_CPU), SparseRelu<FANIN_CPU>);
@@ -117,6 +116,8 @@ REGISTER_KERNEL_BUILDER(Name("Fanin>SparseReluUpdate")
                             .HostMemory("weights_m")
                             .HostMemory("weights_v")
                             .HostMemory("bias")
+                            .HostMemory("bias_m")
+                            .HostMemory("bias_v")
                             .HostMemory("optimizer")
                             .HostMemory("learning_rate")
                             .HostMemory("step"),

@@ -13,9 +13,11 @@ REGISTER_OP("Fanin>FusedStep")
     .Input("starts: num_starts * uint32")
     .Input("tile_labels: num_tile_labels * uint16")
     .Input("weights: resource")
-    .Input("weights_m: resource")
-    .Input("weights_v: resource")
+    .Input("weights_m: num_weights_m * resource")
+    .Input("weights_v: num_weights_v * resource")
     .Input("bias: num_bias * resource")
+    .Input("bias_m: num_bias_m * resource")
+    .Input("bias_v: num_bias_v * resource")
     .Input("positive_instances: int32")
     .Input("positive_labels: int64")
     .Input("optimizer: double")
@@ -27,7 +29,11 @@ REGISTER_OP("Fanin>FusedStep")
     .Attr("num_indices: int >= 0")
     .Attr("num_starts: int >= 0")
     .Attr("num_tile_labels: int >= 0")
+    .Attr("num_weights_m: int >= 0")
+    .Attr("num_weights_v: int >= 0")
     .Attr("num_bias: int >= 0")
+    .Attr("num_bias_m: int >= 0")
+    .Attr("num_bias_v: int >= 0")
     .Attr("loss_kind: int")
     .Attr("seed: int = 0")
     .Attr("want_grad: bool")
@@ -51,7 +57,8 @@ class FusedStep : public TrainingKernel<device> {
   void Compute(OpKernelContext *ctx) override {
     Tensor scratch;
     Variables<device> variables;
-    OP_REQUIRES_OK(ctx, variables.open(ctx, {"weights", "weights_m", "weights_v", "bias"}));
+    OP_REQUIRES_OK(ctx, variables.open(ctx, {"weights", "weights_m", "weights_v", "bias", "bias_m",
+                                             "bias_v"}));
     Tensor *const loss = this->output(ctx, 0, TensorShape({}));
     Tensor *const grad =
         this->output(ctx, 1, this->want_grad_ ? ctx->input(0).shape() : TensorShape({0}));
@@ -59,8 +66,8 @@ class FusedStep : public TrainingKernel<device> {
     fanin_step_params params{};
     params.features = this->named(ctx, "features");
     params.connections = this->connections(ctx);
-    params.weights = variables.trained_next();
-    params.bias = variables.trained_next();
+    params.weights = variables.trained("weights");
+    params.bias = variables.trained("bias");
     params.positive_instances = this->named(ctx, "positive_instances");
     params.positive_labels = this->named(ctx, "positive_labels");
     params.loss = describe(*loss, device);
@@ -86,6 +93,8 @@ REGISTER_KERNEL_BUILDER(Name("Fanin>FusedStep")
                             .HostMemory("weights_m")
                             .HostMemory("weights_v")
                             .HostMemory("bias")
+                            .HostMemory("bias_m")
+                            .HostMemory("bias_v")
                             .HostMemory("optimizer")
                             .HostMemory("learning_rate")
                             .HostMemory("step"),

@@ -33,6 +33,7 @@ class Variables {
         TF_RETURN_IF_ERROR(
             tensorflow::LookupResource(ctx, tensorflow::HandleFromInput(ctx, i), &variable));
         variables_.push_back(std::move(variable));
+        names_.push_back(name);
       }
     }
     // In one order everywhere, so that two ops cannot wait for each other.
@@ -52,16 +53,15 @@ class Variables {
     return absl::OkStatus();
   }
 
-  fanin_tensor describe_next() {
-    if (next_ == variables_.size()) return absent();
-    return describe(*variables_[next_++]->tensor(), device);
+  // The only variable of a name, or none where the list is empty.
+  fanin_tensor describe(const std::string &name) const {
+    const auto found = std::find(names_.begin(), names_.end(), name);
+    if (found == names_.end()) return absent();
+    return ::describe(*variables_[found - names_.begin()]->tensor(), device);
   }
-  fanin_trained trained_next() {
-    fanin_trained trained;
-    trained.values = describe_next();
-    trained.m = describe_next();
-    trained.v = describe_next();
-    return trained;
+  // An array of this name with its moments.
+  fanin_trained trained(const std::string &name) const {
+    return {describe(name), describe(name + "_m"), describe(name + "_v")};
   }
 
  private:
@@ -81,7 +81,7 @@ class Variables {
 
   std::vector<tensorflow::core::RefCountPtr<tensorflow::Var>> variables_;
   std::vector<tensorflow::mutex *> locked_;
-  size_t next_ = 0;
+  std::vector<std::string> names_;  // of the inputs that they are
 };
 
 // Inputs by name, connections and outputs.
@@ -134,20 +134,27 @@ class TrainingKernel : public FusedKernel<device> {
   fanin_optimizer optimizer(OpKernelContext *ctx) const {
     fanin_optimizer optimizer{};
     optimizer.learning_rate = this->template scalar<double>(ctx, "learning_rate");
+    double kind = 0;
     optimizer.step = this->template scalar<int64_t>(ctx, "step");
     optimizer.seed = uint64_t(seed_);
     // In the order of `Optimizer.numbers` (fanin.backends.optimizer).
-    double *const fields[] = {&optimizer.beta1, &optimizer.beta2, &optimizer.epsilon,
-                              &optimizer.weight_decay, &optimizer.l2};
+    double *const fields[] = {&kind,
+                              &optimizer.beta1,
+                              &optimizer.beta2,
+                              &optimizer.epsilon,
+                              &optimizer.momentum,
+                              &optimizer.weight_decay,
+                              &optimizer.l2};
     constexpr int64_t count = std::size(fields);
     int start = 0, stop = 0;
     const absl::Status status = ctx->op_kernel().InputRange("optimizer", &start, &stop);
     if (!status.ok() || ctx->input(start).NumElements() != count) {
-      ctx->CtxFailure(absl::InvalidArgumentError("optimizer must have " + std::to_string(count) +
-                                                 " numbers"));
+      ctx->CtxFailure(
+          absl::InvalidArgumentError("optimizer must have " + std::to_string(count) + " numbers"));
       return optimizer;
     }
     for (int64_t i = 0; i < count; ++i) *fields[i] = ctx->input(start).flat<double>()(i);
+    optimizer.kind = int32_t(kind);
     return optimizer;
   }
 

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fanin.backends.optimizer import ADAM
+from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.backends.torch.training_ops import fused_step
 from fanin.benchmarks.gpu_parts import reference
@@ -59,7 +59,7 @@ def random_layer(
 @dataclass(frozen=True)
 class Step:
     """Steps of `fused_step` on a layer without an intermediate one. weights, moments: the types
-    that they are kept in."""
+    that they are kept in. Other optimizers than Adam by itself train float32."""
 
     setup: LayerSetup
     batch: int
@@ -67,12 +67,14 @@ class Step:
     weights: torch.dtype = torch.float32
     moments: torch.dtype = torch.float32
     steps: int = _STEPS
+    optimizer: Optimizer = ADAM
 
     @property
     def key(self) -> str:
         index = "" if isinstance(self.setup.output, Dense) else f" {type_name(self.index)}"
         name = f"fused_step {kind_name(self.setup)} {sizes(self.setup, self.batch)}"
-        return f"{name} {self.setup.loss} {self.dtype}{index}"
+        other = "" if self.optimizer == ADAM else f" {self.optimizer.kind} with decay"
+        return f"{name} {self.setup.loss} {self.dtype}{index}{other}"
 
     @property
     def shape(self) -> dict[str, int]:
@@ -89,9 +91,13 @@ class Step:
         setup, batch = self.setup, self.batch
         values, indices, starts = random_layer(bench, setup, self.index)
         weights = values.to(self.weights)
-        m, v = (torch.zeros_like(values, dtype=self.moments) for _ in range(2))
+        kept = self.optimizer.keeps
+        m, v = (torch.zeros_like(values, dtype=self.moments) if x in kept else None for x in "mv")
         bias = bench.normal(setup.labels)
-        bias_m, bias_v = torch.zeros_like(bias), torch.zeros_like(bias)
+        bias_m, bias_v = (torch.zeros_like(bias) if x in kept else None for x in "mv")
+        rate = LEARNING_RATE
+        if self.optimizer.kind != "adam":
+            rate *= batch * setup.labels  # by which the loss is divided
         layer = reference.Layer(weights, bias, indices, starts)
         # Scores, then sums over the batch, and both once more for each step.
         per_label = connections_per_label(setup)
@@ -106,29 +112,31 @@ class Step:
             bench.poison(features, bias[:1])
             arguments = (
                 *(features, indices, starts, None, weights, m, v, bias, bias_m, bias_v),
-                *(*positives, setup.loss, ADAM.numbers, LEARNING_RATE, step, bench.seed, True),
+                *(*positives, setup.loss, self.optimizer.numbers, rate, step, bench.seed, True),
             )
             before = weights.double()
             (loss, grad), spent = bench.timed(partial(fused_step, *arguments))
             seconds += spent
-            expected = layer.step(features, *positives, setup.loss, LEARNING_RATE)
+            expected = layer.step(features, *positives, setup.loss, rate, self.optimizer)
             room = step * tolerance(torch.float32, terms)
             of_features = room + step * tolerance(torch.float32, per_feature)
             outputs[f"loss {step}"] = (loss, expected[0], room)
             outputs[f"grad_features {step}"] = (grad, expected[1], of_features)
         room = steps * tolerance(torch.float32, terms)
         outputs["bias"] = (bias, layer.bias, room)
-        outputs["bias_m"] = (bias_m, layer.bias_m, room)
+        if bias_m is not None:
+            outputs["bias_m"] = (bias_m, layer.bias_m, room)
         # From the moments as they are now; what they were before they were rounded to bfloat16 is
         # known to the kernel alone.
-        updated = (adam_from(before, m, v, steps), tolerance(torch.float32, 1))
-        if self.moments == torch.bfloat16:
-            updated = (layer.weights, room)
-        trained: Outputs = {
-            "weights": (weights, *updated),
-            "weights_m": (m, layer.m, room),
-            "weights_v": (v, layer.v, 2 * room),  # of squares
-        }
+        updated = (layer.weights, room)
+        if self.optimizer == ADAM and self.moments == torch.float32:
+            assert m is not None and v is not None
+            updated = (adam_from(before, m, v, steps), tolerance(torch.float32, 1))
+        trained: Outputs = {"weights": (weights, *updated)}
+        if m is not None:
+            trained["weights_m"] = (m, layer.m, room)
+        if v is not None:
+            trained["weights_v"] = (v, layer.v, 2 * room)  # of squares
         outputs |= {name: o for name, o in trained.items() if o[0].dtype == torch.float32}
         bench.check("fused_step", outputs, self.shape, self.dtype, indices, seconds)
         for name, (result, wanted, _) in trained.items():
@@ -154,7 +162,7 @@ class Step:
 
 
 def cases() -> Iterator[Case]:
-    """Each kind, loss, index type and storage."""
+    """Each kind, loss, index type, storage and optimizer."""
     for loss in ("squared_hinge", "bce"):
         for kind in kinds(7):
             setup = LayerSetup(97, 1_003, kind, loss=loss)
@@ -171,3 +179,7 @@ def cases() -> Iterator[Case]:
             narrow = replace(case, weights=weights, moments=moments)
             small = isinstance(kind, FixedFanIn) and weights == moments
             yield Case(narrow.key, narrow, small)
+        # Adam by itself is above; what decays beside it is in the same place of the kernels.
+        for optimizer in (Optimizer("sgd", 1e-4, 1e-4), Optimizer("momentum", 1e-4, 1e-4)):
+            other = replace(case, optimizer=optimizer)
+            yield Case(other.key, other, small=isinstance(kind, FixedFanIn))

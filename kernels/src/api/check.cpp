@@ -151,27 +151,36 @@ void Check::indices(const fanin_tensor &t) {
           name_of(t.dtype));
 }
 
+void Check::moment(const std::string &name, const fanin_tensor &t, Dimensions dims, bool is_kept) {
+  if (is_kept) return written(name, t, dims);
+  if (good() && t.rank >= 0)
+    wrong("%s is of no use: this optimizer keeps no such moments; leave it out", name.c_str());
+}
+
 void Check::trained(const std::string &name, const fanin_trained &t, Dimensions dims,
-                    bool is_bias) {
+                    const Moments &moments, bool is_bias) {
   const std::string m = name + ".m", v = name + ".v";
   if (is_bias && t.values.rank < 0 && t.m.rank < 0 && t.v.rank < 0) return;
   written(name, t.values, dims);
-  written(m, t.m, dims);
-  written(v, t.v, dims);
+  moment(m, t.m, dims, moments.m);
+  moment(v, t.v, dims, moments.v);
   if (is_bias) {
     type(name, t.values, {FANIN_FLOAT32});
-    type(m, t.m, {FANIN_FLOAT32});
-    type(v, t.v, {FANIN_FLOAT32});
+    type(m, t.m, {FANIN_FLOAT32}, kOptional);
+    type(v, t.v, {FANIN_FLOAT32}, kOptional);
   } else {
     type(name, t.values, kStored);
-    type(m, t.m, kStored);
-    type(v, t.v, {t.m.dtype});
+    type(m, t.m, kStored, kOptional);
+    if (t.m.rank >= 0)
+      type(v, t.v, {t.m.dtype}, kOptional);
+    else
+      type(v, t.v, kStored, kOptional);
   }
 }
 
 void Check::trained_rows(const std::string &name, const fanin_trained &t, Dimension &rows,
-                         Dimension &columns) {
-  if (t.m.rank >= 0) return trained(name, t, {&rows, &columns});
+                         Dimension &columns, const Moments &moments) {
+  if (t.m.rank >= 0 || !moments.v) return trained(name, t, {&rows, &columns}, moments);
   written(name, t.values, {&rows, &columns});
   type(name, t.values, kStored);
   written(name + ".v", t.v, {&rows});
@@ -189,19 +198,23 @@ void Check::loss_kind(int32_t kind) {
     wrong("loss_kind %d is unknown", kind);
 }
 
-void Check::optimizer(const fanin_optimizer &optimizer) {
-  rate("learning_rate", optimizer.learning_rate);
-  rate("weight_decay", optimizer.weight_decay);
-  rate("l2", optimizer.l2);
-  rate("learning_rate * weight_decay", optimizer.learning_rate * optimizer.weight_decay);
+void Check::optimizer(const fanin_optimizer &o) {
+  rate("learning_rate", o.learning_rate);
+  rate("weight_decay", o.weight_decay);
+  rate("l2", o.l2);
+  rate("learning_rate * weight_decay", o.learning_rate * o.weight_decay);
   if (!good()) return;
-  if (!(optimizer.beta1 >= 0 && optimizer.beta1 < 1 && optimizer.beta2 >= 0 && optimizer.beta2 < 1))
-    wrong("beta1 and beta2 must be in [0, 1), got %g and %g", optimizer.beta1, optimizer.beta2);
-  else if (!(float(optimizer.epsilon) > 0) || std::isinf(float(optimizer.epsilon)))
+  if (o.kind != FANIN_ADAM && o.kind != FANIN_SGD && o.kind != FANIN_MOMENTUM)
+    wrong("optimizer kind %d is unknown", o.kind);
+  else if (o.step < 1)
+    wrong("step counts from 1, got %" PRId64, o.step);
+  else if (o.kind == FANIN_MOMENTUM && !(o.momentum >= 0 && o.momentum < 1))
+    wrong("momentum must be in [0, 1), got %g", o.momentum);
+  else if (o.kind == FANIN_ADAM && !(o.beta1 >= 0 && o.beta1 < 1 && o.beta2 >= 0 && o.beta2 < 1))
+    wrong("beta1 and beta2 must be in [0, 1), got %g and %g", o.beta1, o.beta2);
+  else if (o.kind == FANIN_ADAM && (!(float(o.epsilon) > 0) || std::isinf(float(o.epsilon))))
     // With 0, a weight without gradients would become 0 / 0.
-    wrong("epsilon must be finite and above 0, got %g", optimizer.epsilon);
-  else if (optimizer.step < 1)
-    wrong("step counts from 1, got %" PRId64, optimizer.step);
+    wrong("epsilon must be finite and above 0, got %g", o.epsilon);
 }
 
 void Check::sizes(const Dimension &inputs, const Dimension &labels, const Dimension &fan_in) {

@@ -37,6 +37,16 @@ inline constexpr auto kStored = {int32_t(FANIN_FLOAT32), int32_t(FANIN_BFLOAT16)
 enum class Presence { required, optional };
 constexpr Presence kOptional = Presence::optional;
 
+// Which moments an optimiser keeps for each value.
+struct Moments {
+  bool m, v;
+
+  explicit Moments(const fanin_optimizer &optimizer)
+      : m(optimizer.kind != FANIN_SGD), v(m && optimizer.kind != FANIN_MOMENTUM) {}
+  // Those that stand beside the array: of calls that only move values.
+  explicit Moments(const fanin_trained &trained) : m(trained.m.rank >= 0), v(trained.v.rank >= 0) {}
+};
+
 // Collects the first thing that is wrong with the arguments of a call. Once something is wrong, the
 // functions do nothing.
 class Check {
@@ -59,11 +69,11 @@ class Check {
   void indices(const fanin_tensor &t);
   // An array with its moments, all updated; a bias may be absent.
   void trained(const std::string &name, const fanin_trained &t, Dimensions dims,
-               bool is_bias = false);
-  // The same for a matrix whose moments may be one number for each row: then m is absent and v is
-  // [rows] float32.
+               const Moments &moments, bool is_bias = false);
+  // The same for a matrix where Adam's moments may be one number for each row: then m is absent and
+  // v is [rows] float32.
   void trained_rows(const std::string &name, const fanin_trained &t, Dimension &rows,
-                    Dimension &columns);
+                    Dimension &columns, const Moments &moments);
   void optimizer(const fanin_optimizer &optimizer);
   void rate(const char *name, double rate);
   void loss_kind(int32_t kind);
@@ -100,6 +110,7 @@ class Check {
   __attribute__((format(printf, 2, 3))) void wrong(const char *format, ...);
 
  private:
+  void moment(const std::string &name, const fanin_tensor &t, Dimensions dims, bool is_kept);
   void dense(const fanin_connections &c, const Dimension &inputs, Dimension &fan_in);
   void unstructured(const fanin_connections &c, Dimension &labels, Dimension &count);
   void fixed_fan_in(const fanin_connections &c, Dimension &labels, Dimension &fan_in);

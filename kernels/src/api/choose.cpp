@@ -112,7 +112,7 @@ int32_t prepare(const fanin_replace_sources_params *p, ReplaceCall *call, Messag
   check.type("gradients", p->gradients, {FANIN_FLOAT32});
   check.written("indices", p->indices, {&labels, &fan_in});
   check.indices(p->indices);
-  check.trained("weights", p->weights, {&labels, &fan_in});
+  check.trained("weights", p->weights, {&labels, &fan_in}, Moments(p->weights));
   check.written("moved", p->moved, {&labels}, kOptional);
   check.type("moved", p->moved, {FANIN_INT32}, kOptional);
   check.sizes(inputs, labels, fan_in);

@@ -13,7 +13,7 @@ int32_t prepare(const fanin_rewire_params *p, RewireCall *call, Message message)
   const Dimensions &dims = flat ? vector : matrix;
   check.written("indices", p->indices, dims);
   check.indices(p->indices);
-  check.trained("weights", p->weights, dims);
+  check.trained("weights", p->weights, dims, Moments(p->weights));
   check.threads(p->resources.threads);
   check.ready(p->resources);
   if (check.good() && !(p->fraction >= 0 && p->fraction < 1))
@@ -44,7 +44,7 @@ int32_t prepare(const fanin_sort_params *p, SortCall *call, Message message) {
   check.type("tile_labels", p->tile_labels, {FANIN_UINT16});
   check.written("slots", p->slots, {&labels, &fan_in});
   check.type("slots", p->slots, {fan_in.size <= 256 ? FANIN_UINT8 : FANIN_UINT32});
-  check.trained("weights", p->weights, {&labels, &fan_in});
+  check.trained("weights", p->weights, {&labels, &fan_in}, Moments(p->weights));
   if (check.good() && p->inputs < 0)
     check.wrong("inputs must be at least 1, got %" PRId64, p->inputs);
   check.sizes(inputs, labels, fan_in);

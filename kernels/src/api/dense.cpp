@@ -36,6 +36,8 @@ int32_t prepare(const fanin_dense_forward_params *p, DenseForwardCall *call, Mes
 int32_t prepare(const fanin_dense_update_params *p, DenseUpdateCall *call, Message message) {
   if (!p) return message.say(FANIN_INVALID, "params is null");
   Check check(message);
+  check.optimizer(p->optimizer);
+  const Moments moments(p->optimizer);
   Dimension batch{"batch"}, inputs{"inputs"}, units{"units"};
   check.tensor("grad_outputs", p->grad_outputs, {&batch, &units});
   check.type("grad_outputs", p->grad_outputs, {FANIN_FLOAT32});
@@ -43,12 +45,11 @@ int32_t prepare(const fanin_dense_update_params *p, DenseUpdateCall *call, Messa
   check.type("outputs", p->outputs, {FANIN_FLOAT32}, kOptional);
   check.tensor("features", p->features, {&batch, &inputs});
   check.type("features", p->features, {FANIN_FLOAT32});
-  check.trained("weights", p->weights, {&units, &inputs});
-  check.trained("bias", p->bias, {&units}, true);
+  check.trained("weights", p->weights, {&units, &inputs}, moments);
+  check.trained("bias", p->bias, {&units}, moments, true);
   check.written("grad_features", p->grad_features, {&batch, &inputs}, kOptional);
   check.type("grad_features", p->grad_features, {FANIN_FLOAT32}, kOptional);
   check.sizes(inputs, units, inputs);
-  check.optimizer(p->optimizer);
   check.threads(p->resources.threads);
   check.ready(p->resources);
   if (check.good() && batch.size == 0)
@@ -61,10 +62,8 @@ int32_t prepare(const fanin_dense_update_params *p, DenseUpdateCall *call, Messa
   call->grad_outputs = data_as<float>(p->grad_outputs);
   call->outputs = data_as<float>(p->outputs);
   call->features = data_as<float>(p->features);
-  set_weights(call, p->weights);
-  set_bias(call, p->bias);
   call->grad_features = data_as<float>(p->grad_features);
-  call->optimizer = optimizer_call(p->optimizer);
+  set_trained(call, p->weights, p->bias, p->optimizer);
   return FANIN_OK;
 }
 

@@ -19,11 +19,16 @@ OptimizerCall optimizer_call(const fanin_optimizer &optimizer) {
   uint64_t seed = optimizer.seed;
   uint64_t step_seed = split_mix(seed) + uint64_t(optimizer.step);
   OptimizerCall call;
-  call.rate = float(optimizer.learning_rate * (of_v / (1 - std::pow(optimizer.beta1, t))));
+  const Moments moments(optimizer);
+  call.kept = int(moments.m) + int(moments.v);
+  const bool is_adam = optimizer.kind == FANIN_ADAM;
+  call.rate =
+      float(optimizer.learning_rate * (is_adam ? of_v / (1 - std::pow(optimizer.beta1, t)) : 1.0));
   call.row_rate = float(optimizer.learning_rate * of_v);
   call.rest1 = float(1 - optimizer.beta1);
   call.rest2 = float(1 - optimizer.beta2);
   call.epsilon = float(optimizer.epsilon);
+  call.momentum = float(optimizer.momentum);
   call.decay = float(optimizer.learning_rate * optimizer.weight_decay);
   call.l2 = float(optimizer.l2);
   call.seed = uint32_t(split_mix(step_seed) >> 32);

@@ -22,19 +22,36 @@ void set_connections(LayerCall *call, const fanin_connections &c) {
 template <class TrainingCall>
 void set_weights(TrainingCall *call, const fanin_trained &weights) {
   call->bf16_weights = is_bf16(weights.values);
-  call->bf16_moments = weights.m.rank >= 0 && is_bf16(weights.m);
+  const fanin_tensor &moments = weights.m.rank >= 0 ? weights.m : weights.v;
+  call->bf16_moments = moments.rank >= 0 && is_bf16(moments);
   call->weights = data_of(weights.values);
   call->m = data_of(weights.m);
   call->v = data_of(weights.v);
 }
+
+OptimizerCall optimizer_call(const fanin_optimizer &optimizer);
+
+// Fills all fields of a call that trains a layer: its arrays and the optimiser. Where moments are
+// not kept, the kernels read others, of one type with them, in their place: m for v, and the values
+// for both.
 template <class TrainingCall>
-void set_bias(TrainingCall *call, const fanin_trained &bias) {
+void set_trained(TrainingCall *call, const fanin_trained &weights, const fanin_trained &bias,
+                 const fanin_optimizer &optimizer) {
+  set_weights(call, weights);
   call->bias = data_as<float>(bias.values);
   call->bias_m = data_as<float>(bias.m);
   call->bias_v = data_as<float>(bias.v);
+  call->optimizer = optimizer_call(optimizer);
+  if (call->optimizer.kept == 0) {
+    call->bf16_moments = call->bf16_weights;
+    call->m = call->weights;
+    call->bias_m = call->bias;
+  }
+  if (call->optimizer.kept < 2) {
+    call->v = call->m;
+    call->bias_v = call->bias_m;
+  }
 }
-
-OptimizerCall optimizer_call(const fanin_optimizer &optimizer);
 
 // On a CPU: whether unstructured connections are divided among the labels, all of them.
 int32_t check_starts(const int32_t *starts, int64_t labels, int64_t connections, Message message);

@@ -40,6 +40,8 @@ int32_t prepare(const fanin_sparse_forward_params *p, SparseForwardCall *call, M
 int32_t prepare(const fanin_sparse_update_params *p, SparseUpdateCall *call, Message message) {
   if (!p) return message.say(FANIN_INVALID, "params is null");
   Check check(message);
+  check.optimizer(p->optimizer);
+  const Moments moments(p->optimizer);
   Dimension batch{"batch"}, inputs{"inputs"}, units{"units"};
   Dimension stored{"stored"}, words{"words"}, bounds{"words + 1"};
   check.tensor("grad_outputs", p->grad_outputs, {&batch, &units});
@@ -54,10 +56,9 @@ int32_t prepare(const fanin_sparse_update_params *p, SparseUpdateCall *call, Mes
   check.type("instances", p->instances, {FANIN_INT32});
   check.tensor("values", p->values, {&stored});
   check.type("values", p->values, {FANIN_FLOAT32});
-  check.trained_rows("weights", p->weights, inputs, units);
-  check.trained("bias", p->bias, {&units}, true);
+  check.trained_rows("weights", p->weights, inputs, units, moments);
+  check.trained("bias", p->bias, {&units}, moments, true);
   check.sizes(inputs, units, inputs);
-  check.optimizer(p->optimizer);
   check.threads(p->resources.threads);
   check.ready(p->resources);
   check_bounds(check, "word_starts", bounds, words);
@@ -76,9 +77,7 @@ int32_t prepare(const fanin_sparse_update_params *p, SparseUpdateCall *call, Mes
   call->word_starts = data_as<int64_t>(p->word_starts);
   call->instances = data_as<int32_t>(p->instances);
   call->values = data_as<float>(p->values);
-  set_weights(call, p->weights);
-  set_bias(call, p->bias);
-  call->optimizer = optimizer_call(p->optimizer);
+  set_trained(call, p->weights, p->bias, p->optimizer);
   return FANIN_OK;
 }
 

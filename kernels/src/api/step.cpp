@@ -7,13 +7,15 @@ namespace {
 int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   if (!p) return message.say(FANIN_INVALID, "params is null");
   Check check(message);
+  check.optimizer(p->optimizer);
+  const Moments moments(p->optimizer);
   Dimension batch{"batch"}, inputs{"inputs"}, labels{"labels"}, fan_in{"fan_in"},
       positives{"positives"}, one{"1", 1, "a loss"};
   check.tensor("features", p->features, {&batch, &inputs});
   check.type("features", p->features, {FANIN_FLOAT32});
   check.connections(p->connections, inputs, labels, fan_in,
-                    [&](Dimensions dims) { check.trained("weights", p->weights, dims); });
-  check.trained("bias", p->bias, {&labels}, true);
+                    [&](Dimensions dims) { check.trained("weights", p->weights, dims, moments); });
+  check.trained("bias", p->bias, {&labels}, moments, true);
   check.tensor("positive_instances", p->positive_instances, {&positives});
   check.type("positive_instances", p->positive_instances, {FANIN_INT32});
   check.tensor("positive_labels", p->positive_labels, {&positives});
@@ -22,7 +24,6 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   check.type("loss", p->loss, {FANIN_FLOAT32});
   check.written("grad_features", p->grad_features, {&batch, &inputs}, kOptional);
   check.type("grad_features", p->grad_features, {FANIN_FLOAT32}, kOptional);
-  check.optimizer(p->optimizer);
   check.threads(p->resources.threads);
   check.ready(p->resources);
   check.loss_kind(p->loss_kind);
@@ -37,14 +38,12 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   call->positives = positives.size;
   call->features = data_as<float>(p->features);
   set_connections(call, p->connections);
-  set_weights(call, p->weights);
-  set_bias(call, p->bias);
   call->positive_instances = data_as<int32_t>(p->positive_instances);
   call->positive_labels = data_as<int64_t>(p->positive_labels);
   call->grad_features = data_as<float>(p->grad_features);
   call->loss = data_as<float>(p->loss);
   call->loss_kind = p->loss_kind;
-  call->optimizer = optimizer_call(p->optimizer);
+  set_trained(call, p->weights, p->bias, p->optimizer);
   return FANIN_OK;
 }
 

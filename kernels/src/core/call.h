@@ -52,14 +52,16 @@ struct BackwardCall : Call {
 // The optimiser's numbers at one step: see optimizer.h. The betas are held as 1 - beta, since a
 // float has more digits of that.
 struct OptimizerCall {
-  float rate, rest1, rest2, epsilon;
+  int kept;  // moments of each weight: 2 (m and v), 1 (m) or 0, which tells which optimiser it is
+  float rate, rest1, rest2, epsilon, momentum;
   float row_rate;   // of rows that have no m: without its bias correction
   float decay, l2;  // of weights; 0 of biases
   uint32_t seed;    // of stochastic rounding, another one for every step
 };
 
 // Weights are [labels, fan_in], or, with starts, [connections]. Where m and v stand beside an
-// array, they are its moments.
+// array, they are its moments. In calls that train, others of the same type stand in for those that
+// the optimiser does not keep, and are only read; in calls that only move values, these are null.
 struct StepCall : Call {
   int64_t batch, inputs, labels, fan_in, connections, positives;
   bool wide_indices, bf16_weights, bf16_moments;
@@ -119,10 +121,11 @@ struct SparseUpdateCall : Call {
   const int32_t *instances;
   const float *values;
   void *weights;
-  void *m;  // null: v has one float for each row
-  void *v;
+  void *m, *v;                    // as in StepCall; m is null where v has one float for each row
   float *bias, *bias_m, *bias_v;  // or null
   OptimizerCall optimizer;
+
+  FANIN_ANYWHERE bool has_row_moments() const { return !m; }
 };
 
 struct TopKCall : Call {

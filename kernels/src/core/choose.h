@@ -234,7 +234,8 @@ FANIN_FN int64_t replace_label(const ReplaceCall &c, int64_t label, const Choose
   const int64_t start = label * c.fan_in;
   I *const indices = static_cast<I *>(c.indices) + start;
   W *const weights = static_cast<W *>(c.weights) + start;
-  M *const m = static_cast<M *>(c.m) + start, *const v = static_cast<M *>(c.v) + start;
+  M *const m = c.m ? static_cast<M *>(c.m) + start : nullptr;
+  M *const v = c.v ? static_cast<M *>(c.v) + start : nullptr;
   if (!team.all_below(indices, c.fan_in, c.inputs)) return -1;
   float *const strengths = memory.strengths;
   write_wanted(c, c.gradients + label * c.inputs, indices, strengths, team);
@@ -257,7 +258,8 @@ FANIN_FN int64_t replace_label(const ReplaceCall &c, int64_t label, const Choose
                 each_bit(mask, [&](int bit, int below) FANIN_INLINE {
                   const int64_t slot = first + bit;
                   indices[slot] = I(memory.taken[place + below]);
-                  m[slot] = v[slot] = M();
+                  if (m) m[slot] = M();
+                  if (v) v[slot] = M();
                   if (!c.keep_weights) weights[slot] = W();
                 });
                 place += bits_of(mask);

@@ -128,7 +128,7 @@ FANIN_FN void update_columns(const Optimizer &a, W *weights, M *m, M *v, int64_t
         }
     };
     each([&](int u, int i, int64_t from)
-             FANIN_INLINE { chunks[u][i].load(weights, m, v, from, count); });
+             FANIN_INLINE { chunks[u][i].load(a, weights, m, v, from, count); });
     each([&](int u, int i, int64_t to) FANIN_INLINE {
       chunks[u][i].step(a, weights, m, v, to, count, Chunk<float>{total[j + u][i]});
     });
@@ -302,8 +302,8 @@ FANIN_FN void update_tile(const DenseLayer<W, M> &layer, int64_t first, const fl
       FANIN_UNROLL
       for (int i = 0; i < kBlock; ++i) staged[i] = bias_grads[i];
       team.sync();
-      update_chunk(without_decay(layer.optimizer), layer.bias, layer.bias_m, layer.bias_v, first + j, size,
-                   load_chunk<float>(staged, size));
+      update_chunk(without_decay(layer.optimizer), layer.bias, layer.bias_m, layer.bias_v,
+                   first + j, size, load_chunk<float>(staged, size));
     }
   }
   team.sync();

@@ -154,7 +154,7 @@ struct SparseUpdateMemory {
 static inline SparseUpdateMemory sparse_update_memory(const SparseUpdateCall &c, void *workspace) {
   Memory memory{static_cast<char *>(workspace)};
   SparseUpdateMemory m{};
-  m.scratch_size = c.m || c.on_gpu ? 0 : groups_of(c.units) * kGroup;
+  m.scratch_size = !c.has_row_moments() || c.on_gpu ? 0 : groups_of(c.units) * kGroup;
   if (c.outputs) m.grads = memory.take<float>(c.batch * c.units);
   m.scratch = memory.take<float>(c.threads * m.scratch_size);
   m.bytes = c.outputs || m.scratch_size ? memory.total() : 0;

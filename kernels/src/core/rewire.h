@@ -56,7 +56,8 @@ FANIN_ANYWHERE static inline bool rewire_one(const RewireCall &c, int64_t i, uin
   if (threshold > infinity || magnitude(static_cast<const W *>(c.weights)[i]) >= threshold)
     return false;
   static_cast<I *>(c.indices)[i] = I(drawn_source(c.seed, uint64_t(i), c.inputs));
-  static_cast<M *>(c.m)[i] = static_cast<M *>(c.v)[i] = M();
+  if (c.m) static_cast<M *>(c.m)[i] = M();
+  if (c.v) static_cast<M *>(c.v)[i] = M();
   return true;
 }
 

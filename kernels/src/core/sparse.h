@@ -144,7 +144,8 @@ FANIN_FN void pass_and_update_bias(const SparseUpdateCall &c, const SparseUpdate
     }
     if (c.bias)
       total.each([&](Chunk<float> &a, int unit) FANIN_INLINE {
-        update_chunk(without_decay(c.optimizer), c.bias, c.bias_m, c.bias_v, first + unit, count, a);
+        update_chunk(without_decay(c.optimizer), c.bias, c.bias_m, c.bias_v, first + unit, count,
+                     a);
       });
   });
 }
@@ -180,7 +181,7 @@ FANIN_FN Block<n> row_gradient(const SparseUpdateCall &c, const float *grads,
   return total;
 }
 
-// The optimiser on a block of the row of word i, with moments for each weight.
+// The optimiser on a block of the row of word i, with moments for each weight, or none.
 template <class W, class M>
 FANIN_FN void update_row_part(const SparseUpdateCall &c, const float *grads, int64_t i,
                               int64_t block) {
@@ -245,7 +246,7 @@ FANIN_FN void update_row(const SparseUpdateCall &c, const float *grads, int64_t 
       else
         grad.load(kept + first, count);
       grad.each([&](Chunk<float> &a, int unit) FANIN_INLINE {
-        step_without_m(c.optimizer, weights, row + first + unit, count, size, a);
+        step_by_row(c.optimizer, weights, row + first + unit, count, size, a);
       });
     });
   write_one(v, updated, false);

@@ -60,8 +60,8 @@ FANIN_FN void step_bias(const TrainedLayer<I, W, M> &layer, int64_t first_label,
   constexpr int chunk = Chunk<float>::size;
   for (int j = 0; j < labels; j += chunk) {
     const int count = smaller(chunk, labels - j);
-    update_chunk(without_decay(layer.optimizer), layer.bias, layer.bias_m, layer.bias_v, first_label + j, count,
-                 load_chunk<float>(grads + j, count));
+    update_chunk(without_decay(layer.optimizer), layer.bias, layer.bias_m, layer.bias_v,
+                 first_label + j, count, load_chunk<float>(grads + j, count));
   }
 }
 

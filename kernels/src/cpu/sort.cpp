@@ -73,8 +73,8 @@ int64_t sort_tile(const SortCall &c, int64_t begin, int64_t count, const SortMem
   if (wrong >= 0) return wrong;
   reorder<I>(c.indices, begin, count, c.undo, memory);
   reorder<W>(c.weights, begin, count, c.undo, memory);
-  reorder<M>(c.m, begin, count, c.undo, memory);
-  reorder<M>(c.v, begin, count, c.undo, memory);
+  if (c.m) reorder<M>(c.m, begin, count, c.undo, memory);
+  if (c.v) reorder<M>(c.v, begin, count, c.undo, memory);
   return -1;
 }
 

@@ -1,6 +1,6 @@
-// Launches dense layers over sparse features: forward pass, and backward pass with the optimiser on the rows
-// of the words in the batch. Each output, and each row, is computed by one thread alone, so results
-// do not depend on the number of threads. See core/sparse.h.
+// Launches dense layers over sparse features: forward pass, and backward pass with the optimiser on
+// the rows of the words in the batch. Each output, and each row, is computed by one thread alone,
+// so results do not depend on the number of threads. See core/sparse.h.
 #include "core/sparse.h"
 
 #include "cpu/common.h"
@@ -52,7 +52,7 @@ Finding sparse_forward(const SparseForwardCall &c) {
 }
 
 Finding sparse_update(const SparseUpdateCall &c) {
-  if (!c.m)
+  if (c.has_row_moments())
     return with_types(
         [&](auto weight) {
           return run_update(c, [&](int64_t i, const float *grads, float *scratch) {

@@ -1,6 +1,6 @@
-// Launches dense layers over sparse features on a GPU: forward pass, and backward pass with the optimiser on
-// the rows of the words in the batch. A warp takes a block of units of one instance or word after
-// the other. See core/sparse.h.
+// Launches dense layers over sparse features on a GPU: forward pass, and backward pass with the
+// optimiser on the rows of the words in the batch. A warp takes a block of units of one instance or
+// word after the other. See core/sparse.h.
 #include "cuda/common.h"
 
 #include "core/sparse.h"
@@ -63,7 +63,7 @@ Finding sparse_update(const SparseUpdateCall &c) {
                              ? launch_warps(sparse_bias_kernel, blocks, c.stream, c, memory)
                              : kNothing;
   if (passed.kind != Finding::nothing) return passed;
-  if (!c.m)
+  if (c.has_row_moments())
     return with_types(
         [&](auto weight) {
           return launch_warps(sparse_rows_kernel<decltype(weight)>, c.words, c.stream, c, grads);

@@ -125,6 +125,30 @@ def test_goes_on_from_a_file_as_from_memory(backend, tmp_path):
 
 
 @each_backend
+def test_other_optimizers(backend, tmp_path):
+    """They learn, decay, and are known in a file; a plan counts no moments that none keeps."""
+    usual = classifier(backend).plan(X, Y).expected
+    for options in (
+        {"optimizer": "sgd", "learning_rate": 0.1 * LABELS},
+        {"optimizer": "momentum", "learning_rate": 0.01 * LABELS},
+    ):
+        model = classifier(backend, **options)
+        moments = {"sgd": 0, "momentum": 1}[options["optimizer"]]
+        assert 2 * model.plan(X, Y).expected.optimizer_bytes == moments * usual.optimizer_bytes
+        assert model.fit(X, Y).score(X, Y) > 0.5
+        model.save(tmp_path / "model")
+        again = load(tmp_path / "model", backend=backend)
+        assert again.get_params()["optimizer"] == options["optimizer"]
+        assert again.partial_fit(X, Y).score(X, Y) > 0.5
+    # What weights alone tell: how scores differ from instance to instance.
+    spread = [
+        classifier(backend, weight_decay=decay).fit(X, Y).decision_function(TEST_X).std(0).mean()
+        for decay in (0.0, 10.0)
+    ]
+    assert spread[1] < 0.9 * spread[0]
+
+
+@each_backend
 def test_partial_fit_learns_and_knows_its_classes(backend):
     names = [f"label {i}" for i in range(LABELS)]
     lists = [[names[i] for i in Y[[row]].indices] for row in range(Y.shape[0])]
@@ -244,6 +268,9 @@ def test_the_installed_backend_is_chosen(monkeypatch):
         ({"dropout": 1}, "dropout must be at least 0 and below 1"),
         ({"dropout": float("nan")}, "dropout must be"),
         ({"weights_dtype": "float16"}, "weights_dtype must be one of float32, bfloat16"),
+        ({"optimizer": "adagrad"}, "optimizer must be one of adam, sgd, momentum"),
+        ({"optimizer": "sgd", "moments": "row"}, "row moments are of optimizer 'adam', and 'sgd'"),
+        ({"weight_decay": -0.1}, r"weight_decay must be finite and at least 0, got -0\.1"),
         ({"moments": "column"}, "moments must be one of full, row"),
         ({"execution": "eager"}, "execution must be one of autograd, fused"),
         ({"backend": "jax"}, "backend must be one of auto, torch, tensorflow"),

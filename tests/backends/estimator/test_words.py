@@ -159,11 +159,12 @@ def test_what_does_not_fit_is_refused(monkeypatch):
         *({"recipe": "paper"}, {"loss": "squared_hinge"}, {"schedule": "plateau"}),
         *({"weights_dtype": "bfloat16"}, {"moments_dtype": "bfloat16"}, {"moments": "row"}),
         *({"execution": "autograd"}, {"device": "cuda"}),
+        *({"optimizer": "sgd"}, {"weight_decay": 0.1}),
     ],
 )
 def test_parameters_of_other_models(parameters):
     ((name, value),) = parameters.items()
-    with pytest.raises(ValueError, match=rf"{name}='{value}' is not for labels that read words"):
+    with pytest.raises(ValueError, match=rf"{name}={value!r} is not for labels that read words"):
         fitted(**parameters)
 
 

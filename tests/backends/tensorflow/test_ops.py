@@ -147,6 +147,7 @@ def test_a_persistent_tape_takes_first_derivatives_of_a_function():
 
 
 TRAINED = {"weights", "weights_m", "weights_v"}
+BIAS = {"bias", "bias_m", "bias_v"}
 OPTIMIZER = {"optimizer", "learning_rate", "step"}
 
 
@@ -155,11 +156,11 @@ OPTIMIZER = {"optimizer", "learning_rate", "step"}
     [
         ("FanInLinear", set()),
         ("FanInLinearGrad", set()),
-        ("FusedStep", {*TRAINED, *OPTIMIZER, "bias"}),
+        ("FusedStep", {*TRAINED, *OPTIMIZER, *BIAS}),
         ("DenseRelu", set()),
-        ("DenseReluUpdate", {*TRAINED, *OPTIMIZER, "bias"}),
+        ("DenseReluUpdate", {*TRAINED, *OPTIMIZER, *BIAS}),
         ("SparseRelu", set()),
-        ("SparseReluUpdate", {*TRAINED, *OPTIMIZER, "bias"}),
+        ("SparseReluUpdate", {*TRAINED, *OPTIMIZER, *BIAS}),
         ("TopK", {"k"}),
         ("Rewire", {*TRAINED, "indices", "inputs", "fraction", "seed", "moved"}),
     ],

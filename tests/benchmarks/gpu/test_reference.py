@@ -11,6 +11,7 @@ import reference as in_numpy
 import torch
 
 from fanin.backends.arrays import initial_arrays, new_sources
+from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 from fanin.benchmarks.gpu_parts import reference
 
@@ -18,15 +19,23 @@ pytestmark = pytest.mark.torch
 
 
 @pytest.mark.parametrize("kind", [FixedFanIn(7), Unstructured(7), Dense()], ids=repr)
-@pytest.mark.parametrize("loss", ["squared_hinge", "bce"])
-def test_the_reference_is_the_tests_own(kind, loss, monkeypatch):
+@pytest.mark.parametrize(
+    "loss, optimizer",
+    [
+        ("squared_hinge", ADAM),
+        ("bce", ADAM),
+        ("bce", Optimizer("sgd", weight_decay=0.1, l2=0.1)),
+        ("bce", Optimizer("momentum", weight_decay=0.1, l2=0.1)),
+    ],
+)
+def test_the_reference_is_the_tests_own(kind, loss, optimizer, monkeypatch):
     monkeypatch.setattr(reference, "_PIECE", 37)  # many pieces, none of them whole rows
     rng = np.random.default_rng(0)
     setup = LayerSetup(30, 50, kind, loss=loss)
     arrays = initial_arrays(setup, 1)
     arrays["output.weights"] = rng.standard_normal(arrays["output.weights"].shape, np.float32)
     arrays["output.bias"] = rng.standard_normal(50, np.float32)
-    model = in_numpy.Model(setup, arrays)
+    model = in_numpy.Model(setup, arrays, optimizer=optimizer)
     weights = arrays["output.weights"]
     indices = starts = None
     match kind:
@@ -53,7 +62,7 @@ def test_the_reference_is_the_tests_own(kind, loss, monkeypatch):
         wanted = grad_scores @ model.output_matrix().T
         expected = model.step(batch, 0.01)
         positives = torch.from_numpy(instances), torch.from_numpy(labels)
-        value, grad = layer.step(x, *positives, loss, 0.01)
+        value, grad = layer.step(x, *positives, loss, 0.01, optimizer)
         assert float(value) == pytest.approx(expected, rel=1e-12)
         np.testing.assert_allclose(grad, wanted, atol=1e-15)
     trained = layer.weights.t() if kind == Dense() else layer.weights

@@ -65,6 +65,7 @@ class Training:
             InitialArrays(setup, 3, given),
             execution=self.task.execution,
             storage=self.task.storage,
+            optimizer=self.task.optimizer_values,
             device="cpu",
         )
 
@@ -99,6 +100,9 @@ class Training:
         ({**DEEP, **HALF}, 16),
         ({**DEEP, **FUSED}, 4096),  # sorted inside
         ({"architecture": "dense", **FUSED}, None),
+        ({**DEEP, **HALF, "optimizer": "sgd", "learning_rate": 1.0}, 16),
+        ({**DEEP, "optimizer": "momentum", "learning_rate": 0.1, "l2": 1e-5}, 16),
+        ({**WORDS, **FUSED, "weight_decay": 0.1}, 16),
         ({**DEEP, **FUSED, "feature_scaling": "unit_variance"}, 16),
         ({**BEST, **FUSED}, None),
         (BEST, None),
@@ -107,6 +111,7 @@ class Training:
     ],
     ids=[
         *("ffi", "unstructured", "ffi-fused", "ffi-bfloat16", "ffi-fused-sorted", "dense-fused"),
+        *("ffi-bfloat16-sgd", "ffi-momentum", "words-fused-decay"),
         *("ffi-fused-scaled", "ffi-fused-best", "ffi-best", "words", "words-fused-row"),
     ],
 )

@@ -111,9 +111,22 @@ class TestPlan:
         assert counted["optimizer_bytes"] == 2 * 4 * (inner + 32 * labels + biases)
         assert counted["hours"] == pytest.approx(500 * counted["hours_per_epoch"])
 
+    def test_bfloat16_and_sgd_leave_no_state_but_the_weights(self):
+        options = "--features cascade --setup ffi-32 --json --bandwidth 10 --gflops 100"
+        options += " --weights-dtype bfloat16 --optimizer sgd"
+        (counted,) = json.loads(planned("amazon-670k", options).output)["plans"]
+        labels = 670_091
+        # Weights and 16-bit sources of 768 inputs, and a float32 bias.
+        assert counted["parameter_bytes"] == 32 * labels * (2 + 2) + 4 * labels
+        assert counted["optimizer_bytes"] == 0
+        assert counted["parameter_bytes"] / GIB <= 0.10
+
+    @pytest.mark.parametrize("optimizer", ["adam", "momentum", "sgd"])
     @pytest.mark.parametrize("pays", [False, True])
     @pytest.mark.parametrize("backend", EACH_BACKEND)
-    def test_counted_bytes_are_those_of_a_trainer(self, tiny, monkeypatch, backend, pays):
+    def test_counted_bytes_are_those_of_a_trainer(
+        self, tiny, monkeypatch, backend, pays, optimizer
+    ):
         from fanin.backends import fused
         from fanin.backends.arrays import InitialArrays
         from fanin.backends.registry import make_trainer
@@ -124,6 +137,7 @@ class TestPlan:
         for execution in ("autograd", "fused"):
             for kind in ("dense", "bottleneck", "stratified", "sparse", "dense-stratified"):
                 values = {"dataset": "tiny", "features": "slice", "execution": execution}
+                values["optimizer"] = optimizer
                 if "str" in kind or "sparse" in kind:
                     values["connectivity"] = 8
                 if kind == "dense-stratified":
@@ -131,7 +145,11 @@ class TestPlan:
                 task = Task.model_validate({**values, "architecture": kind})
                 setup = task.setup(512, 300)
                 trainer = make_trainer(
-                    backend, setup, InitialArrays(setup, 0), execution=task.execution
+                    backend,
+                    setup,
+                    InitialArrays(setup, 0),
+                    execution=task.execution,
+                    optimizer=task.optimizer_values,
                 )
                 expected = plan.estimate(task, setup, backend, 2)
                 counted = trainer.state_bytes()

@@ -8,6 +8,7 @@ import pytest
 from fakes import make_task
 from pydantic import ValidationError
 
+from fanin.backends.optimizer import Optimizer
 from fanin.benchmarks.records.task import TaskError
 from fanin.benchmarks.records.task_files import files_of, read_tasks, task_files
 
@@ -212,6 +213,24 @@ class TestTasks:
         assert not make_task(**deep).storage.row_moments
         with pytest.raises(ValidationError, match=r"moments 'row' .* 'dense' has none; use 'full'"):
             make_task(moments="row")
+
+    def test_optimizer(self):
+        assert make_task().optimizer_values == Optimizer()
+        task = make_task(optimizer="momentum", momentum=0.5, weight_decay=0.01, l2=0.25)
+        assert task.optimizer_values == Optimizer("momentum", 0.01, 0.25, 0.5)
+        assert task.slug == "dense_l2=0.25_momentum=0.5_optimizer=momentum_weight_decay=0.01"
+        with pytest.raises(
+            ValidationError, match=r"momentum 0\.5 is for optimizer 'momentum', got 's"
+        ):
+            make_task(optimizer="sgd", momentum=0.5)
+        deep = {"architecture": "dense-stratified", "connectivity": 4, "intermediate": 8}
+        with pytest.raises(
+            ValidationError, match="row moments are of optimizer 'adam', and 'sgd' "
+        ):
+            make_task(**deep, optimizer="sgd", moments="row")
+        for wrong in ({"optimizer": "adagrad"}, {"weight_decay": -0.1}, {"l2": "0.1"}):
+            with pytest.raises(ValidationError, match=next(iter(wrong))):
+                make_task(**wrong)
 
     def test_a_recipe_may_ask_whether_features_are_sparse(self, tmp_path):
         entry = {"architecture": "dense-stratified", "connectivity": 4, "intermediate": 8}
