@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,22 @@ class SavedModel:
     def predict_top_k(self, X: Any, k: int = 5) -> TopK:  # noqa: N803 (scikit-learn's name)
         """Ids int64 and scores float32, [instances, k] each, of the k best labels, best first.
         X: finite numbers [instances, inputs], dense or SciPy sparse. `classes[ids]` are the labels'
-        names. ValueError naming what is wrong."""
+        names. ValueError naming what is wrong, such as a frame with other columns than the model
+        was fitted on."""
+        columns = getattr(X, "columns", None)
+        if self.feature_names is not None and columns is not None:
+            self._check_columns(list(columns))
         return self.predictor.top_k(X, k)
+
+    def _check_columns(self, columns: list[Any]) -> None:
+        assert self.feature_names is not None
+        for place, (name, known) in enumerate(zip_longest(columns, self.feature_names)):
+            if name != known:
+                raise ValueError(
+                    f"X has the columns of another frame: column {place} is {name!r}, and the "
+                    f"model was fitted on {known!r}; give its columns in their order, such as by "
+                    "X[list(model.feature_names)]"
+                )
 
     def export_onnx(self, path: str | os.PathLike[str], top_k: int | None = None) -> None:
         """See `export_predictor`."""
@@ -90,7 +105,7 @@ def save(model: SavedModel, path: str | os.PathLike[str]) -> None:
         except SafetensorError as error:  # a full disk, say
             raise OSError(f"{folder / ARRAYS}: cannot be written: {error}") from error
         names = [ARRAYS]
-        if not _are_ids(model.classes):
+        if not are_ids(model.classes):
             names.append(LABELS)
             lines = [f"{name}\n" for name in model.classes.tolist()]
             (made / LABELS).write_bytes("".join(lines).encode("utf-8", "surrogatepass"))
@@ -133,7 +148,8 @@ def load(path: str | os.PathLike[str], threads: int = 0) -> SavedModel:
     return SavedModel(predictor, classes, is_single, settings, feature_names)
 
 
-def _are_ids(classes: np.ndarray) -> bool:
+def are_ids(classes: np.ndarray) -> bool:
+    """Whether labels are called by their ids, and so need no names."""
     return classes.dtype.kind == "i" and bool((classes == np.arange(len(classes))).all())
 
 
