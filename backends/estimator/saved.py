@@ -88,13 +88,15 @@ class SavedModel:
 
 
 def save(model: SavedModel, path: str | os.PathLike[str]) -> None:
-    """Write a model's folder. It replaces a model that is there; anything else there is a
-    FileExistsError, and stays as it is."""
+    """Write a model's folder. It replaces a model that is there, or an empty folder; anything else
+    there is a FileExistsError, and stays as it is. Where the path is a link, what it leads to is
+    replaced."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     folder = Path(path)
-    if folder.exists() and not (folder / MODEL).is_file():
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_free and not (folder / MODEL).is_file():
         raise FileExistsError(
             f"{folder} is there and is no model (it has no {MODEL}): choose another name"
         )
@@ -124,9 +126,10 @@ def load(path: str | os.PathLike[str], threads: int = 0) -> SavedModel:
     try:
         setup = _setup(values["setup"])
         checksums, labels_type = dict(values["checksums"]), values["labels_type"]
-        settings, is_single = dict(values["settings"]), bool(values["is_single"])
-        names = values["feature_names"]
-        feature_names = None if names is None else tuple(map(str, names))
+        settings, is_single = dict(values["settings"]), values["is_single"]
+        if not isinstance(is_single, bool):
+            raise ValueError(f"is_single is {is_single!r}")
+        feature_names = _feature_names(values["feature_names"], setup)
         if ARRAYS not in checksums or not checksums.keys() <= {ARRAYS, LABELS}:
             raise ValueError(f"checksums of {', '.join(checksums)}")
         if labels_type not in LABEL_TYPES:
@@ -141,10 +144,11 @@ def load(path: str | os.PathLike[str], threads: int = 0) -> SavedModel:
                 f"{folder / name}: damaged (its checksum is not the one in {MODEL}): save the "
                 "model anew"
             )
-    classes = np.arange(setup.labels)
+    predictor = _read_arrays(folder / ARRAYS, setup, threads)
     if LABELS in checksums:
         classes = _read_labels(folder / LABELS, labels_type, setup.labels)
-    predictor = _read_arrays(folder / ARRAYS, setup, threads)
+    else:
+        classes = np.arange(setup.labels)  # as many as the arrays are of, by now
     return SavedModel(predictor, classes, is_single, settings, feature_names)
 
 
@@ -183,7 +187,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder}: no model: it has no {MODEL}; `FanInClassifier.save` makes one")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: damaged ({error}): save the model anew") from error
     if not isinstance(values, dict) or values.get("format") != "fanin model":
         raise ModelError(f"{path}: not written by fanin: choose a folder of `FanInClassifier.save`")
@@ -209,6 +213,16 @@ def _setup(values: dict[str, Any]) -> AnySetup:
     if kind == _ONE_VERSUS_REST:
         return OneVersusRestSetup(**values)
     return LayerSetup(output=_KINDS[kind](**output), **values)
+
+
+def _feature_names(given: Any, setup: AnySetup) -> tuple[str, ...] | None:
+    """Names of the inputs as the description holds them; ValueError for what is none of them."""
+    if given is None:
+        return None
+    is_list = isinstance(given, list) and all(isinstance(name, str) for name in given)
+    if not is_list or len(given) != setup.inputs:
+        raise ValueError(f"feature_names are not the names of {setup.inputs} inputs")
+    return tuple(given)
 
 
 def make_predictor(
