@@ -94,13 +94,15 @@ def save(model: SavedModel, path: str | os.PathLike[str]) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    from fanin.datasets.file_errors import naming  # not for loading, which is to be quick
+
     folder = Path(path)
     is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_free and not (folder / MODEL).is_file():
         raise FileExistsError(
             f"{folder} is there and is no model (it has no {MODEL}): choose another name"
         )
-    with replacing_folder(folder) as made:
+    with naming(folder), replacing_folder(folder) as made:
         arrays = {name: np.ascontiguousarray(a) for name, a in model.predictor.arrays().items()}
         try:
             save_file(arrays, made / ARRAYS)

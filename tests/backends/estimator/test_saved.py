@@ -218,6 +218,18 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    """A write names no file itself."""
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/model'"):
+        saved.save(model(), tmp_path / "model")
+    assert not os.listdir(tmp_path)
+
+
 def test_loading_needs_no_framework(tmp_path):
     """Nor scikit-learn or pandas, which take long. In CPU seconds: other work may go on."""
     saved.save(model(), tmp_path / "model")

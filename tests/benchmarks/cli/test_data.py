@@ -202,6 +202,9 @@ def test_a_full_disk_leaves_nothing(texts, tmp_path):
     done = command(*arguments, preexec_fn=limit)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert before == sorted((tmp_path / "data" / "mine").iterdir())
+    done = command("data", "stats", "wordnet-small", "--plot", tmp_path / "x.png", preexec_fn=limit)
+    assert (done.returncode, done.stderr) == (1, f"fanin: {tmp_path / 'x.png'}: File too large\n")
+    assert not list(tmp_path.glob("*x.png*"))
 
 
 def test_ctrl_c_leaves_nothing(texts, tmp_path, monkeypatch):
