@@ -18,7 +18,7 @@ SETS = [["cat", "ant"], [], ["bee"]]
 
 def check(targets, classes, is_single=False):
     np.testing.assert_array_equal(targets.positives.toarray(), INDICATOR)
-    assert targets.positives.has_canonical_format
+    assert isinstance(targets.positives, sp.csr_array) and targets.positives.has_canonical_format
     assert targets.classes.tolist() == classes
     assert targets.is_single == is_single
 
