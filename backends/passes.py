@@ -67,6 +67,18 @@ def check_sparse(name: str, matrix: Any) -> None:
         ) from error
 
 
+def check_numbers(name: str, given: Any) -> None:
+    """ValueError where an array or a frame holds values that are masked, or times: NumPy would make
+    numbers of both in silence."""
+    if np.ma.isMaskedArray(given) and np.ma.is_masked(given):
+        at = tuple(np.argwhere(np.ma.getmaskarray(given))[0].tolist())
+        raise ValueError(f"{name} is masked at {list(at)}: fill it, such as by `filled(0)`")
+    types = getattr(given, "dtypes", None)  # of a frame, one for each column
+    for each in [getattr(given, "dtype", None)] if types is None else np.atleast_1d(types):
+        if getattr(each, "kind", None) in ("m", "M"):
+            raise ValueError(f"{name} must be numbers, got {each}: make numbers of times first")
+
+
 def known_labels(labels: Any, instances: int) -> sp.csr_array:
     """The labels as CSR, each positive once; ValueError where they do not fit the instances."""
     is_sparse = bool(sp.issparse(labels))
@@ -81,8 +93,10 @@ def known_labels(labels: Any, instances: int) -> sp.csr_array:
     if not labels.shape[1]:
         raise ValueError("labels must be at least 1, got 0")
     check_sparse("labels", labels)
-    known: sp.csr_array = labels.tocsr()
-    if not (good := known.data >= 0).all():
+    if labels.dtype.kind not in "biuf":
+        raise ValueError(f"labels must be numbers, got {labels.dtype}")
+    known = sp.csr_array(labels)
+    if not (good := (known.data >= 0) & (known.data < np.inf)).all():
         raise ValueError(
             f"labels has the value {known.data[good.argmin()]}; give positives the value 1"
         )

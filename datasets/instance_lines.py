@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from io import BufferedIOBase
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,7 +26,7 @@ _FORMS = '{"features": [...]} or {"indices": [...], "values": [...]}'
 
 
 def read_instances(
-    stream: BinaryIO, name: str, inputs: int, *, as_sparse: bool
+    stream: BinaryIO | BufferedIOBase, name: str, inputs: int, *, as_sparse: bool
 ) -> Iterator[Features]:
     """The instances of a stream, float32 [block, inputs], CSR where wanted. A block ends where the
     stream has nothing more at the moment, so whoever writes a line gets an answer to it. name: of
@@ -50,7 +51,7 @@ def read_instances(
             raise failure
 
 
-def _blocks(stream: BinaryIO, name: str) -> Iterator[list[bytes]]:
+def _blocks(stream: BinaryIO | BufferedIOBase, name: str) -> Iterator[list[bytes]]:
     """Lines without their ends. The last one may lack its end."""
     read = getattr(stream, "read1", stream.read)
     rest = b""

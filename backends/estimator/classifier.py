@@ -28,7 +28,7 @@ from fanin.backends.estimator.onnx import export_predictor
 from fanin.backends.estimator.planning import Plan, make_plan
 from fanin.backends.estimator.predictor import AnySetup, BlockPredictor, TopK
 from fanin.backends.estimator.settings import Settings
-from fanin.backends.estimator.targets import Targets, known_targets
+from fanin.backends.estimator.targets import Targets, known_classes, known_targets
 from fanin.backends.interface import Execution, StoredType
 from fanin.backends.metrics import precision_at
 from fanin.backends.optimizer import OptimizerKind
@@ -36,7 +36,6 @@ from fanin.backends.recipes import Recipe, RecipeName, Schedule
 from fanin.backends.setup import Loss
 from fanin.backends.trainer import Trainer
 from fanin.backends.words.model import OneVersusRest
-from fanin.datasets.dataset import array_bytes
 from fanin.datasets.memory import available_bytes, size_text
 
 # ruff: noqa: N803 (scikit-learn's names: X, y)
@@ -157,7 +156,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         in the order of their ids; for other forms of y, all labels. ValueError for data or
         parameters that cannot be used, `TooLargeError` (a MemoryError) where `plan` says that the
         model does not fit, ImportError where a framework is needed and none is installed."""
-        data, targets, plan = self._planned(self, X, y, classes)
+        notes = clone(self)
+        data, targets, plan = self._planned(notes, X, y, classes)
         settings, seed = Settings.of(self), self._seed()
         plan.check()
         training, validation = data, None
@@ -168,7 +168,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         )
         self.recipe_, self.history_ = plan.recipe, fitted.history
         self.best_epoch_ = fitted.best_epoch
-        self._take_over(plan.setup, targets)
+        self._take_over(plan.setup, targets, notes)
         self._model.take(saved.make_predictor(plan.setup, fitted.arrays, settings.threads))
         return self
 
@@ -181,16 +181,17 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         until they have as many as `fan_in` allows. ValueError as in `fit`."""
         settings, is_first = Settings.of(self), not hasattr(self, "_model")
         if is_first:
-            data, targets, plan = self._planned(self, X, y, classes)
+            notes = clone(self)
+            data, targets, plan = self._planned(notes, X, y, classes)
             plan.check()
             seed = self._seed()
             arrays = first_arrays(plan.setup, plan.recipe, data, seed, settings.threads)
             self.recipe_, self.history_, self.best_epoch_ = plan.recipe, [], 0
-            self._take_over(plan.setup, targets)
+            self._take_over(plan.setup, targets, notes)
             self._passes_seed = seed
             self._model.train(trainer_of(settings, plan.setup, arrays))
         else:
-            data = self._more(X, y)
+            data = self._more(X, y, classes)
             if self._model.trainer is None:
                 trained = self._model.predictor.arrays()
                 self._model.train(trainer_of(settings, self.setup_, trained))
@@ -218,11 +219,16 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         if not positives.nnz:
             raise ValueError("y: no instance has a label: there is nothing to learn")
         data = Instances(features, positives)
-        data_bytes = copied_bytes(X, features) + (positives is not y) * array_bytes(positives)
+        data_bytes = copied_bytes(X, features) + copied_bytes(y, positives)
         return data, targets, make_plan(settings, data, data_bytes)
 
-    def _more(self, X: Any, y: Any) -> Instances:
+    def _more(self, X: Any, y: Any, classes: Any) -> Instances:
         """More data for the present model."""
+        if classes is not None and not np.array_equal(known_classes(classes), self.classes_):
+            raise ValueError(
+                "classes are not those that the model was begun with: leave them out, or begin "
+                "a new model for others"
+            )
         features = known_x(self, X, reset=False)
         targets = known_targets(y, features.shape[0], self.classes_)
         if isinstance(features, sp.csr_array) != self.setup_.sparse_features:
@@ -230,8 +236,14 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"X must be {form}, as when the model was begun")
         return Instances(features, targets.positives)
 
-    def _take_over(self, setup: AnySetup, targets: Targets) -> None:
+    def _take_over(self, setup: AnySetup, targets: Targets, notes: FanInClassifier) -> None:
+        """Begin a model. notes: knows the inputs and their names. They are taken over only now,
+        so that a fit that fails leaves the model before it as it was."""
         self.setup_, self.classes_ = setup, targets.classes
+        for name in ("n_features_in_", "feature_names_in_"):
+            self.__dict__.pop(name, None)
+            if hasattr(notes, name):
+                setattr(self, name, getattr(notes, name))
         self._is_single = targets.is_single
         self._model = _Model(setup, self.threads)
 
@@ -336,12 +348,13 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         except (TypeError, ValueError) as error:
             raise saved.ModelError(f"settings of the model: {error}") from error
         estimator = cls(**{name: getattr(settings, name) for name in model.settings})
-        estimator.n_features_in_ = model.setup.inputs
+        notes = clone(estimator)
+        notes.n_features_in_ = model.setup.inputs
         if model.feature_names is not None:
-            estimator.feature_names_in_ = np.array(model.feature_names, object)
+            notes.feature_names_in_ = np.array(model.feature_names, object)
         estimator.recipe_, estimator.history_, estimator.best_epoch_ = recipe, [], 0
         targets = Targets(sp.csr_array((0, model.setup.labels)), model.classes, model.is_single)
-        estimator._take_over(model.setup, targets)
+        estimator._take_over(model.setup, targets, notes)
         estimator._model.take(model.predictor)
         return estimator
 

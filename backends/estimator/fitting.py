@@ -54,7 +54,7 @@ class Fitted(NamedTuple):
 
 
 def split(data: Instances, fraction: float, seed: int) -> tuple[Instances, Instances]:
-    """Training and validation instances; ValueError where none would be left to train on."""
+    """Training and validation instances; ValueError where nothing would be left to train on."""
     count = data.features.shape[0]
     if count < 2:
         raise ValueError(f"early_stopping needs at least 2 instances, got {count}")
@@ -62,6 +62,11 @@ def split(data: Instances, fraction: float, seed: int) -> tuple[Instances, Insta
     held_out = min(count - 1, max(1, int(fraction * count)))
     parts = np.sort(order[held_out:]), np.sort(order[:held_out])
     training, validation = (Instances(data.features[p], data.positives[p]) for p in parts)
+    if not training.positives.nnz:
+        raise ValueError(
+            "early_stopping holds out all instances that have a label: nothing would be left to "
+            "learn; give more instances, or a smaller validation_fraction"
+        )
     return training, validation
 
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from sklearn.utils.validation import validate_data
 
 from fanin.backends.interface import Features
-from fanin.backends.passes import check_sparse
+from fanin.backends.passes import check_numbers, check_sparse
 from fanin.datasets.dataset import check_finite
 
 
@@ -20,20 +20,30 @@ def known_x(estimator: Any, given: Any, *, reset: bool) -> Features:
     empty, or do not fit what the estimator was fitted on."""
     if sp.issparse(given):
         check_sparse("X", given)
+    check_numbers("X", given)
     if _is_usable_map(given):
         # scikit-learn would read the whole map into memory.
         validate_data(estimator, given, reset=reset, skip_check_array=True)
         check_finite(given, str(getattr(given, "filename", None) or "X"))
         return given
-    x = validate_data(
-        estimator, given, reset=reset, accept_sparse="csr", dtype=np.float32, order="C"
-    )
+    try:
+        x = validate_data(
+            estimator, given, reset=reset, accept_sparse="csr", dtype=np.float32, order="C"
+        )
+    except ValueError as error:
+        if "could not convert string" not in str(error):
+            raise
+        raise ValueError(
+            f"X must be numbers, but {error}; of texts, TF-IDF makes features, such as by "
+            "sklearn.pipeline.make_pipeline(TfidfVectorizer(), FanInClassifier())"
+        ) from error
     if isinstance(x, np.ndarray):
         return x
     sparse = sp.csr_array(x)
-    if not sparse.has_canonical_format:
+    if not sparse.has_canonical_format or not sparse.data.all():
         sparse = sparse.copy()
         sparse.sum_duplicates()
+        sparse.eliminate_zeros()  # a word of value 0 is no word of the instance
     return sparse
 
 

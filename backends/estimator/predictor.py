@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from fanin.backends.arrays import check_arrays
 from fanin.backends.features import FeatureTransform
 from fanin.backends.interface import evaluation_block
-from fanin.backends.passes import check_sparse
+from fanin.backends.passes import check_numbers, check_sparse
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, index_dtype
 from fanin.backends.sparse import by_instance
 from fanin.backends.words.setup import OneVersusRestSetup
@@ -77,6 +77,7 @@ class BlockPredictor(ABC):
 
     def _known(self, x: Any) -> Any:
         is_sparse = bool(sp.issparse(x))  # as a condition, it would hide all but the base class
+        check_numbers("x", x)
         if is_sparse:
             check_sparse("x", x)
             x = sp.csr_array(x)

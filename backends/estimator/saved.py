@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,22 @@ class SavedModel:
     def predict_top_k(self, X: Any, k: int = 5) -> TopK:  # noqa: N803 (scikit-learn's name)
         """Ids int64 and scores float32, [instances, k] each, of the k best labels, best first.
         X: finite numbers [instances, inputs], dense or SciPy sparse. `classes[ids]` are the labels'
-        names. ValueError naming what is wrong."""
+        names. ValueError naming what is wrong, such as a frame with other columns than the model
+        was fitted on."""
+        columns = getattr(X, "columns", None)
+        if self.feature_names is not None and columns is not None:
+            self._check_columns(list(columns))
         return self.predictor.top_k(X, k)
+
+    def _check_columns(self, columns: list[Any]) -> None:
+        assert self.feature_names is not None
+        for place, (name, known) in enumerate(zip_longest(columns, self.feature_names)):
+            if name != known:
+                raise ValueError(
+                    f"X has the columns of another frame: column {place} is {name!r}, and the "
+                    f"model was fitted on {known!r}; give its columns in their order, such as by "
+                    "X[list(model.feature_names)]"
+                )
 
     def export_onnx(self, path: str | os.PathLike[str], top_k: int | None = None) -> None:
         """See `export_predictor`."""
@@ -73,24 +88,28 @@ class SavedModel:
 
 
 def save(model: SavedModel, path: str | os.PathLike[str]) -> None:
-    """Write a model's folder. It replaces a model that is there; anything else there is a
-    FileExistsError, and stays as it is."""
+    """Write a model's folder. It replaces a model that is there, or an empty folder; anything else
+    there is a FileExistsError, and stays as it is. Where the path is a link, what it leads to is
+    replaced."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    from fanin.datasets.file_errors import naming  # not for loading, which is to be quick
+
     folder = Path(path)
-    if folder.exists() and not (folder / MODEL).is_file():
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_free and not (folder / MODEL).is_file():
         raise FileExistsError(
             f"{folder} is there and is no model (it has no {MODEL}): choose another name"
         )
-    with replacing_folder(folder) as made:
+    with naming(folder), replacing_folder(folder) as made:
         arrays = {name: np.ascontiguousarray(a) for name, a in model.predictor.arrays().items()}
         try:
             save_file(arrays, made / ARRAYS)
         except SafetensorError as error:  # a full disk, say
             raise OSError(f"{folder / ARRAYS}: cannot be written: {error}") from error
         names = [ARRAYS]
-        if not _are_ids(model.classes):
+        if not are_ids(model.classes):
             names.append(LABELS)
             lines = [f"{name}\n" for name in model.classes.tolist()]
             (made / LABELS).write_bytes("".join(lines).encode("utf-8", "surrogatepass"))
@@ -109,9 +128,10 @@ def load(path: str | os.PathLike[str], threads: int = 0) -> SavedModel:
     try:
         setup = _setup(values["setup"])
         checksums, labels_type = dict(values["checksums"]), values["labels_type"]
-        settings, is_single = dict(values["settings"]), bool(values["is_single"])
-        names = values["feature_names"]
-        feature_names = None if names is None else tuple(map(str, names))
+        settings, is_single = dict(values["settings"]), values["is_single"]
+        if not isinstance(is_single, bool):
+            raise ValueError(f"is_single is {is_single!r}")
+        feature_names = _feature_names(values["feature_names"], setup)
         if ARRAYS not in checksums or not checksums.keys() <= {ARRAYS, LABELS}:
             raise ValueError(f"checksums of {', '.join(checksums)}")
         if labels_type not in LABEL_TYPES:
@@ -126,14 +146,16 @@ def load(path: str | os.PathLike[str], threads: int = 0) -> SavedModel:
                 f"{folder / name}: damaged (its checksum is not the one in {MODEL}): save the "
                 "model anew"
             )
-    classes = np.arange(setup.labels)
+    predictor = _read_arrays(folder / ARRAYS, setup, threads)
     if LABELS in checksums:
         classes = _read_labels(folder / LABELS, labels_type, setup.labels)
-    predictor = _read_arrays(folder / ARRAYS, setup, threads)
+    else:
+        classes = np.arange(setup.labels)  # as many as the arrays are of, by now
     return SavedModel(predictor, classes, is_single, settings, feature_names)
 
 
-def _are_ids(classes: np.ndarray) -> bool:
+def are_ids(classes: np.ndarray) -> bool:
+    """Whether labels are called by their ids, and so need no names."""
     return classes.dtype.kind == "i" and bool((classes == np.arange(len(classes))).all())
 
 
@@ -167,7 +189,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder}: no model: it has no {MODEL}; `FanInClassifier.save` makes one")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: damaged ({error}): save the model anew") from error
     if not isinstance(values, dict) or values.get("format") != "fanin model":
         raise ModelError(f"{path}: not written by fanin: choose a folder of `FanInClassifier.save`")
@@ -193,6 +215,16 @@ def _setup(values: dict[str, Any]) -> AnySetup:
     if kind == _ONE_VERSUS_REST:
         return OneVersusRestSetup(**values)
     return LayerSetup(output=_KINDS[kind](**output), **values)
+
+
+def _feature_names(given: Any, setup: AnySetup) -> tuple[str, ...] | None:
+    """Names of the inputs as the description holds them; ValueError for what is none of them."""
+    if given is None:
+        return None
+    is_list = isinstance(given, list) and all(isinstance(name, str) for name in given)
+    if not is_list or len(given) != setup.inputs:
+        raise ValueError(f"feature_names are not the names of {setup.inputs} inputs")
+    return tuple(given)
 
 
 def make_predictor(

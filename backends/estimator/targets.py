@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from numbers import Integral
+from collections.abc import Callable, Collection, Iterable, Sequence
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,10 @@ import scipy.sparse as sp
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.multiclass import check_classification_targets
 
+from fanin.backends.estimate import TooLargeError
+from fanin.backends.estimator.saved import are_ids
 from fanin.backends.passes import known_labels
+from fanin.datasets.memory import available_bytes, size_text
 
 _SETS = (list, tuple, set, frozenset, np.ndarray)
 # Where a line ends.
@@ -47,15 +50,27 @@ def known_targets(
     known = None if classes is None else known_classes(classes)
     if sp.issparse(given):
         return _by_columns(known_labels(given, instances), known)
-    if hasattr(given, "columns") and known is None:  # a pandas frame
-        known = known_classes(list(given.columns))
+    columns = getattr(given, "columns", None)
+    if columns is not None and len(columns) > 1 and known is None:  # a pandas frame
+        known = known_classes(list(columns))
     form = given if isinstance(given, list | tuple) else np.asarray(given)
     if isinstance(form, np.ndarray) and not form.ndim:
-        raise ValueError(f"y must hold the labels of {instances} instances, got {given!r}")
+        raise ValueError(
+            f"y must hold the labels of {instances} instances, got {_form(given)}; give CSR, or a "
+            "list of the labels of each instance"
+        )
     if len(form) != instances:
         raise ValueError(
             f"y must hold the labels of {instances} instances as X does, got {len(form)}"
         )
+    if isinstance(form, np.ndarray) and form.ndim == 2 and form.shape[1] == 1:
+        warnings.warn(
+            "A column-vector y was passed when a 1d array was expected: each instance has what "
+            "stands in the column. Give CSR for one column of 0 and 1.",
+            DataConversionWarning,
+            stacklevel=2,
+        )
+        form = form[:, 0]
     if isinstance(form, np.ndarray) and form.ndim > 1:
         return _by_indicator(form, known)
     if any(isinstance(each, _SETS) for each in form):
@@ -67,20 +82,42 @@ def known_classes(given: Any) -> np.ndarray:
     """Names of labels [labels], each once and on one line; ValueError for others."""
     names = _array(given)
     if names.ndim != 1 or not len(names):
-        raise ValueError(f"classes must be the names of the labels, got {given!r}")
+        raise ValueError(f"classes must be the names of the labels, as a list, got {_form(given)}")
     if names.dtype.kind in "OU":
         if not all(isinstance(name, str) for name in names):
             raise ValueError("names of labels must be all text or all numbers")
-        for name in names:
+        for name in names.tolist():
             if set(name) & _ENDS:
                 raise ValueError(f"names of labels must be one line each, got {name!r}")
         names = names.astype(object)  # a long name makes no other longer
     elif names.dtype.kind not in "biuf":
         raise ValueError(f"names of labels must be text or numbers, got {names.dtype}")
+    elif not np.isfinite(names).all():
+        raise ValueError("names of labels must be finite numbers, or text")
     counts = Counter(names.tolist())
     if len(counts) < len(names):
         raise ValueError(f"classes has the label {counts.most_common(1)[0][0]!r} twice")
     return names
+
+
+def _form(given: Any) -> str:
+    """What was given, in few words: a whole data set is no part of a message."""
+    shape = getattr(given, "shape", None)
+    if isinstance(given, Collection) or shape:
+        return f"{type(given).__name__}" + (f" {list(shape)}" if shape else "")
+    return repr(given)
+
+
+def _ids(labels: int) -> np.ndarray:
+    """Ids of so many labels; TooLargeError where they do not fit, before they take memory."""
+    size, available = 24 * labels, available_bytes()  # with copies that checks make of them
+    if size > available:
+        raise TooLargeError(
+            f"y has label ids up to {labels - 1}: the ids of so many labels alone are "
+            f"{size_text(size)}, and {size_text(available)} are available here; where these are "
+            "names and no ids, give them as text"
+        )
+    return np.arange(labels)
 
 
 def _array(names: Any) -> np.ndarray:
@@ -96,21 +133,15 @@ def _array(names: Any) -> np.ndarray:
 def _by_columns(positives: sp.csr_array, classes: np.ndarray | None) -> Targets:
     labels = positives.shape[1]
     if classes is None:
-        classes = np.arange(labels)
+        classes = _ids(labels)
     if len(classes) != labels:
         raise ValueError(f"y has {labels} labels (columns), but there are {len(classes)} classes")
     return Targets(positives, classes, is_single=False)
 
 
 def _by_indicator(given: np.ndarray, classes: np.ndarray | None) -> Targets:
-    if given.ndim == 2 and given.shape[1] == 1:
-        warnings.warn(
-            "A column-vector y was passed when a 1d array was expected: it is read as one label "
-            "for each instance. Give CSR for one column of 0 and 1.",
-            DataConversionWarning,
-            stacklevel=2,
-        )
-        return _by_one_each(given[:, 0], classes, ignore_unknown=False)
+    if given.dtype.kind == "O" and all(isinstance(value, Real) for value in given.flat):
+        given = given.astype(np.float64)  # of a frame whose values may be missing
     is_number = given.dtype.kind in "biuf"
     if given.ndim != 2 or not is_number or not ((given == 0) | (given == 1)).all():
         raise ValueError(
@@ -121,8 +152,8 @@ def _by_indicator(given: np.ndarray, classes: np.ndarray | None) -> Targets:
 
 
 def _by_one_each(given: np.ndarray, classes: np.ndarray | None, ignore_unknown: bool) -> Targets:
-    if given.dtype.kind == "O" and len({isinstance(name, str) for name in given}) > 1:
-        raise ValueError("y must be all names (text) or all numbers, got both")
+    if given.dtype.kind == "O":
+        _check_one_each(given)
     check_classification_targets(given)
     if given.dtype.kind not in "biufUO":
         raise ValueError(f"Unknown label type: {given.dtype}")
@@ -130,6 +161,23 @@ def _by_one_each(given: np.ndarray, classes: np.ndarray | None, ignore_unknown: 
         classes = known_classes(np.unique(given))
     names = given.tolist()
     return Targets(_positives(([name] for name in names), classes, ignore_unknown), classes, True)
+
+
+def _check_one_each(given: np.ndarray) -> None:
+    """ValueError where these are not all names or all numbers."""
+    are_names = isinstance(given[0], str)
+    for instance, name in enumerate(given):
+        if not isinstance(name, str | Real):
+            raise ValueError(
+                f"y[{instance}] is {name!r}, a {type(name).__name__}, which is no label: give a "
+                "name (text) or a number, or for each instance a list of its labels, if an empty "
+                "one"
+            )
+        if isinstance(name, str) != are_names:
+            raise ValueError(
+                f"y must be all names (text) or all numbers, but y[0] is {given[0]!r} and "
+                f"y[{instance}] is {name!r}; for instances without a label give lists of labels"
+            )
 
 
 def _by_sets(
@@ -141,13 +189,19 @@ def _by_sets(
                 f"y[{instance}] is {each!r}; where one instance has a list of labels, all must "
                 "have one, if an empty one"
             )
-        if len(set(map(_plain, each))) < len(each):
+        try:
+            count = len(set(map(_plain, each)))
+        except TypeError as error:  # a list within the list, say
+            raise ValueError(
+                f"y[{instance}] is {each!r}; its labels must be names (text) or ids"
+            ) from error
+        if count < len(each):
             raise ValueError(
                 f"y[{instance}] has a label twice. A list holds the labels of an instance; give "
                 "numpy.asarray(y) if this is a row of 0 and 1"
             )
     if classes is None:
-        classes = _classes_of({_plain(name) for each in given for name in each})
+        classes = _classes_of(given)
     rows = ([_plain(name) for name in each] for each in given)
     return Targets(_positives(rows, classes, ignore_unknown), classes, is_single=False)
 
@@ -157,37 +211,60 @@ def _plain(name: Any) -> Any:
     return name.item() if isinstance(name, np.generic) else name
 
 
-def _classes_of(names: set[Any]) -> np.ndarray:
+def _classes_of(given: Sequence[Any] | np.ndarray) -> np.ndarray:
     """Names in order; or, of ids, all up to the largest."""
+    names: set[Any] = set()
+    for instance, each in enumerate(given):
+        new = {name for name in map(_plain, each) if name not in names}
+        for name in new:
+            if not isinstance(name, str | Integral) or isinstance(name, bool):
+                wrong = "which is neither a name (text) nor an id (a whole number)"
+            elif names and isinstance(name, str) != isinstance(next(iter(names)), str):
+                wrong = f"and others are as {next(iter(names))!r}"
+            elif not isinstance(name, str) and name < 0:
+                wrong = "and ids are at least 0"
+            else:
+                names.add(name)
+                continue
+            raise ValueError(
+                f"y[{instance}] has the label {name!r}, {wrong}: labels must be all names or all "
+                "ids"
+            )
     if not names:
         raise ValueError("y: no instance has a label: there is nothing to learn")
-    if all(isinstance(name, str) for name in names):
+    if isinstance(next(iter(names)), str):
         return known_classes(np.array(sorted(names), object))
-    if all(isinstance(name, Integral) and not isinstance(name, bool) for name in names):
-        if min(names) < 0:
-            raise ValueError(f"y has the label id {min(names)}; ids are at least 0")
-        return np.arange(max(names) + 1)
-    odd = next(name for name in names if not isinstance(name, str))
-    raise ValueError(
-        f"labels must be all names (text) or all ids (whole numbers), got {odd!r} among "
-        f"{len(names)} of them"
-    )
+    return _ids(max(names) + 1)
+
+
+def _finder(classes: np.ndarray) -> Callable[[Any], int | None]:
+    """What gives the id of a name, None for a name that is none of the classes."""
+    if not are_ids(classes):
+        return {name: label for label, name in enumerate(classes.tolist())}.get
+    labels = len(classes)
+
+    def find(name: Any) -> int | None:
+        # A dictionary of as many ids would take far more memory than the labels that occur.
+        is_known = isinstance(name, int | float) and 0 <= name < labels and name == int(name)
+        return int(name) if is_known else None
+
+    return find
 
 
 def _positives(
     rows: Iterable[Collection[Any]], classes: np.ndarray, ignore_unknown: bool
 ) -> sp.csr_array:
-    ids = {name: label for label, name in enumerate(classes.tolist())}
+    find = _finder(classes)
     columns: list[int] = []
     starts = [0]
     for instance, names in enumerate(rows):
-        known = sorted(ids[name] for name in names if name in ids)
+        known = sorted(label for name in names if (label := find(name)) is not None)
         if len(known) < len(names) and not ignore_unknown:
-            odd = next(name for name in names if name not in ids)
+            odd = next(name for name in names if find(name) is None)
             raise ValueError(f"y[{instance}] has the label {odd!r}, which is none of the classes")
         columns += known
         starts.append(len(columns))
     ones = np.ones(len(columns), bool)
-    shape = (len(starts) - 1, len(ids))
+    shape = (len(starts) - 1, len(classes))
     index = np.int32 if len(columns) < 2**31 else np.int64
     return sp.csr_array((ones, np.array(columns, index), np.array(starts, index)), shape=shape)

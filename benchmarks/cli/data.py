@@ -18,6 +18,7 @@ from fanin.benchmarks.cli.codes import USAGE
 from fanin.benchmarks.cli.options import AsJson, text_path
 from fanin.benchmarks.cli.output import make_console, print_json, print_text, stop
 from fanin.benchmarks.timing.options import one_of
+from fanin.datasets.file_errors import naming
 from fanin.datasets.memory import size_text
 from fanin.datasets.tools import encode, vectorise
 from fanin.datasets.tools.check import check_folder
@@ -283,7 +284,7 @@ def stats(
     splits = counts_of(data)
     if plot is not None:
         picture = label_distribution(Path(data).resolve().name, splits)
-        with replacing(plot) as made:
+        with naming(plot), replacing(plot) as made:
             made.write_bytes(picture.png)
     if as_json:
         return print_json({split: counts.summary().as_json() for split, counts in splits.items()})

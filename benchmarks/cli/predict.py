@@ -19,6 +19,7 @@ from fanin.benchmarks.measuring.machine import thread_count
 from fanin.datasets import Features, evaluation_blocks
 from fanin.datasets.instance_lines import read_instances
 from fanin.datasets.matrix_files import read_array, read_matrix
+from fanin.datasets.text_files import opened
 
 
 def predict(
@@ -27,8 +28,8 @@ def predict(
         str,
         typer.Option(
             "--input",
-            help="JSON lines, a `.npy` file [instances, inputs], a sparse `.npz` file, or - for "
-            "JSON lines from standard input.",
+            help="JSON lines, `.gz` too, a `.npy` file [instances, inputs], a sparse `.npz` file, "
+            "or - for JSON lines from standard input.",
         ),
     ] = "-",
     k: Annotated[int, typer.Option(min=1, help="How many labels of each instance.")] = 5,
@@ -71,6 +72,6 @@ def _instances(source: str, model: models.SavedModel) -> Iterator[Features]:
         return
     with ExitStack() as files:
         is_standard = source == "-"
-        stream = sys.stdin.buffer if is_standard else files.enter_context(path.open("rb"))
+        stream = sys.stdin.buffer if is_standard else files.enter_context(opened(path))
         name = "standard input" if is_standard else source
         yield from read_instances(stream, name, setup.inputs, as_sparse=setup.sparse_features)

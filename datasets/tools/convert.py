@@ -13,12 +13,13 @@ from scipy import sparse
 
 from fanin.datasets.dataset import DataError
 from fanin.datasets.folder import BOW, LEFT_OUT, SHORT, feature_files
-from fanin.datasets.label_names import LABEL_NAMES
+from fanin.datasets.formats import read_left_out
+from fanin.datasets.label_names import LABEL_NAMES, read_label_names
 from fanin.datasets.tools import writers
 from fanin.datasets.tools.blocks import Blocks, feature_blocks, label_blocks
 from fanin.datasets.tools.files import SPLITS, find_packed, kinds_in, label_path
 from fanin.datasets.tools.new_folder import check_free, copy, making
-from fanin.datasets.tools.splitting import is_test
+from fanin.datasets.tools.splitting import bound_between, place
 
 FORMS = ("npz", "npy", "split", "text")
 
@@ -80,9 +81,19 @@ def convert_folder(
                     f"{', '.join(kinds) or 'none'}"
                 )
         splits[split] = Split(labels, path)
+    _check_others(source, {split: each.open_labels() for split, each in splits.items()})
     others = [source / LABEL_NAMES, *(source / LEFT_OUT.format(split=s) for s in SPLITS)]
     others += [path for split in SPLITS for path in source.glob(f"{split}-texts.*")]
     return _write(splits, out, form, name or BOW, compressed, force, others)
+
+
+def _check_others(source: Path, labels: dict[str, Blocks]) -> None:
+    """Raise DataError where the files that are copied are not of these labels."""
+    read_label_names(source, labels["train"].columns)
+    for split, each in labels.items():
+        path = source / LEFT_OUT.format(split=split)
+        if path.is_file():
+            read_left_out(path, (each.instances, each.columns))
 
 
 def convert_files(
@@ -104,12 +115,15 @@ def convert_files(
 
 def _test_instances(path: Path, share: float, seed: int) -> npt.NDArray[np.bool_]:
     matrix = feature_blocks(path)
-    taken = np.zeros(matrix.instances, np.bool_)
+    places = np.zeros(matrix.instances, np.uint64)
     done = 0
     for block in matrix.blocks:
         for row, content in enumerate(row_bytes(block)):
-            taken[done + row] = is_test(content, share, seed)
+            places[done + row] = place(content, seed)
         done += block.shape[0]
+    lowest, highest = (int(places.min()), int(places.max())) if len(places) else (0, 0)
+    limit = bound_between(share, lowest, highest)
+    taken = places < limit if limit < 2**64 else np.ones(len(places), np.bool_)
     if taken.all() or not taken.any():
         raise DataError(
             f"{path}: {taken.sum()} of {matrix.instances} instances would be for testing: give "
@@ -135,6 +149,14 @@ def _write(
     force: bool,
     others: list[Path],
 ) -> list[str]:
+    for what, opened in (("labels", Split.open_labels), ("inputs", Split.open_features)):
+        if what == "labels" or splits["train"].features:
+            train, test = (opened(splits[split]) for split in SPLITS)
+            if train.columns != test.columns:
+                raise DataError(
+                    f"{test.path}: {test.columns} {what}, but {train.path} has {train.columns}: "
+                    "both splits must count the same ones"
+                )
     with making(out, force) as made:
         for split, source in splits.items():
             _write_split(source, split, made, form, features, ".gz" if compressed else "")

@@ -128,7 +128,8 @@ def _download(address: str, part: Path, show: Show) -> None:
             done = 0
             tag.unlink(missing_ok=True)
             if version and version.isascii():
-                tag.write_text(version, "ascii")
+                with naming(tag):
+                    tag.write_text(version, "ascii")
         length = answer.headers.get("Content-Length", "")
         total = done + int(length) if length.isdigit() else None
         with naming(part), part.open("r+b" if done else "wb") as file:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import hashlib
 
 
-def is_test(content: bytes, share: float, seed: int) -> bool:
-    """Whether an instance of this content is for testing; true for `share` of all contents.
+def place(content: bytes, seed: int) -> int:
+    """A place for an instance of this content, 0 to 2^64 - 1 and evenly spread. The instances below
+    `bound(share)` are for testing.
 
     It depends on the content and the seed alone: the order of a file does not matter, and equal
     instances never lie in both splits, where they would make testing look better than it is.
     """
     key = seed.to_bytes(8, "big")
-    digest = hashlib.blake2b(content, digest_size=8, key=key).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=key).digest(), "big")
+
+
+def bound(share: float) -> int:
+    """The place below which `share` of all contents are."""
+    return int(share * 2**64)
+
+
+def bound_between(share: float, lowest: int, highest: int) -> int:
+    """The same for instances of which the first and the last have these places: a small set may
+    have none below `bound(share)`, or none from it on. Of a share of 0 or 1 it is 0 or 2^64."""
+    wanted = bound(share)
+    return wanted if wanted in (0, 2**64) else min(max(wanted, lowest + 1), highest)

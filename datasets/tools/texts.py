@@ -24,7 +24,7 @@ from fanin.datasets.tools import records
 from fanin.datasets.tools.files import SPLITS
 from fanin.datasets.tools.new_folder import check_free, making
 from fanin.datasets.tools.records import RecordFile
-from fanin.datasets.tools.splitting import is_test
+from fanin.datasets.tools.splitting import bound, bound_between, place
 from fanin.datasets.tools.writers import created, write_csr
 
 _as_json = json.JSONEncoder(ensure_ascii=False).encode
@@ -93,34 +93,18 @@ def convert_texts(
     """Write labels, label names and texts of both splits into the folder `out`.
 
     Without a test file, about `share` of the instances become the test split, by their texts and
-    the seed (see `is_test`). Labels get their ids in the order of their names. Raises DataError for
-    the first bad record, for a split without instances and for training without labels.
+    the seed (see `splitting`), but at least one of each split where texts differ. Labels get their
+    ids in the order of their names. Raises DataError for the first bad record, for a split without
+    instances and for training without labels.
     """
     check_free(out, force)
-    label_ids: dict[str, int] = {}
-    positives = {split: _Positives() for split in SPLITS}
-    without_text = 0
-
-    def split_of(text: str) -> str:
-        return SPLITS[is_test(text.encode(), share, seed)]
-
-    suffix = ".gz" if compressed else ""
     with making(out, force) as made:
-        with ExitStack() as stack:
-            paths = {split: made / f"{split}-texts.jsonl{suffix}" for split in SPLITS}
-            texts = {
-                split: _Texts(path, stack.enter_context(created(path)))
-                for split, path in paths.items()
-            }
-            for source, only in ((train, None if test is None else "train"), (test, "test")):
-                for _, text, names in source.read() if source else ():
-                    split = only or split_of(text)
-                    ids = [label_ids.setdefault(name, len(label_ids)) for name in names]
-                    positives[split].add(ids)
-                    without_text += not text.strip()
-                    texts[split].add(text)
-            for each in texts.values():
-                each.write()
+        read = _Reading(train, test, made, ".gz" if compressed else "", seed)
+        read.all(bound(share))
+        limit = bound_between(share, read.lowest, read.highest)
+        if read.lacks_split() and read.lowest < limit <= read.highest and train.path.is_file():
+            read.all(limit)  # a set so small is soon read again
+        positives, label_ids = read.positives, read.label_ids
         _check_enough(train.path, positives, is_split=test is None)
         ordered = sorted(label_ids)
         new_ids = np.zeros(len(ordered), np.int32)
@@ -134,7 +118,51 @@ def convert_texts(
     counts = [np.frombuffer(positives[split].counts, np.int32) for split in SPLITS]
     without_label = sum(int((each == 0).sum()) for each in counts)
     train_count, test_count = map(len, counts)
-    return Converted(train_count, test_count, len(ordered), without_text, without_label)
+    return Converted(train_count, test_count, len(ordered), read.without_text, without_label)
+
+
+class _Reading:
+    """The records of one or two files on their way into a folder: texts go into files, and the
+    positives of both splits stay. lowest, highest: places of the texts (`splitting`), where one
+    file holds both splits."""
+
+    def __init__(
+        self, train: RecordFile, test: RecordFile | None, made: Path, suffix: str, seed: int
+    ) -> None:
+        self._sources = {"train": train} if test is None else {"train": train, "test": test}
+        self._paths = {split: made / f"{split}-texts.jsonl{suffix}" for split in SPLITS}
+        self._seed = seed
+
+    def all(self, limit: int) -> None:
+        """Read all records, of one file those below the limit for testing."""
+        self.positives = {split: _Positives() for split in SPLITS}
+        self.label_ids: dict[str, int] = {}
+        self.without_text = 0
+        self.lowest, self.highest = 2**64, 0
+        for path in self._paths.values():
+            path.unlink(missing_ok=True)
+        with ExitStack() as stack:
+            texts = {
+                split: _Texts(path, stack.enter_context(created(path)))
+                for split, path in self._paths.items()
+            }
+            for own, source in self._sources.items():
+                for _, text, names in source.read():
+                    split = own if len(self._sources) > 1 else self._split_of(text, limit)
+                    ids = [self.label_ids.setdefault(n, len(self.label_ids)) for n in names]
+                    self.positives[split].add(ids)
+                    self.without_text += not text.strip()
+                    texts[split].add(text)
+            for each in texts.values():
+                each.write()
+
+    def _split_of(self, text: str, limit: int) -> str:
+        own = place(text.encode(), self._seed)
+        self.lowest, self.highest = min(self.lowest, own), max(self.highest, own)
+        return SPLITS[own < limit]
+
+    def lacks_split(self) -> bool:
+        return not all(each.counts for each in self.positives.values())
 
 
 def _check_enough(path: Path, positives: dict[str, _Positives], is_split: bool) -> None:

@@ -125,6 +125,9 @@ def test_damaged_description(tmp_path, damage):
         ({"labels_type": "object"}, r"model\.json: damaged"),
         ({"labels_type": "int64"}, "labels.txt: damaged"),
         ({"labels_type": 3}, r"model\.json: damaged"),
+        ({"is_single": "no"}, r"model\.json: damaged .*is_single is 'no'"),
+        ({"feature_names": ["a"]}, r"model\.json: damaged .*names of 6 inputs"),
+        ({"feature_names": list(range(6))}, r"model\.json: damaged .*names of 6 inputs"),
     ],
 )
 def test_a_description_that_was_changed(tmp_path, change, message):
@@ -133,6 +136,17 @@ def test_a_description_that_was_changed(tmp_path, change, message):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(saved.ModelError, match=message):
         load(tmp_path / "model")
+
+
+def test_more_labels_than_memory_has_room_for(tmp_path):
+    saved.save(model(classes=np.arange(8)), tmp_path / "model")
+    path = tmp_path / "model" / saved.MODEL
+    values = json.loads(path.read_text())
+    for labels in (2**40, 2**70):
+        values["setup"]["labels"] = labels
+        path.write_text(json.dumps(values))
+        with pytest.raises(saved.ModelError, match=r"model\.json|arrays.safetensors: damaged"):
+            load(tmp_path / "model")
 
 
 def test_a_setup_of_other_sizes(tmp_path):
@@ -145,7 +159,7 @@ def test_a_setup_of_other_sizes(tmp_path):
         load(tmp_path / "model")
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", "3", "null", "\udcff"])
+@pytest.mark.parametrize("text", ["[]", "{}", "3", "null", "\udcff", "[" * 100_000])
 def test_foreign_folders(tmp_path, text):
     with pytest.raises(saved.ModelError, match=r"no model: it has no model\.json"):
         load(tmp_path)
@@ -167,6 +181,17 @@ def test_without_exchange_of_folders(tmp_path, monkeypatch):
     """A file system that lacks it."""
     monkeypatch.setattr(kept_files.ctypes, "CDLL", lambda _: object())
     test_a_model_takes_the_place_of_another(tmp_path)
+
+
+def test_an_empty_folder_and_a_link(tmp_path):
+    (tmp_path / "empty").mkdir()
+    saved.save(model(), tmp_path / "empty")
+    for name, aim in (("link", "empty"), ("dangling", "new")):
+        (tmp_path / name).symlink_to(aim)
+        saved.save(model(seed=1), tmp_path / name)
+        assert (tmp_path / name).is_symlink()
+        same(load(tmp_path / aim), model(seed=1))
+    assert sorted(os.listdir(tmp_path)) == ["dangling", "empty", "link", "new"]
 
 
 def test_what_is_no_model_is_not_replaced(tmp_path):
@@ -191,6 +216,18 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
         saved.save(model(SETUPS[1]), tmp_path / "model")
     same(load(tmp_path / "model"), model())
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    """A write names no file itself."""
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/model'"):
+        saved.save(model(), tmp_path / "model")
+    assert not os.listdir(tmp_path)
 
 
 def test_loading_needs_no_framework(tmp_path):

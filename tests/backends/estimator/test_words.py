@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from planted import LABELS, planted_data
@@ -47,7 +48,14 @@ def test_all_forms_of_data_give_the_same():
     expected = fitted().predict_top_k(X, 3)
     twice = sp.csr_array((np.repeat(X.data / 2, 2), np.repeat(X.indices, 2), 2 * X.indptr))
     twice.resize(X.shape)
-    for x in (sp.csc_array(X), sp.coo_array(X), sp.csr_matrix(X), X.astype(np.float64), twice):
+    # Values of 0 that are stored, of every word of an instance.
+    stored = sp.csr_array(
+        (X[[0]].toarray().ravel(), np.arange(X.shape[1]), [0, X.shape[1]]), (1, X.shape[1])
+    )
+    zeros = sp.csr_array(sp.vstack([stored, X[1:]], "csr"))
+    assert zeros.nnz > X.nnz
+    forms = (sp.csc_array(X), sp.coo_array(X), sp.csr_matrix(X), X.astype(np.float64), twice, zeros)
+    for x in forms:
         model = fitted(x)
         for asked in (x, X):
             np.testing.assert_array_equal(model.predict_top_k(asked, 3).ids, expected.ids)
@@ -55,6 +63,81 @@ def test_all_forms_of_data_give_the_same():
     wide.indices, wide.indptr = wide.indices.astype(np.int64), wide.indptr.astype(np.int64)
     np.testing.assert_array_equal(fitted(wide).predict_top_k(wide, 3).ids, expected.ids)
     np.testing.assert_array_equal(fitted(threads=2).predict_top_k(X, 3).scores, expected.scores)
+    parameters = {"fan_in": 12, "random_state": 0, "threads": 1}
+    for y in (sp.csr_matrix(Y), sp.coo_matrix(Y)):
+        again = FanInClassifier(**parameters).fit(X, y).predict_top_k(X, 3)
+        np.testing.assert_array_equal(again.ids, expected.ids)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (["two words"] * 600, r"X must be numbers, but.*make_pipeline\(TfidfVectorizer\(\)"),
+        (pd.DataFrame({"text": ["two words"] * 600}), "X must be numbers, but"),
+        (np.ma.masked_greater(DENSE, 3), r"X is masked at \[\d+, \d+\]: fill it"),
+        (np.zeros((600, 3), "M8[s]"), "X must be numbers, got datetime64"),
+        (
+            pd.DataFrame({"a": [1.0] * 600, "b": pd.Timestamp(0)}),
+            "X must be numbers, got datetime64",
+        ),
+    ],
+)
+def test_what_is_no_numbers_is_refused(x, message):
+    with pytest.raises(ValueError, match=message):
+        FanInClassifier().fit(x, Y)
+
+
+@pytest.mark.parametrize("x", [np.ma.masked_greater(DENSE, 3), np.zeros((600, 24), "M8[s]")])
+def test_a_loaded_model_refuses_what_is_no_numbers(x, tmp_path):
+    fitted().save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"x is masked|x must be numbers"):
+        load(tmp_path / "model").predict_top_k(x)
+
+
+def test_a_loaded_model_knows_the_columns_of_its_frame(tmp_path):
+    frame = pd.DataFrame(DENSE, columns=[f"input {i}" for i in range(DENSE.shape[1])])
+    model = FanInClassifier(fan_in=4, random_state=0, threads=1, epochs=1)
+    sparse = pd.DataFrame.sparse.from_spmatrix(X, columns=frame.columns)
+    model.fit(sparse, Y).save(tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    ids = model.predict_top_k(sparse).ids
+    np.testing.assert_array_equal(loaded.predict_top_k(sparse).ids, ids)
+    with pytest.raises(ValueError, match=r"column 0 is 'input 23', .* fitted on 'input 0'"):
+        loaded.predict_top_k(sparse[sparse.columns[::-1]])
+    with pytest.raises(ValueError, match="column 23 is None"):
+        loaded.predict_top_k(sparse[sparse.columns[:-1]])
+    reordered = sparse[sparse.columns[::-1]][list(loaded.feature_names)]
+    np.testing.assert_array_equal(loaded.predict_top_k(reordered).ids, ids)
+
+
+def test_a_fit_that_fails_leaves_the_model_as_it_was():
+    model = fitted()
+    ids = model.predict_top_k(X, 3).ids
+    with pytest.raises(ValueError, match="no instance has a label"):
+        model.fit(X[:, :5], sp.csr_array(Y.shape))
+    assert model.n_features_in_ == X.shape[1]
+    np.testing.assert_array_equal(model.predict_top_k(X, 3).ids, ids)
+
+
+def test_a_fit_forgets_the_names_of_an_older_one():
+    sparse = pd.DataFrame.sparse.from_spmatrix(X, columns=[f"input {i}" for i in range(24)])
+    model = fitted(sparse)
+    assert list(model.feature_names_in_) == list(sparse.columns)
+    assert not hasattr(model.fit(X, Y), "feature_names_in_")
+
+
+def test_partial_fit_refuses_other_classes():
+    model = fitted()
+    with pytest.raises(ValueError, match="classes are not those that the model was begun with"):
+        model.partial_fit(X, Y, classes=[f"label {i}" for i in range(LABELS)])
+    model.partial_fit(X, Y, classes=np.arange(LABELS))
+
+
+def test_something_has_to_be_left_to_learn():
+    one = sp.csr_array(([1], ([0], [0])), shape=(600, 3))
+    model = FanInClassifier(early_stopping=True, validation_fraction=0.99, random_state=0)
+    with pytest.raises(ValueError, match="holds out all instances that have a label"):
+        model.fit(X, one)
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -16,6 +16,10 @@ from fanin.datasets import load
 from fanin.datasets.tools import records
 
 README = Path(__file__).parents[3] / "datasets" / "README.md"
+# The commands that make features of a file of texts.
+README_LINES = re.findall(
+    r"^fanin (data .*mine.*?)(?: +#.*)?$", README.read_text("utf-8"), re.MULTILINE
+)
 
 
 def data(*arguments, code=0):
@@ -38,11 +42,8 @@ def texts(tmp_path):
 
 def test_the_commands_of_the_readme(texts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lines = re.findall(
-        r"^fanin (data .*mine.*?)(?: +#.*)?$", README.read_text("utf-8"), re.MULTILINE
-    )
-    assert len(lines) == 4
-    for line in lines:
+    assert len(README_LINES) == 4
+    for line in README_LINES:
         done = in_process(*shlex.split(line))
         assert done.exit_code == 0, done.output
     assert done.stdout.endswith(f"The picture: {tmp_path / 'mine.png'}\n")
@@ -52,6 +53,18 @@ def test_the_commands_of_the_readme(texts, tmp_path, monkeypatch):
     loaded = load("mine", "tfidf", tmp_path / "data")
     assert loaded.train_instances + loaded.test_instances == 300
     assert loaded.label_names == names
+
+
+def test_the_frame_of_the_readme_becomes_features(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(# pandas\n.*?)```", README.read_text("utf-8"), re.DOTALL)
+    exec(code, {})
+    for line in README_LINES:
+        done = in_process(*shlex.split(line))
+        assert done.exit_code == 0, done.output
+    names = (tmp_path / "data" / "mine" / "labels.txt").read_text().splitlines()
+    assert names == ["blue", "fruit", "green", "red", "vehicle"]
+    assert load("mine", "tfidf", tmp_path / "data").train_instances > 6
 
 
 @pytest.mark.parametrize("name", ["list", "check", "convert", "features", "stats", "fetch"])
@@ -189,6 +202,9 @@ def test_a_full_disk_leaves_nothing(texts, tmp_path):
     done = command(*arguments, preexec_fn=limit)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert before == sorted((tmp_path / "data" / "mine").iterdir())
+    done = command("data", "stats", "wordnet-small", "--plot", tmp_path / "x.png", preexec_fn=limit)
+    assert (done.returncode, done.stderr) == (1, f"fanin: {tmp_path / 'x.png'}: File too large\n")
+    assert not list(tmp_path.glob("*x.png*"))
 
 
 def test_ctrl_c_leaves_nothing(texts, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import numpy as np
@@ -35,7 +36,7 @@ def check(output, model, k, x=X):
     np.testing.assert_allclose([line["scores"] for line in lines], best.scores, rtol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["jsonl", "npy", "npz", "-"])
+@pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "npy", "npz", "-"])
 def test_predicts(model, tmp_path, form):
     path, text = tmp_path / f"x.{form}", None
     lines = "".join(json.dumps({"features": row}) + "\n" for row in X.tolist())
@@ -45,6 +46,8 @@ def test_predicts(model, tmp_path, form):
         sp.save_npz(path, sp.csr_array(X))
     elif form == "jsonl":
         path.write_text(lines)
+    elif form == "jsonl.gz":
+        path.write_bytes(gzip.compress(lines.encode()))
     else:
         path, text = "-", lines
     done = in_process("predict", model, "--input", path, "--k", 3, input=text)

@@ -80,6 +80,46 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
         assert [p.name for p in (tmp_path / "data").iterdir()] == ["source"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("labels.txt", b"a\nb\n", "labels.txt: 2 lines, but there are 5 labels"),
+        ("labels.txt", b"a\nb\nc\nd\n\xff\n", "labels.txt: no UTF-8"),
+        ("filter_labels_test.txt", b"0 1\n0 5\n", "filter_labels_test.txt:2: label '5' is out of"),
+        ("filter_labels_train.txt", b"a b\n", "filter_labels_train.txt:1: 'a b'"),
+    ],
+)
+def test_what_is_copied_fits_the_labels(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    write_form(tmp_path / "source", "own.txt", "own.npz")
+    (tmp_path / "source" / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        convert(tmp_path / "source", tmp_path / "out", "npz")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("train", "test"), [("1 3 2", "1 4 2"), ("1 3 2", "1 3 4")])
+def test_both_splits_count_the_same(tmp_path: Path, train: str, test: str) -> None:
+    for split, header in (("train", train), ("test", test)):
+        (tmp_path / f"{split}.txt").write_text(f"{header}\n0 1:1\n")
+    how = {"compressed": False, "force": False}
+    with pytest.raises(DataError, match=r"test.txt: 4 (labels|inputs), but .*train.txt has [23]"):
+        convert_files(
+            tmp_path / "train.txt", tmp_path / "test.txt", tmp_path / "out", "npz", 0.1, 0, **how
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_small_file_has_both_splits(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "all.txt"
+    path.write_text("3 3 2\n0 1:1\n1 2:1\n0 0:1\n")
+    convert_files(path, None, tmp_path / "out", "npz", 0.1, seed, compressed=False, force=False)
+    sizes = [sparse.load_npz(tmp_path / "out" / f"{s}-bow.npz").shape[0] for s in ("train", "test")]
+    assert min(sizes) and sum(sizes) == 3
+
+
 def test_other_instances_than_labels(tmp_path: Path) -> None:
     write_form(tmp_path / "source", "own.txt", "own.npy")
     np.save(tmp_path / "source" / "test-bow.npy", np.ones((4, 6), np.float32))

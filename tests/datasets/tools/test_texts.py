@@ -212,6 +212,27 @@ def test_split_by_texts(tmp_path: Path) -> None:
     assert 50 < len(splits[0]["test"]) < 110
 
 
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("share", [1e-6, 0.5, 1 - 1e-6])
+def test_a_small_set_has_both_splits(tmp_path: Path, seed: int, share: float) -> None:
+    path = write_json(tmp_path / "a.jsonl", [("one", ["x"]), ("two", ["y"]), ("two", ["z"])])
+    convert_texts(RecordFile(path), None, tmp_path / "a", share, seed, False, False)
+    parts = contents(tmp_path / "a")
+    assert parts["train"] and parts["test"]
+    both = [*parts["train"], *parts["test"]]
+    assert sorted((text, *names) for text, names in both) == [
+        ("one", "x"),
+        ("two", "y"),
+        ("two", "z"),
+    ]
+    # Equal texts have no place in two splits; nor is a share of nothing given any.
+    path = write_json(tmp_path / "b.jsonl", [("one", ["x"])] * 3)
+    for source, none in ((path, share), (tmp_path / "a.jsonl", 0.0)):
+        with pytest.raises(DataError, match=r"no (train|test) instances"):
+            convert_texts(RecordFile(source), None, tmp_path / "b", none, seed, False, False)
+    assert not (tmp_path / "b").exists()
+
+
 def test_training_reads_the_names(tmp_path: Path) -> None:
     path = write_json(tmp_path / "a.jsonl", TRAIN)
     convert(RecordFile(path), RecordFile(path), tmp_path / "mine")
