@@ -16,11 +16,13 @@ from fanin.datasets.folder import BOW, LEFT_OUT, SHORT, feature_files
 from fanin.datasets.label_names import LABEL_NAMES
 from fanin.datasets.tools import writers
 from fanin.datasets.tools.blocks import Blocks, feature_blocks, label_blocks
-from fanin.datasets.tools.files import SPLITS, find_packed, kinds_in, label_path
+from fanin.datasets.tools.files import SPLITS, VECTORISER, find_packed, kinds_in, label_path
 from fanin.datasets.tools.new_folder import check_free, copy, making
 from fanin.datasets.tools.splitting import is_test
 
 FORMS = ("npz", "npy", "split", "text")
+# Of these, whose files bear the name of the features; in the others features are `bow`.
+_NAMED = ("npz", "npy")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,11 @@ def convert_folder(
         splits[split] = Split(labels, path)
     others = [source / LABEL_NAMES, *(source / LEFT_OUT.format(split=s) for s in SPLITS)]
     others += [path for split in SPLITS for path in source.glob(f"{split}-texts.*")]
-    return _write(splits, out, form, name or BOW, compressed, force, others)
+    names = {path: path.name for path in others}
+    if name is not None:
+        written = name if form in _NAMED else BOW
+        names |= {source / f"{name}{end}": f"{written}{end}" for end in VECTORISER}
+    return _write(splits, out, form, name or BOW, compressed, force, names)
 
 
 def convert_files(
@@ -99,7 +105,7 @@ def convert_files(
         splits = {"train": Split(train, train, ~taken), "test": Split(train, train, taken)}
     else:
         splits = {"train": Split(train, train), "test": Split(test, test)}
-    return _write(splits, out, form, BOW, others=[], **how)
+    return _write(splits, out, form, BOW, others={}, **how)
 
 
 def _test_instances(path: Path, share: float, seed: int) -> npt.NDArray[np.bool_]:
@@ -133,14 +139,15 @@ def _write(
     features: str,
     compressed: bool,
     force: bool,
-    others: list[Path],
+    others: dict[Path, str],
 ) -> list[str]:
+    """others: files that are copied where they exist, with their new names."""
     with making(out, force) as made:
         for split, source in splits.items():
             _write_split(source, split, made, form, features, ".gz" if compressed else "")
-        for path in others:
+        for path, name in others.items():
             if path.is_file():
-                copy(path, made)
+                copy(path, made, name)
         return sorted(path.name for path in made.iterdir())
 
 
