@@ -58,6 +58,12 @@ class Plan:
         return sum(math.prod(s) for name, s in shapes if name.endswith(("weights", "bias")))
 
     @property
+    def epochs(self) -> int:
+        """How many epochs the history of the fit will have, early stopping aside."""
+        recipe = self.recipe
+        return recipe.passes if isinstance(recipe, OneVersusRestRecipe) else recipe.epochs
+
+    @property
     def peak_bytes(self) -> int:
         """Expected peak above what is in memory now, the framework's own code aside."""
         return self.expected.peak_bytes + self.data_bytes + self.kept_bytes
@@ -93,7 +99,7 @@ class Plan:
             "data": f"{self.instances} instances, {setup.inputs} inputs, {setup.labels} labels, "
             f"{self.positives} positives",
             "model": f"{setup.output}{intermediate}, {self.parameters} parameters",
-            "training": f"{self.backend}, {self.execution}, {self.recipe.epochs} epochs, "
+            "training": f"{self.backend}, {self.execution}, {self.epochs} epochs, "
             f"{self.steps} steps, {self.flops:.3g} floating-point operations",
             "parameters": size_text(expected.parameter_bytes),
             "optimiser state": size_text(expected.optimizer_bytes),

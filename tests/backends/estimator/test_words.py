@@ -117,6 +117,14 @@ def test_the_best_pass_is_kept():
     assert [epoch.precision for epoch in fitted().history_] == [None] * 3
 
 
+@pytest.mark.parametrize("parameters", [{}, {"epochs": 1}])
+def test_the_plan_has_as_many_epochs_as_the_history(parameters):
+    model = fitted(**parameters)
+    plan = model.plan(X, Y)
+    assert plan.epochs == len(model.history_)
+    assert f", {len(model.history_)} epochs, {plan.steps} steps" in str(plan)
+
+
 def test_later_passes_do_not_change_the_best_one():
     """Passes train the model's arrays in place."""
     settings = Settings(fan_in=12, threads=1, epochs=8, learning_rate=1.0)
