@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 MOST_INPUTS = 2**31 - 1
-MOST_THREADS = 1024
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:

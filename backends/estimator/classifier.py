@@ -68,7 +68,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     execution : "fused", in one pass over the labels by fanin's kernels, or "autograd".
     backend : "torch", "tensorflow", or "auto" for the one that is installed, torch first.
     device : "cpu", "cuda", or "auto" for a GPU where there is one. Predictions use the CPU.
-    threads : CPU threads, 0 for all.
+    threads : CPU threads, 0 for OMP_NUM_THREADS, or all that this process, and its container, may
+        use.
     early_stopping : whether to hold out `validation_fraction` of the instances, stop when P@3 on
         them has not risen for four epochs, and keep the best epoch.
     random_state : seed of weights, order, dropout and rewiring.

@@ -34,12 +34,12 @@ from fanin.benchmarks.cli.output import make_console, print_json, print_text
 from fanin.benchmarks.cli.selection import each_once, select_tasks
 from fanin.benchmarks.harness import speed
 from fanin.benchmarks.harness.plan import Plan
-from fanin.benchmarks.measuring.machine import thread_count
 from fanin.benchmarks.records.statistics import GIB
 from fanin.datasets import find_folder, load
 from fanin.datasets.dataset import array_bytes
 from fanin.datasets.memory import available_bytes, size_text
 from fanin.datasets.shape_twins import ShapeTwin, has_twin, shape_twin
+from fanin.kernels.threads import thread_count
 from fanin.reports.format import Scale, duration_scale, large_count_scale, memory_scale
 from fanin.reports.setups import Setup as ReportedSetup
 from fanin.reports.table import Cell, Column, Table, text_column
