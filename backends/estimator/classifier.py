@@ -56,8 +56,9 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         and dropout do not matter; TF-IDF is what it is made for.
     recipe : "best", "paper", or a `fanin.backends.recipes.Recipe`: how the model is wired, started
         and trained.
-    loss, learning_rate, schedule, epochs : in place of what the recipe says, where given. Labels
-        that read words have one epoch before these, after which they get more words.
+    loss, learning_rate, schedule, epochs : in place of what the recipe says, where given. The
+        recipe "best" gives small data more epochs (`Recipe.least_steps`); `plan` says how many.
+        Labels that read words have one epoch before these, after which they get more words.
     optimizer : "adam", "sgd", which keeps nothing beside the weights, or "momentum" (of 0.9), which
         keeps one number for each. Losses are means over the labels, so the last two need a
         learning_rate of the order of their number. weight_decay : share of the weights, times the

@@ -127,7 +127,9 @@ def make_plan(settings: Settings, data: Instances, data_bytes: int) -> Plan:
         assert isinstance(recipe, Recipe)
         backend = settings.known_backend()
         expected = _estimate(settings, backend, setup, recipe, data)
-        steps = recipe.epochs * -(-instances // settings.batch_size)
+        steps_per_epoch = -(-instances // settings.batch_size)
+        recipe = recipe.for_steps(steps_per_epoch)
+        steps = recipe.epochs * steps_per_epoch
     if settings.early_stopping:  # training and validation instances are copies
         data_bytes += array_bytes(features) + array_bytes(positives)
     return Plan(

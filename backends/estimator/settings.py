@@ -190,6 +190,8 @@ class Settings:
             "schedule": self.schedule,
             "epochs": self.epochs,
         }
+        if self.epochs is not None:
+            own["least_steps"] = 0
         recipe = replace(recipe, **{key: value for key, value in own.items() if value is not None})
         if recipe.loss_fn != "bce" and recipe.initial_bias == "prior":
             # The log-odds are for cross entropy; with squared hinge, where scores of negatives

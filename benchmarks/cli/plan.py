@@ -127,7 +127,7 @@ def plan(
         "peak: what the process needs above the frameworks and the data, temporaries included\n"
         "data: features and labels in memory; fits: peak and data together\n"
         "times: from bytes moved and arithmetic, right within a factor of about two; total: all\n"
-        "epochs that the task allows and its repeats, early stopping aside",
+        "epochs, which early stopping may end sooner, and all repeats",
         "dim",
     )
 
@@ -156,6 +156,7 @@ def plan_table(plans: list[Plan], inputs: int) -> Table:
         memory("peak", [p.expected.peak_bytes for p in plans]),
         memory("data", [p.data_bytes for p in plans]),
         (Column("fits"), ["yes" if p.fits else "NO" for p in plans]),
+        (Column("epochs"), [str(p.epochs) for p in plans]),
         column("epoch", [p.hours_per_epoch for p in plans], duration_scale),
         column("total", [p.hours for p in plans], duration_scale),
     ]

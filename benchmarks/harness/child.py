@@ -132,7 +132,7 @@ def run(request: Request, events: Events, result: RunResult) -> None:
     batches = make_batches(task, train, request.seed)
     events.send(event="phase", name="importing the backend")
     result.machine = warm_up(request, data.sparse_features)
-    total = task.epochs * len(batches)
+    total = task.recipe_values.for_steps(len(batches)).epochs * len(batches)
     checkpoint = open_checkpoint(request, data, events)
     result.resumed = checkpoint.resumed
     before = len(checkpoint.history) * len(batches)
