@@ -29,6 +29,7 @@ WORDS = " ".join(" ".join(TEXTS.values()).split())
         *("torch", "tensorflow", "torch, fused", "tensorflow, fused", "torch, trained"),
         *("torch, chosen", "tensorflow, chosen", "onnx", "sparse features", "pandas"),
         *("own data", "lists", "torch, words", "tensorflow, words"),
+        "torch, onnx",
     ],
 )
 def test_examples_run(framework, tmp_path):
