@@ -8,9 +8,9 @@ import operator
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 MOST_INPUTS = 2**31 - 1
-MOST_THREADS = 1024
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -31,6 +31,16 @@ def fitting_fan_in(fan_in: int, inputs: int) -> None:
     """A label cannot have more connections than there are inputs."""
     if fan_in > inputs:
         raise ValueError(f"fan_in {fan_in} is larger than the {inputs} inputs")
+
+
+def no_scipy_matrix(name: str, given: Any) -> None:
+    """A user's layer reads tensors, of all its inputs."""
+    if sp.issparse(given):
+        raise ValueError(
+            f"{name} must be a dense tensor, got a SciPy {type(given).__name__}: of words, hand "
+            "over sums of embeddings, as the README of backends shows (Sparse features); of few "
+            f"inputs, {name}.toarray()"
+        )
 
 
 def sparse_features(output: str, intermediate: int | None, atoms: int | None) -> None:

@@ -32,6 +32,7 @@ from fanin.backends.passes import (
 )
 from fanin.backends.setup import index_dtype
 from fanin.kernels import choose_sources as choose_block
+from fanin.kernels.threads import MOST_THREADS
 
 Method = Literal["centroid"]
 
@@ -110,7 +111,7 @@ def choose_sources(
         dictionary = _array("dictionary", dictionary, inputs, read)
     fan_in = checks.whole("fan_in", fan_in, 1)
     checks.fitting_fan_in(fan_in, read)
-    checks.whole("threads", threads, 0, checks.MOST_THREADS)
+    checks.whole("threads", threads, 0, MOST_THREADS)
     checks.whole("most_bytes", most_bytes, 1)
     share = _share(random_share)
     if mean is None:

@@ -24,16 +24,21 @@ RewireTowards = Literal["random", "gradient"]
 RewireDecay = Literal["none", "cosine"]
 RewiredWeights = Literal["kept", "zero"]
 
+# Small data are not passed over more often than this for the sake of `Recipe.least_steps`: P@1 of
+# a tenth of 2,877 instances that was held out fell from 70.7 to 67.3 between 40 and 80 epochs.
+MOST_EPOCHS = 40
+
 
 @dataclass(frozen=True)
 class Recipe:
     """The fields have the names of a task file's keys, which say what they mean; their defaults are
-    those of the paper."""
+    those of the paper. `for_steps` tells how many epochs small data have."""
 
     loss_fn: Loss = "squared_hinge"
     learning_rate: float = 1e-3
     schedule: Schedule = "plateau"
     epochs: int = 100
+    least_steps: int = 0
     feature_scaling: FeatureScaling = "none"
     feature_dictionary: FeatureDictionary = "none"
     connections: Connections = "random"
@@ -46,6 +51,12 @@ class Recipe:
     rewire_decay: RewireDecay = "none"
     rewired_weights: RewiredWeights = "kept"
 
+    def for_steps(self, steps_per_epoch: int) -> Recipe:
+        """The recipe where an epoch has so many steps: with more epochs, up to MOST_EPOCHS, where
+        all of them would have less than `least_steps`."""
+        wanted = min(-(-self.least_steps // steps_per_epoch), MOST_EPOCHS)
+        return replace(self, epochs=max(self.epochs, wanted), least_steps=0)
+
 
 PAPER = Recipe()
 # Of a layer whose labels read few of its inputs; the comments of `recipe_of` say where others
@@ -55,6 +66,9 @@ _BEST = Recipe(
     learning_rate=3e-3,
     schedule="linear",
     epochs=5,
+    # P@1 after 400, 800 and 1,600 steps on a tenth of 2,877 instances that was held out: 64.5, 68.3
+    # and 68.6 (dense: 62.0, 65.9, 66.6); with 3,000 others 67.0, 67.2, 67.5 (62.0, 63.5, 64.2).
+    least_steps=1000,
     feature_scaling="unit_variance",
     feature_dictionary="learned",
     connections="centroid",
@@ -94,7 +108,10 @@ def recipe_of(name: RecipeName, setup: LayerSetup) -> Recipe:
     if setup.sparse_features:
         # TF-IDF weighs words already. With a variance of 1 for each, rare words would outweigh all
         # others: a word of one in n instances would count about sqrt(n) times as much.
-        return replace(plain, feature_scaling="none")
+        # A row of weights is trained only in the steps in which its word occurs: P@1 of the same
+        # instances was 40.1 after 400 steps, 70.4 after 1,600, 70.7 after 3,200; of 10,000 others
+        # it was 62.9 after 1,600 steps, 70.2 after 3,100 and 72.8 after 6,300.
+        return replace(plain, feature_scaling="none", least_steps=6000)
     if setup.intermediate:
         return plain
     if isinstance(setup.output, Dense):

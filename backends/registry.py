@@ -16,6 +16,7 @@ from fanin.backends.interface import FLOAT32, Execution, Storage
 from fanin.backends.optimizer import ADAM, Optimizer, check_row_moments
 from fanin.backends.setup import LayerSetup
 from fanin.backends.trainer import Trainer
+from fanin.kernels.threads import within_share
 
 
 @dataclass(frozen=True)
@@ -176,5 +177,6 @@ def make_trainer(
                 f"{BACKENDS[backend].install}"
             ) from error
         raise
+    threads = within_share(threads)
     executor = module.make_executor(setup, optimizer, device=device, threads=threads)
     return Trainer(setup, arrays, executor, storage, threads)

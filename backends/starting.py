@@ -15,6 +15,7 @@ from fanin.backends.features import DICTIONARY, SCALE
 from fanin.backends.passes import input_statistics, known_data, known_labels
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
 from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.kernels.threads import within_share
 
 # A weight starts with this share of the difference that its input was chosen by. With three times
 # as much, scores are too far apart, and the first epoch has to repair them (figures: README.md).
@@ -50,6 +51,7 @@ def starting_arrays(
     features, labels: all training instances, as `choosing.choose_sources` takes them, which also
     says what `on_labels` is. fan_in: of a fixed fan-in layer, else None. seed: for what is random.
     """
+    threads = within_share(threads)
     given: dict[str, np.ndarray] = {}
     atoms = atoms_of(recipe, features.shape[1], labels.shape[1], fan_in)
     if recipe.feature_scaling != "none" or recipe.connections != "random" or atoms:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import psutil
 
-from fanin.datasets.control_groups import Group, own_groups
+from fanin.kernels.control_groups import Group, own_groups
 
 # By the version of control groups: the file of the limit, the file of the use, and the line of
 # `memory.stat` that counts cached files. The system drops those when memory is needed.

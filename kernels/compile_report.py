@@ -137,7 +137,7 @@ def main() -> int:
         return 2
     rows: list[dict[str, str | int]] = []
     jobs = [(nvcc, s, a) for a in options.architectures for s in SOURCES]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for text in pool.map(compile_for, *zip(*jobs, strict=True)):
             rows += read_report(text)
     for row, name in zip(rows, readable([str(row["kernel"]) for row in rows]), strict=True):

@@ -55,7 +55,9 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         and dropout do not matter; TF-IDF is what it is made for.
     recipe : "best", "paper", or a `fanin.backends.recipes.Recipe`: how the model is wired, started
         and trained.
-    loss, learning_rate, schedule, epochs : in place of what the recipe says, where given.
+    loss, learning_rate, schedule, epochs : in place of what the recipe says, where given. The
+        recipe "best" gives small data more epochs (`Recipe.least_steps`); `plan` says how many.
+        Labels that read words have one epoch before these, after which they get more words.
     optimizer : "adam", "sgd", which keeps nothing beside the weights, or "momentum" (of 0.9), which
         keeps one number for each. Losses are means over the labels, so the last two need a
         learning_rate of the order of their number. weight_decay : share of the weights, times the
@@ -66,7 +68,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     execution : "fused", in one pass over the labels by fanin's kernels, or "autograd".
     backend : "torch", "tensorflow", or "auto" for the one that is installed, torch first.
     device : "cpu", "cuda", or "auto" for a GPU where there is one. Predictions use the CPU.
-    threads : CPU threads, 0 for all.
+    threads : CPU threads, 0 for OMP_NUM_THREADS, or all that this process, and its container, may
+        use.
     early_stopping : whether to hold out `validation_fraction` of the instances, stop when P@3 on
         them has not risen for four epochs, and keep the best epoch.
     random_state : seed of weights, order, dropout and rewiring.

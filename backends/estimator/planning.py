@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -22,7 +22,7 @@ from fanin.backends.estimator.predictor import AnySetup
 from fanin.backends.estimator.settings import AnyRecipe, Settings
 from fanin.backends.recipes import Recipe
 from fanin.backends.setup import LayerSetup
-from fanin.backends.words.estimate import words_estimate
+from fanin.backends.words.estimate import words_estimate, words_kept_bytes
 from fanin.backends.words.fitting import steps_of
 from fanin.backends.words.setup import OneVersusRestRecipe, OneVersusRestSetup
 from fanin.datasets.dataset import array_bytes
@@ -35,8 +35,8 @@ class Plan:
 
     expected: of the training, by what bytes are for. data_bytes: of the copies that are made of
     features and labels, where they have another form than the training reads. kept_bytes: of the
-    trained arrays, kept for predictions, and with early stopping of the best ones. available_bytes:
-    that this process can still take. steps: of training, in all epochs.
+    copies of trained arrays that are kept beside the training, for predictions or as the best so
+    far. available_bytes: that this process can still take. steps: of training, in all epochs.
     """
 
     setup: AnySetup
@@ -56,6 +56,12 @@ class Plan:
         """How many numbers are trained."""
         shapes = self.setup.array_shapes().items()
         return sum(math.prod(s) for name, s in shapes if name.endswith(("weights", "bias")))
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs the history of the fit will have, early stopping aside."""
+        recipe = self.recipe
+        return recipe.passes if isinstance(recipe, OneVersusRestRecipe) else recipe.epochs
 
     @property
     def peak_bytes(self) -> int:
@@ -93,7 +99,7 @@ class Plan:
             "data": f"{self.instances} instances, {setup.inputs} inputs, {setup.labels} labels, "
             f"{self.positives} positives",
             "model": f"{setup.output}{intermediate}, {self.parameters} parameters",
-            "training": f"{self.backend}, {self.execution}, {self.recipe.epochs} epochs, "
+            "training": f"{self.backend}, {self.execution}, {self.epochs} epochs, "
             f"{self.steps} steps, {self.flops:.3g} floating-point operations",
             "parameters": size_text(expected.parameter_bytes),
             "optimiser state": size_text(expected.optimizer_bytes),
@@ -117,11 +123,17 @@ def make_plan(settings: Settings, data: Instances, data_bytes: int) -> Plan:
         backend = "no backend"
         expected = words_estimate(setup, features, positives, settings.cpu_threads)
         steps = steps_of(recipe, instances)
+        kept = words_kept_bytes(setup, recipe, settings.early_stopping)
     else:
         assert isinstance(recipe, Recipe)
         backend = settings.known_backend()
         expected = _estimate(settings, backend, setup, recipe, data)
-        steps = recipe.epochs * -(-instances // settings.batch_size)
+        steps_per_epoch = -(-instances // settings.batch_size)
+        recipe = recipe.for_steps(steps_per_epoch)
+        steps = recipe.epochs * steps_per_epoch
+        # In float32, whatever the training stores. The best epoch is kept in place of the last.
+        as_float32 = replace(settings, weights_dtype="float32", moments_dtype="float32")
+        kept = _estimate(as_float32, backend, setup, recipe, data).parameter_bytes
     if settings.early_stopping:  # training and validation instances are copies
         data_bytes += array_bytes(features) + array_bytes(positives)
     return Plan(
@@ -134,7 +146,7 @@ def make_plan(settings: Settings, data: Instances, data_bytes: int) -> Plan:
         steps=steps,
         expected=expected,
         data_bytes=data_bytes,
-        kept_bytes=(1 + settings.early_stopping) * expected.parameter_bytes,
+        kept_bytes=kept,
         available_bytes=available_bytes(),
     )
 

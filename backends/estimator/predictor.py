@@ -17,6 +17,7 @@ from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, index_dtype
 from fanin.backends.sparse import by_instance
 from fanin.backends.words.setup import OneVersusRestSetup
 from fanin.kernels import dense_forward, fan_in_linear, sparse_forward, top_k
+from fanin.kernels.threads import within_share
 
 # Scores of so many bytes are held at once, where those of all labels are wanted.
 _SCORES_BYTES = 64 << 20
@@ -39,7 +40,7 @@ class BlockPredictor(ABC):
 
     def __init__(self, setup: AnySetup, threads: int) -> None:
         self.setup = setup
-        self.threads = threads
+        self.threads = within_share(threads)
 
     @abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -16,6 +15,7 @@ from fanin.backends.registry import BACKENDS
 from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup, Loss
 from fanin.backends.starting import atoms_of
 from fanin.backends.words.setup import OneVersusRestRecipe, OneVersusRestSetup
+from fanin.kernels.threads import MOST_THREADS, thread_count
 
 # What "auto" means for fan_in: of a fixed fan-in layer, and of labels that read words.
 FAN_IN, WORDS_FAN_IN = 32, 128
@@ -76,7 +76,7 @@ class Settings:
         _one_of("execution", self.execution, get_args(Execution))
         _one_of("backend", self.backend, ("auto", *BACKENDS))
         _one_of("device", self.device, DEVICES)
-        checks.whole("threads", self.threads, 0, checks.MOST_THREADS)
+        checks.whole("threads", self.threads, 0, MOST_THREADS)
         if not isinstance(self.early_stopping, bool):
             raise ValueError(f"early_stopping must be True or False, got {self.early_stopping!r}")
         _share("validation_fraction", self.validation_fraction, least=False)
@@ -109,8 +109,8 @@ class Settings:
 
     @property
     def cpu_threads(self) -> int:
-        """How many threads work, where 0 stands for all."""
-        return self.threads or len(os.sched_getaffinity(0))
+        """How many threads work."""
+        return thread_count(self.threads)
 
     def known_backend(self) -> str:
         """The backend by its name: of "auto" the first one that is installed. ImportError where
@@ -190,6 +190,8 @@ class Settings:
             "schedule": self.schedule,
             "epochs": self.epochs,
         }
+        if self.epochs is not None:
+            own["least_steps"] = 0
         recipe = replace(recipe, **{key: value for key, value in own.items() if value is not None})
         if recipe.loss_fn != "bce" and recipe.initial_bias == "prior":
             # The log-odds are for cross entropy; with squared hinge, where scores of negatives

@@ -85,9 +85,14 @@ class Connected(keras.layers.Layer):
                 **options,
             )
 
+    def __call__(self, inputs: Any, *args: Any, **more: Any) -> Any:
+        checks.no_scipy_matrix("inputs", inputs)  # Keras would not say what to do
+        return super().__call__(inputs, *args, **more)
+
     def _read(self, inputs: Any) -> tf.Tensor:
         """Inputs [..., inputs] in the type that the layer computes in; sparse ones are made dense.
         ValueError for what is no array of real numbers."""
+        checks.no_scipy_matrix("inputs", inputs)
         if isinstance(inputs, tf.RaggedTensor):
             raise ValueError(
                 "inputs must not be a tf.RaggedTensor; make it padded first (inputs.to_tensor())"

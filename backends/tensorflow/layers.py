@@ -15,6 +15,7 @@ from fanin.backends.recipes import RecipeName
 from fanin.backends.setup import Loss, index_dtype
 from fanin.backends.tensorflow.connected import Connected
 from fanin.backends.tensorflow.optimizers import resets_of
+from fanin.kernels.threads import MOST_THREADS
 
 # Keras has others, whose tensors the op does not read.
 _KERAS_BACKEND = "tensorflow"
@@ -31,7 +32,7 @@ def checked_options(labels: int, fan_in: int, threads: int) -> tuple[int, int, i
     return (
         checks.whole("labels", labels, 1),
         checks.whole("fan_in", fan_in, 1),
-        checks.whole("threads", threads, 0, checks.MOST_THREADS),
+        checks.whole("threads", threads, 0, MOST_THREADS),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fanin.backends import checks
 from fanin.backends.torch import ops
 
 Grads = tuple[Tensor | None, ...]
@@ -60,6 +61,7 @@ def widened(values: Any) -> Any:
 def known_features(features: Any, in_features: int) -> Tensor:
     """Features [..., in_features] as nn.Linear takes them, made dense where they are sparse;
     ValueError for others."""
+    checks.no_scipy_matrix("features", features)
     if not isinstance(features, Tensor):
         raise ValueError(
             f"features must be a torch.Tensor, got {type(features).__name__}; torch.as_tensor "

@@ -8,13 +8,23 @@ from fanin.backends.estimate import Estimate
 from fanin.backends.words.fitting import CALL_INSTANCES
 from fanin.backends.words.model import blocks_of
 from fanin.backends.words.pairs import BLOCK_VALUES
-from fanin.backends.words.setup import OneVersusRestSetup
+from fanin.backends.words.setup import OneVersusRestRecipe, OneVersusRestSetup
 
 # Beside all arrays: Python's objects, SciPy's code.
 _OVERHEAD = 16 << 20
 # Bytes of a pair while pairs are laid out anew, beside the new arrays; and of a value of a product
 # while pairs are chosen.
 _PAIR_BYTES, _VALUE_BYTES = 40, 32
+
+
+def words_kept_bytes(
+    setup: OneVersusRestSetup, recipe: OneVersusRestRecipe, early_stopping: bool
+) -> int:
+    """Bytes of the trained arrays, kept for predictions; and with early stopping of those of an
+    early pass, which may be the best one and are kept while pairs are added."""
+    early = recipe.first_share if early_stopping and recipe.growths else 0.0
+    copy = 12 * setup.most_pairs + 8 * (setup.labels + setup.inputs + 1)
+    return int((1 + early) * copy)
 
 
 def words_estimate(

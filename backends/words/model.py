@@ -10,7 +10,6 @@ yet (`fanin.kernels.words_step`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from fanin.backends.interface import TrainingBatch
 from fanin.backends.sparse import ByInstance, by_instance
 from fanin.backends.words.pairs import best_pairs, inverse_lengths, pairs_of_positives
 from fanin.kernels import WordPairs, words_step, words_top_k
+from fanin.kernels.threads import thread_count, within_share
 
 # The labels that a thread works on are cut so that their scores stay in the cache.
 _BLOCK_LABELS = 8192
@@ -60,7 +60,7 @@ class OneVersusRest:
         bias_squares: np.ndarray | None = None,
         threads: int = 0,
     ) -> None:
-        self.inputs, self.labels, self.threads = inputs, labels, threads
+        self.inputs, self.labels, self.threads = inputs, labels, within_share(threads)
         self._lay_out(pairs, bias, weights, squares, bias_squares)
 
     def _lay_out(
@@ -73,7 +73,7 @@ class OneVersusRest:
     ) -> None:
         """The arrays in the order of the kernels: block by block, and by word within."""
         labels = self.labels
-        blocks, size = blocks_of(labels, self.threads or len(os.sched_getaffinity(0)))
+        blocks, size = blocks_of(labels, thread_count(self.threads))
         # What is not needed any more goes at once: here training takes most memory.
         ids = (pairs % labels).astype(np.int32)
         places = pairs // labels

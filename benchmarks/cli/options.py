@@ -10,16 +10,15 @@ from typing import Annotated, get_args
 import typer
 
 from fanin.backends import interface
-from fanin.backends.checks import MOST_THREADS
 from fanin.backends.interface import DEVICES
 from fanin.backends.optimizer import OptimizerKind
 from fanin.backends.recipes import RecipeName
 from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.cli.output import stop
 from fanin.benchmarks.harness.request import Options
-from fanin.benchmarks.measuring.machine import thread_count
 from fanin.benchmarks.records.task import Moments
 from fanin.benchmarks.timing.options import one_of
+from fanin.kernels.threads import MOST_THREADS, thread_count
 
 # What an option of a run is when it is not given.
 DEFAULTS = Options()

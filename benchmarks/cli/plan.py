@@ -34,12 +34,12 @@ from fanin.benchmarks.cli.output import make_console, print_json, print_text
 from fanin.benchmarks.cli.selection import each_once, select_tasks
 from fanin.benchmarks.harness import speed
 from fanin.benchmarks.harness.plan import Plan
-from fanin.benchmarks.measuring.machine import thread_count
 from fanin.benchmarks.records.statistics import GIB
 from fanin.datasets import find_folder, load
 from fanin.datasets.dataset import array_bytes
 from fanin.datasets.memory import available_bytes, size_text
 from fanin.datasets.shape_twins import ShapeTwin, has_twin, shape_twin
+from fanin.kernels.threads import thread_count
 from fanin.reports.format import Scale, duration_scale, large_count_scale, memory_scale
 from fanin.reports.setups import Setup as ReportedSetup
 from fanin.reports.table import Cell, Column, Table, text_column
@@ -127,7 +127,7 @@ def plan(
         "peak: what the process needs above the frameworks and the data, temporaries included\n"
         "data: features and labels in memory; fits: peak and data together\n"
         "times: from bytes moved and arithmetic, right within a factor of about two; total: all\n"
-        "epochs that the task allows and its repeats, early stopping aside",
+        "epochs, which early stopping may end sooner, and all repeats",
         "dim",
     )
 
@@ -156,6 +156,7 @@ def plan_table(plans: list[Plan], inputs: int) -> Table:
         memory("peak", [p.expected.peak_bytes for p in plans]),
         memory("data", [p.data_bytes for p in plans]),
         (Column("fits"), ["yes" if p.fits else "NO" for p in plans]),
+        (Column("epochs"), [str(p.epochs) for p in plans]),
         column("epoch", [p.hours_per_epoch for p in plans], duration_scale),
         column("total", [p.hours for p in plans], duration_scale),
     ]

@@ -15,11 +15,11 @@ import fanin.backends.estimator.saved as models
 from fanin.backends.interface import evaluation_block
 from fanin.benchmarks.cli.options import DEFAULTS, Threads
 from fanin.benchmarks.cli.output import print_lines, stop
-from fanin.benchmarks.measuring.machine import thread_count
 from fanin.datasets import Features, evaluation_blocks
 from fanin.datasets.instance_lines import read_instances
 from fanin.datasets.matrix_files import read_array, read_matrix
 from fanin.datasets.text_files import opened
+from fanin.kernels.threads import thread_count
 
 
 def predict(

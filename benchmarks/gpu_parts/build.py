@@ -46,7 +46,7 @@ def prepare(folder: Path, architecture: str | None) -> tuple[dict[str, str], lis
 
 def build(folder: Path, architecture: str | None) -> Path:
     """libfanin for the architecture (None: without GPU code), brought up to date in `folder`."""
-    from fanin.benchmarks.measuring.machine import cores  # needs packages that `needs` looks for
+    from fanin.kernels.threads import cores  # needs packages that `needs` looks for
 
     cmake = shutil.which("cmake")
     if not cmake:

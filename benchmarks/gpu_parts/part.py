@@ -29,6 +29,7 @@ from fanin.benchmarks.records.gpu import (
     read_part,
     write_part,
 )
+from fanin.kernels.threads import thread_count
 
 # Exit code of a part in which something failed.
 FAILED = 1
@@ -94,7 +95,7 @@ def begin(part: PartName, options: Options, jobs: Sequence[Job]) -> PartFile:
         finished=now(),
         minutes=options.minutes,
         device=device_name(options.torch_device),
-        machine=machine.describe_machine(TorchDevice(options.device, 0), machine.thread_count(0)),
+        machine=machine.describe_machine(TorchDevice(options.device, 0), thread_count(0)),
         cuda=cuda(options.torch_device),
         commit=commit,
         modified=modified,

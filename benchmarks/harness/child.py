@@ -47,6 +47,7 @@ from fanin.datasets import load as load_dataset
 from fanin.datasets.folder import LEFT_OUT
 from fanin.datasets.memory import available_bytes
 from fanin.kernels import build_info, processor
+from fanin.kernels.threads import thread_count
 
 _EVENT_SECONDS = 0.2
 
@@ -78,7 +79,7 @@ def identity(request: Request, data: Dataset) -> dict[str, str]:
         "code": machine.code_identity(),
         "package version": json.dumps(machine.packages()),
         "device": request.options.device,
-        "number of threads": str(machine.thread_count(request.options.threads)),
+        "number of threads": str(thread_count(request.options.threads)),
         "processor": processor(),
         "instruction set": build_info()["instruction_set"],
     }
@@ -125,13 +126,13 @@ def run(request: Request, events: Events, result: RunResult) -> None:
         log(f"scores of {pairs} pairs in {LEFT_OUT.format(split='test')} are left out")
     setup = setup_for(task, data)
     if machine.runs_on_cpu(options.device):
-        threads = machine.thread_count(options.threads)
+        threads = thread_count(options.threads)
         check_counted(estimate(task, setup, request.backend, threads), available_bytes())
     train, validation = split(data, task)
     batches = make_batches(task, train, request.seed)
     events.send(event="phase", name="importing the backend")
     result.machine = warm_up(request, data.sparse_features)
-    total = task.epochs * len(batches)
+    total = task.recipe_values.for_steps(len(batches)).epochs * len(batches)
     checkpoint = open_checkpoint(request, data, events)
     result.resumed = checkpoint.resumed
     before = len(checkpoint.history) * len(batches)

@@ -111,7 +111,8 @@ def compare(
     names = list(setup.array_shapes())
     batches = make_batches(task, split(data, task)[0], task.seed)
     stream = endless(batches)
-    schedule = Schedule(task.recipe_values, task.epochs * len(batches))
+    recipe = task.recipe_values.for_steps(len(batches))
+    schedule = Schedule(recipe, recipe.epochs * len(batches))
     done: list[LockstepStep] = []
     excused = kinks = 0
     with (
@@ -126,7 +127,7 @@ def compare(
             side.answer()
         transform = feature_transform(sides[0], setup)
         for step in range(1, steps + 1):
-            if setup.is_rewired and rewire_due(step, task.recipe_values, len(batches)):
+            if setup.is_rewired and rewire_due(step, recipe, len(batches)):
                 excused += rewire_alike(sides, task, step)
             features = next(stream).features
             before = None

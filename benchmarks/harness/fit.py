@@ -96,14 +96,14 @@ def fit(
     Goes on from what the checkpoint holds. Batches, dropout and rewiring are functions of seed,
     epoch and step, so the numbers are those of a training that was never interrupted.
     """
-    recipe = task.recipe_values
-    schedule = Schedule(recipe, task.epochs * len(batches))
+    recipe = task.recipe_values.for_steps(len(batches))
+    schedule = Schedule(recipe, recipe.epochs * len(batches))
     history = checkpoint.history
     if history:
         checkpoint.restore(trainer)
     for epoch in history:
         schedule.observe(epoch.epoch, epoch.validation.at_3)
-    while len(history) < task.epochs and not schedule.is_over:
+    while len(history) < recipe.epochs and not schedule.is_over:
         number = len(history) + 1
         rate = schedule.rate_at((number - 1) * len(batches) + 1)
         trainer.device.synchronize()

@@ -39,7 +39,8 @@ def hours_per_epoch(expected: Estimate, task: Task, sizes: Sizes, speed: Speed) 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one task needs in one backend, on a machine with so many bytes of free memory."""
+    """What one task needs in one backend, on a machine with so many bytes of free memory. epochs:
+    at most."""
 
     task: Task
     backend: str
@@ -48,6 +49,7 @@ class Plan:
     data_bytes: int
     available_bytes: int
     hours_per_epoch: float
+    epochs: int
 
     @classmethod
     def of(
@@ -58,7 +60,8 @@ class Plan:
         expected = estimate(
             task, setup, backend, threads, words=sizes.words, other_bytes=other_bytes
         )
-        expected = with_choosing(expected, task.recipe_values, setup, sizes)
+        recipe = task.recipe_values.for_steps(math.ceil(sizes.train_instances / task.batch_size))
+        expected = with_choosing(expected, recipe, setup, sizes)
         trained = (
             math.prod(shape)
             for name, shape in setup.array_shapes().items()
@@ -67,7 +70,7 @@ class Plan:
         hours = hours_per_epoch(expected, task, sizes, speed)
         # Validation instances are taken out of the others, as a copy of both.
         data = sizes.data_bytes + (sizes.train_bytes if task.protocol == "holdout" else 0)
-        return cls(task, backend, sum(trained), expected, data, available, hours)
+        return cls(task, backend, sum(trained), expected, data, available, hours, recipe.epochs)
 
     @property
     def fits(self) -> bool:
@@ -76,7 +79,7 @@ class Plan:
     @property
     def hours(self) -> float:
         """For all epochs that the task allows, and all its repeats."""
-        return self.hours_per_epoch * self.task.epochs * self.task.repeat
+        return self.hours_per_epoch * self.epochs * self.task.repeat
 
     def as_json(self) -> dict[str, object]:
         """For a program; bytes and hours."""
@@ -88,6 +91,7 @@ class Plan:
             "peak_bytes": self.expected.peak_bytes,
             "data_bytes": self.data_bytes,
             "fits": self.fits,
+            "epochs": self.epochs,
             "hours_per_epoch": self.hours_per_epoch,
             "hours": self.hours,
         }

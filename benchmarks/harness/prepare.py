@@ -15,10 +15,11 @@ from fanin.backends.starting import starting_arrays
 from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.fit import Split, evaluate
 from fanin.benchmarks.harness.request import Request
-from fanin.benchmarks.measuring.machine import describe_machine, thread_count
+from fanin.benchmarks.measuring.machine import describe_machine
 from fanin.benchmarks.records.base import DatasetInfo, Machine
 from fanin.benchmarks.records.task import Task
 from fanin.datasets import Batch, Batches, DataError, Dataset, Features
+from fanin.kernels.threads import thread_count
 
 # Of the training instances, in protocol "holdout".
 HOLDOUT_FRACTION = 0.1

@@ -22,7 +22,7 @@ from fanin.benchmarks.harness.plan import estimate
 from fanin.benchmarks.harness.prepare import build, make_batches, warm_up
 from fanin.benchmarks.harness.request import Request, end_moment
 from fanin.benchmarks.measuring.clock import StepClock
-from fanin.benchmarks.measuring.machine import runs_on_cpu, thread_count
+from fanin.benchmarks.measuring.machine import runs_on_cpu
 from fanin.benchmarks.measuring.memory import MemoryWatch
 from fanin.benchmarks.measuring.process import Parent
 from fanin.benchmarks.records.base import DatasetInfo
@@ -30,6 +30,7 @@ from fanin.benchmarks.records.run import Extrapolation, RunResult
 from fanin.datasets import evaluation_blocks
 from fanin.datasets.memory import available_bytes
 from fanin.datasets.shape_twins import ShapeTwin, shape_twin
+from fanin.kernels.threads import thread_count
 
 # The first steps touch memory for the first time, and so does the first block.
 _WARM_STEPS, _BLOCKS = 5, 3

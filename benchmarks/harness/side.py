@@ -76,7 +76,8 @@ class Side:
     def plan(self, folder: Path, step: int) -> float | None:
         """Write which connections this side would move before that step, and where to; the
         threshold, where all labels share one."""
-        recipe, weights = self.request.task.recipe_values, self.trainer.array("output.weights")
+        recipe = self.request.task.recipe_values.for_steps(len(self.batches))
+        weights = self.trainer.array("output.weights")
         self.planned = plan_rewiring(self.trainer, self.batches, recipe, self.request.seed, step)
         save_array(folder / "positions.npy", self.planned.positions)
         save_array(folder / "sources.npy", self.planned.sources)

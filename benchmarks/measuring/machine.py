@@ -6,19 +6,17 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
 import platform
 from pathlib import Path
 from typing import Protocol
 
 import psutil
 
-from fanin.backends.checks import MOST_THREADS
 from fanin.benchmarks.measuring import nvml
 from fanin.benchmarks.records.base import Machine
-from fanin.datasets.control_groups import cpu_quota
 from fanin.kernels import build_info, processor
 from fanin.kernels.library import library_path
+from fanin.kernels.threads import cores
 
 
 class Described(Protocol):
@@ -93,26 +91,3 @@ def code_identity() -> str:
 def runs_on_cpu(device: str) -> bool:
     """Whether a run with that `--device` stays on the CPU; asks no framework."""
     return device == "cpu" or gpu_name() is None
-
-
-def thread_count(asked: int) -> int:
-    """CPU threads of a run that asks for so many; 0 for OMP_NUM_THREADS, or all cores without it.
-    Raises ValueError where that setting is more than a layer takes."""
-    if asked:
-        return asked
-    setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    threads = int(setting) if setting.isdecimal() else 0
-    if threads > MOST_THREADS:
-        raise ValueError(
-            f"OMP_NUM_THREADS={setting}: at most {MOST_THREADS} threads are possible; give fewer, "
-            "or unset it"
-        )
-    return threads or min(cores(), MOST_THREADS)
-
-
-def cores() -> int:
-    """Cores this process may use: in a container, no more than its share."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    quota = cpu_quota()
-    return count if quota is None else max(1, min(count, int(quota)))

@@ -143,8 +143,10 @@ class RunResult(Record):
             yield "history does not count its epochs from 1"
         if "schema_version" not in self.model_fields_set:
             yield f"schema_version is missing; it is {SCHEMA_VERSION}"
-        if len(self.history) > self.task.epochs:
-            yield f"history has {len(self.history)} epochs, and the task {self.task.epochs}"
+        steps = max((epoch.steps for epoch in self.history), default=1)
+        epochs = self.task.recipe_values.for_steps(steps).epochs
+        if len(self.history) > epochs:
+            yield f"history has {len(self.history)} epochs, and the task {epochs}"
         if self.dataset:
             named = (self.dataset.name, self.dataset.features)
             if named != (self.task.dataset, self.task.features):

@@ -117,6 +117,13 @@ class Task(BaseModel):
         le=1_000_000,
         description="at most; early stopping may end sooner",
     )
+    least_steps: int = Field(
+        default=PAPER.least_steps,
+        ge=0,
+        le=MOST,
+        description=f"more epochs, up to {recipes.MOST_EPOCHS}, where all would have fewer steps; "
+        "0 where a task names its epochs",
+    )
     feature_scaling: recipes.FeatureScaling = PAPER.feature_scaling
     feature_dictionary: recipes.FeatureDictionary = Field(
         default=PAPER.feature_dictionary,
@@ -323,6 +330,8 @@ class Task(BaseModel):
         named = {"dataset", "features", "architecture", "connectivity", "intermediate", "repeat"}
         own = self.model_dump(include=(named | {"recipe"}) - {"repeat"})
         usual = type(self).model_validate(own)
+        if self.epochs != usual.epochs and not self.least_steps:
+            named.add("least_steps")  # it follows from epochs that are named
         changed = (
             f"{key}={getattr(self, key)}"
             for key in sorted(type(self).model_fields)

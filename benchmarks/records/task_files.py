@@ -123,6 +123,8 @@ def _tasks(
             # A recipe that is asked for decides what the file says for another one.
             for key in {*RECIPE_KEYS} - overrides.keys():
                 values.pop(key, None)
+        if "epochs" in values:
+            values.setdefault("least_steps", 0)
         if values.get("architecture") == "sparse" and "rewire_fraction" not in entry | overrides:
             # The original never handed its default fraction to this layer, which kept its own.
             values.pop("rewire_fraction", None)

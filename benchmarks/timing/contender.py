@@ -22,11 +22,12 @@ from fanin.backends.registry import make_trainer
 from fanin.backends.setup import FixedFanIn, LayerSetup
 from fanin.backends.trainer import Trainer
 from fanin.benchmarks.measuring import memory
-from fanin.benchmarks.measuring.machine import describe_machine, thread_count
+from fanin.benchmarks.measuring.machine import describe_machine
 from fanin.benchmarks.measuring.process import Parent
 from fanin.benchmarks.records.timing import Contender, StepResult
 from fanin.benchmarks.timing.rounds import rounds
 from fanin.datasets import Batch
+from fanin.kernels.threads import thread_count
 
 POSITIVES = 5.45  # labels an instance, as Amazon-670K has them
 

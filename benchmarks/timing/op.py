@@ -18,11 +18,12 @@ from typing import Annotated, Any
 import typer
 
 from fanin.benchmarks.measuring import memory
-from fanin.benchmarks.measuring.machine import describe_machine, thread_count
+from fanin.benchmarks.measuring.machine import describe_machine
 from fanin.benchmarks.records.files import try_writing, write_atomically
 from fanin.benchmarks.records.printing import prepare_streams
 from fanin.benchmarks.records.timing import OpTimes
 from fanin.benchmarks.timing.rounds import rounds
+from fanin.kernels.threads import thread_count
 from fanin.reports.tables.op import op_text
 
 

@@ -19,13 +19,14 @@ from typing import Annotated
 import typer
 
 from fanin.benchmarks.harness.prepare import dataset_info
-from fanin.benchmarks.measuring.machine import describe_machine, thread_count
+from fanin.benchmarks.measuring.machine import describe_machine
 from fanin.benchmarks.measuring.process import Child, EndedError
 from fanin.benchmarks.records.files import try_writing, write_atomically
 from fanin.benchmarks.records.printing import prepare_streams
 from fanin.benchmarks.records.timing import TrainerName, WordsTimes, WordsTraining
 from fanin.benchmarks.timing.text_trainer import NoFramework, Request
 from fanin.datasets.registry import load
+from fanin.kernels.threads import thread_count
 from fanin.reports.tables.words import words_table
 
 _TREES = 3

@@ -17,11 +17,13 @@ from fanin.datasets.formats import read_left_out
 from fanin.datasets.label_names import LABEL_NAMES, read_label_names
 from fanin.datasets.tools import writers
 from fanin.datasets.tools.blocks import Blocks, feature_blocks, label_blocks
-from fanin.datasets.tools.files import SPLITS, find_packed, kinds_in, label_path
+from fanin.datasets.tools.files import SPLITS, VECTORISER, find_packed, kinds_in, label_path
 from fanin.datasets.tools.new_folder import check_free, copy, making
 from fanin.datasets.tools.splitting import bound_between, place
 
 FORMS = ("npz", "npy", "split", "text")
+# Of these, whose files bear the name of the features; in the others features are `bow`.
+_NAMED = ("npz", "npy")
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,11 @@ def convert_folder(
     _check_others(source, {split: each.open_labels() for split, each in splits.items()})
     others = [source / LABEL_NAMES, *(source / LEFT_OUT.format(split=s) for s in SPLITS)]
     others += [path for split in SPLITS for path in source.glob(f"{split}-texts.*")]
-    return _write(splits, out, form, name or BOW, compressed, force, others)
+    names = {path: path.name for path in others}
+    if name is not None:
+        written = name if form in _NAMED else BOW
+        names |= {source / f"{name}{end}": f"{written}{end}" for end in VECTORISER}
+    return _write(splits, out, form, name or BOW, compressed, force, names)
 
 
 def _check_others(source: Path, labels: dict[str, Blocks]) -> None:
@@ -110,7 +116,7 @@ def convert_files(
         splits = {"train": Split(train, train, ~taken), "test": Split(train, train, taken)}
     else:
         splits = {"train": Split(train, train), "test": Split(test, test)}
-    return _write(splits, out, form, BOW, others=[], **how)
+    return _write(splits, out, form, BOW, others={}, **how)
 
 
 def _test_instances(path: Path, share: float, seed: int) -> npt.NDArray[np.bool_]:
@@ -147,8 +153,9 @@ def _write(
     features: str,
     compressed: bool,
     force: bool,
-    others: list[Path],
+    others: dict[Path, str],
 ) -> list[str]:
+    """others: files that are copied where they exist, with their new names."""
     for what, opened in (("labels", Split.open_labels), ("inputs", Split.open_features)):
         if what == "labels" or splits["train"].features:
             train, test = (opened(splits[split]) for split in SPLITS)
@@ -160,9 +167,9 @@ def _write(
     with making(out, force) as made:
         for split, source in splits.items():
             _write_split(source, split, made, form, features, ".gz" if compressed else "")
-        for path in others:
+        for path, name in others.items():
             if path.is_file():
-                copy(path, made)
+                copy(path, made, name)
         return sorted(path.name for path in made.iterdir())
 
 

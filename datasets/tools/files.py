@@ -16,7 +16,11 @@ from fanin.datasets.folder import (
     label_file,
 )
 
-__all__ = ["SPLITS", "find_file", "find_packed", "kinds_in", "label_path"]
+__all__ = ["SPLITS", "VECTORISER", "find_file", "find_packed", "kinds_in", "label_path"]
+
+# What stands behind the name of features in the files of the vectoriser that made them: the second
+# one where it has an SVD.
+VECTORISER = (".features.json", ".features.npy")
 
 
 def find_file(folder: Path, split: str, forms: Mapping[str, object]) -> Path | None:

@@ -66,9 +66,9 @@ def check_new(path: Path, force: bool) -> None:
         raise DataError(f"{path}: exists: give --force to replace it")
 
 
-def copy(path: Path, into: Path) -> None:
-    """Copy a file into a folder."""
-    shutil.copyfile(path, into / path.name)
+def copy(path: Path, into: Path, name: str | None = None) -> None:
+    """Copy a file into a folder, there by that name where one is given."""
+    shutil.copyfile(path, into / (name or path.name))
 
 
 def _data_files(folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from fanin.datasets.dataset import DataError, check_finite
 from fanin.datasets.file_errors import naming
 from fanin.datasets.matrix_files import read_array
 from fanin.datasets.text_features import CHARACTER_TFIDF, TFIDF
-from fanin.datasets.tools.files import SPLITS
+from fanin.datasets.tools.files import SPLITS, VECTORISER
 from fanin.datasets.tools.new_folder import check_new
 from fanin.datasets.tools.texts import in_parts, read_texts, text_file
 from fanin.datasets.tools.writers import write_csr, write_dense
@@ -33,7 +33,6 @@ from fanin.kernels.kept_files import replacing
 SCHEMA = 1
 AT_ONCE = 10_000  # texts that become features at a time
 UNITS = {"words": TFIDF, "characters": CHARACTER_TFIDF}
-SUFFIX = ".features.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +160,7 @@ def make_features(
 ) -> list[Path]:
     """Features `name` of both splits of a data folder, from its texts, and their vectoriser; the
     files that are written."""
-    kept = folder / f"{name}{SUFFIX}"
+    kept = folder / f"{name}{VECTORISER[0]}"
     paths = _paths(folder, name, is_sparse=components is None)
     for path in (kept, *paths):
         check_new(path, force)
@@ -189,7 +188,7 @@ def features_with(vectoriser_file: Path, folder: Path, force: bool) -> list[Path
 
 def name_of(vectoriser_file: Path) -> str:
     """The name of the features that a vectoriser makes."""
-    return vectoriser_file.name.removesuffix(SUFFIX)
+    return vectoriser_file.name.removesuffix(VECTORISER[0])
 
 
 def write_features(vectoriser: Vectoriser, texts: Path, path: Path) -> None:

@@ -37,7 +37,7 @@ from fanin.reports.tables.op import op_introduction, op_table
 from fanin.reports.tables.profiles import expected_gib
 from fanin.reports.tables.recipes import recipes_table
 from fanin.reports.tables.step import step_introduction, step_table
-from fanin.reports.tables.terminal import runs_text
+from fanin.reports.tables.terminal import profiles_text, runs_text
 from fanin.reports.tables.words import words_introduction, words_table
 
 T = TypeVar("T")
@@ -117,6 +117,16 @@ def shapes_section(folder: Path) -> str:
     )
 
 
+def sparse_section(folder: Path) -> str:
+    """The shape profiles of a published data set's bag of words."""
+    runs = list(read_results(folder, "shapes"))
+    machine = _machine(runs)
+    return (
+        f"{machine.processor}, {machine.cores} cores, no GPU. Other work shared the cores, so "
+        f"times tell little.\n\n{profiles_text(runs).strip()}\n"
+    )
+
+
 def _machine(runs: list[RunResult]) -> Machine:
     return next(run.machine for run in runs if run.machine)
 
@@ -162,6 +172,7 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "op": lambda results: op_section(results / _CPU),
     "step": lambda results: step_section(results / _CPU),
     "shapes": lambda results: shapes_section(results / _CPU),
+    "sparse": lambda results: sparse_section(results / "sparse"),
     "text": lambda results: text_section(results / "text"),
 }
 

@@ -63,12 +63,23 @@ def test_more_weights_for_a_score_take_smaller_steps():
 def test_sparse_features_are_left_as_they_are():
     setup = replace(WITH_INTERMEDIATE, sparse_features=True)
     best = recipe_of("best", setup)
-    assert best == replace(recipe_of("best", WITH_INTERMEDIATE), feature_scaling="none")
+    plain = recipe_of("best", WITH_INTERMEDIATE)
+    assert best == replace(plain, feature_scaling="none", least_steps=6000)
     x = sp.random_array((20, 30), density=0.2, format="csr", dtype=np.float32, rng=0)
     y = sp.random_array((20, 50), density=0.1, format="csr", rng=0).astype(bool)
     given = starting_arrays(x, y, best, setup.output.fan_in)
     assert list(given) == ["output.bias"]
     assert len(np.unique(given["output.bias"])) > 2
+
+
+@pytest.mark.parametrize(
+    ("least", "steps_per_epoch", "epochs"),
+    [(0, 1, 5), (1000, 200, 5), (1000, 199, 6), (1000, 1, 40), (6000, 150, 40), (6000, 151, 40)],
+)
+def test_small_data_have_more_epochs(least, steps_per_epoch, epochs):
+    recipe = replace(PAPER, epochs=5, least_steps=least).for_steps(steps_per_epoch)
+    assert recipe == replace(PAPER, epochs=epochs)
+    assert replace(PAPER, epochs=50, least_steps=least).for_steps(1).epochs == 50
 
 
 @pytest.mark.parametrize("name", ["good", "", None, 3])

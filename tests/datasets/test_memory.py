@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fanin.datasets import control_groups, memory
+from fanin.datasets import memory
+from fanin.kernels import control_groups
 
 MIB = 1 << 20
 

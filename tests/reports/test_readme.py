@@ -28,7 +28,8 @@ WORDS = " ".join(" ".join(TEXTS.values()).split())
     [
         *("torch", "tensorflow", "torch, fused", "tensorflow, fused", "torch, trained"),
         *("torch, chosen", "tensorflow, chosen", "onnx", "sparse features", "pandas"),
-        *("own data", "lists"),
+        *("own data", "lists", "torch, words", "tensorflow, words"),
+        "torch, onnx",
     ],
 )
 def test_examples_run(framework, tmp_path):
@@ -90,7 +91,7 @@ def test_tables_are_those_of_the_result_files():
 def test_a_section_that_no_readme_has_is_an_error(tmp_path):
     (tmp_path / "README.md").write_text("<!-- op: written by x -->\n<!-- op end -->\n")
     with pytest.raises(
-        SystemExit, match="marked sections op; each of op, recipes, results, shapes, step"
+        SystemExit, match="marked sections op; each of op, recipes, results, shapes, sparse, "
     ):
         write_readmes(tmp_path)
 

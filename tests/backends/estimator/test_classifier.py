@@ -221,6 +221,19 @@ def test_what_does_not_fit_is_refused_before_it_starts(backend, monkeypatch):
 
 
 @each_backend
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+def test_small_data_have_more_epochs(backend, form):
+    """600 instances make 5 steps of 128."""
+    x, intermediate = (X, None) if form == "dense" else (words(), 8)
+    model = classifier(backend, epochs=None, batch_size=128, intermediate=intermediate)
+    plan = model.plan(x, Y)
+    assert (plan.epochs, plan.steps) == (40, 200)
+    assert ", 40 epochs, 200 steps, " in str(plan)
+    assert len(model.fit(x, Y).history_) == model.recipe_.epochs == 40
+    assert len(model.set_params(epochs=3).fit(x, Y).history_) == 3
+
+
+@each_backend
 def test_a_plan_notes_nothing(backend):
     model = classifier(backend)
     model.plan(X, Y)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ import pytest
 import scipy.sparse as sp
 from planted import LABELS, planted_data
 
+from fanin.backends import registry
 from fanin.backends.estimate import TooLargeError
 from fanin.backends.estimator import planning, saved
 from fanin.backends.estimator.classifier import FanInClassifier
@@ -20,7 +23,9 @@ from fanin.backends.estimator.fitting import Instances, fit, split
 from fanin.backends.estimator.loading import load
 from fanin.backends.estimator.settings import Settings
 from fanin.backends.metrics import precision_at
+from fanin.backends.words.model import blocks_of
 from fanin.backends.words.setup import OneVersusRestSetup
+from fanin.kernels import threads
 
 DENSE, Y = planted_data(600)
 X = sp.csr_array(np.where(np.abs(DENSE) > 2, DENSE, 0).astype(np.float32))
@@ -200,6 +205,14 @@ def test_the_best_pass_is_kept():
     assert [epoch.precision for epoch in fitted().history_] == [None] * 3
 
 
+@pytest.mark.parametrize("parameters", [{}, {"epochs": 1}])
+def test_the_plan_has_as_many_epochs_as_the_history(parameters):
+    model = fitted(**parameters)
+    plan = model.plan(X, Y)
+    assert plan.epochs == len(model.history_)
+    assert f", {len(model.history_)} epochs, {plan.steps} steps" in str(plan)
+
+
 def test_later_passes_do_not_change_the_best_one():
     """Passes train the model's arrays in place."""
     settings = Settings(fan_in=12, threads=1, epochs=8, learning_rate=1.0)
@@ -293,3 +306,29 @@ def test_a_description_that_was_changed(tmp_path, setup, message):
     path.write_text(json.dumps(values))
     with pytest.raises(saved.ModelError, match=message):
         load(tmp_path / "model")
+
+
+def test_a_container_has_no_more_threads_than_its_share(monkeypatch, tmp_path):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64))
+    monkeypatch.setattr(threads, "cpu_quota", lambda: 2.0)
+    model = fitted(threads=0)
+    assert Settings().cpu_threads == 2
+    model.save(tmp_path / "model")
+    for predicts in (model._model.predictor, load(tmp_path / "model").predictor):
+        assert predicts.threads == 2
+        assert predicts._model.threads == 2
+        # Labels are cut for two threads, not for 64.
+        assert len(predicts._model._word_pairs.pair_starts) == blocks_of(LABELS, 2)[0]
+
+    class AskedError(Exception):
+        pass
+
+    def make_executor(setup, *, device, threads):
+        raise AskedError(threads)
+
+    framework = SimpleNamespace(make_executor=make_executor)
+    monkeypatch.setattr(registry.importlib, "import_module", lambda name: framework)
+    for asked, expected in ((0, 2), (3, 3)):
+        with pytest.raises(AskedError, match=str(expected)):
+            FanInClassifier(backend="torch", threads=asked).fit(DENSE, Y)

@@ -117,7 +117,8 @@ def test_convert_says_what_it_wrote(texts, tmp_path):
     assert answer["train"] + answer["test"] == 301
     data("features", tmp_path / "a", "--name", "words")
     done = data("convert", tmp_path / "a", tmp_path / "c", "--form", "text")
-    assert "wrote labels.txt, test-texts.jsonl.gz, test.txt, train-texts.jsonl.gz" in done.stdout
+    files = "bow.features.json, labels.txt, test-texts.jsonl.gz, test.txt, train-texts.jsonl.gz"
+    assert f"wrote {files}" in done.stdout
     done = data(
         "convert", tmp_path / "c" / "train.txt", tmp_path / "d", "--json", "--test-share", "0.5"
     )

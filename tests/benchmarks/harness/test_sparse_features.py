@@ -24,13 +24,13 @@ from fanin.benchmarks.harness.fit import predict
 from fanin.benchmarks.harness.prepare import build, make_batches, setup_for, split
 from fanin.benchmarks.harness.request import Options, Request, begun
 from fanin.benchmarks.harness.speed import Speed
-from fanin.benchmarks.measuring.machine import thread_count
 from fanin.benchmarks.records.statistics import GIB
 from fanin.benchmarks.records.store import read_lockstep, read_results
 from fanin.benchmarks.records.task import TaskError
 from fanin.benchmarks.records.task_files import USUAL_SPARSE_TASKS, read_tasks
 from fanin.datasets import PUBLISHED, Batches, load
 from fanin.datasets.catalogue import Words
+from fanin.kernels.threads import thread_count
 from fanin.reports.tables.counts import counts_table
 
 TASK = {"dataset": "tiny", "features": "bow", "connectivity": 4, "intermediate": 16, "epochs": 2}

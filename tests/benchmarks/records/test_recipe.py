@@ -54,6 +54,7 @@ def test_what_a_task_names_wins_over_its_recipe(file):
     (task,) = read_tasks(file({"recipe": "best", "epochs": 9}, {"rewire_interval": 7}))
     assert (task.epochs, task.rewire_interval, task.loss_fn) == (9, 7, "bce")
     assert task.slug == "ffi-8_recipe=best_epochs=9_rewire_interval=7"
+    assert task.least_steps == 0
 
 
 def test_a_recipe_that_is_asked_for_wins_over_the_file(file):

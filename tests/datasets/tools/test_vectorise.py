@@ -13,6 +13,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from fanin.datasets import DataError
 from fanin.datasets.text_features import CHARACTER_TFIDF, TFIDF
 from fanin.datasets.tools import vectorise
+from fanin.datasets.tools.convert import FORMS, convert_folder
+from fanin.datasets.tools.files import kinds_in
 from fanin.datasets.tools.vectorise import Vectoriser, features_with, make_features
 
 rng = np.random.default_rng(0)
@@ -153,3 +155,20 @@ def test_damaged_vectorisers(folder: Path) -> None:
     (folder / "a.features.npy").write_bytes(b"")
     with pytest.raises(DataError, match=r"a.features.npy: not a readable .npy file"):
         Vectoriser.load(kept)
+
+
+@pytest.mark.parametrize("components", [None, 5])
+@pytest.mark.parametrize("form", FORMS)
+def test_converted_data_keep_the_vectoriser(folder: Path, form: str, components) -> None:
+    """Under the name that the features have in their new form."""
+    make_features(folder, "own", "characters", 1, components, False)
+    for split, texts in (("train", TRAIN), ("test", TEST)):
+        labels = sparse.csr_array(np.ones((len(texts), 2), bool))
+        sparse.save_npz(folder / f"{split}-labels.npz", labels)
+    other = folder.parent / "other"
+    convert_folder(folder, other, form, "own", False, force=False)
+    name = "own" if form in ("npz", "npy") else "bow"
+    assert kinds_in(other) == [name]
+    again = Vectoriser.load(other / f"{name}.features.json").features(TEST)
+    expected = Vectoriser.load(folder / "own.features.json").features(TEST)
+    assert again.shape == expected.shape and abs(again - expected).max() == 0

@@ -1,0 +1,49 @@
+"""How many CPU threads work where nobody says a number.
+
+OpenMP and the frameworks look at the cores that the process is bound to, and not at the share of
+them that a container lets it have: with 64 cores and a share of 2, 64 threads would take turns.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fanin.kernels.control_groups import cpu_quota
+
+# Of one call of the kernels.
+MOST_THREADS = 1024
+
+
+def cores() -> int:
+    """Cores this process may use: in a container, no more than its share."""
+    quota = cpu_quota()
+    return _bound_to() if quota is None else max(1, min(_bound_to(), int(quota)))
+
+
+def thread_count(asked: int) -> int:
+    """CPU threads of work that asks for so many; 0 for OMP_NUM_THREADS, or all cores without it.
+    Raises ValueError where that setting is more than a layer takes."""
+    if asked:
+        return asked
+    setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    threads = int(setting) if setting.isdecimal() else 0
+    if threads > MOST_THREADS:
+        raise ValueError(
+            f"OMP_NUM_THREADS={setting}: at most {MOST_THREADS} threads are possible; give fewer, "
+            "or unset it"
+        )
+    return threads or min(cores(), MOST_THREADS)
+
+
+def within_share(asked: int) -> int:
+    """What to ask of the kernels and the frameworks for as many: the same, but in place of 0 the
+    share of a container that has less than all cores. Else 0 stays: OpenMP and the frameworks then
+    do as OMP_NUM_THREADS and the program say, whenever that is."""
+    share = cores()
+    return asked or (share if thread_count(0) == share < _bound_to() else 0)
+
+
+def _bound_to() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
