@@ -20,9 +20,9 @@ def words_introduction(results: Sequence[WordsTimes]) -> str:
         f"Real data, {first.machine.processor}, {first.machine.cores} cores, {first.threads} "
         f"threads, {', '.join(versions)} (three trees, its\ndefaults); test P@k in percent, "
         "medians over n (with the least and the most). Other work shared the\ncores: CPU seconds "
-        "tell more than seconds. Peak: resident set of the process while it trained, Python and "
-        "data included,\nand above that before the training, in which fanin has its data already "
-        "and Omikuji has not."
+        "tell more than seconds. Peak: resident set of the process while it trained, Python and\n"
+        "data included, and above that before the training, in which fanin has its data already "
+        "and\nOmikuji has not."
     )
 
 
