@@ -15,6 +15,8 @@ _OVERHEAD = 16 << 20
 # Bytes of a pair while pairs are laid out anew, beside the new arrays; and of a value of a product
 # while pairs are chosen.
 _PAIR_BYTES, _VALUE_BYTES = 40, 32
+# A call of the kernel keeps so much at most for words that many labels have.
+_ROW_BYTES = 32 << 20
 
 
 def words_kept_bytes(
@@ -40,13 +42,14 @@ def words_estimate(
     blocks, _ = blocks_of(labels, threads)
     starts = 8 * blocks * (setup.inputs + 1)
     chosen = _VALUE_BYTES * BLOCK_VALUES + 12 * (pairs + BLOCK_VALUES) + 16 * y.nnz
+    rows = min(_ROW_BYTES, 4 * labels * min(256, setup.inputs))
     # Of pairs that a call scores, if all words had equally many: frequent ones have more.
     visited = CALL_INSTANCES * x.nnz / x.shape[0] * pairs / setup.inputs
     return Estimate(
         parameter_bytes=6 * pairs + 4 * labels + starts,
         optimizer_bytes=4 * pairs + 4 * labels,
         gradient_bytes=0,
-        temporary_bytes=max(chosen, _PAIR_BYTES * pairs + starts),
+        temporary_bytes=max(chosen, _PAIR_BYTES * pairs + starts, rows),
         overhead_bytes=_OVERHEAD,
         moved_bytes=int(6 * visited),
         flops=int(2 * visited + CALL_INSTANCES * labels),

@@ -30,7 +30,7 @@ _BIAS_SQUARES, _SQUARES = 1.0, 1e-2
 # Labels whose score is not above this are not looked at: their probability is below 0.02.
 THRESHOLD = -4.0
 # Growing looks at so many labels of each instance, and at errors of at least so much.
-_LOOKED, _LEAST_ERROR = 20, 0.03
+_LOOKED, _LEAST_ERROR = 20, 0.05
 _BLOCK_INSTANCES = 4096
 
 

@@ -82,16 +82,17 @@ def main(
                 seed=repeat,
             )
             trainings.append(in_a_process(request))
-            print(trainings[-1].model_dump_json())
-    times = WordsTimes(
-        dataset=info,
-        machine=describe_machine(NoFramework(), thread_count(threads)),
-        threads=threads,
-        trees=_TREES,
-        trainings=trainings,
-    )
+            print(trainings[-1].model_dump_json(), flush=True)
+        # After each round, so that a stopped command leaves what it has measured.
+        times = WordsTimes(
+            dataset=info,
+            machine=describe_machine(NoFramework(), thread_count(threads)),
+            threads=threads,
+            trees=_TREES,
+            trainings=trainings,
+        )
+        write_atomically(out, times.model_dump_json(indent=1) + "\n")
     print(words_table([times]).terminal())
-    write_atomically(out, times.model_dump_json(indent=1) + "\n")
 
 
 if __name__ == "__main__":

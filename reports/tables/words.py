@@ -19,9 +19,10 @@ def words_introduction(results: Sequence[WordsTimes]) -> str:
     return (
         f"Real data, {first.machine.processor}, {first.machine.cores} cores, {first.threads} "
         f"threads, {', '.join(versions)} (three trees, its\ndefaults); test P@k in percent, "
-        "medians over n. Other work shared the cores: CPU seconds tell more than\nseconds. Peak: "
-        "resident set of the process while it trained, Python and data included, and above that\n"
-        "before the training, in which fanin has its data already and Omikuji has not."
+        "medians over n (with the least and the most). Other work shared the\ncores: CPU seconds "
+        "tell more than seconds. Peak: resident set of the process while it trained, Python and\n"
+        "data included, and above that before the training, in which fanin has its data already "
+        "and\nOmikuji has not."
     )
 
 
@@ -41,8 +42,8 @@ def words_table(results: Sequence[WordsTimes]) -> Table:
             ),
             (text_column("trained by"), lambda row: _name(row[0], row[1])),
             *((Column(f"P@{k}"), _precision(k)) for k in (1, 3, 5)),
-            (Column("CPU s"), lambda row: number(median([t.cpu_seconds for t in row[2]]), 1)),
-            (Column("s"), lambda row: number(median([t.seconds for t in row[2]]), 1)),
+            (Column("CPU s"), lambda row: _seconds([t.cpu_seconds for t in row[2]])),
+            (Column("s"), lambda row: _seconds([t.seconds for t in row[2]])),
             (Column("peak MiB"), lambda row: number(_mib(row[2], above=False), 0)),
             (Column("above, MiB"), lambda row: number(_mib(row[2], above=True), 0)),
             (Column("n"), lambda row: str(len(row[2]))),
@@ -53,6 +54,12 @@ def words_table(results: Sequence[WordsTimes]) -> Table:
 
 def _name(times: WordsTimes, trainer: TrainerName) -> str:
     return f"omikuji, {times.trees} trees" if trainer == "omikuji" else trainer
+
+
+def _seconds(times: Sequence[float]) -> str:
+    """The median, and the least and the most where there are several."""
+    least, middle, most = (number(f(times), 1) for f in (min, median, max))
+    return middle if len(times) < 2 else f"{middle} ({least}–{most})"
 
 
 def _precision(k: int) -> Callable[[_Row], str]:

@@ -6,26 +6,33 @@
 // instance are sums over the lists of its words. The labels in a list differ, so the threads of a
 // block share it. They wait between two lists, since both may have the same label.
 //
+// Between two instances the scores are the biases. Where the lists of an instance are short, a CPU
+// notes which groups of 32 labels they touch, and visits these groups alone: all other labels have
+// their bias for a score. A GPU visits all groups.
+//
 // A CPU has checked all words and pairs before. A GPU checks them in this file.
 #pragma once
 
 #include <math.h>
+#include <string.h>
 
 #include "core/each.h"
 #include "core/loss.h"
 #include "core/memory.h"
-#include "core/top_k.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
 
 // Where a list is more than this many times as long as the list of labels to update, each of these
-// labels is searched for. Shorter lists are read from end to end. A step took 0.43 s with 8, and
-// takes 0.39 s with 20 (86,000 pairs of an instance's words, 10,658 labels, AMD Zen 5).
-constexpr int64_t kSearched = 20;
+// labels is searched for. Shorter lists are read from end to end.
+constexpr int64_t kSearched = 12;
 // The start of a list is fetched this many values before the list is read, and the list itself half
 // as many before.
 constexpr int64_t kListAhead = 4;
+// Touched groups are noted where the block has more than this many times as many labels as the
+// instance has pairs in it. Otherwise most groups are touched, and a pass over all costs less: of
+// 100,000 labels it takes 12 us of an instance's step (AMD EPYC, family 25).
+constexpr int64_t kShare = 128;
 
 // Who works on a block of labels.
 struct Crew {
@@ -121,25 +128,105 @@ FANIN_FN void fetch_lists(const WordsCall &c, const LabelBlock &block, int64_t p
   fetch(c.weights + list, 1);
 }
 
-// Writes the scores of one instance.
-FANIN_FN void score_labels(const WordsCall &c, const LabelBlock &block, const Range &values,
-                           float *scores, const Crew &crew, bool *good) {
+// Which groups of 32 labels an instance visits.
+struct Groups {
+  bool all;
+  uint8_t *touched;  // of each group in whole chunks of kChunk; clear between two instances
+
+  static constexpr int64_t kChunk = 8;
+
+  // Whether the lists of an instance are so long that noting the groups would not pay.
+  FANIN_FN static bool takes_all(const WordsCall &c, const LabelBlock &block, const Range &values) {
+    if (kOnGpu) return true;
+    int64_t pairs = 0;
+    for (int64_t p = values.begin; p < values.end; ++p) {
+      const int32_t word = c.columns[p];
+      pairs += block.starts[word + 1] - block.starts[word];
+    }
+    return kShare * pairs >= block.labels;
+  }
+
+  // Whether any group of a chunk is visited. chunk: its first group.
+  FANIN_FN bool touches(int64_t chunk) const {
+    uint64_t bytes = 1;
+    if (!all) memcpy(&bytes, touched + chunk, sizeof bytes);
+    return bytes;
+  }
+  // f(group) for each group that is visited, in ascending order. also: bytes of further groups to
+  // visit.
+  template <class F>
+  FANIN_FN void each(const LabelBlock &block, const uint8_t *also, const Crew &crew,
+                     const F &f) const {
+    const int64_t groups = groups_of(block.labels);
+    if (all) return crew.each_group(groups, f);
+    for (int64_t chunk = 0; chunk < groups; chunk += kChunk) {
+      uint64_t more;
+      memcpy(&more, also + chunk, sizeof more);
+      if (!more && !touches(chunk)) continue;
+      for (int64_t group = chunk; group < smaller(chunk + kChunk, groups); ++group)
+        if (touched[group] || also[group]) f(group);
+    }
+  }
+};
+
+// Sets the scores of a group to the biases, by a CPU thread or a warp, and forgets that the group
+// was touched.
+FANIN_FN void clear_group(const WordsCall &c, const LabelBlock &block, const Groups &groups,
+                          int64_t group, float *scores) {
   const float *const bias = c.bias + block.first;
-  crew.each(0, block.labels, [&](int64_t l) FANIN_INLINE { scores[l] = bias[l]; });
-  crew.sync();
+  const int64_t first = group * kLanes, end = smaller<int64_t>(first + kLanes, block.labels);
+  if (!kOnGpu && end - first == kLanes)
+    store(scores + first, load(bias + first));
+  else
+    each_of(first, end, [&](int64_t l) FANIN_INLINE { scores[l] = bias[l]; });
+  if (!groups.all) groups.touched[group] = 0;
+}
+
+// The row of the word of stored value p, from the block's first label on; or null.
+FANIN_FN float *row_of(const WordsCall &c, const WordRows &rows, const LabelBlock &block,
+                       int64_t p) {
+  if (kOnGpu || !rows.most) return nullptr;
+  const int16_t number = rows.numbers[c.columns[p]];
+  return number < 0 ? nullptr : rows.values + number * rows.size + block.first;
+}
+FANIN_FN void add_row(float *__restrict scores, const float *__restrict row, float value,
+                      int labels) {
+  for (int l = 0; l < labels; ++l) scores[l] += value * row[l];
+}
+
+// Adds the words of one instance to the scores, which are the biases before.
+template <bool kNoted>
+FANIN_FN void add_lists(const WordsCall &c, const LabelBlock &block, const WordRows &rows,
+                        const Range &values, float *scores, uint8_t *touched, const Crew &crew,
+                        bool *good) {
   for (int64_t p = values.begin; p < values.end; ++p) {
     fetch_lists(c, block, p, values.end);
     const Range list = list_of(c, block, p, good);
     const float value = c.values[p];
+    if (!kOnGpu && !kNoted)
+      if (const float *const row = row_of(c, rows, block, p)) {
+        add_row(scores, row, value, block.labels);
+        continue;
+      }
     crew.each(list.begin, list.end, [&](int64_t i) FANIN_INLINE {
       const int label = c.pair_labels[i];
-      if (!kOnGpu || label < block.labels)
+      if (!kOnGpu || label < block.labels) {
         scores[label] += value * c.weights[i];
-      else
+        if (kNoted) touched[label / kLanes] = 1;
+      } else {
         *good = false;
+      }
     });
     crew.sync();
   }
+}
+FANIN_FN void score_labels(const WordsCall &c, const LabelBlock &block, const WordRows &rows,
+                           const Range &values, const Groups &groups, float *scores,
+                           const Crew &crew, bool *good) {
+  if (groups.all)
+    add_lists<false>(c, block, rows, values, scores, nullptr, crew, good);
+  else
+    add_lists<true>(c, block, rows, values, scores, groups.touched, crew, good);
 }
 
 // Training ---------------------------------------------------------------------------------------
@@ -167,21 +254,30 @@ FANIN_FN void each_positive(const WordsStepCall &c, const LabelBlock &block, int
   });
 }
 
-// Lists the labels that are looked at, with their scores, in whole groups. Returns how many there
-// are.
-FANIN_FN int list_labels(const WordsStepCall &c, const LabelBlock &block, const WordsScratch &s,
-                         Crew &crew) {
-  crew.each_group(groups_of(block.labels), [&](int64_t group) FANIN_INLINE {
+// Notes the group of a label whose bias is above the threshold, for the whole call. Such a label is
+// looked at by an instance that does not touch it, too.
+FANIN_FN void note_bias(const WordsStepCall &c, const LabelBlock &block, const WordsScratch &s,
+                        int64_t label) {
+  if (!kOnGpu && !(c.bias[block.first + label] <= c.threshold)) s.high[label / kLanes] = 1;
+}
+
+// Lists the labels that are looked at, with their scores, in whole groups, and makes all scores of
+// the block the biases again. Returns how many labels there are.
+FANIN_FN int list_labels(const WordsStepCall &c, const LabelBlock &block, const Groups &groups,
+                         const WordsScratch &s, Crew &crew) {
+  groups.each(block, s.high, crew, [&](int64_t group) FANIN_INLINE {
     const int64_t first = group * kLanes;
     const uint32_t mask = (mask_above(s.scores + first, c.threshold) | s.positives[group]) &
                           mask_of_first(block.labels - first);
     write_one(s.looked + group, mask, false);
-    if (!mask) return;
-    const int place = crew.take(bits_of(mask));
-    each_bit(mask, [&](int bit, int below) FANIN_INLINE {
-      s.list[place + below] = uint16_t(first + bit);
-      s.list_scores[place + below] = s.scores[first + bit];
-    });
+    if (mask) {
+      const int place = crew.take(bits_of(mask));
+      each_bit(mask, [&](int bit, int below) FANIN_INLINE {
+        s.list[place + below] = uint16_t(first + bit);
+        s.list_scores[place + below] = s.scores[first + bit];
+      });
+    }
+    clear_group(c, block, groups, group, s.scores);
   });
   crew.sync();
   const int count = crew.taken();
@@ -209,24 +305,25 @@ FANIN_FN float scores_to_gradients(const WordsStepCall &c, const WordsScratch &s
   return sum(loss);
 }
 
-// Where a label stands in a list, or the first one above it.
+// Where a label stands in a list that is not empty, or, where it is not in it, another place. The
+// loop takes as many rounds for any label and has no branch to guess wrong, so that a CPU works on
+// the search for the next label at the same time.
 FANIN_FN int64_t place_in(const uint16_t *labels, const Range &list, int label) {
-  int64_t begin = list.begin, end = list.end;
-  while (begin < end) {
-    const int64_t middle = begin + (end - begin) / 2;
-    if (labels[middle] < label)
-      begin = middle + 1;
-    else
-      end = middle;
+  int64_t begin = list.begin;
+  for (int64_t count = list.end - list.begin; count > 1;) {
+    const int64_t half = count / 2;
+    begin = labels[begin + half] <= label ? begin + half : begin;
+    count -= half;
   }
   return begin;
 }
 
-// Updates the pairs of one value with the labels that were looked at.
+// Updates the pairs of one value with the labels that were looked at. row: of its word, or null.
 FANIN_FN void update_list(const WordsStepCall &c, const LabelBlock &block, const WordsScratch &s,
-                          const Range &list, float value, int count, const Crew &crew) {
+                          const Range &list, float *row, float value, int count, const Crew &crew) {
   const auto update = [&](int64_t i, float gradient) FANIN_INLINE {
     adagrad(c.weights + i, c.squares + i, gradient * value, c.rate);
+    if (!kOnGpu && row) row[c.pair_labels[i]] = c.weights[i];
   };
   if (list.end - list.begin <= kSearched * count)
     crew.each(list.begin, list.end, [&](int64_t i) FANIN_INLINE {
@@ -236,7 +333,7 @@ FANIN_FN void update_list(const WordsStepCall &c, const LabelBlock &block, const
   else
     crew.each(0, count, [&](int64_t j) FANIN_INLINE {
       const int64_t i = place_in(c.pair_labels, list, s.list[j]);
-      if (i < list.end && c.pair_labels[i] == s.list[j]) update(i, s.list_scores[j]);
+      if (c.pair_labels[i] == s.list[j]) update(i, s.list_scores[j]);
     });
 }
 
@@ -244,26 +341,33 @@ FANIN_FN void update_list(const WordsStepCall &c, const LabelBlock &block, const
 FANIN_FN float train_instance(const WordsStepCall &c, const LabelBlock &block, int64_t instance,
                               const WordsScratch &s, Crew &crew, bool *good) {
   const Range values = values_of(c, instance, good);
-  each_positive(c, block, instance, crew, good,
-                [&](int label) FANIN_INLINE { crew.set_bit(s.positives, label); });
+  const Groups groups{Groups::takes_all(c, block, values), s.touched};
+  each_positive(c, block, instance, crew, good, [&](int label) FANIN_INLINE {
+    crew.set_bit(s.positives, label);
+    if (!groups.all) s.touched[label / kLanes] = 1;
+  });
   crew.clear_taken();
-  score_labels(c, block, values, s.scores, crew, good);
-  const int count = list_labels(c, block, s, crew);
+  score_labels(c, block, s.rows, values, groups, s.scores, crew, good);
+  const int count = list_labels(c, block, groups, s, crew);
   const float loss = scores_to_gradients(c, s, count, crew);
   crew.each(0, count, [&](int64_t j) FANIN_INLINE {
     const int64_t label = block.first + s.list[j];
     s.scores[s.list[j]] = s.list_scores[j];
     adagrad(c.bias + label, c.bias_squares + label, s.list_scores[j], c.bias_rate);
+    note_bias(c, block, s, s.list[j]);
   });
   crew.sync();
   if (count)
     for (int64_t p = values.begin; p < values.end; ++p) {
       fetch_lists(c, block, p, values.end);
-      update_list(c, block, s, list_of(c, block, p, good), c.values[p], count, crew);
+      update_list(c, block, s, list_of(c, block, p, good), row_of(c, s.rows, block, p), c.values[p],
+                  count, crew);
       crew.sync();
     }
   each_positive(c, block, instance, crew, good,
                 [&](int label) FANIN_INLINE { s.positives[label / 32] = 0; });
+  crew.each(0, count,
+            [&](int64_t j) FANIN_INLINE { s.scores[s.list[j]] = c.bias[block.first + s.list[j]]; });
   crew.sync();
   return loss;
 }
@@ -273,99 +377,18 @@ FANIN_FN float train_instance(const WordsStepCall &c, const LabelBlock &block, i
 FANIN_FN double train_block(const WordsStepCall &c, int64_t which, const WordsScratch &s,
                             Crew &crew, bool *good) {
   const LabelBlock block(c, which);
+  crew.each(0, block.labels,
+            [&](int64_t l) FANIN_INLINE { s.scores[l] = c.bias[block.first + l]; });
   crew.each(0, groups_of(block.labels), [&](int64_t i) FANIN_INLINE { s.positives[i] = 0; });
+  if (!kOnGpu) {
+    for (int64_t i = 0; i < touched_bytes(c); ++i) s.touched[i] = s.high[i] = 0;
+    for (int64_t label = 0; label < block.labels; ++label) note_bias(c, block, s, label);
+  }
   crew.sync();
   double loss = 0;
   for (int64_t instance = 0; instance < c.batch; ++instance)
     loss += train_instance(c, block, instance, s, crew, good);
   return loss;
-}
-
-// Prediction -------------------------------------------------------------------------------------
-
-// The best labels so far of one instance, best first. They are offered in ascending order.
-struct Ranking {
-  int64_t k;
-  int64_t *ids;
-  float *scores;
-  int64_t count;  // how many there are yet, at most k
-
-  FANIN_FN void offer(int64_t label, float score) {
-    if (count == k && !ranks_before(score, scores[k - 1])) return;
-    int64_t at = count < k ? count++ : k - 1;
-    for (; at > 0 && ranks_before(score, scores[at - 1]); --at) {
-      scores[at] = scores[at - 1];
-      ids[at] = ids[at - 1];
-    }
-    scores[at] = score;
-    ids[at] = label;
-  }
-};
-
-// Offers the labels of a block to the ranking of an instance; by a CPU thread or a warp.
-FANIN_FN void rank_block(const WordsTopKCall &c, int64_t which, int64_t instance, float *scores,
-                         Ranking &ranking, const Crew &crew) {
-  const LabelBlock block(c, which);
-  bool good = true;
-  const Range values = values_of(c, instance, &good);
-  score_labels(c, block, values, scores, crew, &good);
-  if (kOnGpu && !all_hold(good)) {
-    crew.each(0, block.labels, [&](int64_t l) FANIN_INLINE { scores[l] = NAN; });
-    crew.sync();
-  }
-  for (int64_t first = 0; first < block.labels; first += kLanes) {
-    const float bound = ranking.count < ranking.k ? NAN : ranking.scores[ranking.k - 1];
-    const uint32_t mask = mask_above(scores + first, bound) & mask_of_first(block.labels - first);
-    if (!mask) continue;
-    const int64_t count = smaller<int64_t>(ranking.k, ranking.count + bits_of(mask));
-    by_one([&]() FANIN_INLINE {
-      for (uint32_t left = mask; left; left &= left - 1) {
-        const int64_t label = first + bits_of((left & -left) - 1);
-        ranking.offer(block.first + label, scores[label]);
-      }
-    });
-    ranking.count = count;
-  }
-  crew.sync();
-}
-
-// How many labels the list of a block has.
-FANIN_FN int64_t labels_in_list(const WordsTopKCall &c, int64_t block) {
-  return smaller<int64_t>(list_length(c), LabelBlock(c, block).labels);
-}
-
-// Merges the lists of all blocks for one instance. Of equal scores, the one of the earlier block
-// has the lower label.
-FANIN_FN void merge_lists(const WordsTopKCall &c, const WordsTopKMemory &memory, int64_t instance) {
-  const int64_t length = list_length(c);
-  const int64_t *const ids = memory.list_ids + instance * c.blocks * length;
-  const float *const scores = memory.list_scores + instance * c.blocks * length;
-  int64_t *const used = memory.used + instance * c.blocks;
-  for (int64_t b = 0; b < c.blocks; ++b) used[b] = 0;
-  for (int64_t rank = 0; rank < c.k; ++rank) {
-    int64_t from = -1;
-    for (int64_t b = 0; b < c.blocks; ++b)
-      if (used[b] < labels_in_list(c, b) &&
-          (from < 0 ||
-           ranks_before(scores[b * length + used[b]], scores[from * length + used[from]])))
-        from = b;
-    const int64_t at = from * length + used[from]++;
-    c.ids[instance * c.k + rank] = ids[at];
-    if (c.scores) c.scores[instance * c.k + rank] = scores[at];
-  }
-}
-
-// The ranking of an instance after `labels` labels have been offered: among the labels of all
-// blocks, or of one.
-FANIN_FN Ranking ranking_of(const WordsTopKCall &c, const WordsTopKMemory &memory, int64_t instance,
-                            int64_t labels) {
-  float *const scores = c.scores ? c.scores : memory.list_scores;
-  return {c.k, c.ids + instance * c.k, scores + instance * c.k, smaller(c.k, labels)};
-}
-FANIN_FN Ranking ranking_of_block(const WordsTopKCall &c, const WordsTopKMemory &memory,
-                                  int64_t unit) {
-  const int64_t length = list_length(c);
-  return {length, memory.list_ids + unit * length, memory.list_scores + unit * length, 0};
 }
 
 }  // namespace FANIN_TARGET

@@ -1,7 +1,7 @@
 // Launches the training of labels that are connected to words, and their top-k. Each block of
 // labels, and in top-k each instance of it, is worked on by one thread alone, so results do not
 // depend on the number of threads. See core/words.h.
-#include "core/words.h"
+#include "core/words_top_k.h"
 
 #include "cpu/common.h"
 
@@ -65,24 +65,61 @@ Finding check_pairs(const WordsCall &c, uint32_t *seen) {
   return faults.finding();
 }
 
+// Makes the rows of the batch's words that at least every eighth label has. A row costs the same
+// for all of them, a list so much for each of its labels. seen: as `check_pairs` left it.
+void make_rows(const WordsCall &c, const uint32_t *seen, const WordRows &rows) {
+  constexpr int64_t share = 8;
+  if (!rows.most) return;
+  int64_t count = 0;
+  for (int64_t i = 0; i < c.inputs; ++i) rows.numbers[i] = -1;
+  for (int64_t group = 0; group < groups_of(c.inputs); ++group)
+    each_bit(seen[group], [&](int bit, int) {
+      const int64_t word = group * 32 + bit;
+      int64_t pairs = 0;
+      for (int64_t b = 0; b < c.blocks; ++b) {
+        const int64_t *const starts = LabelBlock(c, b).starts;
+        pairs += starts[word + 1] - starts[word];
+      }
+      if (share * pairs < c.labels || count == rows.most) return;
+      rows.words[count] = int32_t(word);
+      rows.numbers[word] = int16_t(count++);
+    });
+#pragma omp parallel for num_threads(c.threads) schedule(dynamic, 1)
+  for (int64_t row = 0; row < count; ++row) {
+    float *const values = rows.values + row * rows.size;
+    const int64_t word = rows.words[row];
+    for (int64_t l = 0; l < c.labels; ++l) values[l] = 0;
+    for (int64_t b = 0; b < c.blocks; ++b) {
+      const LabelBlock block(c, b);
+      for (int64_t i = block.starts[word]; i < block.starts[word + 1]; ++i)
+        values[block.first + c.pair_labels[i]] = c.weights[i];
+    }
+  }
+}
+
 // A thread ranks a block of labels for all its instances before the next block, so the block's
 // pairs are read again while they are in the cache.
-void rank_instances(const WordsTopKCall &c, const WordsTopKMemory &memory, float *scores) {
+void rank_instances(const WordsTopKCall &c, const WordsTopKMemory &memory,
+                    const WordsTopKScratch &scratch) {
   const Share instances(c.batch);
   Crew crew;
-  for (int64_t b = 0; b < c.blocks; ++b)
+  for (int64_t b = 0; b < c.blocks; ++b) {
+    start_ranking(c, b, scratch, crew);
     for (int64_t i = instances.begin; i < instances.end; ++i) {
       Ranking ranking = ranking_of(c, memory, i, LabelBlock(c, b).first);
-      rank_block(c, b, i, scores, ranking, crew);
+      rank_block(c, b, i, scratch, ranking, crew);
     }
+  }
 }
 // A unit is one block of labels for one instance.
-void rank_units(const WordsTopKCall &c, const WordsTopKMemory &memory, float *scores) {
+void rank_units(const WordsTopKCall &c, const WordsTopKMemory &memory,
+                const WordsTopKScratch &scratch) {
   Crew crew;
 #pragma omp for schedule(dynamic, 1)
   for (int64_t unit = 0; unit < c.batch * c.blocks; ++unit) {
     Ranking ranking = ranking_of_block(c, memory, unit);
-    rank_block(c, unit % c.blocks, unit / c.blocks, scores, ranking, crew);
+    start_ranking(c, unit % c.blocks, scratch, crew);
+    rank_block(c, unit % c.blocks, unit / c.blocks, scratch, ranking, crew);
   }
 #pragma omp for schedule(static)
   for (int64_t i = 0; i < c.batch; ++i) merge_lists(c, memory, i);
@@ -94,9 +131,10 @@ Finding words_step(const WordsStepCall &c) {
   const WordsStepMemory memory = words_memory(c, c.workspace);
   const Finding wrong = check_pairs(c, memory.seen);
   if (wrong.kind != Finding::nothing) return wrong;
+  make_rows(c, memory.seen, memory.rows);
 #pragma omp parallel num_threads(c.threads)
   {
-    const WordsScratch scratch = words_scratch(c, memory.scratch, thread_id());
+    const WordsScratch scratch = words_scratch(c, memory.scratch, memory.rows, thread_id());
     Crew crew;
     bool good = true;
 #pragma omp for schedule(dynamic, 1)
@@ -113,13 +151,14 @@ Finding words_top_k(const WordsTopKCall &c) {
   const WordsTopKMemory memory = words_memory(c, c.workspace);
   const Finding wrong = check_pairs(c, memory.seen);
   if (wrong.kind != Finding::nothing) return wrong;
+  make_rows(c, memory.seen, memory.rows);
 #pragma omp parallel num_threads(c.threads)
   {
-    float *const scores = memory.scores + thread_id() * memory.scores_size;
+    const WordsTopKScratch scratch = words_scratch(c, memory, thread_id());
     if (by_blocks(c))
-      rank_units(c, memory, scores);
+      rank_units(c, memory, scratch);
     else
-      rank_instances(c, memory, scores);
+      rank_instances(c, memory, scratch);
   }
   return kNothing;
 }

@@ -36,6 +36,8 @@ def test_the_command_writes_a_result_file(tmp_path):
         assert 0.01 < each.cpu_seconds < 100
     text = words_table([times]).markdown()
     assert "wordnet-small, 2,357 labels | fanin" in text
+    low, high = sorted(each.cpu_seconds for each in ours)
+    assert f" ({low:.1f}–{high:.1f}) | " in text
     assert "fanin 0." in words_introduction([times])
 
 
