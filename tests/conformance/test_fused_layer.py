@@ -131,11 +131,11 @@ def test_each_optimizer(on_device, tmp_path, options):
     assert_equal(other.arrays(), layer.arrays())
 
 
-def test_an_optimizer_that_is_none(adapter):
+def test_an_optimizer_that_is_none(on_cpu):
     with pytest.raises(ValueError, match="optimizer must be one of adam, sgd, momentum, got 'adag"):
-        make(adapter, optimizer="adagrad")
+        make(on_cpu, optimizer="adagrad")
     with pytest.raises(ValueError, match="weight_decay must be finite and at least 0, got -1"):
-        make(adapter, weight_decay=-1)
+        make(on_cpu, weight_decay=-1)
 
 
 def test_only_trains_when_asked(on_device):

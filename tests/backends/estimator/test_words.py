@@ -324,7 +324,7 @@ def test_a_container_has_no_more_threads_than_its_share(monkeypatch, tmp_path):
     class AskedError(Exception):
         pass
 
-    def make_executor(setup, *, device, threads):
+    def make_executor(setup, optimizer, *, device, threads):
         raise AskedError(threads)
 
     framework = SimpleNamespace(make_executor=make_executor)
