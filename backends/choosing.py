@@ -22,6 +22,7 @@ from fanin.backends.features import FeatureTransform
 from fanin.backends.passes import (
     MOST_BYTES,
     STATISTICS_BYTES,
+    bytes_of_block,
     input_statistics,
     known_features,
     known_labels,
@@ -156,15 +157,26 @@ def choose_sources(
 
 
 def choosing_bytes(
-    instances: int, inputs: int, labels: int, positives: int, fan_in: int, *, is_mapped: bool
+    instances: int,
+    inputs: int,
+    labels: int,
+    positives: int,
+    fan_in: int,
+    *,
+    is_mapped: bool,
+    atoms: int | None = None,
+    wants_values: bool = False,
 ) -> int:
     """What `choose_sources` takes at most beside the data, the result included: sums, positives by
     label with the places where a label's begin; of features in a memory map, the part that is read,
-    and a block's positives in its order. Or, before that, what `input_statistics` takes: some
-    instances in float64, and as they are in the map."""
+    and a block's positives in its order; with a dictionary of so many atoms, a block's sums scaled
+    and in atoms. Or, before that, what `input_statistics` takes: some instances in float64, and as
+    they are in the map."""
     together = labels_together(inputs, labels)
-    result = labels * fan_in * np.dtype(index_dtype(inputs)).itemsize
+    of_slot = np.dtype(index_dtype(atoms or inputs)).itemsize + 4 * wants_values
+    result = labels * fan_in * of_slot
     choosing = 4 * inputs * together + 5 * positives + 12 * labels + result
+    choosing += bytes_of_block(inputs, labels, atoms)
     features = 4 * instances * inputs
     read = min(STATISTICS_BYTES, features)
     if is_mapped:

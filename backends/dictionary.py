@@ -96,11 +96,14 @@ def feature_dictionary(
         return inputs_as_atoms(features.shape[1], atoms)
     positives = positives[most]
     differences = np.empty((len(most), features.shape[1]), np.float32)
-    for first, sums in label_sums(features, pairs_by_label(labels[:, most]), threads=threads):
-        own = slice(first, first + len(sums))
-        differences[own] = sums / positives[own, None] - mean
-    differences = _unit_rows(FeatureTransform(scale).apply(differences))
-    differences *= _factors(positives)[:, None]
+    factors, scaled = _factors(positives), FeatureTransform(scale)
+    for begin, sums in label_sums(features, pairs_by_label(labels[:, most]), threads=threads):
+        for first in range(0, len(sums), _ROWS):  # what is between is in float64
+            some = sums[first : first + _ROWS]
+            own = slice(begin + first, begin + first + len(some))
+            difference = (some / positives[own, None] - mean).astype(np.float32)
+            differences[own] = _unit_rows(scaled.apply(difference)) * factors[own, None]
+    del sums, some
     with threadpool_limits(threads or None, "blas"):
         rng = np.random.default_rng(seed)
         return learn_dictionary(differences, atoms, fan_in, rng, threads=threads)

@@ -19,6 +19,7 @@ from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.recipes import Recipe
 from fanin.backends.registry import BACKENDS, MemoryModel
 from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.training import is_rewired
 from fanin.datasets.memory import size_text
 from fanin.kernels import sorted_labels, sorting_pays
 
@@ -38,28 +39,42 @@ class TooLargeError(MemoryError):
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by what they are for. temporary: the most that one phase (a step, prediction, keeping
+    """Bytes by what they are for. training: the most that one phase (a step, prediction, keeping
     the best weights) holds beside the model. moved: by one training step, at least. flops: of one
-    step's products."""
+    step's products. starting: the most in memory before the first step, while connections are
+    chosen and weights are made, as much of the model as there is then included. reading: of an
+    array that is read from the framework, beside the copy that is kept of it."""
 
     parameter_bytes: int
     optimizer_bytes: int
     gradient_bytes: int
-    temporary_bytes: int
+    training_bytes: int
     overhead_bytes: int
     moved_bytes: int
     flops: int
+    starting_bytes: int = 0
+    reading_bytes: int = 0
+
+    @property
+    def model_bytes(self) -> int:
+        """What there is from the first step to the last."""
+        return self.parameter_bytes + self.optimizer_bytes + self.gradient_bytes
+
+    @property
+    def temporary_bytes(self) -> int:
+        """What the peak has beside the model."""
+        return max(self.training_bytes, self.starting_bytes - self.model_bytes)
 
     @property
     def peak_bytes(self) -> int:
         """Peak resident set above its baseline (on a GPU, of its memory)."""
-        return (
-            self.parameter_bytes
-            + self.optimizer_bytes
-            + self.gradient_bytes
-            + self.temporary_bytes
-            + self.overhead_bytes
-        )
+        return self.model_bytes + self.temporary_bytes + self.overhead_bytes
+
+    def peak_with_copy(self, copy_bytes: int, *, while_training: bool) -> int:
+        """`peak_bytes` where a copy of the trained arrays is made, in the end or all the time."""
+        training = self.training_bytes + copy_bytes * while_training
+        training = max(training, copy_bytes + self.reading_bytes)
+        return max(self.model_bytes + training, self.starting_bytes) + self.overhead_bytes
 
 
 @dataclass(frozen=True)
@@ -132,33 +147,40 @@ def estimate(
         weight = _BYTES[options.storage.weights]
     else:
         expected, weight = _autograd(setup, first, memory, options), _BYTES["float32"]
-    model = expected.parameter_bytes + expected.optimizer_bytes + expected.gradient_bytes
-    temporary = expected.temporary_bytes + options.other_bytes
+    starting = expected.starting_bytes
     if setup.sparse_features:
         # To make these weights may take more memory than all that comes after them.
-        building = first.weights * (weight + 4 * memory.words_building)
-        temporary = max(temporary, building - model)
-    return replace(expected, temporary_bytes=temporary)
+        starting = max(starting, first.weights * (weight + 4 * memory.words_building))
+    training = expected.training_bytes + options.other_bytes
+    return replace(expected, training_bytes=training, starting_bytes=starting)
 
 
-def with_choosing(expected: Estimate, recipe: Recipe, setup: LayerSetup, sizes: Sizes) -> Estimate:
+def with_choosing(
+    expected: Estimate, recipe: Recipe, setup: LayerSetup, sizes: Sizes, batch: int
+) -> Estimate:
     """The estimate with the memory for choosing connections, which comes before the model, and for
-    rewiring towards gradients."""
+    rewiring towards gradients. batch: instances of a step."""
     if not isinstance(setup.output, FixedFanIn):
         return expected
     fan_in = setup.output.fan_in
-    temporary = expected.temporary_bytes
+    training, starting = expected.training_bytes, expected.starting_bytes
     data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)
     if recipe.connections != "random":
-        choosing = choosing_bytes(*data, fan_in, is_mapped=sizes.is_mapped)
+        choosing = choosing_bytes(
+            *data,
+            fan_in,
+            is_mapped=sizes.is_mapped,
+            atoms=setup.atoms,
+            wants_values=recipe.initial_weights == "centroid",
+        )
         if setup.atoms:
             learning = dictionary_bytes(setup.inputs, setup.labels, setup.atoms)
             choosing = max(choosing, learning)
-        model = expected.parameter_bytes + expected.optimizer_bytes + expected.gradient_bytes
-        temporary = max(temporary, choosing - model)
-    if recipe.rewire_towards == "gradient":
-        temporary = max(temporary, rewiring_bytes(*data, fan_in))
-    return replace(expected, temporary_bytes=temporary)
+        starting = max(starting, choosing)
+    steps_per_epoch = -(-sizes.train_instances // batch)
+    if recipe.rewire_towards == "gradient" and is_rewired(recipe, steps_per_epoch):
+        training = max(training, rewiring_bytes(*data, fan_in, setup.atoms))
+    return replace(expected, training_bytes=training, starting_bytes=starting)
 
 
 # Arrays of int64: with a number for each training instance, while the order of an epoch is made;
@@ -222,9 +244,7 @@ def _fused(
     # A dense layer's weights on their way into the framework; the moments are made after that.
     dense = connections if kind.operations == "dense" else 0
     moments = (first.moments + kept * connections) * moment + 4 * first.row_moments
-    building = memory.dense_copies * 4 * max(inner, dense) - moments
-    if setup.sparse_features:
-        building = memory.dense_copies * 4 * dense - moments
+    made = dense if setup.sparse_features else max(inner, dense)
 
     moved = first.touched * 3 * weight + connections * (2 * weight + 2 * kept * moment) + sources
     moved += 0 if first.row_moments else first.touched * 2 * kept * moment
@@ -232,19 +252,19 @@ def _fused(
         # Connections pass by twice, for the scores and for the gradients; once more each, where
         # lanes are worked on by halves, but then they come from a cache.
         moved += connections * (weight + 2 * 2) + sources
+    parameters = (inner + connections) * weight + (biases + _transform_values(setup)) * 4
+    parameters += sources + sorting + kind.starts_bytes(inputs, labels)
     return Estimate(
-        parameter_bytes=(inner + connections) * weight
-        + (biases + _transform_values(setup)) * 4
-        + sources
-        + sorting
-        + kind.starts_bytes(inputs, labels),
+        parameter_bytes=parameters,
         optimizer_bytes=moments + kept * biases * 4,
         gradient_bytes=0,
         # The allocators keep what a step took while others predict.
-        temporary_bytes=max(step + max(predict, copied), building),
+        training_bytes=step + max(predict, copied),
         overhead_bytes=_overhead(memory, 4 * (inner + first.moments + (1 + kept) * connections)),
         moved_bytes=moved,
         flops=_flops(setup, first, options),
+        starting_bytes=parameters + memory.dense_copies * 4 * made,
+        reading_bytes=max(copied, memory.read_copies * weight * made),
     )
 
 
@@ -283,7 +303,7 @@ def _autograd(
         parameter_bytes=trained + structure + 4 * _transform_values(setup),
         optimizer_bytes=moments,
         gradient_bytes=gradients,
-        temporary_bytes=round(temporary) + (2 + options.threads) * lanes,
+        training_bytes=round(temporary) + (2 + options.threads) * lanes,
         overhead_bytes=_overhead(memory, trained + moments) + memory.library_bytes(setup),
         # Weights, gradients and moments, each read and written, and weights once more.
         moved_bytes=(5 + 2 * kept) * (4 * first.touched + others) + structure + 8 * scores,

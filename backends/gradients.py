@@ -24,6 +24,7 @@ from fanin.backends.interface import Features
 from fanin.backends.passes import (
     MOST_BYTES,
     LabelPairs,
+    bytes_of_block,
     give_back,
     input_statistics,
     known_data,
@@ -138,12 +139,15 @@ def plan_for_layer(
     return plan_towards_gradients(features, labels, layer, fraction, seed=seed, threads=threads)
 
 
-def rewiring_bytes(instances: int, inputs: int, labels: int, positives: int, fan_in: int) -> int:
-    """What `plan_towards_gradients` takes at most beside data and model: blocks of sums, the pairs
-    whose scores have gradients (ids, scores and weights, once in each of two orders), and a copy
-    of the layer."""
+def rewiring_bytes(
+    instances: int, inputs: int, labels: int, positives: int, fan_in: int, atoms: int | None = None
+) -> int:
+    """What `plan_towards_gradients` takes at most beside data and model: sums, and with a
+    dictionary of so many atoms a block of them written in atoms; the pairs whose scores have
+    gradients (ids, scores and weights, once in each of two orders), and a copy of the layer."""
     pairs = positives + min(ASKED_INSTANCES, instances) * min(ASKED_LABELS, labels)
     block = min(MOST_BYTES // 2, 4 * inputs * labels)
+    block += bytes_of_block(inputs, labels, atoms)
     return block + 48 * pairs + 8 * labels * fan_in
 
 

@@ -242,10 +242,19 @@ def label_sums(
         yield first, block
 
 
+def _labels_of_block(inputs: int) -> int:
+    return max(1, min(_BLOCK_LABELS, _BLOCK_BYTES // (4 * inputs)))
+
+
+def bytes_of_block(inputs: int, labels: int, atoms: int | None) -> int:
+    """What a block of `label_blocks` takes once more where it is scaled and written in atoms."""
+    return 4 * min(labels, _labels_of_block(inputs)) * (inputs + atoms) if atoms else 0
+
+
 def label_blocks(sums: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Sums [labels, inputs] in blocks of few labels, so that changing them needs no second array of
     that size. Yields the first label of each block, and the block, a view of `sums`."""
-    size = max(1, min(_BLOCK_LABELS, _BLOCK_BYTES // (4 * sums.shape[1])))
+    size = _labels_of_block(sums.shape[1])
     for first in range(0, len(sums), size):
         yield first, sums[first : first + size]
 

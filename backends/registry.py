@@ -27,6 +27,8 @@ class MemoryModel:
     rounding: what the allocator rounds up, a share of all bytes.
     dense_copies: of the float32 weights of a dense layer, while the fused execution takes them over
     (together with the weights that are kept by then).
+    read_copies: of the weights of a dense layer, while they are read out of the fused execution,
+    which has them the other way round.
     words_building: copies of the float32 weights that read sparse features, while they are taken
     over, in both executions. Nothing else is in memory then.
     Of the autograd execution:
@@ -47,6 +49,7 @@ class MemoryModel:
 
     rounding: float
     dense_copies: int = 0
+    read_copies: int = 0
     optimizer_copies: int = 0
     dense_library_bytes: int = 0
     sparse_library_bytes: int = 0
@@ -123,6 +126,7 @@ BACKENDS: dict[str, Backend] = {
             memory=MemoryModel(
                 rounding=0.04,
                 dense_copies=3,
+                read_copies=1,
                 optimizer_copies=2,
                 words_building=2,
                 words_rows=5,

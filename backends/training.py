@@ -107,6 +107,14 @@ def rewire_due(step: int, recipe: Recipe, steps_per_epoch: int) -> bool:
     return (step - 1) % (steps_per_epoch if interval == -1 else interval) == 0
 
 
+def is_rewired(recipe: Recipe, steps_per_epoch: int) -> bool:
+    """Whether connections are rewired at any step of a training."""
+    interval = steps_per_epoch if recipe.rewire_interval == -1 else recipe.rewire_interval
+    first = 1 + (interval if recipe.rewire_towards == "gradient" else 0)
+    in_time = first <= recipe.epochs * steps_per_epoch
+    return in_time and rewire_due(first, recipe, steps_per_epoch)
+
+
 def rewire_fraction(step: int, recipe: Recipe, steps_per_epoch: int) -> float:
     """Which fraction of the connections is rewired at that step."""
     if recipe.rewire_decay == "none":

@@ -35,8 +35,9 @@ class Plan:
 
     expected: of the training, by what bytes are for. data_bytes: of the copies that are made of
     features and labels, where they have another form than the training reads. kept_bytes: of the
-    copies of trained arrays that are kept beside the training, for predictions or as the best so
-    far. available_bytes: that this process can still take. steps: of training, in all epochs.
+    copies of trained arrays that are kept for predictions. keeps_early: whether there may be such a
+    copy while training goes on, as that of the best epoch so far. available_bytes: that this
+    process can still take. steps: of training, in all epochs.
     """
 
     setup: AnySetup
@@ -49,6 +50,7 @@ class Plan:
     expected: Estimate
     data_bytes: int
     kept_bytes: int
+    keeps_early: bool
     available_bytes: int
 
     @property
@@ -66,7 +68,8 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """Expected peak above what is in memory now, the framework's own code aside."""
-        return self.expected.peak_bytes + self.data_bytes + self.kept_bytes
+        expected, early = self.expected, self.keeps_early
+        return expected.peak_with_copy(self.kept_bytes, while_training=early) + self.data_bytes
 
     @property
     def flops(self) -> int:
@@ -124,16 +127,18 @@ def make_plan(settings: Settings, data: Instances, data_bytes: int) -> Plan:
         expected = words_estimate(setup, features, positives, settings.cpu_threads)
         steps = steps_of(recipe, instances)
         kept = words_kept_bytes(setup, recipe, settings.early_stopping)
+        keeps_early = True  # the layout of pairs that are added is not given back before
     else:
         assert isinstance(recipe, Recipe)
         backend = settings.known_backend()
-        expected = _estimate(settings, backend, setup, recipe, data)
         steps_per_epoch = -(-instances // settings.batch_size)
         recipe = recipe.for_steps(steps_per_epoch)
+        expected = _estimate(settings, backend, setup, recipe, data)
         steps = recipe.epochs * steps_per_epoch
         # In float32, whatever the training stores. The best epoch is kept in place of the last.
         as_float32 = replace(settings, weights_dtype="float32", moments_dtype="float32")
         kept = _estimate(as_float32, backend, setup, recipe, data).parameter_bytes
+        keeps_early = settings.early_stopping
     if settings.early_stopping:  # training and validation instances are copies
         data_bytes += array_bytes(features) + array_bytes(positives)
     return Plan(
@@ -147,6 +152,7 @@ def make_plan(settings: Settings, data: Instances, data_bytes: int) -> Plan:
         expected=expected,
         data_bytes=data_bytes,
         kept_bytes=kept,
+        keeps_early=keeps_early,
         available_bytes=available_bytes(),
     )
 
@@ -169,4 +175,5 @@ def _estimate(
         words,
         bytes_of_instances(sizes),
     )
-    return with_choosing(estimate(setup, backend, options), recipe, setup, sizes)
+    expected = estimate(setup, backend, options)
+    return with_choosing(expected, recipe, setup, sizes, settings.batch_size)

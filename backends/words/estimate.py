@@ -49,7 +49,7 @@ def words_estimate(
         parameter_bytes=6 * pairs + 4 * labels + starts,
         optimizer_bytes=4 * pairs + 4 * labels,
         gradient_bytes=0,
-        temporary_bytes=max(chosen, _PAIR_BYTES * pairs + starts, rows),
+        training_bytes=max(chosen, _PAIR_BYTES * pairs + starts, rows),
         overhead_bytes=_OVERHEAD,
         moved_bytes=int(6 * visited),
         flops=int(2 * visited + CALL_INSTANCES * labels),

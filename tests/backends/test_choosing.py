@@ -194,6 +194,10 @@ class TestSources:
         assert in_memory == sums + by_label + result
         mapped = choosing.choosing_bytes(50, 100, 1000, 3000, 4, is_mapped=True)
         assert mapped == in_memory + 50 * 100 * 4 + 24 * 3000
+        values = choosing.choosing_bytes(
+            50, 100, 1000, 3000, 4, is_mapped=False, atoms=200, wants_values=True
+        )
+        assert values == in_memory + 4 * 4 * 1000 + 4 * 1000 * (100 + 200)
         # Of many instances and few labels, the statistics need more.
         assert choosing.choosing_bytes(10**6, 100, 5, 50, 4, is_mapped=False) == 2 * (16 << 20)
 

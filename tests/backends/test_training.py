@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fanin.backends.recipes import Recipe
-from fanin.backends.training import Schedule, rewire_due, rewire_fraction
+from fanin.backends.training import Schedule, is_rewired, rewire_due, rewire_fraction
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,19 @@ def test_when_rewiring_is_due():
     assert steps(0) == []
     assert steps(3, rewire_until=0.5) == [1, 4, 7]
     assert steps(-1, rewire_towards="gradient") == [5, 9]
+
+
+def test_whether_anything_is_rewired():
+    def ever(**given):
+        return is_rewired(Recipe(**given), steps_per_epoch=4)
+
+    assert ever() and ever(epochs=1, rewire_interval=-1)
+    assert not ever(rewire_interval=0)
+    towards = {"rewire_towards": "gradient", "rewire_until": 0.8}
+    assert ever(epochs=2, rewire_interval=-1, **towards)
+    assert not ever(epochs=1, rewire_interval=-1, **towards)
+    assert ever(epochs=2, rewire_interval=6, **towards)
+    assert not ever(epochs=2, rewire_interval=7, **towards)
 
 
 def test_the_fraction_that_is_rewired():

@@ -14,20 +14,28 @@ from fanin import FanInClassifier
 from fanin.backends.estimator import fitting
 from fanin.benchmarks.measuring.memory import MemoryWatch
 
-backend, early = sys.argv[1], sys.argv[2] == "early"
+backend, early, kind = sys.argv[1], sys.argv[2] == "early", sys.argv[3]
 # The first epoch is the best, so that it is kept to the end.
 falling = lambda *given: next(precisions)
 fitting._precision = fitting.precision_at = falling
 rng = np.random.default_rng(0)
-instances, labels, words = (20_000, 20_000, 20_000) if backend == "words" else (400, 400_000, 64)
+instances, labels, words = {
+    "words": (20_000, 20_000, 20_000),
+    "rows": (5_000, 50_000, 100_000),
+    "chosen": (4_000, 200_000, 256),
+}.get(kind, (400, 400_000, 64))
 y = sp.random_array((instances, labels), density=8 / labels, format="csr", rng=rng).astype(bool)
-if backend == "words":
+if kind in ("words", "rows"):
     x = sp.random_array((instances, words), density=60 / words, format="csr", dtype="f4", rng=rng)
-    given = {"fan_in": 256, "threads": 4}
 else:
     x = rng.standard_normal((instances, words), np.float32)
-    types = dict.fromkeys(("weights_dtype", "moments_dtype"), sys.argv[3])
-    given = {"fan_in": None, "backend": backend, "threads": 1, "epochs": 3} | types
+given = {"backend": backend, "threads": 1, "epochs": 3}
+if kind == "words":
+    given = {"fan_in": 256, "threads": 4}
+elif kind == "rows":
+    given |= {"intermediate": 512, "moments": "row"}
+elif kind != "chosen":
+    given |= {"fan_in": None, "weights_dtype": kind, "moments_dtype": kind}
 model = FanInClassifier(early_stopping=early, random_state=0, **given)
 precisions = iter([0.3, 0.2, 0.1] * 2)
 model.fit(x[:300], y[:300, :1000])  # loads all code
@@ -45,15 +53,17 @@ print(plan.peak_bytes / (peak - before))
 @pytest.mark.parametrize(
     "case",
     [
-        ("words", ""),
+        ("none", "words"),
         pytest.param(("torch", "float32"), marks=pytest.mark.torch),
         pytest.param(("torch", "bfloat16"), marks=pytest.mark.torch),
+        pytest.param(("torch", "chosen"), marks=pytest.mark.torch),
+        pytest.param(("torch", "rows"), marks=pytest.mark.torch),
         pytest.param(("tensorflow", "float32"), marks=pytest.mark.tensorflow),
     ],
     ids="-".join,
 )
 def test_the_peak_is_that_of_the_plan(case, early):
-    backend, stored = case
-    command = [sys.executable, "-P", "-c", FIT, backend, early, stored]
+    backend, kind = case
+    command = [sys.executable, "-P", "-c", FIT, backend, early, kind]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 0.93 < float(done.stdout.split()[-1]) < 1.15
