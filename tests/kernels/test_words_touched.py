@@ -148,6 +148,21 @@ def test_best_of_labels_that_are_hardly_touched(block_labels, threads, batch):
 
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_a_nan_among_the_biases_hides_no_other_label(instruction_set):
+    """The NaN stands between a high bias and a low one, and no instance touches the three."""
+    kernels.set_instruction_set(instruction_set)
+    pairs = scattered(np.random.default_rng(7), BLOCKS[1])
+    pairs.bias[:] = -20
+    pairs.bias[:4] = 2
+    pairs.bias[1000:1003] = 5, np.nan, -9
+    none = np.empty(0, np.float32), np.zeros(2, np.int64), np.empty(0, np.int32)
+    scores, ids = kernels.words_top_k(*none, pairs, 4)
+    assert ids.tolist() == [[1000, 0, 1, 2]] and scores.tolist() == [[5, 2, 2, 2]]
+    scores, ids = kernels.words_top_k(*none, pairs, LABELS)
+    assert ids[0, -1] == 1001 and np.isnan(scores[0, -1])
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @pytest.mark.parametrize("threads", THREADS)
 def test_words_that_most_labels_have(instruction_set, threads):
     """100 instances: such a word is then a row. The first word has nine labels in ten."""

@@ -302,7 +302,7 @@ FANIN_ANYWHERE static inline int64_t list_length(const WordsTopKCall &c) {
 // Scratch memory for the ranking of a block of labels.
 struct WordsTopKScratch {
   float *scores;     // of all labels, in whole groups
-  float *most;       // on a CPU: the largest bias of each 8 groups; NaN where one is NaN
+  float *most;       // on a CPU: the largest bias of each 8 groups; -inf if all are NaN
   uint8_t *touched;  // as in training
   WordRows rows;     // likewise
 };

@@ -52,11 +52,13 @@ FANIN_FN void start_ranking(const WordsTopKCall &c, int64_t which, const WordsTo
   const float *const bias = c.bias + block.first;
   crew.each(0, block.labels, [&](int64_t l) FANIN_INLINE { s.scores[l] = bias[l]; });
   if (!kOnGpu) {
+    constexpr int64_t labels = kLanes * Groups::kChunk;
     for (int64_t i = 0; i < touched_bytes(c); ++i) s.touched[i] = 0;
-    for (int64_t i = 0; i < touched_bytes(c) / Groups::kChunk; ++i) s.most[i] = -INFINITY;
-    for (int64_t label = 0; label < block.labels; ++label) {
-      float *const most = s.most + label / (kLanes * Groups::kChunk);
-      if (!(bias[label] <= *most)) *most = bias[label];
+    for (int64_t first = 0; first < block.labels; first += labels) {
+      float most = -INFINITY;
+      for (int64_t l = first; l < smaller(first + labels, int64_t(block.labels)); ++l)
+        most = bias[l] > most ? bias[l] : most;
+      s.most[first / labels] = most;
     }
   }
   crew.sync();
