@@ -45,7 +45,8 @@ FANIN_FN void rank_group(const LabelBlock &block, int64_t group, const float *sc
   ranking.count = count;
 }
 
-// Gets the scratch memory ready for the instances of a block. `rank_block` leaves it so.
+// Gets the scratch memory ready for the instances of a block. On a CPU `rank_block` leaves it so; a
+// GPU starts again for each instance.
 FANIN_FN void start_ranking(const WordsTopKCall &c, int64_t which, const WordsTopKScratch &s,
                             const Crew &crew) {
   const LabelBlock block(c, which);
@@ -81,7 +82,7 @@ FANIN_FN void rank_block(const WordsTopKCall &c, int64_t which, int64_t instance
     if (!groups.touches(chunk) && s.most[chunk / Groups::kChunk] <= ranking.bound()) continue;
     for (int64_t group = chunk; group < smaller(chunk + Groups::kChunk, count); ++group) {
       rank_group(block, group, s.scores, ranking);
-      clear_group(c, block, groups, group, s.scores);
+      if (!kOnGpu) clear_group(c, block, groups, group, s.scores);
     }
   }
   crew.sync();
