@@ -129,7 +129,6 @@ class Trainer:
         self.device = executor.device
         self._executor = executor
         self._storage = storage
-        self._optimizer = executor.optimizer
         self._steps = 0
         features: dict[str, np.ndarray] = {}
         values: dict[str, DeviceArray] = {}
@@ -159,7 +158,8 @@ class Trainer:
         if self._storage.row_moments and name in self.setup.lazily_trained:
             return Trained(values, None, self.device.zeros(shape[:1], "float32"))
         dtype = self._dtype(name, moments=True)
-        kept = {moment: self.device.zeros(shape, dtype) for moment in self._optimizer.keeps}
+        keeps = self._executor.optimizer.keeps
+        kept = {moment: self.device.zeros(shape, dtype) for moment in keeps}
         return Trained(values, kept.get("m"), kept.get("v"))
 
     def _inside(self, name: str, array: np.ndarray) -> np.ndarray:

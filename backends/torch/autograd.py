@@ -123,24 +123,24 @@ class TorchAutograd(AutogradExecutor):
         others = {name: trained[name] for name in trained if name not in lazily}
         self._decayed = [others[name].values for name in others if is_decayed(name)]
         parameters = [each.values for each in others.values()]
-        self._own: torch.optim.Optimizer  # torch's own
-        self._own_steps = 0
+        self._torch_optimizer: torch.optim.Optimizer
+        self._torch_steps = 0
         # States as torch would make them at the first step; made here so that the moments are those
         # of the trainer.
         if self.optimizer.kind == "adam":
-            self._own = torch.optim.Adam(parameters, betas=ADAM_BETAS, fused=True)
+            self._torch_optimizer = torch.optim.Adam(parameters, betas=ADAM_BETAS, fused=True)
             for each in others.values():
-                self._own.state[each.values] = {
+                self._torch_optimizer.state[each.values] = {
                     "step": torch.zeros((), dtype=torch.float32, device=self.device.torch),
                     "exp_avg": each.m,
                     "exp_avg_sq": each.v,
                 }
             return
         momentum = self.optimizer.momentum if self.optimizer.keeps else 0.0
-        self._own = torch.optim.SGD(parameters, momentum=momentum)
+        self._torch_optimizer = torch.optim.SGD(parameters, momentum=momentum)
         for each in others.values():
             if each.m is not None:
-                self._own.state[each.values] = {"momentum_buffer": each.m}
+                self._torch_optimizer.state[each.values] = {"momentum_buffer": each.m}
 
     def step(self, batch: TrainingBatch, learning_rate: float, step: int) -> SupportsFloat:
         scores = self.scores(tensors(batch.features, self.device))
@@ -150,23 +150,24 @@ class TorchAutograd(AutogradExecutor):
             self.device.tensor(batch.positive_labels),
         )
         del scores
-        self._own.zero_grad(set_to_none=True)
+        self._torch_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._update(learning_rate, step)
         return self.device.number(loss)
 
     def _update(self, learning_rate: float, step: int) -> None:
         self._decay(learning_rate)
-        (group,) = self._own.param_groups
+        (group,) = self._torch_optimizer.param_groups
         group["lr"] = learning_rate
         if self.optimizer.kind == "adam":
             # torch adds epsilon after the bias correction of v, Keras (and the paper) before it.
             group["eps"] = ADAM_EPSILON / (1 - ADAM_BETAS[1] ** step) ** 0.5
-            if self._own_steps != step - 1:  # torch counts itself; a loaded state goes on elsewhere
-                for state in self._own.state.values():
+            # torch counts by itself; a loaded state goes on elsewhere.
+            if self._torch_steps != step - 1:
+                for state in self._torch_optimizer.state.values():
                     state["step"].fill_(step - 1)
-            self._own_steps = step
-        self._own.step()
+            self._torch_steps = step
+        self._torch_optimizer.step()
         for each in self._lazily_trained:
             update_lazily(each, self.optimizer, learning_rate, step)
 
@@ -212,9 +213,9 @@ class TorchAutograd(AutogradExecutor):
 
 @torch.no_grad()
 def update_lazily(trained: Trained, optimizer: Optimizer, learning_rate: float, step: int) -> None:
-    """The optimiser on the rows in the gradient, which is sparse; it is dropped then. All other
-    rows, and their moments, stay as they are: they are not decayed either. As
-    `torch.optim.SparseAdam`, which has neither row moments nor any decay."""
+    """The optimiser on the rows in the sparse gradient, which is dropped afterwards. All other
+    rows, and their moments, stay as they are, without any decay. `torch.optim.SparseAdam` does the
+    same, but has neither row moments nor decay."""
     (beta1, beta2), values = ADAM_BETAS, trained.values
     gradient = values.grad.coalesce()
     values.grad = None

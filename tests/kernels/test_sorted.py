@@ -61,7 +61,7 @@ def test_sorted_step_from_many_inputs_is_that_in_label_order(
     for step in (1, 2):
         batch = make_batch(rng, batch_size, inputs, MANY_LABELS)
         adam = kernels.OptimizerStep(step, learning_rate=0.01)
-        (loss_there, grad_there), (value, grad) = (
+        (loss_by_label, grad_by_label), (value, grad) = (
             kernels.step(
                 *(
                     batch.features,
@@ -77,8 +77,8 @@ def test_sorted_step_from_many_inputs_is_that_in_label_order(
             )
             for connections, weights, bias in layers
         )
-        assert value == pytest.approx(loss_there, rel=0.1 * room)
-        near(grad, grad_there, room)
+        assert value == pytest.approx(loss_by_label, rel=0.1 * room)
+        near(grad, grad_by_label, room)
     (by_label, weights, bias), (other, got, got_bias) = layers
     kernels.sort_connections(other["indices"], other["tile_labels"], slots, got, inputs, undo=True)
     np.testing.assert_array_equal(other["indices"], by_label["indices"])

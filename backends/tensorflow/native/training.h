@@ -55,9 +55,9 @@ class Variables {
 
   // The only variable of a name, or none where the list is empty.
   fanin_tensor describe(const std::string &name) const {
-    const auto found = std::find(names_.begin(), names_.end(), name);
-    if (found == names_.end()) return absent();
-    return ::describe(*variables_[found - names_.begin()]->tensor(), device);
+    for (size_t i = 0; i < names_.size(); ++i)
+      if (names_[i] == name) return ::describe(*variables_[i]->tensor(), device);
+    return absent();
   }
   // An array of this name with its moments.
   fanin_trained trained(const std::string &name) const {
