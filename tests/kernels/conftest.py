@@ -26,8 +26,8 @@ def _restore():
 @pytest.fixture(scope="session")
 def emulated() -> ctypes.CDLL:
     build = ROOT / "build" / "emulated"
-    # Beside this Python, where the test dependencies put it, whether or not that is on the PATH.
     build.mkdir(parents=True, exist_ok=True)
+    # Beside this Python, where the test dependencies put it, whether or not that is on the PATH.
     folders = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     cmake = shutil.which("cmake", path=folders)
     assert cmake, "cmake was not found; it is one of the test dependencies (pyproject.toml)"

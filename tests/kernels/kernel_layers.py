@@ -3,7 +3,7 @@ the tests of the kernels share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pytest
@@ -98,17 +98,9 @@ def make_setup(kind, inputs, labels, fan_in, loss="squared_hinge"):
     return LayerSetup(inputs, labels, output, loss=loss)
 
 
-def step_of(optimizer, step, learning_rate, **options):
+def step_of(optimizer, step, learning_rate):
     """One step of an `Optimizer` as the kernels take it."""
-    return kernels.OptimizerStep(
-        step,
-        learning_rate,
-        kind=optimizer.kind,
-        momentum=optimizer.momentum,
-        weight_decay=optimizer.weight_decay,
-        l2=optimizer.l2,
-        **options,
-    )
+    return kernels.OptimizerStep(step, learning_rate, **asdict(optimizer))
 
 
 def make_layer(rng, setup, kind, optimizer=ADAM, **types):
