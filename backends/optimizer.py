@@ -23,14 +23,14 @@ class Optimizer:
 
     kind: "adam", which keeps two moments m and v for each weight; "sgd", w -= learning_rate *
     gradient, which keeps none; "momentum", m = momentum * m + gradient, w -= learning_rate * m
-    (`torch.optim.SGD` without dampening or Nesterov's step), which keeps m. momentum is of the last
-    alone.
+    (`torch.optim.SGD` without dampening or Nesterov's step), which keeps m. Only this last kind
+    uses momentum.
 
-    Two terms hold weights small. Both are for weights alone, not for biases, as is usual, and read
-    the weights w as they are before the step. weight_decay is decoupled from the gradient: w -=
-    learning_rate * weight_decay * w, beside the step (AdamW; Loshchilov & Hutter, "Decoupled weight
-    decay regularization", ICLR 2019). l2 is a part of it: gradient += l2 * w, before the moments.
-    Of weights that are lazily trained, both change the rows of words in the batch alone.
+    Two terms hold weights small, but, as is usual, not biases. Both read the weights w as they are
+    before the step. weight_decay is decoupled from the gradient: w -= learning_rate * weight_decay
+    * w, beside the step (AdamW; Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR
+    2019). l2 is a part of the gradient: gradient += l2 * w, before the moments. Of weights that are
+    lazily trained, both change only the rows of words in the batch.
     Raises ValueError for another kind, for terms that are not finite or below 0, and for a momentum
     that is not above 0 and below 1.
     """

@@ -107,9 +107,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Gives the path of a new folder beside `path`. Who writes files there flushes them. At the end
-    of the block the new folder takes the place of `path`: a reader sees the old folder or the new,
-    never a mixture. After an error the new folder is removed. A link stays, and leads to it."""
+    """Gives the path of a new folder beside `path`. The caller flushes the files that it writes
+    there. At the end of the block the new folder takes the place of `path`: a reader sees the old
+    folder or the new, never a mixture. After an error the new folder is removed. Where `path` is a
+    link, the link stays, and the folder that it leads to is replaced."""
     path = Path(os.path.realpath(path))  # to exchange a link would leave it beside the new folder
     path.parent.mkdir(parents=True, exist_ok=True)
     made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

@@ -63,12 +63,11 @@ class FusedFanIn(Connected):
     them in the atoms of a dictionary, which labels read then; `start_from` fills the variables of
     both, `feature_scale` and `feature_dictionary` [inputs, atoms]. loss:
     "squared_hinge" or "bce", the mean over labels, then over the batch; None is the recipe's, as
-    for the learning rate. optimizer: "adam", "sgd", which has no moments, or "momentum",
-    which has m alone; they, momentum, weight_decay and l2 are those of
-    `fanin.backends.optimizer.Optimizer`. kernel_dtype, moments_dtype: "float32" or "bfloat16", the
-    latter rounded stochastically. seed: of indices and initial kernel, None for Keras' global seed.
-    On a GPU nothing waits for the device but what rewires. Raises ValueError for values that make
-    no layer.
+    for the learning rate. optimizer: "adam", "sgd" (no moments) or "momentum" (m alone); for this,
+    momentum, weight_decay and l2 see `fanin.backends.optimizer.Optimizer`. kernel_dtype,
+    moments_dtype: "float32" or "bfloat16", the latter rounded stochastically. seed: of indices and
+    initial kernel, None for Keras' global seed. On a GPU nothing waits for the device but what
+    rewires. Raises ValueError for values that make no layer.
     """
 
     # Moments that the optimizer does not keep.

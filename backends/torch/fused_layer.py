@@ -63,13 +63,12 @@ class FusedFanIn(Connected):
     them in the atoms of a dictionary, which labels read then; `start_from` fills the buffers of
     both, `feature_scale` and `feature_dictionary` [in_features, atoms]. loss:
     "squared_hinge" or "bce", the mean over labels, then over the batch; None is the recipe's, as
-    for the learning rate. optimizer: "adam", "sgd", which has no moments, or "momentum",
-    which has m alone; they, momentum, weight_decay and l2 are those of
-    `fanin.backends.optimizer.Optimizer`. weights_dtype, moments_dtype: torch.float32 or
-    torch.bfloat16, the latter rounded stochastically, by numbers that `rounding_seed` starts;
-    `.half()` and the like leave all types as they are. generator: for the indices and initial
-    weights. On a GPU nothing waits for the device (so what is wrong in the data gives NaN, not an
-    error) but what rewires. Raises ValueError for what makes no layer.
+    for the learning rate. optimizer: "adam", "sgd" (no moments) or "momentum" (m alone); for this,
+    momentum, weight_decay and l2 see `fanin.backends.optimizer.Optimizer`. weights_dtype,
+    moments_dtype: torch.float32 or torch.bfloat16, the latter rounded stochastically, by numbers
+    that `rounding_seed` starts; `.half()` and the like leave all types as they are. generator: for
+    the indices and initial weights. On a GPU nothing waits for the device (so what is wrong in the
+    data gives NaN, not an error) but what rewires. Raises ValueError for what makes no layer.
     """
 
     weights: Tensor

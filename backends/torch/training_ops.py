@@ -270,7 +270,7 @@ def run_sparse_relu_update(
     seed: int,
 ) -> None:
     """Backward pass of `sparse_relu` with the optimiser on the rows of `words`; arguments as in
-    `fanin.kernels.sparse_update`. weights_m is None for row moments of Adam, too."""
+    `fanin.kernels.sparse_update`. weights_m is also None for Adam's row moments."""
     arguments = params.SparseUpdateParams(
         grad_outputs=described(grad),
         outputs=described(outputs),

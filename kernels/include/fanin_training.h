@@ -25,11 +25,11 @@ typedef enum { FANIN_ADAM = 1, FANIN_SGD = 2, FANIN_MOMENTUM = 3 } fanin_optimiz
  *   FANIN_SGD       keeps nothing: w -= learning_rate * g
  *   FANIN_MOMENTUM  keeps m alone: m = momentum * m + g, w -= learning_rate * m
  *
- * Weights, but not biases, may be held small in two ways, both of which read w as it is before the
- * step. l2 adds to the gradient, before it reaches any moment: gradient += l2 * w. weight_decay is
- * decoupled from the gradient, beside the step: w -= learning_rate * weight_decay * w (AdamW;
- * Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019). Of weights that read
- * sparse features both reach the rows of the words in the batch alone. */
+ * Two terms hold weights small, but not biases. Both read w as it is before the step. l2 is a part
+ * of the gradient, before it reaches any moment: g += l2 * w. weight_decay is decoupled from the
+ * gradient, beside the step: w -= learning_rate * weight_decay * w (AdamW; Loshchilov & Hutter,
+ * "Decoupled weight decay regularization", ICLR 2019). Of weights that read sparse features, both
+ * change only the rows of the words in the batch. */
 typedef struct {
   double learning_rate;
   double beta1, beta2, epsilon; /* of Adam */

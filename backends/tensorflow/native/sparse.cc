@@ -24,7 +24,7 @@ REGISTER_OP("Fanin>SparseRelu")
       return absl::OkStatus();
     });
 
-// `weights_m` is a list of m, or an empty list for row moments.
+// The lists of moments are empty for those that are not kept: with row moments that of m.
 REGISTER_OP("Fanin>SparseReluUpdate")
     .Input("grad_outputs: float")
     .Input("outputs: float")

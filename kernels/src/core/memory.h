@@ -206,7 +206,7 @@ static inline uint64_t workspace_bytes(const TopKCall &c) { return top_k_memory(
 
 // On a CPU, the weights of words that most labels have, also as rows [labels] with zeros where
 // there is no pair: a row is added to the scores by vectors of neighbours, a list label by label.
-// They are made for one call and take up to 32 MiB. A few instances have none.
+// They are made for one call and take up to 32 MiB. A call with few instances makes none.
 struct WordRows {
   int64_t most, size;  // how many there may be; numbers of a row
   int16_t *numbers;    // of each word: which row it has, or -1

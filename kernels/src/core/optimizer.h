@@ -3,15 +3,15 @@
 // With two moments it is Adam as Keras has it ("epsilon hat" in Kingma & Ba, 2015, end of section
 // 2): w -= rate * m / (sqrt(v) + epsilon), rate = learning_rate * sqrt(1 - beta2^t) / (1 -
 // beta1^t). With one it is gradient descent with momentum: m = momentum * m + gradient, w -= rate *
-// m, and with none plain gradient descent: w -= rate * gradient, rate = learning_rate. Which of
-// them it is, is asked once for each chunk. A CPU loads moments that are not kept all the same,
-// from whatever stands in for them (set_trained, api/layer.h): with loads that depend on a
-// condition, a step with a fixed fan-in took 1.5 times as long. A GPU loads what is kept: else
-// updates of dense layers run out of registers.
+// m, and with none plain gradient descent: w -= rate * gradient, rate = learning_rate. Each chunk
+// asks once which of them it is. A CPU also loads moments that are not kept, from the arrays that
+// stand in for them (set_trained, api/layer.h): with loads that depend on a condition, a step with
+// a fixed fan-in took 1.5 times as long. A GPU loads only what is kept. Otherwise updates of dense
+// layers run out of registers.
 //
-// Before all that l2 * w is added to the gradient; beside it decay * w is taken from w, where decay
-// = learning_rate * weight_decay. Both are always computed: with 0 they change no bit, and two
-// multiply-adds are nothing beside what a chunk takes else.
+// Before that, l2 * w is added to the gradient. Beside the step, decay * w is taken from w, where
+// decay = learning_rate * weight_decay. Both are always computed: with 0 they change no bit, and
+// two multiply-adds cost little beside the rest of a chunk.
 //
 // Arrays in bfloat16 are rounded stochastically. Most updates are less than half a unit in the last
 // place; rounded so, they are right on average rather than lost.
@@ -77,8 +77,8 @@ FANIN_FN void update_chunk(const Optimizer &o, W *weights, M *m, M *v, int64_t a
   chunk.step(o, weights, m, v, at, count, grad);
 }
 
-// One chunk of weights that have row moments, with this gradient, which has the L2 term
-// already. rate: what the gradient is multiplied with.
+// One chunk of weights that have row moments, with this gradient, to which the L2 term has been
+// added. rate: what the gradient is multiplied with.
 template <class W>
 FANIN_FN void step_by_row(const Optimizer &o, W *weights, int64_t at, int count, float rate,
                           const Chunk<float> &grad) {

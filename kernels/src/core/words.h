@@ -305,9 +305,9 @@ FANIN_FN float scores_to_gradients(const WordsStepCall &c, const WordsScratch &s
   return sum(loss);
 }
 
-// Where a label stands in a list that is not empty, or, where it is not in it, another place. The
-// loop takes as many rounds for any label and has no branch to guess wrong, so that a CPU works on
-// the search for the next label at the same time.
+// Where a label stands in a list that is not empty; some other place where it is not in the list.
+// The loop takes as many rounds for every label, and has no branch that a CPU could guess wrong. So
+// a CPU works on the search for the next label at the same time.
 FANIN_FN int64_t place_in(const uint16_t *labels, const Range &list, int label) {
   int64_t begin = list.begin;
   for (int64_t count = list.end - list.begin; count > 1;) {

@@ -65,8 +65,8 @@ Finding check_pairs(const WordsCall &c, uint32_t *seen) {
   return faults.finding();
 }
 
-// Makes the rows of the batch's words that at least every eighth label has. A row costs the same
-// for all of them, a list so much for each of its labels. seen: as `check_pairs` left it.
+// Makes the rows of the batch's words that at least every eighth label has. The cost of a row is
+// the same for all of them; that of a list grows with its labels. seen: as `check_pairs` left it.
 void make_rows(const WordsCall &c, const uint32_t *seen, const WordRows &rows) {
   constexpr int64_t share = 8;
   if (!rows.most) return;
