@@ -14,7 +14,7 @@ struct Ranking {
   float *scores;
   int64_t count;  // how many there are yet, at most k
 
-  // A score that is not above this is not among the best. NaN where any score is.
+  // A score that is not above this is not among the best. It is NaN while any score is among them.
   FANIN_FN float bound() const { return count < k ? NAN : scores[k - 1]; }
   FANIN_FN void offer(int64_t label, float score) {
     if (count == k && !ranks_before(score, scores[k - 1])) return;
