@@ -19,7 +19,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from fanin.backends.estimate import TooLargeError
 from fanin.backends.estimator.saved import are_ids
-from fanin.backends.passes import known_labels
+from fanin.backends.passes import check_unmasked, known_labels
 from fanin.datasets.memory import available_bytes, size_text
 
 _SETS = (list, tuple, set, frozenset, np.ndarray)
@@ -47,6 +47,7 @@ def known_targets(
     """
     if given is None:
         raise ValueError("FanInClassifier requires y to be passed, but the target y is None")
+    check_unmasked("y", given)
     known = None if classes is None else known_classes(classes)
     if sp.issparse(given):
         return _by_columns(known_labels(given, instances), known)

@@ -146,6 +146,8 @@ def test_unknown_labels_may_be_left_out():
         ([0.5, 1.25, 3], None, "continuous"),
         ([np.nan, 1, 3], None, "NaN"),
         (7, None, "y must hold the labels of 3 instances, got 7"),
+        (np.ma.masked_equal(INDICATOR, 1), None, r"y is masked at \[0, 0\]: fill it"),
+        (np.ma.masked_equal([2, 1, 2], 1), None, r"y is masked at \[1\]: fill it"),
         (sp.csr_array(-INDICATOR), None, "labels has the value -1"),
     ],
 )
