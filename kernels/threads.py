@@ -1,4 +1,4 @@
-"""How many CPU threads work where nobody says a number.
+"""How many CPU threads work when no number is given.
 
 OpenMP and the frameworks look at the cores that the process is bound to, and not at the share of
 them that a container lets it have: with 64 cores and a share of 2, 64 threads would take turns.
@@ -10,7 +10,7 @@ import os
 
 from fanin.kernels.control_groups import cpu_quota
 
-# Of one call of the kernels.
+# In one call of the kernels.
 MOST_THREADS = 1024
 
 
@@ -21,8 +21,8 @@ def cores() -> int:
 
 
 def thread_count(asked: int) -> int:
-    """CPU threads of work that asks for so many; 0 for OMP_NUM_THREADS, or all cores without it.
-    Raises ValueError where that setting is more than a layer takes."""
+    """How many CPU threads work: as many as asked for, and for 0 OMP_NUM_THREADS, or all cores
+    without it. ValueError where OMP_NUM_THREADS is more than the kernels take."""
     if asked:
         return asked
     setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
@@ -36,11 +36,13 @@ def thread_count(asked: int) -> int:
 
 
 def within_share(asked: int) -> int:
-    """What to ask of the kernels and the frameworks for as many: the same, but in place of 0 the
-    share of a container that has less than all cores. Else 0 stays: OpenMP and the frameworks then
-    do as OMP_NUM_THREADS and the program say, whenever that is."""
+    """The number of threads to ask of the kernels and the frameworks. It is the one given, but in
+    a container that has a share of the cores, 0 becomes that share. With OMP_NUM_THREADS or all
+    cores, 0 stays 0: OpenMP and the frameworks then choose, and a program can still tell them."""
+    if asked:
+        return asked
     share = cores()
-    return asked or (share if thread_count(0) == share < _bound_to() else 0)
+    return share if thread_count(0) == share < _bound_to() else 0
 
 
 def _bound_to() -> int:
