@@ -98,7 +98,7 @@ def feature_dictionary(
     differences = np.empty((len(most), features.shape[1]), np.float32)
     factors, scaled = _factors(positives), FeatureTransform(scale)
     for begin, sums in label_sums(features, pairs_by_label(labels[:, most]), threads=threads):
-        for first in range(0, len(sums), _ROWS):  # what is between is in float64
+        for first in range(0, len(sums), _ROWS):  # in small parts: NumPy computes in float64
             some = sums[first : first + _ROWS]
             own = slice(begin + first, begin + first + len(some))
             difference = (some / positives[own, None] - mean).astype(np.float32)

@@ -19,7 +19,7 @@ from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.recipes import Recipe
 from fanin.backends.registry import BACKENDS, MemoryModel
 from fanin.backends.setup import FixedFanIn, LayerSetup
-from fanin.backends.training import is_rewired
+from fanin.backends.training import has_rewiring
 from fanin.datasets.memory import size_text
 from fanin.kernels import sorted_labels, sorting_pays
 
@@ -42,8 +42,8 @@ class Estimate:
     """Bytes by what they are for. training: the most that one phase (a step, prediction, keeping
     the best weights) holds beside the model. moved: by one training step, at least. flops: of one
     step's products. starting: the most in memory before the first step, while connections are
-    chosen and weights are made, as much of the model as there is then included. reading: of an
-    array that is read from the framework, beside the copy that is kept of it."""
+    chosen and weights are made; it includes what exists of the model by then. reading: what is
+    needed to read an array from the framework, beside the copy that is kept of it."""
 
     parameter_bytes: int
     optimizer_bytes: int
@@ -57,7 +57,7 @@ class Estimate:
 
     @property
     def model_bytes(self) -> int:
-        """What there is from the first step to the last."""
+        """What is in memory from the first step to the last."""
         return self.parameter_bytes + self.optimizer_bytes + self.gradient_bytes
 
     @property
@@ -71,7 +71,8 @@ class Estimate:
         return self.model_bytes + self.temporary_bytes + self.overhead_bytes
 
     def peak_with_copy(self, copy_bytes: int, *, while_training: bool) -> int:
-        """`peak_bytes` where a copy of the trained arrays is made, in the end or all the time."""
+        """`peak_bytes` with a copy of the trained arrays, which is made after the last step;
+        while_training: whether there may be one during the steps, too."""
         training = self.training_bytes + copy_bytes * while_training
         training = max(training, copy_bytes + self.reading_bytes)
         return max(self.model_bytes + training, self.starting_bytes) + self.overhead_bytes
@@ -122,8 +123,8 @@ def check_counted(expected: Estimate, available_bytes: int) -> None:
 @dataclass(frozen=True)
 class TrainingOptions:
     """How a model is trained, as far as memory depends on it. batch: instances of a step. words: of
-    sparse features, how many an instance has on average. other_bytes: of what is in memory beside
-    the model once it is made."""
+    sparse features, how many an instance has on average. other_bytes: what else is in memory while
+    the model is trained."""
 
     execution: Execution
     storage: Storage = FLOAT32
@@ -144,12 +145,12 @@ def estimate(
     first = FirstLayer.of(setup, options.batch, storage.row_moments, options.words, kept)
     if options.execution == "fused":
         expected = _fused(setup, first, memory, options, cpu)
-        weight = _BYTES[options.storage.weights]
+        weight = _BYTES[storage.weights]
     else:
         expected, weight = _autograd(setup, first, memory, options), _BYTES["float32"]
     starting = expected.starting_bytes
     if setup.sparse_features:
-        # To make these weights may take more memory than all that comes after them.
+        # Making these weights may take more memory than all that comes after them.
         starting = max(starting, first.weights * (weight + 4 * memory.words_building))
     training = expected.training_bytes + options.other_bytes
     return replace(expected, training_bytes=training, starting_bytes=starting)
@@ -178,7 +179,7 @@ def with_choosing(
             choosing = max(choosing, learning)
         starting = max(starting, choosing)
     steps_per_epoch = -(-sizes.train_instances // batch)
-    if recipe.rewire_towards == "gradient" and is_rewired(recipe, steps_per_epoch):
+    if recipe.rewire_towards == "gradient" and has_rewiring(recipe, steps_per_epoch):
         training = max(training, rewiring_bytes(*data, fan_in, setup.atoms))
     return replace(expected, training_bytes=training, starting_bytes=starting)
 

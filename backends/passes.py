@@ -67,12 +67,17 @@ def check_sparse(name: str, matrix: Any) -> None:
         ) from error
 
 
+def check_unmasked(name: str, given: Any) -> None:
+    """ValueError where an array has masked values: NumPy would use what is behind the mask."""
+    if np.ma.is_masked(given):
+        at = np.argwhere(np.ma.getmaskarray(given))[0].tolist()
+        raise ValueError(f"{name} is masked at {at}: fill it, such as by `filled(0)`")
+
+
 def check_numbers(name: str, given: Any) -> None:
-    """ValueError where an array or a frame holds values that are masked, or times: NumPy would make
-    numbers of both in silence."""
-    if np.ma.isMaskedArray(given) and np.ma.is_masked(given):
-        at = tuple(np.argwhere(np.ma.getmaskarray(given))[0].tolist())
-        raise ValueError(f"{name} is masked at {list(at)}: fill it, such as by `filled(0)`")
+    """ValueError where an array or a frame has masked values, or times: NumPy would make numbers of
+    both in silence."""
+    check_unmasked(name, given)
     types = getattr(given, "dtypes", None)  # of a frame, one for each column
     for each in [getattr(given, "dtype", None)] if types is None else np.atleast_1d(types):
         if getattr(each, "kind", None) in ("m", "M"):

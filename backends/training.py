@@ -107,8 +107,8 @@ def rewire_due(step: int, recipe: Recipe, steps_per_epoch: int) -> bool:
     return (step - 1) % (steps_per_epoch if interval == -1 else interval) == 0
 
 
-def is_rewired(recipe: Recipe, steps_per_epoch: int) -> bool:
-    """Whether connections are rewired at any step of a training."""
+def has_rewiring(recipe: Recipe, steps_per_epoch: int) -> bool:
+    """Whether `rewire_due` is true at any step of a training."""
     interval = steps_per_epoch if recipe.rewire_interval == -1 else recipe.rewire_interval
     first = 1 + (interval if recipe.rewire_towards == "gradient" else 0)
     in_time = first <= recipe.epochs * steps_per_epoch

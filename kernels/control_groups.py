@@ -1,8 +1,9 @@
-"""The control groups that this process is in, as in a container, and what they let it have.
+"""The control groups that this process is in, as in a container, and how many cores they allow.
 
 Version 2 has one tree of groups, version 1 one for each controller, and a machine may have both. A
 group lies within others, and each of them may have a limit. A container often sees its own group as
-the root of the tree, but its path as it is outside. Folders that do not exist have no limits.
+the root of the tree, but reads the path that the group has on the host. Folders that do not exist
+have no limits.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def own_groups(controller: str) -> Iterator[Group]:
 
 
 def cpu_quota() -> float | None:
-    """How many cores this process's groups let it have, such as 0.5; None without a limit."""
+    """How many cores this process's groups allow it, such as 0.5; None without a limit."""
     quotas = [quota for quota in map(_quota, own_groups("cpu")) if quota is not None]
     return min(quotas, default=None)
 

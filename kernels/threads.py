@@ -1,4 +1,4 @@
-"""How many CPU threads work where the caller gives no number.
+"""How many CPU threads work when no number is given.
 
 OpenMP and the frameworks look at the cores that the process is bound to, and not at the share of
 them that a container lets it have: with 64 cores and a share of 2, 64 threads would take turns.
@@ -10,7 +10,7 @@ import os
 
 from fanin.kernels.control_groups import cpu_quota
 
-# Of one call of the kernels.
+# In one call of the kernels.
 MOST_THREADS = 1024
 
 
@@ -21,8 +21,8 @@ def cores() -> int:
 
 
 def thread_count(asked: int) -> int:
-    """How many CPU threads work where so many are asked for; 0 asks for OMP_NUM_THREADS, or without
-    it for all cores. Raises ValueError where OMP_NUM_THREADS is more than a layer takes."""
+    """How many CPU threads work: as many as asked for, and for 0 OMP_NUM_THREADS, or all cores
+    without it. ValueError where OMP_NUM_THREADS is more than the kernels take."""
     if asked:
         return asked
     setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
@@ -36,12 +36,13 @@ def thread_count(asked: int) -> int:
 
 
 def within_share(asked: int) -> int:
-    """How many threads to ask of the kernels and the frameworks: `asked`, but in place of 0 a
-    container's share, where that is less than all cores and OMP_NUM_THREADS gives no other number.
-    Otherwise 0 stays, and OpenMP and the frameworks follow OMP_NUM_THREADS and what the program
-    sets later."""
+    """The number of threads to ask of the kernels and the frameworks. It is the one given, but in
+    a container that has a share of the cores, 0 becomes that share. With OMP_NUM_THREADS or all
+    cores, 0 stays 0: OpenMP and the frameworks then choose, and a program can still tell them."""
+    if asked:
+        return asked
     share = cores()
-    return asked or (share if thread_count(0) == share < _bound_cores() else 0)
+    return share if thread_count(0) == share < _bound_cores() else 0
 
 
 def _bound_cores() -> int:

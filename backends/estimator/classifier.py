@@ -152,15 +152,14 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     def plan(self, X: Any, y: Any, classes: Any = None) -> Plan:
         """What `fit` with these arguments would need, in bytes and arithmetic; nothing is
         trained."""
-        return self._planned(clone(self), X, y, classes)[2]
+        return self._planned(X, y, classes)[0]
 
     def fit(self, X: Any, y: Any, classes: Any = None) -> FanInClassifier:
         """Train a new model; self. classes: for sparse y and an indicator, the names of the labels
         in the order of their ids; for other forms of y, all labels. ValueError for data or
         parameters that cannot be used, `TooLargeError` (a MemoryError) where `plan` says that the
         model does not fit, ImportError where a framework is needed and none is installed."""
-        notes = clone(self)
-        data, targets, plan = self._planned(notes, X, y, classes)
+        plan, data, targets, names = self._planned(X, y, classes)
         settings, seed = Settings.of(self), self._seed()
         plan.check()
         training, validation = data, None
@@ -171,7 +170,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         )
         self.recipe_, self.history_ = plan.recipe, fitted.history
         self.best_epoch_ = fitted.best_epoch
-        self._take_over(plan.setup, targets, notes)
+        self._take_over(plan.setup, targets, names)
         self._model.take(saved.make_predictor(plan.setup, fitted.arrays, settings.threads))
         return self
 
@@ -184,13 +183,12 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         until they have as many as `fan_in` allows. ValueError as in `fit`."""
         settings, is_first = Settings.of(self), not hasattr(self, "_model")
         if is_first:
-            notes = clone(self)
-            data, targets, plan = self._planned(notes, X, y, classes)
+            plan, data, targets, names = self._planned(X, y, classes)
             plan.check()
             seed = self._seed()
             arrays = first_arrays(plan.setup, plan.recipe, data, seed, settings.threads)
             self.recipe_, self.history_, self.best_epoch_ = plan.recipe, [], 0
-            self._take_over(plan.setup, targets, notes)
+            self._take_over(plan.setup, targets, names)
             self._passes_seed = seed
             self._model.train(trainer_of(settings, plan.setup, arrays))
         else:
@@ -211,19 +209,21 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _planned(
-        self, holder: FanInClassifier, X: Any, y: Any, classes: Any
-    ) -> tuple[Instances, Targets, Plan]:
-        """Data as training reads them, and what it will need. holder: the estimator
-        that notes the inputs of X and their names."""
-        settings = Settings.of(self)
-        features = known_x(holder, X, reset=True)
+        self, X: Any, y: Any, classes: Any
+    ) -> tuple[Plan, Instances, Targets, np.ndarray | None]:
+        """What a training will need, the data as it reads them, and the names of the inputs, if
+        they have any. Nothing is changed: a fit that fails leaves the model before it as it was.
+        """
+        settings, copy = Settings.of(self), clone(self)
+        features = known_x(copy, X, reset=True)
         targets = known_targets(y, features.shape[0], classes)
         positives = targets.positives
         if not positives.nnz:
             raise ValueError("y: no instance has a label: there is nothing to learn")
         data = Instances(features, positives)
         data_bytes = copied_bytes(X, features) + copied_bytes(y, positives)
-        return data, targets, make_plan(settings, data, data_bytes)
+        names = getattr(copy, "feature_names_in_", None)
+        return make_plan(settings, data, data_bytes), data, targets, names
 
     def _more(self, X: Any, y: Any, classes: Any) -> Instances:
         """More data for the present model."""
@@ -239,14 +239,12 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"X must be {form}, as when the model was begun")
         return Instances(features, targets.positives)
 
-    def _take_over(self, setup: AnySetup, targets: Targets, notes: FanInClassifier) -> None:
-        """Begin a model. notes: knows the inputs and their names. They are taken over only now,
-        so that a fit that fails leaves the model before it as it was."""
-        self.setup_, self.classes_ = setup, targets.classes
-        for name in ("n_features_in_", "feature_names_in_"):
-            self.__dict__.pop(name, None)
-            if hasattr(notes, name):
-                setattr(self, name, getattr(notes, name))
+    def _take_over(self, setup: AnySetup, targets: Targets, names: np.ndarray | None) -> None:
+        """Begin a model. names: of the inputs, if they have any."""
+        self.setup_, self.classes_, self.n_features_in_ = setup, targets.classes, setup.inputs
+        self.__dict__.pop("feature_names_in_", None)
+        if names is not None:
+            self.feature_names_in_ = names
         self._is_single = targets.is_single
         self._model = _Model(setup, self.threads)
 
@@ -351,13 +349,11 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         except (TypeError, ValueError) as error:
             raise saved.ModelError(f"settings of the model: {error}") from error
         estimator = cls(**{name: getattr(settings, name) for name in model.settings})
-        notes = clone(estimator)
-        notes.n_features_in_ = model.setup.inputs
-        if model.feature_names is not None:
-            notes.feature_names_in_ = np.array(model.feature_names, object)
         estimator.recipe_, estimator.history_, estimator.best_epoch_ = recipe, [], 0
         targets = Targets(sp.csr_array((0, model.setup.labels)), model.classes, model.is_single)
-        estimator._take_over(model.setup, targets, notes)
+        known = model.feature_names
+        names = None if known is None else np.array(known, object)
+        estimator._take_over(model.setup, targets, names)
         estimator._model.take(model.predictor)
         return estimator
 

@@ -158,7 +158,7 @@ def fit(
                 precision = _precision(trainer, validation)
                 epoch = epoch._replace(precision=precision)
                 if schedule.observe(number, precision):
-                    best = None  # the memory of the old ones first
+                    best = None  # frees the memory of the old ones first
                     best = trainer.weights()
             history.append(epoch)
             progress.epoch(number, *epoch)
@@ -193,8 +193,8 @@ def _fit_words(
                 precision = precision_at(validation.positives, ids, _K)
                 epoch = epoch._replace(precision=precision)
                 if precision > highest:
-                    best = None  # the memory of the old ones first
-                    # Copies: the passes that follow train the model's arrays in place.
+                    best = None  # frees the memory of the old ones first
+                    # A copy: later passes change the model's own arrays.
                     best = copied(model.weights().items())
                     best_epoch, highest = len(history) + 1, precision
             history.append(epoch)

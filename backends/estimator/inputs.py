@@ -34,7 +34,7 @@ def known_x(estimator: Any, given: Any, *, reset: bool) -> Features:
         if "could not convert string" not in str(error):
             raise
         raise ValueError(
-            f"X must be numbers, but {error}; of texts, TF-IDF makes features, such as by "
+            f"X must be numbers, but {error}: make numbers of texts by TF-IDF, such as by "
             "sklearn.pipeline.make_pipeline(TfidfVectorizer(), FanInClassifier())"
         ) from error
     if isinstance(x, np.ndarray):
@@ -43,12 +43,12 @@ def known_x(estimator: Any, given: Any, *, reset: bool) -> Features:
     if not sparse.has_canonical_format or not sparse.data.all():
         sparse = sparse.copy()
         sparse.sum_duplicates()
-        sparse.eliminate_zeros()  # a word of value 0 is no word of the instance
+        sparse.eliminate_zeros()  # an instance does not have a word of value 0
     return sparse
 
 
 def copied_bytes(given: Any, known: Features) -> int:
-    """Bytes of the arrays that `known_x` made, without those that it was given."""
+    """Bytes of the known arrays that are new, and do not share the memory of the given ones."""
     before = [array for array in _arrays(given) if isinstance(array, np.ndarray)]
     return sum(
         array.nbytes
@@ -58,7 +58,7 @@ def copied_bytes(given: Any, known: Features) -> int:
 
 
 def _arrays(features: Any) -> list[Any]:
-    """The arrays of CSR features; features of any other form, as they are."""
+    """The arrays of a CSR matrix; a matrix of any other form, as it is."""
     is_sparse = bool(sp.issparse(features))  # as a condition, it would hide all but the base class
     if is_sparse and features.format == "csr":
         return [features.data, features.indices, features.indptr]

@@ -35,9 +35,9 @@ class Plan:
 
     expected: of the training, by what bytes are for. data_bytes: of the copies that are made of
     features and labels, where they have another form than the training reads. kept_bytes: of the
-    copies of trained arrays that are kept for predictions. keeps_early: whether there may be such a
-    copy while training goes on, as that of the best epoch so far. available_bytes: that this
-    process can still take. steps: of training, in all epochs.
+    copies of trained arrays that are kept for predictions. keeps_early: whether they count while
+    training goes on, as a copy of the best epoch so far does. available_bytes: that this process
+    can still take. steps: of training, in all epochs.
     """
 
     setup: AnySetup
@@ -127,7 +127,8 @@ def make_plan(settings: Settings, data: Instances, data_bytes: int) -> Plan:
         expected = words_estimate(setup, features, positives, settings.cpu_threads)
         steps = steps_of(recipe, instances)
         kept = words_kept_bytes(setup, recipe, settings.early_stopping)
-        keeps_early = True  # the layout of pairs that are added is not given back before
+        # What adding pairs took is not returned to the system before the copy is made.
+        keeps_early = True
     else:
         assert isinstance(recipe, Recipe)
         backend = settings.known_backend()
@@ -135,7 +136,8 @@ def make_plan(settings: Settings, data: Instances, data_bytes: int) -> Plan:
         recipe = recipe.for_steps(steps_per_epoch)
         expected = _estimate(settings, backend, setup, recipe, data)
         steps = recipe.epochs * steps_per_epoch
-        # In float32, whatever the training stores. The best epoch is kept in place of the last.
+        # Copies are in float32, whatever the training stores. There is one: that of the best epoch,
+        # or of the last.
         as_float32 = replace(settings, weights_dtype="float32", moments_dtype="float32")
         kept = _estimate(as_float32, backend, setup, recipe, data).parameter_bytes
         keeps_early = settings.early_stopping

@@ -69,12 +69,12 @@ class SavedModel:
         was fitted on."""
         columns = getattr(X, "columns", None)
         if self.feature_names is not None and columns is not None:
-            self._check_columns(list(columns))
+            self._check_columns(self.feature_names, list(columns))
         return self.predictor.top_k(X, k)
 
-    def _check_columns(self, columns: list[Any]) -> None:
-        assert self.feature_names is not None
-        for place, (name, known) in enumerate(zip_longest(columns, self.feature_names)):
+    @staticmethod
+    def _check_columns(known_names: tuple[str, ...], columns: list[Any]) -> None:
+        for place, (name, known) in enumerate(zip_longest(columns, known_names)):
             if name != known:
                 raise ValueError(
                     f"X has the columns of another frame: column {place} is {name!r}, and the "
@@ -150,7 +150,7 @@ def load(path: str | os.PathLike[str], threads: int = 0) -> SavedModel:
     if LABELS in checksums:
         classes = _read_labels(folder / LABELS, labels_type, setup.labels)
     else:
-        classes = np.arange(setup.labels)  # as many as the arrays are of, by now
+        classes = np.arange(setup.labels)  # the arrays were checked to have so many
     return SavedModel(predictor, classes, is_single, settings, feature_names)
 
 

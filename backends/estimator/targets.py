@@ -19,7 +19,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from fanin.backends.estimate import TooLargeError
 from fanin.backends.estimator.saved import are_ids
-from fanin.backends.passes import known_labels
+from fanin.backends.passes import check_unmasked, known_labels
 from fanin.datasets.memory import available_bytes, size_text
 
 _SETS = (list, tuple, set, frozenset, np.ndarray)
@@ -47,6 +47,7 @@ def known_targets(
     """
     if given is None:
         raise ValueError("FanInClassifier requires y to be passed, but the target y is None")
+    check_unmasked("y", given)
     known = None if classes is None else known_classes(classes)
     if sp.issparse(given):
         return _by_columns(known_labels(given, instances), known)
@@ -56,7 +57,7 @@ def known_targets(
     form = given if isinstance(given, list | tuple) else np.asarray(given)
     if isinstance(form, np.ndarray) and not form.ndim:
         raise ValueError(
-            f"y must hold the labels of {instances} instances, got {_form(given)}; give CSR, or a "
+            f"y must hold the labels of {instances} instances, got {_form(given)}: give CSR, or a "
             "list of the labels of each instance"
         )
     if len(form) != instances:
@@ -101,7 +102,7 @@ def known_classes(given: Any) -> np.ndarray:
 
 
 def _form(given: Any) -> str:
-    """What was given, in few words: a whole data set is no part of a message."""
+    """What was given, for a message: of an array or a list its type and shape, not its values."""
     shape = getattr(given, "shape", None)
     if isinstance(given, Collection) or shape:
         return f"{type(given).__name__}" + (f" {list(shape)}" if shape else "")
@@ -109,13 +110,13 @@ def _form(given: Any) -> str:
 
 
 def _ids(labels: int) -> np.ndarray:
-    """Ids of so many labels; TooLargeError where they do not fit, before they take memory."""
-    size, available = 24 * labels, available_bytes()  # with copies that checks make of them
+    """Ids of so many labels; TooLargeError where memory has no room for them."""
+    size, available = 24 * labels, available_bytes()  # with the copies that checks make
     if size > available:
         raise TooLargeError(
             f"y has label ids up to {labels - 1}: the ids of so many labels alone are "
-            f"{size_text(size)}, and {size_text(available)} are available here; where these are "
-            "names and no ids, give them as text"
+            f"{size_text(size)}, and {size_text(available)} are available here; if these are "
+            "names and not ids, give them as text"
         )
     return np.arange(labels)
 
@@ -170,8 +171,8 @@ def _check_one_each(given: np.ndarray) -> None:
         if not isinstance(name, str | Real):
             raise ValueError(
                 f"y[{instance}] is {name!r}, a {type(name).__name__}, which is no label: give a "
-                "name (text) or a number, or for each instance a list of its labels, if an empty "
-                "one"
+                "name (text) or a number, or for each instance a list of its labels, which may be "
+                "empty"
             )
         if isinstance(name, str) != are_names:
             raise ValueError(
@@ -187,7 +188,7 @@ def _by_sets(
         if not isinstance(each, _SETS):
             raise ValueError(
                 f"y[{instance}] is {each!r}; where one instance has a list of labels, all must "
-                "have one, if an empty one"
+                "have one, which may be empty"
             )
         try:
             count = len(set(map(_plain, each)))
@@ -215,21 +216,13 @@ def _classes_of(given: Sequence[Any] | np.ndarray) -> np.ndarray:
     """Names in order; or, of ids, all up to the largest."""
     names: set[Any] = set()
     for instance, each in enumerate(given):
-        new = {name for name in map(_plain, each) if name not in names}
-        for name in new:
-            if not isinstance(name, str | Integral) or isinstance(name, bool):
-                wrong = "which is neither a name (text) nor an id (a whole number)"
-            elif names and isinstance(name, str) != isinstance(next(iter(names)), str):
-                wrong = f"and others are as {next(iter(names))!r}"
-            elif not isinstance(name, str) and name < 0:
-                wrong = "and ids are at least 0"
-            else:
-                names.add(name)
-                continue
-            raise ValueError(
-                f"y[{instance}] has the label {name!r}, {wrong}: labels must be all names or all "
-                "ids"
-            )
+        for name in {name for name in map(_plain, each) if name not in names}:
+            if fault := _fault(name, names):
+                raise ValueError(
+                    f"y[{instance}] has the label {name!r}, {fault}: labels must be all names or "
+                    "all ids"
+                )
+            names.add(name)
     if not names:
         raise ValueError("y: no instance has a label: there is nothing to learn")
     if isinstance(next(iter(names)), str):
@@ -237,8 +230,20 @@ def _classes_of(given: Sequence[Any] | np.ndarray) -> np.ndarray:
     return _ids(max(names) + 1)
 
 
+def _fault(name: Any, others: set[Any]) -> str | None:
+    """What is wrong with a label beside these others, None where nothing is."""
+    if not isinstance(name, str | Integral) or isinstance(name, bool):
+        return "which is neither a name (text) nor an id (a whole number)"
+    other = next(iter(others), name)  # all others are of one type
+    if isinstance(name, str) != isinstance(other, str):
+        return f"and another one is {other!r}"
+    if not isinstance(name, str) and name < 0:
+        return "and ids are at least 0"
+    return None
+
+
 def _finder(classes: np.ndarray) -> Callable[[Any], int | None]:
-    """What gives the id of a name, None for a name that is none of the classes."""
+    """A function that gives the id of a name, or None where no label has that name."""
     if not are_ids(classes):
         return {name: label for label, name in enumerate(classes.tolist())}.get
     labels = len(classes)
@@ -260,8 +265,10 @@ def _positives(
     for instance, names in enumerate(rows):
         known = sorted(label for name in names if (label := find(name)) is not None)
         if len(known) < len(names) and not ignore_unknown:
-            odd = next(name for name in names if find(name) is None)
-            raise ValueError(f"y[{instance}] has the label {odd!r}, which is none of the classes")
+            unknown = next(name for name in names if find(name) is None)
+            raise ValueError(
+                f"y[{instance}] has the label {unknown!r}, which is none of the classes"
+            )
         columns += known
         starts.append(len(columns))
     ones = np.ones(len(columns), bool)

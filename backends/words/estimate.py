@@ -15,15 +15,16 @@ _OVERHEAD = 16 << 20
 # Bytes of a pair while pairs are laid out anew, beside the new arrays; and of a value of a product
 # while pairs are chosen.
 _PAIR_BYTES, _VALUE_BYTES = 40, 32
-# A call of the kernel keeps so much at most for words that many labels have.
-_ROW_BYTES = 32 << 20
+# The most that a call of the kernel keeps for words that many labels have: so many rows of all
+# labels, and so many bytes (`word_rows` in kernels/src/core/memory.h).
+_ROWS, _ROW_BYTES = 256, 32 << 20
 
 
 def words_kept_bytes(
     setup: OneVersusRestSetup, recipe: OneVersusRestRecipe, early_stopping: bool
 ) -> int:
-    """Bytes of the trained arrays, kept for predictions; and with early stopping of those of an
-    early pass, which may be the best one and are kept while pairs are added."""
+    """Bytes of the trained arrays, which are kept for predictions. With early stopping an earlier
+    pass may be the best: its arrays are kept, too, while pairs are added."""
     early = recipe.first_share if early_stopping and recipe.growths else 0.0
     copy = 12 * setup.most_pairs + 8 * (setup.labels + setup.inputs + 1)
     return int((1 + early) * copy)
@@ -42,7 +43,7 @@ def words_estimate(
     blocks, _ = blocks_of(labels, threads)
     starts = 8 * blocks * (setup.inputs + 1)
     chosen = _VALUE_BYTES * BLOCK_VALUES + 12 * (pairs + BLOCK_VALUES) + 16 * y.nnz
-    rows = min(_ROW_BYTES, 4 * labels * min(256, setup.inputs))
+    rows = min(_ROW_BYTES, 4 * labels * min(_ROWS, setup.inputs))
     # Of pairs that a call scores, if all words had equally many: frequent ones have more.
     visited = CALL_INSTANCES * x.nnz / x.shape[0] * pairs / setup.inputs
     return Estimate(

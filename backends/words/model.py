@@ -120,8 +120,8 @@ class OneVersusRest:
         return pairs[order], word_pairs.weights[order], word_pairs.squares[order]
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The model's arrays by name, from which training can go on; not copied where that is
-        possible.
+        """The model's arrays by name, from which training can go on. Some may be its own, which
+        later steps change.
 
         "output.weights" float32 [pairs] are the values of a CSR matrix [inputs, labels], with
         "output.starts" int64 [inputs + 1] and "output.label_ids" int32 [pairs]; "output.bias"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fanin.backends.recipes import Recipe
-from fanin.backends.training import Schedule, is_rewired, rewire_due, rewire_fraction
+from fanin.backends.training import Schedule, has_rewiring, rewire_due, rewire_fraction
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,9 @@ def test_when_rewiring_is_due():
     assert steps(-1, rewire_towards="gradient") == [5, 9]
 
 
-def test_whether_anything_is_rewired():
+def test_whether_anything_has_rewiring():
     def ever(**given):
-        return is_rewired(Recipe(**given), steps_per_epoch=4)
+        return has_rewiring(Recipe(**given), steps_per_epoch=4)
 
     assert ever() and ever(epochs=1, rewire_interval=-1)
     assert not ever(rewire_interval=0)
@@ -61,7 +61,7 @@ def test_whether_anything_is_rewired():
     assert not ever(epochs=2, rewire_interval=7, **towards)
 
 
-def test_the_fraction_that_is_rewired():
+def test_the_fraction_that_has_rewiring():
     def fractions(**more):
         recipe = Recipe(rewire_fraction=0.2, epochs=3, **more)
         return [rewire_fraction(s, recipe, steps_per_epoch=4) for s in (1, 5, 9)]
