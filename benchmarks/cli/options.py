@@ -123,15 +123,19 @@ OptimizerOption = Annotated[
 ]
 LearningRateOption = Annotated[
     float | None,
-    typer.Option(min=0, help="Of the first steps; by default what the task file says."),
+    typer.Option(min=0, help="At the first step; by default what the task file says."),
 ]
 WeightDecay = Annotated[
     float | None,
-    typer.Option(min=0, help="Decoupled weight decay (AdamW); 0 where the task file is silent."),
+    typer.Option(min=0, help="Decoupled, as in AdamW; by default what the task file says (0)."),
 ]
 L2 = Annotated[
     float | None,
-    typer.Option(min=0, help="Times the weights, added to the gradient; 0 likewise."),
+    typer.Option(
+        min=0,
+        help="L2: so much of each weight is added to its gradient; by default what the task file "
+        "says (0).",
+    ),
 ]
 RecipeOption = Annotated[
     str | None,

@@ -121,8 +121,8 @@ class Task(BaseModel):
         default=PAPER.least_steps,
         ge=0,
         le=MOST,
-        description=f"more epochs, up to {recipes.MOST_EPOCHS}, where all would have fewer steps; "
-        "0 where a task names its epochs",
+        description="if all epochs together have fewer steps, there are more, up to "
+        f"{recipes.MOST_EPOCHS}; 0 where a task names its epochs",
     )
     feature_scaling: recipes.FeatureScaling = PAPER.feature_scaling
     feature_dictionary: recipes.FeatureDictionary = Field(

@@ -22,7 +22,7 @@ def bound(share: float) -> int:
 
 
 def bound_between(share: float, lowest: int, highest: int) -> int:
-    """The same for instances of which the first and the last have these places: a small set may
-    have none below `bound(share)`, or none from it on. Of a share of 0 or 1 it is 0 or 2^64."""
+    """`bound(share)`, moved so that both splits of a small set have instances, where its lowest and
+    highest places differ. A share of 0 or 1 still gives an empty split: 0 or 2^64."""
     wanted = bound(share)
     return wanted if wanted in (0, 2**64) else min(max(wanted, lowest + 1), highest)

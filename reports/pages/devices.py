@@ -35,13 +35,19 @@ _KINDS = ("runs", "shapes", "op", "step", "gpu")
 _NO_GPU = f"{NOT_RUN}: no GPU was at hand so far"
 _INTRODUCTION = """# Results by device
 
-Written by `nox -s readme` from the files in these folders; nothing here was typed by hand, and what
-was not measured is a gap. `nox -s gpu` (or `python benchmarks/gpu.py`) makes a GPU's folder.
+Written by `nox -s readme` from the files in these folders; no measured number here was typed by
+hand, and what was not measured is a gap. `nox -s gpu` (or `python benchmarks/gpu.py`) makes a
+GPU's folder.
 
 A folder is a device, or runs of some kind on one: `cpu` is the README's, and newer than the others;
 `whole` has the README's table of all of WordNet; `executions` and `whole-executions` have autograd
-and fused beside each other, for several seeds; `sparse` has shape profiles of a bag of words;
-`text` has the trainings on words, which stand in the README alone.
+and fused beside each other, for several seeds; `recipes` has what a recipe gains; `sparse` has
+shape profiles of a bag of words; `text` has the trainings on words, which stand in the README
+alone.
+
+Some files are older than the key `least_steps` of their task, which was added to them by hand. In
+those of `recipes` on the small WordNet it is 0: the runs had the five epochs that the files name.
+In those of `sparse` it is 6000: a shape profile trains no whole epoch.
 
 Beside the paper: its memory is the peak of TensorFlow's allocator on a V100, ours that of torch's
 on a GPU, and on a CPU the resident set above the baseline. Ratios are ours / the paper's.

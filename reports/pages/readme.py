@@ -54,11 +54,7 @@ _MARKED = re.compile(
 def runs_section(folder: Path, data: str) -> str:
     """The machine and the table of the runs in a folder of results."""
     runs = list(read_results(folder))
-    machine = _machine(runs)
-    return (
-        f"{data} (real data), {machine.processor}, {machine.cores} cores, "
-        f"{machine.gpu or 'no GPU'}:\n\n{runs_text(runs).strip()}\n"
-    )
+    return f"{data} (real data), {_hardware(runs)}:\n\n{runs_text(runs).strip()}\n"
 
 
 def recipes_section(folder: Path) -> str:
@@ -81,26 +77,26 @@ def recipes_section(folder: Path) -> str:
 
 def op_section(folder: Path) -> str:
     """The op's times beside those of torch's own layers."""
-    results = _some(read_device(folder).ops, folder / "op", "timing.op")
+    results = _some(read_device(folder).ops, folder / "op", "timing.op --json")
     return f"{op_introduction(results)}\n\n{op_table(results).markdown()}\n"
 
 
 def step_section(folder: Path) -> str:
     """The measurements of a training step: one row per process."""
-    results = _some(read_device(folder).steps, folder / "step", "timing.step")
+    results = _some(read_device(folder).steps, folder / "step", "timing.step --json")
     return f"{step_introduction(results)}\n\n{step_table(results).markdown(padded=False)}\n"
 
 
 def text_section(folder: Path) -> str:
     """Trainings on words beside Omikuji's."""
     results = [read_words_times(file) for file in sorted(folder.glob("*.json"))]
-    results = _some(results, folder, "timing.text")
+    results = _some(results, folder, "timing.text --dataset NAME --out")
     return f"{words_introduction(results)}\n\n{words_table(results).markdown(padded=False)}\n"
 
 
-def _some(results: list[T], folder: Path, module: str) -> list[T]:
+def _some(results: list[T], folder: Path, command: str) -> list[T]:
     if not results:
-        raise SystemExit(f"no results in {folder}: python -m fanin.benchmarks.{module} --json FILE")
+        raise SystemExit(f"no results in {folder}: python -m fanin.benchmarks.{command} FILE")
     return results
 
 
@@ -120,15 +116,19 @@ def shapes_section(folder: Path) -> str:
 def sparse_section(folder: Path) -> str:
     """The shape profiles of a published data set's bag of words."""
     runs = list(read_results(folder, "shapes"))
-    machine = _machine(runs)
     return (
-        f"{machine.processor}, {machine.cores} cores, no GPU. Other work shared the cores, so "
-        f"times tell little.\n\n{profiles_text(runs).strip()}\n"
+        f"{_hardware(runs)}. Other work shared the cores, so times tell little.\n\n"
+        f"{profiles_text(runs).strip()}\n"
     )
 
 
 def _machine(runs: list[RunResult]) -> Machine:
     return next(run.machine for run in runs if run.machine)
+
+
+def _hardware(runs: list[RunResult]) -> str:
+    machine = _machine(runs)
+    return f"{machine.processor}, {machine.cores} cores, {machine.gpu or 'no GPU'}"
 
 
 def _processors(runs: list[RunResult]) -> str:

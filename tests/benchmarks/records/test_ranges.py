@@ -106,6 +106,7 @@ def complaint(tmp_path: Path, text: str) -> str:
         ("machine.cores", 0, "machine.cores: Input should be greater than or equal to 1"),
         ("machine.memory_bytes", 1e300, "machine.memory_bytes: Input should be a valid integer"),
         ("task.epochs", 3, "history has 4 epochs, and the task 3"),
+        ("task.schedule", "linear", "history has 4 epochs, and the task 100"),
         ("task.learning_rate", 1e308, "task.learning_rate: Input should be less than"),
         ("task.seed", 10**400, "task.seed: Input should be less than"),
         ("task.architecture", [], "task.architecture: Input should be 'dense'"),
@@ -114,6 +115,18 @@ def complaint(tmp_path: Path, text: str) -> str:
 )  # fmt: skip
 def test_what_cannot_be_names_file_and_field(tmp_path, good, where, value, message):
     assert message in complaint(tmp_path, change(good, where, value))
+
+
+def test_a_run_from_before_least_steps_is_not_of_the_recipe(tmp_path, good):
+    keys = ("dataset", "features", "architecture", "connectivity")
+    named = {key: good["task"][key] for key in keys}
+    named |= {"recipe": "best", "epochs": 4}
+    epochs = -(-1000 // good["history"][0]["steps"])
+    message = f"history has 4 epochs, and the task {epochs}"
+    assert message in complaint(tmp_path, change(good, "task", named))
+    path = tmp_path / "torch-1.json"
+    path.write_text(change(good, "task", named | {"least_steps": 0}))
+    assert read_result(path).task.epochs == 4
 
 
 def test_a_key_that_stands_twice(tmp_path, good):

@@ -225,11 +225,11 @@ def test_a_small_set_has_both_splits(tmp_path: Path, seed: int, share: float) ->
         ("two", "y"),
         ("two", "z"),
     ]
-    # Equal texts have no place in two splits; nor is a share of nothing given any.
+    # Equal texts stay in one split, and a share of 0 gets no instance.
     path = write_json(tmp_path / "b.jsonl", [("one", ["x"])] * 3)
-    for source, none in ((path, share), (tmp_path / "a.jsonl", 0.0)):
+    for source, test_share in ((path, share), (tmp_path / "a.jsonl", 0.0)):
         with pytest.raises(DataError, match=r"no (train|test) instances"):
-            convert_texts(RecordFile(source), None, tmp_path / "b", none, seed, False, False)
+            convert_texts(RecordFile(source), None, tmp_path / "b", test_share, seed, False, False)
     assert not (tmp_path / "b").exists()
 
 
