@@ -87,6 +87,7 @@ MAY_IMPORT_REPORTS = (
     "fanin.benchmarks.cli",
     "fanin.benchmarks.gpu",
     "fanin.benchmarks.timing.op",
+    "fanin.benchmarks.timing.predict",
     "fanin.benchmarks.timing.step",
     "fanin.benchmarks.timing.text",
     "fanin.reports",

@@ -1,4 +1,5 @@
-"""The result files of the timings: of an op, of a training step, and of trainings on words."""
+"""The result files of the timings: of an op, of a training step, of predictions, and of trainings
+on words."""
 
 from __future__ import annotations
 
@@ -66,6 +67,19 @@ class StepResult(Record):
     step_seconds: Rounds
     rewire_seconds: Seconds
     csr_seconds: dict[str, Rounds] | None = None
+
+
+class PredictTimes(Record):
+    """Seconds of predictions on random data, as `timing.predict` measures them."""
+
+    synthetic: bool = True
+    started: Moment
+    machine: Machine
+    inputs: Size
+    labels: Size
+    fan_in: Size
+    k: Size = Field(description="how many labels were asked for")
+    seconds: dict[Size, Rounds] = Field(description="instances -> seconds of each round")
 
 
 TrainerName = Literal["fanin", "omikuji"]

@@ -25,7 +25,7 @@ from fanin.benchmarks.records.base import Machine
 from fanin.benchmarks.records.files import write_atomically
 from fanin.benchmarks.records.published import as_published
 from fanin.benchmarks.records.run import RunResult
-from fanin.benchmarks.records.store import read_results, read_words_times
+from fanin.benchmarks.records.store import read_predict_times, read_results, read_words_times
 from fanin.reports.format import number
 from fanin.reports.machines import number_hardware
 from fanin.reports.pages.devices import devices_page, read_device
@@ -34,6 +34,7 @@ from fanin.reports.paper import PaperRow, paper_rows, profiled
 from fanin.reports.summary import by_dataset, is_finished, several_machines, summarise
 from fanin.reports.table import Column, Table, make_table, text_column
 from fanin.reports.tables.op import op_introduction, op_table
+from fanin.reports.tables.predict import predict_introduction, predict_table
 from fanin.reports.tables.profiles import expected_gib
 from fanin.reports.tables.recipes import recipes_table
 from fanin.reports.tables.step import step_introduction, step_table
@@ -85,6 +86,12 @@ def step_section(folder: Path) -> str:
     """The measurements of a training step: one row per process."""
     results = _some(read_device(folder).steps, folder / "step", "timing.step --json")
     return f"{step_introduction(results)}\n\n{step_table(results).markdown(padded=False)}\n"
+
+
+def predict_section(folder: Path) -> str:
+    """The times of predictions for one instance and for a few."""
+    times = read_predict_times(folder / "predict.json")
+    return f"{predict_introduction(times)}\n\n{predict_table(times).markdown()}\n"
 
 
 def text_section(folder: Path) -> str:
@@ -171,6 +178,7 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "recipes": lambda results: recipes_section(results / "recipes"),
     "op": lambda results: op_section(results / _CPU),
     "step": lambda results: step_section(results / _CPU),
+    "predict": lambda results: predict_section(results / _CPU),
     "shapes": lambda results: shapes_section(results / _CPU),
     "sparse": lambda results: sparse_section(results / "sparse"),
     "text": lambda results: text_section(results / "text"),

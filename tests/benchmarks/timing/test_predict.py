@@ -1,0 +1,30 @@
+"""Times of predictions for one instance and for a few: the command, its file, its table."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from statistics import median
+
+from fanin.benchmarks.records.store import read_predict_times
+from fanin.reports.tables.predict import predict_introduction, predict_table
+
+
+def test_the_command_writes_a_result_file(tmp_path):
+    out = tmp_path / "results" / "predict.json"
+    command = "--labels 2000 --inputs 64 --fan-in 8 --k 3 --count 5 --json"
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "fanin.benchmarks.timing.predict", *command.split(), str(out)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    times = read_predict_times(out)
+    assert list(times.seconds) == [1, 2, 4, 8, 16, 32]
+    assert all(len(seconds) == 5 for seconds in times.seconds.values())
+    assert (times.labels, times.inputs, times.fan_in, times.k) == (2000, 64, 8, 3)
+    assert times.synthetic and "synthetic" in predict_introduction(times)
+    assert "2,000 labels, 64 inputs" in predict_introduction(times)
+    line = predict_table(times).markdown().split("\n")[-1]
+    assert f"{1e3 * median(times.seconds[32]) / 32:.2f}" in line
+    assert predict_table(times).terminal() in done.stdout
