@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 MOST_INPUTS = 2**31 - 1
+MOST_GROUP_SIZE = 64  # labels that share their sources, see fanin.h
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:

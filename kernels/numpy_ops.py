@@ -173,12 +173,16 @@ def _trained(array: Trained | None, name: str) -> params.Trained:
 
 
 def _connections(
-    indices: np.ndarray | None, starts: np.ndarray | None, tile_labels: np.ndarray | None
+    indices: np.ndarray | None,
+    starts: np.ndarray | None,
+    tile_labels: np.ndarray | None,
+    group_size: int = 0,
 ) -> params.Connections:
     return params.Connections(
         _describe(indices, "indices"),
         _describe(starts, "starts"),
         _describe(tile_labels, "tile_labels"),
+        group_size,
     )
 
 
@@ -193,6 +197,7 @@ def step(
     indices: np.ndarray | None = None,
     starts: np.ndarray | None = None,
     tile_labels: np.ndarray | None = None,
+    group_size: int = 0,
     loss: str = "squared_hinge",
     want_grad: bool = True,
     threads: int = 0,
@@ -201,7 +206,9 @@ def step(
 
     features [batch, inputs] float32, finite. Connections: `indices` [labels, fan_in] uint16 or
     uint32, with weights of the same shape; or, with `starts` [labels + 1] int32, `indices` and
-    weights [connections], label after label; or, for a dense layer, none of them, and weights
+    weights [connections], label after label; or, with `group_size` (2 to 64), `indices` [label
+    groups, fan_in] and weights [labels, fan_in], where so many labels, one after the other, are a
+    group and share a row of indices; or, for a dense layer, none of them, and weights
     [labels, inputs].
     `tile_labels` with indices: sorted connections, see fanin.h. bias [labels] float32.
     positive_instances [positives] int32 and positive_labels int64 name the positives (a pair that
@@ -218,7 +225,7 @@ def step(
     grad = np.empty(np.shape(features), np.float32) if want_grad else None
     arguments = params.StepParams(
         features=_describe(features, "features"),
-        connections=_connections(indices, starts, tile_labels),
+        connections=_connections(indices, starts, tile_labels, group_size),
         weights=_trained(weights, "weights"),
         bias=_trained(bias, "bias"),
         positive_instances=_describe(positive_instances, "positive_instances"),
@@ -299,6 +306,7 @@ def top_k(
     indices: np.ndarray | None = None,
     starts: np.ndarray | None = None,
     tile_labels: np.ndarray | None = None,
+    group_size: int = 0,
     threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and ids of the k highest scored labels of each instance, best first; equal scores
@@ -315,7 +323,7 @@ def top_k(
     ids, scores = np.empty(shape, np.int64), np.empty(shape, np.float32)
     arguments = params.TopKParams(
         features=_describe(features, "features"),
-        connections=_connections(indices, starts, tile_labels),
+        connections=_connections(indices, starts, tile_labels, group_size),
         weights=_describe(weights, "weights"),
         bias=_describe(bias, "bias"),
         ids=_describe(ids, "ids"),

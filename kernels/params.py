@@ -68,9 +68,12 @@ class Optimizer(ctypes.Structure):
 
 
 class Connections(ctypes.Structure):
-    """`fanin_connections`: dense, fixed fan-in, sorted or unstructured."""
+    """`fanin_connections`: dense, fixed fan-in, grouped, sorted or unstructured."""
 
-    _fields_ = (("indices", Tensor), ("starts", Tensor), ("tile_labels", Tensor))
+    _fields_ = (
+        *(("indices", Tensor), ("starts", Tensor), ("tile_labels", Tensor)),
+        ("group_size", ctypes.c_int64),
+    )
 
 
 class WordPairs(ctypes.Structure):

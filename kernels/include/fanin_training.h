@@ -43,9 +43,12 @@ typedef struct {
 
 typedef enum { FANIN_SQUARED_HINGE = 1, FANIN_BINARY_CROSS_ENTROPY = 2 } fanin_loss;
 
-/* How labels are connected to inputs. There are four kinds:
+/* How labels are connected to inputs. There are five kinds:
  *   dense         indices, starts and tile_labels are absent; weights are [labels, inputs]
  *   fixed fan-in  indices are [labels, fan_in] uint16 or uint32; weights are [labels, fan_in]
+ *   grouped       indices are [label groups, fan_in]; group_size (2 to 64) labels, one after the
+ *                 other, are a group and share a row of them (the last group may be smaller);
+ *                 weights are [labels, fan_in]. On CPUs only.
  *   sorted        a fixed fan-in with tile_labels [labels, fan_in] uint16. The labels are divided
  *                 into tiles of fanin_sorted_labels labels (the last may be smaller). All
  *                 connections of a tile stand together in the order of their source, and
@@ -57,6 +60,7 @@ typedef struct {
   fanin_tensor indices;
   fanin_tensor starts;
   fanin_tensor tile_labels;
+  int64_t group_size; /* 0 for all kinds but grouped */
 } fanin_connections;
 
 /* One training step of an output layer: scores, loss (the mean over labels, then over the batch),

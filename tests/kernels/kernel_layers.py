@@ -15,7 +15,8 @@ from fanin.backends.optimizer import ADAM
 from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
 
 INSTRUCTION_SETS = kernels.build_info()["instruction_sets"]
-KINDS = ("dense", "fixed fan-in", "sorted", "unstructured")
+KINDS = ("dense", "fixed fan-in", "grouped", "sorted", "unstructured")
+GROUP_SIZE = 12  # no whole number of any block of labels that a kernel works on
 
 
 @dataclass
@@ -48,9 +49,10 @@ def arrays_of(trained):
 
 
 class Layer:
-    """An output layer in the kernels' form, from the arrays of a `LayerSetup`."""
+    """An output layer in the kernels' form, from the arrays of a `LayerSetup`. In those of a
+    grouped layer all labels of a group have the same sources."""
 
-    def __init__(self, arrays, kind, inputs, optimizer=ADAM, **types):
+    def __init__(self, arrays, kind, inputs, optimizer=ADAM, group_size=GROUP_SIZE, **types):
         self.kind = kind
         weights = arrays["output.weights"]
         self.connections = {}
@@ -64,6 +66,11 @@ class Layer:
             self.connections["indices"] = arrays["output.columns"].astype(np.uint16)
         elif kind == "fixed fan-in":
             self.connections["indices"] = arrays["output.indices"]
+        elif kind == "grouped":
+            self.connections["indices"] = np.ascontiguousarray(
+                arrays["output.indices"][::group_size]
+            )
+            self.connections["group_size"] = group_size
         else:
             indices = arrays["output.indices"]
             fan_in = indices.shape[1]
@@ -103,16 +110,18 @@ def step_of(optimizer, step, learning_rate):
     return kernels.OptimizerStep(step, learning_rate, **asdict(optimizer))
 
 
-def make_layer(rng, setup, kind, optimizer=ADAM, **types):
+def make_layer(rng, setup, kind, group_size=GROUP_SIZE, optimizer=ADAM, **types):
     arrays = initial_arrays(setup, int(rng.integers(1000)))
+    if kind == "grouped":
+        first = np.arange(setup.labels) // group_size * group_size
+        arrays["output.indices"] = arrays["output.indices"][first]
     # Of the size of trained ones, so that wrong signs and indices show.
     arrays["output.weights"] = rng.standard_normal(arrays["output.weights"].shape).astype(
         np.float32
     )
     arrays["output.bias"] = rng.standard_normal(setup.labels).astype(np.float32)
-    return reference.Model(setup, arrays, optimizer=optimizer), Layer(
-        arrays, kind, setup.inputs, optimizer, **types
-    )
+    layer = Layer(arrays, kind, setup.inputs, optimizer, group_size, **types)
+    return reference.Model(setup, arrays, optimizer=optimizer), layer
 
 
 def near(a, b, room, usual=1e-30):
@@ -141,12 +150,22 @@ def grad_of_features(model, batch):
 
 
 def check_steps(
-    rng, kind, batch_size, inputs, labels, fan_in, loss, steps=3, threads=0, optimizer=ADAM
+    rng,
+    kind,
+    batch_size,
+    inputs,
+    labels,
+    fan_in,
+    loss,
+    steps=3,
+    threads=0,
+    group_size=GROUP_SIZE,
+    optimizer=ADAM,
 ):
     setup, rate = make_setup(kind, inputs, labels, fan_in, loss), 0.01
     if optimizer.kind != "adam":
         rate *= batch_size * labels  # by which the loss is divided
-    model, layer = make_layer(rng, setup, kind, optimizer)
+    model, layer = make_layer(rng, setup, kind, group_size, optimizer)
     rounded = {"output.weights": 0.0, "output.bias": 0.0}
     for step in range(1, steps + 1):
         batch = make_batch(rng, batch_size, inputs, labels)

@@ -5,6 +5,8 @@
 #include <cstdarg>
 #include <cstdio>
 
+#include "core/memory.h"
+
 namespace fanin {
 
 int32_t Message::say(fanin_status status, const char *format, ...) const {
@@ -264,6 +266,7 @@ void Check::dense(const fanin_connections &c, const Dimension &inputs, Dimension
   if (!good()) return;
   if (c.starts.rank >= 0 || c.tile_labels.rank >= 0)
     return wrong("starts and tile_labels have no meaning without indices");
+  if (c.group_size) return wrong("group_size has no meaning without indices");
   fan_in.size = inputs.size;
   fan_in.given_by = "features";
 }
@@ -271,6 +274,7 @@ void Check::dense(const fanin_connections &c, const Dimension &inputs, Dimension
 void Check::unstructured(const fanin_connections &c, Dimension &labels, Dimension &count) {
   if (good() && c.tile_labels.rank >= 0)
     return wrong("connections are either unstructured or sorted");
+  if (good() && c.group_size) return wrong("connections are either unstructured or grouped");
   Dimension bounds{"labels + 1"};
   tensor("starts", c.starts, {&bounds});
   type("starts", c.starts, {FANIN_INT32});
@@ -290,6 +294,21 @@ void Check::fixed_fan_in(const fanin_connections &c, Dimension &labels, Dimensio
   type("tile_labels", c.tile_labels, {FANIN_UINT16}, kOptional);
   if (good() && c.tile_labels.rank >= 0 && c.tile_labels.device == FANIN_CUDA)
     wrong("sorted connections (tile_labels) are for CPUs only");
+}
+
+void Check::grouped(const fanin_connections &c, const Dimension &label_groups,
+                    const Dimension &labels) {
+  if (!good()) return;
+  if (c.tile_labels.rank >= 0) return wrong("connections are either grouped or sorted");
+  if (c.indices.device == FANIN_CUDA)
+    return wrong("labels that share their sources (group_size) are for CPUs only");
+  if (c.group_size < 2 || c.group_size > kMostGroupSize)
+    return wrong("group_size must be 2 to %" PRId64 ", got %" PRId64, kMostGroupSize, c.group_size);
+  const int64_t wanted = (labels.size + c.group_size - 1) / c.group_size;
+  if (labels.size >= 0 && label_groups.size >= 0 && label_groups.size != wanted)
+    wrong("indices have %" PRId64 " rows but must have %" PRId64 ", one for each group of %" PRId64
+          " of the %" PRId64 " labels",
+          label_groups.size, wanted, c.group_size, labels.size);
 }
 
 }  // namespace fanin

@@ -97,6 +97,12 @@ class Check {
       Dimension count{"connections"};
       unstructured(c, labels, count);
       weights(Dimensions{&count});
+    } else if (c.group_size) {
+      Dimension label_groups{"label groups"};
+      tensor("indices", c.indices, {&label_groups, &fan_in});
+      indices(c.indices);
+      weights(Dimensions{&labels, &fan_in});
+      grouped(c, label_groups, labels);
     } else {
       fixed_fan_in(c, labels, fan_in);
       weights(Dimensions{&labels, &fan_in});
@@ -114,6 +120,7 @@ class Check {
   void dense(const fanin_connections &c, const Dimension &inputs, Dimension &fan_in);
   void unstructured(const fanin_connections &c, Dimension &labels, Dimension &count);
   void fixed_fan_in(const fanin_connections &c, Dimension &labels, Dimension &fan_in);
+  void grouped(const fanin_connections &c, const Dimension &label_groups, const Dimension &labels);
 
   // The memory of an argument.
   struct Argument {

@@ -16,6 +16,7 @@ void set_connections(LayerCall *call, const fanin_connections &c) {
   call->indices = data_of(c.indices);
   call->starts = data_as<int32_t>(c.starts);
   call->tile_labels = data_as<uint16_t>(c.tile_labels);
+  call->group_size = c.group_size;
 }
 
 // Fills the fields of an array that is trained.

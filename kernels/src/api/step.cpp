@@ -84,6 +84,7 @@ int32_t fanin_step(const fanin_step_params *params, char *text, size_t bytes) {
       return status;
     if (const int32_t status = check_positives(call, message)) return status;
     const auto step = !call.indices      ? target.dense_step
+                      : call.group_size  ? target.grouped_step
                       : call.tile_labels ? target.sorted_step
                                          : target.step;
     return report(step(call), layer_data(call), message);

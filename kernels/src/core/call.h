@@ -64,6 +64,7 @@ struct OptimizerCall {
 // the optimiser does not keep, and are only read; in calls that only move values, these are null.
 struct StepCall : Call {
   int64_t batch, inputs, labels, fan_in, connections, positives;
+  int64_t group_size;  // labels that share a row of indices, else 0
   bool wide_indices, bf16_weights, bf16_moments;
   const float *features;
   const void *indices;          // null for a dense layer
@@ -130,6 +131,7 @@ struct SparseUpdateCall : Call {
 
 struct TopKCall : Call {
   int64_t batch, inputs, labels, fan_in, connections, k;
+  int64_t group_size;  // as in StepCall
   bool wide_indices, bf16_weights;
   const float *features;
   const void *indices;  // connections are as in StepCall

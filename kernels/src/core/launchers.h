@@ -13,6 +13,7 @@ struct CpuTarget {
   Finding (*backward)(const BackwardCall &);
   Finding (*step)(const StepCall &);  // a fixed fan-in in label order, or unstructured
   Finding (*sorted_step)(const StepCall &);
+  Finding (*grouped_step)(const StepCall &);
   Finding (*dense_step)(const StepCall &);
   Finding (*dense_forward)(const DenseForwardCall &);
   Finding (*dense_update)(const DenseUpdateCall &);

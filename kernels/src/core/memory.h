@@ -43,7 +43,10 @@ static inline uint64_t workspace_bytes(const BackwardCall &c) {
 
 // The fused step ---------------------------------------------------------------------------------
 
-constexpr int64_t kMostBlock = 8;     // labels of a dense layer that are worked on together
+constexpr int64_t kMostBlock = 8;       // labels of a dense layer that are worked on together
+constexpr int64_t kMostGroupSize = 64;  // labels that share their sources
+// Scores of a group of labels, or their gradients, with room for a last block.
+constexpr int64_t kGroupGrads = (kMostGroupSize + kMostBlock) * kGroup;
 constexpr int64_t kStepLabels = 256;  // labels of a fixed fan-in between which groups take turns
 
 // From so many bytes on, features and their gradients together fill a core's second-level cache.
@@ -64,8 +67,13 @@ static constexpr int64_t sorted_labels(int64_t inputs, int64_t labels) {
 static inline int64_t groups_at_a_time(const StepCall &c) {
   const int64_t all = groups_of(c.batch);
   const int64_t fit = kCacheBytes / (2 * kGroup * int64_t(sizeof(float)) * c.inputs);
-  if (!c.indices || c.tile_labels || c.starts || all <= fit) return all;
+  if (!c.indices || c.tile_labels || c.starts || c.group_size || all <= fit) return all;
   return fit < 1 ? 1 : fit;
+}
+
+// The floats of GroupScratch in grouped.h.
+static inline int64_t group_scratch(int64_t groups, int64_t fan_in) {
+  return (kMostGroupSize + kGroup) * fan_in + groups * (kGroup * fan_in + kGroupGrads);
 }
 
 struct StepMemory {
@@ -92,6 +100,8 @@ static inline StepMemory step_memory(const StepCall &c, void *workspace) {
   if (c.tile_labels)
     m.scratch_size = groups * kGroup * sorted_labels(c.inputs, c.labels) +
                      (sorted_sums(c) + kGroup - 1) / kGroup * kGroup;
+  else if (c.group_size)
+    m.scratch_size = group_scratch(groups, c.fan_in);
   else if (groups_at_a_time(c) < groups)
     m.scratch_size = groups * kGroup + kStepLabels * (1 + c.fan_in);
   else
@@ -188,7 +198,9 @@ static inline TopKMemory top_k_memory(const TopKCall &c, void *workspace) {
   Memory memory{static_cast<char *>(workspace)};
   TopKMemory m;
   const int64_t groups = groups_of(c.batch), holders = c.on_gpu ? c.gpu_lists : c.threads;
-  m.scratch_size = c.tile_labels ? sorted_labels(c.inputs, c.labels) * kGroup : 0;
+  m.scratch_size = c.tile_labels  ? sorted_labels(c.inputs, c.labels) * kGroup
+                   : c.group_size ? group_scratch(1, c.fan_in)
+                                  : 0;
   // The ids and scores of 32 instances, and a threshold for each.
   m.list_size = (kGroup * (c.k * 12 + 4) + int64_t(kCacheLine) - 1) / int64_t(kCacheLine) *
                 int64_t(kCacheLine);

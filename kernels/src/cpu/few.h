@@ -6,7 +6,7 @@
 // so its scores may differ from those of a group in the last bits.
 #pragma once
 
-#include "core/top_k.h"
+#include "core/grouped.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
@@ -95,6 +95,53 @@ FANIN_OUTLINED void offer_to_few(const ScoredLayer<I, W> &layer, int64_t first, 
     if (!above) continue;
     best.insert(label, load(row), lanes);
     if (best.count < best.k) ++best.count;
+  }
+}
+
+// Labels that share their sources --------------------------------------------------------------
+
+constexpr int64_t kFewOfGroups = 8;  // with more instances, whole lane groups are faster
+
+// Offers the labels from first to end - 1, which are one group. features: [lanes][inputs].
+// gathered: scratch, [lanes][fan_in].
+template <class I, class W>
+FANIN_OUTLINED void offer_group_to_few(const ScoredLayer<I, W> &layer, const I *indices,
+                                       int64_t first, int64_t end, const float *features, int lanes,
+                                       float *gathered, Best &best) {
+  constexpr int chunk = Chunk<float>::size;
+  const int64_t fan_in = layer.fan_in;
+  for (int lane = 0; lane < lanes; ++lane)
+    for (int64_t k = 0; k < fan_in; ++k)
+      gathered[lane * fan_in + k] = features[lane * layer.inputs + indices[k]];
+  alignas(64) float scores[kFewOfGroups][chunk], row[kLanes] = {};
+  for (int64_t label = first; label < end; label += chunk) {
+    const int count = int(smaller<int64_t>(chunk, end - label));
+    const Chunk<float> bias =
+        layer.bias ? load_chunk<float>(layer.bias + label, count) : Chunk<float>{};
+    bool above = best.count < best.k;
+    for (int lane = 0; lane < lanes; ++lane) {
+      const float *const values = gathered + lane * fan_in;
+      const auto products = [&](int j) FANIN_INLINE {
+        const W *const weights = layer.weights + (label + j) * fan_in;
+        Chunk<float> total{};
+        for (int64_t k = 0; k < fan_in; k += chunk) {
+          const int some = int(smaller<int64_t>(chunk, fan_in - k));
+          total.v += load_chunk<float>(weights + k, some).v * load_chunk<float>(values + k, some).v;
+        }
+        return total;
+      };
+      Chunk<float> total =
+          count == chunk ? sums<float>(products) : sums_of_part<float>(count, products);
+      total.v += bias.v;
+      store_vector(scores[lane], total.v);
+      const Bits low = (Bits)(total.v <= best.thresholds[lane]);
+      above |= any_bit(~low);
+    }
+    if (!above) continue;
+    for (int j = 0; j < count; ++j) {
+      for (int lane = 0; lane < lanes; ++lane) row[lane] = scores[lane][j];
+      best.offer(label + j, load(row), lanes);
+    }
   }
 }
 

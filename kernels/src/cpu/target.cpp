@@ -8,6 +8,7 @@ Finding forward(const ForwardCall &);
 Finding backward(const BackwardCall &);
 Finding step(const StepCall &);
 Finding sorted_step(const StepCall &);
+Finding grouped_step(const StepCall &);
 Finding dense_step(const StepCall &);
 Finding dense_forward(const DenseForwardCall &);
 Finding dense_update(const DenseUpdateCall &);
@@ -28,6 +29,7 @@ extern const CpuTarget target = {FANIN_NAME(FANIN_TARGET),
                                  backward,
                                  step,
                                  sorted_step,
+                                 grouped_step,
                                  dense_step,
                                  dense_forward,
                                  dense_update,

@@ -20,8 +20,10 @@ constexpr int64_t kScoredLabels = 512;
 // the batch is small. Calls f with the number as a type.
 template <class F>
 void with_lanes(const TopKCall &c, const F &f) {
-  const bool by_label = c.indices && !c.tile_labels;
-  if (c.tile_labels && in_halves(c.inputs, c.labels))
+  const bool by_label = c.indices && !c.tile_labels && !c.group_size;
+  if (c.group_size && c.batch <= kFewOfGroups)
+    f(std::integral_constant<int, 1>());
+  else if (c.tile_labels && in_halves(c.inputs, c.labels))
     f(std::integral_constant<int, kHalf>());
   else if (by_label && c.batch == 1)
     f(std::integral_constant<int, 1>());
@@ -49,7 +51,10 @@ struct OfferShare {
 template <class I, class W>
 bool offer(const TopKCall &c, const OfferShare &share, int64_t first, int64_t end, int64_t seen) {
   const ScoredLayer<I, W> layer = scored_layer<I, W>(c);
-  const int64_t begin = layer.begin(first), count = layer.begin(end) - begin;
+  const auto row_of = [&](int64_t label) { return label / c.group_size * c.fan_in; };
+  const int64_t begin = c.group_size ? row_of(first) : layer.begin(first);
+  const int64_t count =
+      c.group_size ? row_of(end - 1) + c.fan_in - begin : layer.begin(end) - begin;
   if (layer.indices && !check_connections(share.team, layer.indices, c.tile_labels, begin, count,
                                           c.inputs, end - first, share.faults))
     return false;
@@ -60,7 +65,18 @@ bool offer(const TopKCall &c, const OfferShare &share, int64_t first, int64_t en
     Best best(share.lists + group * share.memory.list_size, c.k, smaller(seen, c.k));
     with_lanes(c, [&](auto row) FANIN_INLINE {
       constexpr int n = decltype(row)::value;
-      if (c.tile_labels) {
+      if (c.group_size) {
+        for (int64_t label = first; label < end; label += c.group_size) {
+          const I *const indices = layer.indices + row_of(label);
+          const int64_t group_end = smaller(label + c.group_size, end);
+          if constexpr (n == 1)
+            offer_group_to_few(layer, indices, label, group_end, features, lanes, share.scratch,
+                               best);
+          else if constexpr (n == kLanes)
+            offer_group(layer, indices, label, group_end, features, lanes,
+                        GroupScratch(share.scratch, 0, c.fan_in), best);
+        }
+      } else if (c.tile_labels) {
         if constexpr (n >= kHalf) {
           const SortedScores<n> scores{share.scratch};
           score_sorted(layer.indices + begin, c.tile_labels + begin, layer.weights + begin, count,
@@ -108,7 +124,9 @@ typedef bool Offer(const TopKCall &, const OfferShare &, int64_t, int64_t, int64
 Finding run(const TopKCall &c, Offer *offer) {
   const TopKMemory memory = top_k_memory(c, c.workspace);
   const int64_t groups = groups_of(c.batch);
-  const int64_t unit = c.tile_labels ? sorted_labels(c.inputs, c.labels) : kScoredLabels;
+  const int64_t unit = c.tile_labels  ? sorted_labels(c.inputs, c.labels)
+                       : c.group_size ? kScoredLabels / c.group_size * c.group_size
+                                      : kScoredLabels;
   Faults faults;
   int threads = 1;
 #pragma omp parallel num_threads(c.threads)
