@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fanin.backends.interface import Device, DeviceArray, Features
+from fanin.backends.kinds import ConnectionKind
 from fanin.backends.optimizer import Optimizer
-from fanin.backends.setup import ConnectionKind, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.backends.trainer import Executor, Trained
 
 

@@ -15,10 +15,11 @@ from fanin.backends.dictionary import dictionary_bytes
 from fanin.backends.first_layer import FirstLayer
 from fanin.backends.gradients import rewiring_bytes
 from fanin.backends.interface import FLOAT32, Execution, Storage, evaluation_block
+from fanin.backends.kinds import FixedFanIn
 from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.recipes import Recipe
 from fanin.backends.registry import BACKENDS, MemoryModel
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.backends.training import has_rewiring
 from fanin.datasets.memory import size_text
 from fanin.kernels import sorted_labels, sorting_pays

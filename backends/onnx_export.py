@@ -15,7 +15,8 @@ import numpy as np
 
 from fanin.backends.arrays import check_arrays
 from fanin.backends.features import DICTIONARY, SCALE
-from fanin.backends.setup import Dense, LayerSetup, index_dtype
+from fanin.backends.kinds import Dense, index_dtype
+from fanin.backends.setup import LayerSetup
 from fanin.backends.words.model import check_arrays as check_words
 from fanin.backends.words.setup import OneVersusRestSetup
 from fanin.datasets.file_errors import naming

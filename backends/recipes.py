@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from fanin.backends.choosing import Method
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Loss
+from fanin.backends.kinds import Dense, FixedFanIn
+from fanin.backends.setup import LayerSetup, Loss
 
 RecipeName = Literal["paper", "best"]
 Connections = Literal["random"] | Method

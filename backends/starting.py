@@ -12,9 +12,10 @@ from fanin.backends import checks
 from fanin.backends.choosing import choose_sources, log_odds, unit_variance_scale
 from fanin.backends.dictionary import atom_count, feature_dictionary
 from fanin.backends.features import DICTIONARY, SCALE
+from fanin.backends.kinds import FixedFanIn
 from fanin.backends.passes import input_statistics, known_data, known_labels
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.kernels.threads import within_share
 
 # A weight starts with this share of the difference that its input was chosen by. With three times

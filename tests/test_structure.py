@@ -230,7 +230,7 @@ def constants(path: Path) -> list[tuple[int, str]]:
 
 
 def test_architectures_are_named_by_tasks_alone():
-    """Everywhere else a setup is a value, see `backends/setup.py`. `dense` and `sparse` are words
+    """Everywhere else a setup is a value, see `backends/kinds.py`. `dense` and `sparse` are words
     of the field, too, so only the unmistakable names are looked for."""
     names = {"stratified", "dense-stratified", "dense-sparse"}
     uses = [

@@ -13,10 +13,11 @@ from fanin.backends.estimator.predictor import AnySetup
 from fanin.backends.estimator.progress import FitProgress
 from fanin.backends.estimator.settings import AnyRecipe, Settings
 from fanin.backends.interface import Features, evaluation_block
+from fanin.backends.kinds import FixedFanIn
 from fanin.backends.metrics import precision_at
 from fanin.backends.recipes import Recipe
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import starting_arrays
 from fanin.backends.trainer import Trainer
 from fanin.backends.training import Schedule, train_epoch

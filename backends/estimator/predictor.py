@@ -12,8 +12,9 @@ import scipy.sparse as sp
 from fanin.backends.arrays import check_arrays
 from fanin.backends.features import FeatureTransform
 from fanin.backends.interface import evaluation_block
+from fanin.backends.kinds import Dense, FixedFanIn, index_dtype
 from fanin.backends.passes import check_numbers, check_sparse
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, index_dtype
+from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import by_instance
 from fanin.backends.words.setup import OneVersusRestSetup
 from fanin.kernels import dense_forward, fan_in_linear, sparse_forward, top_k

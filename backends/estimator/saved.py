@@ -24,7 +24,8 @@ import numpy as np
 from fanin.backends.estimator.onnx import export_predictor
 from fanin.backends.estimator.predictor import AnySetup, BlockPredictor, Predictor, TopK
 from fanin.backends.estimator.words import WordsPredictor
-from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup
+from fanin.backends.kinds import ConnectionKind, Dense, FixedFanIn
+from fanin.backends.setup import LayerSetup
 from fanin.backends.words.setup import OneVersusRestSetup
 from fanin.kernels.kept_files import flush, replacing_folder
 

@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 
 from fanin.backends import checks
 from fanin.backends.interface import DEVICES, Execution, Storage, StoredType
+from fanin.backends.kinds import ConnectionKind, Dense, FixedFanIn
 from fanin.backends.optimizer import Optimizer, OptimizerKind, check_row_moments
 from fanin.backends.recipes import Recipe, RecipeName, Schedule, recipe_of
 from fanin.backends.registry import BACKENDS
-from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup, Loss
+from fanin.backends.setup import LayerSetup, Loss
 from fanin.backends.starting import atoms_of
 from fanin.backends.words.setup import OneVersusRestRecipe, OneVersusRestSetup
 from fanin.kernels.threads import MOST_THREADS, thread_count

@@ -15,8 +15,9 @@ import tensorflow as tf
 
 from fanin.backends.autograd import AutogradExecutor, Output
 from fanin.backends.interface import Features, TrainingBatch
+from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
 from fanin.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, Optimizer, is_decayed
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance, by_instance
 from fanin.backends.tensorflow.device import TensorFlowDevice
 from fanin.backends.tensorflow.linear import fan_in_linear

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fanin.backends.autograd import AutogradExecutor, Output
 from fanin.backends.interface import Features, TrainingBatch
+from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
 from fanin.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, Optimizer, is_decayed
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance, tensors
 from fanin.backends.torch.device import TorchDevice
 from fanin.backends.torch.linear import fan_in_linear

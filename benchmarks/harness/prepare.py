@@ -9,8 +9,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from fanin.backends.arrays import InitialArrays
+from fanin.backends.kinds import FixedFanIn
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import starting_arrays
 from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.fit import Split, evaluate

@@ -16,16 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validat
 
 from fanin.backends import recipes
 from fanin.backends.interface import Execution, Storage, StoredType
+from fanin.backends.kinds import ConnectionKind, Dense, FixedFanIn, Unstructured
 from fanin.backends.optimizer import ADAM, Optimizer, OptimizerKind, check_row_moments
 from fanin.backends.recipes import PAPER, Recipe, RecipeName
-from fanin.backends.setup import (
-    ConnectionKind,
-    Dense,
-    FixedFanIn,
-    LayerSetup,
-    Loss,
-    Unstructured,
-)
+from fanin.backends.setup import LayerSetup, Loss
 from fanin.backends.starting import atoms_of
 from fanin.benchmarks.records.ranges import MOST, Count, Decay, LearningRate, Size
 from fanin.datasets import canonical_name

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fanin.backends.arrays import initial_arrays, plan_rewiring
-from fanin.backends.setup import FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.kinds import FixedFanIn, Unstructured
+from fanin.backends.setup import LayerSetup
 
 
 class TestRewiring:

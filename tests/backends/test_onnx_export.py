@@ -17,8 +17,9 @@ from setups import every_setup, random_batches, setup_name, trainer
 
 from fanin.backends import onnx_export
 from fanin.backends.arrays import initial_arrays
+from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
 from fanin.backends.onnx_export import export, export_one_versus_rest
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.backends.words.model import OneVersusRest
 from fanin.backends.words.setup import OneVersusRestSetup
 

@@ -10,7 +10,8 @@ from setups import random_batch, random_batches, setup_name, trainer
 from fanin.backends import fused
 from fanin.backends.arrays import copied, initial_arrays, plan_rewiring
 from fanin.backends.interface import Storage
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.datasets import Batch
 
 SORTED = 3073  # inputs

@@ -13,8 +13,9 @@ from setups import every_setup, random_batch, setup_name
 
 from fanin.backends import autograd, fused
 from fanin.backends.arrays import Rewiring, copied, initial_arrays, plan_rewiring
+from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.datasets import Batch
 
 SETUPS = every_setup(12, 40, 9)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse as sp
 
+from fanin.backends.kinds import Dense
 from fanin.backends.optimizer import ADAM, is_decayed
-from fanin.backends.setup import Dense
 
 
 def scores(features, indices, weights, bias=None):

@@ -6,8 +6,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from fanin.backends.arrays import InitialArrays
+from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.datasets import Batch
 
 

@@ -8,7 +8,8 @@ import scipy.sparse as sp
 
 from fanin.backends.arrays import initial_arrays
 from fanin.backends.estimator.predictor import Predictor
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
+from fanin.backends.setup import LayerSetup
 
 INPUTS, LABELS = 12, 40
 SETUPS = {

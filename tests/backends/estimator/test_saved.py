@@ -20,8 +20,9 @@ from fanin.backends.estimator import saved
 from fanin.backends.estimator.loading import load
 from fanin.backends.estimator.predictor import Predictor
 from fanin.backends.estimator.settings import Settings
+from fanin.backends.kinds import Dense, FixedFanIn
 from fanin.backends.recipes import PAPER
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.kernels import kept_files
 
 NAMES = np.array(["", " spaces ", "äpfel", "a,b", "\t", "日本", '"', "z\u2028"], object)
