@@ -38,11 +38,12 @@ class Output(ABC):
     def connections(self, name: str) -> np.ndarray:
         """See `Executor.connections`."""
         array: np.ndarray = self.device.read(self.arrays[name])
-        return array
+        return array.astype(self.setup.index_arrays()[name].dtype, copy=False)
 
     @abstractmethod
     def scores(self, features: Any, weights: Any, bias: Any) -> Any:
-        """[batch, labels], from features [batch, inputs]."""
+        """[batch, labels], from features [batch, inputs]; in the order of the positions, where
+        labels have one."""
 
     @abstractmethod
     def best(self, features: Any, weights: Any, bias: Any, k: Any) -> Any:

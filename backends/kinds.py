@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -20,6 +20,11 @@ from fanin.backends import checks
 # sparse ones, or fanin's own op.
 Operations = Literal["dense", "sparse", "fanin"]
 Shapes = dict[str, tuple[int, ...]]
+
+# The array that tells which label stands at each position of an output layer.
+ORDER = "output.order"
+# The kernels take smaller groups, but there the indices are no longer small beside the weights.
+LEAST_GROUP_SIZE = 8
 
 
 def index_dtype(inputs: int) -> type[np.uint16] | type[np.uint32]:
@@ -46,18 +51,20 @@ def glorot_uniform(
 
 @dataclass(frozen=True)
 class IndexArray:
-    """An array of integers that says where connections are.
+    """An array of integers that says where connections are, or which label stands where.
 
     dtype: its type outside. limit: its values are at least 0 and below this. argument: how the
-    kernels call it (`fanin.kernels.step`), converted by `ConnectionKind.to_kernel`; kernel_dtype:
-    its type there. ascends: whether its values must ascend.
+    kernels call it (`fanin.kernels.step`, `top_k`), converted by `ConnectionKind.to_kernel`;
+    kernel_dtype: its type there. ascends: whether its values must ascend. is_order: whether it has
+    each value once (`label_order`).
     """
 
     dtype: str
     limit: int
-    argument: Literal["indices", "starts"]
+    argument: Literal["indices", "starts", "label_ids"]
     kernel_dtype: str
     ascends: bool = False
+    is_order: bool = False
 
 
 class ConnectionKind(ABC):
@@ -69,9 +76,13 @@ class ConnectionKind(ABC):
     """
 
     operations: ClassVar[Operations]
-    # The array with the source of each connection, in the order of the flat weights; None where
-    # connections cannot be rewired.
+    # The array with the source of each connection, in the order of the flat weights, or, where
+    # labels share sources, that of each label group; None where connections cannot be rewired.
     source_array: ClassVar[str | None] = None
+    # How many inputs every label reads; None where not all read the same number.
+    fan_in: int | None = None
+    # How many labels share their sources; 0 where each has its own.
+    group_size: int = 0
     # Whether the kernels may sort the connections within tiles of labels (`fanin.h` tells why).
     is_sortable: ClassVar[bool] = False
 
@@ -101,6 +112,16 @@ class ConnectionKind(ABC):
         """Undo `to_kernel`."""
         return array
 
+    def source_magnitudes(self, weights: np.ndarray) -> np.ndarray:
+        """How much each entry of `source_array` matters, as rewiring compares them: the |weight| of
+        its connection, with or without a sign."""
+        return weights
+
+    def connections_of(self, sources: np.ndarray, labels: int) -> np.ndarray:
+        """Flat positions in the weights of the connections that read these entries of
+        `source_array`, which are flat positions, too."""
+        return sources
+
     def source_bytes(self, inputs: int, labels: int) -> int:
         """Bytes of the sources of all connections as the kernels read them."""
         shapes = self.array_shapes(inputs, labels)
@@ -117,6 +138,13 @@ class ConnectionKind(ABC):
             (labels + 1) * np.dtype(array.kernel_dtype).itemsize
             for array in arrays
             if array.argument == "starts"
+        )
+
+    def order_bytes(self, inputs: int, labels: int) -> int:
+        """Bytes of which label stands where, as the kernels read it."""
+        arrays = self.index_arrays(inputs, labels).values()
+        return sum(
+            labels * np.dtype(array.kernel_dtype).itemsize for array in arrays if array.is_order
         )
 
     def sorting_bytes(self, labels: int) -> int:
@@ -152,7 +180,7 @@ class FixedFanIn(ConnectionKind):
     fans, as Keras does and the paper's code did: sqrt(3 / n), near zero.
     """
 
-    fan_in: int
+    fan_in: int = field()  # without the default of the class above
 
     operations = "fanin"
     source_array = "output.indices"
@@ -181,6 +209,72 @@ class FixedFanIn(ConnectionKind):
     def sorting_bytes(self, labels: int) -> int:
         # Each connection's label within its tile, and its slot.
         return labels * self.fan_in * (2 + np.dtype(slot_dtype(self.fan_in)).itemsize)
+
+
+@dataclass(frozen=True)
+class GroupedFanIn(ConnectionKind):
+    """Every label reads exactly `fan_in` inputs, and `group_size` labels that stand side by side
+    read the same ones: `output.indices` [label groups, fan_in], `output.order` [labels] and
+    `output.weights` [labels, fan_in]. The last group has the labels that remain.
+
+    `output.order` tells which label stands at each position; by default at position l label l.
+    Indices, weights and biases are in the order of the positions. Sources and weights are drawn as
+    those of `FixedFanIn`.
+    """
+
+    fan_in: int = field()  # both without the defaults of the class above
+    group_size: int = field()
+
+    operations = "fanin"
+    source_array = "output.indices"
+
+    def check(self, inputs: int) -> None:
+        checks.whole("fan_in", self.fan_in, 1)
+        checks.fitting_fan_in(self.fan_in, inputs)
+        checks.whole("group_size", self.group_size, LEAST_GROUP_SIZE, checks.MOST_GROUP_SIZE)
+
+    def groups(self, labels: int) -> int:
+        """How many label groups there are."""
+        return -(-labels // self.group_size)
+
+    def array_shapes(self, inputs: int, labels: int) -> Shapes:
+        return {
+            "output.indices": (self.groups(labels), self.fan_in),
+            ORDER: (labels,),
+            "output.weights": (labels, self.fan_in),
+        }
+
+    def initial_array(
+        self, name: str, inputs: int, labels: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        shape = self.array_shapes(inputs, labels)[name]
+        if name == ORDER:
+            return np.arange(labels, dtype=np.int32)
+        if name == "output.indices":
+            return rng.integers(0, inputs, shape, index_dtype(inputs))
+        return glorot_uniform(rng, shape, fans=2 * labels * self.fan_in)
+
+    def index_arrays(self, inputs: int, labels: int) -> dict[str, IndexArray]:
+        dtype = index_dtype(inputs).__name__
+        return {
+            "output.indices": IndexArray(dtype, inputs, "indices", dtype),
+            ORDER: IndexArray("int32", labels, "label_ids", "int32", is_order=True),
+        }
+
+    def from_kernel(self, name: str, array: np.ndarray, labels: int) -> np.ndarray:
+        return array.astype(np.int32, copy=False) if name == ORDER else array
+
+    def source_magnitudes(self, weights: np.ndarray) -> np.ndarray:
+        """The mean |weight| over the labels of the group, float32 [label groups, fan_in]."""
+        first_labels = np.arange(0, len(weights), self.group_size)
+        sizes = np.diff(first_labels, append=len(weights))
+        sums = np.add.reduceat(np.abs(weights), first_labels, axis=0)
+        return (sums / sizes[:, None]).astype(np.float32)
+
+    def connections_of(self, sources: np.ndarray, labels: int) -> np.ndarray:
+        groups, slots = np.divmod(sources, self.fan_in)
+        own = groups[:, None] * self.group_size + np.arange(self.group_size)
+        return (own * self.fan_in + slots[:, None])[own < labels]
 
 
 @dataclass(frozen=True)

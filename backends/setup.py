@@ -10,7 +10,8 @@ import numpy as np
 
 from fanin.backends import checks
 from fanin.backends.features import DICTIONARY, SCALE, inputs_as_atoms
-from fanin.backends.kinds import ConnectionKind, FixedFanIn, IndexArray, Shapes, glorot_uniform
+from fanin.backends.kinds import ConnectionKind, IndexArray, Shapes, glorot_uniform
+from fanin.backends.label_order import check_order
 
 Loss = Literal["squared_hinge", "bce"]
 
@@ -79,7 +80,7 @@ class LayerSetup:
     def check_chosen(self) -> None:
         """ValueError where connections cannot be chosen by the data: where labels do not read a
         fixed number of features."""
-        if not isinstance(self.output, FixedFanIn) or self.intermediate:
+        if not self.output.fan_in or self.output.group_size or self.intermediate:
             raise ValueError(
                 "connections are chosen by the data in a fixed fan-in layer that reads features, "
                 f"not in {type(self.output).__name__}"
@@ -119,8 +120,8 @@ class LayerSetup:
         return shapes
 
     def index_arrays(self) -> dict[str, IndexArray]:
-        """The arrays of `array_shapes` that say where connections are; all others but those of the
-        features are trained."""
+        """The arrays of `array_shapes` that say where connections are and which label stands where;
+        all others but those of the features are trained."""
         return self.output.index_arrays(self.output_inputs, self.labels)
 
     def initial_array(self, name: str, seed: int) -> np.ndarray:
@@ -172,6 +173,8 @@ class LayerSetup:
                 )
         if index_array.ascends and (array[1:] < array[:-1]).any():
             raise ValueError(f"{name} must ascend: the connections of a label stand together")
+        if index_array.is_order:
+            check_order(name, array)
 
     def count(self, name: str) -> int:
         """How many values an array has; 0 where the model has none of that name."""
