@@ -137,7 +137,7 @@ class Model:
         return values * self.arrays.get("features.scale", 1)
 
     def scores(self, x):
-        """[batch, labels] for float32 features [batch, inputs]."""
+        """[batch, labels] for features [batch, inputs]."""
         return self.forward(self.read(x))[1][:, np.argsort(self.order())]
 
     def step(self, batch, learning_rate):
