@@ -33,6 +33,7 @@ class KilledError(Exception):
 FUSED = {"execution": "fused"}
 HALF = {**FUSED, "weights_dtype": "bfloat16", "moments_dtype": "bfloat16"}
 DEEP = {"architecture": "dense-stratified", "connectivity": 4, "rewire_interval": 3}
+GROUPED = {**DEEP, "group_size": 16, "rewired_weights": "zero"}
 BEST = {"architecture": "stratified", "connectivity": 8, "recipe": "best"}
 WORDS = {**DEEP, "features": "bow"}
 
@@ -57,9 +58,12 @@ class Training:
     def trainer(self):
         setup = self.task.setup(20, 50, self.is_sparse)
         given = {}
-        if setup.scaled and not (self.folder / "state.json").exists():  # which has them
+        if (setup.scaled or self.task.group_size) and not (
+            self.folder / "state.json"
+        ).exists():  # which has them
             fan_in = None if self.task.intermediate else self.task.connectivity
-            given = starting_arrays(*self.data, self.task.recipe_values, fan_in)
+            size = self.task.group_size or 0
+            given = starting_arrays(*self.data, self.task.recipe_values, fan_in, group_size=size)
         return make_trainer(
             self.backend,
             setup,
@@ -105,6 +109,8 @@ class Training:
         ({**DEEP, "optimizer": "momentum", "learning_rate": 0.1, "l2": 1e-5}, 16),
         ({**WORDS, **FUSED, "weight_decay": 0.1}, 16),
         ({**DEEP, **FUSED, "feature_scaling": "unit_variance"}, 16),
+        ({**GROUPED, **FUSED, "feature_scaling": "unit_variance"}, 16),
+        (GROUPED, 16),
         ({**BEST, **FUSED}, None),
         (BEST, None),
         (WORDS, 16),
@@ -113,7 +119,15 @@ class Training:
     ids=[
         *("ffi", "unstructured", "ffi-fused", "ffi-bfloat16", "ffi-fused-sorted", "dense-fused"),
         *("ffi-bfloat16-sgd", "ffi-momentum", "words-fused-decay"),
-        *("ffi-fused-scaled", "ffi-fused-best", "ffi-best", "words", "words-fused-row"),
+        *(
+            "ffi-fused-scaled",
+            "grouped-fused",
+            "grouped",
+            "ffi-fused-best",
+            "ffi-best",
+            "words",
+            "words-fused-row",
+        ),
     ],
 )
 @pytest.mark.parametrize("backend", EACH_BACKEND)
