@@ -58,9 +58,8 @@ class Training:
     def trainer(self):
         setup = self.task.setup(20, 50, self.is_sparse)
         given = {}
-        if (setup.scaled or self.task.group_size) and not (
-            self.folder / "state.json"
-        ).exists():  # which has them
+        is_first = not (self.folder / "state.json").exists()  # which has them
+        if is_first and (setup.scaled or self.task.group_size):
             fan_in = None if self.task.intermediate else self.task.connectivity
             size = self.task.group_size or 0
             given = starting_arrays(*self.data, self.task.recipe_values, fan_in, group_size=size)
