@@ -16,9 +16,10 @@ namespace FANIN_TARGET {
 template <class T, class I>
 struct Layer {
   int64_t batch, inputs, labels, fan_in;
-  const I *indices;  // [labels, fan_in]
-  const T *weights;  // [labels, fan_in]
-  const T *bias;     // [labels] or null
+  int64_t group_size;  // labels that share a row of indices, else 0
+  const I *indices;    // [labels, fan_in], or [label groups, fan_in]
+  const T *weights;    // [labels, fan_in]
+  const T *bias;       // [labels] or null
 };
 
 // The layer of a call, forward or backward. The backward pass has no bias.
@@ -29,6 +30,7 @@ Layer<T, I> layer_of(const Call &c, const void *bias) {
   layer.inputs = c.inputs;
   layer.labels = c.labels;
   layer.fan_in = c.fan_in;
+  layer.group_size = c.group_size;
   layer.indices = static_cast<const I *>(c.indices);
   layer.weights = static_cast<const T *>(c.weights);
   layer.bias = static_cast<const T *>(bias);
