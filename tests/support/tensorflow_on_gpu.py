@@ -15,8 +15,9 @@ from tensorflow.python.framework import load_library
 
 from fanin.backends.arrays import InitialArrays, copied
 from fanin.backends.interface import Storage
+from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.backends.tensorflow import FusedFanIn, fan_in_linear
 from fanin.datasets import Batch
 from fanin.kernels import sorting_pays
