@@ -14,6 +14,7 @@ from fanin.backends.choosing import choosing_bytes
 from fanin.backends.dictionary import dictionary_bytes
 from fanin.backends.first_layer import FirstLayer
 from fanin.backends.gradients import rewiring_bytes
+from fanin.backends.grouping import meaning_bytes
 from fanin.backends.interface import FLOAT32, Execution, Storage, evaluation_block
 from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.recipes import Recipe
@@ -159,22 +160,31 @@ def estimate(
 
 
 def with_choosing(
-    expected: Estimate, recipe: Recipe, setup: LayerSetup, sizes: Sizes, batch: int
+    expected: Estimate,
+    recipe: Recipe,
+    setup: LayerSetup,
+    sizes: Sizes,
+    batch: int,
+    threads: int,
 ) -> Estimate:
-    """The estimate with the memory for choosing connections, which comes before the model, and for
-    rewiring towards gradients. batch: instances of a step."""
-    fan_in = setup.output.fan_in
+    """The estimate with the memory for choosing connections and label groups, which comes before
+    the model, and for rewiring towards gradients. batch: instances of a step. threads: of the
+    CPU."""
+    fan_in, group_size = setup.output.fan_in, setup.output.group_size
     if fan_in is None:
         return expected
     training, starting = expected.training_bytes, expected.starting_bytes
     data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)
-    if recipe.connections != "random" and not setup.output.group_size:
+    if group_size and recipe.grouping == "meaning":
+        starting = max(starting, meaning_bytes(*data, threads))
+    if recipe.connections != "random":
         choosing = choosing_bytes(
             *data,
             fan_in,
             is_mapped=sizes.is_mapped,
             atoms=setup.atoms,
             wants_values=recipe.initial_weights == "centroid",
+            group_size=group_size,
         )
         if setup.atoms:
             learning = dictionary_bytes(setup.inputs, setup.labels, setup.atoms)
@@ -182,7 +192,7 @@ def with_choosing(
         starting = max(starting, choosing)
     steps_per_epoch = -(-sizes.train_instances // batch)
     if recipe.rewire_towards == "gradient" and has_rewiring(recipe, steps_per_epoch):
-        training = max(training, rewiring_bytes(*data, fan_in, setup.atoms))
+        training = max(training, rewiring_bytes(*data, fan_in, setup.atoms, group_size))
     return replace(expected, training_bytes=training, starting_bytes=starting)
 
 

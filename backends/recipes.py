@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from fanin.backends.choosing import Method
 from fanin.backends.grouping import Grouping
-from fanin.backends.kinds import Dense, FixedFanIn
+from fanin.backends.kinds import Dense
 from fanin.backends.setup import LayerSetup, Loss
 
 RecipeName = Literal["paper", "best"]
@@ -120,4 +120,4 @@ def recipe_of(name: RecipeName, setup: LayerSetup) -> Recipe:
     if isinstance(setup.output, Dense):
         # More weights for a score need smaller steps: it moves by the sum of theirs.
         return replace(plain, learning_rate=2e-3)
-    return _BEST if isinstance(setup.output, FixedFanIn) else plain
+    return _BEST if setup.output.fan_in else plain

@@ -54,10 +54,16 @@ def starting_arrays(
 
     features, labels: all training instances, as `choosing.choose_sources` takes them, which also
     says what `on_labels` is. fan_in, group_size: of the kind of connection. seed: for what is
-    random. Sources of label groups are not chosen: they stay random.
+    random.
     """
     threads = within_share(threads)
     given: dict[str, np.ndarray] = {}
+    order: np.ndarray | None = None
+    if group_size:
+        grouping = recipe.grouping
+        order = given[ORDER] = label_order(
+            labels, group_size, grouping, features=features, seed=seed, threads=threads
+        )
     atoms = atoms_of(recipe, features.shape[1], labels.shape[1], fan_in)
     if recipe.feature_scaling != "none" or recipe.connections != "random" or atoms:
         mean, deviation = input_statistics(features)
@@ -74,7 +80,7 @@ def starting_arrays(
             seed=seed,
             threads=threads,
         )
-    if recipe.connections != "random" and fan_in and not group_size:
+    if recipe.connections != "random" and fan_in:
         chosen = choose_sources(
             features,
             labels,
@@ -83,6 +89,8 @@ def starting_arrays(
             mean=mean,
             scale=given.get(SCALE),
             dictionary=given.get(DICTIONARY),
+            group_size=group_size,
+            order=order,
             seed=seed,
             threads=threads,
             want_values=recipe.initial_weights == "centroid",
@@ -90,17 +98,17 @@ def starting_arrays(
         )
         given["output.indices"] = chosen.indices
         if chosen.values is not None:
-            given["output.weights"] = chosen.values * _shares(labels)
+            given["output.weights"] = chosen.values * _by_position(_shares(labels), order)
     if recipe.initial_bias == "prior":
-        given["output.bias"] = log_odds(labels)
+        given["output.bias"] = _by_position(log_odds(labels), order)
     elif recipe.initial_bias:
         given["output.bias"] = np.full(labels.shape[1], recipe.initial_bias, np.float32)
-    if group_size:
-        order = label_order(labels, group_size, recipe.grouping, features=features, seed=seed)
-        given[ORDER] = order
-        if "output.bias" in given:
-            given["output.bias"] = given["output.bias"][order]
     return given
+
+
+def _by_position(by_label: np.ndarray, order: np.ndarray | None) -> np.ndarray:
+    """Rows of labels in the order that the labels have in the layer."""
+    return by_label if order is None else by_label[order]
 
 
 def _shares(labels: Any) -> np.ndarray:

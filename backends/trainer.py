@@ -34,6 +34,7 @@ from fanin.backends.interface import (
     Storage,
     TrainingBatch,
 )
+from fanin.backends.kinds import ORDER
 from fanin.backends.label_order import LabelOrder
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.setup import LayerSetup
@@ -328,6 +329,8 @@ class Trainer:
             loss=self.setup.loss,
             transform=self.transform,
             top_k=self.top_k,
+            group_size=self.setup.output.group_size,
+            order=self.array(ORDER) if self._order else None,
         )
 
     def apply_rewiring(self, rewiring: Rewiring) -> None:

@@ -178,4 +178,5 @@ def _estimate(
         bytes_of_instances(sizes),
     )
     expected = estimate(setup, backend, options)
-    return with_choosing(expected, recipe, setup, sizes, settings.batch_size)
+    batch, threads = settings.batch_size, settings.cpu_threads
+    return with_choosing(expected, recipe, setup, sizes, batch, threads)

@@ -236,12 +236,13 @@ class Connected(keras.layers.Layer):
         loss: Loss,
         resets: Resets,
     ) -> int:
-        self._setup.check_chosen()
+        order, size = self.order, self.group_size or 0
 
         def best(asked: np.ndarray, k: int) -> np.ndarray:
-            connections = {"indices": self.indices.value}
+            connections = self._connections()
             read = tf.cast(self._transformed(tf.cast(asked, self._feature_type)), tf.float32)
-            _, ids = top_k(read, connections, kernel, bias, k, threads=self.threads)
+            numbers = {"group_size": size, "threads": self.threads}
+            _, ids = top_k(read, connections, kernel, bias, k, **numbers)
             best_ids: np.ndarray = ids.numpy()
             return best_ids
 
@@ -256,6 +257,8 @@ class Connected(keras.layers.Layer):
             loss=loss,
             transform=FeatureTransform.from_arrays(transform),
             top_k=best,
+            group_size=size,
+            order=None if order is None else np.asarray(order.numpy(), np.int32),
         )
         seed, threads = drawn_seed(rng), self.threads
         plan = plan_for_layer(

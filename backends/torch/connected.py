@@ -206,12 +206,12 @@ class Connected(Indexed):
         loss: Loss,
         resets: Resets,
     ) -> int:
-        self._setup.check_chosen()
+        order, size = self.order, self.group_size or 0
         bias = self.bias
 
         def best(asked: np.ndarray, k: int) -> np.ndarray:
             read = self._transformed(torch.from_numpy(asked).to(weights.device)).float()
-            ids: Tensor = top_k(read, self.indices, None, None, weights, biases, k)[1]
+            ids: Tensor = top_k(read, self.indices, None, None, weights, biases, k, order, size)[1]
             return ids.cpu().numpy()
 
         weights = self._whole_weights().float()
@@ -227,6 +227,8 @@ class Connected(Indexed):
             loss=loss,
             transform=FeatureTransform.from_arrays(transform),
             top_k=best,
+            group_size=size,
+            order=None if order is None else order.cpu().numpy(),
         )
         threads = torch.get_num_threads()
         plan = plan_for_layer(

@@ -227,11 +227,6 @@ class Task(BaseModel):
             value = getattr(self, key)
             if value == plain:
                 continue
-            if self.group_size and key != "feature_dictionary":
-                raise ValueError(
-                    f"{key} {value!r} is for labels that have sources of their own, and here "
-                    f"{self.group_size} share them; use {plain!r}"
-                )
             if self.architecture == "dense-stratified":
                 raise ValueError(
                     f"{key} {value!r} is for features, and this output layer reads an intermediate "

@@ -143,8 +143,17 @@ def test_labels_that_share_their_sources(on_device, tmp_path):
     for moment in layer.moments(optimizer):
         assert not moment[of_labels].any() and moment[~of_labels].any()
     assert_near(layer(x), expected(layer), 2e-5)
-    with pytest.raises(ValueError, match="not in GroupedFanIn"):
-        layer.rewire_towards_gradients(x, positives)
+    weights, before = layer.weights, layer.indices
+    moved = layer.rewire_towards_gradients(x, positives, 0.25, optimizer, rng=3)
+    changed = layer.indices != before
+    assert (changed.sum(1) == 2).all() and moved == 8  # a quarter of each group's sources
+    of_labels = np.repeat(changed, 16, axis=0)[:50]
+    assert not layer.weights[of_labels].any()
+    np.testing.assert_array_equal(layer.weights[~of_labels], weights[~of_labels])
+    for group, after in zip(groups, layer.indices, strict=True):
+        sums = np.abs(weights[group]).sum(0)
+        old = before[groups.index(group)]
+        assert set(old[np.argsort(sums)[2:]]) <= set(after)
 
 
 @pytest.mark.parametrize(("size", "message"), [(7, r"in 8\.\.64, got 7"), (1.5, "whole number")])
