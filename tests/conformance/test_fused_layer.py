@@ -8,14 +8,11 @@ import re
 import numpy as np
 import pytest
 import reference
-import scipy.sparse as sp
 from near import assert_near, difference
-from reference import Model
-from setups import random_batch
 
 from fanin import kernels
 from fanin.backends.arrays import plan_rewiring
-from fanin.backends.kinds import FixedFanIn, GroupedFanIn
+from fanin.backends.kinds import FixedFanIn
 from fanin.backends.setup import LayerSetup
 from fanin.datasets import Batch
 
@@ -181,45 +178,6 @@ def test_top_k_and_scores_agree(on_device):
     assert ids.dtype == np.int64
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_allclose(values, np.take_along_axis(scores, expected, 1), rtol=1e-5)
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_labels_that_share_their_sources(on_device, tmp_path, loss):
-    setup = LayerSetup(20, 50, GroupedFanIn(8, 16), loss=loss)
-    layer = on_device.fused_layer(20, 50, 8, seed=3, group_size=16, loss=loss, learning_rate=1e-2)
-    data = [random_batch(setup, 32, seed) for seed in range(4)]
-    ones = np.ones(len(data[0].positive_labels), bool)
-    y = sp.csr_array((ones, (data[0].positive_instances, data[0].positive_labels)), (32, 50))
-    layer.start_from(data[0].features, y)  # an order by frequency
-
-    def model_of(layer):
-        arrays = layer.arrays()
-        return Model(setup, {n: arrays[n.removeprefix("output.")] for n in setup.array_shapes()})
-
-    model = model_of(layer)
-    assert model.order().tolist() != [*range(50)]
-    for batch in data:
-        given = (batch.features, batch.positive_instances, batch.positive_labels)
-        expected = model.scores(batch.features)
-        assert_near(layer(batch.features), expected, 1e-5)
-        scores, ids = layer.top_k(batch.features, 5)
-        np.testing.assert_array_equal(ids, np.argsort(-expected, axis=1)[:, :5])
-        assert_near(scores, -np.sort(-expected, axis=1)[:, :5], 1e-5)
-        before = layer.loss("evaluate_loss", *given)
-        assert_near(layer.loss("training_step", *given), before, 1e-5)
-        assert_near(model.step(batch, 1e-2), before, 1e-5)
-    assert_near(model_of(layer).arrays["output.weights"], model.arrays["output.weights"], 1e-4)
-
-    other = on_device.fused_layer(20, 50, 8, seed=4, group_size=16, loss=loss)
-    layer.save(tmp_path)
-    other.load(tmp_path)
-    np.testing.assert_array_equal(other(batch.features), layer(batch.features))
-    indices = layer.arrays()["indices"]
-    moved = layer.rewire(0.3, 5)
-    assert moved == 9  # of 4 * 8 sources
-    assert 0 < (layer.arrays()["indices"] != indices).sum() <= moved
-    expected = model_of(layer).scores(batch.features)
-    assert_near(layer(batch.features), expected, 1e-5)
 
 
 def test_rewires(on_device):

@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pytest
 import reference
-import scipy.sparse as sp
 from near import assert_near
 
 from fanin.backends.arrays import plan_rewiring
@@ -103,65 +102,6 @@ def test_rewire_moves_the_smallest_and_resets_their_moments(on_device):
         assert moment.any()
     x = features(5, 500)
     assert_near(layer(x), scores(layer, x), 2e-5)  # it sees the new connections
-
-
-def test_labels_that_share_their_sources(on_device, tmp_path):
-    """In groups of 16 and a last one of 2, in the order of their frequency."""
-    layer = on_device.fixed_layer(20, 50, 8, seed=3, group_size=16)
-    rng = np.random.default_rng(0)
-    positives = sp.csr_array(rng.random((100, 50)) < np.linspace(0.01, 0.3, 50))
-    x = features(100, 20)
-    assert layer.indices.shape == (4, 8) and layer.order.tolist() == [*range(50)]
-    layer.start_from(x, positives)
-    counts = positives.toarray().sum(0)[layer.order]
-    assert (np.diff(counts) <= 0).all() and counts[0] > counts[-1]
-
-    def expected(layer):
-        own = np.repeat(layer.indices, 16, axis=0)[:50]
-        by_position = reference.scores(x, own, layer.weights, layer.bias)
-        return by_position[:, np.argsort(layer.order)]
-
-    optimizer = layer.adam()  # which makes a step: the biases differ then
-    assert_near(layer(x), expected(layer), 2e-5)
-    other = on_device.fixed_layer(20, 50, 8, seed=4, group_size=16)
-    layer.save(tmp_path)
-    other.load(tmp_path)
-    np.testing.assert_array_equal(other(x), layer(x))
-
-    weights, before = layer.weights, layer.indices
-    groups = [slice(first, first + 16) for first in range(0, 50, 16)]
-    means = np.stack([np.abs(weights[group]).mean(0) for group in groups])
-    seed = int(np.random.default_rng(1).integers(2**64, dtype=np.uint64))
-    plan = plan_rewiring(means, 0.3, 20, seed)
-    assert layer.rewire(0.3, optimizer, np.random.default_rng(1)) == len(plan.positions) > 5
-    np.testing.assert_array_equal(layer.weights, weights)
-    before.reshape(-1)[plan.positions] = plan.sources
-    np.testing.assert_array_equal(layer.indices, before)
-    moves = np.zeros(means.shape, bool)
-    moves.reshape(-1)[plan.positions] = True
-    of_labels = np.repeat(moves, 16, axis=0)[:50]
-    for moment in layer.moments(optimizer):
-        assert not moment[of_labels].any() and moment[~of_labels].any()
-    assert_near(layer(x), expected(layer), 2e-5)
-    weights, before = layer.weights, layer.indices
-    moved = layer.rewire_towards_gradients(x, positives, 0.25, optimizer, rng=3)
-    changed = layer.indices != before
-    assert (changed.sum(1) == 2).all() and moved == 8  # a quarter of each group's sources
-    of_labels = np.repeat(changed, 16, axis=0)[:50]
-    assert not layer.weights[of_labels].any()
-    np.testing.assert_array_equal(layer.weights[~of_labels], weights[~of_labels])
-    for group, after in zip(groups, layer.indices, strict=True):
-        sums = np.abs(weights[group]).sum(0)
-        old = before[groups.index(group)]
-        assert set(old[np.argsort(sums)[2:]]) <= set(after)
-
-
-@pytest.mark.parametrize(("size", "message"), [(7, r"in 8\.\.64, got 7"), (1.5, "whole number")])
-def test_groups_that_are_none(on_cpu, size, message):
-    with pytest.raises(ValueError, match=f"group_size must be .*{message}"):
-        on_cpu.fixed_layer(20, 50, 8, group_size=size)
-    with pytest.raises(ValueError, match=f"group_size must be .*{message}"):
-        on_cpu.fused_layer(20, 50, 8, group_size=size)
 
 
 def test_rewire_takes_only_an_optimizer_that_trains_it(on_device):
