@@ -19,7 +19,7 @@ FeatureScaling = Literal["none", "unit_variance"]
 FeatureDictionary = Literal["none", "learned"]
 InitialWeights = Literal["small", "centroid"]
 InitialBias = float | Literal["prior"]
-Schedule = Literal["plateau", "linear"]
+Schedule = Literal["plateau", "linear", "cosine"]
 RewireTowards = Literal["random", "gradient"]
 RewireDecay = Literal["none", "cosine"]
 RewiredWeights = Literal["kept", "zero"]
@@ -37,6 +37,7 @@ class Recipe:
     loss_fn: Loss = "squared_hinge"
     learning_rate: float = 1e-3
     schedule: Schedule = "plateau"
+    warm_up: float = 0.0
     epochs: int = 100
     least_steps: int = 0
     feature_scaling: FeatureScaling = "none"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import SupportsFloat
@@ -260,14 +260,19 @@ class Trainer:
         return TransformedBatch(features, batch.positive_instances, batch.positive_labels)
 
     def train(
-        self, batches: Iterable[TrainingBatch], learning_rate: float, on_step: OnStep | None = None
+        self,
+        batches: Iterable[TrainingBatch],
+        learning_rate: float | Callable[[int], float],
+        on_step: OnStep | None = None,
     ) -> np.ndarray:
-        """One step per batch, in order; the losses, float64 [steps]. Raises FloatingPointError
-        naming the step whose loss is not finite."""
+        """One step per batch, in order; the losses, float64 [steps]. learning_rate: of all steps,
+        or a function that gives that of each step of this trainer, counted from 1. Raises
+        FloatingPointError naming the step whose loss is not finite."""
         losses = Losses(self.device, self._steps + 1)
         for batch in batches:
-            transformed = self._transformed(batch)
-            loss = self._executor.step(transformed, learning_rate, self._steps + 1)
+            transformed, step = self._transformed(batch), self._steps + 1
+            rate = learning_rate(step) if callable(learning_rate) else learning_rate
+            loss = self._executor.step(transformed, rate, step)
             self._steps += 1  # a step that was refused does not count
             losses.add(loss)
             if on_step:

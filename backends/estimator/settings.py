@@ -36,6 +36,7 @@ class Settings:
     optimizer: OptimizerKind = "adam"
     weight_decay: float = 0.0
     schedule: Schedule | None = None
+    warm_up: float | None = None
     epochs: int | None = None
     batch_size: int = 32
     dropout: float = 0.1
@@ -64,6 +65,8 @@ class Settings:
         checks.not_negative("weight_decay", self.weight_decay)
         if self.schedule is not None:
             _one_of("schedule", self.schedule, get_args(Schedule))
+        if self.warm_up is not None:
+            _share("warm_up", self.warm_up, least=True)
         if self.epochs is not None:
             checks.whole("epochs", self.epochs, 1)
         checks.whole("batch_size", self.batch_size, 1)
@@ -155,6 +158,7 @@ class Settings:
             "recipe": (self.recipe, "best"),
             "loss": (self.loss or "bce", "bce"),
             "schedule": (self.schedule or "linear", "linear"),
+            "warm_up": (self.warm_up or 0.0, 0.0),
             "weights_dtype": (self.weights_dtype, "float32"),
             "moments_dtype": (self.moments_dtype, "float32"),
             "moments": (self.moments, "full"),
@@ -188,6 +192,7 @@ class Settings:
             "loss_fn": self.loss,
             "learning_rate": self.learning_rate,
             "schedule": self.schedule,
+            "warm_up": self.warm_up,
             "epochs": self.epochs,
         }
         if self.epochs is not None:
@@ -200,7 +205,7 @@ class Settings:
         if recipe.schedule == "plateau" and not self.early_stopping:
             raise ValueError(
                 "schedule 'plateau' follows precision on validation instances: set "
-                "early_stopping=True, or schedule='linear'"
+                "early_stopping=True, or schedule='linear' or 'cosine'"
             )
         return recipe
 

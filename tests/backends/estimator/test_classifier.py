@@ -191,6 +191,8 @@ def test_recipes(backend):
     own.set_params(recipe=Recipe(epochs=1), fan_in=None, intermediate=8).fit(X, Y)
     assert own.recipe_ == Recipe(epochs=1, schedule="linear", loss_fn="bce")
     assert (own.setup_.intermediate, own.setup_.loss) == (8, "bce")
+    own.set_params(schedule="cosine", warm_up=0.5).fit(X, Y)
+    assert own.recipe_ == Recipe(epochs=1, schedule="cosine", warm_up=0.5, loss_fn="bce")
     hinge = classifier(backend, loss="squared_hinge", epochs=1).fit(X, Y)
     assert hinge.recipe_.initial_bias == -1
 
@@ -275,7 +277,8 @@ def test_the_installed_backend_is_chosen(monkeypatch):
         ({"recipe": []}, "recipe must be one of"),
         ({"loss": "hinge"}, "loss must be one of squared_hinge, bce"),
         ({"learning_rate": -1}, "learning_rate must be finite"),
-        ({"schedule": "cosine"}, "schedule must be one of plateau, linear"),
+        ({"schedule": "sine"}, "schedule must be one of plateau, linear, cosine"),
+        ({"warm_up": 1.0}, "warm_up must be at least 0 and below 1"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"dropout": 1}, "dropout must be at least 0 and below 1"),

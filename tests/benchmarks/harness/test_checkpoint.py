@@ -108,11 +108,13 @@ class Training:
         (BEST, None),
         (WORDS, 16),
         ({**WORDS, **FUSED, "moments": "row"}, 16),
+        ({**DEEP, **FUSED, "schedule": "cosine", "warm_up": 0.3}, 16),
     ],
     ids=[
         *("ffi", "unstructured", "ffi-fused", "ffi-bfloat16", "ffi-fused-sorted", "dense-fused"),
         *("ffi-bfloat16-sgd", "ffi-momentum", "words-fused-decay"),
         *("ffi-fused-scaled", "ffi-fused-best", "ffi-best", "words", "words-fused-row"),
+        "ffi-fused-cosine",
     ],
 )
 @pytest.mark.parametrize("backend", EACH_BACKEND)

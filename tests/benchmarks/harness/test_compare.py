@@ -184,8 +184,14 @@ class TestSide:
         monkeypatch.setattr(lockstep, "SideChild", Side)
         monkeypatch.setattr(training, "RATE_STEPS", 2)
         chosen = {"dataset": "tiny", "features": "dense40", "epochs": 2, "learning_rate": 0.5}
-        for schedule, expected in (("linear", [0.5, 0.5, 0.25]), ("plateau", [0.5] * 3)):
-            task = make_task(**chosen, schedule=schedule)
+        quarter = 0.25 * (1 + np.sqrt(0.5))  # of a half cosine
+        for schedule, warm_up, expected in (
+            ("linear", 0, [0.5, 0.5, 0.25]),
+            ("plateau", 0, [0.5] * 3),
+            ("cosine", 0, [0.5, pytest.approx(quarter), pytest.approx(0.25)]),
+            ("plateau", 0.5, [0.25, 0.5, 0.5]),
+        ):
+            task = make_task(**chosen, schedule=schedule, warm_up=float(warm_up))
             lockstep.compare(task, Options(results=tmp_path, data_dir=tmp_path), 3)
             assert rates == {"torch": expected, "tensorflow": expected}
             for seen in rates.values():
