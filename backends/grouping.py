@@ -40,7 +40,7 @@ def label_order(
     if grouping not in get_args(Grouping):
         known = ", ".join(get_args(Grouping))
         raise ValueError(f"unknown grouping {grouping!r}; there are {known}")
-    checks.whole("group_size", group_size, 2, checks.MOST_GROUP_SIZE)
+    checks.whole("group_size", group_size, 2)
     checks.whole("seed", seed, 0, 2**64 - 1)
     rng = np.random.default_rng(seed)
     if grouping == "random":

@@ -7,6 +7,7 @@ tried beside it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -51,12 +52,20 @@ class Recipe:
     rewire_until: float = 1.0
     rewire_decay: RewireDecay = "none"
     rewired_weights: RewiredWeights = "kept"
+    auxiliary_weight: float = 0.0
+    auxiliary_clusters: int = 256
+    auxiliary_until: float = 0.15
 
     def for_steps(self, steps_per_epoch: int) -> Recipe:
         """The recipe where an epoch has so many steps: with more epochs, up to MOST_EPOCHS, where
         all of them would have less than `least_steps`."""
         wanted = min(-(-self.least_steps // steps_per_epoch), MOST_EPOCHS)
         return replace(self, epochs=max(self.epochs, wanted), least_steps=0)
+
+
+def half_cosine(share: float) -> float:
+    """How a "cosine" falls: from 1 at share 0 to 0 at share 1, and beyond."""
+    return (1 + math.cos(math.pi * min(1.0, share))) / 2
 
 
 PAPER = Recipe()

@@ -7,7 +7,6 @@ on to the same numbers.
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from fanin.backends.arrays import Rewiring, drawn_seed
 from fanin.backends.gradients import plan_towards_gradients
 from fanin.backends.interface import OnStep
-from fanin.backends.recipes import Recipe
+from fanin.backends.recipes import Recipe, half_cosine
 from fanin.backends.trainer import Trainer
 from fanin.datasets import Batches
 
@@ -100,11 +99,6 @@ class Schedule:
         if self._kind == "cosine":
             return self.rate * half_cosine(fallen)
         return self.rate * max(RATE_LAST, 1 - fallen)
-
-
-def half_cosine(share: float) -> float:
-    """From 1 at share 0 down to 0 at share 1, and beyond."""
-    return (1 + math.cos(math.pi * min(1.0, share))) / 2
 
 
 def rewire_due(step: int, recipe: Recipe, steps_per_epoch: int) -> bool:

@@ -198,6 +198,7 @@ class Settings:
         if self.epochs is not None:
             own["least_steps"] = 0
         recipe = replace(recipe, **{key: value for key, value in own.items() if value is not None})
+        _share("warm_up", recipe.warm_up, least=True)  # it may be that of a recipe of one's own
         if recipe.loss_fn != "bce" and recipe.initial_bias == "prior":
             # The log-odds are for cross entropy; with squared hinge, where scores of negatives
             # are to be -1, this is where almost all of them are.
@@ -206,6 +207,11 @@ class Settings:
             raise ValueError(
                 "schedule 'plateau' follows precision on validation instances: set "
                 "early_stopping=True, or schedule='linear' or 'cosine'"
+            )
+        if recipe.auxiliary_weight and not setup.intermediate:
+            raise ValueError(
+                "auxiliary_weight of this recipe is for an intermediate layer, and there is none: "
+                "leave it at 0, or set intermediate to a number of units"
             )
         return recipe
 

@@ -122,6 +122,11 @@ class Task(TaskKeys):
                     f"{key} {value!r} needs architecture 'stratified', which has a fixed fan-in, "
                     f"got {self.architecture!r}"
                 )
+        if self.auxiliary_weight and not self.intermediate:
+            raise ValueError(
+                "auxiliary_weight is for an intermediate layer, and architecture "
+                f"{self.architecture!r} has none; leave it at 0"
+            )
         if self.initial_weights == "centroid" and self.connections != "centroid":
             raise ValueError(
                 f"initial_weights 'centroid' need connections 'centroid', got {self.connections!r}"

@@ -61,7 +61,7 @@ class TaskKeys(BaseModel):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     recipe: RecipeName = Field(
         default="paper",
-        description="decides the keys from loss_fn to rewired_weights",
+        description="decides the keys from loss_fn to auxiliary_until",
     )
     loss_fn: Loss = PAPER.loss_fn
     learning_rate: LearningRate = PAPER.learning_rate
@@ -127,6 +127,21 @@ class TaskKeys(BaseModel):
     )
     rewired_weights: recipes.RewiredWeights = Field(
         default=PAPER.rewired_weights, description="what connections that moved have as weight"
+    )
+    auxiliary_weight: float = Field(
+        default=PAPER.auxiliary_weight,
+        ge=0,
+        le=1e6,
+        description="of the loss over clusters of labels, see fanin.backends.auxiliary; 0 for none",
+    )
+    auxiliary_clusters: int = Field(
+        default=PAPER.auxiliary_clusters, ge=1, le=MOST, description="at most"
+    )
+    auxiliary_until: float = Field(
+        default=PAPER.auxiliary_until,
+        gt=0,
+        le=1,
+        description="share of all steps until which the weight falls to 0, as a half cosine does",
     )
     optimizer: OptimizerKind = Field(
         default=ADAM.kind,

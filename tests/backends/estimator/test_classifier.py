@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 import scipy.sparse as sp
 from frameworks import EACH_BACKEND
 from planted import FAN_IN, LABELS, planted_data
+from sklearn.base import clone
 
 from fanin.backends.arrays import initial_arrays
 from fanin.backends.estimate import TooLargeError
@@ -146,6 +148,26 @@ def test_other_optimizers(backend, tmp_path):
         for decay in (0.0, 10.0)
     ]
     assert spread[1] < 0.9 * spread[0]
+
+
+@each_backend
+def test_an_auxiliary_loss_is_no_part_of_the_model(backend, tmp_path):
+    recipe = replace(PAPER, schedule="cosine", auxiliary_weight=1.0, auxiliary_clusters=5)
+    helped = classifier(backend, recipe=recipe, intermediate=16)
+    plain = clone(helped).set_params(recipe=replace(recipe, auxiliary_weight=0.0))
+    beside = [each.plan(X, Y).expected.optimizer_bytes for each in (helped, plain)]
+    assert beside[0] - beside[1] == 4 * (3 * (16 + 1) * 5 + LABELS)
+    assert helped.fit(X, Y).history_[0].loss != plain.fit(X, Y).history_[0].loss
+    helped.save(tmp_path / "model")
+    again = load(tmp_path / "model", backend=backend)
+    assert again.get_params()["recipe"] == recipe
+    np.testing.assert_array_equal(again.decision_function(X), helped.decision_function(X))
+    assert np.isfinite(again.partial_fit(X, Y).history_[-1].loss)
+    with pytest.raises(ValueError, match="auxiliary_weight of this recipe is for an intermediate"):
+        classifier(backend, recipe=recipe).fit(X, Y)
+    for wrong in ({"auxiliary_clusters": 0}, {"auxiliary_until": 0.0}, {"warm_up": 1.0}):
+        with pytest.raises(ValueError, match=r"auxiliary_clusters must|steps above 0|warm_up must"):
+            classifier(backend, recipe=replace(recipe, **wrong), intermediate=16).fit(X, Y)
 
 
 @each_backend
