@@ -64,7 +64,7 @@ def label_order(
     if grouping not in get_args(Grouping):
         known = ", ".join(get_args(Grouping))
         raise ValueError(f"unknown grouping {grouping!r}; there are {known}")
-    checks.whole("group_size", group_size, 2, checks.MOST_GROUP_SIZE)
+    checks.whole("group_size", group_size, 2)
     checks.whole("seed", seed, 0, 2**64 - 1)
     checks.whole("threads", threads, 0, MOST_THREADS)
     if grouping == "meaning":
