@@ -15,6 +15,7 @@ from fanin.backends.choosing import choosing_bytes
 from fanin.backends.dictionary import dictionary_bytes
 from fanin.backends.first_layer import FirstLayer
 from fanin.backends.gradients import rewiring_bytes
+from fanin.backends.grouping import meaning_bytes
 from fanin.backends.interface import FLOAT32, Execution, Storage, evaluation_block
 from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.recipes import Recipe
@@ -191,18 +192,26 @@ def _with_clusters(
 
 
 def with_choosing(
-    expected: Estimate, recipe: Recipe, setup: LayerSetup, sizes: Sizes, batch: int
+    expected: Estimate,
+    recipe: Recipe,
+    setup: LayerSetup,
+    sizes: Sizes,
+    batch: int,
+    threads: int,
 ) -> Estimate:
-    """The estimate with the memory for choosing connections, which comes before the model, and for
-    rewiring towards gradients. batch: instances of a step."""
+    """The estimate with the memory for choosing connections and label groups, which comes before
+    the model, and for rewiring towards gradients. batch: instances of a step. threads: of the
+    CPU."""
     if recipe.auxiliary_weight:
         clustering = clustering_bytes(setup.inputs, setup.labels)
         expected = replace(expected, starting_bytes=max(expected.starting_bytes, clustering))
-    fan_in = setup.output.fan_in
+    fan_in, group_size = setup.output.fan_in, setup.output.group_size
     if fan_in is None:
         return expected
     training, starting = expected.training_bytes, expected.starting_bytes
     data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)
+    if group_size and recipe.grouping == "meaning":
+        starting = max(starting, meaning_bytes(*data, threads))
     if recipe.connections != "random":
         choosing = choosing_bytes(
             *data,
@@ -210,7 +219,7 @@ def with_choosing(
             is_mapped=sizes.is_mapped,
             atoms=setup.atoms,
             wants_values=recipe.initial_weights == "centroid",
-            group_size=setup.output.group_size,
+            group_size=group_size,
         )
         if setup.atoms:
             learning = dictionary_bytes(setup.inputs, setup.labels, setup.atoms)
@@ -218,9 +227,7 @@ def with_choosing(
         starting = max(starting, choosing)
     steps_per_epoch = -(-sizes.train_instances // batch)
     if recipe.rewire_towards == "gradient" and has_rewiring(recipe, steps_per_epoch):
-        training = max(
-            training, rewiring_bytes(*data, fan_in, setup.atoms, setup.output.group_size)
-        )
+        training = max(training, rewiring_bytes(*data, fan_in, setup.atoms, group_size))
     return replace(expected, training_bytes=training, starting_bytes=starting)
 
 

@@ -58,6 +58,12 @@ def starting_arrays(
     """
     threads = within_share(threads)
     given: dict[str, np.ndarray] = {}
+    order: np.ndarray | None = None
+    if group_size:
+        grouping = recipe.grouping
+        order = given[ORDER] = label_order(
+            labels, group_size, grouping, features=features, seed=seed, threads=threads
+        )
     atoms = atoms_of(recipe, features.shape[1], labels.shape[1], fan_in)
     if recipe.feature_scaling != "none" or recipe.connections != "random" or atoms:
         mean, deviation = input_statistics(features)
@@ -74,10 +80,6 @@ def starting_arrays(
             seed=seed,
             threads=threads,
         )
-    order: np.ndarray | None = None
-    if group_size:
-        order = label_order(labels, group_size, recipe.grouping, features=features, seed=seed)
-        given[ORDER] = order
     if recipe.connections != "random" and fan_in:
         chosen = choose_sources(
             features,
@@ -96,15 +98,17 @@ def starting_arrays(
         )
         given["output.indices"] = chosen.indices
         if chosen.values is not None:
-            shares = _shares(labels)
-            given["output.weights"] = chosen.values * (shares if order is None else shares[order])
+            given["output.weights"] = chosen.values * _by_position(_shares(labels), order)
     if recipe.initial_bias == "prior":
-        given["output.bias"] = log_odds(labels)
+        given["output.bias"] = _by_position(log_odds(labels), order)
     elif recipe.initial_bias:
         given["output.bias"] = np.full(labels.shape[1], recipe.initial_bias, np.float32)
-    if order is not None and "output.bias" in given:
-        given["output.bias"] = given["output.bias"][order]
     return given
+
+
+def _by_position(by_label: np.ndarray, order: np.ndarray | None) -> np.ndarray:
+    """Rows of labels in the order that the labels have in the layer."""
+    return by_label if order is None else by_label[order]
 
 
 def _shares(labels: Any) -> np.ndarray:

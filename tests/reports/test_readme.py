@@ -28,7 +28,8 @@ WORDS = " ".join(" ".join(TEXTS.values()).split())
     "framework",
     [
         *("torch", "tensorflow", "torch, fused", "tensorflow, fused", "torch, trained"),
-        *("torch, chosen", "tensorflow, chosen", "onnx", "sparse features", "pandas"),
+        *("torch, chosen", "tensorflow, chosen", "torch, grouped", "onnx"),
+        *("sparse features", "pandas"),
         *("own data", "lists", "torch, words", "tensorflow, words"),
         "torch, onnx",
     ],
