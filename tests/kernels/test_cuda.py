@@ -24,7 +24,7 @@ from fanin.backends.optimizer import Optimizer
 # slow: the kernels are compiled first
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("on_the_gpu")]
 
-KINDS = ("dense", "fixed fan-in", "unstructured")
+KINDS = ("dense", "fixed fan-in", "grouped", "unstructured")
 
 
 # batch, inputs, labels, fan_in. Few and many inputs: features and sums are kept in shared memory

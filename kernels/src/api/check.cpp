@@ -300,8 +300,6 @@ void Check::grouped(const fanin_connections &c, const Dimension &label_groups,
                     const Dimension &labels) {
   if (!good()) return;
   if (c.tile_labels.rank >= 0) return wrong("connections are either grouped or sorted");
-  if (c.indices.device == FANIN_CUDA)
-    return wrong("labels that share their sources (group_size) are for CPUs only");
   if (c.group_size < 2 || c.group_size > kMostGroupSize)
     return wrong("group_size must be 2 to %" PRId64 ", got %" PRId64, kMostGroupSize, c.group_size);
   const int64_t wanted = (labels.size + c.group_size - 1) / c.group_size;

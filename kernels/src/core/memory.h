@@ -76,6 +76,25 @@ static inline int64_t group_scratch(int64_t groups, int64_t fan_in) {
   return (kMostGroupSize + kGroup) * fan_in + groups * (kGroup * fan_in + kGroupGrads);
 }
 
+// On a GPU the gradients of a label group by its scores are in shared memory, unless they take more
+// than 80 KiB. Then each block has scratch memory for them, and so many blocks are launched.
+constexpr int64_t kSharedGrads = 20480, kScratchBlocks = 256;
+// From one row of 32 values in shared memory to the next: with 4 more, no two threads that read a
+// matrix together read the same bank.
+constexpr int kPitch = int(kGroup) + 4;
+// Labels of a group, in whole blocks of as many as are multiplied together.
+FANIN_ANYWHERE static inline int64_t label_rows(int64_t group_size) {
+  constexpr int64_t block = 16;
+  return (group_size + block - 1) / block * block;
+}
+FANIN_ANYWHERE static inline int64_t group_grads(int64_t groups, int64_t group_size) {
+  return groups * label_rows(group_size) * kPitch;
+}
+static inline int64_t gpu_scratch(const StepCall &c) {
+  const int64_t grads = group_grads(groups_of(c.batch), c.group_size);
+  return c.group_size && grads > kSharedGrads ? kScratchBlocks * grads : 0;
+}
+
 struct StepMemory {
   float *features;
   float *accumulators, *scratch;  // once per thread
@@ -97,7 +116,9 @@ static inline StepMemory step_memory(const StepCall &c, void *workspace) {
   StepMemory m;
   const int64_t groups = groups_of(c.batch);
   m.features_size = groups * c.inputs * kGroup;
-  if (c.tile_labels)
+  if (c.on_gpu)
+    m.scratch_size = gpu_scratch(c);
+  else if (c.tile_labels)
     m.scratch_size = groups * kGroup * sorted_labels(c.inputs, c.labels) +
                      (sorted_sums(c) + kGroup - 1) / kGroup * kGroup;
   else if (c.group_size)
@@ -198,9 +219,10 @@ static inline TopKMemory top_k_memory(const TopKCall &c, void *workspace) {
   Memory memory{static_cast<char *>(workspace)};
   TopKMemory m;
   const int64_t groups = groups_of(c.batch), holders = c.on_gpu ? c.gpu_lists : c.threads;
-  m.scratch_size = c.tile_labels  ? sorted_labels(c.inputs, c.labels) * kGroup
-                   : c.group_size ? group_scratch(1, c.fan_in)
-                                  : 0;
+  m.scratch_size = c.on_gpu        ? 0
+                   : c.tile_labels ? sorted_labels(c.inputs, c.labels) * kGroup
+                   : c.group_size  ? group_scratch(1, c.fan_in)
+                                   : 0;
   // The ids and scores of 32 instances, and a threshold for each.
   m.list_size = (kGroup * (c.k * 12 + 4) + int64_t(kCacheLine) - 1) / int64_t(kCacheLine) *
                 int64_t(kCacheLine);

@@ -1,6 +1,6 @@
 // Launches top-k on a GPU: one kernel fills lists, as many as memory.h says; a second one merges
 // them.
-#include "cuda/common.h"
+#include "cuda/grouped.h"
 
 #include "core/top_k.h"
 
@@ -31,6 +31,47 @@ __global__ void __launch_bounds__(kMostThreads, 1)
       for (int64_t label = first; label < stop; ++label) best.offer(label, broadcast(NAN), lanes);
   }
   if (thread_id() == 0) counts[list] = smaller(end - begin, k);
+}
+
+// The same of labels that share their sources: a list is of whole label groups. whole: squares are
+// kept for all chunks of sources.
+template <class I, class W>
+__global__ void __launch_bounds__(kFewWarps *kLanes, 2)
+    grouped_top_k_kernel(ScoredLayer<I, W> layer, int64_t group_size, bool whole,
+                         const float *features, int lanes, int64_t k, char *lists,
+                         int64_t list_size, int64_t *counts, int64_t list_count) {
+  const int64_t label_groups = (layer.labels + group_size - 1) / group_size;
+  const int64_t chunks = (layer.fan_in + kLanes - 1) / kLanes;
+  SharedPieces<float> shared;
+  float *const rows = shared.take_for_warp(kBlockRows);
+  const Squares squares{shared.take_for_warp((whole ? chunks : 1) * kSquare), whole};
+  Team<float> team;
+  each_tile(list_count, [&](int64_t list) {
+    const int64_t begin = label_groups * list / list_count;
+    const int64_t end = label_groups * (list + 1) / list_count;
+    Best best(lists + list * list_size, k);
+    best.clear(lanes);
+    for (int64_t number = begin; number < end; ++number) {
+      const LabelGroup<I, W> group = label_group<I, W>(layer, number, group_size, features);
+      const int64_t first = number * group_size;
+      if (!team.all_below(group.indices, group.fan_in, group.inputs)) {
+        for (int j = 0; j < group.labels; ++j) best.offer(first + j, broadcast(NAN), lanes);
+        continue;
+      }
+      if (whole) {
+        team.sync();  // nobody reads the previous group's squares any more
+        for (int64_t chunk = 0; chunk < chunks; ++chunk)
+          gather_square(group, 0, chunk, squares.memory + chunk * kSquare);
+        team.sync();
+      }
+      for (int j = 0; j < group.labels; j += kProductRows)
+        score_labels(group, squares, 0, j, rows, [&](int label, Lanes<float> scores) {
+          best.offer(first + label, scores, lanes);
+        });
+    }
+    const int64_t offered = smaller(end * group_size, layer.labels) - begin * group_size;
+    if (thread_id() == 0) counts[list] = smaller(offered, k);
+  });
 }
 
 // One block, of one warp, for each instance of the group. Lists hold ascending ranges of labels: of
@@ -80,9 +121,21 @@ Finding run_top_k(const TopKCall &c) {
   const dim3 blocks(unsigned((c.gpu_lists + kFewWarps - 1) / kFewWarps));
   for (int64_t group = 0; group < groups_of(c.batch); ++group) {
     const int lanes = int(c.batch - group * kLanes < kLanes ? c.batch - group * kLanes : kLanes);
-    launch(top_k_kernel<I, W>, blocks, kFewWarps * kLanes, kFewWarps * warp_bytes, c.stream, layer,
-           c.connections, memory.features + group * c.inputs * kLanes, lanes, c.k, memory.lists,
-           memory.list_size, memory.counts, int64_t(c.gpu_lists));
+    const float *const features = memory.features + group * c.inputs * kLanes;
+    if (c.group_size) {
+      const int64_t chunks = (c.fan_in + kLanes - 1) / kLanes;
+      const bool whole = chunks <= kSquaresOfWarp;
+      const size_t bytes = size_t(kBlockRows + (whole ? chunks : 1) * kSquare) * sizeof(float);
+      const Finding launched =
+          launch_tiles(grouped_top_k_kernel<I, W>, c.gpu_lists, kFewWarps, 0, bytes, c.stream,
+                       layer, c.group_size, whole, features, lanes, c.k, memory.lists,
+                       memory.list_size, memory.counts, int64_t(c.gpu_lists));
+      if (launched.kind != Finding::nothing) return launched;
+    } else {
+      launch(top_k_kernel<I, W>, blocks, kFewWarps * kLanes, kFewWarps * warp_bytes, c.stream,
+             layer, c.connections, features, lanes, c.k, memory.lists, memory.list_size,
+             memory.counts, int64_t(c.gpu_lists));
+    }
     launch(merge_kernel, dim3(unsigned(lanes)), kLanes, size_t(c.gpu_lists) * sizeof(int32_t),
            c.stream, memory.lists, memory.list_size, memory.counts, int64_t(c.gpu_lists), c.k,
            c.ids + group * kLanes * c.k, c.scores ? c.scores + group * kLanes * c.k : nullptr);
