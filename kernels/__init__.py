@@ -6,6 +6,7 @@ its form for NumPy arrays. README.md tells how to read and extend the kernels.
 """
 
 from fanin.kernels.choose_ops import add_label_sums, choose_sources, replace_sources
+from fanin.kernels.connection_ops import rewire, sort_connections
 from fanin.kernels.cpu import processor, sorting_pays
 from fanin.kernels.library import build_info, set_instruction_set, sorted_labels
 from fanin.kernels.numpy_ops import (
@@ -15,8 +16,6 @@ from fanin.kernels.numpy_ops import (
     dense_update,
     fan_in_linear,
     fan_in_linear_backward,
-    rewire,
-    sort_connections,
     step,
     top_k,
 )

@@ -45,6 +45,7 @@ def fan_in_linear(
     weights: np.ndarray,
     bias: np.ndarray | None = None,
     *,
+    group_size: int = 0,
     out: np.ndarray | None = None,
     threads: int = 0,
 ) -> np.ndarray:
@@ -52,8 +53,10 @@ def fan_in_linear(
 
     features [batch, inputs] float32 or float64, finite; indices [labels, fan_in] uint16 or
     uint32, each below inputs; weights [labels, fan_in] and bias [labels] like features; out
-    [batch, labels], overwritten (errors call it scores); all C-contiguous. threads: CPU threads, 0
-    for all. Returns the scores [batch, labels]. Raises ValueError, which names the wrong argument.
+    [batch, labels], overwritten (errors call it scores); all C-contiguous. With `group_size` (2 to
+    64) so many labels, one after the other, are a group and share a row of indices, which are then
+    [label groups, fan_in]. threads: CPU threads, 0 for all. Returns the scores [batch, labels].
+    Raises ValueError, which names the wrong argument.
     """
     arguments = params.ForwardParams(
         features=_describe(features, "features"),
@@ -61,11 +64,12 @@ def fan_in_linear(
         weights=_describe(weights, "weights"),
         bias=_describe(bias, "bias"),
         scores=_describe(out, "out", written=True),
+        group_size=group_size,
         threads=threads,
     )
     library.check(arguments)
     if out is None:
-        out = np.empty((features.shape[0], indices.shape[0]), features.dtype)
+        out = np.empty((features.shape[0], weights.shape[0]), features.dtype)
         arguments.scores = _describe(out, "out", written=True)
     library.call(arguments, _allocate)
     return out
@@ -77,6 +81,7 @@ def fan_in_linear_backward(
     indices: np.ndarray,
     weights: np.ndarray,
     *,
+    group_size: int = 0,
     threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `fan_in_linear`, given grad_scores [batch, labels].
@@ -87,7 +92,7 @@ def fan_in_linear_backward(
     grads = (
         np.empty(np.shape(features), np.asarray(features).dtype),
         np.empty(np.shape(weights), np.asarray(weights).dtype),
-        np.empty(_length(indices), np.asarray(weights).dtype),
+        np.empty(_length(weights), np.asarray(weights).dtype),
     )
     arguments = params.BackwardParams(
         grad_scores=_describe(grad_scores, "grad_scores"),
@@ -97,6 +102,7 @@ def fan_in_linear_backward(
         grad_features=_describe(grads[0], "grad_features"),
         grad_weights=_describe(grads[1], "grad_weights"),
         grad_bias=_describe(grads[2], "grad_bias"),
+        group_size=group_size,
         threads=threads,
     )
     library.call(arguments, _allocate)
@@ -178,6 +184,8 @@ def _connections(
     tile_labels: np.ndarray | None,
     group_size: int = 0,
 ) -> params.Connections:
+    if not -(2**63) <= group_size < 2**63:
+        raise ValueError(f"group_size must be 2 to 64, got {group_size}")
     return params.Connections(
         _describe(indices, "indices"),
         _describe(starts, "starts"),
@@ -307,11 +315,13 @@ def top_k(
     starts: np.ndarray | None = None,
     tile_labels: np.ndarray | None = None,
     group_size: int = 0,
+    label_ids: np.ndarray | None = None,
     threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and ids of the k highest scored labels of each instance, best first; equal scores
-    stand in the order of their labels. Arguments are those of `step`. The scores of all labels are
-    never held at once.
+    stand in the order of their labels' ids, and NaN last. Arguments are those of `step`. label_ids
+    [labels] int32, each in 0 to labels - 1: the id of each label; without them a label's id is its
+    position. The scores of all labels are never held at once.
 
     Returns scores, float32 [batch, k], and ids, int64 [batch, k].
     """
@@ -326,67 +336,10 @@ def top_k(
         connections=_connections(indices, starts, tile_labels, group_size),
         weights=_describe(weights, "weights"),
         bias=_describe(bias, "bias"),
+        label_ids=_describe(label_ids, "label_ids"),
         ids=_describe(ids, "ids"),
         scores=_describe(scores, "scores"),
         threads=threads,
     )
     library.call(arguments, _allocate)
     return scores, ids
-
-
-def rewire(
-    indices: np.ndarray,
-    weights: Trained,
-    inputs: int,
-    fraction: float,
-    seed: int,
-    *,
-    threads: int = 0,
-) -> tuple[int, float]:
-    """Give the `fraction` of connections with the smallest |weight| new random sources.
-
-    indices uint16 or uint32, of the shape of weights: [labels, fan_in] or [connections]. Both are
-    updated: weights keep their value, but their moments become 0. The new source of a connection
-    depends on its position and the seed alone (see fanin.h). Returns how many connections moved,
-    and the threshold: |weight| had to be strictly below it.
-    """
-    arguments = params.RewireParams(
-        indices=_describe(indices, "indices", written=True),
-        weights=_trained(weights, "weights"),
-        inputs=inputs,
-        fraction=fraction,
-        seed=seed % 2**64,
-        threads=threads,
-    )
-    library.call(arguments, _allocate)
-    return arguments.moved, arguments.threshold
-
-
-def sort_connections(
-    indices: np.ndarray,
-    tile_labels: np.ndarray,
-    slots: np.ndarray,
-    weights: Trained,
-    inputs: int,
-    *,
-    undo: bool = False,
-    threads: int = 0,
-) -> None:
-    """Sort the connections of a fixed fan-in layer by source within tiles of labels, in place; or,
-    with undo, bring them back into the order of their labels.
-
-    indices [labels, fan_in] uint16 or uint32; weights have the same shape. tile_labels uint16 and
-    slots uint8 (uint32 where fan_in > 256), of that shape too, are written when sorting and read
-    when undoing. `step` and `top_k` then take `tile_labels`, with features of exactly `inputs`
-    columns, since the tiles depend on it. For layers whose features exceed a core's cache.
-    """
-    arguments = params.SortParams(
-        indices=_describe(indices, "indices", written=True),
-        tile_labels=_describe(tile_labels, "tile_labels", written=not undo),
-        slots=_describe(slots, "slots", written=not undo),
-        weights=_trained(weights, "weights"),
-        inputs=inputs,
-        undo=undo,
-        threads=threads,
-    )
-    library.call(arguments, _allocate)

@@ -68,7 +68,8 @@ class Optimizer(ctypes.Structure):
 
 
 class Connections(ctypes.Structure):
-    """`fanin_connections`: dense, fixed fan-in, grouped, sorted or unstructured."""
+    """`fanin_connections`: dense, fixed fan-in, grouped, sorted or unstructured. group_size: 0 for
+    all kinds but grouped."""
 
     _fields_ = (
         *(("indices", Tensor), ("starts", Tensor), ("tile_labels", Tensor)),
@@ -92,6 +93,11 @@ def _tensors(*names: str) -> Iterator[tuple[str, type[ctypes.Structure]]]:
 
 
 _RESOURCES = ("resources", Resources)
+_ALLOWED = {  # sizes, and what is said about one that does not fit 64 bits
+    "inputs": "at least 1 and below 2^31",
+    "block_labels": "in 1..65536",
+    "group_size": "2 to 64",
+}
 
 
 class Params(ctypes.Structure):
@@ -105,11 +111,9 @@ class Params(ctypes.Structure):
         # ctypes would silently cut off the upper bits of a number that is too large.
         if not -(2**31) <= threads < 2**31:
             raise ValueError(f"threads must be 0 (all) or 1 to 1024, got {threads}")
-        inputs, block_labels = fields.get("inputs", 1), fields.get("block_labels", 1)
-        if not -(2**63) <= inputs < 2**63:
-            raise ValueError(f"inputs must be at least 1 and below 2^31, got {inputs}")
-        if not -(2**63) <= block_labels < 2**63:
-            raise ValueError(f"block_labels must be in 1..65536, got {block_labels}")
+        for name, allowed in _ALLOWED.items():
+            if not -(2**63) <= fields.get(name, 1) < 2**63:
+                raise ValueError(f"{name} must be {allowed}, got {fields[name]}")
         super().__init__(**fields)
         self.resources.threads = threads
         self.resources.stream = stream
@@ -119,7 +123,11 @@ class ForwardParams(Params):
     """`fanin_linear_forward_params`."""
 
     FUNCTION = "fanin_linear_forward"
-    _fields_ = (*_tensors("features", "indices", "weights", "bias", "scores"), _RESOURCES)
+    _fields_ = (
+        *_tensors("features", "indices", "weights", "bias", "scores"),
+        ("group_size", ctypes.c_int64),
+        _RESOURCES,
+    )
 
 
 class BackwardParams(Params):
@@ -129,6 +137,7 @@ class BackwardParams(Params):
     _fields_ = (
         *_tensors("grad_scores", "features", "indices", "weights"),
         *_tensors("grad_features", "grad_weights", "grad_bias"),
+        ("group_size", ctypes.c_int64),
         _RESOURCES,
     )
 
@@ -205,7 +214,7 @@ class TopKParams(Params):
     _fields_ = (
         *_tensors("features"),
         ("connections", Connections),
-        *_tensors("weights", "bias", "ids", "scores"),
+        *_tensors("weights", "bias", "label_ids", "ids", "scores"),
         _RESOURCES,
     )
 

@@ -191,6 +191,7 @@ def top_k(
         connections=params.Connections(*map(described, (indices, starts, tile_labels))),
         weights=described(weights),
         bias=described(bias),
+        label_ids=library.absent(),
         ids=described(ids),
         scores=described(scores),
         threads=torch.get_num_threads(),

@@ -19,13 +19,16 @@
 extern "C" {
 #endif
 
-/* The forward pass of the layer. */
+/* The forward pass of the layer. With a group_size, labels share their sources in groups, as in
+ * fanin_connections. */
 typedef struct {
   fanin_tensor features; /* [batch, inputs] float32 or float64 */
-  fanin_tensor indices;  /* [labels, fan_in] uint16 or uint32, each below inputs */
+  fanin_tensor indices;  /* [labels, fan_in] uint16 or uint32, each below inputs; with a group_size
+                            [label groups, fan_in] */
   fanin_tensor weights;  /* [labels, fan_in] of the type of features */
   fanin_tensor bias;     /* [labels] of the type of features, or absent */
   fanin_tensor scores;   /* [batch, labels] of the type of features; written as a whole */
+  int64_t group_size;    /* labels that share a row of indices: 2 to 64, or 0 */
   fanin_resources resources;
 } fanin_linear_forward_params;
 
@@ -38,6 +41,7 @@ typedef struct {
   fanin_tensor grad_features; /* [batch, inputs], or absent; written as a whole */
   fanin_tensor grad_weights;  /* [labels, fan_in], or absent; written as a whole */
   fanin_tensor grad_bias;     /* [labels], or absent; written as a whole */
+  int64_t group_size;         /* that of the forward pass */
   fanin_resources resources;
 } fanin_linear_backward_params;
 
@@ -71,15 +75,18 @@ typedef struct {
 } fanin_sparse_forward_params;
 
 /* The k highest scored labels of each instance, best first. Equal scores stand in the order of
- * their labels. A NaN ranks last, after -inf, and comes out as a NaN. The call never holds more
- * than k scores of an instance per thread. */
+ * their labels' ids. A NaN ranks last, after -inf, and comes out as a NaN. The call never holds
+ * more than k scores of an instance per thread. The id of the label at position p is label_ids[p],
+ * or p where they are absent. On a CPU an id out of range is FANIN_INVALID, and the outputs are
+ * then unspecified; a GPU writes it as it is. Whether one stands twice is not checked. */
 typedef struct {
   fanin_tensor features; /* [batch, inputs] float32 */
   fanin_connections connections;
-  fanin_tensor weights; /* float32 or bfloat16 */
-  fanin_tensor bias;    /* [labels] float32, or absent */
-  fanin_tensor ids;     /* [batch, k] int64; written as a whole */
-  fanin_tensor scores;  /* [batch, k] float32, or absent */
+  fanin_tensor weights;   /* float32 or bfloat16 */
+  fanin_tensor bias;      /* [labels] float32, or absent */
+  fanin_tensor label_ids; /* [labels] int32, each in 0 to labels - 1, or absent */
+  fanin_tensor ids;       /* [batch, k] int64; written as a whole */
+  fanin_tensor scores;    /* [batch, k] float32, or absent */
   fanin_resources resources;
 } fanin_top_k_params;
 

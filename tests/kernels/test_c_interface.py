@@ -59,23 +59,38 @@ SPARSE_UPDATE = {
     **trained("bias", LABELS),
 }
 SPARSE_WRITES = "weights weights.m weights.v bias bias.m bias.v"
+FORWARD = {**FEATURES, "weights": f32(LABELS, FAN_IN), "bias": f32(LABELS)} | {
+    "scores": f32(BATCH, LABELS)
+}
+BACKWARD = (
+    {**FEATURES, "weights": f32(LABELS, FAN_IN), "grad_scores": f32(BATCH, LABELS)}
+    | {"grad_features": f32(BATCH, INPUTS), "grad_weights": f32(LABELS, FAN_IN)}
+    | {"grad_bias": f32(LABELS)}
+)
+BACKWARD_WRITES = "grad_features grad_weights grad_bias"
+GROUPED = {"indices": INDICES["indices"][:5]}
+TOP_K = {**FEATURES, "weights": f32(LABELS, FAN_IN), "bias": f32(LABELS)} | {
+    "label_ids": np.arange(LABELS, dtype=np.int32)[::-1].copy(),
+    "ids": np.zeros((BATCH, 2), np.int64),
+    "scores": f32(BATCH, 2),
+}
 CALLS = {
-    "forward": (
-        params.ForwardParams,
-        {**FEATURES, **INDICES, "weights": f32(LABELS, FAN_IN)}
-        | {"bias": f32(LABELS), "scores": f32(BATCH, LABELS)},
-        "scores",
-        {},
-    ),
-    "backward": (
+    "forward": (params.ForwardParams, FORWARD | INDICES, "scores", {}),
+    "grouped forward": (params.ForwardParams, FORWARD | GROUPED, "scores", {"group_size": 8}),
+    "backward": (params.BackwardParams, BACKWARD | INDICES, BACKWARD_WRITES, {}),
+    "grouped backward": (
         params.BackwardParams,
-        {**FEATURES, **INDICES, "weights": f32(LABELS, FAN_IN)}
-        | {"grad_scores": f32(BATCH, LABELS), "grad_features": f32(BATCH, INPUTS)}
-        | {"grad_weights": f32(LABELS, FAN_IN), "grad_bias": f32(LABELS)},
-        "grad_features grad_weights grad_bias",
-        {},
+        BACKWARD | GROUPED,
+        BACKWARD_WRITES,
+        {"group_size": 8},
     ),
     "step": (params.StepParams, STEP | INDICES | WEIGHTS, STEP_WRITES, STEP_NUMBERS),
+    "grouped step": (
+        params.StepParams,
+        STEP | GROUPED | WEIGHTS,
+        STEP_WRITES,
+        {**STEP_NUMBERS, "connections": params.Connections(group_size=8)},
+    ),
     "dense step": (
         params.StepParams,
         STEP | trained("weights", LABELS, INPUTS),
@@ -125,12 +140,12 @@ CALLS = {
         SPARSE_WRITES.replace("weights.m ", ""),
         {"optimizer": ADAM},
     ),
-    "top-k": (
+    "top-k": (params.TopKParams, TOP_K | INDICES, "ids scores", {}),
+    "grouped top-k": (
         params.TopKParams,
-        {**FEATURES, **INDICES, "weights": f32(LABELS, FAN_IN), "bias": f32(LABELS)}
-        | {"ids": np.zeros((BATCH, 2), np.int64), "scores": f32(BATCH, 2)},
+        TOP_K | GROUPED,
         "ids scores",
-        {},
+        {"connections": params.Connections(group_size=8)},
     ),
     "words step": (
         params.WordsStepParams,
@@ -354,16 +369,8 @@ def test_any_arguments(data):
             setattr(tensor, field, value)
     call.params.resources.threads = data.draw(st.sampled_from([0, 1, 3, -1, 2000]))
     call.params.resources.workspace_bytes -= data.draw(st.sampled_from([0, 0, 1]))
-    for field in (
-        "inputs",
-        "random",
-        "replaced",
-        "first_label",
-        "block_labels",
-        "undo",
-        "loss_kind",
-        "fraction",
-    ):
+    numbers = "inputs random replaced first_label block_labels group_size undo loss_kind fraction"
+    for field in numbers.split():
         if hasattr(call.params, field) and data.draw(st.integers(0, 9)) == 0:
             number = data.draw(st.sampled_from([-(2**31), -1, 0, 1, 3, 2**31 - 1]))
             setattr(call.params, field, number)

@@ -11,6 +11,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+import test_group_linear
 from kernel_layers import check_steps, make_batch, trained
 from numpy.ctypeslib import ndpointer
 from test_grouped import make_layers
@@ -90,9 +91,7 @@ def stepped(weights, moments, connections, loss="squared_hinge"):
 @pytest.mark.parametrize("moments", [np.float32, HALF])
 def test_a_step_is_that_of_a_layer_whose_labels_repeat_the_sources(weights_type, moments):
     """Of each type of weights and moments; rounding is by the same random bits."""
-    weights, grouped, plain = make_layers(
-        np.random.default_rng(1), 100, 50, 45, 24, weights_type
-    )
+    weights, grouped, plain = make_layers(np.random.default_rng(1), 100, 50, 45, 24, weights_type)
     for loss in ("squared_hinge", "bce"):
         value, grad, arrays = stepped(weights, moments, grouped, loss)
         right, right_grad, right_arrays = stepped(weights, moments, plain, loss)
@@ -129,11 +128,14 @@ def test_what_is_not_finite_gives_the_scores_that_it_gives_without_tensor_cores(
     weights, grouped, plain = make_layers(rng, 70, 30, 20, 16)
     x = rng.standard_normal((40, 30), np.float32)
     x[3, 7], x[4, 8], x[5, 9], weights[20, 3] = np.inf, -np.inf, np.nan, np.inf
-    x[6, 10] = np.finfo(np.float32).max  # which tf32 rounds to infinity
     results = [kernels.top_k(x, weights, None, 70, **layer) for layer in (grouped, plain)]
     assert {np.inf, -np.inf} <= {*results[1][0].reshape(-1).tolist()}
     for ours, right in zip(*results, strict=True):
         np.testing.assert_allclose(ours, right, rtol=2e-5, atol=1e-4)
+    most = np.finfo(np.float32).max  # which tf32 rounds to infinity
+    x, weights = np.full((1, 30), most), np.full((1, 20), np.float32(2.0**-10))
+    scores, _ = kernels.top_k(x, weights, None, 1, indices=grouped["indices"][:1], group_size=16)
+    assert scores[0, 0] == pytest.approx(20 * 2.0**-10 * float(most), rel=1e-6)
 
 
 def test_a_bad_index_spoils_its_group_alone():
@@ -154,3 +156,34 @@ def test_a_bad_index_spoils_its_group_alone():
 
 def test_a_batch_whose_gradients_do_not_fit_shared_memory():
     check_steps(np.random.default_rng(7), "grouped", 32 * 9, 20, 70, 5, "bce", 1, 0, 64)
+
+
+@pytest.mark.parametrize("index", [np.uint16, np.uint32])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_op_follows_the_reference(dtype, index):
+    """Groups that are cut where a tile of 32 labels ends; features and sums that a block keeps in
+    shared memory, and others."""
+    rng = np.random.default_rng(9)
+    for batch, inputs, labels, fan_in, group_size in (
+        (33, 50, 70, 7, 12),
+        (5, 40, 300, 33, 64),
+        (1, 1, 1, 1, 2),
+        (40, 3000, 64, 40, 32),
+    ):
+        layer = test_group_linear.Layer(rng, inputs, labels, fan_in, group_size, dtype, index)
+        test_group_linear.check(rng, layer, batch, inputs, 0)
+
+
+def test_a_bad_index_makes_its_tile_of_the_op_nan():
+    rng = np.random.default_rng(10)
+    layer = test_group_linear.Layer(rng, 20, 100, 5, 24, np.float32, np.uint16)
+    layer.indices[1, 4] = 20  # of the labels from 24 to 47, and so of two tiles
+    x, grad = rng.standard_normal((33, 20), np.float32), np.ones((33, 100), np.float32)
+    scores = kernels.fan_in_linear(x, layer.indices, layer.weights, layer.bias, group_size=24)
+    bad = np.arange(100) < 64
+    np.testing.assert_array_equal(np.isnan(scores), np.broadcast_to(bad, scores.shape))
+    _, of_weights, of_bias = kernels.fan_in_linear_backward(
+        grad, x, layer.indices, layer.weights, group_size=24
+    )
+    np.testing.assert_array_equal(np.isnan(of_bias), bad)
+    np.testing.assert_array_equal(np.isnan(of_weights).all(1), bad)

@@ -47,6 +47,88 @@ def test_top_k_among_many_ties(instruction_set, kind):
             np.testing.assert_array_equal(values, np.take_along_axis(scores, ids, 1))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_ids_of_labels_decide_ties(instruction_set, kind):
+    """Ids in any order, and sums of small whole numbers: those of equal score stand by their ids,
+    whichever thread came upon them."""
+    kernels.set_instruction_set(instruction_set)
+    rng = np.random.default_rng(12)
+    for batch, inputs, labels, fan_in, k in (
+        (40, 9, 300, 3, 5),
+        (33, 9, 3000, 3, 64),
+        (5, 4, 50, 3, 50),
+        *((batch, 60, 1500, 43, 7) for batch in (1, 2, 4, 5, 8, 9, 16, 17)),
+    ):
+        setup = make_setup(kind, inputs, labels, fan_in)
+        model, layer = make_layer(rng, setup, kind)
+        for array in (layer.weights.values, layer.bias.values):
+            array[:] = rng.integers(-1, 2, array.shape)
+        model.arrays["output.weights"] = layer.original(layer.weights.values).astype(np.float64)
+        model.arrays["output.bias"] = layer.bias.values.astype(np.float64)
+        x = rng.integers(-1, 2, (batch, inputs)).astype(np.float32)
+        label_ids = rng.permutation(labels).astype(np.int32)
+        scores = np.empty((batch, labels))
+        scores[:, label_ids] = model.scores(x)
+        arrays = (x, layer.weights.values, layer.bias.values)
+        for threads in (1, 3):
+            options = {"label_ids": label_ids, "threads": threads, **layer.connections}
+            values, ids = kernels.top_k(*arrays, k, **options)
+            np.testing.assert_array_equal(ids, best(scores, k))
+            np.testing.assert_array_equal(values, np.take_along_axis(scores, ids, 1))
+
+
+@pytest.mark.parametrize(
+    "score",
+    [0.0, -0.0, 1e-45, -1e-40, 2.0**-126, -(2.0**-126), 1.5, -3e38, np.inf, -np.inf, np.nan],
+)
+def test_labels_of_one_score_come_by_their_ids(score):
+    """Descending ids, so that each label takes the place of one before, at any score."""
+    labels, k = 3000, 4
+    indices = np.zeros((labels, 1), np.uint16)
+    weights, x = np.zeros((labels, 1), np.float32), np.zeros((20, 1), np.float32)
+    bias = np.full(labels, score, np.float32)
+    label_ids = np.arange(labels, dtype=np.int32)[::-1].copy()
+    grouped = {"indices": indices[:100], "group_size": 30}
+    for batch, threads in itertools.product((1, 3, 8, 20), (1, 2)):
+        for connections in ({"indices": indices}, grouped, {}):
+            options = {"label_ids": label_ids, "threads": threads, **connections}
+            scores, ids = kernels.top_k(x[:batch], weights, bias, k, **options)
+            np.testing.assert_array_equal(ids, [range(k)] * batch)
+            np.testing.assert_array_equal(scores, np.full((batch, k), score, np.float32))
+
+
+@pytest.mark.parametrize("at, id", [(0, -1), (1499, 1500), (700, -(2**31)), (3, 2**31 - 1)])
+def test_an_id_out_of_range_is_an_error(at, id):
+    x, weights = np.ones((3, 4), np.float32), np.zeros((1500, 2), np.float32)
+    label_ids = np.arange(1500, dtype=np.int32)
+    label_ids[at] = id
+    message = rf"label_ids\[{at}\] is {id}, out of range for 1500 labels"
+    for batch, threads in itertools.product((1, 3), (1, 3)):
+        options = {"label_ids": label_ids, "threads": threads}
+        indices = np.zeros((1500, 2), np.uint16)
+        with pytest.raises(ValueError, match=message):
+            kernels.top_k(x[:batch], weights, None, 2, indices=indices, **options)
+        grouped = {"indices": indices[:50], "group_size": 30}
+        with pytest.raises(ValueError, match=message):
+            kernels.top_k(x[:batch], weights, None, 2, **grouped, **options)
+
+
+@pytest.mark.parametrize(
+    "label_ids, message",
+    [
+        (np.arange(8), "label_ids must be int32, got int64"),
+        (np.arange(7, dtype=np.int32), "labels is 7 here but 8 in weights"),
+        (np.zeros((8, 1), np.int32), r"label_ids must be \[labels\], got 2 dimensions"),
+        (np.arange(16, dtype=np.int32)[::2], "label_ids .* is not contiguous"),
+    ],
+)
+def test_ids_that_are_no_ids(label_ids, message):
+    x, weights = np.ones((3, 4), np.float32), np.zeros((8, 4), np.float32)
+    with pytest.raises(ValueError, match=message):
+        kernels.top_k(x, weights, None, 2, label_ids=label_ids)
+
+
 def test_few_instances_have_the_scores_that_they_have_among_many():
     rng = np.random.default_rng(3)
     weights = rng.standard_normal((2000, 40), np.float32)

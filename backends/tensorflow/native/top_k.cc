@@ -54,6 +54,7 @@ class TopK : public FusedKernel<device> {
     Tensor *const scores = this->output(ctx, 0, shape), *const ids = this->output(ctx, 1, shape);
     if (!ctx->status().ok()) return;
     params.bias = this->named(ctx, "bias");
+    params.label_ids = absent();
     params.ids = describe(*ids, device);
     params.scores = describe(*scores, device);
     params.resources.threads = this->threads_;

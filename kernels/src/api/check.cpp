@@ -296,17 +296,25 @@ void Check::fixed_fan_in(const fanin_connections &c, Dimension &labels, Dimensio
     wrong("sorted connections (tile_labels) are for CPUs only");
 }
 
-void Check::grouped(const fanin_connections &c, const Dimension &label_groups,
+void Check::sources(const fanin_tensor &rows, const fanin_tensor &weights, int64_t group_size,
+                    Dimension &labels, Dimension &fan_in) {
+  Dimension label_groups{"label groups"};
+  tensor("indices", rows, {group_size ? &label_groups : &labels, &fan_in});
+  indices(rows);
+  tensor("weights", weights, {&labels, &fan_in});
+  if (group_size) grouped(rows, group_size, label_groups, labels);
+}
+
+void Check::grouped(const fanin_tensor &rows, int64_t group_size, const Dimension &label_groups,
                     const Dimension &labels) {
   if (!good()) return;
-  if (c.tile_labels.rank >= 0) return wrong("connections are either grouped or sorted");
-  if (c.group_size < 2 || c.group_size > kMostGroupSize)
-    return wrong("group_size must be 2 to %" PRId64 ", got %" PRId64, kMostGroupSize, c.group_size);
-  const int64_t wanted = (labels.size + c.group_size - 1) / c.group_size;
+  if (group_size < 2 || group_size > kMostGroupSize)
+    return wrong("group_size must be 2 to %" PRId64 ", got %" PRId64, kMostGroupSize, group_size);
+  const int64_t wanted = (labels.size + group_size - 1) / group_size;
   if (labels.size >= 0 && label_groups.size >= 0 && label_groups.size != wanted)
     wrong("indices have %" PRId64 " rows but must have %" PRId64 ", one for each group of %" PRId64
           " of the %" PRId64 " labels",
-          label_groups.size, wanted, c.group_size, labels.size);
+          label_groups.size, wanted, group_size, labels.size);
 }
 
 }  // namespace fanin

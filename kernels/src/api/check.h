@@ -77,6 +77,9 @@ class Check {
   void optimizer(const fanin_optimizer &optimizer);
   void rate(const char *name, double rate);
   void loss_kind(int32_t kind);
+  // Indices and weights of labels that have rows of their own, or, with a group_size, share them.
+  void sources(const fanin_tensor &indices, const fanin_tensor &weights, int64_t group_size,
+               Dimension &labels, Dimension &fan_in);
   void sizes(const Dimension &inputs, const Dimension &labels, const Dimension &fan_in);
   // How many labels are asked for.
   void k(const Dimension &k, const Dimension &labels);
@@ -102,7 +105,8 @@ class Check {
       tensor("indices", c.indices, {&label_groups, &fan_in});
       indices(c.indices);
       weights(Dimensions{&labels, &fan_in});
-      grouped(c, label_groups, labels);
+      if (good() && c.tile_labels.rank >= 0) wrong("connections are either grouped or sorted");
+      grouped(c.indices, c.group_size, label_groups, labels);
     } else {
       fixed_fan_in(c, labels, fan_in);
       weights(Dimensions{&labels, &fan_in});
@@ -120,7 +124,8 @@ class Check {
   void dense(const fanin_connections &c, const Dimension &inputs, Dimension &fan_in);
   void unstructured(const fanin_connections &c, Dimension &labels, Dimension &count);
   void fixed_fan_in(const fanin_connections &c, Dimension &labels, Dimension &fan_in);
-  void grouped(const fanin_connections &c, const Dimension &label_groups, const Dimension &labels);
+  void grouped(const fanin_tensor &indices, int64_t group_size, const Dimension &label_groups,
+               const Dimension &labels);
 
   // The memory of an argument.
   struct Argument {

@@ -13,12 +13,10 @@ int32_t prepare(const fanin_linear_forward_params *p, ForwardCall *call, Message
   Check check(message);
   Dimension batch{"batch"}, inputs{"inputs"}, labels{"labels"}, fan_in{"fan_in"};
   check.tensor("features", p->features, {&batch, &inputs});
-  check.tensor("indices", p->indices, {&labels, &fan_in});
-  check.tensor("weights", p->weights, {&labels, &fan_in});
+  check.sources(p->indices, p->weights, p->group_size, labels, fan_in);
   check.tensor("bias", p->bias, {&labels}, kOptional);
   check.written("scores", p->scores, {&batch, &labels}, kOptional);
   check.values("features", p->features);
-  check.indices(p->indices);
   check.values("weights", p->weights);
   check.values("bias", p->bias, kOptional);
   check.values("scores", p->scores, kOptional);
@@ -32,6 +30,7 @@ int32_t prepare(const fanin_linear_forward_params *p, ForwardCall *call, Message
   call->inputs = inputs.size;
   call->labels = labels.size;
   call->fan_in = fan_in.size;
+  call->group_size = p->group_size;
   call->wide_values = p->features.dtype == FANIN_FLOAT64;
   call->wide_indices = p->indices.dtype == FANIN_UINT32;
   call->features = p->features.data;
@@ -47,14 +46,12 @@ int32_t prepare(const fanin_linear_backward_params *p, BackwardCall *call, Messa
   Check check(message);
   Dimension batch{"batch"}, inputs{"inputs"}, labels{"labels"}, fan_in{"fan_in"};
   check.tensor("features", p->features, {&batch, &inputs});
-  check.tensor("indices", p->indices, {&labels, &fan_in});
-  check.tensor("weights", p->weights, {&labels, &fan_in});
+  check.sources(p->indices, p->weights, p->group_size, labels, fan_in);
   check.tensor("grad_scores", p->grad_scores, {&batch, &labels});
   check.written("grad_features", p->grad_features, {&batch, &inputs}, kOptional);
   check.written("grad_weights", p->grad_weights, {&labels, &fan_in}, kOptional);
   check.written("grad_bias", p->grad_bias, {&labels}, kOptional);
   check.values("features", p->features);
-  check.indices(p->indices);
   check.values("weights", p->weights);
   check.values("grad_scores", p->grad_scores);
   check.values("grad_features", p->grad_features, kOptional);
@@ -69,6 +66,7 @@ int32_t prepare(const fanin_linear_backward_params *p, BackwardCall *call, Messa
   call->inputs = inputs.size;
   call->labels = labels.size;
   call->fan_in = fan_in.size;
+  call->group_size = p->group_size;
   call->wide_values = p->features.dtype == FANIN_FLOAT64;
   call->wide_indices = p->indices.dtype == FANIN_UINT32;
   call->grad_scores = p->grad_scores.data;

@@ -16,6 +16,8 @@ int32_t prepare(const fanin_top_k_params *p, TopKCall *call, Message message) {
   });
   check.tensor("bias", p->bias, {&labels}, kOptional);
   check.type("bias", p->bias, {FANIN_FLOAT32}, kOptional);
+  check.tensor("label_ids", p->label_ids, {&labels}, kOptional);
+  check.type("label_ids", p->label_ids, {FANIN_INT32}, kOptional);
   check.written("ids", p->ids, {&batch, &k});
   check.type("ids", p->ids, {FANIN_INT64});
   check.written("scores", p->scores, {&batch, &k}, kOptional);
@@ -35,6 +37,7 @@ int32_t prepare(const fanin_top_k_params *p, TopKCall *call, Message message) {
   call->bf16_weights = is_bf16(p->weights);
   call->weights = p->weights.data;
   call->bias = data_as<float>(p->bias);
+  call->label_ids = data_as<int32_t>(p->label_ids);
   call->ids = data_as<int64_t>(p->ids);
   call->scores = data_as<float>(p->scores);
   call->gpu_lists = gpu_lists(labels.size, k.size);
@@ -59,7 +62,11 @@ int32_t fanin_top_k(const fanin_top_k_params *params, char *text, size_t bytes) 
   const auto on_cpu = [&](const CpuTarget &target) {
     if (const int32_t status = check_starts(call.starts, call.labels, call.connections, message))
       return status;
-    return report(call.batch ? target.top_k(call) : kNothing, layer_data(call), message);
+    const Finding finding = call.batch ? target.top_k(call) : kNothing;
+    if (finding.kind == Finding::bad_label_id)
+      return check_members("label_ids", call.label_ids, finding.position, call.labels, call.labels,
+                           "labels", message);
+    return report(finding, layer_data(call), message);
   };
   return run(call, params->resources, message, on_cpu,
              [&] { return call.batch ? cuda::top_k(call) : kNothing; });

@@ -35,8 +35,9 @@ struct Call {
 // Shapes as in fanin.h. The types of arrays that are `void *` are told by flags: see types.h.
 struct ForwardCall : Call {
   int64_t batch, inputs, labels, fan_in;
-  bool wide_values;   // float64 rather than float32
-  bool wide_indices;  // uint32 rather than uint16
+  int64_t group_size;  // labels that share a row of indices, else 0
+  bool wide_values;    // float64 rather than float32
+  bool wide_indices;   // uint32 rather than uint16
   const void *features, *indices, *weights;
   const void *bias;  // or null
   void *scores;
@@ -44,6 +45,7 @@ struct ForwardCall : Call {
 
 struct BackwardCall : Call {
   int64_t batch, inputs, labels, fan_in;
+  int64_t group_size;  // as in ForwardCall
   bool wide_values, wide_indices;
   const void *grad_scores, *features, *indices, *weights;
   void *grad_features, *grad_weights, *grad_bias;  // each may be null
@@ -64,7 +66,7 @@ struct OptimizerCall {
 // the optimiser does not keep, and are only read; in calls that only move values, these are null.
 struct StepCall : Call {
   int64_t batch, inputs, labels, fan_in, connections, positives;
-  int64_t group_size;  // labels that share a row of indices, else 0
+  int64_t group_size;  // as in ForwardCall
   bool wide_indices, bf16_weights, bf16_moments;
   const float *features;
   const void *indices;          // null for a dense layer
@@ -131,14 +133,15 @@ struct SparseUpdateCall : Call {
 
 struct TopKCall : Call {
   int64_t batch, inputs, labels, fan_in, connections, k;
-  int64_t group_size;  // as in StepCall
+  int64_t group_size;  // as in ForwardCall
   bool wide_indices, bf16_weights;
   const float *features;
   const void *indices;  // connections are as in StepCall
   const int32_t *starts;
   const uint16_t *tile_labels;
   const void *weights;
-  const float *bias;  // or null
+  const float *bias;         // or null
+  const int32_t *label_ids;  // or null
   int64_t *ids;
   float *scores;  // or null
   int gpu_lists;  // how many lists of the best a GPU keeps, see memory.h
@@ -234,6 +237,7 @@ struct Finding {
     bad_column,
     bad_pair_start,
     bad_pair_label,
+    bad_label_id,
     unavailable,
     device_error
   } kind;

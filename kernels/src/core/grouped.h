@@ -1,19 +1,12 @@
 // Labels that share their sources, a group of them one row of indices: the fused step (step_group)
-// and prediction (offer_group). The sources' rows are gathered once for the group, into a tile
-// [fan_in][32]. What is left is a small dense layer: its scores and gradients are products of this
-// tile.
-//
-// A label group has nothing to do with a lane group, which is 32 instances (lanes.h).
+// and prediction (offer_group), on the products of group_products.h.
 #pragma once
 
+#include "core/group_products.h"
 #include "core/top_k.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
-
-// Labels whose scores, or sources whose gradients, are summed together: as many as there are
-// registers for their sums.
-constexpr int kSums = kVectorBytes == 64 ? 8 : 2;
 
 // Scratch of a team. Sizes count floats.
 struct GroupScratch {
@@ -40,81 +33,12 @@ FANIN_FN const float *as_float(const Bf16 *weights, int64_t count, float *copy) 
   return copy;
 }
 
-// The rows of a group's sources -> tile [fan_in][32]. features: of one lane group.
-template <class I>
-FANIN_FN void gather_tile(const I *indices, int64_t fan_in, const float *features, float *tile) {
-  for (int64_t k = 0; k < fan_in; ++k)
-    store(tile + k * kLanes, load(features + indices[k] * kLanes));
-}
-
-// tile [fan_in][32] -> rows [32][fan_in].
-FANIN_FN void turn_tile(const float *tile, int64_t fan_in, float *rows) {
-  constexpr int width = VectorOf<float>::width;
-  int64_t k = 0;
-  for (; k + width <= fan_in; k += width)
-    for (int b = 0; b < kLanes; b += width) {
-      Vector<float> square[width];
-      FANIN_UNROLL
-      for (int i = 0; i < width; ++i) square[i] = load_vector(tile + (k + i) * kLanes + b);
-      transpose<float>(square);
-      FANIN_UNROLL
-      for (int i = 0; i < width; ++i) store_vector(rows + (b + i) * fan_in + k, square[i]);
-    }
-  for (; k < fan_in; ++k)
-    for (int b = 0; b < kLanes; ++b) rows[b * fan_in + k] = tile[k * kLanes + b];
-}
-
-// scores[j][32] for Count labels. weights: of the first of them, [Count][fan_in].
-template <int Count>
-FANIN_FN void score_labels(const float *weights, int64_t fan_in, const float *bias,
-                           const float *tile, float *scores) {
-  Lanes<float> total[Count];
-  FANIN_UNROLL
-  for (int j = 0; j < Count; ++j) total[j] = broadcast(bias ? bias[j] : 0.0f);
-  for (int64_t k = 0; k < fan_in; ++k) {
-    const Lanes<float> x = load(tile + k * kLanes);
-    FANIN_UNROLL
-    for (int j = 0; j < Count; ++j) total[j] = fma(weights[j * fan_in + k], x, total[j]);
-  }
-  FANIN_UNROLL
-  for (int j = 0; j < Count; ++j) store(scores + j * kLanes, total[j]);
-}
-
-// The scores of a group.
-FANIN_FN void score_group(const float *weights, int64_t fan_in, const float *bias, int labels,
-                          const float *tile, float *scores) {
-  int j = 0;
-  for (; j + kSums <= labels; j += kSums)
-    score_labels<kSums>(weights + j * fan_in, fan_in, bias ? bias + j : nullptr, tile,
-                        scores + j * kLanes);
-  for (; j < labels; ++j)
-    score_labels<1>(weights + j * fan_in, fan_in, bias ? bias + j : nullptr, tile,
-                    scores + j * kLanes);
-}
-
-// Adds the gradients of Count sources, summed over the labels of a group. weights: the first
-// source's, of the first label. grads: [labels][32], of this lane group.
-template <int Count, class I, class Rows>
-FANIN_FN void spread_sources(const float *weights, int64_t fan_in, int labels, const float *grads,
-                             const I *indices, Rows targets) {
-  Lanes<float> total[Count];
-  FANIN_UNROLL
-  for (int i = 0; i < Count; ++i) total[i] = broadcast(0.0f);
-  for (int j = 0; j < labels; ++j) {
-    const Lanes<float> grad = load(grads + j * kLanes);
-    FANIN_UNROLL
-    for (int i = 0; i < Count; ++i) total[i] = fma(weights[j * fan_in + i], grad, total[i]);
-  }
-  FANIN_UNROLL
-  for (int i = 0; i < Count; ++i) add_to(targets + indices[i] * kLanes, total[i]);
-}
-
 // The step of the labels from first to end - 1, which are one group. indices: its sources.
 // features: [lane groups][inputs][32]. grad_features: alike, added to; or null.
-template <class I, class W, class M, class Rows>
+template <class I, class W, class M>
 FANIN_FN void step_group(const TrainedLayer<I, W, M> &layer, const I *indices, int64_t first,
                          int64_t end, const float *features, const uint32_t *masks,
-                         const GroupScratch &scratch, Rows grad_features, Lanes<float> &loss) {
+                         const GroupScratch &scratch, float *grad_features, Lanes<float> &loss) {
   const int64_t lane_groups = layer.groups(), fan_in = layer.fan_in;
   const int labels = int(end - first);
   const float *const weights =
@@ -131,12 +55,8 @@ FANIN_FN void step_group(const TrainedLayer<I, W, M> &layer, const I *indices, i
       store(grads + j * kLanes,
             loss_gradient(layer.loss, load(grads + j * kLanes), positives[j], scale, loss));
     if (!grad_features) continue;
-    const Rows targets = grad_features + group * layer.inputs * kLanes;
-    int64_t k = 0;
-    for (; k + kSums <= fan_in; k += kSums)
-      spread_sources<kSums>(weights + k, fan_in, labels, grads, indices + k, targets);
-    for (; k < fan_in; ++k)
-      spread_sources<1>(weights + k, fan_in, labels, grads, indices + k, targets);
+    spread_group(weights, fan_in, labels, grads, indices,
+                 grad_features + group * layer.inputs * kLanes);
   }
   for (int j = 0; j < labels; j += kBlock)
     update_block(layer.optimizer, layer.weights, layer.m, layer.v, (first + j) * fan_in,

@@ -29,16 +29,23 @@ struct Memory {
 
 // The op -----------------------------------------------------------------------------------------
 
+// Values that a CPU's thread needs beside its tile: twice the rows of a label group's sources.
+template <class OpCall>
+static inline int64_t sources_size(const OpCall &c) {
+  return c.group_size ? 2 * c.fan_in * kGroup : 0;
+}
 static inline uint64_t workspace_bytes(const ForwardCall &c) {
   if (c.batch == 0) return 0;
-  return kCacheLine + uint64_t(groups_of(c.batch) * c.inputs * kGroup) * (c.wide_values ? 8 : 4);
+  const int64_t values = groups_of(c.batch) * c.inputs * kGroup + c.threads * sources_size(c);
+  return kCacheLine + uint64_t(values) * (c.wide_values ? 8 : 4);
 }
 // A CPU's threads have an accumulator each for the gradients of features.
 static inline uint64_t workspace_bytes(const BackwardCall &c) {
   if (c.batch == 0) return 0;
   const int accumulators = c.on_gpu ? 1 : c.threads;
-  return kCacheLine + uint64_t((groups_of(c.batch) + accumulators) * c.inputs * kGroup) *
-                          (c.wide_values ? 8 : 4);
+  const int64_t values =
+      (groups_of(c.batch) + accumulators) * c.inputs * kGroup + c.threads * sources_size(c);
+  return kCacheLine + uint64_t(values) * (c.wide_values ? 8 : 4);
 }
 
 // The fused step ---------------------------------------------------------------------------------

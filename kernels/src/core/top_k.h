@@ -2,28 +2,49 @@
 // best (Best), and the labels that are offered to them (offer_labels).
 #pragma once
 
+#include <string.h>
+
 #include "core/dense.h"
 #include "core/linear.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
 
-// Whether score a ranks before b, which has the lower label: NaN comes last, after -inf too.
+// Whether score a ranks before b, which has the lower id: NaN comes last, after -inf too.
 FANIN_ANYWHERE inline bool ranks_before(float a, float b) { return a > b || (b != b && a == a); }
+// The same where either may have the lower id.
+FANIN_ANYWHERE inline bool ranks_before(float a, int64_t id, float b, int64_t other_id) {
+  return ranks_before(a, b) || (id < other_id && !ranks_before(b, a));
+}
+// A number below a score, and above or equal to all lower ones; but next to 0 the numbers that are
+// not normal are skipped, since they may count as 0. Nothing is below -inf: then NaN.
+FANIN_ANYWHERE inline float just_below(float score) {
+  constexpr float least = 1.17549435e-38f;  // of normal numbers
+  if (!(score > -__builtin_inff())) return __builtin_nanf("");
+  if (score <= least && score >= -least) return -2 * least;
+  uint32_t bits;
+  memcpy(&bits, &score, sizeof bits);
+  bits += score > 0 ? -1 : 1;
+  memcpy(&score, &bits, sizeof bits);
+  return score;
+}
 
 // The best so far of the 32 instances of one group, best first: scores[k][lane], ids[k][lane].
-// Labels have to come in ascending order, since of equal scores the earlier one stays.
+// Of equal scores that of the lower id comes first. Where labels are their own ids, they have to be
+// offered in ascending order.
 struct Best {
   int64_t k;
+  const int32_t *label_ids;  // [labels], or null: labels are their own ids
   int64_t *ids;
   float *scores;
-  float *thresholds;  // [32]: in its lane a score above it gets in
+  float *thresholds;  // [32]: in its lane no score gets in that is not above it
   int64_t count;      // labels seen, at most k
 
   // memory: as memory.h lays it out, aligned to a cache line. seen: how many labels were offered
   // before.
-  FANIN_FN Best(char *memory, int64_t wanted, int64_t seen = 0)
+  FANIN_FN Best(char *memory, int64_t wanted, int64_t seen = 0, const int32_t *of_labels = nullptr)
       : k(wanted),
+        label_ids(of_labels),
         ids(reinterpret_cast<int64_t *>(memory)),
         scores(reinterpret_cast<float *>(ids + kLanes * k)),
         thresholds(scores + kLanes * k),
@@ -48,16 +69,23 @@ struct Best {
 
   // Puts the label in its place in the list of each lane that it gets into.
   FANIN_OUTLINED void insert(int64_t label, const Lanes<float> &values, int lanes) const {
+    const int64_t id = label_ids ? label_ids[label] : label;
     each_lane(values, lanes, [&](int lane, float score) {
-      if (count == k && !ranks_before(score, thresholds[lane])) return;
+      const auto gets_before = [&](int64_t rank) FANIN_INLINE {
+        const int64_t other = rank * kLanes + lane;
+        return ranks_before(score, id, scores[other], ids[other]);
+      };
+      if (count == k && !gets_before(k - 1)) return;
       int64_t at = count < k ? count : k - 1;
-      for (; at > 0 && ranks_before(score, scores[(at - 1) * kLanes + lane]); --at) {
+      for (; at > 0 && gets_before(at - 1); --at) {
         scores[at * kLanes + lane] = scores[(at - 1) * kLanes + lane];
         ids[at * kLanes + lane] = ids[(at - 1) * kLanes + lane];
       }
       scores[at * kLanes + lane] = score;
-      ids[at * kLanes + lane] = label;
-      if (count >= k - 1) thresholds[lane] = scores[(k - 1) * kLanes + lane];
+      ids[at * kLanes + lane] = id;
+      if (count < k - 1) return;
+      const float last = scores[(k - 1) * kLanes + lane];
+      thresholds[lane] = label_ids ? just_below(last) : last;  // an equal score may have a lower id
     });
   }
 };

@@ -45,6 +45,7 @@ struct Faults {
   int64_t feature = -1, index = -1;
   int64_t tile_label = -1;  // names a label beyond its tile
   int64_t pair_start = -1, pair_label = -1;
+  int64_t label_id = -1;
   int64_t tile = -1;  // where a tile begins of whose labels the last is nowhere
 
   bool any() const { return finding().kind != Finding::nothing; }
@@ -54,6 +55,7 @@ struct Faults {
     if (pair_start >= 0) return {Finding::bad_pair_start, pair_start, nullptr};
     if (pair_label >= 0) return {Finding::bad_pair_label, pair_label, nullptr};
     if (tile_label >= 0) return {Finding::bad_tile_label, tile_label, nullptr};
+    if (label_id >= 0) return {Finding::bad_label_id, label_id, nullptr};
     if (tile >= 0) return {Finding::bad_tile, tile, nullptr};
     return kNothing;
   }

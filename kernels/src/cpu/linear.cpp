@@ -1,5 +1,5 @@
 // Launches the op on a CPU: forward and backward pass of the fixed fan-in layer.
-#include "core/linear.h"
+#include "core/group_linear.h"
 
 #include "cpu/common.h"
 
@@ -13,18 +13,28 @@ constexpr uint64_t kStreamedBytes = 12 << 20;
 // the other, this many labels at a time.
 constexpr int64_t kBlockLabels = 4096;
 
+// Notes the first index, of the labels from `first` to `end` - 1, that names no input.
+template <class T, class I>
+void note_index(const Layer<T, I> &layer, int64_t first, int64_t end, Faults *faults) {
+  const int64_t size = layer.group_size ? layer.group_size : 1;
+  const int64_t begin = first / size * layer.fan_in, stop = ((end - 1) / size + 1) * layer.fan_in;
+  note_above(layer.indices, begin, stop - begin, layer.inputs, &faults->index);
+}
+
 template <class T, class I>
 Finding run_forward(const ForwardCall &c) {
   const Layer<T, I> layer = layer_of<T, I>(c, c.bias);
   const int64_t tiles = (c.labels + kTile - 1) / kTile, groups = groups_of(c.batch);
   const int64_t share = tiles / (4 * c.threads),
                 block = share < 1 ? 1 : smaller<int64_t>(share, 64);
-  T *features = static_cast<T *>(c.workspace);
+  T *const features = static_cast<T *>(c.workspace);
+  T *const all_sources = features + groups * c.inputs * kLanes;
   Faults faults;
 #pragma omp parallel num_threads(c.threads)
   {
     transpose_features(static_cast<const T *>(c.features), c.batch, c.inputs, features,
                        &faults.feature);
+    T *const sources = all_sources + thread_id() * sources_size(c);
 #pragma omp barrier
     Team<T> team(uint64_t(c.batch) * uint64_t(c.labels) * sizeof(T) > kStreamedBytes);
     alignas(64) T scratch[kTile * kTilePitch];
@@ -36,10 +46,13 @@ Finding run_forward(const ForwardCall &c) {
       const int64_t end = smaller(begin + block, tiles);
       for (int64_t group = 0; group < groups; ++group)
         for (int64_t tile = begin; tile < end && faults.feature < 0; ++tile) {
-          const int64_t first = tile * kTile, labels = smaller<int64_t>(kTile, c.labels - first);
-          if (!forward_tile(layer, features + group * c.inputs * kLanes, group, first,
-                            static_cast<T *>(c.scores), scratch, team))
-            note_above(layer.indices, first * c.fan_in, labels * c.fan_in, c.inputs, &faults.index);
+          const int64_t first = tile * kTile;
+          const T *const rows = features + group * c.inputs * kLanes;
+          T *const scores = static_cast<T *>(c.scores);
+          if (!(c.group_size
+                    ? forward_grouped(layer, rows, group, first, scores, scratch, sources, team)
+                    : forward_tile(layer, rows, group, first, scores, scratch, team)))
+            note_index(layer, first, smaller(first + kTile, c.labels), &faults);
         }
     }
     team.finish();
@@ -58,8 +71,9 @@ Finding run_backward(const BackwardCall &c) {
   const Layer<T, I> layer = layer_of<T, I>(c, nullptr);
   const int64_t tiles = (c.labels + kTile - 1) / kTile, groups = groups_of(c.batch);
   const int64_t group_size = c.inputs * kLanes;
-  T *features = static_cast<T *>(c.workspace);
-  T *accumulators = features + groups * group_size;
+  T *const features = static_cast<T *>(c.workspace);
+  T *const accumulators = features + groups * group_size;
+  T *const all_sources = accumulators + c.threads * group_size;
   Faults faults;
 #pragma omp parallel num_threads(c.threads)
   {
@@ -68,6 +82,7 @@ Finding run_backward(const BackwardCall &c) {
     Team<T> team(uint64_t(c.labels) * uint64_t(c.fan_in) * sizeof(T) > kStreamedBytes);
     alignas(64) T scratch[kTile * kTilePitch];
     const Share share(tiles);
+    T *const sources = all_sources + thread_id() * sources_size(c);
     T *const accumulator = c.grad_features ? accumulators + thread_id() * group_size : nullptr;
     T *const weights = static_cast<T *>(c.grad_weights), *const bias =
                                                              static_cast<T *>(c.grad_bias);
@@ -77,12 +92,17 @@ Finding run_backward(const BackwardCall &c) {
         for (int64_t i = 0; i < group_size; ++i) accumulator[i] = 0;
 #pragma omp barrier
       const auto visit = [&](int64_t begin, int64_t end, Gradients<T> grads) {
-        for (int64_t tile = begin; tile < end; ++tile)
-          if (!backward_tile(layer, features + group * group_size, group, tile * kTile,
-                             static_cast<const T *>(c.grad_scores), grads.features, grads.weights,
-                             grads.bias, scratch, team))
-            return false;
-        return true;
+        const T *const rows = features + group * group_size;
+        const T *const grad_scores = static_cast<const T *>(c.grad_scores);
+        bool good = true;
+        for (int64_t tile = begin; tile < end && good; ++tile)
+          good =
+              c.group_size
+                  ? backward_grouped(layer, rows, group, tile * kTile, grad_scores, grads.features,
+                                     grads.weights, grads.bias, scratch, sources, team)
+                  : backward_tile(layer, rows, group, tile * kTile, grad_scores, grads.features,
+                                  grads.weights, grads.bias, scratch, team);
+        return good;
       };
       const bool together = uint64_t(2 * group_size) * sizeof(T) <= kCacheBytes;
       const int64_t block = together ? 1 : kBlockLabels / kTile;
@@ -96,8 +116,7 @@ Finding run_backward(const BackwardCall &c) {
           if (accumulator && good) good = visit(begin, end, {accumulator, nullptr, nullptr});
         }
         if (!good) {
-          const int64_t first = begin * kTile, labels = smaller(end * kTile, c.labels) - first;
-          note_above(layer.indices, first * c.fan_in, labels * c.fan_in, c.inputs, &faults.index);
+          note_index(layer, begin * kTile, smaller(end * kTile, c.labels), &faults);
           break;
         }
       }

@@ -58,11 +58,17 @@ bool offer(const TopKCall &c, const OfferShare &share, int64_t first, int64_t en
   if (layer.indices && !check_connections(share.team, layer.indices, c.tile_labels, begin, count,
                                           c.inputs, end - first, share.faults))
     return false;
+  // As unsigned numbers, those below 0 are out of range, too.
+  const uint32_t *const ids = reinterpret_cast<const uint32_t *>(c.label_ids);
+  if (ids && !share.team.all_below(ids + first, end - first, c.labels)) {
+    note_above(ids, first, end - first, c.labels, &share.faults->label_id);
+    return false;
+  }
   alignas(64) float staged[kStaged];
   for (int64_t group = 0; group < groups_of(c.batch); ++group) {
     const int lanes = lanes_of(c.batch, group);
     const float *const features = share.memory.features + group * c.inputs * kLanes;
-    Best best(share.lists + group * share.memory.list_size, c.k, smaller(seen, c.k));
+    Best best(share.lists + group * share.memory.list_size, c.k, smaller(seen, c.k), c.label_ids);
     with_lanes(c, [&](auto row) FANIN_INLINE {
       constexpr int n = decltype(row)::value;
       if (c.group_size) {
@@ -94,8 +100,7 @@ bool offer(const TopKCall &c, const OfferShare &share, int64_t first, int64_t en
   return true;
 }
 
-// Merges the lists of all threads for one instance. Threads hold ascending ranges of labels, so of
-// equal scores that of the earlier thread has the lower label. used: one number a thread.
+// Merges the lists of all threads for one instance. used: one number a thread.
 void merge(const TopKCall &c, const TopKMemory &memory, int threads, int64_t instance,
            int64_t *used) {
   const int64_t groups = groups_of(c.batch), group = instance / kLanes, lane = instance % kLanes;
@@ -107,7 +112,8 @@ void merge(const TopKCall &c, const TopKMemory &memory, int threads, int64_t ins
     for (int t = 0; t < threads; ++t) {
       const Best list(memory.lists + (t * groups + group) * memory.list_size, c.k);
       const int64_t at = used[t] * kLanes + lane;
-      if (used[t] < memory.counts[t] && (from < 0 || ranks_before(list.scores[at], value))) {
+      if (used[t] < memory.counts[t] &&
+          (from < 0 || ranks_before(list.scores[at], list.ids[at], value, id))) {
         from = t;
         id = list.ids[at];
         value = list.scores[at];

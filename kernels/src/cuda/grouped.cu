@@ -48,12 +48,12 @@ FANIN_FN void spread_sources(const LabelGroup<I, W> &group, int64_t first, const
 // at: the group's first weight. grads: [lane groups][group_rows]. staged: scratch, [16][kPitch].
 template <class I, class W, class M>
 FANIN_FN void update_labels(const TrainedLayer<I, W, M> &layer, const LabelGroup<I, W> &group,
-                            const Squares &squares, int64_t at, int first, int64_t chunk,
-                            const float *grads, int64_t group_rows, float *staged) {
+                            const Squares &squares, int64_t at, int first, int chunk,
+                            const float *grads, int group_rows, float *staged) {
   float sums[kColumnBlocks][4] = {};
-  for (int64_t lane_group = 0; lane_group < layer.groups(); ++lane_group) {
+  for (int lane_group = 0; lane_group < int(layer.groups()); ++lane_group) {
     const float *const square = squares.square(group, lane_group, chunk);
-    const float *const rows = grads + lane_group * group_rows + first * kPitch;
+    const float *const rows = grads + int64_t(lane_group) * group_rows + first * kPitch;
     FANIN_ROLLED
     for (int b = of_quad(); b < kLanes; b += kProductDepth) {
       const Parts<4> left =
@@ -80,7 +80,7 @@ FANIN_FN void update_labels(const TrainedLayer<I, W, M> &layer, const LabelGroup
     const auto each = [&](auto f) {
       FANIN_UNROLL
       for (int u = 0; u < kUpdatedLabels; ++u)
-        if (j + u < labels) f(u, at + (first + j + u) * group.fan_in + chunk * kLanes);
+        if (j + u < labels) f(u, at + (first + j + u) * group.fan_in + int64_t(chunk) * kLanes);
     };
     each([&](int u, int64_t from) {
       chunks[u].load(layer.optimizer, layer.weights, layer.m, layer.v, from, count);
@@ -119,8 +119,9 @@ FANIN_FN void step_group(const TrainedLayer<I, W, M> &layer, const LabelGroup<I,
                          int64_t group_size, int64_t first, const uint32_t *masks,
                          const GroupMemory &memory, float *grad_features, Lanes<float> &loss) {
   const int warp = warp_of_block(), warps = warps_of_block();
-  const int64_t lane_groups = layer.groups(), at = first * group.fan_in;
-  const int64_t group_rows = label_rows(group_size) * kPitch;
+  const int lane_groups = int(layer.groups());
+  const int64_t at = first * group.fan_in;
+  const int group_rows = int(label_rows(group_size)) * kPitch;
   const Squares squares{memory.squares, memory.whole};
   for (int j = warp; j < group.labels; j += warps) {
     const int64_t row = at + j * group.fan_in;
@@ -129,15 +130,15 @@ FANIN_FN void step_group(const TrainedLayer<I, W, M> &layer, const LabelGroup<I,
   }
   __syncthreads();  // nobody reads the previous group's squares and gradients any more
   if (memory.whole)
-    for (int64_t i = warp; i < lane_groups * group.chunks(); i += warps)
-      gather_square(group, i / group.chunks(), i % group.chunks(), memory.squares + i * kSquare);
+    for (int i = warp; i < lane_groups * group.chunks(); i += warps)
+      gather_square(group, i / group.chunks(), i % group.chunks(),
+                    memory.squares + int64_t(i) * kSquare);
   __syncthreads();
 
   const int blocks = (group.labels + kProductRows - 1) / kProductRows;
-  for (int64_t i = warp; i < lane_groups * blocks; i += warps) {
-    const int64_t lane_group = i / blocks;
-    const int label = int(i % blocks) * kProductRows;
-    float *const rows = memory.grads + lane_group * group_rows + label * kPitch;
+  for (int i = warp; i < lane_groups * blocks; i += warps) {
+    const int lane_group = i / blocks, label = i % blocks * kProductRows;
+    float *const rows = memory.grads + int64_t(lane_group) * group_rows + label * kPitch;
     const Lanes<float> scale = layer.scale_of(lane_group);
     const uint32_t *const positives = masks + lane_group * layer.labels + first;
     score_labels(group, squares, lane_group, label, rows, [&](int j, Lanes<float> scores) {
@@ -158,15 +159,15 @@ FANIN_FN void step_group(const TrainedLayer<I, W, M> &layer, const LabelGroup<I,
   }
   for (int j = warp; layer.bias && j < group.labels; j += warps) {
     float total = 0;
-    for (int64_t lane_group = 0; lane_group < lane_groups; ++lane_group)
-      total += sum(load(memory.grads + lane_group * group_rows + j * kPitch));
+    for (int lane_group = 0; lane_group < lane_groups; ++lane_group)
+      total += sum(load(memory.grads + int64_t(lane_group) * group_rows + j * kPitch));
     write_one(memory.bias_grads + j, total, false);
   }
   __syncthreads();  // all have read the weights
 
-  for (int64_t i = warp; i < group.chunks() * blocks; i += warps)
-    update_labels(layer, group, squares, at, int(i % blocks) * kProductRows, i / blocks,
-                  memory.grads, group_rows, memory.staged);
+  for (int i = warp; i < group.chunks() * blocks; i += warps)
+    update_labels(layer, group, squares, at, i % blocks * kProductRows, i / blocks, memory.grads,
+                  group_rows, memory.staged);
   if (layer.bias && warp == 0) step_bias(layer, first, group.labels, memory.bias_grads);
 }
 

@@ -30,12 +30,12 @@ struct LabelGroup {
   int labels;
   const float *features;  // [lane groups][inputs][32]
 
-  FANIN_FN int64_t chunks() const { return (fan_in + kLanes - 1) / kLanes; }
-  FANIN_FN int sources_of(int64_t chunk) const {
-    return int(smaller<int64_t>(kLanes, fan_in - chunk * kLanes));
+  FANIN_FN int chunks() const { return int((fan_in + kLanes - 1) / kLanes); }
+  FANIN_FN int sources_of(int chunk) const {
+    return int(smaller<int64_t>(kLanes, fan_in - int64_t(chunk) * kLanes));
   }
-  FANIN_FN const float *rows(int64_t lane_group) const {
-    return features + lane_group * inputs * kLanes;
+  FANIN_FN const float *rows(int lane_group) const {
+    return features + int64_t(lane_group) * inputs * kLanes;
   }
   // Beyond the last label and the last source weights are 0.
   FANIN_FN float weight(int label, int64_t source) const {
@@ -61,10 +61,11 @@ FANIN_FN LabelGroup<I, W> label_group(const AnyLayer<I, W, M...> &layer, int64_t
 // The rows of a chunk of sources -> square [32][kPitch], by one warp. Rows beyond the last source
 // are 0.
 template <class I, class W>
-FANIN_FN void gather_square(const LabelGroup<I, W> &group, int64_t lane_group, int64_t chunk,
+FANIN_FN void gather_square(const LabelGroup<I, W> &group, int lane_group, int chunk,
                             float *square) {
   const int count = group.sources_of(chunk), part = Sharing<float>::part;
-  const uint32_t source = thread_id() < count ? group.indices[chunk * kLanes + thread_id()] : 0;
+  const uint32_t source =
+      thread_id() < count ? group.indices[int64_t(chunk) * kLanes + thread_id()] : 0;
   FANIN_UNROLL
   for (int first = 0; first < kLanes; first += kLanes / part) {
     const int k = first + thread_id() / part;
@@ -83,9 +84,8 @@ struct Squares {
   bool whole;
 
   template <class I, class W>
-  FANIN_FN const float *square(const LabelGroup<I, W> &group, int64_t lane_group,
-                               int64_t chunk) const {
-    if (whole) return memory + (lane_group * group.chunks() + chunk) * kSquare;
+  FANIN_FN const float *square(const LabelGroup<I, W> &group, int lane_group, int chunk) const {
+    if (whole) return memory + int64_t(lane_group * group.chunks() + chunk) * kSquare;
     __syncwarp();  // nobody reads the previous one any more
     gather_square(group, lane_group, chunk, memory);
     __syncwarp();
@@ -95,7 +95,7 @@ struct Squares {
 
 // A label's score for each lane, without tensor cores: whatever is not finite would be NaN there.
 template <class I, class W>
-FANIN_FN Lanes<float> plain_score(const LabelGroup<I, W> &group, int64_t lane_group, int label) {
+FANIN_FN Lanes<float> plain_score(const LabelGroup<I, W> &group, int lane_group, int label) {
   Lanes<float> total = broadcast(group.bias_of(label));
   FANIN_ROLLED
   for (int64_t k = 0; k < group.fan_in; ++k)
@@ -107,17 +107,17 @@ FANIN_FN Lanes<float> plain_score(const LabelGroup<I, W> &group, int64_t lane_gr
 // f(label, scores) for the 16 labels from `first` on, as many of them as there are. rows: scratch,
 // [16][kPitch]; f may write the row of its label, in which it finds no number of use.
 template <class I, class W, class F>
-FANIN_FN void score_labels(const LabelGroup<I, W> &group, const Squares &squares,
-                           int64_t lane_group, int first, float *rows, const F &f) {
+FANIN_FN void score_labels(const LabelGroup<I, W> &group, const Squares &squares, int lane_group,
+                           int first, float *rows, const F &f) {
   constexpr bool exact = std::is_same<W, Bf16>::value;
   float sums[kColumnBlocks][4] = {};
-  for (int64_t chunk = 0; chunk < group.chunks(); ++chunk) {
+  for (int chunk = 0; chunk < group.chunks(); ++chunk) {
     const float *const square = squares.square(group, lane_group, chunk);
     FANIN_ROLLED
     for (int k = 0; k < group.sources_of(chunk); k += kProductDepth) {
       const int at = k + 2 * of_quad();
       const Parts<4> left = left_parts([&](int row, int place) {
-        return group.weight(first + row, chunk * kLanes + at + place);
+        return group.weight(first + row, int64_t(chunk) * kLanes + at + place);
       });
       FANIN_UNROLL
       for (int n = 0; n < kColumnBlocks; ++n)
