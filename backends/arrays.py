@@ -82,9 +82,10 @@ def check_arrays(setup: LayerSetup, arrays: Mapping[str, np.ndarray]) -> None:
 
 @dataclass(frozen=True)
 class Rewiring:
-    """Which connections move where: flat positions in the weights, and their new sources (same
-    length). threshold: the |weight| below which they lie, where there is one. weight: what their
-    weights become; None where they keep their values."""
+    """Which connections move where: flat positions in the weights, or, where labels share sources,
+    in the indices; and their new sources (same length). threshold: the |weight| below which they
+    lie, where there is one. weight: what their weights become; None where they keep their
+    values."""
 
     positions: np.ndarray
     sources: np.ndarray
@@ -121,7 +122,8 @@ def drawn_seed(rng: np.random.Generator | int | None) -> int:
 
 
 def plan_rewiring(weights: np.ndarray, fraction: float, inputs: int, seed: int) -> Rewiring:
-    """Choose the `fraction` of connections with the smallest |weight| over the whole layer.
+    """Choose the `fraction` of connections with the smallest |weight| over the whole layer; where
+    labels share sources, of sources by their `ConnectionKind.source_magnitudes`.
 
     As in the paper's code: the threshold is the value at that rank, connections strictly below it
     are taken (fewer than the fraction where values are equal), and each gets a uniformly random

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fanin.backends.interface import Device, DeviceArray, Features
+from fanin.backends.kinds import ConnectionKind
 from fanin.backends.optimizer import Optimizer
-from fanin.backends.setup import ConnectionKind, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.backends.trainer import Executor, Trained
 
 
@@ -37,11 +38,12 @@ class Output(ABC):
     def connections(self, name: str) -> np.ndarray:
         """See `Executor.connections`."""
         array: np.ndarray = self.device.read(self.arrays[name])
-        return array
+        return array.astype(self.setup.index_arrays()[name].dtype, copy=False)
 
     @abstractmethod
     def scores(self, features: Any, weights: Any, bias: Any) -> Any:
-        """[batch, labels], from features [batch, inputs]."""
+        """[batch, labels], from features [batch, inputs]; in the order of the positions, where
+        labels have one."""
 
     @abstractmethod
     def best(self, features: Any, weights: Any, bias: Any, k: Any) -> Any:

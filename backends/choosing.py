@@ -19,6 +19,7 @@ import scipy.sparse as sp
 
 from fanin.backends import checks
 from fanin.backends.features import FeatureTransform
+from fanin.backends.kinds import index_dtype
 from fanin.backends.passes import (
     MOST_BYTES,
     STATISTICS_BYTES,
@@ -31,7 +32,6 @@ from fanin.backends.passes import (
     labels_together,
     pairs_by_label,
 )
-from fanin.backends.setup import index_dtype
 from fanin.kernels import choose_sources as choose_block
 from fanin.kernels.threads import MOST_THREADS
 

@@ -20,13 +20,13 @@ import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
 from fanin.backends.features import FeatureTransform, inputs_as_atoms
+from fanin.backends.kinds import index_dtype
 from fanin.backends.passes import (
     known_features,
     known_labels,
     label_sums,
     pairs_by_label,
 )
-from fanin.backends.setup import index_dtype
 from fanin.kernels import choose_sources
 
 # Wider features have no dictionary: the matrix would be large, and they are mostly sparse already.

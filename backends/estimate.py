@@ -18,7 +18,7 @@ from fanin.backends.interface import FLOAT32, Execution, Storage, evaluation_blo
 from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.recipes import Recipe
 from fanin.backends.registry import BACKENDS, MemoryModel
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.backends.training import has_rewiring
 from fanin.datasets.memory import size_text
 from fanin.kernels import sorted_labels, sorting_pays
@@ -152,7 +152,9 @@ def estimate(
     if setup.sparse_features:
         # Making these weights may take more memory than all that comes after them.
         starting = max(starting, first.weights * (weight + 4 * memory.words_building))
-    training = expected.training_bytes + options.other_bytes
+    # The trainer has the position of each label, too.
+    positions = setup.output.order_bytes(setup.output_inputs, setup.labels)
+    training = expected.training_bytes + options.other_bytes + positions
     return replace(expected, training_bytes=training, starting_bytes=starting)
 
 
@@ -161,12 +163,12 @@ def with_choosing(
 ) -> Estimate:
     """The estimate with the memory for choosing connections, which comes before the model, and for
     rewiring towards gradients. batch: instances of a step."""
-    if not isinstance(setup.output, FixedFanIn):
-        return expected
     fan_in = setup.output.fan_in
+    if fan_in is None:
+        return expected
     training, starting = expected.training_bytes, expected.starting_bytes
     data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)
-    if recipe.connections != "random":
+    if recipe.connections != "random" and not setup.output.group_size:
         choosing = choosing_bytes(
             *data,
             fan_in,
@@ -254,7 +256,8 @@ def _fused(
         # lanes are worked on by halves, but then they come from a cache.
         moved += connections * (weight + 2 * 2) + sources
     parameters = (inner + connections) * weight + (biases + _transform_values(setup)) * 4
-    parameters += sources + sorting + kind.starts_bytes(inputs, labels)
+    order = kind.order_bytes(inputs, labels)
+    parameters += sources + sorting + kind.starts_bytes(inputs, labels) + order
     return Estimate(
         parameter_bytes=parameters,
         optimizer_bytes=moments + kept * biases * 4,
@@ -280,7 +283,7 @@ def _autograd(
     connections = setup.count("output.weights")
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
-    structure = kind.source_bytes(inputs, labels)
+    structure = kind.source_bytes(inputs, labels) + kind.order_bytes(inputs, labels)
     if kind.operations == "sparse":  # in the framework's form, not in that of the kernels
         structure = connections * memory.sparse_index_bytes
         structure += memory.sparse_starts_bytes * (labels + 1)

@@ -19,8 +19,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from fanin.backends.interface import Device, DeviceArray, Features, TrainingBatch
+from fanin.backends.kinds import slot_dtype
 from fanin.backends.optimizer import Optimizer
-from fanin.backends.setup import LayerSetup, slot_dtype
+from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance, by_instance, tensors
 from fanin.backends.trainer import Executor, Trained
 from fanin.kernels import Words, by_words, sorting_pays

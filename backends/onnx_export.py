@@ -15,7 +15,9 @@ import numpy as np
 
 from fanin.backends.arrays import check_arrays
 from fanin.backends.features import DICTIONARY, SCALE
-from fanin.backends.setup import Dense, LayerSetup, index_dtype
+from fanin.backends.kinds import ORDER, Dense, index_dtype
+from fanin.backends.label_order import LabelOrder
+from fanin.backends.setup import LayerSetup
 from fanin.backends.words.model import check_arrays as check_words
 from fanin.backends.words.setup import OneVersusRestSetup
 from fanin.datasets.file_errors import naming
@@ -110,7 +112,8 @@ def export(
 
     Connections are computed slot by slot, so no array is larger than the scores of the batch; about
     eight of that size are held. Unstructured connections become fixed fan-in, as many as the label
-    with most of them has; the others have a weight of 0.
+    with most of them has; the others have a weight of 0. Labels that share their sources get each
+    its own.
 
     Arrays of more than 1 GiB lie in `<path>.data`, which belongs beside the file. Files are written
     whole or not at all. ValueError for arrays of another setup, for a `top_k` out of range, and for
@@ -261,6 +264,8 @@ def _stored_words(arrays: Mapping[str, np.ndarray]) -> Arrays:
 
 def _stored(setup: LayerSetup, arrays: Mapping[str, np.ndarray]) -> Arrays:
     """The arrays as the file has them, one after the other; some are views, transposed."""
+    if setup.output.group_size:
+        arrays = _by_label(setup.output.group_size, arrays)
     of_connections = {*setup.index_arrays(), "output.weights"}
     for name in setup.array_shapes():
         if name not in of_connections:
@@ -280,6 +285,15 @@ def _stored(setup: LayerSetup, arrays: Mapping[str, np.ndarray]) -> Arrays:
         return
     yield "output.indices", np.asarray(arrays["output.indices"], index_type).T
     yield "output.weights", weights.T
+
+
+def _by_label(group_size: int, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of labels that share their sources as if each had its own, in the order of the
+    labels."""
+    positions = LabelOrder.of(arrays[ORDER]).positions
+    sources = {"output.indices": arrays["output.indices"][positions // group_size]}
+    named = ("output.weights", "output.bias")
+    return {**arrays, **sources, **{name: arrays[name][positions] for name in named}}
 
 
 def _with_equal_fan_in(

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from fanin.backends.choosing import Method
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Loss
+from fanin.backends.grouping import Grouping
+from fanin.backends.kinds import Dense, FixedFanIn
+from fanin.backends.setup import LayerSetup, Loss
 
 RecipeName = Literal["paper", "best"]
 Connections = Literal["random"] | Method
@@ -41,6 +43,7 @@ class Recipe:
     least_steps: int = 0
     feature_scaling: FeatureScaling = "none"
     feature_dictionary: FeatureDictionary = "none"
+    grouping: Grouping = "frequency"
     connections: Connections = "random"
     initial_weights: InitialWeights = "small"
     initial_bias: InitialBias = 0.0

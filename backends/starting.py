@@ -12,9 +12,11 @@ from fanin.backends import checks
 from fanin.backends.choosing import choose_sources, log_odds, unit_variance_scale
 from fanin.backends.dictionary import atom_count, feature_dictionary
 from fanin.backends.features import DICTIONARY, SCALE
+from fanin.backends.grouping import label_order
+from fanin.backends.kinds import ORDER
 from fanin.backends.passes import input_statistics, known_data, known_labels
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.kernels.threads import within_share
 
 # A weight starts with this share of the difference that its input was chosen by. With three times
@@ -25,10 +27,11 @@ CENTROID_SHARE = 0.1
 MORE_POSITIVES = 10
 
 
-def looks_at_data(recipe: Recipe) -> bool:
+def looks_at_data(recipe: Recipe, group_size: int = 0) -> bool:
     """Whether `starting_arrays` gives any array that depends on the data."""
     return (
-        recipe.connections != "random"
+        bool(group_size and recipe.grouping != "random")
+        or recipe.connections != "random"
         or recipe.feature_scaling != "none"
         or recipe.feature_dictionary != "none"
         or recipe.initial_bias == "prior"
@@ -41,6 +44,7 @@ def starting_arrays(
     recipe: Recipe,
     fan_in: int | None,
     *,
+    group_size: int = 0,
     seed: int = 0,
     threads: int = 0,
     on_labels: Callable[[int], None] | None = None,
@@ -49,7 +53,8 @@ def starting_arrays(
     in `LayerSetup.array_shapes`.
 
     features, labels: all training instances, as `choosing.choose_sources` takes them, which also
-    says what `on_labels` is. fan_in: of a fixed fan-in layer, else None. seed: for what is random.
+    says what `on_labels` is. fan_in, group_size: of the kind of connection. seed: for what is
+    random. Sources of label groups are not chosen: they stay random.
     """
     threads = within_share(threads)
     given: dict[str, np.ndarray] = {}
@@ -69,7 +74,7 @@ def starting_arrays(
             seed=seed,
             threads=threads,
         )
-    if recipe.connections != "random" and fan_in:
+    if recipe.connections != "random" and fan_in and not group_size:
         chosen = choose_sources(
             features,
             labels,
@@ -90,6 +95,11 @@ def starting_arrays(
         given["output.bias"] = log_odds(labels)
     elif recipe.initial_bias:
         given["output.bias"] = np.full(labels.shape[1], recipe.initial_bias, np.float32)
+    if group_size:
+        order = label_order(labels, group_size, recipe.grouping, features=features, seed=seed)
+        given[ORDER] = order
+        if "output.bias" in given:
+            given["output.bias"] = given["output.bias"][order]
     return given
 
 
@@ -114,12 +124,19 @@ def arrays_for_layer(
     """`starting_arrays` for a fixed fan-in layer of a user's own model. ValueError for a recipe
     that does not look at data, and for data that do not fit the layer."""
     recipe = recipe_of(name, setup)
-    if not looks_at_data(recipe):
+    if not looks_at_data(recipe, setup.output.group_size):
         raise ValueError(
             f"a layer of the recipe {name!r} does not look at data; make it with recipe='best'"
         )
     features, labels = known_data(features, labels, setup)
     checks.whole("seed", seed, 0, 2**64 - 1)
-    assert isinstance(setup.output, FixedFanIn)
-    fan_in = setup.output.fan_in
-    return starting_arrays(features, labels, recipe, fan_in, seed=seed, threads=threads)
+    kind = setup.output
+    return starting_arrays(
+        features,
+        labels,
+        recipe,
+        kind.fan_in,
+        group_size=kind.group_size,
+        seed=seed,
+        threads=threads,
+    )

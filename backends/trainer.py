@@ -34,6 +34,7 @@ from fanin.backends.interface import (
     Storage,
     TrainingBatch,
 )
+from fanin.backends.label_order import LabelOrder
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import known_sparse, refuse_sparse
@@ -54,7 +55,8 @@ class Trained:
 
 @dataclass(frozen=True)
 class TransformedBatch:
-    """A batch with the features as the model's first layer reads them."""
+    """A batch with the features as the model's first layer reads them, and positions in place of
+    labels where the model has an order of them."""
 
     features: Features
     positive_instances: np.ndarray
@@ -130,11 +132,12 @@ class Trainer:
         self._executor = executor
         self._storage = storage
         self._steps = 0
+        self._order: LabelOrder | None = None
         features: dict[str, np.ndarray] = {}
         values: dict[str, DeviceArray] = {}
         for name, array in checked(setup, arrays):
             if name in setup.index_arrays():
-                executor.set_connections(name, array)
+                self._set_connections(name, array)
             elif name in NAMES:
                 features[name] = array
             else:
@@ -145,6 +148,11 @@ class Trainer:
         executor.start(self._trained)
 
     # Arrays -------------------------------------------------------------------------------------
+
+    def _set_connections(self, name: str, array: np.ndarray) -> None:
+        self._executor.set_connections(name, array)
+        if self.setup.index_arrays()[name].is_order:
+            self._order = LabelOrder.of(array)
 
     def _dtype(self, name: str, moments: bool = False) -> str:
         if name.endswith("bias"):
@@ -207,7 +215,7 @@ class Trainer:
                     inside = self._inside(name, arrays[name])
                     self.device.write(self._trained[name].values, inside)
                 elif name in self.setup.index_arrays():
-                    self._executor.set_connections(name, arrays[name])
+                    self._set_connections(name, arrays[name])
         self.transform = FeatureTransform.from_arrays(arrays)
 
     def _moments(self) -> Iterator[tuple[str, str, DeviceArray]]:
@@ -254,10 +262,12 @@ class Trainer:
         return self.transform.apply(features, self.threads)
 
     def _transformed(self, batch: TrainingBatch) -> TrainingBatch:
-        features = self._as_read(batch.features)
-        if features is batch.features:
+        features, label_ids = self._as_read(batch.features), batch.positive_labels
+        if self._order:
+            label_ids = self._order.positions_of(label_ids)
+        elif features is batch.features:
             return batch
-        return TransformedBatch(features, batch.positive_instances, batch.positive_labels)
+        return TransformedBatch(features, batch.positive_instances, label_ids)
 
     def train(
         self, batches: Iterable[TrainingBatch], learning_rate: float, on_step: OnStep | None = None
@@ -285,13 +295,15 @@ class Trainer:
 
     def rewire(self, fraction: float, seed: int) -> int:
         """Choose connections as `fanin.backends.arrays.plan_rewiring` does and give them new
-        sources; how many they are. Weights keep their value; their moments become 0.
+        sources; how many they are. Weights keep their value; their moments become 0. Where labels
+        share sources, it chooses by the mean |weight| of each source, and counts sources.
         ValueError for a layer whose connections cannot be rewired, here and in `apply_rewiring`."""
         self.setup.check_rewired()
-        with self._executor.in_label_order():
-            moved = self._executor.rewire(fraction, seed)
-        if moved is not None:
-            return moved
+        if not self.setup.output.group_size:
+            with self._executor.in_label_order():
+                moved = self._executor.rewire(fraction, seed)
+            if moved is not None:
+                return moved
         rewiring = self.plan_rewiring(fraction, seed)
         self.apply_rewiring(rewiring)
         return len(rewiring.positions)
@@ -299,8 +311,11 @@ class Trainer:
     def plan_rewiring(self, fraction: float, seed: int) -> Rewiring:
         """What `rewire` would move."""
         self.setup.check_rewired()
-        weights, inputs = self.array("output.weights"), self.setup.output_inputs
-        return plan_rewiring(weights, fraction, inputs, seed)
+        return plan_rewiring(self.magnitudes(), fraction, self.setup.output_inputs, seed)
+
+    def magnitudes(self) -> np.ndarray:
+        """What rewiring compares: a |weight|, with or without a sign, for each source."""
+        return self.setup.output.source_magnitudes(self.array("output.weights"))
 
     def output_layer(self) -> OutputLayer:
         """The output layer as rewiring towards gradients reads it; ValueError where labels do not
@@ -318,23 +333,25 @@ class Trainer:
     def apply_rewiring(self, rewiring: Rewiring) -> None:
         """Move the connections that were chosen, here or elsewhere."""
         source_array, weights = self.setup.check_rewired(), self._trained["output.weights"]
+        moved = self.setup.output.connections_of(rewiring.positions, self.setup.labels)
         with self._executor.in_label_order():
-            sources = _changed(self._executor.connections(source_array), rewiring, rewiring.sources)
+            before = self._executor.connections(source_array)
+            sources = _changed(before, rewiring.positions, rewiring.sources)
             self._executor.set_connections(source_array, sources)
             for moment in (weights.m, weights.v):
                 if moment is None:
                     continue
-                self.device.write(moment, _changed(self.device.read(moment), rewiring, 0))
+                self.device.write(moment, _changed(self.device.read(moment), moved, 0))
             if rewiring.weight is not None:
-                values = _changed(self.device.read(weights.values), rewiring, rewiring.weight)
+                values = _changed(self.device.read(weights.values), moved, rewiring.weight)
                 self.device.write(weights.values, values)
 
 
-def _changed(array: np.ndarray, rewiring: Rewiring, new: np.ndarray | float) -> np.ndarray:
-    """The array, or a copy where it cannot be written to, with new values at the positions."""
+def _changed(array: np.ndarray, positions: np.ndarray, new: np.ndarray | float) -> np.ndarray:
+    """The array, or a copy where it cannot be written to, with new values at flat positions."""
     if not array.flags.writeable:
         array = array.copy()
-    array.reshape(-1)[rewiring.positions] = new
+    array.reshape(-1)[positions] = new
     return array
 
 

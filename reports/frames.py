@@ -26,7 +26,8 @@ def comparison_frame(runs: Iterable[RunResult]) -> pd.DataFrame:
 
 def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
     """The rows as a pandas table; see `comparison_frame` for its columns."""
-    plain = ("dataset", "features", "backend", "setup", "connectivity", "intermediate", "variant")
+    sizes = ("connectivity", "group_size", "intermediate")
+    plain = ("dataset", "features", "backend", "setup", *sizes, "variant")
     columns = (*plain, *FIGURES, "memory_kind", "machine", "n", *(f"{k}_std" for k in FIGURES))
     records = [
         {
@@ -35,6 +36,7 @@ def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
             "backend": row.backend,
             "setup": row.setup.kind,
             "connectivity": row.setup.connectivity,
+            "group_size": row.setup.group_size,
             "intermediate": row.setup.intermediate_label,
             "variant": ", ".join(row.setup.variant) or None,
             **row.values,
@@ -49,7 +51,7 @@ def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
     numbers = [*FIGURES, *(f"{key}_std" for key in FIGURES)]
     frame[numbers] = frame[numbers].astype("float64")
     # Whole numbers with gaps: pandas' own integer would turn them into 32.0.
-    for column in ("connectivity", "machine", "n"):
+    for column in ("connectivity", "group_size", "machine", "n"):
         frame[column] = frame[column].astype("Int64")
     return frame
 

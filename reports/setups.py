@@ -59,20 +59,22 @@ class Setup:
     kind: the word of one of `KINDS`. connectivity: inputs of a label; of a dense layer all of them,
     None where a failed run never learnt the width of its data. variant: hyper-parameters that
     depart from the recipe, such as `dropout=0.2` and `fused`, and before them `recipe best` where
-    it is that.
+    it is that. group_size: how many labels share their sources; None where each has its own.
     """
 
     kind: str
     connectivity: int | None
     intermediate: int | None
     variant: tuple[str, ...]
+    group_size: int | None = None
 
     @classmethod
     def from_task(cls, task: Task, inputs: int | None) -> Setup:
         """inputs: of the data set, where they are known."""
         # A dense output layer connects a label with all that it reads.
         connectivity = task.connectivity or task.intermediate or inputs
-        return cls(KINDS[task.model_name].word, connectivity, task.intermediate, variant(task))
+        word, inner = KINDS[task.model_name].word, task.intermediate
+        return cls(word, connectivity, inner, variant(task), task.group_size)
 
     @property
     def name(self) -> str:
@@ -86,12 +88,14 @@ class Setup:
 
     @property
     def label(self) -> str:
-        """Short and unique within a data set: `FFI 32-16k`, then the variant if there is one."""
+        """Short and unique within a data set: `FFI 32-16k`, `FFI 32/g16` in groups of 16 labels,
+        then the variant if there is one."""
         if self.name in _DENSE:
             sizes = f" {self.intermediate}" if self.intermediate else ""
         else:
             inner = f"-{self.intermediate_label}" if self.intermediate else ""
-            sizes = f" {self.connectivity}{inner}"
+            group = f"/g{self.group_size}" if self.group_size else ""
+            sizes = f" {self.connectivity}{group}{inner}"
         return ", ".join([f"{self.kind}{sizes}", *self.variant])
 
     @property
@@ -101,13 +105,14 @@ class Setup:
         return intermediate_label(self.intermediate) if self.intermediate else None
 
     @property
-    def order(self) -> tuple[int, bool, int, int, tuple[str, ...]]:
+    def order(self) -> tuple[int, bool, int, int, int, tuple[str, ...]]:
         """Dense, Unstructured, FFI, Bottleneck; without intermediate first; then by size."""
         return (
             list(COLOURS).index(self.kind),
             self.intermediate is not None,
             self.connectivity or 0,
             self.intermediate or 0,
+            self.group_size or 0,
             self.variant,
         )
 

@@ -16,7 +16,7 @@ from fanin.backends.interface import Features, evaluation_block
 from fanin.backends.metrics import precision_at
 from fanin.backends.recipes import Recipe
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import starting_arrays
 from fanin.backends.trainer import Trainer
 from fanin.backends.training import Schedule, train_epoch
@@ -120,8 +120,10 @@ def first_arrays(
     if isinstance(setup, OneVersusRestSetup):
         return start(setup, *_words(data), setup.most_pairs, threads).weights()
     assert isinstance(recipe, Recipe)
-    fan_in = setup.output.fan_in if isinstance(setup.output, FixedFanIn) else None
-    given = starting_arrays(*data, recipe, fan_in, seed=seed, threads=threads)
+    fan_in, group_size = setup.output.fan_in, setup.output.group_size
+    given = starting_arrays(
+        *data, recipe, fan_in, group_size=group_size, seed=seed, threads=threads
+    )
     return InitialArrays(setup, seed, given)
 
 

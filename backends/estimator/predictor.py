@@ -12,8 +12,10 @@ import scipy.sparse as sp
 from fanin.backends.arrays import check_arrays
 from fanin.backends.features import FeatureTransform
 from fanin.backends.interface import evaluation_block
+from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, index_dtype
+from fanin.backends.label_order import LabelOrder
 from fanin.backends.passes import check_numbers, check_sparse
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, index_dtype
+from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import by_instance
 from fanin.backends.words.setup import OneVersusRestSetup
 from fanin.kernels import dense_forward, fan_in_linear, sparse_forward, top_k
@@ -134,11 +136,12 @@ class Predictor(BlockPredictor):
     def __init__(
         self, setup: LayerSetup, arrays: Mapping[str, np.ndarray], threads: int = 0
     ) -> None:
-        if not isinstance(setup.output, Dense | FixedFanIn):
+        if not isinstance(setup.output, Dense | FixedFanIn | GroupedFanIn):
             raise ValueError(f"output layers {type(setup.output).__name__} have no predictor")
         check_arrays(setup, arrays)
         super().__init__(setup, threads)
         self._transform = FeatureTransform.from_arrays(arrays)
+        self._order = LabelOrder.of(arrays[ORDER]) if ORDER in arrays else None
         self._inside_arrays: dict[str, np.ndarray] = {
             name: self._inside(name, arrays[name])
             for name in setup.array_shapes()
@@ -154,6 +157,8 @@ class Predictor(BlockPredictor):
     def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
         if name == "output.indices":
             return np.ascontiguousarray(array, index_dtype(self.setup.output_inputs))
+        if name == ORDER:
+            return np.ascontiguousarray(array, np.int32)
         inside = array.T if self._is_transposed(name) else array
         return np.ascontiguousarray(inside, np.float32)
 
@@ -173,6 +178,8 @@ class Predictor(BlockPredictor):
             self._inside_arrays["output.bias"],
             k,
             indices=self._inside_arrays.get("output.indices"),
+            label_ids=self._inside_arrays.get(ORDER),
+            group_size=self.setup.output.group_size,
             threads=self.threads,
         )
         return TopK(ids, scores)
@@ -183,7 +190,11 @@ class Predictor(BlockPredictor):
         indices = self._inside_arrays.get("output.indices")
         if indices is None:
             return dense_forward(outputs, weights, bias, threads=self.threads)
-        return fan_in_linear(outputs, indices, weights, bias, threads=self.threads)
+        size = self.setup.output.group_size
+        scores = fan_in_linear(
+            outputs, indices, weights, bias, group_size=size, threads=self.threads
+        )
+        return self._order.by_label(scores) if self._order else scores
 
     def _output_inputs(self, features: Any) -> np.ndarray:
         read = self._transform.apply(features, self.threads)

@@ -24,7 +24,8 @@ import numpy as np
 from fanin.backends.estimator.onnx import export_predictor
 from fanin.backends.estimator.predictor import AnySetup, BlockPredictor, Predictor, TopK
 from fanin.backends.estimator.words import WordsPredictor
-from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup
+from fanin.backends.kinds import ConnectionKind, Dense, FixedFanIn, GroupedFanIn
+from fanin.backends.setup import LayerSetup
 from fanin.backends.words.setup import OneVersusRestSetup
 from fanin.kernels.kept_files import flush, replacing_folder
 
@@ -35,7 +36,11 @@ LABEL_TYPES = (
     *("str", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64"),
 )
-_KINDS: dict[str, type[ConnectionKind]] = {"dense": Dense, "fixed_fan_in": FixedFanIn}
+_KINDS: dict[str, type[ConnectionKind]] = {
+    "dense": Dense,
+    "fixed_fan_in": FixedFanIn,
+    "grouped_fan_in": GroupedFanIn,
+}
 _ONE_VERSUS_REST = "one_versus_rest"
 
 

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from fanin.backends import checks
+from fanin.backends.grouping import Grouping
 from fanin.backends.interface import DEVICES, Execution, Storage, StoredType
+from fanin.backends.kinds import LEAST_GROUP_SIZE, ConnectionKind, Dense, FixedFanIn, GroupedFanIn
 from fanin.backends.optimizer import Optimizer, OptimizerKind, check_row_moments
 from fanin.backends.recipes import Recipe, RecipeName, Schedule, recipe_of
 from fanin.backends.registry import BACKENDS
-from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup, Loss
+from fanin.backends.setup import LayerSetup, Loss
 from fanin.backends.starting import atoms_of
 from fanin.backends.words.setup import OneVersusRestRecipe, OneVersusRestSetup
 from fanin.kernels.threads import MOST_THREADS, thread_count
@@ -29,6 +31,8 @@ class Settings:
     to a file. Raises ValueError naming the argument that is wrong."""
 
     fan_in: int | Literal["auto"] | None = "auto"
+    group_size: int | None = None
+    grouping: Grouping | None = None
     intermediate: int | Literal["auto"] | None = "auto"
     recipe: RecipeName | Recipe = "best"
     loss: Loss | None = None
@@ -52,6 +56,15 @@ class Settings:
     def __post_init__(self) -> None:
         if self.fan_in is not None and self.fan_in != "auto":
             checks.whole("fan_in", self.fan_in, 1)
+        if self.group_size is not None:
+            least, most = LEAST_GROUP_SIZE, checks.MOST_GROUP_SIZE
+            checks.whole("group_size", self.group_size, least, most)
+            if self.fan_in is None:
+                raise ValueError(
+                    f"group_size {self.group_size} is for labels with a fixed fan-in; set fan_in"
+                )
+        if self.grouping is not None:
+            _one_of("grouping", self.grouping, get_args(Grouping))
         if self.intermediate is not None and self.intermediate != "auto":
             checks.whole("intermediate", self.intermediate, 1)
         if not isinstance(self.recipe, Recipe):
@@ -132,15 +145,17 @@ class Settings:
         fan_in = FAN_IN if self.fan_in == "auto" else self.fan_in
         output: ConnectionKind = Dense()
         if fan_in is not None:
-            output = FixedFanIn(min(fan_in, intermediate or inputs))
+            fan_in = min(fan_in, intermediate or inputs)
+            output = FixedFanIn(fan_in)
+            if self.group_size is not None:
+                output = GroupedFanIn(fan_in, self.group_size)
         setup = LayerSetup(inputs, labels, output, intermediate, sparse_features=is_sparse)
         recipe = self._recipe(setup)
-        output_fan_in = output.fan_in if isinstance(output, FixedFanIn) else None
         model = replace(
             setup,
             loss=recipe.loss_fn,
             scaled=recipe.feature_scaling != "none",
-            atoms=atoms_of(recipe, inputs, labels, output_fan_in),
+            atoms=atoms_of(recipe, inputs, labels, output.fan_in),
         )
         if recipe.connections != "random" or recipe.rewire_towards == "gradient":
             model.check_chosen()
@@ -153,6 +168,7 @@ class Settings:
         fan_in = WORDS_FAN_IN if self.fan_in == "auto" else self.fan_in
         wanted: dict[str, tuple[Any, Any]] = {
             "recipe": (self.recipe, "best"),
+            "group_size": (self.group_size, None),
             "loss": (self.loss or "bce", "bce"),
             "schedule": (self.schedule or "linear", "linear"),
             "weights_dtype": (self.weights_dtype, "float32"),
@@ -189,6 +205,7 @@ class Settings:
             "learning_rate": self.learning_rate,
             "schedule": self.schedule,
             "epochs": self.epochs,
+            "grouping": self.grouping,
         }
         if self.epochs is not None:
             own["least_steps"] = 0

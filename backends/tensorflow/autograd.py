@@ -15,8 +15,9 @@ import tensorflow as tf
 
 from fanin.backends.autograd import AutogradExecutor, Output
 from fanin.backends.interface import Features, TrainingBatch
+from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, Optimizer, is_decayed
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance, by_instance
 from fanin.backends.tensorflow.device import TensorFlowDevice
 from fanin.backends.tensorflow.linear import fan_in_linear
@@ -48,20 +49,26 @@ class DenseOutput(TensorFlowOutput):
 
 
 class FanInOutput(TensorFlowOutput):
-    """fanin's own op, which is asked for the best labels without making its scores."""
+    """fanin's own op, which is asked for the best labels without making its scores. Where labels
+    have an order, scores are by position."""
 
     def set_connections(self, name: str, array: np.ndarray) -> None:
         ops()  # now: an error while tracing would be shown together with all code that is traced
         super().set_connections(name, array)
 
     def scores(self, features: tf.Tensor, weights: tf.Variable, bias: tf.Variable) -> tf.Tensor:
-        return fan_in_linear(features, self.sources(), weights, bias, threads=self.device.threads)
+        return fan_in_linear(features, self.sources(), weights, bias, **self._numbers())
 
     def best(
         self, features: tf.Tensor, weights: tf.Variable, bias: tf.Variable, k: tf.Tensor
     ) -> tf.Tensor:
         connections = {"indices": self.sources()}
-        return top_k(features, connections, weights, bias, k, threads=self.device.threads)[1]
+        if ORDER in self.arrays:
+            connections["label_ids"] = self.arrays[ORDER]
+        return top_k(features, connections, weights, bias, k, **self._numbers())[1]
+
+    def _numbers(self) -> dict[str, int]:
+        return {"group_size": self.setup.output.group_size, "threads": self.device.threads}
 
     def sources(self) -> tf.Variable:
         return self.arrays["output.indices"]
@@ -93,7 +100,12 @@ class SparseOutput(TensorFlowOutput):
 class TensorFlowAutograd(AutogradExecutor):
     """See `fanin.backends.autograd.AutogradExecutor`."""
 
-    outputs: ClassVar = {Dense: DenseOutput, FixedFanIn: FanInOutput, Unstructured: SparseOutput}
+    outputs: ClassVar = {
+        Dense: DenseOutput,
+        FixedFanIn: FanInOutput,
+        GroupedFanIn: FanInOutput,
+        Unstructured: SparseOutput,
+    }
     most_scores = 1 << 26
     device: TensorFlowDevice
 

@@ -15,10 +15,11 @@ from fanin.backends import checks
 from fanin.backends.arrays import Rewiring, drawn_seed
 from fanin.backends.features import DICTIONARY, SCALE, FeatureTransform, inputs_as_atoms
 from fanin.backends.gradients import OutputLayer, plan_for_layer
+from fanin.backends.kinds import FixedFanIn
 from fanin.backends.moments import Resets
 from fanin.backends.passes import known_features
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
-from fanin.backends.setup import FixedFanIn, LayerSetup, Loss
+from fanin.backends.setup import LayerSetup, Loss
 from fanin.backends.starting import arrays_for_layer, atoms_of
 from fanin.backends.tensorflow.linear import fan_in_linear
 from fanin.backends.tensorflow.ops import top_k

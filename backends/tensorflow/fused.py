@@ -103,6 +103,7 @@ class TensorFlowFused(FusedExecutor):
                 step,
                 seed=_OUTPUT_SEED,
                 want_grad=self.intermediate is not None,
+                group_size=self.setup.output.group_size,
                 threads=self.device.threads,
             )
 
@@ -114,6 +115,7 @@ class TensorFlowFused(FusedExecutor):
                 self.output.weights.values,
                 self.output.bias.values,
                 k,
+                group_size=self.setup.output.group_size,
                 threads=self.device.threads,
             )
         in_numpy: np.ndarray = ids.numpy()

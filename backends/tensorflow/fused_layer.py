@@ -13,10 +13,11 @@ import tensorflow as tf
 
 from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed
+from fanin.backends.kinds import index_dtype
 from fanin.backends.moments import Resets
 from fanin.backends.optimizer import Optimizer, OptimizerKind
 from fanin.backends.recipes import RecipeName
-from fanin.backends.setup import Loss, index_dtype
+from fanin.backends.setup import Loss
 from fanin.backends.tensorflow.connected import Connected
 from fanin.backends.tensorflow.layers import checked_options, known_inputs
 from fanin.backends.tensorflow.losses import LOSSES, known_positives

@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed, plan_rewiring
+from fanin.backends.kinds import index_dtype
 from fanin.backends.recipes import RecipeName
-from fanin.backends.setup import Loss, index_dtype
+from fanin.backends.setup import Loss
 from fanin.backends.tensorflow.connected import Connected
 from fanin.backends.tensorflow.optimizers import resets_of
 from fanin.kernels.threads import MOST_THREADS

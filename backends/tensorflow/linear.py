@@ -27,15 +27,22 @@ def _describe(tensor: tf.Tensor) -> params.Tensor:
 
 
 def fan_in_linear(
-    features: Any, indices: Any, weights: Any, bias: Any = None, *, threads: int = 0
+    features: Any,
+    indices: Any,
+    weights: Any,
+    bias: Any = None,
+    *,
+    group_size: int = 0,
+    threads: int = 0,
 ) -> tf.Tensor:
     """scores[b, l] = bias[l] + sum_k weights[l, k] * features[b, indices[l, k]].
 
     features [batch, inputs] float32 or float64, finite; indices [labels, fan_in] uint16 or uint32,
     each below inputs; weights [labels, fan_in] and bias [labels] (or None) like features; tensors,
-    variables or what tf.convert_to_tensor takes. threads: CPU threads, 0 for all. Returns
-    [batch, labels]. Works eagerly and in a tf.function; differentiable in features, weights and
-    bias.
+    variables or what tf.convert_to_tensor takes. group_size: so many labels, one after the other,
+    share a row of indices, which are [label groups, fan_in] then: indices[l // group_size, k]; 0
+    for none. threads: CPU threads, 0 for all. Returns [batch, labels]. Works eagerly and in a
+    tf.function; differentiable in features, weights and bias.
 
     Raises ValueError for a wrong type or shape, at the call or while tracing. An index out of range
     and, on a CPU, a feature that is not finite raise tf.errors.InvalidArgumentError when the op
@@ -51,11 +58,17 @@ def fan_in_linear(
                 weights=_describe(weights),
                 bias=_describe(biases[0]) if biases else library.absent(),
                 scores=library.absent(),
+                group_size=group_size,
                 threads=threads,
             )
         )
     scores: tf.Tensor = ops().fanin_fan_in_linear(
-        features=features, indices=indices, weights=weights, bias=biases, threads=threads
+        features=features,
+        indices=indices,
+        weights=weights,
+        bias=biases,
+        group_size=group_size,
+        threads=threads,
     )
     return scores
 
@@ -66,9 +79,10 @@ def _backward(
     features: tf.Tensor,
     indices: tf.Tensor,
     weights: tf.Tensor,
-    threads: int,
+    numbers: dict[str, int],
 ) -> list[tf.Tensor | None]:
-    """Gradients of features, weights and bias; None for those that are not wanted."""
+    """Gradients of features, weights and bias; None for those that are not wanted. numbers: of the
+    op, `_numbers`."""
     grads = ops().fanin_fan_in_linear_grad(
         grad_scores=grad_scores,
         features=features,
@@ -77,9 +91,13 @@ def _backward(
         want_features=wanted[0],
         want_weights=wanted[1],
         want_bias=wanted[2],
-        threads=threads,
+        **numbers,
     )
     return [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+
+
+def _numbers(op: tf.Operation) -> dict[str, int]:
+    return {name: op.get_attr(name) for name in ("group_size", "threads")}
 
 
 def _gradient(op: tf.Operation, grad_scores: tf.Tensor) -> list[tf.Tensor | None]:
@@ -89,7 +107,7 @@ def _gradient(op: tf.Operation, grad_scores: tf.Tensor) -> list[tf.Tensor | None
     skipped = getattr(op, "skip_input_indices", None) or ()
     wanted = (0 not in skipped, 2 not in skipped, bool(biases) and 3 not in skipped)
     grad_features, grad_weights, grad_bias = _backward(
-        wanted, grad_scores, features, indices, weights, op.get_attr("threads")
+        wanted, grad_scores, features, indices, weights, _numbers(op)
     )
     return [grad_features, None, grad_weights, *([grad_bias] if biases else [])]
 
@@ -98,21 +116,21 @@ def _second_gradient(op: tf.Operation, *grads: tf.Tensor) -> list[tf.Tensor | No
     """Scores are linear in features and in weights, so the gradient of each gradient is the layer
     itself, or its gradient, with what came from above in the place of features or weights."""
     grad_scores, features, indices, weights = op.inputs
-    threads = op.get_attr("threads")
+    numbers = _numbers(op)
     of_features, of_weights, of_bias = (
         grad if op.get_attr(f"want_{name}") else None
         for name, grad in zip(("features", "weights", "bias"), grads, strict=True)
     )
     terms, for_features, for_weights = [], None, None
     if of_features is not None:
-        terms.append(fan_in_linear(of_features, indices, weights, threads=threads))
+        terms.append(fan_in_linear(of_features, indices, weights, **numbers))
         _, for_weights, _ = _backward(
-            (False, True, False), grad_scores, of_features, indices, weights, threads
+            (False, True, False), grad_scores, of_features, indices, weights, numbers
         )
     if of_weights is not None:
-        terms.append(fan_in_linear(features, indices, of_weights, threads=threads))
+        terms.append(fan_in_linear(features, indices, of_weights, **numbers))
         for_features, _, _ = _backward(
-            (True, False, False), grad_scores, features, indices, of_weights, threads
+            (True, False, False), grad_scores, features, indices, of_weights, numbers
         )
     if of_bias is not None:
         terms.append(tf.broadcast_to(of_bias, tf.shape(grad_scores)))

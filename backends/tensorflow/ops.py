@@ -59,10 +59,12 @@ def top_k(
     bias: Any,
     k: Any,
     *,
+    group_size: int = 0,
     threads: int = 0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Scores and ids [batch, k] of the best labels, best first, equal scores in order of their
-    label; all scores are never held. See `fanin.kernels.top_k`."""
+    label; all scores are never held. See `fanin.kernels.top_k`, whose `label_ids` may be among the
+    connections (but uint32)."""
     with on_host():
         k = tf.cast(k, tf.int64)
     scores, ids = ops().fanin_top_k(
@@ -70,7 +72,9 @@ def top_k(
         **connection_lists(connections),
         weights=weights,
         bias=[] if bias is None else [bias],
+        label_ids=[connections["label_ids"]] if "label_ids" in connections else [],
         k=k,
+        group_size=group_size,
         threads=threads,
     )
     return scores, ids

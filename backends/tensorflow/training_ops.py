@@ -49,15 +49,16 @@ def fused_step(
     *,
     seed: int = 0,
     want_grad: bool = True,
+    group_size: int = 0,
     threads: int = 0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """One training step of an output layer; see `fanin.kernels.step`.
 
     weights, bias: each the variables of values, m and v, None for those that the optimizer does
     not keep, updated in place (bias may be empty).
-    connections: `indices`, `starts` (but uint32), `tile_labels` as there. Returns the loss, a
-    scalar, and its gradient by the features, empty where not wanted. What is wrong raises
-    tf.errors.InvalidArgumentError.
+    connections: `indices`, `starts` (but uint32), `tile_labels` as there; others are left alone.
+    Returns the loss, a scalar, and its gradient by the features, empty where not wanted. What is
+    wrong raises tf.errors.InvalidArgumentError.
     """
     value, grad = ops().fanin_fused_step(
         features=features,
@@ -69,6 +70,7 @@ def fused_step(
         loss_kind=params.LOSSES[loss],
         seed=seed,
         want_grad=want_grad,
+        group_size=group_size,
         threads=threads,
     )
     return value, grad

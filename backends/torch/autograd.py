@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fanin.backends.autograd import AutogradExecutor, Output
 from fanin.backends.interface import Features, TrainingBatch
+from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, Optimizer, is_decayed
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance, tensors
 from fanin.backends.torch.device import TorchDevice
 from fanin.backends.torch.linear import fan_in_linear
@@ -46,13 +47,16 @@ class DenseOutput(TorchOutput):
 
 
 class FanInOutput(TorchOutput):
-    """fanin's own op, which is asked for the best labels without making its scores."""
+    """fanin's own op, which is asked for the best labels without making its scores. Where labels
+    have an order, scores are by position."""
 
     def scores(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
-        return fan_in_linear(features, self.sources(), weights, bias)
+        size = self.setup.output.group_size
+        return fan_in_linear(features, self.sources(), weights, bias, group_size=size)
 
     def best(self, features: Tensor, weights: Tensor, bias: Tensor, k: int) -> Tensor:
-        ids: Tensor = top_k(features, self.sources(), None, None, weights, bias, k)[1]
+        numbers = (k, self.arrays.get(ORDER), self.setup.output.group_size)
+        ids: Tensor = top_k(features, self.sources(), None, None, weights, bias, *numbers)[1]
         return ids
 
     def sources(self) -> Tensor:
@@ -110,7 +114,12 @@ class SparseProduct(torch.autograd.Function):
 class TorchAutograd(AutogradExecutor):
     """See `fanin.backends.autograd.AutogradExecutor`."""
 
-    outputs: ClassVar = {Dense: DenseOutput, FixedFanIn: FanInOutput, Unstructured: SparseOutput}
+    outputs: ClassVar = {
+        Dense: DenseOutput,
+        FixedFanIn: FanInOutput,
+        GroupedFanIn: FanInOutput,
+        Unstructured: SparseOutput,
+    }
     most_scores = 1 << 25
     device: TorchDevice
 

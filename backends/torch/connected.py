@@ -13,9 +13,10 @@ from fanin.backends import checks
 from fanin.backends.arrays import Rewiring, drawn_seed
 from fanin.backends.features import DICTIONARY, SCALE, FeatureTransform, inputs_as_atoms
 from fanin.backends.gradients import OutputLayer, plan_for_layer
+from fanin.backends.kinds import FixedFanIn, index_dtype
 from fanin.backends.moments import Resets
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
-from fanin.backends.setup import FixedFanIn, LayerSetup, Loss, index_dtype
+from fanin.backends.setup import LayerSetup, Loss
 from fanin.backends.starting import arrays_for_layer, atoms_of
 from fanin.backends.torch.linear import fan_in_linear, known_features, widened
 from fanin.backends.torch.ops import refuse_other_devices, top_k

@@ -82,11 +82,14 @@ class TorchFused(FusedExecutor):
             step,
             _OUTPUT_SEED,
             self.intermediate is not None,
+            self.setup.output.group_size,
         )
 
     def best(self, features: Tensor, k: int) -> np.ndarray:
         values = (self.output.weights.values, self.output.bias.values)
-        _, ids = top_k(features, *self._connections(), *values, k)
+        label_ids = self.connection_arrays.get("label_ids")
+        group_size = self.setup.output.group_size
+        _, ids = top_k(features, *self._connections(), *values, k, label_ids, group_size)
         in_numpy: np.ndarray = ids.cpu().numpy()
         return in_numpy
 

@@ -25,20 +25,24 @@ def fan_in_linear(
     weights: Tensor,
     bias: Tensor | None = None,
     *,
+    group_size: int = 0,
     threads: int = 0,
 ) -> Tensor:
     """scores[b, l] = bias[l] + sum_k weights[l, k] * features[b, indices[l, k]].
 
     features [batch, inputs] float32 or float64, finite; indices [labels, fan_in] torch.uint16 or
     torch.uint32, each below inputs; weights [labels, fan_in] and bias [labels] like features; all
-    contiguous and on one device. threads: CPU threads, 0 for as many as torch uses. Returns
-    [batch, labels]. Differentiable in features, weights and bias by autograd and torch.func: any
-    number of times backward, once forward. Works under autocast (in float32) and torch.compile.
+    contiguous and on one device. group_size: so many labels, one after the other, share a row of
+    indices, which are [label groups, fan_in] then: indices[l // group_size, k]; 0 for none.
+    threads: CPU threads, 0 for as many as torch uses. Returns [batch, labels]. Differentiable in
+    features, weights and bias by autograd and torch.func: any number of times backward, once
+    forward. Works under autocast (in float32) and torch.compile.
     Raises ValueError naming the argument that is wrong.
     """
-    given = (features, indices, weights, bias, threads)
+    given = (features, indices, weights, bias, threads, group_size)
     if not features.is_meta and torch.is_autocast_enabled(features.device.type):
-        given = (widened(features), indices, widened(weights), widened(bias), threads)
+        widths = (widened(features), indices, widened(weights), widened(bias))
+        given = (*widths, threads, group_size)
     # What was made in inference mode has no derivatives.
     compiled = torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
     plain = compiled or weights.is_inference()
@@ -78,19 +82,25 @@ def known_features(features: Any, in_features: int) -> Tensor:
 
 
 class _Scores(torch.autograd.Function):
-    """The op forward. (torch.func does not take the derivatives of an op itself, torch 2.13.)"""
+    """The op forward; ctx.numbers are threads and group size. (torch.func does not take the
+    derivatives of an op itself, torch 2.13.)"""
 
     @staticmethod
     def forward(
-        features: Tensor, indices: Tensor, weights: Tensor, bias: Tensor | None, threads: int
+        features: Tensor,
+        indices: Tensor,
+        weights: Tensor,
+        bias: Tensor | None,
+        threads: int,
+        group_size: int,
     ) -> Tensor:
-        given = (features, indices, weights, bias, threads)
+        given = (features, indices, weights, bias, threads, group_size)
         scores: Tensor = torch.ops.fanin.fan_in_linear(*given)
         return scores
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        features, indices, weights, _, ctx.threads = inputs
+        features, indices, weights, _, *ctx.numbers = inputs
         ctx.save_for_backward(features, indices, weights)
         ctx.save_for_forward(features, indices, weights)
 
@@ -98,20 +108,20 @@ class _Scores(torch.autograd.Function):
     def backward(ctx: Any, grad_scores: Tensor) -> Grads:
         wanted = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
         features, weights, bias = _gradients(
-            grad_scores, *ctx.saved_tensors, wanted=wanted, threads=ctx.threads
+            grad_scores, *ctx.saved_tensors, wanted=wanted, numbers=ctx.numbers
         )
-        return features, None, weights, bias, None
+        return features, None, weights, bias, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         _refuse_second_level()
         features, indices, weights = ctx.saved_tensors
-        of_features, _, of_weights, of_bias, _ = tangents
+        of_features, _, of_weights, of_bias, *_ = tangents
         terms = []
         if of_features is not None:
-            terms.append(_scores(of_features, indices, weights, ctx.threads))
+            terms.append(_scores(of_features, indices, weights, ctx.numbers))
         if of_weights is not None:
-            terms.append(_scores(features, indices, of_weights, ctx.threads))
+            terms.append(_scores(features, indices, of_weights, ctx.numbers))
         if of_bias is not None:
             terms.append(of_bias.expand(len(features), -1))
         return reduce(torch.add, terms)
@@ -140,15 +150,15 @@ class _Gradients(torch.autograd.Function):
         of_features: bool,
         of_weights: bool,
         of_bias: bool,
-        threads: int,
+        *numbers: int,
     ) -> tuple[Tensor, ...]:
         given = (grad_scores, features, indices, weights, [of_features, of_weights, of_bias])
-        grads: tuple[Tensor, ...] = torch.ops.fanin.fan_in_linear_backward(*given, threads)
+        grads: tuple[Tensor, ...] = torch.ops.fanin.fan_in_linear_backward(*given, *numbers)
         return grads
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        tensors, ctx.wanted, ctx.threads = inputs[:4], inputs[4:7], inputs[7]
+        tensors, ctx.wanted, ctx.numbers = inputs[:4], inputs[4:7], inputs[7:]
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -157,17 +167,17 @@ class _Gradients(torch.autograd.Function):
         grad_scores, features, indices, weights = ctx.saved_tensors
         terms, for_features, for_weights = [], None, None
         if ctx.wanted[0]:
-            terms.append(_scores(grads[0], indices, weights, ctx.threads))
+            terms.append(_scores(grads[0], indices, weights, ctx.numbers))
             given = (grad_scores, grads[0], indices, weights)
-            for_weights = _gradients(*given, wanted=(False, True, False), threads=ctx.threads)[1]
+            for_weights = _gradients(*given, wanted=(False, True, False), numbers=ctx.numbers)[1]
         if ctx.wanted[1]:
-            terms.append(_scores(features, indices, grads[1], ctx.threads))
+            terms.append(_scores(features, indices, grads[1], ctx.numbers))
             given = (grad_scores, features, indices, grads[1])
-            for_features = _gradients(*given, wanted=(True, False, False), threads=ctx.threads)[0]
+            for_features = _gradients(*given, wanted=(True, False, False), numbers=ctx.numbers)[0]
         if ctx.wanted[2]:
             terms.append(grads[2].expand(grad_scores.shape))
         for_scores = reduce(torch.add, terms)
-        return for_scores, for_features, None, for_weights, None, None, None, None
+        return for_scores, for_features, None, for_weights, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
@@ -186,7 +196,7 @@ class _Gradients(torch.autograd.Function):
             given = list(ctx.saved_tensors)
             given[at] = tangent
             wanted = [i in affected and ctx.wanted[i] for i in range(3)]
-            for i, term in enumerate(_gradients(*given, wanted=wanted, threads=ctx.threads)):
+            for i, term in enumerate(_gradients(*given, wanted=wanted, numbers=ctx.numbers)):
                 if term is not None:
                     total[i] = total[i] + term
         return tuple(total)
@@ -198,10 +208,9 @@ class _Gradients(torch.autograd.Function):
         return _one_by_one(_Gradients, info, in_dims, inputs), (0, 0, 0)
 
 
-def _scores(features: Tensor, indices: Tensor, weights: Tensor, threads: int) -> Tensor:
-    scores: Tensor = _Scores.apply(
-        features.contiguous(), indices, weights.contiguous(), None, threads
-    )
+def _scores(features: Tensor, indices: Tensor, weights: Tensor, numbers: Sequence[int]) -> Tensor:
+    given = (features.contiguous(), indices, weights.contiguous(), None)
+    scores: Tensor = _Scores.apply(*given, *numbers)
     return scores
 
 
@@ -212,12 +221,12 @@ def _gradients(
     weights: Tensor,
     *,
     wanted: Sequence[bool],
-    threads: int,
+    numbers: Sequence[int],
 ) -> Grads:
-    """Gradients of features, weights and bias; None for those that are not wanted. What autograd
-    hands over may be an expanded scalar, say after .sum()."""
+    """Gradients of features, weights and bias; None for those that are not wanted. numbers: threads
+    and group size. What autograd hands over may be an expanded scalar, say after .sum()."""
     tensors = (each.contiguous() for each in (grad_scores, features, indices, weights))
-    grads = _Gradients.apply(*tensors, *wanted, threads)
+    grads = _Gradients.apply(*tensors, *wanted, *numbers)
     return tuple(grad if want else None for grad, want in zip(grads, wanted, strict=True))
 
 

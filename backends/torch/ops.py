@@ -95,7 +95,12 @@ def call(arguments: Any, where: Tensor) -> None:
 
 @torch.library.custom_op("fanin::fan_in_linear", mutates_args=())
 def linear_forward(
-    features: Tensor, indices: Tensor, weights: Tensor, bias: Tensor | None, threads: int
+    features: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    threads: int,
+    group_size: int = 0,
 ) -> Tensor:
     arguments = params.ForwardParams(
         features=described(features),
@@ -103,10 +108,11 @@ def linear_forward(
         weights=described(weights),
         bias=described(bias),
         scores=library.absent(),
+        group_size=group_size,
         threads=threads or torch.get_num_threads(),
     )
     library.check(arguments)
-    scores = features.new_empty((features.shape[0], indices.shape[0]))
+    scores = features.new_empty((features.shape[0], weights.shape[0]))
     arguments.scores = described(scores)
     call(arguments, features)
     return scores
@@ -114,10 +120,15 @@ def linear_forward(
 
 @linear_forward.register_fake
 def _(
-    features: Tensor, indices: Tensor, weights: Tensor, bias: Tensor | None, threads: int
+    features: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    threads: int,
+    group_size: int = 0,
 ) -> Tensor:
     refuse_other_devices(features, indices=indices, weights=weights, bias=bias)
-    return features.new_empty((features.shape[0], indices.shape[0]))
+    return features.new_empty((features.shape[0], weights.shape[0]))
 
 
 @torch.library.custom_op("fanin::fan_in_linear_backward", mutates_args=())
@@ -128,8 +139,9 @@ def linear_backward(
     weights: Tensor,
     wanted: list[bool],
     threads: int,
+    group_size: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = _empty_grads(features, indices, weights, wanted)
+    grads = _empty_grads(features, weights, wanted)
     of_features, of_weights, of_bias = (
         described(grad if want else None) for grad, want in zip(grads, wanted, strict=True)
     )
@@ -141,6 +153,7 @@ def linear_backward(
         grad_features=of_features,
         grad_weights=of_weights,
         grad_bias=of_bias,
+        group_size=group_size,
         threads=threads or torch.get_num_threads(),
     )
     call(arguments, features)
@@ -155,21 +168,28 @@ def _(
     weights: Tensor,
     wanted: list[bool],
     threads: int,
+    group_size: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     refuse_other_devices(features, grad_scores=grad_scores, indices=indices, weights=weights)
-    return _empty_grads(features, indices, weights, wanted)
+    return _empty_grads(features, weights, wanted)
 
 
 def _empty_grads(
-    features: Tensor, indices: Tensor, weights: Tensor, wanted: list[bool]
+    features: Tensor, weights: Tensor, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Memory for the gradients of features, weights and bias; no elements where not wanted."""
-    shapes = (features.shape, weights.shape, (indices.shape[0],))
+    shapes = (features.shape, weights.shape, weights.shape[:1])
     grads = [
         features.new_empty(shape if want else (0,))
         for shape, want in zip(shapes, wanted, strict=True)
     ]
     return grads[0], grads[1], grads[2]
+
+
+def connections(
+    indices: Tensor | None, starts: Tensor | None, tile_labels: Tensor | None, group_size: int
+) -> params.Connections:
+    return params.Connections(*map(described, (indices, starts, tile_labels)), group_size)
 
 
 @torch.library.custom_op("fanin::top_k", mutates_args=())
@@ -181,6 +201,8 @@ def top_k(
     weights: Tensor,
     bias: Tensor | None,
     k: int,
+    label_ids: Tensor | None = None,
+    group_size: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Scores and ids [batch, k] of the best labels, best first, equal scores in order of their
     label; without ever holding all scores. Arguments as in `fanin.kernels.top_k`."""
@@ -188,10 +210,10 @@ def top_k(
     ids = features.new_empty((features.shape[0], k), dtype=torch.int64)
     arguments = params.TopKParams(
         features=described(features),
-        connections=params.Connections(*map(described, (indices, starts, tile_labels))),
+        connections=connections(indices, starts, tile_labels, group_size),
         weights=described(weights),
         bias=described(bias),
-        label_ids=library.absent(),
+        label_ids=described(label_ids),
         ids=described(ids),
         scores=described(scores),
         threads=torch.get_num_threads(),
@@ -204,7 +226,7 @@ def top_k(
 def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     names = (*CONNECTIONS, "weights", "bias")
     refuse_other_devices(features, **dict(zip(names, others, strict=False)))
-    shape = (features.shape[0], others[-1])
+    shape = (features.shape[0], others[len(names)])
     return features.new_empty(shape), features.new_empty(shape, dtype=torch.int64)
 
 

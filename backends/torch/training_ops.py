@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fanin.backends.torch.ops import CONNECTIONS, call, described, refuse_other_devices, trained
+from fanin.backends.torch.ops import (
+    CONNECTIONS,
+    call,
+    connections,
+    described,
+    refuse_other_devices,
+    trained,
+)
 from fanin.kernels import params
 
 WEIGHTS = ("weights", "weights_m", "weights_v")
@@ -49,6 +56,7 @@ def run_step(
     step: int,
     seed: int,
     want_grad: bool,
+    group_size: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """One training step of an output layer; arguments as in `fanin.kernels.step`, optimizer:
     `Optimizer.numbers`. Returns the loss, a scalar, and its gradient by the features, without
@@ -57,7 +65,7 @@ def run_step(
     grad = torch.empty_like(features) if want_grad else features.new_empty(0)
     arguments = params.StepParams(
         features=described(features),
-        connections=params.Connections(*map(described, (indices, starts, tile_labels))),
+        connections=connections(indices, starts, tile_labels, group_size),
         weights=trained(weights, weights_m, weights_v),
         bias=trained(bias, bias_m, bias_v),
         positive_instances=described(positive_instances),
@@ -93,6 +101,7 @@ def counted_step(
     optimizer: Sequence[float],
     seed: int,
     want_grad: bool,
+    group_size: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """`fused_step` as step `steps` + 1, which is counted if it was made. steps and learning_rate:
     scalars on the CPU; numbers would be compiled in, and each new one compiled anew."""
@@ -115,6 +124,7 @@ def counted_step(
         int(steps) + 1,
         seed,
         want_grad,
+        group_size,
     )
     steps += 1
     return made
@@ -124,7 +134,7 @@ def counted_step(
 def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     names = (*CONNECTIONS, *WEIGHTS, *BIAS, *_POSITIVES)
     refuse_other_devices(features, **dict(zip(names, others, strict=False)))
-    return _empty_results(features, others[-1])
+    return _empty_results(features, others[len(names) + 5])  # want_grad
 
 
 @counted_step.register_fake
@@ -132,7 +142,7 @@ def _(features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     # steps and learning_rate, on the CPU, stand between the layer and the positives.
     names = ("indices", *WEIGHTS, *BIAS, *_POSITIVES)
     refuse_other_devices(features, **dict(zip(names, others[:7] + others[9:11], strict=True)))
-    return _empty_results(features, others[-1])
+    return _empty_results(features, others[14])  # want_grad
 
 
 def _empty_results(features: Tensor, want_grad: bool) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.kinds import FixedFanIn
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.gpu_parts import contestants, part
 from fanin.benchmarks.gpu_parts.contestants import METHODS, DoesNotFitError, InputSets, Workload
 from fanin.benchmarks.gpu_parts.contestants.inputs import cache_bytes

@@ -109,7 +109,7 @@ def choose(
     def on_labels(done: int) -> None:
         events.send(event="phase", name=f"choosing connections, {done} labels")
 
-    reads = looks_at_data(request.task.recipe_values)
+    reads = looks_at_data(request.task.recipe_values, request.task.group_size or 0)
     if reads:
         events.send(event="phase", name="looking at the data")
     given = chosen_arrays(request, train, on_labels)

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from fanin.backends.arrays import InitialArrays
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import starting_arrays
 from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.fit import Split, evaluate
@@ -94,7 +94,8 @@ def chosen_arrays(
         train.x,
         train.y,
         task.recipe_values,
-        output.fan_in if isinstance(output, FixedFanIn) else None,
+        output.fan_in,
+        group_size=output.group_size,
         seed=request.seed,
         threads=thread_count(request.options.threads),
         on_labels=on_labels,

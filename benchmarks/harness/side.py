@@ -77,11 +77,11 @@ class Side:
         """Write which connections this side would move before that step, and where to; the
         threshold, where all labels share one."""
         recipe = self.request.task.recipe_values.for_steps(len(self.batches))
-        weights = self.trainer.array("output.weights")
+        compared = self.trainer.magnitudes()
         self.planned = plan_rewiring(self.trainer, self.batches, recipe, self.request.seed, step)
         save_array(folder / "positions.npy", self.planned.positions)
         save_array(folder / "sources.npy", self.planned.sources)
-        save_array(folder / "planned.npy", weights)
+        save_array(folder / "planned.npy", compared)
         return self.planned.threshold
 
     def rewire(self, folder: Path, plan: str) -> None:

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from fanin.backends import recipes
+from fanin.backends.checks import MOST_GROUP_SIZE
+from fanin.backends.grouping import Grouping
 from fanin.backends.interface import Execution, Storage, StoredType
+from fanin.backends.kinds import LEAST_GROUP_SIZE
 from fanin.backends.optimizer import ADAM, Optimizer, OptimizerKind, check_row_moments
 from fanin.backends.recipes import PAPER, Recipe, RecipeName
-from fanin.backends.setup import (
-    ConnectionKind,
-    Dense,
-    FixedFanIn,
-    LayerSetup,
-    Loss,
-    Unstructured,
-)
+from fanin.backends.setup import LayerSetup, Loss
 from fanin.backends.starting import atoms_of
+from fanin.benchmarks.records.architecture import (
+    Architecture,
+    keys_of_best,
+    model_slug,
+    output_kind,
+)
 from fanin.benchmarks.records.ranges import MOST, Count, Decay, LearningRate, Size
 from fanin.datasets import canonical_name
 from fanin.datasets.folder import SVD512
@@ -37,31 +38,6 @@ Moments = Literal["full", "row"]
 SPARSE_FEATURES = "sparse_features"
 # What a recipe decides where a task does not.
 RECIPE_KEYS = tuple(field.name for field in fields(Recipe))
-
-# The paper's names of its models.
-Architecture = Literal[
-    "dense", "sparse", "dense-sparse", "stratified", "dense-stratified", "bottleneck"
-]
-
-
-@dataclass(frozen=True)
-class _Model:
-    """What an architecture is made of. slug: its name in those of files and on the command line.
-    connections: the kind of output layer for a connectivity; None where that has none."""
-
-    slug: str
-    connections: Callable[[int], ConnectionKind] | None
-    has_intermediate: bool
-
-
-_MODELS: dict[Architecture, _Model] = {
-    "dense": _Model("dense", None, False),
-    "sparse": _Model("unstructured", Unstructured, False),
-    "dense-sparse": _Model("unstructured", Unstructured, True),
-    "stratified": _Model("ffi", FixedFanIn, False),
-    "dense-stratified": _Model("ffi", FixedFanIn, True),
-    "bottleneck": _Model("bottleneck", None, True),
-}
 
 # Where scores begin, and they are float32.
 InitialBias = Annotated[float, Field(ge=-1e6, le=1e6)]
@@ -95,6 +71,13 @@ class Task(BaseModel):
     features: str = Field(pattern=_NAME)
     architecture: Architecture
     connectivity: Size | None = None
+    group_size: int | None = Field(
+        default=None,
+        ge=LEAST_GROUP_SIZE,
+        le=MOST_GROUP_SIZE,
+        description="so many labels share their sources; of a fixed fan-in, see "
+        "fanin.backends.kinds.GroupedFanIn",
+    )
     intermediate: Size | None = None
     repeat: int = Field(
         default=1, ge=1, le=10_000, description="how many runs, each with its own seed"
@@ -128,6 +111,10 @@ class Task(BaseModel):
     feature_dictionary: recipes.FeatureDictionary = Field(
         default=PAPER.feature_dictionary,
         description="see fanin.backends.dictionary; features of very many inputs stay as they are",
+    )
+    grouping: Grouping = Field(
+        default=PAPER.grouping,
+        description="which labels share their sources, see fanin.backends.grouping",
     )
     connections: recipes.Connections = Field(
         default=PAPER.connections,
@@ -212,8 +199,8 @@ class Task(BaseModel):
             if values.get("architecture") == "sparse":
                 values.setdefault("rewire_fraction", 0.01)
             is_sparse = (info.context or {}).get(SPARSE_FEATURES, False)
-            for key, value in _keys_of_recipe(values, is_sparse).items():
-                values.setdefault(key, value)
+            if values.get("recipe") == "best":
+                values = keys_of_best(values, is_sparse) | values
         return values
 
     @model_validator(mode="after")
@@ -240,6 +227,11 @@ class Task(BaseModel):
             value = getattr(self, key)
             if value == plain:
                 continue
+            if self.group_size and key != "feature_dictionary":
+                raise ValueError(
+                    f"{key} {value!r} is for labels that have sources of their own, and here "
+                    f"{self.group_size} share them; use {plain!r}"
+                )
             if self.architecture == "dense-stratified":
                 raise ValueError(
                     f"{key} {value!r} is for features, and this output layer reads an intermediate "
@@ -250,6 +242,10 @@ class Task(BaseModel):
                     f"{key} {value!r} needs architecture 'stratified', which has a fixed fan-in, "
                     f"got {self.architecture!r}"
                 )
+        if self.grouping != PAPER.grouping and not self.group_size:
+            raise ValueError(
+                f"grouping {self.grouping!r} is for labels that share their sources; set group_size"
+            )
         if self.initial_weights == "centroid" and self.connections != "centroid":
             raise ValueError(
                 f"initial_weights 'centroid' need connections 'centroid', got {self.connections!r}"
@@ -294,24 +290,8 @@ class Task(BaseModel):
             ) from error
 
     def _layer(self, inputs: int, labels: int, sparse_features: bool = False) -> LayerSetup:
-        model, output_inputs = _MODELS[self.architecture], self.intermediate or inputs
-        if model.has_intermediate and not self.intermediate:
-            raise ValueError(f"architecture {self.architecture!r} needs `intermediate` >= 1")
-        if not model.has_intermediate and self.intermediate:
-            raise ValueError(
-                f"architecture {self.architecture!r} has no intermediate layer, got "
-                f"intermediate={self.intermediate}"
-            )
-        output: ConnectionKind = Dense()
-        if model.connections:
-            if not self.connectivity:
-                raise ValueError(f"architecture {self.architecture!r} needs `connectivity` >= 1")
-            if self.connectivity > output_inputs:
-                raise ValueError(
-                    f"connectivity {self.connectivity} is larger than the {output_inputs} inputs "
-                    "of the output layer"
-                )
-            output = model.connections(self.connectivity)
+        sizes = (self.connectivity, self.group_size, self.intermediate)
+        output = output_kind(self.architecture, *sizes, inputs)
         return LayerSetup(
             inputs,
             labels,
@@ -327,7 +307,8 @@ class Task(BaseModel):
     def departures(self) -> tuple[str, ...]:
         """The recipe where it is not the paper's, and hyper-parameters that differ from its own, as
         `dropout=0.2`, by name."""
-        named = {"dataset", "features", "architecture", "connectivity", "intermediate", "repeat"}
+        sizes = {"connectivity", "group_size", "intermediate"}
+        named = {"dataset", "features", "architecture", "repeat", *sizes}
         own = self.model_dump(include=(named | {"recipe"}) - {"repeat"})
         usual = type(self).model_validate(own)
         if self.epochs != usual.epochs and not self.least_steps:
@@ -351,31 +332,18 @@ class Task(BaseModel):
 
     @property
     def setup_name(self) -> str:
-        """What a command calls its setup, whatever else departs from the defaults."""
-        sizes = (str(n) for n in (self.connectivity, self.intermediate) if n)
+        """What a command calls its setup, whatever else departs from the defaults: `ffi-32-16384`,
+        `ffi-32-g16` in groups of 16 labels."""
+        group = f"g{self.group_size}" if self.group_size else None
+        sizes = (str(n) for n in (self.connectivity, group, self.intermediate) if n)
         return "-".join([self.model_name, *sizes])
 
     @property
     def model_name(self) -> str:
         """`dense`, `unstructured`, `ffi` or `bottleneck`: the setup without its sizes."""
-        return _MODELS[self.architecture].slug
+        return model_slug(self.architecture)
 
     @property
     def title(self) -> str:
         """Data set and setup, as a line of progress begins: `wordnet ffi-32-16384 fused`."""
         return f"{self.dataset} {self.setup_name}{' fused' * (self.execution == 'fused')}"
-
-
-def _keys_of_recipe(values: dict[str, Any], is_sparse: bool) -> dict[str, Any]:
-    """What the recipe that unchecked values name gives to its keys; nothing for the paper's, whose
-    values are the defaults, and where the model is not known. is_sparse: whether the model is to
-    read sparse features; one without an intermediate layer cannot."""
-    architecture = values.get("architecture")
-    # A list of the keys: what stands in the file may have no hash.
-    if values.get("recipe") != "best" or architecture not in list(_MODELS):
-        return {}
-    model = _MODELS[architecture]
-    output = model.connections(1) if model.connections else Dense()
-    units = 1 if model.has_intermediate else None
-    setup = LayerSetup(1, 1, output, units, sparse_features=is_sparse and units is not None)
-    return asdict(recipes.recipe_of("best", setup))

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fanin.backends.interface import Execution
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.kinds import FixedFanIn
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.records.base import DatasetInfo, Machine, Memory, Precision, Record
 from fanin.benchmarks.records.ranges import Count, Moment, Seconds, Size
 

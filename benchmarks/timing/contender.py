@@ -18,8 +18,9 @@ import numpy as np
 from fanin import kernels
 from fanin.backends.arrays import InitialArrays
 from fanin.backends.interface import Storage
+from fanin.backends.kinds import FixedFanIn
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.backends.trainer import Trainer
 from fanin.benchmarks.measuring import memory
 from fanin.benchmarks.measuring.machine import describe_machine

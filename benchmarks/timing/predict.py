@@ -18,7 +18,8 @@ import typer
 
 from fanin.backends.arrays import InitialArrays
 from fanin.backends.estimator.predictor import Predictor
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.kinds import FixedFanIn
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.measuring.machine import describe_machine
 from fanin.benchmarks.records.files import try_writing, write_atomically
 from fanin.benchmarks.records.printing import prepare_streams

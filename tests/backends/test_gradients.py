@@ -13,7 +13,8 @@ from planted import FAN_IN, INPUTS, LABELS, orthogonal, planted_data
 from fanin.backends import gradients, passes
 from fanin.backends.features import FeatureTransform
 from fanin.backends.gradients import OutputLayer, plan_towards_gradients
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.kinds import FixedFanIn
+from fanin.backends.setup import LayerSetup
 from fanin.kernels import top_k
 
 SCALE = np.geomspace(0.3, 2, INPUTS).astype(np.float32)

@@ -13,7 +13,8 @@ import sys
 import numpy as np, psutil, scipy.sparse as sp
 from fanin.backends.arrays import InitialArrays
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.kinds import FixedFanIn
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.harness.fit import predict
 from fanin.datasets import Batches
 
@@ -55,7 +56,8 @@ import numpy as np, scipy.sparse as sp
 from fanin.backends.arrays import InitialArrays
 from fanin.backends.interface import Storage
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.kinds import FixedFanIn
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.measuring.memory import MemoryWatch
 from fanin.datasets import Batch
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
 from fanin.backends.recipes import PAPER, Recipe, check_recipe, recipe_of
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import looks_at_data, starting_arrays
 
 FIXED = LayerSetup(30, 50, FixedFanIn(8))

@@ -13,8 +13,9 @@ from reference import Model
 from fanin.backends.arrays import InitialArrays, copied, initial_arrays
 from fanin.backends.features import DICTIONARY, FeatureTransform, inputs_as_atoms
 from fanin.backends.features import SCALE as SCALE_NAME
+from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.datasets import Batch
 
 SETUPS = [

@@ -8,7 +8,8 @@ import scipy.sparse as sp
 from setups import random_csr
 
 from fanin.backends.features import FeatureTransform
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import by_instance, known_sparse
 
 

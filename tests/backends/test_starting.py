@@ -10,8 +10,9 @@ import scipy.sparse as sp
 from planted import FAN_IN, INPUTS, LABELS, planted_data
 
 from fanin.backends.arrays import check_arrays, initial_arrays
+from fanin.backends.kinds import FixedFanIn
 from fanin.backends.recipes import PAPER, recipe_of
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import (
     CENTROID_SHARE,
     MORE_POSITIVES,

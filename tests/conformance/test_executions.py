@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from near import difference
-from setups import random_batch, random_batches, setup_name, trainer
+from setups import random_batch, random_batches, rewiring, setup_name, trainer
 
 from fanin.backends import fused
-from fanin.backends.arrays import copied, initial_arrays, plan_rewiring
+from fanin.backends.arrays import copied, initial_arrays
 from fanin.backends.interface import Storage
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.kinds import Dense, FixedFanIn, GroupedFanIn, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.datasets import Batch
 
 SORTED = 3073  # inputs
@@ -23,6 +24,8 @@ SETUPS = [
     LayerSetup(20, 300, Dense(), intermediate=8),
     LayerSetup(20, 300, FixedFanIn(4), intermediate=64, loss="bce"),
     LayerSetup(SORTED, 300, FixedFanIn(5)),
+    LayerSetup(20, 300, GroupedFanIn(5, 16)),
+    LayerSetup(20, 300, GroupedFanIn(5, 8), intermediate=64, loss="bce"),
 ]
 each_setup = pytest.mark.parametrize("setup", SETUPS, ids=setup_name)
 each_execution = pytest.mark.parametrize("execution", ["autograd", "fused"])
@@ -45,7 +48,7 @@ def test_a_thousand_steps_follow_autograd(framework, setup):
         batch = random_batch(setup, 32, [0, step], 0.01)
         if setup.is_rewired and step in (0, 400):
             # As the first decides: a |weight| beside the threshold may be on either side of it.
-            plan = plan_rewiring(one.array("output.weights"), 0.1, setup.output_inputs, step)
+            plan, _ = rewiring(setup, one.array("output.weights"), 0.1, step)
             one.apply_rewiring(plan)
             other.apply_rewiring(plan)
         if setup.intermediate and step % 50 == 0:
@@ -89,7 +92,7 @@ def test_rewire_follows_the_plan(framework, device, setup):
     one = trainer(framework, setup, device=device, execution="fused")
     one.train(random_batches(setup, 3), 1e-2)
     before, moments = one.weights(), copied(one.optimizer_arrays())
-    plan = plan_rewiring(before["output.weights"], 0.2, setup.output_inputs, 11)
+    plan, moved = rewiring(setup, before["output.weights"], 0.2, 11)
 
     assert one.rewire(0.2, 11) == len(plan.positions) > 0
 
@@ -98,7 +101,7 @@ def test_rewire_follows_the_plan(framework, device, setup):
         np.testing.assert_array_equal(array, before[key], key)
     for key, array in copied(one.optimizer_arrays()).items():
         if key.startswith("output.weights"):
-            moments[key].reshape(-1)[plan.positions] = 0
+            moments[key].reshape(-1)[moved] = 0
         np.testing.assert_array_equal(array, moments[key], key)
 
 

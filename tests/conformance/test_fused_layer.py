@@ -12,7 +12,8 @@ from near import assert_near, difference
 
 from fanin import kernels
 from fanin.backends.arrays import plan_rewiring
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.kinds import FixedFanIn
+from fanin.backends.setup import LayerSetup
 from fanin.datasets import Batch
 
 LOSSES = ("squared_hinge", "bce")

@@ -11,9 +11,10 @@ from setups import every_setup, random_batch, setup_name
 from fanin.backends import fused
 from fanin.backends.arrays import copied, initial_arrays, plan_rewiring
 from fanin.backends.interface import Storage
+from fanin.backends.kinds import FixedFanIn
 from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.datasets import Batch
 
 SORTED = 20  # inputs

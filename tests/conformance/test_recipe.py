@@ -13,8 +13,9 @@ from planted import FAN_IN, INPUTS, LABELS, planted_data
 
 from fanin.backends import gradients
 from fanin.backends.features import FeatureTransform, inputs_as_atoms
+from fanin.backends.kinds import FixedFanIn
 from fanin.backends.recipes import recipe_of
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import starting_arrays
 from fanin.datasets import Batch, load
 from fanin.kernels import top_k

@@ -13,8 +13,9 @@ from setups import random_batch, random_csr, setup_name, trainer
 
 from fanin.backends.arrays import copied, initial_arrays
 from fanin.backends.interface import Storage
+from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.datasets import Batch
 
 WORDS = 60

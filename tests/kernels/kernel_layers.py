@@ -11,8 +11,9 @@ import reference
 
 from fanin import kernels
 from fanin.backends.arrays import initial_arrays
+from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
 from fanin.backends.optimizer import ADAM
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 
 INSTRUCTION_SETS = kernels.build_info()["instruction_sets"]
 KINDS = ("dense", "fixed fan-in", "grouped", "sorted", "unstructured")

@@ -10,7 +10,7 @@ import pytest
 from kernel_layers import INSTRUCTION_SETS, make_batch, near, trained
 
 from fanin import kernels
-from fanin.backends.setup import index_dtype
+from fanin.backends.kinds import index_dtype
 
 # Of so many inputs to so many labels, lanes are worked on by halves: kernels/src/core/sorted.h.
 MANY_INPUTS, MANY_LABELS = 30_000, 16 * 4096 + 37

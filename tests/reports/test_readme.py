@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from fanin.backends.arrays import initial_arrays
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.kinds import FixedFanIn
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.records.store import read_results
 from fanin.reports.pages.devices import devices_page
 from fanin.reports.pages.readme import RESULTS, SECTIONS, marked_sections, readmes, write_readmes

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse as sp
 
+from fanin.backends.kinds import Dense
 from fanin.backends.optimizer import ADAM, is_decayed
-from fanin.backends.setup import Dense
 
 
 def scores(features, indices, weights, bias=None):
@@ -109,12 +109,20 @@ class Model:
         return matrix
 
     def positions(self):
-        """(label, source) of each connection, in the order of the flat weights."""
+        """(label, source) of each connection, in the order of the flat weights; of labels in an
+        order of their own, (position, source)."""
         a = self.arrays
         if "output.rows" in a:
             return a["output.rows"].astype(int), a["output.columns"].astype(int)
-        labels, fan_in = a["output.indices"].shape
-        return np.repeat(np.arange(labels), fan_in), a["output.indices"].reshape(-1).astype(int)
+        labels, fan_in = a["output.weights"].shape
+        indices = a["output.indices"].astype(int)
+        if self.setup.output.group_size:
+            indices = indices[np.arange(labels) // self.setup.output.group_size]
+        return np.repeat(np.arange(labels), fan_in), indices.reshape(-1)
+
+    def order(self):
+        """The label at each position."""
+        return self.arrays.get("output.order", np.arange(self.setup.labels))
 
     def forward(self, x):
         a = self.arrays
@@ -129,13 +137,14 @@ class Model:
         return values * self.arrays.get("features.scale", 1)
 
     def scores(self, x):
-        """[batch, labels] for float32 features [batch, inputs]."""
-        return self.forward(self.read(x))[1]
+        """[batch, labels] for features [batch, inputs]."""
+        return self.forward(self.read(x))[1][:, np.argsort(self.order())]
 
     def step(self, batch, learning_rate):
         x = self.read(batch.features)
         hidden, s = self.forward(x)
-        value, g = loss(self.setup.loss, s, batch.positive_instances, batch.positive_labels)
+        places = np.argsort(self.order())[batch.positive_labels]
+        value, g = loss(self.setup.loss, s, batch.positive_instances, places)
         matrix_grad = hidden.T @ g
         grads = {"output.bias": g.sum(0)}
         if isinstance(self.setup.output, Dense):

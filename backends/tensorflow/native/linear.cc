@@ -4,7 +4,7 @@
 namespace {
 
 struct LayerShapes {
-  ShapeHandle features, connections, labels;
+  ShapeHandle features, weights, labels;
 };
 
 absl::Status layer_shapes(InferenceContext *c, int features_at, LayerShapes *shapes) {
@@ -12,8 +12,13 @@ absl::Status layer_shapes(InferenceContext *c, int features_at, LayerShapes *sha
   TF_RETURN_IF_ERROR(c->WithRank(c->input(features_at), 2, &shapes->features));
   TF_RETURN_IF_ERROR(c->WithRank(c->input(features_at + 1), 2, &indices));
   TF_RETURN_IF_ERROR(c->WithRank(c->input(features_at + 2), 2, &weights));
-  TF_RETURN_IF_ERROR(c->Merge(indices, weights, &shapes->connections));
-  shapes->labels = c->Vector(c->Dim(shapes->connections, 0));
+  int64_t group_size;
+  TF_RETURN_IF_ERROR(c->GetAttr("group_size", &group_size));
+  // Labels that share a row of indices have a row of weights each.
+  const DimensionHandle labels = group_size ? c->UnknownDim() : c->Dim(indices, 0);
+  const ShapeHandle expected = c->Matrix(labels, c->Dim(indices, 1));
+  TF_RETURN_IF_ERROR(c->Merge(expected, weights, &shapes->weights));
+  shapes->labels = c->Vector(c->Dim(shapes->weights, 0));
   return absl::OkStatus();
 }
 
@@ -26,6 +31,7 @@ REGISTER_OP("Fanin>FanInLinear")
     .Output("scores: T")
     .Attr("T: {float, double}")
     .Attr("Tindices: {uint16, uint32}")
+    .Attr("group_size: int = 0")
     .Attr("num_bias: int >= 0")
     .Attr("threads: int = 0")
     .SetShapeFn([](InferenceContext *c) -> absl::Status {
@@ -48,6 +54,7 @@ REGISTER_OP("Fanin>FanInLinearGrad")
     .Output("grad_bias: T")
     .Attr("T: {float, double}")
     .Attr("Tindices: {uint16, uint32}")
+    .Attr("group_size: int = 0")
     .Attr("want_features: bool")
     .Attr("want_weights: bool")
     .Attr("want_bias: bool")
@@ -61,7 +68,7 @@ REGISTER_OP("Fanin>FanInLinearGrad")
       TF_RETURN_IF_ERROR(c->GetAttr("want_bias", &bias));
       const ShapeHandle nothing = c->Vector(0);
       c->set_output(0, features ? shapes.features : nothing);
-      c->set_output(1, weights ? shapes.connections : nothing);
+      c->set_output(1, weights ? shapes.weights : nothing);
       c->set_output(2, bias ? shapes.labels : nothing);
       return absl::OkStatus();
     });
@@ -69,7 +76,9 @@ REGISTER_OP("Fanin>FanInLinearGrad")
 template <fanin_device device>
 class FanInLinear : public FaninKernel<device> {
  public:
-  using FaninKernel<device>::FaninKernel;
+  explicit FanInLinear(OpKernelConstruction *ctx) : FaninKernel<device>(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("group_size", &group_size_));
+  }
 
   void Compute(OpKernelContext *ctx) override {
     fanin_linear_forward_params params{};
@@ -78,6 +87,7 @@ class FanInLinear : public FaninKernel<device> {
     params.weights = this->input(ctx, 2);
     params.bias = ctx->num_inputs() > 3 ? this->input(ctx, 3) : absent();
     params.scores = absent();
+    params.group_size = group_size_;
     params.resources.threads = this->threads_;
     // Checked before the output is allocated, since its shape is read off the inputs.
     char message[512];
@@ -85,32 +95,37 @@ class FanInLinear : public FaninKernel<device> {
     if (!this->succeeded(ctx, status, message)) return;
 
     Tensor *scores = nullptr, scratch;
-    const TensorShape shape({ctx->input(0).dim_size(0), ctx->input(1).dim_size(0)});
+    const TensorShape shape({ctx->input(0).dim_size(0), ctx->input(2).dim_size(0)});
     OP_REQUIRES_OK(ctx, ctx->allocate_output(0, shape, &scores));
     params.scores = describe(*scores, device);
     this->run(ctx, &params, &scratch, fanin_linear_forward_workspace(&params),
               fanin_linear_forward);
   }
+
+ private:
+  int64_t group_size_;
 };
 
 template <fanin_device device>
 class FanInLinearGrad : public FaninKernel<device> {
  public:
   explicit FanInLinearGrad(OpKernelConstruction *ctx) : FaninKernel<device>(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("group_size", &group_size_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("want_features", &want_features_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("want_weights", &want_weights_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("want_bias", &want_bias_));
   }
 
   void Compute(OpKernelContext *ctx) override {
-    const Tensor &features = ctx->input(1), &indices = ctx->input(2), &weights = ctx->input(3);
+    const Tensor &features = ctx->input(1), &weights = ctx->input(3);
     fanin_linear_backward_params params{};
     params.grad_scores = this->input(ctx, 0);
     params.features = this->input(ctx, 1);
     params.indices = this->input(ctx, 2);
     params.weights = this->input(ctx, 3);
+    params.group_size = group_size_;
     params.resources.threads = this->threads_;
-    const TensorShape labels({indices.dims() ? indices.dim_size(0) : 0});
+    const TensorShape labels({weights.dims() ? weights.dim_size(0) : 0});
     Tensor scratch;
     if (!output(ctx, 0, want_features_, features.shape(), &params.grad_features) ||
         !output(ctx, 1, want_weights_, weights.shape(), &params.grad_weights) ||
@@ -134,6 +149,7 @@ class FanInLinearGrad : public FaninKernel<device> {
     return true;
   }
 
+  int64_t group_size_;
   bool want_features_, want_weights_, want_bias_;
 };
 

@@ -5,8 +5,7 @@ namespace {
 
 // The fused execution. Resources are variables that the op updates in place; `bias` is a list of
 // nothing or of bias, m and v. A gradient that is not wanted is an empty vector. `starts` are
-// fanin.h's int32 as uint32, the same bits for what they can be: TensorFlow keeps int32 variables
-// in the host's memory, from where they would be copied to a GPU at every step.
+// fanin.h's int32 as uint32 (`signed_input`).
 REGISTER_OP("Fanin>FusedStep")
     .Input("features: float")
     .Input("indices: num_indices * Tindices")
@@ -37,6 +36,7 @@ REGISTER_OP("Fanin>FusedStep")
     .Attr("loss_kind: int")
     .Attr("seed: int = 0")
     .Attr("want_grad: bool")
+    .Attr("group_size: int = 0")
     .Attr("threads: int = 0")
     .SetIsStateful()
     .SetShapeFn([](InferenceContext *c) -> absl::Status {

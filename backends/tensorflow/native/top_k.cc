@@ -10,6 +10,7 @@ REGISTER_OP("Fanin>TopK")
     .Input("tile_labels: num_tile_labels * uint16")
     .Input("weights: Tweights")
     .Input("bias: num_bias * float")
+    .Input("label_ids: num_label_ids * uint32")
     .Input("k: int64")
     .Output("scores: float")
     .Output("ids: int64")
@@ -19,6 +20,8 @@ REGISTER_OP("Fanin>TopK")
     .Attr("num_starts: int >= 0")
     .Attr("num_tile_labels: int >= 0")
     .Attr("num_bias: int >= 0")
+    .Attr("num_label_ids: int >= 0")
+    .Attr("group_size: int = 0")
     .Attr("threads: int = 0")
     .SetShapeFn([](InferenceContext *c) -> absl::Status {
       tensorflow::shape_inference::DimensionHandle k;
@@ -54,7 +57,7 @@ class TopK : public FusedKernel<device> {
     Tensor *const scores = this->output(ctx, 0, shape), *const ids = this->output(ctx, 1, shape);
     if (!ctx->status().ok()) return;
     params.bias = this->named(ctx, "bias");
-    params.label_ids = absent();
+    params.label_ids = this->signed_input(ctx, "label_ids");
     params.ids = describe(*ids, device);
     params.scores = describe(*scores, device);
     params.resources.threads = this->threads_;

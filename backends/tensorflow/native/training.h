@@ -88,7 +88,10 @@ class Variables {
 template <fanin_device device>
 class FusedKernel : public FaninKernel<device> {
  public:
-  using FaninKernel<device>::FaninKernel;
+  explicit FusedKernel(OpKernelConstruction *ctx) : FaninKernel<device>(ctx) {
+    // Of ops that have connections.
+    if (ctx->HasAttr("group_size")) OP_REQUIRES_OK(ctx, ctx->GetAttr("group_size", &group_size_));
+  }
 
  protected:
   // The only input of a name, or none where the list is empty.
@@ -108,10 +111,16 @@ class FusedKernel : public FaninKernel<device> {
     }
     return ctx->input(start).flat<T>()(0);
   }
-  static fanin_connections connections(OpKernelContext *ctx) {
-    fanin_tensor starts = named(ctx, "starts");
-    if (starts.rank >= 0) starts.dtype = FANIN_INT32;
-    return {named(ctx, "indices"), starts, named(ctx, "tile_labels")};
+  // int32 that TensorFlow has as uint32, the same bits for what they can be: it keeps int32
+  // variables in the host's memory, from where they would be copied to a GPU at every step.
+  static fanin_tensor signed_input(OpKernelContext *ctx, const char *name) {
+    fanin_tensor given = named(ctx, name);
+    if (given.rank >= 0) given.dtype = FANIN_INT32;
+    return given;
+  }
+  fanin_connections connections(OpKernelContext *ctx) const {
+    return {named(ctx, "indices"), signed_input(ctx, "starts"), named(ctx, "tile_labels"),
+            group_size_};
   }
   static Tensor *output(OpKernelContext *ctx, int at, const TensorShape &shape) {
     Tensor *tensor = nullptr;
@@ -119,6 +128,9 @@ class FusedKernel : public FaninKernel<device> {
     if (!status.ok()) ctx->CtxFailure(status);
     return tensor;
   }
+
+ private:
+  int64_t group_size_ = 0;
 };
 
 template <fanin_device device>

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fanin.backends import checks
-from fanin.backends.setup import index_dtype
+from fanin.backends.kinds import index_dtype
 
 
 def index_type(inputs: int) -> torch.dtype:

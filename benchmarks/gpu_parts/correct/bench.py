@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.kinds import FixedFanIn
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.gpu_parts import reference
 from fanin.benchmarks.records.gpu import Check
 

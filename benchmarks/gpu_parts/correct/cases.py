@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.kinds import FixedFanIn
+from fanin.backends.setup import LayerSetup
 from fanin.backends.torch.tools.index_buffer import index_type
 from fanin.benchmarks.gpu_parts import part
 from fanin.benchmarks.gpu_parts.correct import (

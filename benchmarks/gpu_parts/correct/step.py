@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fanin.backends.kinds import ConnectionKind, Dense, FixedFanIn, Unstructured
 from fanin.backends.optimizer import ADAM, Optimizer
-from fanin.backends.setup import ConnectionKind, Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.backends.torch.training_ops import fused_step
 from fanin.benchmarks.gpu_parts import reference
 from fanin.benchmarks.gpu_parts.correct.bench import (

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fanin.backends.setup import Dense, LayerSetup
+from fanin.backends.kinds import Dense
+from fanin.backends.setup import LayerSetup
 from fanin.backends.torch.ops import top_k
 from fanin.benchmarks.gpu_parts import reference
 from fanin.benchmarks.gpu_parts.correct.bench import Bench, Case, Outputs, shape_of, type_name

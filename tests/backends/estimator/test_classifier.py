@@ -19,8 +19,9 @@ from fanin.backends.estimator.classifier import FanInClassifier
 from fanin.backends.estimator.loading import load
 from fanin.backends.estimator.predictor import Predictor
 from fanin.backends.estimator.settings import Settings
+from fanin.backends.kinds import FixedFanIn
 from fanin.backends.recipes import PAPER, Recipe
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 
 X, Y = planted_data(600)
 TEST_X, TEST_Y = planted_data(200, seed=0)

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 from setups import every_setup, random_batch, trainer
 
-from fanin.backends.setup import FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.kinds import FixedFanIn, Unstructured
+from fanin.backends.setup import LayerSetup
 
 pytestmark = pytest.mark.tensorflow
 

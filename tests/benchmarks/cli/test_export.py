@@ -10,7 +10,8 @@ from fakes import in_process
 from fanin.backends.arrays import initial_arrays
 from fanin.backends.estimator.predictor import Predictor
 from fanin.backends.estimator.saved import SavedModel, load, save
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.kinds import FixedFanIn
+from fanin.backends.setup import LayerSetup
 
 X = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
 

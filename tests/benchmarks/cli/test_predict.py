@@ -14,7 +14,8 @@ from fanin.backends.arrays import initial_arrays
 from fanin.backends.estimator.loading import load
 from fanin.backends.estimator.predictor import Predictor
 from fanin.backends.estimator.saved import SavedModel, save
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.kinds import FixedFanIn
+from fanin.backends.setup import LayerSetup
 
 X = np.random.default_rng(0).standard_normal((700, 6)).astype(np.float32)
 NAMES = np.array([f"läbel {i}" for i in range(8)], object)

@@ -16,8 +16,9 @@ import pytest
 from fakes import arguments, command, write_dataset
 
 from fanin.backends.arrays import initial_arrays
+from fanin.backends.kinds import FixedFanIn
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.records.store import read_result, result_path
 from fanin.benchmarks.records.task_files import read_tasks
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.kinds import FixedFanIn
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.gpu_parts.contestants import Csr, Dense, Fanin, Gather, InputSets, Workload
 from fanin.benchmarks.records.gpu import Contestant, KernelRow
 from fanin.reports.tables.gpu import floor_seconds, kernels_table

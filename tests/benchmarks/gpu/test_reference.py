@@ -11,8 +11,9 @@ import reference as in_numpy
 import torch
 
 from fanin.backends.arrays import initial_arrays, new_sources
+from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
 from fanin.backends.optimizer import ADAM, Optimizer
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.gpu_parts import reference
 
 pytestmark = pytest.mark.torch

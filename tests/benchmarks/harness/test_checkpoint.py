@@ -14,8 +14,9 @@ from frameworks import EACH_BACKEND
 from fanin.backends import fused
 from fanin.backends.arrays import InitialArrays, copied
 from fanin.backends.interface import Storage
+from fanin.backends.kinds import FixedFanIn
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import FixedFanIn, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import starting_arrays
 from fanin.benchmarks.harness.checkpoint import Checkpoint, DamagedError
 from fanin.benchmarks.harness.fit import fit

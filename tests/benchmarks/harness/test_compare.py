@@ -12,8 +12,9 @@ from fakes import arguments, command, make_task, write_dataset
 
 from fanin.backends import training
 from fanin.backends.arrays import copied, initial_arrays
+from fanin.backends.kinds import Dense
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import Dense, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.harness import compare as lockstep
 from fanin.benchmarks.harness import side
 from fanin.benchmarks.harness.request import Options, Request

@@ -9,7 +9,8 @@ import pytest
 import scipy.sparse as sp
 from fakes import make_task
 
-from fanin.backends.setup import Dense, LayerSetup
+from fanin.backends.kinds import Dense
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.harness import fit
 from fanin.benchmarks.harness.checkpoint import Checkpoint
 from fanin.benchmarks.records.base import Precision

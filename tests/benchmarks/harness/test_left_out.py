@@ -11,9 +11,10 @@ from fakes import make_task, write_dataset
 from frameworks import EACH_BACKEND
 
 from fanin.backends.arrays import InitialArrays
+from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
 from fanin.backends.metrics import NO_LABEL
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.harness import child, fit
 from fanin.benchmarks.harness.fit import evaluate, predict
 from fanin.benchmarks.harness.prepare import split

@@ -14,8 +14,9 @@ from frameworks import EACH_BACKEND
 from fanin.backends.arrays import InitialArrays, copied, initial_arrays
 from fanin.backends.estimate import Sizes
 from fanin.backends.interface import Storage
+from fanin.backends.kinds import Dense
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import Dense, LayerSetup
+from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.harness import compare as lockstep
 from fanin.benchmarks.harness import plan, side
 from fanin.benchmarks.harness import profile as shapes

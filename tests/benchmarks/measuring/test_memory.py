@@ -62,8 +62,9 @@ class TestMemoryWatch:
         program = (
             "import numpy as np\n"
             "from fanin.backends.arrays import InitialArrays\n"
+            "from fanin.backends.kinds import FixedFanIn\n"
             "from fanin.backends.registry import make_trainer\n"
-            "from fanin.backends.setup import FixedFanIn, LayerSetup\n"
+            "from fanin.backends.setup import LayerSetup\n"
             "from fanin.benchmarks.measuring.memory import MemoryWatch\n"
             "setup = LayerSetup(8, 8, FixedFanIn(4))\n"
             "trainer = make_trainer('torch', setup, InitialArrays(setup, 0))\n"
