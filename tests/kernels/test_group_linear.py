@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kernel_layers import INSTRUCTION_SETS
 
 from fanin import kernels
-from fanin.kernels import library, params
+from fanin.kernels import library, numpy_ops, params
 
 # As in test_linear.py: what rounding may do to a sum of n products of normal numbers, for each n.
 ROUNDING = {np.dtype(np.float32): 2.0**-22, np.dtype(np.float64): 2.0**-50}
