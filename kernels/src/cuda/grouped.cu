@@ -13,7 +13,7 @@ constexpr int kUpdatedLabels = 2;  // whose weights are loaded together before t
 // Adds the gradients of 16 sources from `first` on, summed over the labels of a group. grads: of
 // this lane group, [label rows][kPitch]. targets: its rows.
 template <class I, class W>
-FANIN_FN void spread_sources(const LabelGroup<I, W> &group, int64_t first, const float *grads,
+FANIN_FN void spread_sources(const LabelGroup<I, W> &group, int first, const float *grads,
                              float *targets) {
   // A thread's sums of two neighbouring blocks of columns are four neighbouring lanes.
   const auto lane_at = [](int n, int column) {
@@ -34,7 +34,7 @@ FANIN_FN void spread_sources(const LabelGroup<I, W> &group, int64_t first, const
   }
   FANIN_UNROLL
   for (int half = 0; half < 2; ++half) {
-    const int64_t k = first + left_row(half);
+    const int k = first + left_row(half);
     if (k >= group.fan_in) continue;
     float *const row = targets + size_t(group.indices[k]) * kLanes + of_quad() * 4;
     FANIN_UNROLL
@@ -80,7 +80,7 @@ FANIN_FN void update_labels(const TrainedLayer<I, W, M> &layer, const LabelGroup
     const auto each = [&](auto f) {
       FANIN_UNROLL
       for (int u = 0; u < kUpdatedLabels; ++u)
-        if (j + u < labels) f(u, at + (first + j + u) * group.fan_in + int64_t(chunk) * kLanes);
+        if (j + u < labels) f(u, at + int64_t(first + j + u) * group.fan_in + chunk * kLanes);
     };
     each([&](int u, int64_t from) {
       chunks[u].load(layer.optimizer, layer.weights, layer.m, layer.v, from, count);
@@ -113,6 +113,14 @@ struct GroupMemory {
   }
 };
 
+// What a block reads first of the group that comes next.
+template <class I, class W>
+FANIN_FN void announce_group(const LabelGroup<I, W> &group) {
+  if (warp_of_block() == 0) announce(group.indices, group.fan_in);
+  for (int j = warp_of_block(); j < group.labels; j += warps_of_block())
+    announce(group.weights + int64_t(j) * group.fan_in, group.fan_in);
+}
+
 // The step of one group, by a block. first: its first label.
 template <class I, class W, class M>
 FANIN_FN void step_group(const TrainedLayer<I, W, M> &layer, const LabelGroup<I, W> &group,
@@ -124,7 +132,7 @@ FANIN_FN void step_group(const TrainedLayer<I, W, M> &layer, const LabelGroup<I,
   const int group_rows = int(label_rows(group_size)) * kPitch;
   const Squares squares{memory.squares, memory.whole};
   for (int j = warp; j < group.labels; j += warps) {
-    const int64_t row = at + j * group.fan_in;
+    const int64_t row = at + int64_t(j) * group.fan_in;
     if (layer.optimizer.kept > 0) announce(layer.m + row, group.fan_in);
     if (layer.optimizer.kept == 2) announce(layer.v + row, group.fan_in);
   }
@@ -140,21 +148,22 @@ FANIN_FN void step_group(const TrainedLayer<I, W, M> &layer, const LabelGroup<I,
     const int lane_group = i / blocks, label = i % blocks * kProductRows;
     float *const rows = memory.grads + int64_t(lane_group) * group_rows + label * kPitch;
     const Lanes<float> scale = layer.scale_of(lane_group);
-    const uint32_t *const positives = masks + lane_group * layer.labels + first;
+    const int count = smaller(kProductRows, group.labels - label);
+    const uint32_t positives =  // of all labels at once
+        thread_id() < count ? masks[lane_group * layer.labels + first + label + thread_id()] : 0;
     score_labels(group, squares, lane_group, label, rows, [&](int j, Lanes<float> scores) {
-      store(rows + (j - label) * kPitch,
-            loss_gradient(layer.loss, scores, positives[j], scale, loss));
+      const uint32_t of_label = __shfl_sync(kAll, positives, j - label);
+      store(rows + (j - label) * kPitch, loss_gradient(layer.loss, scores, of_label, scale, loss));
     });
     // The products have whole blocks of labels.
-    for (int j = group.labels - label; j < kProductRows; ++j)
-      store(rows + j * kPitch, broadcast(0.0f));
+    for (int j = count; j < kProductRows; ++j) store(rows + j * kPitch, broadcast(0.0f));
   }
   __syncthreads();
 
-  const int64_t spread = (group.fan_in + kProductRows - 1) / kProductRows;
+  const int64_t spread = (group.fan_in - 1) / kProductRows + 1;
   for (int64_t i = warp; grad_features && i < lane_groups * spread; i += warps) {
     const int64_t lane_group = i / spread;
-    spread_sources(group, i % spread * kProductRows, memory.grads + lane_group * group_rows,
+    spread_sources(group, int(i % spread) * kProductRows, memory.grads + lane_group * group_rows,
                    grad_features + lane_group * layer.inputs * kLanes);
   }
   for (int j = warp; layer.bias && j < group.labels; j += warps) {
@@ -182,6 +191,8 @@ __global__ void __launch_bounds__(kGroupWarps *kLanes, 2)
   const int64_t label_groups = (layer.labels + group_size - 1) / group_size;
   for (int64_t number = blockIdx.x; number < label_groups; number += gridDim.x) {
     const LabelGroup<I, W> group = label_group<I, W>(layer, number, group_size, features);
+    if (const int64_t next = number + gridDim.x; next < label_groups)
+      announce_group(label_group<I, W>(layer, next, group_size, features));
     if (team.all_below(group.indices, group.fan_in, group.inputs))
       step_group(layer, group, group_size, number * group_size, masks, memory, grad_features, loss);
     else

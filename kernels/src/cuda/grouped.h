@@ -23,25 +23,24 @@ constexpr int kSquaresOfWarp = 4;  // squares that are kept, for each warp
 // One label group, and the features that its sources stand in.
 template <class I, class W>
 struct LabelGroup {
-  const I *indices;   // [fan_in]
-  const W *weights;   // [labels][fan_in]
-  const float *bias;  // [labels], or null
-  int64_t fan_in, inputs;
+  const I *indices;    // [fan_in]
+  const W *weights;    // [labels][fan_in]
+  const float *bias;   // [labels], or null
+  int fan_in, inputs;  // as they are checked, below 2^31
   int labels;
   const float *features;  // [lane groups][inputs][32]
 
-  FANIN_FN int chunks() const { return int((fan_in + kLanes - 1) / kLanes); }
-  FANIN_FN int sources_of(int chunk) const {
-    return int(smaller<int64_t>(kLanes, fan_in - int64_t(chunk) * kLanes));
-  }
+  FANIN_FN int chunks() const { return (fan_in - 1) / kLanes + 1; }
+  FANIN_FN int sources_of(int chunk) const { return smaller(kLanes, fan_in - chunk * kLanes); }
   FANIN_FN const float *rows(int lane_group) const {
     return features + int64_t(lane_group) * inputs * kLanes;
   }
   // Beyond the last label and the last source weights are 0.
-  FANIN_FN float weight(int label, int64_t source) const {
-    return label < labels && source < fan_in ? widen(weights[label * fan_in + source]) : 0.0f;
+  FANIN_FN float weight(int label, int source) const {
+    return label < labels && source < fan_in ? widen(weights[int64_t(label) * fan_in + source])
+                                             : 0.0f;
   }
-  FANIN_FN float bias_of(int label) const { return bias ? bias[label] : 0.0f; }
+  FANIN_FN float bias_of(int label) const { return bias && label < labels ? bias[label] : 0.0f; }
 };
 
 // Group `number` of a layer, which is trained or only scored.
@@ -52,8 +51,8 @@ FANIN_FN LabelGroup<I, W> label_group(const AnyLayer<I, W, M...> &layer, int64_t
   return {layer.indices + number * layer.fan_in,
           layer.weights + first * layer.fan_in,
           layer.bias ? layer.bias + first : nullptr,
-          layer.fan_in,
-          layer.inputs,
+          int(layer.fan_in),
+          int(layer.inputs),
           int(smaller(group_size, layer.labels - first)),
           features};
 }
@@ -64,16 +63,18 @@ template <class I, class W>
 FANIN_FN void gather_square(const LabelGroup<I, W> &group, int lane_group, int chunk,
                             float *square) {
   const int count = group.sources_of(chunk), part = Sharing<float>::part;
-  const uint32_t source =
-      thread_id() < count ? group.indices[int64_t(chunk) * kLanes + thread_id()] : 0;
-  FANIN_UNROLL
-  for (int first = 0; first < kLanes; first += kLanes / part) {
-    const int k = first + thread_id() / part;
-    const float *const row = group.rows(lane_group) + size_t(__shfl_sync(kAll, source, k)) * kLanes;
-    Wide<float> values{};
-    if (k < count) values = load_wide(row);
-    *reinterpret_cast<Wide<float> *>(square + k * kPitch +
-                                     thread_id() % part * Sharing<float>::wide) = values;
+  const uint32_t source = thread_id() < count ? group.indices[chunk * kLanes + thread_id()] : 0;
+  FANIN_ROLLED
+  for (int half = 0; half < kLanes; half += kLanes / 2) {  // all at once would take more registers
+    FANIN_UNROLL
+    for (int row = 0; row < kLanes / 2; row += kLanes / part) {
+      const int k = half + row + thread_id() / part;
+      const size_t from = __shfl_sync(kAll, source, k);
+      Wide<float> values{};
+      if (k < count) values = load_wide(group.rows(lane_group) + from * kLanes);
+      *reinterpret_cast<Wide<float> *>(square + k * kPitch +
+                                       thread_id() % part * Sharing<float>::wide) = values;
+    }
   }
 }
 
@@ -98,14 +99,14 @@ template <class I, class W>
 FANIN_FN Lanes<float> plain_score(const LabelGroup<I, W> &group, int lane_group, int label) {
   Lanes<float> total = broadcast(group.bias_of(label));
   FANIN_ROLLED
-  for (int64_t k = 0; k < group.fan_in; ++k)
+  for (int k = 0; k < group.fan_in; ++k)
     total = fma(group.weight(label, k),
                 load(group.rows(lane_group) + size_t(group.indices[k]) * kLanes), total);
   return total;
 }
 
 // f(label, scores) for the 16 labels from `first` on, as many of them as there are. rows: scratch,
-// [16][kPitch]; f may write the row of its label, in which it finds no number of use.
+// [16][kPitch], where f may keep what it makes of its label's scores, in the label's row.
 template <class I, class W, class F>
 FANIN_FN void score_labels(const LabelGroup<I, W> &group, const Squares &squares, int lane_group,
                            int first, float *rows, const F &f) {
@@ -117,7 +118,7 @@ FANIN_FN void score_labels(const LabelGroup<I, W> &group, const Squares &squares
     for (int k = 0; k < group.sources_of(chunk); k += kProductDepth) {
       const int at = k + 2 * of_quad();
       const Parts<4> left = left_parts([&](int row, int place) {
-        return group.weight(first + row, int64_t(chunk) * kLanes + at + place);
+        return group.weight(first + row, chunk * kLanes + at + place);
       });
       FANIN_UNROLL
       for (int n = 0; n < kColumnBlocks; ++n)
@@ -135,10 +136,11 @@ FANIN_FN void score_labels(const LabelGroup<I, W> &group, const Squares &squares
   }
   __syncwarp();
   const int count = smaller(kProductRows, group.labels - first);
+  const float bias = group.bias_of(first + thread_id());  // of all labels at once
   FANIN_ROLLED
   for (int j = 0; j < count; ++j) {
     Lanes<float> scores = load(rows + j * kPitch);
-    scores.v += group.bias_of(first + j);
+    scores.v += __shfl_sync(kAll, bias, j);
     if (any(Lanes<float>{scores.v - scores.v})) scores = plain_score(group, lane_group, first + j);
     f(first + j, scores);
   }
