@@ -146,8 +146,9 @@ class TestMeaning:
     def test_planned_bytes(self):
         labels, instances, positives = 1000, 1 << 19, 1 << 20
         threads = 2 * 4 * 8192 * (768 + 128)
-        expected = labels * (4 * 128 + 40) + (1 << 18) * 4 * 128 + 10 * (1 << 19) + threads
+        expected = labels * (4 * 128 + 40) + (768 + (1 << 18)) * 4 * 128 + 10 * (1 << 19) + threads
         assert grouping.meaning_bytes(instances, 768, labels, positives, 2) == expected
+        assert grouping.meaning_bytes(10**7, 8, 10, 10**8, 2) == 8 * 10**8
 
 
 X, Y = np.ones((4, 6), np.float32), sp.csr_array(np.eye(4, 5, dtype=bool))
