@@ -15,6 +15,7 @@ from fanin.backends.choosing import choosing_bytes
 from fanin.backends.dictionary import dictionary_bytes
 from fanin.backends.first_layer import FirstLayer
 from fanin.backends.gradients import rewiring_bytes
+from fanin.backends.grouping import meaning_bytes
 from fanin.backends.interface import FLOAT32, Execution, Storage, evaluation_block
 from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.recipes import Recipe
@@ -203,6 +204,9 @@ def with_choosing(
         return expected
     training, starting = expected.training_bytes, expected.starting_bytes
     data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)
+    group_size = setup.output.group_size
+    if group_size and recipe.grouping == "meaning":
+        starting = max(starting, meaning_bytes(*data))
     if recipe.connections != "random":
         choosing = choosing_bytes(
             *data,
@@ -210,7 +214,7 @@ def with_choosing(
             is_mapped=sizes.is_mapped,
             atoms=setup.atoms,
             wants_values=recipe.initial_weights == "centroid",
-            group_size=setup.output.group_size,
+            group_size=group_size,
         )
         if setup.atoms:
             learning = dictionary_bytes(setup.inputs, setup.labels, setup.atoms)
@@ -218,9 +222,7 @@ def with_choosing(
         starting = max(starting, choosing)
     steps_per_epoch = -(-sizes.train_instances // batch)
     if recipe.rewire_towards == "gradient" and has_rewiring(recipe, steps_per_epoch):
-        training = max(
-            training, rewiring_bytes(*data, fan_in, setup.atoms, setup.output.group_size)
-        )
+        training = max(training, rewiring_bytes(*data, fan_in, setup.atoms, group_size))
     return replace(expected, training_bytes=training, starting_bytes=starting)
 
 

@@ -40,7 +40,7 @@ _SAMPLE = 16384
 # So many labels are worked on together: what is known of them stays in a cache.
 _TOGETHER = 4096
 # How many instances are projected at a time, and how many projected ones are in memory.
-_BLOCK, _PROJECTED_TOGETHER = 8192, 1 << 18
+_BLOCK, _PROJECTED_TOGETHER = 2048, 1 << 18
 
 
 def label_order(
@@ -87,7 +87,9 @@ def label_order(
     return np.concatenate([order, np.flatnonzero(counts == 0).astype(np.int32)])
 
 
-def meaning_bytes(instances: int, inputs: int, labels: int, positives: int, threads: int) -> int:
+def meaning_bytes(
+    instances: int, inputs: int, labels: int, positives: int, threads: int = 0
+) -> int:
     """What `label_order` takes at most beside the data for "meaning", the result included: the
     projection; of each label what is known of it and its places; of some instances what they are
     projected to, and their positives in two orders; of each thread what it works on."""
@@ -97,7 +99,7 @@ def meaning_bytes(instances: int, inputs: int, labels: int, positives: int, thre
     of_thread = max(4 * _BLOCK * (inputs + size), 4 * _SAMPLE * (size + 4))
     of_labels = labels * (4 * size + 40)
     of_instances = 4 * size * (inputs + together) + 10 * own_positives
-    return max(8 * positives, of_labels + of_instances + threads * of_thread)
+    return max(8 * positives, of_labels + of_instances + thread_count(threads) * of_thread)
 
 
 def _meanings(

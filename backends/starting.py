@@ -76,7 +76,9 @@ def starting_arrays(
         )
     order: np.ndarray | None = None
     if group_size:
-        order = label_order(labels, group_size, recipe.grouping, features=features, seed=seed)
+        order = label_order(
+            labels, group_size, recipe.grouping, features=features, seed=seed, threads=threads
+        )
         given[ORDER] = order
     if recipe.connections != "random" and fan_in:
         chosen = choose_sources(

@@ -150,10 +150,6 @@ class TestTasks:
                     ("dense", '"group_size": 8', "group_size 8 needs architecture 'stratified'"),
                     ("stratified", '"grouping": "random"', "share their sources; set group_size"),
                     ("stratified", '"group_size": 8, "grouping": "no"', "grouping: .*'frequency'"),
-                    ("stratified", '"group_size": 8, "connections": "centroid"',
-                     "connections 'centroid' is for labels that have sources of their own"),
-                    ("stratified", '"group_size": 8, "rewire_towards": "gradient"',
-                     "and here 8 share them; use 'random'"),
                 )
             ),
             *(
