@@ -130,4 +130,6 @@ def recipe_of(name: RecipeName, setup: LayerSetup) -> Recipe:
     if isinstance(setup.output, Dense):
         # More weights for a score need smaller steps: it moves by the sum of theirs.
         return replace(plain, learning_rate=2e-3)
+    if setup.output.group_size:
+        return replace(_BEST, grouping="meaning")
     return _BEST if setup.output.fan_in else plain

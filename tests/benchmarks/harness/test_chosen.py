@@ -13,6 +13,7 @@ from frameworks import EACH_BACKEND
 from fanin.backends.choosing import choosing_bytes
 from fanin.backends.estimate import Sizes
 from fanin.backends.features import SCALE as SCALE_NAME
+from fanin.backends.grouping import meaning_bytes
 from fanin.backends.starting import looks_at_data
 from fanin.backends.training import rewire
 from fanin.benchmarks.harness import plan
@@ -139,6 +140,31 @@ def test_the_plan_counts_the_scale_the_dictionary_and_the_choosing():
     assert chosen.peak_bytes - chosen.overhead_bytes == max(
         before, paper.peak_bytes - paper.overhead_bytes
     )
+
+
+@pytest.mark.parametrize(
+    ("more", "counted"),
+    [
+        (
+            {"connections": "centroid", "rewire_interval": 0},
+            choosing_bytes(490_449, 768, 670_091, 2_670_000, 32, is_mapped=True, group_size=16),
+        ),
+        ({"grouping": "meaning"}, meaning_bytes(490_449, 768, 670_091, 2_670_000)),
+    ],
+)
+def test_the_plan_counts_what_label_groups_need(more, counted):
+    sizes = Sizes(768, 670_091, 490_449, 153_025, 2_670_000, is_mapped=True)
+    task = make_task(
+        architecture="stratified",
+        connectivity=32,
+        group_size=16,
+        execution="fused",
+        optimizer="sgd",
+        weights_dtype="bfloat16",
+        **more,
+    )
+    planned = plan.Plan.of(task, "torch", sizes, Speed(1e10, 1e11), 1 << 40, threads=2)
+    assert planned.expected.peak_bytes - planned.expected.overhead_bytes == counted
 
 
 @pytest.mark.torch
