@@ -7,6 +7,7 @@ each execution an `Executor`, which computes with them.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -330,11 +331,11 @@ class Trainer:
         self.apply_rewiring(rewiring)
         return len(rewiring.positions)
 
-    def plan_rewiring(self, fraction: float, seed: int) -> Rewiring:
-        """What `rewire` would move."""
+    def plan_rewiring(self, fraction: float, seed: int, below: float = math.inf) -> Rewiring:
+        """What `rewire` would move; of that, what has a |weight| below a number."""
         self.setup.check_rewired()
         weights, inputs = self.array("output.weights"), self.setup.output_inputs
-        return plan_rewiring(weights, fraction, inputs, seed)
+        return plan_rewiring(weights, fraction, inputs, seed, below)
 
     def output_layer(self) -> OutputLayer:
         """The output layer as rewiring towards gradients reads it; ValueError where labels do not

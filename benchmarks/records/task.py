@@ -122,6 +122,11 @@ class Task(TaskKeys):
                     f"{key} {value!r} needs architecture 'stratified', which has a fixed fan-in, "
                     f"got {self.architecture!r}"
                 )
+        if self.rewire_threshold and self.rewire_towards != "random":
+            raise ValueError(
+                f"rewire_threshold is for rewire_towards 'random', got {self.rewire_towards!r}, "
+                "where each label moves its share; leave it at 0"
+            )
         if self.auxiliary_weight and not self.intermediate:
             raise ValueError(
                 "auxiliary_weight is for an intermediate layer, and architecture "
