@@ -301,7 +301,11 @@ class Trainer:
         for batch in batches:
             transformed, step = self._transformed(batch), self._steps + 1
             rate = learning_rate(step) if callable(learning_rate) else learning_rate
-            auxiliary = self._auxiliary.step(batch, step) if self._auxiliary else None
+            auxiliary = (
+                self._auxiliary.step(batch, step, self._executor.optimizer)
+                if self._auxiliary
+                else None
+            )
             loss = self._executor.step(transformed, rate, step, auxiliary)
             self._steps += 1  # a step that was refused does not count
             losses.add(loss)
