@@ -52,6 +52,7 @@ class Recipe:
     rewire_towards: RewireTowards = "random"
     rewire_interval: int = 1000
     rewire_fraction: float = 0.1
+    rewire_threshold: float = 0.0
     rewire_until: float = 1.0
     rewire_decay: RewireDecay = "none"
     rewired_weights: RewiredWeights = "kept"

@@ -49,7 +49,9 @@ class ModelWithClusters(Model):
     def beside(self, hidden, batch, learning_rate):
         if self.steps >= self.until:
             return 0
-        weight = self.weight * (1 + np.cos(np.pi * self.steps / self.until)) / 2
+        share = COUNT / LABELS
+        weight = share * self.weight * (1 + np.cos(np.pi * self.steps / self.until)) / 2
+        rate = learning_rate * (1 if self.optimizer.kind == "adam" else share)
         scores = hidden @ self.layer[WEIGHTS] + self.layer[BIAS]
         pairs = (batch.positive_instances, self.clusters[batch.positive_labels])
         g = loss("bce", scores, *pairs)[1]
@@ -57,7 +59,7 @@ class ModelWithClusters(Model):
         for name, of_layer in ((WEIGHTS, hidden.T @ g), (BIAS, g.sum(0))):
             optimizer = of_bias(self.optimizer) if name == BIAS else self.optimizer
             state = (self.layer[name], self.layer_m[name], self.layer_v[name])
-            update(optimizer, learning_rate, self.steps + 1, *state, of_layer)
+            update(optimizer, rate, self.steps + 1, *state, of_layer)
         return grad
 
 
@@ -80,7 +82,7 @@ def test_each_step_follows_the_reference(framework, device, setup, execution, op
     first = copied(ours.optimizer_arrays())
     assert np.abs(first[WEIGHTS]).max() > 0.3 and not first[BIAS].any()
     model = ModelWithClusters(setup, arrays, some_clusters(), 0.6, 8, first, optimizer)
-    rate = 3e-3 * (1 if optimizer.kind == "adam" else 32 * COUNT)
+    rate = 3e-3 * (1 if optimizer.kind == "adam" else 32 * LABELS)
     for step in range(12):
         batch = random_batch(setup, 32, step)
         assert_near(ours.train([batch], rate), [model.step(batch, rate)], 1e-5)

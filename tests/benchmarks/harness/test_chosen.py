@@ -197,6 +197,28 @@ def test_chosen_connections_are_better_than_random_ones():
     assert precisions["centroid"] > precisions["random"] + 0.05, precisions
 
 
+@pytest.mark.parametrize("backend", EACH_BACKEND)
+@pytest.mark.parametrize("weights", ["kept", "zero"])
+def test_only_weights_below_the_threshold_move(place, backend, weights):
+    values = {**CHOSEN, "execution": "fused", "rewired_weights": weights, "rewire_fraction": 0.3}
+    moved = []
+    for threshold in (0.0, 0.02, 1e3):
+        request = request_for(place, **values, rewire_threshold=threshold, backend=backend)
+        data = load("tiny", "dense40", place / "data")
+        trainer = build(request, request.task.setup(data.inputs, data.labels))
+        batches = make_batches(request.task, split(data, request.task)[0], 0)
+        trainer.train(batches.epoch(0), 1e-2)
+        before = trainer.weights()
+        count = rewire(trainer, batches, request.task.recipe_values, seed=0, step=5)
+        has_moved = trainer.array("output.indices") != before["output.indices"]
+        moved.append((count, has_moved))
+        if threshold == 0.02:
+            weak = np.abs(before["output.weights"]) < 0.02
+            assert count == weak.sum() and not (has_moved & ~weak).any()
+    assert moved[0][0] == moved[2][0] > moved[1][0] > 0
+    np.testing.assert_array_equal(moved[0][1], moved[2][1])
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize("towards", ["random", "gradient"])
 @pytest.mark.parametrize("weights", ["kept", "zero"])
