@@ -84,7 +84,7 @@ class AutogradExecutor(Executor):
         self.trained = trained
 
     def values(self, layer: str) -> tuple[DeviceArray, DeviceArray]:
-        """Weights and bias of the "intermediate" or "output" layer."""
+        """Weights and bias of the "intermediate", "output" or "auxiliary" layer."""
         return self.trained[f"{layer}.weights"].values, self.trained[f"{layer}.bias"].values
 
     def output_features(self, features: Any) -> Any:
@@ -93,10 +93,6 @@ class AutogradExecutor(Executor):
             return features
         forward = self.sparse_forward if self.setup.sparse_features else self.forward
         return forward(features, *self.values("intermediate"))
-
-    def scores(self, features: Any) -> Any:
-        """[batch, labels]."""
-        return self.output.scores(self.output_features(features), *self.values("output"))
 
     def top_k(self, features: Features, k: int) -> np.ndarray:
         size, instances = max(1, self.most_scores // self.setup.labels), features.shape[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fanin.backends import features
+from fanin.backends.auxiliary import clustering_bytes
 from fanin.backends.choosing import choosing_bytes
 from fanin.backends.dictionary import dictionary_bytes
 from fanin.backends.first_layer import FirstLayer
@@ -125,7 +126,7 @@ def check_counted(expected: Estimate, available_bytes: int) -> None:
 class TrainingOptions:
     """How a model is trained, as far as memory depends on it. batch: instances of a step. words: of
     sparse features, how many an instance has on average. other_bytes: what else is in memory while
-    the model is trained."""
+    the model is trained. clusters: of an auxiliary loss, 0 without one."""
 
     execution: Execution
     storage: Storage = FLOAT32
@@ -134,6 +135,7 @@ class TrainingOptions:
     threads: int = 1
     words: float | None = None
     other_bytes: int = 0
+    clusters: int = 0
 
 
 def estimate(
@@ -149,6 +151,8 @@ def estimate(
         weight = _BYTES[storage.weights]
     else:
         expected, weight = _autograd(setup, first, memory, options), _BYTES["float32"]
+    if options.clusters:
+        expected = _with_clusters(expected, setup, memory, options)
     starting = expected.starting_bytes
     if setup.sparse_features:
         # Making these weights may take more memory than all that comes after them.
@@ -157,6 +161,34 @@ def estimate(
     positions = setup.output.order_bytes(setup.output_inputs, setup.labels)
     training = expected.training_bytes + options.other_bytes + positions
     return replace(expected, training_bytes=training, starting_bytes=starting)
+
+
+def _with_clusters(
+    expected: Estimate, setup: LayerSetup, memory: MemoryModel, options: TrainingOptions
+) -> Estimate:
+    """With the dense layer of an auxiliary loss, which training keeps as it keeps moments."""
+    kept, units = len(options.optimizer.keeps), setup.intermediate or 0
+    weights = units * options.clusters
+    # Another gradient of the intermediate layer's outputs.
+    temporary: float = 4 * options.batch * units
+    starting = expected.starting_bytes
+    if options.execution == "fused":
+        moment, number = _BYTES[options.storage.moments], _BYTES[options.storage.weights]
+        state, gradients = weights * (number + kept * moment), 0
+        made = weights * (number + 4 * memory.dense_copies)
+        starting = max(starting, expected.parameter_bytes + made)
+    else:
+        state, gradients = 4 * weights * (1 + kept), 4 * weights
+        temporary += _SCORES * 4 * options.batch * options.clusters
+    # Biases with their moments, and the cluster of each label.
+    others = 4 * (options.clusters * (1 + kept) + setup.labels)
+    return replace(
+        expected,
+        optimizer_bytes=expected.optimizer_bytes + state + others,
+        gradient_bytes=expected.gradient_bytes + gradients,
+        training_bytes=expected.training_bytes + round(temporary),
+        starting_bytes=starting,
+    )
 
 
 def with_choosing(
@@ -170,6 +202,9 @@ def with_choosing(
     """The estimate with the memory for choosing connections and label groups, which comes before
     the model, and for rewiring towards gradients. batch: instances of a step. threads: of the
     CPU."""
+    if recipe.auxiliary_weight:
+        clustering = clustering_bytes(setup.inputs, setup.labels)
+        expected = replace(expected, starting_bytes=max(expected.starting_bytes, clustering))
     fan_in, group_size = setup.output.fan_in, setup.output.group_size
     if fan_in is None:
         return expected

@@ -40,7 +40,7 @@ _SAMPLE = 16384
 # So many labels are worked on together: what is known of them stays in a cache.
 _TOGETHER = 4096
 # How many instances are projected at a time, and how many projected ones are in memory.
-_BLOCK, _PROJECTED_TOGETHER = 8192, 1 << 18
+_BLOCK, _PROJECTED_TOGETHER = 2048, 1 << 18
 
 
 def label_order(
@@ -64,7 +64,7 @@ def label_order(
     if grouping not in get_args(Grouping):
         known = ", ".join(get_args(Grouping))
         raise ValueError(f"unknown grouping {grouping!r}; there are {known}")
-    checks.whole("group_size", group_size, 2, checks.MOST_GROUP_SIZE)
+    checks.whole("group_size", group_size, 2)
     checks.whole("seed", seed, 0, 2**64 - 1)
     checks.whole("threads", threads, 0, MOST_THREADS)
     if grouping == "meaning":
@@ -87,16 +87,19 @@ def label_order(
     return np.concatenate([order, np.flatnonzero(counts == 0).astype(np.int32)])
 
 
-def meaning_bytes(instances: int, inputs: int, labels: int, positives: int, threads: int) -> int:
-    """What `label_order` takes at most beside the data for "meaning", the result included: of each
-    label what is known of it and its places; of some instances their projection, and their
-    positives in two orders; of each thread what it works on."""
+def meaning_bytes(
+    instances: int, inputs: int, labels: int, positives: int, threads: int = 0
+) -> int:
+    """What `label_order` takes at most beside the data for "meaning", the result included: the
+    projection; of each label what is known of it and its places; of some instances what they are
+    projected to, and their positives in two orders; of each thread what it works on."""
     size = min(PROJECTED, inputs)
     together = min(instances, _PROJECTED_TOGETHER)
     own_positives = -(-positives * together // instances)
     of_thread = max(4 * _BLOCK * (inputs + size), 4 * _SAMPLE * (size + 4))
     of_labels = labels * (4 * size + 40)
-    return of_labels + together * 4 * size + 10 * own_positives + threads * of_thread
+    of_instances = 4 * size * (inputs + together) + 10 * own_positives
+    return max(8 * positives, of_labels + of_instances + thread_count(threads) * of_thread)
 
 
 def _meanings(
@@ -126,8 +129,7 @@ def _meanings(
             give_back(features, first, last)
 
         list(pool.map(project, range(start, end, _BLOCK)))
-        pairs = pairs_by_label(labels[start:end])
-        add_label_sums(projected[: end - start], pairs.starts, pairs.instances, sums)
+        _add_sums(projected[: end - start], labels[start:end], sums)
     for first, block in label_blocks(sums):
         if not (good := np.isfinite(block).all(axis=1)).all():
             label = first + int(np.argmin(good))
@@ -136,6 +138,11 @@ def _meanings(
             )
         block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-30)
     return sums
+
+
+def _add_sums(projected: np.ndarray, labels: sp.csr_array, sums: np.ndarray) -> None:
+    pairs = pairs_by_label(labels)
+    add_label_sums(projected, pairs.starts, pairs.instances, sums)
 
 
 def _divide(

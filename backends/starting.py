@@ -28,13 +28,15 @@ MORE_POSITIVES = 10
 
 
 def looks_at_data(recipe: Recipe, group_size: int = 0) -> bool:
-    """Whether `starting_arrays` gives any array that depends on the data."""
+    """Whether anything that is made before the training depends on the data: an array of
+    `starting_arrays`, or the clusters of an auxiliary loss."""
     return (
         bool(group_size and recipe.grouping != "random")
         or recipe.connections != "random"
         or recipe.feature_scaling != "none"
         or recipe.feature_dictionary != "none"
         or recipe.initial_bias == "prior"
+        or recipe.auxiliary_weight > 0
     )
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, SupportsFloat
+from typing import Any, ClassVar, SupportsFloat
 
 import numpy as np
 import tensorflow as tf
 
 from fanin.backends.autograd import AutogradExecutor, Output
+from fanin.backends.auxiliary import CLUSTER_LAYER, AuxiliaryStep
 from fanin.backends.interface import Features, TrainingBatch
 from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, Optimizer, is_decayed
@@ -116,24 +117,30 @@ class TensorFlowAutograd(AutogradExecutor):
         if self.setup.sparse_features:
             types = ByInstance(values=tf.float32, starts=tf.int64, columns=tf.int32)
             features = ByInstance(*(tf.TensorSpec([None], dtype) for dtype in types))
-        self._step_function = tf.function(
-            self._step,
-            input_signature=[
-                features,
-                tf.TensorSpec([None], tf.int32),
-                tf.TensorSpec([None], tf.int64),
-                tf.TensorSpec([3], tf.float32),
-            ],
-        )
+        positives = [tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)]
+        signature = [features, *positives, tf.TensorSpec([3], tf.float32)]
+        self._step_function = tf.function(self._step, input_signature=signature)
+        # With an auxiliary loss. Functions are traced at the first call.
+        signature += [*positives, tf.TensorSpec([2], tf.float32)]
+        self._auxiliary_function = tf.function(self._step, input_signature=signature)
         self._top_k_function = tf.function(
             self._top_k, input_signature=[features, tf.TensorSpec([], tf.int32)]
         )
 
-    def step(self, batch: TrainingBatch, learning_rate: float, step: int) -> SupportsFloat:
+    def step(
+        self,
+        batch: TrainingBatch,
+        learning_rate: float,
+        step: int,
+        auxiliary: AuxiliaryStep | None = None,
+    ) -> SupportsFloat:
         positives = (batch.positive_instances, batch.positive_labels)
-        step_sizes = self._step_sizes(learning_rate, step)
-        features = _arrays(batch.features)
-        return self.device.number(self._step_function(features, *positives, step_sizes))
+        given = (_arrays(batch.features), *positives, self._step_sizes(learning_rate, step))
+        if not auxiliary:
+            return self.device.number(self._step_function(*given))
+        pairs = (auxiliary.positive_instances, auxiliary.positive_clusters)
+        numbers = tf.constant([auxiliary.weight, auxiliary.rate], tf.float32)
+        return self.device.number(self._auxiliary_function(*given, *pairs, numbers))
 
     def _step_sizes(self, learning_rate: float, step: int) -> tf.Tensor:
         """The learning rate, of Adam with the bias corrections of m and v, and with that of v
@@ -152,13 +159,29 @@ class TensorFlowAutograd(AutogradExecutor):
         positive_instances: tf.Tensor,
         positive_labels: tf.Tensor,
         step_sizes: tf.Tensor,
+        *auxiliary: tf.Tensor,
     ) -> tf.Tensor:
-        values = [each.values for each in self.trained.values()]
+        """auxiliary: the arrays of an `AuxiliaryStep`, and its weight and rate; or nothing."""
+        # Of an auxiliary loss that has ended, nothing is trained.
+        trained = {
+            name: each
+            for name, each in self.trained.items()
+            if auxiliary or name not in CLUSTER_LAYER
+        }
+        values = [each.values for each in trained.values()]
         with self.device.scope():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(values)
-                scores = self.scores(features)
-            loss, grad_scores = LOSSES[self.setup.loss](scores, positive_instances, positive_labels)
+                outputs = self.output_features(features)
+                scores = [self.output.scores(outputs, *self.values("output"))]
+                if auxiliary:
+                    weights, bias = self.values("auxiliary")
+                    outputs = _with_less_gradient(outputs, auxiliary[2][0])
+                    scores.append(tf.matmul(outputs, weights) + bias)
+            loss, grad = LOSSES[self.setup.loss](scores[0], positive_instances, positive_labels)
+            grad_scores = [grad]
+            if auxiliary:
+                grad_scores.append(LOSSES["bce"](scores[1], *auxiliary[:2])[1])
             gradients = tape.gradient(scores, values, output_gradients=grad_scores)
             gradients = [*map(_by_words, gradients)]
             if self.optimizer.l2:
@@ -166,18 +189,19 @@ class TensorFlowAutograd(AutogradExecutor):
                     _with_l2(gradient, each.values, self.optimizer.l2)
                     if is_decayed(name)
                     else gradient
-                    for gradient, (name, each) in zip(gradients, self.trained.items(), strict=True)
+                    for gradient, (name, each) in zip(gradients, trained.items(), strict=True)
                 ]
             # An update is in place only when nobody reads the array any more; TensorFlow would
             # otherwise copy it. So all gradients first.
             with tf.control_dependencies(tf.nest.flatten(gradients, expand_composites=True)):
-                for gradient, (name, each) in zip(gradients, self.trained.items(), strict=True):
+                for gradient, (name, each) in zip(gradients, trained.items(), strict=True):
+                    sizes = step_sizes * auxiliary[2][1] if name in CLUSTER_LAYER else step_sizes
                     if self.optimizer.weight_decay and is_decayed(name):
-                        _decay(each.values, gradient, step_sizes[2])
+                        _decay(each.values, gradient, sizes[2])
                     if isinstance(gradient, tf.IndexedSlices):
-                        _update_lazily(each, self.optimizer, gradient, step_sizes)
+                        _update_lazily(each, self.optimizer, gradient, sizes)
                     else:
-                        _apply(each, self.optimizer, gradient, step_sizes[0])
+                        _apply(each, self.optimizer, gradient, sizes[0])
             return loss
 
     def forward(self, features: tf.Tensor, weights: tf.Variable, bias: tf.Variable) -> tf.Tensor:
@@ -207,6 +231,17 @@ class TensorFlowAutograd(AutogradExecutor):
             return None
         state, inputs = (weights.values, weights.m, weights.v), self.setup.output_inputs
         return rewire(sources, state, inputs, fraction, seed, threads=self.device.threads)
+
+
+def _with_less_gradient(outputs: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """The outputs as they are; of their gradient only so much goes on."""
+
+    @tf.custom_gradient
+    def same(outputs: tf.Tensor) -> Any:
+        return tf.identity(outputs), lambda grad: weight * grad
+
+    with_weight: tf.Tensor = same(outputs)
+    return with_weight
 
 
 def _arrays(features: Features) -> np.ndarray | ByInstance:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from fanin.backends.auxiliary import AuxiliaryStep
 from fanin.backends.fused import FusedExecutor, Layer
 from fanin.backends.interface import TrainingBatch
 from fanin.backends.optimizer import Optimizer
@@ -17,7 +18,7 @@ from fanin.backends.trainer import Trained
 from fanin.kernels import Words
 
 # Of stochastic rounding: each layer has random numbers of its own.
-_OUTPUT_SEED, _INTERMEDIATE_SEED = 0, 1
+_OUTPUT_SEED, _INTERMEDIATE_SEED, _AUXILIARY_SEED = 0, 1, 2
 
 
 class TensorFlowFused(FusedExecutor):
@@ -106,6 +107,27 @@ class TensorFlowFused(FusedExecutor):
                 group_size=self.setup.output.group_size,
                 threads=self.device.threads,
             )
+
+    def auxiliary_step(
+        self, features: tf.Tensor, auxiliary: AuxiliaryStep, learning_rate: float, step: int
+    ) -> tf.Tensor:
+        with self.device.scope():
+            _, grad = fused_step(
+                features,
+                {},
+                _state(self.auxiliary.weights),
+                _state(self.auxiliary.bias),
+                auxiliary.positive_instances,
+                auxiliary.positive_clusters,
+                "bce",
+                self.optimizer,
+                learning_rate,
+                step,
+                seed=_AUXILIARY_SEED,
+                want_grad=True,
+                threads=self.device.threads,
+            )
+        return grad
 
     def best(self, features: tf.Tensor, k: int) -> np.ndarray:
         with self.device.scope():

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fanin.backends.auxiliary import AuxiliaryStep
 from fanin.backends.fused import FusedExecutor, Layer
 from fanin.backends.interface import TrainingBatch
 from fanin.backends.optimizer import Optimizer
@@ -28,7 +29,7 @@ from fanin.backends.torch.training_ops import (
 from fanin.kernels import Words, params
 
 # Of stochastic rounding: each layer has random numbers of its own.
-_OUTPUT_SEED, _INTERMEDIATE_SEED = 0, 1
+_OUTPUT_SEED, _INTERMEDIATE_SEED, _AUXILIARY_SEED = 0, 1, 2
 
 
 class TorchFused(FusedExecutor):
@@ -84,6 +85,24 @@ class TorchFused(FusedExecutor):
             self.intermediate is not None,
             self.setup.output.group_size,
         )
+
+    def auxiliary_step(
+        self, features: Tensor, auxiliary: AuxiliaryStep, learning_rate: float, step: int
+    ) -> Tensor:
+        _, grad = run_step(
+            features,
+            *(None, None, None),
+            *_state(self.auxiliary),
+            self.device.tensor(auxiliary.positive_instances),
+            self.device.tensor(auxiliary.positive_clusters),
+            "bce",
+            self.optimizer.numbers,
+            learning_rate,
+            step,
+            _AUXILIARY_SEED,
+            True,
+        )
+        return grad
 
     def best(self, features: Tensor, k: int) -> np.ndarray:
         values = (self.output.weights.values, self.output.bias.values)

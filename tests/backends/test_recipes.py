@@ -42,6 +42,13 @@ def test_the_best_of_a_fixed_fan_in_follows_the_data():
     assert recipe_of("best", grouped) == best
 
 
+def test_label_groups_are_trained_alike_and_grouped_by_meaning():
+    setup = replace(FIXED, output=GroupedFanIn(8, 16))
+    setup.check_chosen()
+    best = recipe_of("best", setup)
+    assert best == replace(recipe_of("best", FIXED), grouping="meaning")
+
+
 @every_setup
 def test_connections_follow_the_data_only_where_they_can(setup):
     """Those that nobody can choose are as in the paper; loss, schedule and scale are the same."""

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from planted import FAN_IN, INPUTS, LABELS, planted_data
 
 from fanin.backends.arrays import check_arrays, initial_arrays
+from fanin.backends.choosing import log_odds
 from fanin.backends.grouping import label_order
 from fanin.backends.kinds import ORDER, FixedFanIn, GroupedFanIn
 from fanin.backends.recipes import PAPER, recipe_of
@@ -184,3 +185,26 @@ class TestLayer:
     def test_what_does_not_fit(self, features, labels, name, message):
         with pytest.raises(ValueError, match=message):
             arrays_for_layer(features, labels, name, SETUP, seed=0, threads=0)
+
+
+@pytest.mark.parametrize("grouping", ["random", "frequency", "meaning"])
+def test_label_groups(grouping):
+    """Order and sources of groups; weights and biases by position."""
+    recipe = replace(BEST, grouping=grouping)
+    setup = replace(SETUP, output=GroupedFanIn(FAN_IN, 16))
+    given = starting_arrays(x, y, recipe, FAN_IN, group_size=16, seed=3)
+    check_arrays(setup, initial_arrays(setup, 0) | given)
+    order = given["output.order"]
+    np.testing.assert_array_equal(order, label_order(y, 16, grouping, features=x, seed=3))
+    np.testing.assert_array_equal(given["output.bias"], log_odds(y)[order])
+
+    values = centred(given)[order]
+    positives = y.sum(0)[order][:, None]
+    starts = np.arange(0, LABELS, 16)
+    strengths = np.add.reduceat(positives * values**2, starts, axis=0)
+    strongest = np.sort(np.argsort(-strengths, axis=1)[:, :FAN_IN], axis=1)
+    np.testing.assert_array_equal(given["output.indices"], strongest)
+    sources = np.repeat(strongest, 16, axis=0)[:LABELS]
+    shares = CENTROID_SHARE * positives / (positives + MORE_POSITIVES)
+    expected = shares * np.take_along_axis(values, sources, 1)
+    np.testing.assert_allclose(given["output.weights"], expected, atol=1e-5)
