@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from fanin.backends import checks
-from fanin.backends.grouping import PROJECTED, label_order
+from fanin.backends.grouping import label_order
 from fanin.backends.interface import TrainingBatch
 from fanin.backends.kinds import glorot_uniform
 from fanin.backends.optimizer import Optimizer
@@ -174,9 +174,3 @@ def cluster_count(recipe: Recipe, labels: int) -> int:
 def _cluster_size(recipe: Recipe, labels: int) -> int:
     """How many of so many labels a cluster has, but for the last one."""
     return -(-labels // checks.whole("auxiliary_clusters", recipe.auxiliary_clusters, 1))
-
-
-def clustering_bytes(inputs: int, labels: int) -> int:
-    """What finding clusters takes, at most: the labels' mean features as `grouping` has them, and
-    some copies."""
-    return round(2.5 * 4 * labels * min(PROJECTED, inputs))

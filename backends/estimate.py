@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fanin.backends import features
-from fanin.backends.auxiliary import clustering_bytes
 from fanin.backends.choosing import choosing_bytes
 from fanin.backends.dictionary import dictionary_bytes
 from fanin.backends.first_layer import FirstLayer
@@ -202,16 +201,13 @@ def with_choosing(
     """The estimate with the memory for choosing connections and label groups, which comes before
     the model, and for rewiring towards gradients. batch: instances of a step. threads: of the
     CPU."""
-    if recipe.auxiliary_weight:
-        clustering = clustering_bytes(setup.inputs, setup.labels)
-        expected = replace(expected, starting_bytes=max(expected.starting_bytes, clustering))
     fan_in, group_size = setup.output.fan_in, setup.output.group_size
-    if fan_in is None:
-        return expected
     training, starting = expected.training_bytes, expected.starting_bytes
     data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)
-    if group_size and recipe.grouping == "meaning":
+    if recipe.auxiliary_weight or (group_size and recipe.grouping == "meaning"):
         starting = max(starting, meaning_bytes(*data, threads))
+    if fan_in is None:
+        return replace(expected, starting_bytes=starting)
     if recipe.connections != "random":
         choosing = choosing_bytes(
             *data,
