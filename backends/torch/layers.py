@@ -36,8 +36,8 @@ class FixedFanInLinear(Connected):
 
     group_size: so many labels, 8 to 64, share their sources, and indices are [label groups,
     fan_in]; None where each has its own. A buffer `order` has the label at each position, at first
-    that of the same number; `start_from` puts labels of similar frequency side by side. Weights,
-    biases and indices are in the order of the positions, scores in that of the labels.
+    that of the same number; `start_from` gives the order of the recipe. Weights, biases and
+    indices are in the order of the positions, scores in that of the labels.
     """
 
     def __init__(

@@ -37,9 +37,6 @@ def test_the_best_of_a_fixed_fan_in_follows_the_data():
     assert (best.connections, best.initial_weights) == ("centroid", "centroid")
     assert (best.feature_dictionary, best.rewire_towards) == ("learned", "gradient")
     assert looks_at_data(best)
-    grouped = replace(FIXED, output=GroupedFanIn(4, 8))
-    grouped.check_chosen()
-    assert recipe_of("best", grouped) == best
 
 
 def test_label_groups_are_trained_alike_and_grouped_by_meaning():
