@@ -29,10 +29,12 @@ struct Memory {
 
 // The op -----------------------------------------------------------------------------------------
 
+// As many sources as the lines of a cache have room for.
+static inline int64_t padded_sources(int64_t fan_in) { return (fan_in + 15) / 16 * 16; }
 // Values that a CPU's thread needs beside its tile: twice the rows of a label group's sources.
 template <class OpCall>
 static inline int64_t sources_size(const OpCall &c) {
-  return c.group_size ? 2 * c.fan_in * kGroup : 0;
+  return c.group_size ? 2 * padded_sources(c.fan_in) * kGroup : 0;
 }
 static inline uint64_t workspace_bytes(const ForwardCall &c) {
   if (c.batch == 0) return 0;
@@ -52,9 +54,7 @@ static inline uint64_t workspace_bytes(const BackwardCall &c) {
 
 constexpr int64_t kMostBlock = 8;       // labels of a dense layer that are worked on together
 constexpr int64_t kMostGroupSize = 64;  // labels that share their sources
-// Scores of a group of labels, or their gradients, with room for a last block.
-constexpr int64_t kGroupGrads = (kMostGroupSize + kMostBlock) * kGroup;
-constexpr int64_t kStepLabels = 256;  // labels of a fixed fan-in between which groups take turns
+constexpr int64_t kStepLabels = 256;    // labels of a fixed fan-in between which groups take turns
 
 // From so many bytes on, features and their gradients together fill a core's second-level cache.
 constexpr int64_t kCacheBytes = 768 << 10;
@@ -80,7 +80,8 @@ static inline int64_t groups_at_a_time(const StepCall &c) {
 
 // The floats of GroupScratch in grouped.h.
 static inline int64_t group_scratch(int64_t groups, int64_t fan_in) {
-  return (kMostGroupSize + kGroup) * fan_in + groups * (kGroup * fan_in + kGroupGrads);
+  const int64_t sources = padded_sources(fan_in);
+  return (2 * kMostGroupSize + kGroup) * sources + groups * kGroup * (sources + kMostGroupSize);
 }
 
 // On a GPU the gradients of a label group by its scores are in shared memory, unless they take more
