@@ -55,14 +55,16 @@ FANIN_FN void update_labels(const TrainedLayer<I, W, M> &layer, const LabelGroup
     const float *const square = squares.square(group, lane_group, chunk);
     const float *const rows = grads + int64_t(lane_group) * group_rows + first * kPitch;
     FANIN_ROLLED
-    for (int b = of_quad(); b < kLanes; b += kProductDepth) {
+    for (int b = 0; b < kLanes; b += kProductDepth) {
+      const auto instance = [&](int place) { return b + of_quad() + 4 * place; };
       const Parts<4> left =
-          left_parts([&](int row, int place) { return rows[row * kPitch + b + 4 * place]; });
+          left_parts([&](int row, int place) { return rows[row * kPitch + instance(place)]; });
       FANIN_UNROLL
       for (int n = 0; n < kColumnBlocks; ++n)
-        add_product<false>(sums[n], left, right_parts([&](int place, int column) {
-                             return square[(n * kProductColumns + column) * kPitch + b + 4 * place];
-                           }));
+        add_product<false>(
+            sums[n], left, right_parts([&](int place, int column) {
+              return square[(n * kProductColumns + column) * kPitch + instance(place)];
+            }));
     }
   }
   __syncwarp();
