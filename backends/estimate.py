@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fanin.backends import features
-from fanin.backends.auxiliary import clustering_bytes
+from fanin.backends.auxiliary import cluster_count
 from fanin.backends.choosing import choosing_bytes
 from fanin.backends.dictionary import dictionary_bytes
 from fanin.backends.first_layer import FirstLayer
@@ -199,19 +199,16 @@ def with_choosing(
     batch: int,
     threads: int,
 ) -> Estimate:
-    """The estimate with the memory for choosing connections and label groups, which comes before
-    the model, and for rewiring towards gradients. batch: instances of a step. threads: of the
-    CPU."""
-    if recipe.auxiliary_weight:
-        clustering = clustering_bytes(setup.inputs, setup.labels)
-        expected = replace(expected, starting_bytes=max(expected.starting_bytes, clustering))
+    """The estimate with the memory for choosing connections, label groups and clusters, which
+    comes before the model, and for rewiring towards gradients. batch: instances of a step. threads:
+    of the CPU."""
     fan_in, group_size = setup.output.fan_in, setup.output.group_size
-    if fan_in is None:
-        return expected
     training, starting = expected.training_bytes, expected.starting_bytes
     data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)
-    if group_size and recipe.grouping == "meaning":
+    if cluster_count(recipe, setup.labels) or (group_size and recipe.grouping == "meaning"):
         starting = max(starting, meaning_bytes(*data, threads))
+    if fan_in is None:
+        return replace(expected, starting_bytes=starting)
     if recipe.connections != "random":
         choosing = choosing_bytes(
             *data,
