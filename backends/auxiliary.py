@@ -117,7 +117,8 @@ class Auxiliary:
         weight = self.weight_at(step) * share
         if not weight:
             return None
-        clusters = self.clusters[batch.positive_labels].astype(np.int64)
+        # An id that is out of range is named by the step of the labels, which comes first.
+        clusters = self.clusters.take(batch.positive_labels, mode="clip").astype(np.int64)
         pairs = np.unique(batch.positive_instances.astype(np.int64) * self.count + clusters)
         instances, clusters = np.divmod(pairs, self.count)
         return AuxiliaryStep(instances.astype(np.int32), clusters, weight, rate)
@@ -145,12 +146,14 @@ def auxiliary_loss(
     labels: Any,
     *,
     seed: int,
+    threads: int = 0,
     are_known: bool = False,
 ) -> Auxiliary | None:
     """The auxiliary loss of a training of so many steps, as its recipe says; None without one.
 
-    features, labels: all training instances, as `grouping.label_order` takes them. seed: for what
-    is random. are_known: whether the clusters will be loaded; they are not looked for then.
+    features, labels, threads: as `grouping.label_order` takes them, of all training instances.
+    seed: for what is random. are_known: whether the clusters will be loaded; they are not looked
+    for then.
     """
     if not recipe.auxiliary_weight:
         return None
@@ -158,7 +161,7 @@ def auxiliary_loss(
     size = _cluster_size(recipe, count)
     order = np.arange(count)
     if not are_known and size > 1:
-        order = label_order(labels, size, "meaning", features=features, seed=seed)
+        order = label_order(labels, size, "meaning", features=features, seed=seed, threads=threads)
     clusters = np.empty(count, np.int32)
     clusters[order] = np.arange(count) // size
     return Auxiliary(clusters, recipe.auxiliary_weight, recipe.auxiliary_until * steps, seed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fanin.backends import features
+from fanin.backends.auxiliary import cluster_count
 from fanin.backends.choosing import choosing_bytes
 from fanin.backends.dictionary import dictionary_bytes
 from fanin.backends.first_layer import FirstLayer
@@ -198,13 +199,13 @@ def with_choosing(
     batch: int,
     threads: int,
 ) -> Estimate:
-    """The estimate with the memory for choosing connections and label groups, which comes before
-    the model, and for rewiring towards gradients. batch: instances of a step. threads: of the
-    CPU."""
+    """The estimate with the memory for choosing connections, label groups and clusters, which
+    comes before the model, and for rewiring towards gradients. batch: instances of a step. threads:
+    of the CPU."""
     fan_in, group_size = setup.output.fan_in, setup.output.group_size
     training, starting = expected.training_bytes, expected.starting_bytes
     data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)
-    if recipe.auxiliary_weight or (group_size and recipe.grouping == "meaning"):
+    if cluster_count(recipe, setup.labels) or (group_size and recipe.grouping == "meaning"):
         starting = max(starting, meaning_bytes(*data, threads))
     if fan_in is None:
         return replace(expected, starting_bytes=starting)
