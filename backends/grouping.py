@@ -81,7 +81,7 @@ def label_order(
     # One thread for each product: more would wait for one another in the blocks' threads, and
     # their number would change the last bits.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(thread_count(threads)) as pool:
-        meanings = _meanings(features, labels, counts, rng, pool)
+        meanings = _meanings(features, labels, rng, pool)
         order = rng.permutation(np.flatnonzero(counts).astype(np.int32))
         _divide(order, meanings, group_size, pool)
     return np.concatenate([order, np.flatnonzero(counts == 0).astype(np.int32)])
@@ -105,7 +105,6 @@ def meaning_bytes(
 def _meanings(
     features: Features,
     labels: sp.csr_array,
-    counts: np.ndarray,
     rng: np.random.Generator,
     pool: ThreadPoolExecutor,
 ) -> np.ndarray:
@@ -113,9 +112,10 @@ def _meanings(
     float32 [labels, PROJECTED] of length 1; 0 for a label without positives."""
     instances, inputs = features.shape
     size = min(PROJECTED, inputs)
-    projection = np.eye(inputs, dtype=np.float32)
     if inputs > size:
         projection = rng.standard_normal((inputs, size), np.float32)
+    else:
+        projection = np.eye(inputs, dtype=np.float32)
     sums = np.zeros((labels.shape[1], size), np.float32)
     projected = np.empty((min(instances, _PROJECTED_TOGETHER), size), np.float32)
 

@@ -84,6 +84,13 @@ class TestMeaning:
         x, y = clustered(8, 16, inputs=500)
         assert purity(label_order(y, 16, "meaning", features=x), 8, 16) > 0.9
 
+    def test_of_very_many_words(self):
+        """A square matrix of them would need 160 GB."""
+        x, y = clustered(8, 16)
+        wide = sp.csr_array(x).tocoo()
+        wide = sp.csr_array((wide.data, (wide.row, wide.col * 5000)), (x.shape[0], 200_000))
+        assert purity(label_order(y, 16, "meaning", features=wide), 8, 16) > 0.9
+
     def test_the_last_group_has_what_remains(self):
         x, y = clustered(8, 16)
         order = label_order(y[:, :-5], 16, "meaning", features=x)
