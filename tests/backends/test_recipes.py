@@ -39,14 +39,7 @@ def test_the_best_of_a_fixed_fan_in_follows_the_data():
     assert looks_at_data(best)
     grouped = replace(FIXED, output=GroupedFanIn(4, 8))
     grouped.check_chosen()
-    assert recipe_of("best", grouped) == best
-
-
-def test_label_groups_are_trained_alike_and_grouped_by_meaning():
-    setup = replace(FIXED, output=GroupedFanIn(8, 16))
-    setup.check_chosen()
-    best = recipe_of("best", setup)
-    assert best == replace(recipe_of("best", FIXED), grouping="meaning")
+    assert recipe_of("best", grouped) == replace(best, grouping="sources")
 
 
 @every_setup
