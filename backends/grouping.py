@@ -233,7 +233,9 @@ def _directions(meanings: np.ndarray, first_size: int) -> np.ndarray:
     """The direction from one half of each part to the other by spherical 2-means, float32 [parts,
     PROJECTED]. meanings: [parts, size, PROJECTED]; first_size: of the half where it begins."""
     totals = meanings.sum(1)
-    ends = meanings[:, 0], meanings[:, 1]
+    # From a label and the one that is least like it.
+    likeness = (meanings @ meanings[:, 0, :, None])[:, :, 0]
+    ends = meanings[:, 0], meanings[np.arange(len(meanings)), likeness.argmin(1)]
     before = None
     for _ in range(_ROUNDS):
         directions: np.ndarray = ends[1] - ends[0]
