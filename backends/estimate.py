@@ -8,6 +8,7 @@ from the code of the trainers and were checked against measured peaks.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fanin.backends import features
 from fanin.backends.auxiliary import cluster_count
@@ -15,7 +16,7 @@ from fanin.backends.choosing import choosing_bytes
 from fanin.backends.dictionary import dictionary_bytes
 from fanin.backends.first_layer import FirstLayer
 from fanin.backends.gradients import rewiring_bytes
-from fanin.backends.grouping import meaning_bytes
+from fanin.backends.grouping import meaning_bytes, sources_bytes
 from fanin.backends.interface import FLOAT32, Execution, Storage, evaluation_block
 from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.recipes import Recipe
@@ -210,14 +211,14 @@ def with_choosing(
     if fan_in is None:
         return replace(expected, starting_bytes=starting)
     if recipe.connections != "random":
-        choosing = choosing_bytes(
-            *data,
-            fan_in,
-            is_mapped=sizes.is_mapped,
-            atoms=setup.atoms,
-            wants_values=recipe.initial_weights == "centroid",
-            group_size=group_size,
+        choose = partial(
+            choosing_bytes, *data, fan_in, is_mapped=sizes.is_mapped, atoms=setup.atoms
         )
+        wants_values = recipe.initial_weights == "centroid"
+        choosing = choose(wants_values=wants_values, group_size=group_size)
+        if group_size and recipe.grouping == "sources":
+            grouping = sources_bytes(setup.output_inputs, setup.labels, fan_in, threads)
+            choosing = max(choosing, choose(wants_values=True), grouping)
         if setup.atoms:
             learning = dictionary_bytes(setup.inputs, setup.labels, setup.atoms)
             choosing = max(choosing, learning)

@@ -132,5 +132,5 @@ def recipe_of(name: RecipeName, setup: LayerSetup) -> Recipe:
         # More weights for a score need smaller steps: it moves by the sum of theirs.
         return replace(plain, learning_rate=2e-3)
     if setup.output.group_size:
-        return replace(_BEST, grouping="meaning")
+        return replace(_BEST, grouping="sources")
     return _BEST if setup.output.fan_in else plain

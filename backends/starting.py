@@ -4,12 +4,13 @@ weights and biases."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fanin.backends import checks
-from fanin.backends.choosing import choose_sources, log_odds, unit_variance_scale
+from fanin.backends.choosing import Chosen, choose_sources, log_odds, unit_variance_scale
 from fanin.backends.dictionary import atom_count, feature_dictionary
 from fanin.backends.features import DICTIONARY, SCALE
 from fanin.backends.grouping import label_order
@@ -60,12 +61,6 @@ def starting_arrays(
     """
     threads = within_share(threads)
     given: dict[str, np.ndarray] = {}
-    order: np.ndarray | None = None
-    if group_size:
-        grouping = recipe.grouping
-        order = given[ORDER] = label_order(
-            labels, group_size, grouping, features=features, seed=seed, threads=threads
-        )
     atoms = atoms_of(recipe, features.shape[1], labels.shape[1], fan_in)
     if recipe.feature_scaling != "none" or recipe.connections != "random" or atoms:
         mean, deviation = input_statistics(features)
@@ -82,8 +77,10 @@ def starting_arrays(
             seed=seed,
             threads=threads,
         )
+    choose: Callable[..., Chosen] | None = None
     if recipe.connections != "random" and fan_in:
-        chosen = choose_sources(
+        choose = partial(
+            choose_sources,
             features,
             labels,
             fan_in,
@@ -91,10 +88,25 @@ def starting_arrays(
             mean=mean,
             scale=given.get(SCALE),
             dictionary=given.get(DICTIONARY),
-            group_size=group_size,
-            order=order,
             seed=seed,
             threads=threads,
+        )
+    order: np.ndarray | None = None
+    if group_size:
+        own = choose(want_values=True) if choose and recipe.grouping == "sources" else None
+        order = given[ORDER] = label_order(
+            labels,
+            group_size,
+            recipe.grouping,
+            features=features,
+            chosen=own,
+            seed=seed,
+            threads=threads,
+        )
+    if choose:
+        chosen = choose(
+            group_size=group_size,
+            order=order,
             want_values=recipe.initial_weights == "centroid",
             on_labels=on_labels,
         )

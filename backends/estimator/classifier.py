@@ -51,8 +51,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         output layer. Where labels read words, how many each has on average. "auto": 32, or 128
         where labels read words.
     group_size : so many labels, 8 to 64, share their sources; None where each has its own.
-        grouping : which labels they are, "frequency", "meaning" or "random", see
-        `fanin.backends.grouping`; None for what the recipe says.
+        grouping : which labels they are, "sources", "meaning", "frequency" or "random", see
+        `fanin.backends.grouping`; None as the recipe has it.
     intermediate : units of a layer between features and labels; None or "auto" for none. With
         sparse X and none, labels read words directly: `fanin.backends.words` trains them on one
         instance after the other, each scaled to length 1. That needs no backend, and batch_size

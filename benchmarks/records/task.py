@@ -109,6 +109,10 @@ class Task(TaskKeys):
                 "auxiliary_weight is for an intermediate layer, and architecture "
                 f"{self.architecture!r} has none; leave it at 0"
             )
+        if self.grouping == "sources" and self.connections != "centroid":
+            raise ValueError(
+                f"grouping 'sources' needs connections 'centroid', got {self.connections!r}"
+            )
         if self.initial_weights == "centroid" and self.connections != "centroid":
             raise ValueError(
                 f"initial_weights 'centroid' need connections 'centroid', got {self.connections!r}"

@@ -39,11 +39,11 @@ def test_the_best_of_a_fixed_fan_in_follows_the_data():
     assert looks_at_data(best)
 
 
-def test_label_groups_are_trained_alike_and_grouped_by_meaning():
+def test_label_groups_are_trained_alike_and_grouped_by_their_sources():
     setup = replace(FIXED, output=GroupedFanIn(8, 16))
     setup.check_chosen()
     best = recipe_of("best", setup)
-    assert best == replace(recipe_of("best", FIXED), grouping="meaning")
+    assert best == replace(recipe_of("best", FIXED), grouping="sources")
 
 
 @every_setup

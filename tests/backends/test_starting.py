@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from planted import FAN_IN, INPUTS, LABELS, planted_data
 
 from fanin.backends.arrays import check_arrays, initial_arrays
-from fanin.backends.choosing import log_odds
+from fanin.backends.choosing import choose_sources, log_odds
 from fanin.backends.grouping import label_order
 from fanin.backends.kinds import ORDER, FixedFanIn, GroupedFanIn
 from fanin.backends.recipes import PAPER, recipe_of
@@ -187,7 +187,7 @@ class TestLayer:
             arrays_for_layer(features, labels, name, SETUP, seed=0, threads=0)
 
 
-@pytest.mark.parametrize("grouping", ["random", "frequency", "meaning"])
+@pytest.mark.parametrize("grouping", ["random", "frequency", "meaning", "sources"])
 def test_label_groups(grouping):
     """Order and sources of groups; weights and biases by position."""
     recipe = replace(BEST, grouping=grouping)
@@ -195,7 +195,17 @@ def test_label_groups(grouping):
     given = starting_arrays(x, y, recipe, FAN_IN, group_size=16, seed=3)
     check_arrays(setup, initial_arrays(setup, 0) | given)
     order = given["output.order"]
-    np.testing.assert_array_equal(order, label_order(y, 16, grouping, features=x, seed=3))
+    own = choose_sources(
+        x,
+        y,
+        FAN_IN,
+        scale=given["features.scale"],
+        dictionary=given["features.dictionary"],
+        seed=3,
+        want_values=True,
+    )
+    expected = label_order(y, 16, grouping, features=x, chosen=own, seed=3)
+    np.testing.assert_array_equal(order, expected)
     np.testing.assert_array_equal(given["output.bias"], log_odds(y)[order])
 
     values = centred(given)[order]

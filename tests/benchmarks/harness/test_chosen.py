@@ -149,7 +149,11 @@ def test_the_plan_counts_the_scale_the_dictionary_and_the_choosing():
             {"connections": "centroid", "rewire_interval": 0},
             choosing_bytes(490_449, 768, 670_091, 2_670_000, 32, is_mapped=True, group_size=16),
         ),
-        ({"grouping": "meaning"}, meaning_bytes(490_449, 768, 670_091, 2_670_000)),
+        ({"grouping": "meaning"}, meaning_bytes(490_449, 768, 670_091, 2_670_000, threads=2)),
+        (
+            {"grouping": "sources", "connections": "centroid", "rewire_interval": 0},
+            choosing_bytes(490_449, 768, 670_091, 2_670_000, 32, is_mapped=True, wants_values=True),
+        ),
     ],
 )
 def test_the_plan_counts_what_label_groups_need(more, counted):

@@ -151,6 +151,8 @@ class TestTasks:
                     ("dense", '"group_size": 8', "group_size 8 needs architecture 'stratified'"),
                     ("stratified", '"grouping": "random"', "share their sources; set group_size"),
                     ("stratified", '"group_size": 8, "grouping": "no"', "grouping: .*'frequency'"),
+                    ("stratified", '"group_size": 8, "grouping": "sources"',
+                     "grouping 'sources' needs connections 'centroid', got 'random'"),
                 )
             ),
             *(
