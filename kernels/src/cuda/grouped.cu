@@ -209,13 +209,15 @@ Finding run(const StepCall &c) {
     const int64_t lane_groups = groups_of(c.batch);
     const int64_t label_groups = (c.labels + c.group_size - 1) / c.group_size;
     const int64_t units = lane_groups * label_rows(c.group_size) / kProductRows;
-    int warps = kGroupWarps;
-    while (warps > units) warps /= 2;
     float *const scratch = gpu_scratch(c) ? memory.scratch : nullptr;
     const int64_t grads = scratch ? 0 : group_grads(lane_groups, c.group_size);
+    const size_t room = size_t(device().shared);
+    int warps = kGroupWarps;
+    while (warps > units || (warps > 1 && GroupMemory::bytes(grads, warps, warps) > room))
+      warps /= 2;
     const int64_t all = lane_groups * ((c.fan_in + kLanes - 1) / kLanes);
     const size_t whole_bytes = GroupMemory::bytes(grads, warps, all);
-    const bool whole = all <= warps * kSquaresOfWarp && whole_bytes <= size_t(device().shared);
+    const bool whole = all <= warps * kSquaresOfWarp && whole_bytes <= room;
     return launch_resident(grouped_step_kernel<I, W, M>,
                            scratch ? smaller(label_groups, kScratchBlocks) : label_groups, warps,
                            whole ? whole_bytes : GroupMemory::bytes(grads, warps, warps), c.stream,
