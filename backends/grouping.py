@@ -128,11 +128,13 @@ def _own_sources(chosen: Chosen | None, labels: int) -> tuple[sp.csr_array, sp.c
             "grouping 'sources' needs chosen: what choose_sources chooses for each of the "
             f"{labels} labels, without groups and with want_values=True"
         )
-    starts = np.arange(0, chosen.indices.size + 1, chosen.indices.shape[1])
-    columns = chosen.indices.reshape(-1).astype(np.int32)
+    size, fan_in = chosen.indices.size, chosen.indices.shape[1]
+    narrow = np.int32 if size < 2**31 else np.int64  # SciPy has both in one type
+    starts = np.arange(0, size + 1, fan_in, dtype=narrow)
+    columns = chosen.indices.reshape(-1).astype(narrow)
     inputs = int(columns.max()) + 1
     wanted = sp.csr_array((np.abs(chosen.values).reshape(-1), columns, starts), (labels, inputs))
-    each = np.arange(labels + 1)
+    each = np.arange(labels + 1, dtype=np.int32)
     return wanted, sp.csr_array((np.ones(labels, bool), each[:-1], each), (labels, labels))
 
 

@@ -321,7 +321,11 @@ def test_the_installed_backend_is_chosen(monkeypatch):
         ({"fan_in": 2.0}, "fan_in must be a whole number"),
         ({"group_size": 7}, r"group_size must be in 8\.\.64, got 7"),
         ({"group_size": 8, "fan_in": None}, "is for labels with a fixed fan-in; set fan_in"),
-        ({"grouping": "size"}, "grouping must be one of random, frequency, meaning"),
+        ({"grouping": "size"}, "grouping must be one of random, frequency, meaning, sources"),
+        (
+            {"group_size": 8, "grouping": "sources", "intermediate": 64},
+            "grouping='sources' is for sources that are chosen by the data, and here they are",
+        ),
         ({"intermediate": "none"}, "intermediate must be a whole number"),
         ({"recipe": "worst"}, "recipe must be one of paper, best, got 'worst'"),
         ({"recipe": []}, "recipe must be one of"),
