@@ -129,7 +129,13 @@ FANIN_FN void step_group(const TrainedLayer<I, W, M> &layer, const I *indices, c
   for (int64_t i = 0; i < weight_count; i += chunk) {
     const int count = int(smaller<int64_t>(chunk, weight_count - i));
     const int64_t at = begin + i;
-    update_chunk(layer.optimizer, layer.weights, layer.m, layer.v, at, count,
+    // Here, unlike in step.h, it pays not to load what stands in for moments that are not kept.
+    TrainedChunk updated;
+    if (layer.optimizer.kept)
+      updated.load(layer.optimizer, layer.weights, layer.m, layer.v, at, count);
+    else
+      updated.weight = load_chunk<float>(layer.weights + at, count);
+    updated.step(layer.optimizer, layer.weights, layer.m, layer.v, at, count,
                  load_chunk<float>(scratch.weight_grads + i, count));
   }
   if (!layer.bias) return;
