@@ -1,4 +1,6 @@
 // Launches the fused step of labels that share their sources on a GPU.
+#include <algorithm>
+
 #include "cuda/grouped.h"
 
 #include "core/trained.h"
@@ -219,7 +221,7 @@ Finding run(const StepCall &c) {
     const size_t whole_bytes = GroupMemory::bytes(grads, warps, all);
     const bool whole = all <= warps * kSquaresOfWarp && whole_bytes <= room;
     return launch_resident(grouped_step_kernel<I, W, M>,
-                           scratch ? smaller(label_groups, kScratchBlocks) : label_groups, warps,
+                           scratch ? std::min(label_groups, kScratchBlocks) : label_groups, warps,
                            whole ? whole_bytes : GroupMemory::bytes(grads, warps, warps), c.stream,
                            trained_layer<I, W, M>(c), c.group_size, scratch, whole, memory.features,
                            memory.masks, sums, memory.losses);
