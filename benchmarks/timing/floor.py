@@ -10,11 +10,10 @@ not depend on them). A learning rate of 0 keeps the layer as it is, so that all 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any
 
 import ml_dtypes
@@ -28,6 +27,13 @@ from fanin.benchmarks.measuring.machine import describe_machine
 from fanin.benchmarks.records.files import try_writing, write_atomically
 from fanin.benchmarks.records.printing import prepare_streams
 from fanin.benchmarks.records.timing import FloorStep, FloorTimes
+from fanin.benchmarks.timing.options import (
+    USUAL_INPUTS,
+    ResultFile,
+    Rounds,
+    SeveralInputs,
+    SizeOption,
+)
 from fanin.benchmarks.timing.rounds import rounds
 from fanin.benchmarks.timing.text_trainer import NoFramework
 from fanin.kernels.threads import thread_count
@@ -99,7 +105,7 @@ def _add(rates: list[float], measure: Callable[[int], float], threads: int) -> N
 
 
 def time_steps(
-    inputs: list[int], labels: int, fan_in: int, batch: int, count: int, threads: int
+    inputs: Sequence[int], labels: int, fan_in: int, batch: int, count: int, threads: int
 ) -> Iterator[FloorStep]:
     """Each step with its seconds, and the machine's rates in the same rounds."""
     for width, dtype, kind in product(inputs, _DTYPES, _OPTIMIZERS):
@@ -128,17 +134,13 @@ def time_steps(
 
 
 def main(
-    labels: Annotated[int, typer.Option(min=1)] = 670_091,
-    inputs: Annotated[
-        list[int] | None, typer.Option(min=1, help="Repeatable; default 768 and 32768.")
-    ] = None,
-    fan_in: Annotated[int, typer.Option(min=1)] = 32,
-    batch: Annotated[int, typer.Option(min=1)] = 32,
-    count: Annotated[int, typer.Option(min=1, help="Rounds.")] = 15,
+    labels: SizeOption = 670_091,
+    inputs: SeveralInputs = None,
+    fan_in: SizeOption = 32,
+    batch: SizeOption = 32,
+    count: Rounds = 15,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option("--json", help="Write machine and seconds here.")
-    ] = None,
+    out: ResultFile = None,
 ) -> None:
     """Time fused steps, with and without groups of labels, beside the machine's own rates."""
     if out:
@@ -150,7 +152,7 @@ def main(
         labels=labels,
         fan_in=fan_in,
         batch=batch,
-        steps=list(time_steps(inputs or [768, 32_768], labels, fan_in, batch, count, threads)),
+        steps=list(time_steps(inputs or USUAL_INPUTS, labels, fan_in, batch, count, threads)),
     )
     print(f"{floor_introduction(times)}\n\n{floor_table(times).terminal()}")
     if out:
