@@ -27,7 +27,7 @@ from fanin.benchmarks.timing.options import ResultFile, Rounds, SizeOption
 from fanin.benchmarks.timing.rounds import rounds
 from fanin.benchmarks.timing.text_trainer import NoFramework
 from fanin.kernels.threads import thread_count
-from fanin.reports.tables.predict import predict_table
+from fanin.reports.tables.predict import predict_introduction, predict_table
 
 _BATCHES = (1, 2, 4, 8, 16, 32)
 
@@ -65,7 +65,7 @@ def main(
         k=k,
         seconds=time_batches(inputs, labels, fan_in, k, count),
     )
-    print(predict_table(times).terminal())
+    print(f"{predict_introduction(times)}\n\n{predict_table(times).terminal()}")
     if out:
         write_atomically(out, times.model_dump_json(indent=1) + "\n")
 
