@@ -21,6 +21,7 @@ import numpy as np
 import typer
 
 from fanin import kernels
+from fanin.backends.kinds import index_dtype
 from fanin.backends.optimizer import Optimizer, OptimizerKind
 from fanin.benchmarks.harness.speed import measured_bandwidth, measured_flops
 from fanin.benchmarks.measuring.machine import describe_machine
@@ -76,8 +77,8 @@ class Layer:
     def step_of(self, group_size: int) -> tuple[Callable[..., Any], int]:
         """A step, and how many bytes it has to move. group_size 0: without groups."""
         rows = -(-self.labels // group_size) if group_size else self.labels
-        index = np.uint16 if self.inputs <= 65536 else np.uint32
-        indices = self.rng.integers(0, self.inputs, (rows, self.fan_in)).astype(index)
+        shape = (rows, self.fan_in)
+        indices = self.rng.integers(0, self.inputs, shape, index_dtype(self.inputs))
         updated = [
             array
             for part in (self.weights, self.bias)
