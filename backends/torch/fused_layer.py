@@ -243,7 +243,7 @@ class FusedFanIn(Connected):
         )
         known = known_positives(instances, label_ids, features.shape[0], self.labels)
         positions = self._positions()
-        return known if positions is None else (known[0], positions[known[1]])
+        return known if positions is None else (known[0], positions[known[1]].long())
 
     @staticmethod
     def _refuse_other_derivatives(features: Tensor) -> None:
