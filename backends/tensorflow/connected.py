@@ -96,8 +96,8 @@ class Connected(keras.layers.Layer):
             )
 
     def _add_order(self) -> None:
-        """The variable of which label stands where, each at its own position, where there is to be
-        one. TensorFlow keeps int32 variables in the host's memory, so it is uint32."""
+        """Where labels share their sources: the variable with the label at each position, at first
+        its own. TensorFlow keeps int32 variables in the host's memory, so it is uint32."""
         if self.group_size is not None:
             self.order = self.add_weight(
                 name="order",

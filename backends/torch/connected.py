@@ -279,4 +279,4 @@ class Connected(Indexed):
         super().__setstate__(state)
         for name in ("feature_scale", "feature_dictionary", "order"):
             if name not in self._buffers:
-                setattr(self, name, None)  # pickled before there were such
+                setattr(self, name, None)  # pickled by a version without it

@@ -4,7 +4,7 @@ fanin.benchmarks.timing.floor`.
 The floor of a step is the larger of two times: to move the bytes of its arrays, at the rate at
 which memory is copied, and to do its multiply-adds, at the rate of NumPy's dense product. Both
 rates are measured in the same run, turn by turn with the steps. Random data (synthetic: a time does
-not depend on them). A learning rate of 0 keeps the layer as it is, so that all rounds do one work.
+not depend on them). A learning rate of 0 keeps the layer as it is: all rounds do the same work.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ class Layer:
         return step, moved
 
 
-def _add(rates: list[float], measure: Callable[[int], float], threads: int) -> None:
+def _measure(rates: list[float], measure: Callable[[int], float], threads: int) -> None:
     rates.append(measure(threads))
-    # The threads of a dense product go on waiting busily for a while, on the cores of what comes
-    # next.
+    # The threads of a dense product stay busy for a while after it, on cores that the next
+    # contestant needs.
     time.sleep(_REST_SECONDS)
 
 
@@ -113,10 +113,10 @@ def time_steps(
         layer = Layer(width, labels, fan_in, batch, dtype, kind)
         steps = {size: layer.step_of(size) for size in _GROUP_SIZES}
         bandwidths: list[float] = []
-        operations: list[float] = []  # of a multiply-add there are two
+        operations: list[float] = []  # a multiply-add is two of them
         contestants: dict[str, Callable[[], Any]] = {
-            "copy": partial(_add, bandwidths, measured_bandwidth, threads),
-            "product": partial(_add, operations, measured_flops, threads),
+            "copy": partial(_measure, bandwidths, measured_bandwidth, threads),
+            "product": partial(_measure, operations, measured_flops, threads),
             **{str(size): partial(step, threads=threads) for size, (step, _) in steps.items()},
         }
         seconds = rounds(contestants, count)
