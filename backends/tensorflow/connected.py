@@ -112,6 +112,7 @@ class Connected(keras.layers.Layer):
         """Where each label stands, int32 [labels]; None where that is its own number."""
         if self.order is None:
             return None
+        # On a GPU it copies the order to the host; scatter_nd was far slower on a CPU.
         return tf.math.invert_permutation(tf.cast(self.order.value, tf.int32))
 
     def _connections(self) -> dict[str, Any]:

@@ -70,7 +70,8 @@ class FusedFanIn(Connected):
     initial kernel, None for Keras' global seed. On a GPU nothing waits for the device but what
     rewires. Raises ValueError for values that make no layer.
 
-    group_size: see `FixedFanIn`.
+    group_size: see `FixedFanIn`. With it each step on a GPU waits for a copy of `order`, which
+    TensorFlow inverts in the host's memory.
     """
 
     # Moments that the optimizer does not keep.
