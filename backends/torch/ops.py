@@ -183,7 +183,12 @@ def _empty_grads(
 def connections(
     indices: Tensor | None, starts: Tensor | None, tile_labels: Tensor | None, group_size: int
 ) -> params.Connections:
-    return params.Connections(*map(described, (indices, starts, tile_labels)), group_size)
+    return params.Connections(
+        indices=described(indices),
+        starts=described(starts),
+        tile_labels=described(tile_labels),
+        group_size=group_size,
+    )
 
 
 @torch.library.custom_op("fanin::top_k", mutates_args=())
