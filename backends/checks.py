@@ -105,14 +105,23 @@ def loaded_indices(indices: Any, inputs: int) -> None:
     values = np.asarray(indices)
     if not np.issubdtype(values.dtype, np.integer):
         raise ValueError(f"indices must be integers, got {values.dtype}")
-    if not values.size:
+    in_range("indices", values, inputs, f"{inputs} inputs")
+
+
+def in_range(name: str, values: np.ndarray, end: int, limit: str) -> None:
+    """Integers that are all in 0..end - 1. limit: what they must fit, as the error says it."""
+    if not values.size or (values.min() >= 0 and values.max() < end):
         return
-    bad = (values < 0) | (values >= inputs)
-    if bad.any():
-        at = tuple(map(int, np.argwhere(bad)[0]))
-        raise ValueError(
-            f"indices[{', '.join(map(str, at))}] is {values[at]}, out of range for {inputs} inputs"
-        )
+    at = tuple(map(int, np.argwhere((values < 0) | (values >= end))[0]))
+    place = ", ".join(map(str, at))
+    raise ValueError(f"{name}[{place}] is {values[at]}, out of range for {limit}")
+
+
+def positives(instances: np.ndarray, label_ids: np.ndarray, batch: int, labels: int) -> None:
+    """The positives of a batch. Indexing would take a negative number for one of the last instances
+    or labels, without a word."""
+    in_range("positive_instances", instances, batch, f"a batch of {batch}")
+    in_range("positive_labels", label_ids, labels, f"{labels} labels")
 
 
 def connections(indices: Any, shape: tuple[int, ...], inputs: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import SupportsFloat
 
 import numpy as np
 
+from fanin.backends import checks
 from fanin.backends.arrays import (
     Rewiring,
     check_arrays,
@@ -293,6 +294,7 @@ class Trainer:
 
     def _transformed(self, batch: TrainingBatch) -> TrainingBatch:
         features, label_ids = self._as_read(batch.features), batch.positive_labels
+        checks.positives(batch.positive_instances, label_ids, features.shape[0], self.setup.labels)
         if self._order:
             label_ids = self._order.positions_of(label_ids)
         elif features is batch.features:
@@ -312,11 +314,9 @@ class Trainer:
         for batch in batches:
             transformed, step = self._transformed(batch), self._steps + 1
             rate = learning_rate(step) if callable(learning_rate) else learning_rate
-            auxiliary = (
-                self._auxiliary.step(batch, step, self._executor.optimizer)
-                if self._auxiliary
-                else None
-            )
+            auxiliary = None
+            if self._auxiliary:
+                auxiliary = self._auxiliary.step(batch, step, self._executor.optimizer)
             loss = self._executor.step(transformed, rate, step, auxiliary)
             self._steps += 1  # a step that was refused does not count
             losses.add(loss)

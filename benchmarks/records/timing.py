@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fanin.backends.interface import Execution
-from fanin.backends.kinds import FixedFanIn
+from fanin.backends.kinds import ConnectionKind, FixedFanIn, GroupedFanIn
 from fanin.backends.optimizer import OptimizerKind
 from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.records.base import DatasetInfo, Machine, Memory, Precision, Record
@@ -48,15 +48,21 @@ class Contender(Record):
     batch: Size
     steps: Size
     keeps_memory: bool = False
+    group_size: Count = 0  # labels that share their sources; 0: each has its own
+
+    def kind(self, fan_in: int) -> ConnectionKind:
+        """With so many sources."""
+        return GroupedFanIn(fan_in, self.group_size) if self.group_size else FixedFanIn(fan_in)
 
     def setup(self) -> LayerSetup:
-        output = FixedFanIn(self.fan_in)
-        return LayerSetup(self.inputs, self.labels, output, self.intermediate)
+        return LayerSetup(self.inputs, self.labels, self.kind(self.fan_in), self.intermediate)
 
     @property
     def name(self) -> str:
         dtype = "" if self.dtype == "float32" else f", {self.dtype}"
-        return f"{self.backend} {self.execution}{dtype}{', memory kept' * self.keeps_memory}"
+        kept = ", memory kept" * self.keeps_memory
+        groups = f", groups of {self.group_size}" if self.group_size else ""
+        return f"{self.backend} {self.execution}{dtype}{kept}{groups}"
 
 
 class StepResult(Record):

@@ -18,7 +18,6 @@ import numpy as np
 from fanin import kernels
 from fanin.backends.arrays import InitialArrays
 from fanin.backends.interface import Storage
-from fanin.backends.kinds import FixedFanIn
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.trainer import Trainer
@@ -63,7 +62,7 @@ def measure_step(contender: Contender) -> StepResult:
     if contender.keeps_memory:
         memory.keep_memory()
     # What the framework loads at first use belongs to the baseline.
-    tiny = LayerSetup(8, 8, FixedFanIn(2), 8 if setup.intermediate else None)
+    tiny = LayerSetup(8, 8, contender.kind(2), 8 if setup.intermediate else None)
     warm = build(contender, tiny)
     warm.train(batches(tiny, 4, 2), 1e-3)
     warm.rewire(0.5, 0)
@@ -80,8 +79,9 @@ def measure_step(contender: Contender) -> StepResult:
         rewired = time.perf_counter() - start
         weighed = watch.result(trainer)
     products = None
-    # NumPy has no bfloat16, so float32 only.
-    if contender.execution == "fused" and contender.dtype == "float32":
+    # NumPy has no bfloat16, so float32 only. In groups, labels have no rows in a CSR matrix.
+    is_plain = contender.dtype == "float32" and not contender.group_size
+    if contender.execution == "fused" and is_plain:
         time_products = PRODUCTS.get(contender.backend)
         products = time_products and time_products(trainer, stream[0], contender)
     return StepResult(

@@ -59,6 +59,9 @@ def main(
         int | None, typer.Option(min=1, help="Units of an intermediate layer.")
     ] = None,
     fan_in: SizeOption = 32,
+    group_size: Annotated[
+        int, typer.Option(min=0, help="Labels that share their sources; 0: each has its own.")
+    ] = 0,
     batch: SizeOption = 32,
     steps: SizeOption = 15,
     backend: Annotated[list[str] | None, one_of(BACKENDS, "Repeatable; default both.")] = None,
@@ -86,6 +89,7 @@ def main(
                     "inputs": inputs,
                     "intermediate": intermediate,
                     "fan_in": fan_in,
+                    "group_size": group_size,
                     "batch": batch,
                     "steps": steps,
                 }

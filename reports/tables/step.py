@@ -69,7 +69,7 @@ def _inputs(result: StepResult) -> str:
 def _layer(result: StepResult) -> tuple[object, ...]:
     """Backend and shape: what a step has in common with the autograd that it is compared with."""
     one = result.contender
-    return one.backend, one.inputs, one.labels, one.fan_in, one.intermediate
+    return one.backend, one.inputs, one.labels, one.fan_in, one.group_size, one.intermediate
 
 
 def _of_autograd(result: StepResult, autograd: Mapping[tuple[object, ...], StepResult]) -> str:

@@ -98,6 +98,29 @@ def test_a_batch_without_positives(framework, device, execution):
     assert_near(trainer.train([batch], 1e-3), [expected], 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "limit"),
+    [
+        ("positive_labels", -1, "40 labels"),
+        ("positive_labels", 40, "40 labels"),
+        ("positive_instances", -1, "a batch of 5"),
+        ("positive_instances", 5, "a batch of 5"),
+    ],
+)
+@each_execution
+@each_setup
+def test_positives_out_of_range(framework, device, setup, execution, name, wrong, limit):
+    trainer, _ = start(framework, setup, device, execution)
+    batch = random_batch(setup, 5, 0)
+    ids = getattr(batch, name).copy()
+    ids[3] = wrong
+    before = {name: array.copy() for name, array in trainer.weights().items()}
+    with pytest.raises(ValueError, match=rf"{name}\[3\] is {wrong}, out of range for {limit}"):
+        trainer.train([replace(batch, **{name: ids})], 1e-2)
+    for name, array in trainer.weights().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
 def test_a_loss_that_is_not_finite_names_the_step(framework):
     """Of autograd, where features are not looked at."""
     trainer, _ = start(framework, SETUPS[0])
