@@ -24,6 +24,7 @@ from fanin.benchmarks.records.timing import (
     FloorTimes,
     OpTimes,
     PredictTimes,
+    RanksTimes,
     StepResult,
     WordsTimes,
 )
@@ -88,6 +89,11 @@ def read_floor_times(path: Path) -> FloorTimes:
 def read_predict_times(path: Path) -> PredictTimes:
     """What `predict` wrote."""
     return read(path, PredictTimes)
+
+
+def read_ranks_times(path: Path) -> RanksTimes:
+    """What `ranks` wrote."""
+    return read(path, RanksTimes)
 
 
 def read_words_times(path: Path) -> WordsTimes:

@@ -118,6 +118,31 @@ class PredictTimes(Record):
     seconds: dict[Size, Rounds] = Field(description="instances -> seconds of each round")
 
 
+class RanksStep(Record):
+    """A training step of all ranks, each a process of its own, as the first rank saw it."""
+
+    ranks: Size
+    threads: Size = Field(description="CPU threads of each rank")
+    inputs: Size
+    bits_per_second: Annotated[float, Field(gt=0)] | None = Field(
+        description="that the link between the ranks lets through; null: it was not limited"
+    )
+    seconds: Rounds
+    kernel_seconds: Rounds = Field(description="of the same steps, without what was communicated")
+
+
+class RanksTimes(Record):
+    """Seconds of training steps on random data."""
+
+    synthetic: bool = True
+    started: Moment
+    machine: Machine
+    labels: Size
+    fan_in: Size
+    batch: Size
+    steps: Annotated[list[RanksStep], Field(min_length=1)]
+
+
 TrainerName = Literal["fanin", "omikuji"]
 
 

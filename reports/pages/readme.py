@@ -28,6 +28,7 @@ from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.store import (
     read_floor_times,
     read_predict_times,
+    read_ranks_times,
     read_results,
     read_words_times,
 )
@@ -43,6 +44,13 @@ from fanin.reports.tables.op import op_introduction, op_table
 from fanin.reports.tables.predict import predict_introduction, predict_table
 from fanin.reports.tables.profiles import expected_gib
 from fanin.reports.tables.recipes import recipes_table
+from fanin.reports.tables.scaling import (
+    limits_table,
+    ranks_introduction,
+    ranks_table,
+    scaling_introduction,
+    scaling_table,
+)
 from fanin.reports.tables.step import step_introduction, step_table
 from fanin.reports.tables.terminal import profiles_text, runs_text
 from fanin.reports.tables.words import words_introduction, words_table
@@ -98,6 +106,25 @@ def floor_section(folder: Path) -> str:
     """Fused steps beside what the machine could do at best."""
     times = read_floor_times(folder / "floor.json")
     return f"{floor_introduction(times)}\n\n{floor_table(times).markdown()}\n"
+
+
+def scaling_section(folder: Path) -> str:
+    """What steps on several ranks take, computed from fused steps here."""
+    times = read_floor_times(folder / "floor.json")
+    return (
+        f"{scaling_introduction(times)}\n\n{scaling_table(times).markdown(padded=False)}\n"
+    )
+
+
+def limits_section(folder: Path) -> str:
+    """What a rank sends, and where that takes over."""
+    return f"{limits_table(read_floor_times(folder / 'floor.json')).markdown()}\n"
+
+
+def ranks_section(folder: Path) -> str:
+    """What was measured of steps on several ranks."""
+    times = read_ranks_times(folder / "ranks.json")
+    return f"{ranks_introduction(times)}\n\n{ranks_table(times).markdown()}\n"
 
 
 def predict_section(folder: Path) -> str:
@@ -191,6 +218,9 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "op": lambda results: op_section(results / _CPU),
     "step": lambda results: step_section(results / _CPU),
     "floor": lambda results: floor_section(results / _CPU),
+    "scaling": lambda results: scaling_section(results / _CPU),
+    "limits": lambda results: limits_section(results / _CPU),
+    "ranks": lambda results: ranks_section(results / _CPU),
     "predict": lambda results: predict_section(results / _CPU),
     "shapes": lambda results: shapes_section(results / _CPU),
     "sparse": lambda results: sparse_section(results / "sparse"),
@@ -199,8 +229,9 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
 
 
 def readmes(root: Path) -> list[Path]:
-    """The READMEs that may have marked sections: of the root and of its folders."""
-    return sorted(path for path in (*root.glob("README.md"), *root.glob("[!.]*/README.md")))
+    """The READMEs that may have marked sections, of the root and of its folders, and the pages
+    beside these."""
+    return sorted(path for path in (*root.glob("README.md"), *root.glob("[!.]*/*.md")))
 
 
 def marked_sections(text: str) -> Iterator[tuple[str, str]]:
