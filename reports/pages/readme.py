@@ -111,9 +111,7 @@ def floor_section(folder: Path) -> str:
 def scaling_section(folder: Path) -> str:
     """What steps on several ranks take, computed from fused steps here."""
     times = read_floor_times(folder / "floor.json")
-    return (
-        f"{scaling_introduction(times)}\n\n{scaling_table(times).markdown(padded=False)}\n"
-    )
+    return f"{scaling_introduction(times)}\n\n{scaling_table(times).markdown(padded=False)}\n"
 
 
 def limits_section(folder: Path) -> str:

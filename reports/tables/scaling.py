@@ -92,7 +92,9 @@ def scaling_table(times: FloorTimes) -> Table:
         for network in NETWORKS
     ]
     heads = (f"{ranks} rank{'s' * (ranks > 1)}" for ranks in RANKS)
-    return text_table(("labels", "inputs", "weights", "optimizer", "group", "network", *heads), rows)
+    return text_table(
+        ("labels", "inputs", "weights", "optimizer", "group", "network", *heads), rows
+    )
 
 
 def limits_table(times: FloorTimes) -> Table:
@@ -120,7 +122,15 @@ def limits_table(times: FloorTimes) -> Table:
         for step in usual_steps(times)
         for network in NETWORKS
     ]
-    heads = ("inputs", "weights", "optimizer", "group", "network", "MiB sent, 2 ranks", "many ranks")
+    heads = (
+        "inputs",
+        "weights",
+        "optimizer",
+        "group",
+        "network",
+        "MiB sent, 2 ranks",
+        "many ranks",
+    )
     return text_table((*heads, *(f"{labels:,} labels" for labels in LABELS)), rows)
 
 
