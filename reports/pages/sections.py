@@ -20,6 +20,7 @@ from fanin.reports.tables.against import against_table
 from fanin.reports.tables.comparison import comparison_section, comparison_table
 from fanin.reports.tables.counts import counts_table
 from fanin.reports.tables.failures import failures_table
+from fanin.reports.tables.grouped import grouped_table
 from fanin.reports.tables.lockstep import lockstep_table, sides_table
 from fanin.reports.tables.paper import paper_table
 from fanin.reports.tables.profiles import profile_table
@@ -58,6 +59,7 @@ class Section:
     comparison: Table | None
     rankings: Table | None
     recipes: Table | None
+    grouped: Table | None
     paper: Paper | None
     profiles: Table | None
     savings: Table | None
@@ -125,6 +127,7 @@ def _section(
         comparison=comparison_table(rows) if rows else None,
         rankings=rankings_table(rows),
         recipes=recipes_table(rows),
+        grouped=grouped_table(rows),
         paper=paper,
         profiles=profile_table(profiles) if profiles else None,
         savings=savings_table(rows),
@@ -200,6 +203,9 @@ def section_markdown(section: Section) -> str:
         )
     if section.recipes:
         title, table = f"{section.title}: recipes", section.recipes
+        parts.append(f"{heading(title)}{table.markdown()}\n\n{table.caption}.\n")
+    if section.grouped:
+        title, table = f"{section.title}: label groups", section.grouped
         parts.append(f"{heading(title)}{table.markdown()}\n\n{table.caption}.\n")
     if section.profiles:
         title, table = f"{section.title}: shape profile", section.profiles

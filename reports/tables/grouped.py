@@ -1,0 +1,137 @@
+"""Layers whose labels share their sources, each beside the layer without groups of nearest memory.
+
+Groups save indices, not weights, so a grouped layer has the bytes of a slightly smaller fan-in
+without groups. Only layers of about equal bytes tell what sharing costs in precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from scipy.stats import t as student
+
+from fanin.reports.format import GAP, difference, number, spread
+from fanin.reports.metrics import FIGURES
+from fanin.reports.pairs import quotient
+from fanin.reports.summary import Row, several_machines, shared_variant
+from fanin.reports.table import Cell, Column, Table, make_table, text_column
+from fanin.reports.tables.cells import BACKEND, MACHINE, REPEATS, setup_cell
+
+_GROUPING = "grouping="
+_SHOWN = ("test_p1", "test_p3", "test_p5", "test_psp5")
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The difference of two means, and half the width of its interval; None where it cannot be
+    told."""
+
+    difference: float | None
+    half: float | None
+
+
+def grouped_table(rows: Sequence[Row]) -> Table | None:
+    """A line for each layer with label groups; None where none has a layer without groups to stand
+    beside."""
+    beside = [
+        (row, plain)
+        for row in rows
+        if row.setup.group_size and row.n and (plain := _plain(row, rows))
+    ]
+    if not beside:
+        return None
+    shared = shared_variant(rows)
+    fields: list[tuple[Column, Callable[[tuple[Row, Row]], Cell | str]]] = [
+        (BACKEND, lambda pair: pair[0].backend),
+        (
+            text_column("setup"),
+            lambda pair: setup_cell(pair[0].setup.without([*shared, *_groupings(pair[0])])),
+        ),
+        (
+            text_column("grouping", "by what labels come into one group"),
+            lambda pair: ", ".join(_groupings(pair[0])).removeprefix(_GROUPING) or "the recipe's",
+        ),
+        (
+            text_column("beside", "the layer without groups of nearest memory"),
+            lambda pair: setup_cell(pair[1].setup.without(shared)),
+        ),
+        (
+            Column("memory / beside", meaning="bytes counted from the arrays, indices included"),
+            lambda pair: number(_ratio(pair, "counted_gib"), 2),
+        ),
+        (
+            Column("training / beside", meaning="wall clock of training per epoch"),
+            lambda pair: number(_ratio(pair, "train_seconds_per_epoch"), 2),
+        ),
+    ]
+    if several_machines(rows):
+        fields.insert(1, (MACHINE, lambda pair: str(pair[0].machine or GAP)))
+    for key in _SHOWN:
+        head = FIGURES[key].label.removeprefix("test ")
+        fields.append((Column(f"{head}, difference (points)"), _difference_cell(key)))
+    fields.append((REPEATS, lambda pair: str(min(row.n for row in pair))))
+    caption = (
+        "Layers with label groups beside those without of nearest memory: differences of mean test "
+        "figures, ± half of the 95 % interval (Welch's)"
+    )
+    return make_table(caption, fields, beside)
+
+
+def difference_interval(row: Row, other: Row, key: str) -> Interval:
+    """The mean of a figure of `row` less that of `other`, with the interval of Welch's t-test
+    (Biometrika 34, 1947), which does not take the spreads as equal."""
+    a, b = row.values[key], other.values[key]
+    if a is None or b is None:
+        return Interval(None, None)
+    spreads = [(each.spreads[key], each.n) for each in (row, other)]
+    parts = [spread**2 / n for spread, n in spreads if spread is not None and n > 1]
+    if len(parts) < len(spreads):
+        return Interval(a - b, None)
+    error = math.sqrt(sum(parts))
+    if error == 0:
+        return Interval(a - b, 0.0)
+    freedom = sum(parts) ** 2 / sum(
+        part**2 / (n - 1) for part, (_, n) in zip(parts, spreads, strict=True)
+    )
+    return Interval(a - b, float(student.ppf((1 + _LEVEL) / 2, freedom)) * error)
+
+
+def _difference_cell(key: str) -> Callable[[tuple[Row, Row]], Cell]:
+    def cell(pair: tuple[Row, Row]) -> Cell:
+        interval = difference_interval(*pair, key)
+        decimals = FIGURES[key].decimals
+        return Cell(
+            difference(interval.difference, decimals), spread=spread(interval.half, decimals)
+        )
+
+    return cell
+
+
+def _plain(row: Row, rows: Sequence[Row]) -> Row | None:
+    """Of the layers without groups that are trained alike, the one of nearest counted memory."""
+    counted = row.values["counted_gib"]
+    variant = set(row.setup.variant) - set(_groupings(row))
+    distances = {
+        place: abs(math.log(other_counted / counted))
+        for place, other in enumerate(rows)
+        if counted
+        and other.n
+        and (other.backend, other.machine) == (row.backend, row.machine)
+        and (other.setup.kind, other.setup.intermediate) == (row.setup.kind, row.setup.intermediate)
+        and not other.setup.group_size
+        and set(other.setup.variant) == variant
+        and (other_counted := other.values["counted_gib"])
+    }
+    return rows[min(distances, key=distances.__getitem__)] if distances else None
+
+
+def _groupings(row: Row) -> list[str]:
+    return [part for part in row.setup.variant if part.startswith(_GROUPING)]
+
+
+def _ratio(pair: tuple[Row, Row], key: str) -> float | None:
+    row, plain = pair
+    return quotient(plain.values[key], row.values[key])

@@ -1,0 +1,69 @@
+"""Layers with label groups beside those of nearest memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+from made_results import GIB, memory, run, task
+
+from fanin.benchmarks.records.run import RunResult
+from fanin.reports.summary import summarise
+from fanin.reports.tables.grouped import difference_interval, grouped_table
+
+BEST = {"recipe": "best", "execution": "fused"}
+GROUPED, PLAIN = (0.40, 0.42, 0.47, 0.41, 0.45), (0.50, 0.44, 0.49, 0.46, 0.47)
+
+
+def _runs(precisions: tuple[float, ...], gib: float, **values: object) -> list[RunResult]:
+    counted = memory(parameter_bytes=int(gib * GIB), optimizer_state_bytes=0)
+    of_task = task(**BEST | values)
+    return [
+        run(repeat=number, p1=p1, for_task=of_task, memory=counted)
+        for number, p1 in enumerate(precisions)
+    ]
+
+
+def _lines(*runs: RunResult) -> list[list[str]]:
+    table = grouped_table(summarise(runs))
+    assert table is not None
+    return [[f"{cell.text} {cell.spread}".strip() for cell in row] for row in table.rows]
+
+
+def test_each_stands_beside_the_layer_of_nearest_memory() -> None:
+    (line,) = _lines(
+        *_runs(GROUPED, 0.9, group_size=16, grouping="meaning"),
+        *_runs(PLAIN, 1.0, connectivity=32),
+        *_runs(PLAIN, 0.5, connectivity=16),
+        *_runs(PLAIN, 2.0, connectivity=64),
+        *_runs(PLAIN, 0.9, connectivity=30, dropout=0.2),  # trained in another way
+    )
+    assert line == [
+        *("torch", "FFI 32/g16", "meaning", "FFI 32", "0.90", "1.00"),
+        *("-4.20 ±3.91", "-2.10 ±1.96", "-1.40 ±1.30", "—", "5"),
+    ]
+
+
+def test_the_grouping_of_the_recipe_and_no_spread() -> None:
+    (line,) = _lines(*_runs((0.4,), 1, group_size=8), *_runs((0.5,), 1))
+    assert line[2] == "the recipe's"
+    assert line[6] == "-10.00"
+
+
+def test_no_table_where_nothing_stands_beside() -> None:
+    grouped = _runs(GROUPED, 1, group_size=8)
+    assert grouped_table(summarise(grouped)) is None
+    assert grouped_table(summarise(_runs(PLAIN, 1))) is None
+    assert grouped_table(summarise([*grouped, *_runs(PLAIN, 1, architecture="dense")])) is None
+
+
+def test_interval_is_welchs() -> None:
+    grouped, plain = summarise([*_runs(GROUPED, 1, group_size=8), *_runs(PLAIN[:4], 1)])[::-1]
+    if not grouped.setup.group_size:
+        grouped, plain = plain, grouped
+    interval = difference_interval(grouped, plain, "test_p1")
+    known = scipy.stats.ttest_ind(
+        100 * np.array(GROUPED), 100 * np.array(PLAIN[:4]), equal_var=False
+    ).confidence_interval(0.95)
+    assert interval.difference == pytest.approx((known.low + known.high) / 2)
+    assert interval.half == pytest.approx((known.high - known.low) / 2)
