@@ -24,7 +24,7 @@ from pathlib import Path
 
 NODES = ("node1", "node2", "node3")
 CPUS = 2
-MEMORY_MIB = 6000
+MEMORY_MIB = 7000
 PATIENCE = 60.0
 # Debian has the daemons where only root's PATH looks.
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
