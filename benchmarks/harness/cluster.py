@@ -108,7 +108,7 @@ class _Run:
     display: Display
     events: EventReader
     job: str | None = None
-    folder: Path | None = None
+    folders: list[Path] = field(default_factory=list)
     submitted: int = 0
     begun: int = 0
     is_gone: bool = False
@@ -201,7 +201,8 @@ class Grid:
             record = json.loads(run.record.read_text(encoding="utf-8"))
             is_ours = record["queue"] == self._queue.identity
             if is_ours and self._is_active(record["job"]):
-                run.job, run.folder, run.submitted = record["job"], Path(record["folder"]), 1
+                run.folders, run.submitted = [Path(record["folder"])], 1
+                run.job = record["job"]
                 return True
         return False
 
@@ -219,7 +220,8 @@ class Grid:
         jobs = [Job(_for_job(run.request, self._resources), gpus) for run in waiting]
         ids = self._queue.submit(folder, jobs, self._parameters())
         for run, job in zip(waiting, ids, strict=True):
-            run.job, run.folder, run.is_gone = job, folder, False
+            run.job, run.is_gone = job, False
+            run.folders.append(folder)
             run.submitted += 1
             record = {"queue": self._queue.identity, "job": job, "folder": str(folder)}
             write_atomically(run.record, json.dumps(record))
@@ -267,9 +269,10 @@ class Grid:
 
     def _take_up(self, run: _Run) -> None:
         """Have a run submitted again whose job ended without a result."""
-        assert run.job and run.folder
+        assert run.job
+        folder = run.folders[-1]
         state = self._states[run.job].text if run.job in self._states else "gone"
-        message = f"job {run.job} ended ({state}) without a result; its output: {run.folder}"
+        message = f"job {run.job} ended ({state}) without a result; its output: {folder}"
         if run.submitted <= self._cluster.retries:
             again = f"submitted again, {run.submitted} of {self._cluster.retries} times"
             self._screen.say(f"{message}; {again}")
@@ -277,7 +280,7 @@ class Grid:
             return
         if run.left_failure:  # the run's own process was killed, and not the job
             return run.end(read_result(run.request.path), skipped=False)
-        result = failed(begun(run.request), "ProcessDied", message, _output(run.folder, run.job))
+        result = failed(begun(run.request), "ProcessDied", message, _output(folder, run.job))
         path = run.request.path
         if not path.exists() or read_result(path).status == "failed":
             write_result(path, result)
@@ -313,14 +316,16 @@ class Grid:
         )
 
     def remove_folders(self) -> None:
-        """Remove what submitit wrote, where all ended as they should."""
-        folders = {run.folder for run in self._runs if run.folder}
-        troubled = {run.folder for run in self._runs if not run.result or run.submitted > 1}
-        for folder in folders - troubled:
-            assert folder is not None
+        """Remove what submitit wrote, but for runs that failed."""
+        failed_in = {f for run in self._runs for f in run.folders if not _is_finished(run.result)}
+        for folder in {f for run in self._runs for f in run.folders} - failed_in:
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):
                 folder.parent.rmdir()
+
+
+def _is_finished(result: RunResult | None) -> bool:
+    return result is not None and result.status == "finished"
 
 
 def _for_job(request: Request, resources: Resources) -> Request:

@@ -17,6 +17,7 @@ import pytest
 from fakes import arguments, command, write_dataset
 from slurm import NODES, running
 
+from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.harness.queues import LocalQueue
 from fanin.benchmarks.records.store import read_results
 
@@ -28,9 +29,9 @@ SLURM = pytest.param("slurm", marks=pytest.mark.slurm)
 @pytest.fixture(scope="module")
 def slurm():
     """A Slurm; its folder has a short path, since munge's socket lies there."""
-    with tempfile.TemporaryDirectory(prefix="fanin-slurm-") as folder:
-        with running(Path(folder)) as slurm:
-            yield slurm
+    made = tempfile.TemporaryDirectory(prefix="fanin-slurm-")
+    with made as folder, running(Path(folder)) as slurm:
+        yield slurm
 
 
 @pytest.fixture
@@ -82,9 +83,7 @@ def test_a_grid_has_the_same_results_as_without(place, without, environment, clu
     assert re.search(r"tensorflow +\| FFI 8-64", done.stdout)
     assert ("12 runs submitted, each 3.0 GiB, 1 CPUs" in done.stdout) == (cluster == "slurm")
     left = {path.name for path in (place / cluster / "runs").rglob("*") if path.is_file()}
-    assert left == {
-        f"{name}-0.{kind}" for name in ("torch", "tensorflow") for kind in ("json", "log")
-    }
+    assert left == {f"{name}-0.{kind}" for name in BACKENDS for kind in ("json", "log")}
     assert not (place / cluster / "jobs").exists()
     again = command("reproduce", *given, env=environment(cluster))
     assert again.stdout.count("finished before, skipped") == 12
