@@ -54,7 +54,9 @@ def fanin(session: nox.Session) -> None:
         return
     session.log("installing into .nox/fanin: minutes the first time, seconds later")
     groups = nox.project.dependency_groups(PROJECT, "test", "lint")
-    session.install("--constraint", "constraints.txt", f".[onnx,torch,{TENSORFLOW}]", *groups)
+    session.install(
+        "--constraint", "constraints.txt", f".[cluster,onnx,torch,{TENSORFLOW}]", *groups
+    )
     # In the environment's Python, so that `nox -R`, which installs nothing, notes nothing either.
     note = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
     session.run_install("python", "-c", note, str(stamp), state, silent=True)

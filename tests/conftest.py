@@ -8,6 +8,8 @@ pytest runs itself three times, one framework after the other, and ends with the
 Where no files are named, each divides its tests among up to four workers (pytest-xdist); `-n 0` has
 none.
 
+Tests with the marker `slurm` are left out where Slurm is not installed.
+
 A test module that imports a framework at its top says so by `pytestmark = pytest.mark.torch`, or
 `pytestmark = [pytest.mark.torch, ...]`. The other processes must not import it, so that assignment
 is read from its text.
@@ -143,6 +145,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     kept, others = [], []
+    if any(item.get_closest_marker("slurm") for item in items):
+        from slurm import is_installed
+
+        if not is_installed():
+            others = [item for item in items if item.get_closest_marker("slurm")]
+            items[:] = [item for item in items if item not in others]
     for item in items:
         needed = [name for name in FRAMEWORKS if item.get_closest_marker(name)] or ["none"]
         (kept if needed == [config.option.framework] else others).append(item)

@@ -14,12 +14,14 @@ from fanin.benchmarks.cli.compare import compare
 from fanin.benchmarks.cli.data import COMMANDS as DATA_COMMANDS
 from fanin.benchmarks.cli.export import export
 from fanin.benchmarks.cli.info import info
+from fanin.benchmarks.cli.merge import merge
 from fanin.benchmarks.cli.output import stop, stop_for
 from fanin.benchmarks.cli.plan import plan
 from fanin.benchmarks.cli.predict import predict
 from fanin.benchmarks.cli.report import report
 from fanin.benchmarks.cli.reproduce import reproduce
 from fanin.benchmarks.harness.lock import BusyError
+from fanin.benchmarks.harness.queues import ClusterError
 from fanin.benchmarks.records.store import ResultError
 from fanin.benchmarks.records.task import TaskError
 from fanin.datasets import DataError
@@ -38,6 +40,12 @@ app = typer.Typer(
 )
 
 
+# Their messages say what to do.
+_NAMED_ERRORS = (
+    *(TaskError, DataError, ModelError, ResultError, ReportError, BusyError, ClusterError),
+)
+
+
 def friendly(command: Callable[..., None]) -> Callable[..., None]:
     """Errors that say what to do become one line, anything else stays a traceback."""
 
@@ -45,7 +53,7 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (TaskError, DataError, ModelError, ResultError, ReportError, BusyError) as error:
+        except _NAMED_ERRORS as error:
             stop(str(error))
         except BrokenPipeError:
             raise  # whoever read the output is gone; nobody wants to know
@@ -53,16 +61,14 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
             stop_for(error)
         except ImportError as error:  # the kernels of another version, a package that is missing
             stop(str(error))
-        except KeyboardInterrupt:
-            stop(
-                "stopped; what has finished is kept, the same command goes on from there",
-                INTERRUPTED,
-            )
+        except KeyboardInterrupt as stopped:
+            usual = "stopped; what has finished is kept, the same command goes on from there"
+            stop(str(stopped) or usual, INTERRUPTED)
 
     return run
 
 
-for _command in (reproduce, compare, plan, report, predict, export, info):
+for _command in (reproduce, compare, plan, report, merge, predict, export, info):
     app.command()(friendly(_command))
 
 _data = typer.Typer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +35,7 @@ from fanin.benchmarks.cli.selection import each_once, select_tasks
 from fanin.benchmarks.harness import speed
 from fanin.benchmarks.harness.plan import Plan
 from fanin.benchmarks.records.statistics import GIB
+from fanin.benchmarks.records.task import Task
 from fanin.datasets import find_folder, load
 from fanin.datasets.dataset import array_bytes
 from fanin.datasets.memory import available_bytes, size_text
@@ -98,16 +99,12 @@ def plan(
     chosen = select_tasks([dataset], features, data_dir, tasks, setup, overrides, execution)
     count = thread_count(threads)
     available = int(memory * GIB) if memory else available_bytes()
-    sizes = {key: read_sizes(*key, data_dir) for key in {(t.dataset, t.features) for t in chosen}}
     machine = speed.Speed(
         1e9 * bandwidth if bandwidth else speed.measured_bandwidth(count),
         1e9 * gflops if gflops else speed.measured_flops(count),
     )
-    plans = [
-        Plan.of(task, name, sizes[task.dataset, task.features], machine, available, count)
-        for task in chosen
-        for name in backends
-    ]
+    sizes = sizes_of(chosen, data_dir)
+    plans = plans_of(chosen, backends, sizes, machine, count, available)
     if as_json:
         return print_json(
             {
@@ -130,6 +127,27 @@ def plan(
         "epochs, which early stopping may end sooner, and all repeats",
         "dim",
     )
+
+
+def sizes_of(tasks: Iterable[Task], data_dir: Path | None) -> dict[tuple[str, str], Sizes]:
+    """The real sizes of the tasks' data, by data set and features."""
+    return {key: read_sizes(*key, data_dir) for key in {(t.dataset, t.features) for t in tasks}}
+
+
+def plans_of(
+    tasks: Iterable[Task],
+    backends: Sequence[str],
+    sizes: dict[tuple[str, str], Sizes],
+    machine: speed.Speed,
+    threads: int,
+    available: int,
+) -> list[Plan]:
+    """A plan for each task and backend, for a machine with so many free bytes."""
+    return [
+        Plan.of(task, name, sizes[task.dataset, task.features], machine, available, threads)
+        for task in tasks
+        for name in backends
+    ]
 
 
 def plan_table(plans: list[Plan], inputs: int) -> Table:

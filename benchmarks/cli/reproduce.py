@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, get_args
 
 import typer
@@ -31,16 +32,22 @@ from fanin.benchmarks.cli.options import (
     WeightsDtype,
     finite,
 )
-from fanin.benchmarks.cli.output import make_console, print_json, print_report, print_text
+from fanin.benchmarks.cli.output import make_console, print_json, print_report, print_text, stop
+from fanin.benchmarks.cli.plan import plans_of, sizes_of
 from fanin.benchmarks.cli.progress import Terminal
 from fanin.benchmarks.cli.selection import installed_backends, select_tasks
+from fanin.benchmarks.harness import speed
+from fanin.benchmarks.harness.cluster import Cluster, OnInterrupt, Resources, run_as_jobs
 from fanin.benchmarks.harness.parent import run_all
+from fanin.benchmarks.harness.queues import QUEUES
 from fanin.benchmarks.harness.request import Options, requests
 from fanin.benchmarks.records.run import Profile
 from fanin.benchmarks.records.store import check_folder
 from fanin.benchmarks.records.task_keys import EvaluationProtocol
 from fanin.benchmarks.timing.options import one_of
 from fanin.datasets import PUBLISHED
+from fanin.datasets.memory import available_bytes
+from fanin.kernels.threads import thread_count
 from fanin.reports.pages.report import write_report
 from fanin.reports.tables.terminal import profiles_text, runs_text
 
@@ -102,6 +109,43 @@ def reproduce(
             callback=finite,
         ),
     ] = DEFAULTS.checkpoint_minutes,
+    cluster: Annotated[
+        str | None,
+        one_of(
+            QUEUES,
+            "Run each training as a job: slurm, all as one array whose memory, time and CPUs come "
+            "from the plan; local, processes of this machine by the same path. By default one "
+            "after the other, by this command.",
+        ),
+    ] = None,
+    at_once: Annotated[
+        int | None,
+        typer.Option(min=1, help="Jobs at once; by default all, and local as many as fit."),
+    ] = None,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="How often a job that was killed, or whose time was over, is taken up again "
+            f"({Cluster.retries}).",
+        ),
+    ] = None,
+    on_interrupt: Annotated[
+        str | None,
+        one_of(
+            get_args(OnInterrupt),
+            "What Ctrl-C does to jobs: leave (they go on, and the same command watches them "
+            "again; the default) or cancel.",
+        ),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="A long option of sbatch, such as partition=long, account=x, mem=8G or time=90 "
+            "(minutes), in place of the plan's; repeatable.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train all layer setups on a data set in both backends, then write the report.
@@ -115,6 +159,7 @@ def reproduce(
     --data-dir DIR --dataset amazon-670k --features slice` (the rows of a published table).
     """
     console = make_console(as_json)
+    where = _cluster(cluster, at_once, retries, on_interrupt, slurm)
     backends = installed_backends(backend)
     overrides = {
         "recipe": recipe,
@@ -150,8 +195,17 @@ def reproduce(
     todo = requests(chosen, backends, options)
     paths = {request.path for request in todo}
     check_folder(results, paths, replaced=paths if force else ())
-    with Terminal(console) as display:
-        done = run_all(todo, options, display)
+    if where:
+        count = thread_count(threads)
+        machine = speed.Speed(speed.measured_bandwidth(count), speed.measured_flops(count))
+        sizes = sizes_of(chosen, data_dir)
+        plans = plans_of(chosen, backends, sizes, machine, count, available_bytes())
+        needs = Resources.of(plans, options)
+        with Terminal(console) as terminal:
+            done = run_as_jobs(todo, where, needs, terminal)
+    else:
+        with Terminal(console) as terminal:
+            done = run_all(todo, options, terminal.line())
     table = profiles_text(done) if shapes else runs_text(done)
     if not as_json:  # whatever becomes of the report
         print_text(console, f"\n{table}")
@@ -172,3 +226,42 @@ def reproduce(
         print_text(console, f"{len(todo) - len(done)} more runs on unusable data were not tried")
     if failed:
         raise typer.Exit(USAGE if any(each.is_of_input for each in failed) else FAILED)
+
+
+# What fanin itself has to choose. By --threads also the frameworks learn of the CPUs.
+_CHOSEN = {"array", "cpus_per_task", "error", "open_mode", "output", "requeue", "signal"}
+
+
+def _cluster(
+    name: str | None,
+    at_once: int | None,
+    retries: int | None,
+    on_interrupt: str | None,
+    settings: list[str] | None,
+) -> Cluster | None:
+    """Where jobs are run; None where this command runs the trainings itself."""
+    given = [value for value in (at_once, retries, on_interrupt, settings) if value is not None]
+    if name is None:
+        if given:
+            stop("--at-once, --retries, --on-interrupt and --slurm are for jobs: name --cluster")
+        return None
+    if name == "local" and settings:
+        stop("--slurm is for --cluster slurm")
+    pairs = {}
+    for setting in settings or ():
+        key, equals, value = setting.partition("=")
+        known = key.strip("-").replace("-", "_")
+        if not (equals and re.fullmatch(r"[a-z_]+", known) and value.isprintable() and value):
+            stop(f"--slurm {setting!r} is no KEY=VALUE, such as partition=long")
+        if known in _CHOSEN:
+            stop(f"--slurm {key} is not for you to choose; CPUs come from --threads")
+        if known == "time" and not (value.isdecimal() and int(value) > 0):
+            stop(f"--slurm time={value}: give minutes, such as time=90")
+        pairs[known] = value
+    return Cluster(
+        name,
+        at_once,
+        Cluster.retries if retries is None else retries,
+        "cancel" if on_interrupt == "cancel" else "leave",
+        pairs,
+    )

@@ -95,6 +95,19 @@ def data_of(request: Request) -> tuple[str, str]:
     return request.task.dataset, request.task.features
 
 
+def usable(request: Request, before: RunResult, display: Display) -> RunResult | None:
+    """A finished result, if it has all that is asked for now; the display is told what it lacks,
+    or what may be out of date."""
+    if lack := lacking_weights(request, before):
+        text = f"finished before {lack}, and runs again to save them"
+        display.event({"event": "note", "text": text})
+        return None
+    for doubt in doubts(request, before):
+        text = f"finished before, and is skipped; but {doubt}. --force repeats it"
+        display.event({"event": "note", "text": text})
+    return before
+
+
 def run_all(todo: list[Request], options: Options, display: Display) -> list[RunResult]:
     """Run what is not finished yet, in order. After a run whose data cannot be used no other is
     tried on the same data. KeyboardInterrupt passes after the child is gone; BusyError where
@@ -106,14 +119,8 @@ def run_all(todo: list[Request], options: Options, display: Display) -> list[Run
         with locked(request.path.with_suffix(".lock")) as lock:
             for path in (request.path, request.path.with_suffix(".safetensors")):
                 remove_leftovers(path)
-            before = done = None if options.force else finished(request)
-            if lack := lacking_weights(request, done) if done else None:
-                done = None
-                text = f"finished before {lack}, and runs again to save them"
-                display.event({"event": "note", "text": text})
-            for doubt in doubts(request, done) if done else ():
-                text = f"finished before, and is skipped; but {doubt}. --force repeats it"
-                display.event({"event": "note", "text": text})
+            before = None if options.force else finished(request)
+            done = before and usable(request, before, display)
             if done:  # killed between writing the result and this
                 remove_checkpoint(checkpoint_folder(request.path))
             elif data_of(request) in unusable:

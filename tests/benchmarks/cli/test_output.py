@@ -65,12 +65,13 @@ class TestNames:
     def test_a_line_beside_a_bar_is_no_markup(self):
         console = make_console()
         console.file = io.StringIO()
-        display = Terminal(console)
+        terminal = Terminal(console)
+        display = terminal.line()
         request = Request(task=make_task(), backend="[b]", repeat=0, options=Options())
         display.begin(request, 1, 2)
         display.event({"event": "phase", "name": "[/b]"})
         display.event({"event": "note", "text": HOSTILE})
-        console.print(display._progress.get_renderable())
+        console.print(terminal.bars.get_renderable())
         note, bar = console.file.getvalue().splitlines()
         assert note == f"[1/2] d dense [b]: {SHOWN}"
         assert bar.startswith("[1/2] d dense [b]") and "[/b]" in bar
@@ -132,7 +133,8 @@ def test_a_console_whose_disk_is_full_says_that_it_is_the_output(monkeypatch):
         print_text(console, "a")
     # Runs go on to their end, and the command says it then.
     full = pytest.raises(OSError, match="No space left on device: 'standard output'")
-    with full, Terminal(console) as display:
+    with full, Terminal(console) as terminal:
+        display = terminal.line()
         request = Request(task=make_task(), backend="torch", repeat=0, options=Options())
         display.begin(request, 1, 1)
         display.event({"event": "note", "text": "a"})
