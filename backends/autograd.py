@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fanin.backends.interface import Device, DeviceArray, Features
-from fanin.backends.kinds import ConnectionKind
+from fanin.backends.kinds import ORDER, ConnectionKind, Part
+from fanin.backends.label_order import LabelOrder
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.trainer import Executor, Trained
@@ -69,22 +70,53 @@ class AutogradExecutor(Executor):
         self.setup = setup
         self.optimizer = optimizer
         self.device = device
-        self.output: Output = self.outputs[type(setup.output)](setup, device)
+        self.parts: list[tuple[Part, Output]] = [
+            (part, self.outputs[type(part.kind)](setup.layer_setup(part), device))
+            for part in setup.parts
+        ]
+        # Of several output layers: the position of each label, and the label at each position.
+        self.positions: DeviceArray = None
+        self.order: DeviceArray = None
+
+    @property
+    def output(self) -> Output:
+        """The only output layer."""
+        ((_, output),) = self.parts
+        return output
 
     def set_connections(self, name: str, array: np.ndarray) -> None:
-        self.output.set_connections(name, array)
+        if name == ORDER and len(self.parts) > 1:
+            inverse = LabelOrder.of(array).positions
+            if self.order is None:
+                self.order = self.device.hold(array, "int32")
+                self.positions = self.device.hold(inverse, "int32")
+            else:
+                self.device.write(self.order, array)
+                self.device.write(self.positions, inverse)
+            return
+        part, output = self._owner(name)
+        output.set_connections(part.inside(name), array)
 
     def connections(self, name: str) -> np.ndarray:
-        return self.output.connections(name)
+        if name == ORDER and len(self.parts) > 1:
+            order: np.ndarray = self.device.read(self.order).astype(np.int32, copy=False)
+            return order
+        part, output = self._owner(name)
+        return output.connections(part.inside(name))
+
+    def _owner(self, name: str) -> tuple[Part, Output]:
+        return next(each for each in self.parts if each[0].owns(name))
 
     def connection_bytes(self) -> int:
-        return sum(map(self.device.bytes, self.output.arrays.values()))
+        arrays = [array for _, output in self.parts for array in output.arrays.values()]
+        arrays += [array for array in (self.order, self.positions) if array is not None]
+        return sum(map(self.device.bytes, arrays))
 
     def start(self, trained: Mapping[str, Trained]) -> None:
         self.trained = trained
 
     def values(self, layer: str) -> tuple[DeviceArray, DeviceArray]:
-        """Weights and bias of the "intermediate" or "output" layer."""
+        """Weights and bias of the "intermediate" or an output layer."""
         return self.trained[f"{layer}.weights"].values, self.trained[f"{layer}.bias"].values
 
     def output_features(self, features: Any) -> Any:
@@ -95,8 +127,10 @@ class AutogradExecutor(Executor):
         return forward(features, *self.values("intermediate"))
 
     def scores(self, features: Any) -> Any:
-        """[batch, labels]."""
-        return self.output.scores(self.output_features(features), *self.values("output"))
+        """[batch, labels]; in the order of the positions, where labels have one."""
+        read = self.output_features(features)
+        scores = [output.scores(read, *self.values(part.name)) for part, output in self.parts]
+        return scores[0] if len(scores) == 1 else self.joined(scores)
 
     def top_k(self, features: Features, k: int) -> np.ndarray:
         size, instances = max(1, self.most_scores // self.setup.labels), features.shape[0]
@@ -114,6 +148,10 @@ class AutogradExecutor(Executor):
     def sparse_forward(self, features: Any, weights: Any, bias: Any) -> Any:
         """Outputs [batch, units] of `intermediate.weights` [words, units] with ReLU; features: the
         framework's form of a `ByInstance`."""
+
+    @abstractmethod
+    def joined(self, scores: list[Any]) -> Any:
+        """The scores of several output layers, side by side."""
 
     @abstractmethod
     def best(self, features: Features, k: int) -> np.ndarray:

@@ -27,6 +27,9 @@ from fanin.backends.trainer import Executor, Trained
 from fanin.kernels import Words, by_words, sorting_pays
 
 
+OUTPUT_SEED, INTERMEDIATE_SEED, TAIL_SEED = 0, 1, 2
+
+
 @dataclass(frozen=True)
 class Layer:
     """Weights and bias of one layer, in the kernels' form (`fanin.kernels.step`)."""
@@ -49,6 +52,11 @@ class FusedExecutor(Executor):
         self.setup = setup
         self.optimizer = optimizer
         self.device = device
+        # Labels of the whole model, which the loss is a mean over; 0 for those of the setup.
+        self.mean_labels = 0
+        # Of stochastic rounding: each layer has random numbers of its own.
+        self.output_seed = OUTPUT_SEED
+        self.wants_grad = setup.intermediate is not None
         self.connection_arrays: dict[str, DeviceArray] = {}
         self.slots: DeviceArray | None = None
         # On a CPU, for its caches.
@@ -68,6 +76,13 @@ class FusedExecutor(Executor):
             self.device.write(self.connection_arrays[form.argument], array)
         else:
             self.connection_arrays[form.argument] = self.device.hold(array, form.kernel_dtype)
+
+    def set_label_ids(self, label_ids: np.ndarray) -> None:
+        """Let `best` call the label at each position so, int32 [labels]; see fanin.h."""
+        if "label_ids" in self.connection_arrays:
+            self.device.write(self.connection_arrays["label_ids"], label_ids)
+        else:
+            self.connection_arrays["label_ids"] = self.device.hold(label_ids, "int32")
 
     def connections(self, name: str) -> np.ndarray:
         argument = self.setup.index_arrays()[name].argument
@@ -115,7 +130,7 @@ class FusedExecutor(Executor):
         return self.device.number(loss)
 
     def top_k(self, features: Features, k: int) -> np.ndarray:
-        return self.best(self._output_features(tensors(features, self.device)), k)
+        return self.best(self._output_features(tensors(features, self.device)), k)[0]
 
     def _output_features(self, features: Any) -> Any:
         """What the output layer reads: the features, or the intermediate layer's outputs."""
@@ -157,11 +172,11 @@ class FusedExecutor(Executor):
         self, features: Any, batch: TrainingBatch, learning_rate: float, step: int
     ) -> tuple[Any, Any]:
         """The fused step of the output layer: the loss, and the gradient of its features where
-        there is an intermediate layer."""
+        `wants_grad`."""
 
     @abstractmethod
-    def best(self, features: Any, k: int) -> np.ndarray:
-        """Ids of the output layer's best labels, int64 [batch, k]."""
+    def best(self, features: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the output layer's best labels, int64 [batch, k], and their scores."""
 
     @abstractmethod
     def sort(self, undo: bool) -> None:

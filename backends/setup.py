@@ -10,7 +10,7 @@ import numpy as np
 
 from fanin.backends import checks
 from fanin.backends.features import DICTIONARY, SCALE, inputs_as_atoms
-from fanin.backends.kinds import ConnectionKind, IndexArray, Shapes, glorot_uniform
+from fanin.backends.kinds import ConnectionKind, IndexArray, Part, Shapes, glorot_uniform
 from fanin.backends.label_order import check_order
 
 Loss = Literal["squared_hinge", "bce"]
@@ -48,6 +48,7 @@ class LayerSetup:
         if self.sparse_features:
             checks.sparse_features(type(self.output).__name__, self.intermediate, self.atoms)
         self.output.check(self.output_inputs)
+        self.output.parts(self.labels)
 
     @property
     def first_inputs(self) -> int:
@@ -60,6 +61,17 @@ class LayerSetup:
         """How many inputs the output layer reads: the intermediate units, or else what the first
         layer reads."""
         return self.intermediate or self.first_inputs
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The output layers, in the order of their labels' positions; most models have one."""
+        return self.output.parts(self.labels)
+
+    def layer_setup(self, part: Part) -> LayerSetup:
+        """A model of one of several output layers alone."""
+        if part.kind is self.output:
+            return self
+        return LayerSetup(self.output_inputs, part.labels, part.kind, loss=self.loss)
 
     @property
     def is_rewired(self) -> bool:
@@ -108,7 +120,8 @@ class LayerSetup:
             shapes["intermediate.weights"] = (self.first_inputs, self.intermediate)
             shapes["intermediate.bias"] = (self.intermediate,)
         shapes |= self.output.array_shapes(self.output_inputs, self.labels)
-        shapes["output.bias"] = (self.labels,)
+        if len(self.parts) == 1:  # several have their own
+            shapes["output.bias"] = (self.labels,)
         return shapes
 
     def _transform_shapes(self) -> Shapes:

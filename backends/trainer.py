@@ -187,7 +187,8 @@ class Trainer:
         """One array of `LayerSetup.array_shapes` as it is now; it may be a view that the next step
         changes. KeyError for another name."""
         self.setup.check_name(name)
-        in_tiles = name == "output.weights" or name in self.setup.index_arrays()
+        of_output = any(part.owns(name) for part in self.setup.parts)
+        in_tiles = of_output and not name.endswith(".bias")
         if not (self._executor.is_sorted and in_tiles):
             return self._array(name)
         with self._executor.in_label_order():

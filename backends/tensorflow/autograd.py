@@ -193,12 +193,18 @@ class TensorFlowAutograd(AutogradExecutor):
         rows = tf.gather(weights, features.columns) * features.values[:, None]
         return tf.nn.relu(tf.math.unsorted_segment_sum(rows, instances, batch) + bias)
 
+    def joined(self, scores: list[tf.Tensor]) -> tf.Tensor:
+        return tf.concat(scores, 1)
+
     def best(self, features: Features, k: int) -> np.ndarray:
         ids: np.ndarray = self._top_k_function(_arrays(features), k).numpy()
         return ids
 
     def _top_k(self, features: tf.Tensor | ByInstance, k: tf.Tensor) -> tf.Tensor:
         with self.device.scope():
+            if len(self.parts) > 1:
+                by_label = tf.gather(self.scores(features), self.positions, axis=1)
+                return tf.math.top_k(by_label, k).indices  # ties: the lower id first
             return self.output.best(self.output_features(features), *self.values("output"), k)
 
     def rewire(self, fraction: float, seed: int) -> int | None:

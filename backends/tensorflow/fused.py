@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from fanin.backends.fused import FusedExecutor, Layer
+from fanin.backends.fused import INTERMEDIATE_SEED, FusedExecutor, Layer
 from fanin.backends.interface import TrainingBatch
 from fanin.backends.optimizer import Optimizer
+from fanin.backends.parts import FusedParts
 from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance
 from fanin.backends.tensorflow.device import TensorFlowDevice
@@ -15,9 +16,6 @@ from fanin.backends.tensorflow.ops import Variables, handles, ops, rewire, top_k
 from fanin.backends.tensorflow.training_ops import fused_step, layer_inputs, optimizer_inputs
 from fanin.backends.trainer import Trained
 from fanin.kernels import Words
-
-# Of stochastic rounding: each layer has random numbers of its own.
-_OUTPUT_SEED, _INTERMEDIATE_SEED = 0, 1
 
 
 class TensorFlowFused(FusedExecutor):
@@ -51,7 +49,7 @@ class TensorFlowFused(FusedExecutor):
                 features=features,
                 **layer_inputs(_state(layer.weights), _state(layer.bias)),
                 **optimizer_inputs(self.optimizer, learning_rate, step),
-                seed=_INTERMEDIATE_SEED,
+                seed=INTERMEDIATE_SEED,
                 want_grad=False,
                 threads=self.device.threads,
             )
@@ -82,7 +80,7 @@ class TensorFlowFused(FusedExecutor):
                 **features._asdict(),
                 **layer_inputs(_state(layer.weights), _state(layer.bias)),
                 **optimizer_inputs(self.optimizer, learning_rate, step),
-                seed=_INTERMEDIATE_SEED,
+                seed=INTERMEDIATE_SEED,
                 threads=self.device.threads,
             )
 
@@ -101,15 +99,16 @@ class TensorFlowFused(FusedExecutor):
                 self.optimizer,
                 learning_rate,
                 step,
-                seed=_OUTPUT_SEED,
-                want_grad=self.intermediate is not None,
+                seed=self.output_seed,
+                want_grad=self.wants_grad,
                 group_size=self.setup.output.group_size,
+                mean_labels=self.mean_labels,
                 threads=self.device.threads,
             )
 
-    def best(self, features: tf.Tensor, k: int) -> np.ndarray:
+    def best(self, features: tf.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         with self.device.scope():
-            _, ids = top_k(
+            scores, ids = top_k(
                 features,
                 self.connection_arrays,
                 self.output.weights.values,
@@ -118,8 +117,7 @@ class TensorFlowFused(FusedExecutor):
                 group_size=self.setup.output.group_size,
                 threads=self.device.threads,
             )
-        in_numpy: np.ndarray = ids.numpy()
-        return in_numpy
+        return ids.numpy(), scores.numpy()
 
     def sort(self, undo: bool) -> None:
         assert self.slots is not None
@@ -139,6 +137,12 @@ class TensorFlowFused(FusedExecutor):
         return rewire(indices, weights, inputs, fraction, seed, threads=self.device.threads)
 
 
+class TensorFlowFusedParts(FusedParts, TensorFlowFused):
+    """See `fanin.backends.parts.FusedParts`."""
+
+    of_one = TensorFlowFused
+
+
 def _state(trained: Trained) -> Variables:
     return trained.values, trained.m, trained.v
 
@@ -147,4 +151,5 @@ def make_executor(
     setup: LayerSetup, optimizer: Optimizer, *, device: str, threads: int
 ) -> TensorFlowFused:
     """See `fanin.backends.registry.make_trainer`."""
-    return TensorFlowFused(setup, TensorFlowDevice(device, threads), optimizer)
+    executor = TensorFlowFused if len(setup.parts) == 1 else TensorFlowFusedParts
+    return executor(setup, TensorFlowDevice(device, threads), optimizer)

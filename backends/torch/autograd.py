@@ -206,9 +206,17 @@ class TorchAutograd(AutogradExecutor):
         )
         return (sums + bias).relu_()
 
+    def joined(self, scores: list[Tensor]) -> Tensor:
+        return torch.cat(scores, 1)
+
     @torch.inference_mode()
     def best(self, features: Features, k: int) -> np.ndarray:
-        outputs = self.output_features(tensors(features, self.device))
+        read = tensors(features, self.device)
+        if len(self.parts) > 1:
+            by_label = self.scores(read)[:, self.positions]
+            several: np.ndarray = best_of(by_label, k).cpu().numpy()
+            return several
+        outputs = self.output_features(read)
         ids: np.ndarray = self.output.best(outputs, *self.values("output"), k).cpu().numpy()
         return ids
 

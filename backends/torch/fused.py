@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fanin.backends.fused import FusedExecutor, Layer
+from fanin.backends.fused import INTERMEDIATE_SEED, FusedExecutor, Layer
 from fanin.backends.interface import TrainingBatch
 from fanin.backends.optimizer import Optimizer
+from fanin.backends.parts import FusedParts
 from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance
 from fanin.backends.torch.device import TorchDevice
@@ -26,9 +27,6 @@ from fanin.backends.torch.training_ops import (
     run_step,
 )
 from fanin.kernels import Words, params
-
-# Of stochastic rounding: each layer has random numbers of its own.
-_OUTPUT_SEED, _INTERMEDIATE_SEED = 0, 1
 
 
 class TorchFused(FusedExecutor):
@@ -48,7 +46,7 @@ class TorchFused(FusedExecutor):
         learning_rate: float,
         step: int,
     ) -> None:
-        numbers = (self.optimizer.numbers, learning_rate, step, _INTERMEDIATE_SEED)
+        numbers = (self.optimizer.numbers, learning_rate, step, INTERMEDIATE_SEED)
         run_dense_relu_update(grad, outputs, features, *_state(layer), *numbers, False)
 
     def sparse_forward(self, features: ByInstance, layer: Layer) -> Tensor:
@@ -63,7 +61,7 @@ class TorchFused(FusedExecutor):
         learning_rate: float,
         step: int,
     ) -> None:
-        numbers = (self.optimizer.numbers, learning_rate, step, _INTERMEDIATE_SEED)
+        numbers = (self.optimizer.numbers, learning_rate, step, INTERMEDIATE_SEED)
         arguments: tuple[Any, ...] = (*features, *_state(layer), *numbers)
         run_sparse_relu_update(grad, outputs, *arguments)
 
@@ -80,18 +78,18 @@ class TorchFused(FusedExecutor):
             self.optimizer.numbers,
             learning_rate,
             step,
-            _OUTPUT_SEED,
-            self.intermediate is not None,
+            self.output_seed,
+            self.wants_grad,
             self.setup.output.group_size,
+            self.mean_labels,
         )
 
-    def best(self, features: Tensor, k: int) -> np.ndarray:
+    def best(self, features: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         values = (self.output.weights.values, self.output.bias.values)
         label_ids = self.connection_arrays.get("label_ids")
         group_size = self.setup.output.group_size
-        _, ids = top_k(features, *self._connections(), *values, k, label_ids, group_size)
-        in_numpy: np.ndarray = ids.cpu().numpy()
-        return in_numpy
+        scores, ids = top_k(features, *self._connections(), *values, k, label_ids, group_size)
+        return ids.cpu().numpy(), scores.cpu().numpy()
 
     def sort(self, undo: bool) -> None:
         weights, slots = self.output.weights, self.slots
@@ -117,6 +115,12 @@ class TorchFused(FusedExecutor):
         return indices, starts, tile_labels
 
 
+class TorchFusedParts(FusedParts, TorchFused):
+    """See `fanin.backends.parts.FusedParts`."""
+
+    of_one = TorchFused
+
+
 _Moment = Tensor | None
 
 
@@ -129,4 +133,5 @@ def make_executor(
     setup: LayerSetup, optimizer: Optimizer, *, device: str, threads: int
 ) -> TorchFused:
     """See `fanin.backends.registry.make_trainer`."""
-    return TorchFused(setup, TorchDevice(device, threads), optimizer)
+    executor = TorchFused if len(setup.parts) == 1 else TorchFusedParts
+    return executor(setup, TorchDevice(device, threads), optimizer)

@@ -1,0 +1,70 @@
+"""The kind of connection of models whose frequent labels have another output layer than the rare
+ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fanin.backends import checks
+from fanin.backends.kinds import ORDER, ConnectionKind, IndexArray, Part, Shapes
+
+HEAD, TAIL = "head", "tail"
+
+
+@dataclass(frozen=True)
+class HeadAndTail(ConnectionKind):
+    """Two output layers that read the same inputs: the first `head_labels` positions are the head,
+    all others the tail, each of a kind of its own. `output.order` tells which label stands where
+    (`starting` puts frequent ones first); by default at position l label l.
+
+    The arrays of the head are `head.weights` and so on, those of the tail `tail.weights`; each has
+    a bias of its own. Loss and best labels are those of one layer with all labels.
+    """
+
+    head: ConnectionKind
+    tail: ConnectionKind
+    head_labels: int
+
+    def check(self, inputs: int) -> None:
+        checks.whole("head_labels", self.head_labels, 1)
+        for name, kind in ((HEAD, self.head), (TAIL, self.tail)):
+            if isinstance(kind, HeadAndTail):
+                raise ValueError(f"the {name} must be one output layer, got {kind}")
+            kind.check(inputs)
+
+    def parts(self, labels: int) -> tuple[Part, ...]:
+        if self.head_labels >= labels:
+            raise ValueError(
+                f"head_labels must be below {labels}, the number of labels, got {self.head_labels}"
+            )
+        return (
+            Part(HEAD, self.head, 0, self.head_labels),
+            Part(TAIL, self.tail, self.head_labels, labels - self.head_labels),
+        )
+
+    def array_shapes(self, inputs: int, labels: int) -> Shapes:
+        shapes: Shapes = {ORDER: (labels,)}
+        for part in self.parts(labels):
+            for name, shape in part.kind.array_shapes(inputs, part.labels).items():
+                if name != ORDER:
+                    shapes[part.outside(name)] = shape
+            shapes[f"{part.name}.bias"] = (part.labels,)
+        return shapes
+
+    def initial_array(
+        self, name: str, inputs: int, labels: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        if name == ORDER:
+            return np.arange(labels, dtype=np.int32)
+        (part,) = (part for part in self.parts(labels) if part.owns(name))
+        return part.kind.initial_array(part.inside(name), inputs, part.labels, rng)
+
+    def index_arrays(self, inputs: int, labels: int) -> dict[str, IndexArray]:
+        arrays = {ORDER: IndexArray("int32", labels, "label_ids", "int32", is_order=True)}
+        for part in self.parts(labels):
+            for name, array in part.kind.index_arrays(inputs, part.labels).items():
+                if name != ORDER:
+                    arrays[part.outside(name)] = array
+        return arrays
