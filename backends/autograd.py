@@ -116,7 +116,7 @@ class AutogradExecutor(Executor):
         self.trained = trained
 
     def values(self, layer: str) -> tuple[DeviceArray, DeviceArray]:
-        """Weights and bias of the "intermediate" or an output layer."""
+        """Weights and bias of the "intermediate" or "auxiliary" layer, or of an output layer."""
         return self.trained[f"{layer}.weights"].values, self.trained[f"{layer}.bias"].values
 
     def output_features(self, features: Any) -> Any:
@@ -126,10 +126,10 @@ class AutogradExecutor(Executor):
         forward = self.sparse_forward if self.setup.sparse_features else self.forward
         return forward(features, *self.values("intermediate"))
 
-    def scores(self, features: Any) -> Any:
-        """[batch, labels]; in the order of the positions, where labels have one."""
-        read = self.output_features(features)
-        scores = [output.scores(read, *self.values(part.name)) for part, output in self.parts]
+    def scores(self, outputs: Any) -> Any:
+        """[batch, labels], from what the output layer reads; in the order of the positions, where
+        labels have one."""
+        scores = [output.scores(outputs, *self.values(part.name)) for part, output in self.parts]
         return scores[0] if len(scores) == 1 else self.joined(scores)
 
     def top_k(self, features: Features, k: int) -> np.ndarray:

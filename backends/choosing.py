@@ -20,6 +20,7 @@ import scipy.sparse as sp
 from fanin.backends import checks
 from fanin.backends.features import FeatureTransform
 from fanin.backends.kinds import index_dtype
+from fanin.backends.label_order import LabelOrder, check_order
 from fanin.backends.passes import (
     MOST_BYTES,
     STATISTICS_BYTES,
@@ -44,9 +45,10 @@ _CONSTANT = 1e-6
 
 @dataclass(frozen=True)
 class Chosen:
-    """indices: sources [labels, fan_in], uint16 up to 65,536 inputs, else uint32. values: by how
-    much the mean over a label's positives is above that over all instances, times the scale,
-    float32 [labels, fan_in]; None where not wanted."""
+    """indices: sources [labels, fan_in], or [label groups, fan_in], uint16 up to 65,536 inputs,
+    else uint32. values: by how much the mean over a label's positives is above that over all
+    instances, times the scale, float32 [labels, fan_in], by position where an order was given; None
+    where not wanted."""
 
     indices: np.ndarray
     values: np.ndarray | None
@@ -76,6 +78,8 @@ def choose_sources(
     mean: np.ndarray | None = None,
     scale: np.ndarray | None = None,
     dictionary: np.ndarray | None = None,
+    group_size: int = 0,
+    order: Any = None,
     random_share: float = 0.0,
     seed: int = 0,
     threads: int = 0,
@@ -83,21 +87,24 @@ def choose_sources(
     want_values: bool = False,
     on_labels: Callable[[int], None] | None = None,
 ) -> Chosen:
-    """Choose `fan_in` distinct sources for each label.
+    """Choose `fan_in` distinct sources for each label, or for each group of labels.
 
     features: float32 [instances, inputs], C-contiguous or a memory map, or CSR. labels: the
     positives, SciPy sparse [instances, labels]. mean: of each input, where it is known already.
     scale: [inputs], by which features will be multiplied (`unit_variance_scale`); None for 1.
     dictionary: [inputs, atoms], with which they will be multiplied then (`dictionary`); or None.
-    With one, labels read atoms, and every `inputs` below means them.
+    With one, labels read atoms, and every `inputs` below means them. group_size: so many labels,
+    one after the other, are a group that shares its sources; 0 for none. order: of a grouped layer,
+    the label at each position, integers [labels] (`grouping.label_order`); None for ascending ones.
 
     "centroid": the inputs of the largest |mean over the label's positives - mean|, of the features
-    as the model reads them, ascending; of equal ones the lower. random_share: of a label's slots,
-    the last ones, that get random sources instead, as all slots of a label without positives do;
-    they follow from `seed`. most_bytes: about so much is used beside the data, the result and the
-    positives in another order (4 bytes each). on_labels(done) is called as the work goes on. The
-    result depends neither on threads (0 for all) nor, but for rounding, on most_bytes. Raises
-    ValueError naming what is wrong.
+    as the model reads them, ascending; of equal ones the lower. For a group, of the largest root of
+    the sum of their squares over its labels, each times how many positives it has. random_share: of
+    the slots of a label or group, the last ones, that get random sources instead, as all slots do
+    where there are no positives; they follow from `seed`. most_bytes: about so much is used beside
+    the data, the result and the positives in another order (4 bytes each; with `order` 9 more).
+    on_labels(done) is called as the work goes on. The result depends neither on threads (0 for all)
+    nor, but for rounding, on most_bytes. Raises ValueError naming what is wrong.
     """
     if method not in get_args(Method):
         known = ", ".join(get_args(Method))
@@ -114,46 +121,91 @@ def choose_sources(
     checks.fitting_fan_in(fan_in, read)
     checks.whole("threads", threads, 0, MOST_THREADS)
     checks.whole("most_bytes", most_bytes, 1)
+    if group_size:
+        checks.whole("group_size", group_size, 2, checks.MOST_GROUP_SIZE)
+    known_order = _known_order(order, count, group_size)
     share = _share(random_share)
     if mean is None:
         mean = input_statistics(features)[0]
     mean = _array("mean", mean, inputs)
     scale = None if scale is None else _array("scale", scale, inputs)
 
-    chosen = np.empty((count, fan_in), index_dtype(read))
+    groups = -(-count // (group_size or 1))
+    chosen = np.empty((groups, fan_in), index_dtype(read))
     values = np.empty((count, fan_in), np.float32) if want_values else None
-    pairs = pairs_by_label(labels)
+    pairs = pairs_by_label(labels, known_order)
     del labels
     counts = np.diff(pairs.starts)
-    kernel_counts, kernel_mean, kernel_scale = counts, mean, scale
-    transform = None
-    if dictionary is not None:
-        # The kernel gets differences that are written in atoms already, and only chooses.
-        transform = FeatureTransform(scale, dictionary)
-        kernel_counts = np.minimum(counts, 1)
-        kernel_mean, kernel_scale = np.zeros(read, np.float32), None
-    for first, sums in label_sums(features, pairs, threads=threads, most_bytes=most_bytes):
-        for before, block in label_blocks(sums):
+    transform = FeatureTransform(scale, dictionary)
+    zeros = np.zeros(read, np.float32)
+    random: dict[str, Any] = {"random": int(share * fan_in), "seed": seed, "threads": threads}
+    sums_of_blocks = label_sums(
+        features, pairs, threads=threads, most_bytes=most_bytes, group_size=group_size
+    )
+    for first, sums in sums_of_blocks:
+        for before, block in label_blocks(sums, group_size):
             own = slice(first + before, first + before + len(block))
-            if transform is not None:
-                block /= np.maximum(counts[own], 1)[:, None]
+            own_counts, own_values = counts[own], None if values is None else values[own]
+            if group_size or dictionary is not None:
+                block /= np.maximum(own_counts, 1)[:, None]
                 block -= mean
                 block = transform.apply(block)
-            choose_block(
-                block,
-                kernel_counts[own],
-                kernel_mean,
-                chosen[own],
-                scale=kernel_scale,
-                values=None if values is None else values[own],
-                first_label=own.start,
-                random=int(share * fan_in),
-                seed=seed,
-                threads=threads,
-            )
+            if group_size:
+                rows = slice(own.start // group_size, -(-own.stop // group_size))
+                norms = group_norms(block, group_size, own_counts)
+                has_positives = group_sums(own_counts, group_size) > 0
+                given = norms, has_positives.astype(np.int64), zeros, chosen[rows]
+                choose_block(*given, first_label=rows.start, **random)
+                if own_values is not None:
+                    sources = np.repeat(chosen[rows], group_size, axis=0)[: len(block)]
+                    own_values[:] = np.take_along_axis(block, sources.astype(np.intp), 1)
+                    own_values[own_counts == 0] = 0
+            elif dictionary is not None:  # the kernel gets differences, and only chooses
+                given = block, np.minimum(own_counts, 1), zeros, chosen[own]
+                choose_block(*given, values=own_values, first_label=own.start, **random)
+            else:
+                given = block, own_counts, mean, chosen[own]
+                choose_block(
+                    *given, scale=scale, values=own_values, first_label=own.start, **random
+                )
             if on_labels:
                 on_labels(own.stop)
     return Chosen(chosen, values)
+
+
+def group_sums(rows: np.ndarray, group_size: int) -> np.ndarray:
+    """The sum of the rows of each group of labels: [labels, ...] becomes [label groups, ...]. The
+    last group has the labels that remain."""
+    sums: np.ndarray = np.add.reduceat(rows, np.arange(0, len(rows), group_size), axis=0)
+    return sums
+
+
+def group_norms(rows: np.ndarray, group_size: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """The root of the sum of weights * rows^2 over the labels of each group, float32 [label groups,
+    inputs]. rows: float32 [labels, inputs]; weights: [labels], None for 1 each."""
+    squares = rows * rows
+    if weights is not None:
+        squares *= weights[:, None].astype(np.float32)
+    sums = group_sums(squares, group_size)
+    return np.sqrt(sums, out=sums)
+
+
+def _known_order(order: Any, labels: int, group_size: int) -> LabelOrder | None:
+    if order is None:
+        return None
+    if not group_size:
+        raise ValueError("order is of labels that share their sources: give group_size, too")
+    array = np.asarray(order)
+    if array.shape != (labels,) or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"order must be integers [{labels}] (the labels), got {array.dtype} {list(array.shape)}"
+        )
+    if not 0 <= array.min() <= array.max() < labels:
+        raise ValueError(
+            f"order must be in 0..{labels - 1}, got {int(array.min())}..{int(array.max())}"
+        )
+    check_order("order", array)
+    return LabelOrder.of(array)
 
 
 def choosing_bytes(
@@ -166,17 +218,24 @@ def choosing_bytes(
     is_mapped: bool,
     atoms: int | None = None,
     wants_values: bool = False,
+    group_size: int = 0,
 ) -> int:
     """What `choose_sources` takes at most beside the data, the result included: sums, positives by
     label with the places where a label's begin; of features in a memory map, the part that is read,
     and a block's positives in its order; with a dictionary of so many atoms, a block's sums scaled
-    and in atoms. Or, before that, what `input_statistics` takes: some instances in float64, and as
-    they are in the map."""
-    together = labels_together(inputs, labels)
-    of_slot = np.dtype(index_dtype(atoms or inputs)).itemsize + 4 * wants_values
-    result = labels * fan_in * of_slot
+    and in atoms; where labels share sources, positives by position, too, and a block's differences
+    scaled and squared. Or, before that, what `input_statistics` takes: some instances in float64,
+    and as they are in the map."""
+    together = labels_together(inputs, labels, group_size=group_size)
+    rows = -(-labels // (group_size or 1))
+    result = rows * fan_in * np.dtype(index_dtype(atoms or inputs)).itemsize
+    result += labels * fan_in * 4 * wants_values
     choosing = 4 * inputs * together + 5 * positives + 12 * labels + result
-    choosing += bytes_of_block(inputs, labels, atoms)
+    if group_size:
+        choosing += 5 * positives + 4 * labels
+        choosing += 2 * bytes_of_block(inputs, labels, atoms or inputs)
+    else:
+        choosing += bytes_of_block(inputs, labels, atoms)
     features = 4 * instances * inputs
     read = min(STATISTICS_BYTES, features)
     if is_mapped:

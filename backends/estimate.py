@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fanin.backends import features
+from fanin.backends.auxiliary import clustering_bytes
 from fanin.backends.choosing import choosing_bytes
 from fanin.backends.dictionary import dictionary_bytes
 from fanin.backends.first_layer import FirstLayer
@@ -124,7 +125,7 @@ def check_counted(expected: Estimate, available_bytes: int) -> None:
 class TrainingOptions:
     """How a model is trained, as far as memory depends on it. batch: instances of a step. words: of
     sparse features, how many an instance has on average. other_bytes: what else is in memory while
-    the model is trained."""
+    the model is trained. clusters: of an auxiliary loss, 0 without one."""
 
     execution: Execution
     storage: Storage = FLOAT32
@@ -133,6 +134,7 @@ class TrainingOptions:
     threads: int = 1
     words: float | None = None
     other_bytes: int = 0
+    clusters: int = 0
 
 
 def estimate(
@@ -148,6 +150,8 @@ def estimate(
         weight = _BYTES[storage.weights]
     else:
         expected, weight = _autograd(setup, first, memory, options), _BYTES["float32"]
+    if options.clusters:
+        expected = _with_clusters(expected, setup, memory, options)
     starting = expected.starting_bytes
     if setup.sparse_features:
         # Making these weights may take more memory than all that comes after them.
@@ -158,23 +162,55 @@ def estimate(
     return replace(expected, training_bytes=training, starting_bytes=starting)
 
 
+def _with_clusters(
+    expected: Estimate, setup: LayerSetup, memory: MemoryModel, options: TrainingOptions
+) -> Estimate:
+    """With the dense layer of an auxiliary loss, which training keeps as it keeps moments."""
+    kept, units = len(options.optimizer.keeps), setup.intermediate or 0
+    weights = units * options.clusters
+    # Another gradient of the intermediate layer's outputs.
+    temporary: float = 4 * options.batch * units
+    starting = expected.starting_bytes
+    if options.execution == "fused":
+        moment, number = _BYTES[options.storage.moments], _BYTES[options.storage.weights]
+        state, gradients = weights * (number + kept * moment), 0
+        made = weights * (number + 4 * memory.dense_copies)
+        starting = max(starting, expected.parameter_bytes + made)
+    else:
+        state, gradients = 4 * weights * (1 + kept), 4 * weights
+        temporary += _SCORES * 4 * options.batch * options.clusters
+    # Biases with their moments, and the cluster of each label.
+    others = 4 * (options.clusters * (1 + kept) + setup.labels)
+    return replace(
+        expected,
+        optimizer_bytes=expected.optimizer_bytes + state + others,
+        gradient_bytes=expected.gradient_bytes + gradients,
+        training_bytes=expected.training_bytes + round(temporary),
+        starting_bytes=starting,
+    )
+
+
 def with_choosing(
     expected: Estimate, recipe: Recipe, setup: LayerSetup, sizes: Sizes, batch: int
 ) -> Estimate:
     """The estimate with the memory for choosing connections, which comes before the model, and for
     rewiring towards gradients. batch: instances of a step."""
+    if recipe.auxiliary_weight:
+        clustering = clustering_bytes(setup.inputs, setup.labels)
+        expected = replace(expected, starting_bytes=max(expected.starting_bytes, clustering))
     fan_in = setup.output.fan_in
     if fan_in is None:
         return expected
     training, starting = expected.training_bytes, expected.starting_bytes
     data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)
-    if recipe.connections != "random" and not setup.output.group_size:
+    if recipe.connections != "random":
         choosing = choosing_bytes(
             *data,
             fan_in,
             is_mapped=sizes.is_mapped,
             atoms=setup.atoms,
             wants_values=recipe.initial_weights == "centroid",
+            group_size=setup.output.group_size,
         )
         if setup.atoms:
             learning = dictionary_bytes(setup.inputs, setup.labels, setup.atoms)
@@ -182,7 +218,9 @@ def with_choosing(
         starting = max(starting, choosing)
     steps_per_epoch = -(-sizes.train_instances // batch)
     if recipe.rewire_towards == "gradient" and has_rewiring(recipe, steps_per_epoch):
-        training = max(training, rewiring_bytes(*data, fan_in, setup.atoms))
+        training = max(
+            training, rewiring_bytes(*data, fan_in, setup.atoms, setup.output.group_size)
+        )
     return replace(expected, training_bytes=training, starting_bytes=starting)
 
 

@@ -18,6 +18,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 import scipy.sparse as sp
 
+from fanin.backends.auxiliary import CLUSTER_LAYER, WEIGHTS, AuxiliaryStep
 from fanin.backends.interface import Device, DeviceArray, Features, TrainingBatch
 from fanin.backends.kinds import slot_dtype
 from fanin.backends.optimizer import Optimizer
@@ -26,8 +27,7 @@ from fanin.backends.sparse import ByInstance, by_instance, tensors
 from fanin.backends.trainer import Executor, Trained
 from fanin.kernels import Words, by_words, sorting_pays
 
-
-OUTPUT_SEED, INTERMEDIATE_SEED, TAIL_SEED = 0, 1, 2
+OUTPUT_SEED, INTERMEDIATE_SEED, AUXILIARY_SEED, TAIL_SEED = range(4)
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class FusedExecutor(Executor):
 
     output: Layer
     intermediate: Layer | None = None
+    auxiliary: Layer
 
     def __init__(self, setup: LayerSetup, device: Device, optimizer: Optimizer) -> None:
         self.setup = setup
@@ -67,6 +68,8 @@ class FusedExecutor(Executor):
     def is_transposed(self, name: str) -> bool:
         if name == "intermediate.weights":
             return not self.setup.sparse_features
+        if name == WEIGHTS:
+            return True
         return name == "output.weights" and self.setup.output.operations == "dense"
 
     def set_connections(self, name: str, array: np.ndarray) -> None:
@@ -96,15 +99,21 @@ class FusedExecutor(Executor):
         return sum(map(self.device.bytes, arrays))
 
     def start(self, trained: Mapping[str, Trained]) -> None:
+        self.start_below(trained)
         self.output = Layer(trained["output.weights"], trained["output.bias"])
-        if self.setup.intermediate:
-            weights, bias = trained["intermediate.weights"], trained["intermediate.bias"]
-            self.intermediate = Layer(weights, bias)
         if self.is_sorted:
             shape = self.setup.array_shapes()["output.weights"]
             self.slots = self.device.zeros(shape, slot_dtype(shape[1]))
             self.connection_arrays["tile_labels"] = self.device.zeros(shape, "uint16")
             self.sort(undo=False)
+
+    def start_below(self, trained: Mapping[str, Trained]) -> None:
+        """`start` for all but the output layer."""
+        if self.setup.intermediate:
+            weights, bias = trained["intermediate.weights"], trained["intermediate.bias"]
+            self.intermediate = Layer(weights, bias)
+        if WEIGHTS in trained:
+            self.auxiliary = Layer(*(trained[name] for name in CLUSTER_LAYER))
 
     @contextmanager
     def in_label_order(self) -> Iterator[None]:
@@ -117,10 +126,20 @@ class FusedExecutor(Executor):
         finally:
             self.sort(undo=False)
 
-    def step(self, batch: TrainingBatch, learning_rate: float, step: int) -> SupportsFloat:
+    def step(
+        self,
+        batch: TrainingBatch,
+        learning_rate: float,
+        step: int,
+        auxiliary: AuxiliaryStep | None = None,
+    ) -> SupportsFloat:
         features = tensors(batch.features, self.device)
         outputs = self._output_features(features)
         loss, grad = self.output_step(outputs, batch, learning_rate, step)
+        if auxiliary:
+            grad = grad + auxiliary.weight * self.auxiliary_step(
+                outputs, auxiliary, learning_rate, step
+            )
         if isinstance(batch.features, sp.csr_array):
             assert self.intermediate is not None, "LayerSetup sees to it"
             words = Words(*map(self.device.tensor, by_words(*by_instance(batch.features))))
@@ -173,6 +192,13 @@ class FusedExecutor(Executor):
     ) -> tuple[Any, Any]:
         """The fused step of the output layer: the loss, and the gradient of its features where
         `wants_grad`."""
+
+    @abstractmethod
+    def auxiliary_step(
+        self, features: Any, auxiliary: AuxiliaryStep, learning_rate: float, step: int
+    ) -> Any:
+        """The same of the dense layer over clusters, whose loss is always cross entropy: the
+        gradient of its features."""
 
     @abstractmethod
     def best(self, features: Any, k: int) -> tuple[np.ndarray, np.ndarray]:

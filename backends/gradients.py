@@ -6,6 +6,9 @@ instances p, with r the loss' gradient by the score. Few r are not small: those 
 labels that score high without being positive. All positives are taken. The others come from the
 best labels of some instances, and stand for those of the other instances too. So a pass costs what
 predicting these instances costs, and two readings of the positives' features.
+
+Where labels share their sources, a slot moves for its whole group: the slots of smallest mean
+|weight|, to the inputs whose gradients over the group's labels have the largest norm.
 """
 
 from __future__ import annotations
@@ -19,13 +22,16 @@ import scipy.sparse as sp
 
 from fanin.backends import checks
 from fanin.backends.arrays import Rewiring
+from fanin.backends.choosing import group_norms, group_sums
 from fanin.backends.features import FeatureTransform
 from fanin.backends.interface import Features
+from fanin.backends.label_order import LabelOrder
 from fanin.backends.passes import (
     MOST_BYTES,
     LabelPairs,
     bytes_of_block,
     give_back,
+    in_order,
     input_statistics,
     known_data,
     known_features,
@@ -50,7 +56,11 @@ TopK = Callable[[np.ndarray, int], np.ndarray]
 @dataclass(frozen=True)
 class OutputLayer:
     """A fixed fan-in layer in NumPy: indices and weights [labels, fan_in], bias [labels], the loss
-    that it is trained with, what it does to its features, and how it finds the best labels."""
+    that it is trained with, what it does to its features, and how it finds the best labels.
+
+    Where `group_size` labels share their sources, indices are [label groups, fan_in]. order: the
+    label at each position, [labels], where weights and bias are not in the order of the labels;
+    `top_k` gives ids of labels in any case."""
 
     indices: np.ndarray
     weights: np.ndarray
@@ -58,11 +68,14 @@ class OutputLayer:
     loss: Loss
     transform: FeatureTransform
     top_k: TopK
+    group_size: int = 0
+    order: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Ids of instances and labels, [pairs] each, in the order of the instances."""
+    """Ids of instances and labels, or their positions, [pairs] each, in the order of the
+    instances."""
 
     instances: np.ndarray
     label_ids: np.ndarray
@@ -80,7 +93,8 @@ def plan_towards_gradients(
 ) -> Rewiring:
     """Choose the connections of smallest |weight|, a `fraction` of each label's, and for them the
     inputs of largest |gradient| that the label does not read yet. Their weights become 0, which
-    leaves the scores almost as they were.
+    leaves the scores almost as they were. Of a grouped layer, the same of each group; what moves
+    are flat positions in its indices then.
 
     features, labels: all training data, as `choosing.choose_sources` takes them, before what the
     model does to features. Gradients are of features less their mean, since the bias can learn what
@@ -93,21 +107,31 @@ def plan_towards_gradients(
         raise ValueError(f"labels must have {len(layer.bias)} columns, got {positives.shape[1]}")
     if not count:  # as at the end of a falling fraction; no pass over the data is needed
         return Rewiring(np.empty(0, np.int64), np.empty(0, np.uint32), weight=0.0)
+    order = None if layer.order is None else LabelOrder.of(layer.order)
+    positives = in_order(positives, order)
     mean = input_statistics(features)[0].astype(np.float32)
-    pairs = _pairs_with_gradients(features, positives, layer, np.random.default_rng(seed))
+    pairs = _pairs_with_gradients(features, positives, layer, order, np.random.default_rng(seed))
     totals = np.bincount(pairs.label_ids(), pairs.weights, pairs.labels).astype(np.float32)
 
     positions: list[np.ndarray] = []
     sources: list[np.ndarray] = []
-    for first, sums in label_sums(features, pairs, threads=threads, most_bytes=most_bytes):
-        for before, block in label_blocks(sums):
+    group_size = layer.group_size
+    sums_of_blocks = label_sums(
+        features, pairs, threads=threads, most_bytes=most_bytes, group_size=group_size
+    )
+    for first, sums in sums_of_blocks:
+        for before, block in label_blocks(sums, group_size):
             start = first + before
             own = slice(start, start + len(block))
             block -= totals[own, None] * mean
             gradients = layer.transform.apply(block)
-            indices = np.ascontiguousarray(layer.indices[own])
-            after = indices.copy()
             weights = np.array(layer.weights[own], np.float32, order="C")
+            if group_size:
+                start //= group_size
+                gradients = group_norms(gradients, group_size)
+                weights = group_sums(np.abs(weights), group_size)
+            indices = np.ascontiguousarray(layer.indices[start : start + len(weights)])
+            after = indices.copy()
             replace_sources(
                 gradients,
                 after,
@@ -140,19 +164,32 @@ def plan_for_layer(
 
 
 def rewiring_bytes(
-    instances: int, inputs: int, labels: int, positives: int, fan_in: int, atoms: int | None = None
+    instances: int,
+    inputs: int,
+    labels: int,
+    positives: int,
+    fan_in: int,
+    atoms: int | None = None,
+    group_size: int = 0,
 ) -> int:
     """What `plan_towards_gradients` takes at most beside data and model: sums, and with a
     dictionary of so many atoms a block of them written in atoms; the pairs whose scores have
-    gradients (ids, scores and weights, once in each of two orders), and a copy of the layer."""
+    gradients (ids, scores and weights, once in each of two orders), and a copy of the layer. Where
+    labels share sources, a block's squares, and positives by position."""
     pairs = positives + min(ASKED_INSTANCES, instances) * min(ASKED_LABELS, labels)
     block = min(MOST_BYTES // 2, 4 * inputs * labels)
     block += bytes_of_block(inputs, labels, atoms)
+    if group_size:
+        block += bytes_of_block(inputs, labels, atoms or inputs) + 4 * positives
     return block + 48 * pairs + 8 * labels * fan_in
 
 
 def _pairs_with_gradients(
-    features: Features, positives: sp.csr_array, layer: OutputLayer, rng: np.random.Generator
+    features: Features,
+    positives: sp.csr_array,
+    layer: OutputLayer,
+    order: LabelOrder | None,
+    rng: np.random.Generator,
 ) -> LabelPairs:
     """The pairs whose score has a gradient, with that gradient as weight."""
     instances = features.shape[0]
@@ -161,7 +198,7 @@ def _pairs_with_gradients(
         np.repeat(np.arange(instances, dtype=np.int32), np.diff(positives.indptr)),
         positives.indices,
     )
-    negative = _high_scored(features, positives, layer, asked)
+    negative = _high_scored(features, positives, layer, order, asked)
     of_positive, of_negative = _scores(features, (positive, negative), layer)
     gradients = [
         score_gradients(layer.loss, of_positive, 1),
@@ -170,12 +207,12 @@ def _pairs_with_gradients(
     weights = np.concatenate(gradients).astype(np.float32)
     keep = np.abs(weights) > _SMALLEST
     label_ids = np.concatenate([positive.label_ids, negative.label_ids])[keep]
-    order = np.argsort(label_ids, kind="stable")
+    by_label = np.argsort(label_ids, kind="stable")
     counts = np.bincount(label_ids, minlength=len(layer.bias))
     return LabelPairs(
         np.concatenate([[0], np.cumsum(counts)]),
-        np.concatenate([positive.instances, negative.instances])[keep][order],
-        weights[keep][order],
+        np.concatenate([positive.instances, negative.instances])[keep][by_label],
+        weights[keep][by_label],
     )
 
 
@@ -188,7 +225,11 @@ def score_gradients(loss: Loss, scores: np.ndarray, sign: int) -> np.ndarray:
 
 
 def _high_scored(
-    features: Features, positives: sp.csr_array, layer: OutputLayer, asked: np.ndarray
+    features: Features,
+    positives: sp.csr_array,
+    layer: OutputLayer,
+    order: LabelOrder | None,
+    asked: np.ndarray,
 ) -> Pairs:
     """The best labels of some instances, without their positives."""
     count = positives.shape[1]
@@ -198,6 +239,8 @@ def _high_scored(
         for first in range(0, len(asked), _BLOCK)
     ]
     instances, label_ids = np.repeat(asked, k), np.concatenate(best)
+    if order:
+        label_ids = order.positions_of(label_ids)
     own = positives[asked]
     rows = np.repeat(asked, np.diff(own.indptr))
     is_positive = np.isin(instances * count + label_ids, rows * count + own.indices)
@@ -227,7 +270,7 @@ def _block_scores(
 ) -> np.ndarray:
     """The score of each pair of a place in the block and a label, float32 [pairs]."""
     # `take` without a check of each index is four times as fast as brackets.
-    read = np.take(layer.indices, label_ids, 0).astype(np.intp)
+    read = np.take(layer.indices, label_ids // (layer.group_size or 1), 0).astype(np.intp)
     read += places[:, None].astype(np.intp) * block.shape[1]
     seen = block.reshape(-1).take(read, mode="clip")
     weights = np.take(layer.weights, label_ids, 0)

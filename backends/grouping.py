@@ -8,13 +8,25 @@ groups, as Parabel builds its trees (Prabhu et al., 2018).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
 
 import numpy as np
 import scipy.sparse as sp
+from threadpoolctl import threadpool_limits
 
 from fanin.backends import checks
-from fanin.backends.passes import known_features, known_labels
+from fanin.backends.interface import Features
+from fanin.backends.passes import (
+    give_back,
+    known_features,
+    known_labels,
+    label_blocks,
+    pairs_by_label,
+)
+from fanin.kernels import add_label_sums
+from fanin.kernels.threads import MOST_THREADS, thread_count
 
 Grouping = Literal["random", "frequency", "meaning"]
 
@@ -23,76 +35,184 @@ Grouping = Literal["random", "frequency", "meaning"]
 PROJECTED = 128
 # Rounds of 2-means; most halves stop to change before.
 _ROUNDS = 12
-# Instances that are projected together.
-_INSTANCES = 8192
+# What tells the halves of a larger part apart is found with so many of its labels.
+_SAMPLE = 16384
+# So many labels are worked on together: what is known of them stays in a cache.
+_TOGETHER = 4096
+# How many instances are projected at a time, and how many projected ones are in memory.
+_BLOCK, _PROJECTED_TOGETHER = 8192, 1 << 18
 
 
 def label_order(
-    labels: Any, group_size: int, grouping: Grouping, *, features: Any = None, seed: int = 0
+    labels: Any,
+    group_size: int,
+    grouping: Grouping,
+    *,
+    features: Any = None,
+    seed: int = 0,
+    threads: int = 0,
 ) -> np.ndarray:
-    """The label at each position of a grouped layer, int32 [labels]; equal seeds give equal orders.
+    """The label at each position of a grouped layer, int32 [labels]; equal seeds give equal orders,
+    for any number of threads (0 for all).
 
     labels: the positives, SciPy sparse [instances, labels]. features: float32 [instances, inputs],
-    or CSR; only "meaning" looks at them. "random": a random order. "frequency": by the number of
-    positives, most first; of equal ones the lower label. "meaning": neighbours have positives with
-    similar features. Raises ValueError naming what is wrong.
+    C-contiguous or a memory map, or CSR; only "meaning" looks at them. "random": a random order.
+    "frequency": by the number of positives, most first; of equal ones the lower label. "meaning":
+    neighbours have positives with similar features; labels without positives come last, in
+    ascending order. Raises ValueError naming what is wrong.
     """
     if grouping not in get_args(Grouping):
         known = ", ".join(get_args(Grouping))
         raise ValueError(f"unknown grouping {grouping!r}; there are {known}")
-    checks.whole("group_size", group_size, 2, checks.MOST_GROUP_SIZE)
+    checks.whole("group_size", group_size, 2)
     checks.whole("seed", seed, 0, 2**64 - 1)
+    checks.whole("threads", threads, 0, MOST_THREADS)
+    if grouping == "meaning":
+        features = known_features(features)
+        labels = known_labels(labels, features.shape[0])
+    else:
+        labels = known_labels(labels, getattr(labels, "shape", (0,))[0])
     rng = np.random.default_rng(seed)
     if grouping == "random":
         return rng.permutation(np.arange(labels.shape[1], dtype=np.int32))
-    labels = known_labels(labels, labels.shape[0])
+    counts = np.bincount(labels.indices, minlength=labels.shape[1])
     if grouping == "frequency":
-        counts = np.bincount(labels.indices, minlength=labels.shape[1])
         return np.argsort(-counts, kind="stable").astype(np.int32)
-    return _by_meaning(_meanings(known_features(features), labels, rng), group_size, rng)
+    # One thread for each product: more would wait for one another in the blocks' threads, and
+    # their number would change the last bits.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(thread_count(threads)) as pool:
+        meanings = _meanings(features, labels, counts, rng, pool)
+        order = rng.permutation(np.flatnonzero(counts).astype(np.int32))
+        _divide(order, meanings, group_size, pool)
+    return np.concatenate([order, np.flatnonzero(counts == 0).astype(np.int32)])
 
 
-def _meanings(features: Any, labels: sp.csr_array, rng: np.random.Generator) -> np.ndarray:
-    """The direction of each label's mean features in a random projection, float32
-    [labels, PROJECTED]: of length 1, or 0 for a label without positives."""
-    inputs = features.shape[1]
+def meaning_bytes(instances: int, inputs: int, labels: int, positives: int, threads: int) -> int:
+    """What `label_order` takes at most beside the data for "meaning", the result included: of each
+    label what is known of it and its places; of some instances their projection, and their
+    positives in two orders; of each thread what it works on."""
+    size = min(PROJECTED, inputs)
+    together = min(instances, _PROJECTED_TOGETHER)
+    own_positives = -(-positives * together // instances)
+    of_thread = max(4 * _BLOCK * (inputs + size), 4 * _SAMPLE * (size + 4))
+    of_labels = labels * (4 * size + 40)
+    return of_labels + together * 4 * size + 10 * own_positives + threads * of_thread
+
+
+def _meanings(
+    features: Features,
+    labels: sp.csr_array,
+    counts: np.ndarray,
+    rng: np.random.Generator,
+    pool: ThreadPoolExecutor,
+) -> np.ndarray:
+    """The direction in which the mean over each label's positives lies, in a random projection:
+    float32 [labels, PROJECTED] of length 1; 0 for a label without positives."""
+    instances, inputs = features.shape
     size = min(PROJECTED, inputs)
     projection = np.eye(inputs, dtype=np.float32)
     if inputs > size:
         projection = rng.standard_normal((inputs, size), np.float32)
     sums = np.zeros((labels.shape[1], size), np.float32)
-    for first in range(0, features.shape[0], _INSTANCES):
-        some = slice(first, first + _INSTANCES)
-        sums += labels[some].T @ np.asarray(features[some] @ projection)
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    return np.divide(sums, lengths, out=sums, where=lengths > 0)
+    projected = np.empty((min(instances, _PROJECTED_TOGETHER), size), np.float32)
+
+    for start in range(0, instances, len(projected)):
+        end = min(start + len(projected), instances)
+
+        def project(first: int, start: int = start, end: int = end) -> None:
+            last = min(first + _BLOCK, end)
+            with np.errstate(invalid="ignore"):  # features that are not finite, named below
+                projected[first - start : last - start] = features[first:last] @ projection
+            give_back(features, first, last)
+
+        list(pool.map(project, range(start, end, _BLOCK)))
+        pairs = pairs_by_label(labels[start:end])
+        add_label_sums(projected[: end - start], pairs.starts, pairs.instances, sums)
+    for first, block in label_blocks(sums):
+        if not (good := np.isfinite(block).all(axis=1)).all():
+            label = first + int(np.argmin(good))
+            raise ValueError(
+                f"features must be finite, but those of label {label}'s positives are not"
+            )
+        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-30)
+    return sums
 
 
-def _by_meaning(meanings: np.ndarray, group_size: int, rng: np.random.Generator) -> np.ndarray:
-    order = np.arange(len(meanings), dtype=np.int32)
-    parts = [(0, len(order))]
-    while parts:
-        begin, end = parts.pop()
-        groups = -(-(end - begin) // group_size)
-        if groups < 2:
-            continue
-        middle = begin + (groups + 1) // 2 * group_size
-        part = order[begin:end]
-        order[begin:end] = part[_halves(meanings[part], middle - begin, rng)]
-        parts += [(begin, middle), (middle, end)]
-    return order
+def _divide(
+    order: np.ndarray, meanings: np.ndarray, group_size: int, pool: ThreadPoolExecutor
+) -> None:
+    """Bring labels into an order, in place, in which neighbours mean similar things."""
+    starts, sizes = np.zeros(1, np.int64), np.array([len(order)])
+    while True:
+        groups = -(-sizes // group_size)
+        divided = groups > 1
+        starts, sizes, groups = starts[divided], sizes[divided], groups[divided]
+        if not len(starts):
+            return
+        firsts = (groups + 1) // 2 * group_size
+        parts = _parts_together(starts, sizes, firsts)
+        list(pool.map(lambda some: _halve(order, meanings, *some), parts))
+        starts = np.concatenate([starts, starts + firsts])
+        sizes = np.concatenate([firsts, sizes - firsts])
 
 
-def _halves(meanings: np.ndarray, first_size: int, rng: np.random.Generator) -> np.ndarray:
-    """An order of these labels whose first `first_size` are one half by spherical 2-means."""
-    ends = meanings[rng.choice(len(meanings), 2, replace=False)]
-    before = np.zeros(0, np.int64)
+def _parts_together(
+    starts: np.ndarray, sizes: np.ndarray, firsts: np.ndarray
+) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Parts of equal size that are halved together: where they start, their size, that of their
+    first half. Sizes at a level differ by one group at most, but for the last part."""
+    for size in np.unique(sizes):
+        equal = np.flatnonzero(sizes == size)
+        together = max(1, _TOGETHER // size)
+        for first in range(0, len(equal), together):
+            some = equal[first : first + together]
+            yield starts[some], int(size), int(firsts[some[0]])
+
+
+def _halve(
+    order: np.ndarray, meanings: np.ndarray, starts: np.ndarray, size: int, first_size: int
+) -> None:
+    """Put one half of each of these parts before the other half; labels stay in their order within
+    each. That order was random, so a part's first labels are a sample of it."""
+    members = order[starts[:, None] + np.arange(size)]  # [parts, size]
+    sample = min(size, _SAMPLE)
+    known = meanings[members[:, :sample]]
+    directions = _directions(known, max(1, first_size * sample // size))
+    values = np.empty((len(starts), size), np.float32)
+    for first in range(0, size, _SAMPLE):
+        own = slice(first, first + _SAMPLE)
+        some = known if size <= _SAMPLE else meanings[members[:, own]]
+        values[:, own] = (some @ directions[:, :, None])[:, :, 0]
+    is_second = ~_lowest(values, first_size)
+    places = np.argsort(is_second, axis=1, kind="stable")
+    order[starts[:, None] + np.arange(size)] = np.take_along_axis(members, places, 1)
+
+
+def _directions(meanings: np.ndarray, first_size: int) -> np.ndarray:
+    """The direction from one half of each part to the other by spherical 2-means, float32 [parts,
+    PROJECTED]. meanings: [parts, size, PROJECTED]; first_size: of the half where it begins."""
+    totals = meanings.sum(1)
+    ends = meanings[:, 0], meanings[:, 1]
+    before = None
     for _ in range(_ROUNDS):
-        order = np.argsort(meanings @ (ends[1] - ends[0]), kind="stable")
-        first = np.sort(order[:first_size])
-        if np.array_equal(first, before):
+        directions: np.ndarray = ends[1] - ends[0]
+        is_first = _lowest((meanings @ directions[:, :, None])[:, :, 0], first_size)
+        if before is not None and np.array_equal(is_first, before):
             break
-        before = first
-        ends = np.stack([meanings[half].sum(0) for half in (first, order[first_size:])])
-        ends /= np.maximum(np.linalg.norm(ends, axis=1, keepdims=True), 1e-30)
-    return order
+        before = is_first
+        sums = (is_first[:, None].astype(np.float32) @ meanings)[:, 0]
+        ends = _unit(sums), _unit(totals - sums)
+    return directions
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: np.ndarray = vectors / np.maximum(lengths, 1e-30)
+    return unit
+
+
+def _lowest(values: np.ndarray, count: int) -> np.ndarray:
+    """Which values [parts, size] are among the `count` lowest of their part, bool."""
+    lowest = np.zeros(values.shape, bool)
+    np.put_along_axis(lowest, np.argpartition(values, count - 1, axis=1)[:, :count], True, 1)
+    return lowest

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fanin.backends.fused import OUTPUT_SEED, TAIL_SEED, FusedExecutor, Layer
+from fanin.backends.fused import OUTPUT_SEED, TAIL_SEED, FusedExecutor
 from fanin.backends.interface import Device, TrainingBatch
 from fanin.backends.kinds import ORDER, Part
 from fanin.backends.optimizer import Optimizer
@@ -93,9 +93,7 @@ class FusedParts(FusedExecutor):
         return sum(executor.connection_bytes() for _, executor in self._parts)
 
     def start(self, trained: Mapping[str, Trained]) -> None:
-        if self.setup.intermediate:
-            weights, bias = trained["intermediate.weights"], trained["intermediate.bias"]
-            self.intermediate = Layer(weights, bias)
+        self.start_below(trained)
         for part, executor in self._parts:
             executor.start(
                 {part.inside(name): each for name, each in trained.items() if part.owns(name)}

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from fanin.backends.interface import Features
+from fanin.backends.label_order import LabelOrder
 from fanin.backends.setup import LayerSetup
 from fanin.kernels import add_label_sums
 
@@ -207,28 +208,52 @@ class LabelPairs:
         return LabelPairs(near - near[0], self.instances[own], weights)
 
 
-def pairs_by_label(labels: sp.csr_array) -> LabelPairs:
-    """The positives of each label."""
-    by_label = labels.tocsc()
+def pairs_by_label(labels: sp.csr_array, order: LabelOrder | None = None) -> LabelPairs:
+    """The positives of each label; with an order, of the label at each position."""
+    by_label = in_order(labels, order).tocsc()
     starts = by_label.indptr.astype(np.int64)
     return LabelPairs(starts, by_label.indices.astype(np.int32, copy=False))
 
 
-def labels_together(inputs: int, labels: int, most_bytes: int = MOST_BYTES) -> int:
-    """How many labels' sums are in memory at a time."""
-    return max(1, min(labels, most_bytes // 2 // (4 * inputs)))
+def in_order(labels: sp.csr_array, order: LabelOrder | None) -> sp.csr_array:
+    """The positives with positions in place of labels; the same array without an order. The ids of
+    an instance may stand in any order then."""
+    if order is None:
+        return labels
+    return sp.csr_array(
+        (labels.data, order.positions[labels.indices], labels.indptr), shape=labels.shape
+    )
+
+
+def labels_together(
+    inputs: int, labels: int, most_bytes: int = MOST_BYTES, group_size: int = 0
+) -> int:
+    """How many labels' sums are in memory at a time: whole groups, but for the last block."""
+    return min(labels, _whole_groups(most_bytes // 2 // (4 * inputs), group_size))
+
+
+def _whole_groups(labels: int, group_size: int) -> int:
+    """So many labels or fewer, but whole groups, and at least one."""
+    size = group_size or 1
+    return max(size, labels // size * size)
 
 
 def label_sums(
-    features: Features, pairs: LabelPairs, *, threads: int, most_bytes: int = MOST_BYTES
+    features: Features,
+    pairs: LabelPairs,
+    *,
+    threads: int,
+    most_bytes: int = MOST_BYTES,
+    group_size: int = 0,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The sum of the features of each label's pairs, times their weights.
 
     Yields block after block of labels: the first label of the block, and its sums, float32 [labels
-    of the block, inputs]. The caller may change them; the next block overwrites them."""
+    of the block, inputs]. The caller may change them; the next block overwrites them. Blocks divide
+    no group of `group_size` labels."""
     inputs = features.shape[1]
     csr = _csr_places(features)
-    together = labels_together(inputs, pairs.labels, most_bytes)
+    together = labels_together(inputs, pairs.labels, most_bytes, group_size)
     sums = np.empty((together, inputs), np.float32)
     for first in range(0, pairs.labels, together):
         end = min(first + together, pairs.labels)
@@ -256,10 +281,11 @@ def bytes_of_block(inputs: int, labels: int, atoms: int | None) -> int:
     return 4 * min(labels, _labels_of_block(inputs)) * (inputs + atoms) if atoms else 0
 
 
-def label_blocks(sums: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def label_blocks(sums: np.ndarray, group_size: int = 0) -> Iterator[tuple[int, np.ndarray]]:
     """Sums [labels, inputs] in blocks of few labels, so that changing them needs no second array of
-    that size. Yields the first label of each block, and the block, a view of `sums`."""
-    size = _labels_of_block(sums.shape[1])
+    that size. Yields the first label of each block, and the block, a view of `sums`. Blocks divide
+    no group of `group_size` labels."""
+    size = _whole_groups(_labels_of_block(sums.shape[1]), group_size)
     for first in range(0, len(sums), size):
         yield first, sums[first : first + size]
 

@@ -7,12 +7,13 @@ tried beside it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from fanin.backends.choosing import Method
 from fanin.backends.grouping import Grouping
-from fanin.backends.kinds import Dense, FixedFanIn
+from fanin.backends.kinds import Dense
 from fanin.backends.setup import LayerSetup, Loss
 
 RecipeName = Literal["paper", "best"]
@@ -21,7 +22,7 @@ FeatureScaling = Literal["none", "unit_variance"]
 FeatureDictionary = Literal["none", "learned"]
 InitialWeights = Literal["small", "centroid"]
 InitialBias = float | Literal["prior"]
-Schedule = Literal["plateau", "linear"]
+Schedule = Literal["plateau", "linear", "cosine"]
 RewireTowards = Literal["random", "gradient"]
 RewireDecay = Literal["none", "cosine"]
 RewiredWeights = Literal["kept", "zero"]
@@ -39,6 +40,7 @@ class Recipe:
     loss_fn: Loss = "squared_hinge"
     learning_rate: float = 1e-3
     schedule: Schedule = "plateau"
+    warm_up: float = 0.0
     epochs: int = 100
     least_steps: int = 0
     feature_scaling: FeatureScaling = "none"
@@ -53,12 +55,20 @@ class Recipe:
     rewire_until: float = 1.0
     rewire_decay: RewireDecay = "none"
     rewired_weights: RewiredWeights = "kept"
+    auxiliary_weight: float = 0.0
+    auxiliary_clusters: int = 256
+    auxiliary_until: float = 0.15
 
     def for_steps(self, steps_per_epoch: int) -> Recipe:
         """The recipe where an epoch has so many steps: with more epochs, up to MOST_EPOCHS, where
         all of them would have less than `least_steps`."""
         wanted = min(-(-self.least_steps // steps_per_epoch), MOST_EPOCHS)
         return replace(self, epochs=max(self.epochs, wanted), least_steps=0)
+
+
+def half_cosine(share: float) -> float:
+    """How a "cosine" falls: from 1 at share 0 to 0 at share 1, and beyond."""
+    return (1 + math.cos(math.pi * min(1.0, share))) / 2
 
 
 PAPER = Recipe()
@@ -120,4 +130,4 @@ def recipe_of(name: RecipeName, setup: LayerSetup) -> Recipe:
     if isinstance(setup.output, Dense):
         # More weights for a score need smaller steps: it moves by the sum of theirs.
         return replace(plain, learning_rate=2e-3)
-    return _BEST if isinstance(setup.output, FixedFanIn) else plain
+    return _BEST if setup.output.fan_in else plain

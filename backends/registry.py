@@ -12,6 +12,7 @@ from typing import get_args
 
 import numpy as np
 
+from fanin.backends.auxiliary import Auxiliary
 from fanin.backends.interface import FLOAT32, Execution, Storage
 from fanin.backends.optimizer import ADAM, Optimizer, check_row_moments
 from fanin.backends.setup import LayerSetup
@@ -152,11 +153,13 @@ def make_trainer(
     optimizer: Optimizer = ADAM,
     device: str = "auto",
     threads: int = 0,
+    auxiliary: Auxiliary | None = None,
 ) -> Trainer:
     """Build the trainer of `backend`; imports that framework and no other.
 
     execution: how to train; storage: of weights and moments, see `Storage`; optimizer: see there.
     device: "cpu", "cuda", or "auto" for a GPU when there is one. threads: CPU threads, 0 for all.
+    auxiliary: a loss that helps the training, see there.
     A missing framework raises ImportError with what to install: never a silent skip.
     """
     if execution == "autograd" and not storage.is_float32:
@@ -183,4 +186,4 @@ def make_trainer(
         raise
     threads = within_share(threads)
     executor = module.make_executor(setup, optimizer, device=device, threads=threads)
-    return Trainer(setup, arrays, executor, storage, threads)
+    return Trainer(setup, arrays, executor, storage, threads, auxiliary)

@@ -92,7 +92,7 @@ class LayerSetup:
     def check_chosen(self) -> None:
         """ValueError where connections cannot be chosen by the data: where labels do not read a
         fixed number of features."""
-        if not self.output.fan_in or self.output.group_size or self.intermediate:
+        if not self.output.fan_in or self.intermediate:
             raise ValueError(
                 "connections are chosen by the data in a fixed fan-in layer that reads features, "
                 f"not in {type(self.output).__name__}"

@@ -54,7 +54,7 @@ def starting_arrays(
 
     features, labels: all training instances, as `choosing.choose_sources` takes them, which also
     says what `on_labels` is. fan_in, group_size: of the kind of connection. seed: for what is
-    random. Sources of label groups are not chosen: they stay random.
+    random.
     """
     threads = within_share(threads)
     given: dict[str, np.ndarray] = {}
@@ -74,7 +74,11 @@ def starting_arrays(
             seed=seed,
             threads=threads,
         )
-    if recipe.connections != "random" and fan_in and not group_size:
+    order: np.ndarray | None = None
+    if group_size:
+        order = label_order(labels, group_size, recipe.grouping, features=features, seed=seed)
+        given[ORDER] = order
+    if recipe.connections != "random" and fan_in:
         chosen = choose_sources(
             features,
             labels,
@@ -83,6 +87,8 @@ def starting_arrays(
             mean=mean,
             scale=given.get(SCALE),
             dictionary=given.get(DICTIONARY),
+            group_size=group_size,
+            order=order,
             seed=seed,
             threads=threads,
             want_values=recipe.initial_weights == "centroid",
@@ -90,16 +96,14 @@ def starting_arrays(
         )
         given["output.indices"] = chosen.indices
         if chosen.values is not None:
-            given["output.weights"] = chosen.values * _shares(labels)
+            shares = _shares(labels)
+            given["output.weights"] = chosen.values * (shares if order is None else shares[order])
     if recipe.initial_bias == "prior":
         given["output.bias"] = log_odds(labels)
     elif recipe.initial_bias:
         given["output.bias"] = np.full(labels.shape[1], recipe.initial_bias, np.float32)
-    if group_size:
-        order = label_order(labels, group_size, recipe.grouping, features=features, seed=seed)
-        given[ORDER] = order
-        if "output.bias" in given:
-            given["output.bias"] = given["output.bias"][order]
+    if order is not None and "output.bias" in given:
+        given["output.bias"] = given["output.bias"][order]
     return given
 
 

@@ -7,9 +7,8 @@ each execution an `Executor`, which computes with them.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import SupportsFloat
@@ -24,6 +23,7 @@ from fanin.backends.arrays import (
     copied,
     plan_rewiring,
 )
+from fanin.backends.auxiliary import CLUSTER_LAYER, CLUSTERS, Auxiliary, AuxiliaryStep
 from fanin.backends.features import NAMES, FeatureTransform
 from fanin.backends.gradients import OutputLayer
 from fanin.backends.interface import (
@@ -34,12 +34,12 @@ from fanin.backends.interface import (
     Storage,
     TrainingBatch,
 )
+from fanin.backends.kinds import ORDER
 from fanin.backends.label_order import LabelOrder
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import known_sparse, refuse_sparse
-
-_STEPS_BETWEEN_LOOKS = 100
+from fanin.backends.step_losses import Losses
 
 
 @dataclass
@@ -101,8 +101,14 @@ class Executor(ABC):
         return nullcontext()
 
     @abstractmethod
-    def step(self, batch: TrainingBatch, learning_rate: float, step: int) -> SupportsFloat:
-        """One step of training, counted from 1; the loss before it."""
+    def step(
+        self,
+        batch: TrainingBatch,
+        learning_rate: float,
+        step: int,
+        auxiliary: AuxiliaryStep | None = None,
+    ) -> SupportsFloat:
+        """One step of training, counted from 1; the loss of the labels before it."""
 
     @abstractmethod
     def top_k(self, features: Features, k: int) -> np.ndarray:
@@ -123,9 +129,10 @@ class Trainer:
         executor: Executor,
         storage: Storage,
         threads: int = 0,
+        auxiliary: Auxiliary | None = None,
     ) -> None:
         """arrays: of `LayerSetup.array_shapes`; each is asked for once, and copied. threads: CPU
-        threads that it may take, 0 for all."""
+        threads that it may take, 0 for all. auxiliary: a loss that helps the training."""
         self.setup = setup
         self.threads = threads
         self.device = executor.device
@@ -133,6 +140,9 @@ class Trainer:
         self._storage = storage
         self._steps = 0
         self._order: LabelOrder | None = None
+        self._auxiliary = auxiliary
+        beside = auxiliary.array_shapes(setup) if auxiliary else {}
+        self._shapes = {**setup.array_shapes(), **beside}
         features: dict[str, np.ndarray] = {}
         values: dict[str, DeviceArray] = {}
         for name, array in checked(setup, arrays):
@@ -142,6 +152,10 @@ class Trainer:
                 features[name] = array
             else:
                 values[name] = self.device.hold(self._inside(name, array), self._dtype(name))
+        for name, shape in beside.items():
+            assert auxiliary
+            first = self._inside(name, auxiliary.initial_array(name, shape))
+            values[name] = self.device.hold(first, self._dtype(name))
         self.transform = FeatureTransform.from_arrays(features)
         # Moments are made last: the temporary memory of the steps above is free again by then.
         self._trained = {name: self._with_moments(name, array) for name, array in values.items()}
@@ -160,7 +174,7 @@ class Trainer:
         return self._storage.moments if moments else self._storage.weights
 
     def _with_moments(self, name: str, values: DeviceArray) -> Trained:
-        shape = self.setup.array_shapes()[name]
+        shape = self._shapes[name]
         if self._executor.is_transposed(name):
             shape = shape[::-1]
         if self._storage.row_moments and name in self.setup.lazily_trained:
@@ -227,28 +241,43 @@ class Trainer:
                     yield name, f"{name}.{moment}", array
 
     def optimizer_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """The optimiser's state: `<name>.m` and `<name>.v` for each trained array, as far as it
-        keeps them (with row moments `<name>.v` alone), and `steps`, an int64 scalar; as `arrays`,
-        one after the other."""
+        """All that training keeps beside the model: the moments `<name>.m` and `<name>.v` of each
+        trained array, as far as there are any (with row moments `<name>.v` alone), the arrays of an
+        auxiliary loss, and `steps`, an int64 scalar; as `arrays`, one after the other."""
         with self._executor.in_label_order():
             for name, key, moment in self._moments():
                 yield key, self._read(name, moment)
+        if self._auxiliary:
+            for name in CLUSTER_LAYER:
+                yield name, self._array(name)
+            yield CLUSTERS, self._auxiliary.clusters
         yield "steps", np.array(self._steps, np.int64)
 
     def load_optimizer_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over what `optimizer_arrays` gave, in this or the other backend. Each array is
         asked for once, when it is its turn. ValueError where their names are others."""
-        check_names([*(key for _, key, _ in self._moments()), "steps"], arrays)
+        known = [*(key for _, key, _ in self._moments()), "steps"]
+        if self._auxiliary:
+            known += [*CLUSTER_LAYER, CLUSTERS]
+        check_names(known, arrays)
+        if self._auxiliary:
+            self._auxiliary.take(arrays[CLUSTERS])
+            for name in CLUSTER_LAYER:
+                self.device.write(self._trained[name].values, self._inside(name, arrays[name]))
         with self._executor.in_label_order():
             for name, key, moment in self._moments():
                 self.device.write(moment, self._inside(name, arrays[key]))
         self._steps = int(arrays["steps"])
 
     def state_bytes(self) -> tuple[int, int]:
-        """Bytes of the parameters (indices included) and of the optimiser state, counted."""
+        """Bytes of the parameters (indices included) and of the optimiser state, counted. What an
+        auxiliary loss keeps is of the latter."""
         size = self.device.bytes
-        values = sum(size(trained.values) for trained in self._trained.values())
+        held = {name: size(trained.values) for name, trained in self._trained.items()}
         moments = sum(size(moment) for _, _, moment in self._moments())
+        if self._auxiliary:
+            moments += sum(map(held.pop, CLUSTER_LAYER)) + self._auxiliary.clusters.nbytes
+        values = sum(held.values())
         transform = sum(array.nbytes for array in self.transform.arrays.values())
         return transform + values + self._executor.connection_bytes(), moments
 
@@ -271,14 +300,20 @@ class Trainer:
         return TransformedBatch(features, batch.positive_instances, label_ids)
 
     def train(
-        self, batches: Iterable[TrainingBatch], learning_rate: float, on_step: OnStep | None = None
+        self,
+        batches: Iterable[TrainingBatch],
+        learning_rate: float | Callable[[int], float],
+        on_step: OnStep | None = None,
     ) -> np.ndarray:
-        """One step per batch, in order; the losses, float64 [steps]. Raises FloatingPointError
-        naming the step whose loss is not finite."""
+        """One step per batch, in order; the losses, float64 [steps]. learning_rate: of all steps,
+        or a function that gives that of each step of this trainer, counted from 1. Raises
+        FloatingPointError naming the step whose loss is not finite."""
         losses = Losses(self.device, self._steps + 1)
         for batch in batches:
-            transformed = self._transformed(batch)
-            loss = self._executor.step(transformed, learning_rate, self._steps + 1)
+            transformed, step = self._transformed(batch), self._steps + 1
+            rate = learning_rate(step) if callable(learning_rate) else learning_rate
+            auxiliary = self._auxiliary.step(batch, step) if self._auxiliary else None
+            loss = self._executor.step(transformed, rate, step, auxiliary)
             self._steps += 1  # a step that was refused does not count
             losses.add(loss)
             if on_step:
@@ -329,6 +364,8 @@ class Trainer:
             loss=self.setup.loss,
             transform=self.transform,
             top_k=self.top_k,
+            group_size=self.setup.output.group_size,
+            order=self.array(ORDER) if self._order else None,
         )
 
     def apply_rewiring(self, rewiring: Rewiring) -> None:
@@ -354,40 +391,3 @@ def _changed(array: np.ndarray, positions: np.ndarray, new: np.ndarray | float) 
         array = array.copy()
     array.reshape(-1)[positions] = new
     return array
-
-
-class Losses:
-    """The losses of consecutive steps, from `first_step` on; FloatingPointError names the first
-    that is not finite.
-
-    On a CPU each loss is checked at once: otherwise the next step would fail first, on the weights
-    that this step spoilt. On a GPU a check waits for the device, so that only every
-    `_STEPS_BETWEEN_LOOKS` steps the losses are checked.
-    """
-
-    def __init__(self, device: Device, first_step: int) -> None:
-        self._between_looks = 1 if device.is_cpu else _STEPS_BETWEEN_LOOKS
-        self._first_step = first_step
-        self._seen: list[float] = []
-        self._unseen: list[SupportsFloat] = []
-
-    def add(self, loss: SupportsFloat) -> None:
-        self._unseen.append(loss)
-        if len(self._unseen) == self._between_looks:
-            self._look()
-
-    def all(self) -> np.ndarray:
-        """All that were added, float64 [steps]."""
-        self._look()
-        return np.array(self._seen, np.float64)
-
-    def _look(self) -> None:
-        for loss in self._unseen:
-            value = float(loss)
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss of step {self._first_step + len(self._seen)} is {value}; lower the "
-                    "learning rate or look at the features"
-                )
-            self._seen.append(value)
-        self._unseen = []

@@ -7,7 +7,6 @@ on to the same numbers.
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from fanin.backends.arrays import Rewiring, drawn_seed
 from fanin.backends.gradients import plan_towards_gradients
 from fanin.backends.interface import OnStep
-from fanin.backends.recipes import Recipe
+from fanin.backends.recipes import Recipe, half_cosine
 from fanin.backends.trainer import Trainer
 from fanin.datasets import Batches
 
@@ -24,7 +23,8 @@ from fanin.datasets import Batches
 RATE_FACTOR, RATE_RISE, RATE_PATIENCE, RATE_FLOOR = 0.5, 1e-3, 2, 1e-4
 STOP_RISE, STOP_PATIENCE = 5e-5, 4
 
-# A linear schedule falls to this share of its first rate, and changes every so many steps.
+# A linear schedule falls to this share of its first rate, and changes every so many steps. A cosine
+# falls to 0 and changes with each, as torch's `CosineAnnealingLR` and Keras' `CosineDecay` do.
 RATE_LAST, RATE_STEPS = 0.02, 50
 
 
@@ -52,20 +52,25 @@ class Plateau:
 
 class Schedule:
     """Learning rate, best epoch and end of a training: they follow from its history and its length
-    alone. steps: of all epochs that the recipe allows."""
+    alone. steps: of all epochs that the recipe allows.
+
+    Where the recipe has a warm-up, the rate rises in it step by step, from rate / n in the first
+    step to the whole rate in the last of n; falling begins after it.
+    """
 
     def __init__(self, recipe: Recipe, steps: int) -> None:
         self.rate = recipe.learning_rate
         self.best_epoch = 0
-        self._is_linear = recipe.schedule == "linear"
+        self._kind = recipe.schedule
         self._steps = steps
+        self._warm_up = recipe.warm_up * steps
         self._rate_plateau = Plateau(RATE_RISE, RATE_PATIENCE)
         self._stop_plateau = Plateau(STOP_RISE, STOP_PATIENCE)
 
     def observe(self, epoch: int, value: float) -> bool:
         """Take in the validation P@3 of the next epoch; True when it is the best so far."""
         self._rate_plateau.observe(value)
-        if self._rate_plateau.reached and not self._is_linear:
+        if self._rate_plateau.reached and self._kind == "plateau":
             if self.rate > RATE_FLOOR:  # a smaller one that was asked for stays
                 self.rate = max(self.rate * RATE_FACTOR, RATE_FLOOR)
             self._rate_plateau.waited = 0
@@ -81,18 +86,19 @@ class Schedule:
 
     @property
     def is_over(self) -> bool:
-        return self.has_stalled and not self._is_linear
+        return self.has_stalled and self._kind == "plateau"
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 1."""
-        if not self._is_linear:
+        if step < self._warm_up:
+            return self.rate * step / self._warm_up
+        if self._kind == "plateau":
             return self.rate
-        done = (step - 1) // RATE_STEPS * RATE_STEPS / self._steps
-        return self.rate * max(RATE_LAST, 1 - done)
-
-    def keeps_rate_until(self, step: int) -> float:
-        """The last step with the same rate as this one."""
-        return (step - 1) // RATE_STEPS * RATE_STEPS + RATE_STEPS if self._is_linear else math.inf
+        done = step - 1 if self._kind == "cosine" else (step - 1) // RATE_STEPS * RATE_STEPS
+        fallen = max(0.0, done - self._warm_up) / (self._steps - self._warm_up)
+        if self._kind == "cosine":
+            return self.rate * half_cosine(fallen)
+        return self.rate * max(RATE_LAST, 1 - fallen)
 
 
 def rewire_due(step: int, recipe: Recipe, steps_per_epoch: int) -> bool:
@@ -120,7 +126,7 @@ def rewire_fraction(step: int, recipe: Recipe, steps_per_epoch: int) -> float:
     if recipe.rewire_decay == "none":
         return recipe.rewire_fraction
     done = (step - 1) / (recipe.rewire_until * recipe.epochs * steps_per_epoch)
-    return recipe.rewire_fraction * (1 + math.cos(math.pi * min(1, done))) / 2
+    return recipe.rewire_fraction * half_cosine(done)
 
 
 def rewiring_seed(seed: int, step: int) -> int:
@@ -149,11 +155,10 @@ def train_epoch(
             del due[0]
             if trainer.setup.is_rewired:
                 rewired += rewire(trainer, batches, recipe, seed, step + 1)
-        # Up to the next step that begins with a rewiring, or has another rate.
-        ahead = due[0] - 1 if due else last
-        count = int(min(ahead, schedule.keeps_rate_until(step + 1))) - step
-        rate = schedule.rate_at(step + 1)
-        losses.append(trainer.train(itertools.islice(stream, count), rate, on_step))
+        # Up to the next step that begins with a rewiring.
+        count = (due[0] - 1 if due else last) - step
+        steps_ahead = itertools.islice(stream, count)
+        losses.append(trainer.train(steps_ahead, schedule.rate_at, on_step))
         step += count
     return np.concatenate(losses), rewired
 

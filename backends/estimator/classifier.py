@@ -55,8 +55,9 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         and dropout do not matter; TF-IDF is what it is made for.
     recipe : "best", "paper", or a `fanin.backends.recipes.Recipe`: how the model is wired, started
         and trained.
-    loss, learning_rate, schedule, epochs : in place of what the recipe says, where given. The
-        recipe "best" gives small data more epochs (`Recipe.least_steps`); `plan` says how many.
+    loss, learning_rate, schedule, warm_up, epochs : in place of what the recipe says, where given.
+        warm_up: share of the steps in which the rate rises, before it falls as the schedule says.
+        The recipe "best" gives small data more epochs (`Recipe.least_steps`); see `plan`.
         Labels that read words have one epoch before these, after which they get more words.
     optimizer : "adam", "sgd", which keeps nothing beside the weights, or "momentum" (of 0.9), which
         keeps one number for each. Losses are means over the labels, so the last two need a
@@ -103,6 +104,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         optimizer: OptimizerKind = "adam",
         weight_decay: float = 0.0,
         schedule: Schedule | None = None,
+        warm_up: float | None = None,
         epochs: int | None = None,
         batch_size: int = 32,
         dropout: float = 0.1,
@@ -126,6 +128,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         self.optimizer = optimizer
         self.weight_decay = weight_decay
         self.schedule = schedule
+        self.warm_up = warm_up
         self.epochs = epochs
         self.batch_size = batch_size
         self.dropout = dropout

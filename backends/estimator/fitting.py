@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from fanin.backends.arrays import InitialArrays, copied
+from fanin.backends.auxiliary import Auxiliary, auxiliary_loss
 from fanin.backends.estimator.predictor import AnySetup
 from fanin.backends.estimator.progress import FitProgress
 from fanin.backends.estimator.settings import AnyRecipe, Settings
@@ -74,6 +75,7 @@ def new_trainer(
     settings: Settings,
     setup: LayerSetup,
     arrays: Mapping[str, np.ndarray],
+    auxiliary: Auxiliary | None = None,
 ) -> Trainer:
     """A trainer that begins with these arrays, without moments."""
     return make_trainer(
@@ -85,6 +87,7 @@ def new_trainer(
         optimizer=settings.optimizer_values,
         device=settings.device,
         threads=settings.threads,
+        auxiliary=auxiliary,
     )
 
 
@@ -148,7 +151,8 @@ def fit(
     with FitProgress(steps, verbose) as progress:
         progress.phase("looking at the data")
         arrays = first_arrays(setup, recipe, training, seed, settings.threads)
-        trainer = new_trainer(settings, setup, arrays)
+        auxiliary = auxiliary_loss(recipe, steps, *training, seed=seed)
+        trainer = new_trainer(settings, setup, arrays, auxiliary)
         del arrays
         schedule = Schedule(recipe, steps)
         while len(history) < recipe.epochs and not (validation and schedule.has_stalled):

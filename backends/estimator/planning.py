@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.sparse as sp
 
+from fanin.backends.auxiliary import cluster_count
 from fanin.backends.estimate import (
     Estimate,
     Sizes,
@@ -176,6 +177,7 @@ def _estimate(
         settings.cpu_threads,
         words,
         bytes_of_instances(sizes),
+        cluster_count(recipe, setup.labels),
     )
     expected = estimate(setup, backend, options)
     return with_choosing(expected, recipe, setup, sizes, settings.batch_size)

@@ -40,6 +40,7 @@ class Settings:
     optimizer: OptimizerKind = "adam"
     weight_decay: float = 0.0
     schedule: Schedule | None = None
+    warm_up: float | None = None
     epochs: int | None = None
     batch_size: int = 32
     dropout: float = 0.1
@@ -77,6 +78,8 @@ class Settings:
         checks.not_negative("weight_decay", self.weight_decay)
         if self.schedule is not None:
             _one_of("schedule", self.schedule, get_args(Schedule))
+        if self.warm_up is not None:
+            _share("warm_up", self.warm_up, least=True)
         if self.epochs is not None:
             checks.whole("epochs", self.epochs, 1)
         checks.whole("batch_size", self.batch_size, 1)
@@ -171,6 +174,7 @@ class Settings:
             "group_size": (self.group_size, None),
             "loss": (self.loss or "bce", "bce"),
             "schedule": (self.schedule or "linear", "linear"),
+            "warm_up": (self.warm_up or 0.0, 0.0),
             "weights_dtype": (self.weights_dtype, "float32"),
             "moments_dtype": (self.moments_dtype, "float32"),
             "moments": (self.moments, "full"),
@@ -204,12 +208,14 @@ class Settings:
             "loss_fn": self.loss,
             "learning_rate": self.learning_rate,
             "schedule": self.schedule,
+            "warm_up": self.warm_up,
             "epochs": self.epochs,
             "grouping": self.grouping,
         }
         if self.epochs is not None:
             own["least_steps"] = 0
         recipe = replace(recipe, **{key: value for key, value in own.items() if value is not None})
+        _share("warm_up", recipe.warm_up, least=True)  # it may be that of a recipe of one's own
         if recipe.loss_fn != "bce" and recipe.initial_bias == "prior":
             # The log-odds are for cross entropy; with squared hinge, where scores of negatives
             # are to be -1, this is where almost all of them are.
@@ -217,7 +223,12 @@ class Settings:
         if recipe.schedule == "plateau" and not self.early_stopping:
             raise ValueError(
                 "schedule 'plateau' follows precision on validation instances: set "
-                "early_stopping=True, or schedule='linear'"
+                "early_stopping=True, or schedule='linear' or 'cosine'"
+            )
+        if recipe.auxiliary_weight and not setup.intermediate:
+            raise ValueError(
+                "auxiliary_weight of this recipe is for an intermediate layer, and there is none: "
+                "leave it at 0, or set intermediate to a number of units"
             )
         return recipe
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, SupportsFloat
+from typing import Any, ClassVar, SupportsFloat
 
 import numpy as np
 import tensorflow as tf
 
 from fanin.backends.autograd import AutogradExecutor, Output
+from fanin.backends.auxiliary import CLUSTER_LAYER, AuxiliaryStep
 from fanin.backends.interface import Features, TrainingBatch
 from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, Optimizer, is_decayed
@@ -116,24 +117,29 @@ class TensorFlowAutograd(AutogradExecutor):
         if self.setup.sparse_features:
             types = ByInstance(values=tf.float32, starts=tf.int64, columns=tf.int32)
             features = ByInstance(*(tf.TensorSpec([None], dtype) for dtype in types))
-        self._step_function = tf.function(
-            self._step,
-            input_signature=[
-                features,
-                tf.TensorSpec([None], tf.int32),
-                tf.TensorSpec([None], tf.int64),
-                tf.TensorSpec([3], tf.float32),
-            ],
-        )
+        positives = [tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)]
+        signature = [features, *positives, tf.TensorSpec([3], tf.float32)]
+        self._step_function = tf.function(self._step, input_signature=signature)
+        # With an auxiliary loss. Functions are traced at the first call.
+        signature += [*positives, tf.TensorSpec([], tf.float32)]
+        self._auxiliary_function = tf.function(self._step, input_signature=signature)
         self._top_k_function = tf.function(
             self._top_k, input_signature=[features, tf.TensorSpec([], tf.int32)]
         )
 
-    def step(self, batch: TrainingBatch, learning_rate: float, step: int) -> SupportsFloat:
+    def step(
+        self,
+        batch: TrainingBatch,
+        learning_rate: float,
+        step: int,
+        auxiliary: AuxiliaryStep | None = None,
+    ) -> SupportsFloat:
         positives = (batch.positive_instances, batch.positive_labels)
-        step_sizes = self._step_sizes(learning_rate, step)
-        features = _arrays(batch.features)
-        return self.device.number(self._step_function(features, *positives, step_sizes))
+        given = (_arrays(batch.features), *positives, self._step_sizes(learning_rate, step))
+        if not auxiliary:
+            return self.device.number(self._step_function(*given))
+        pairs = (auxiliary.positive_instances, auxiliary.positive_clusters)
+        return self.device.number(self._auxiliary_function(*given, *pairs, auxiliary.weight))
 
     def _step_sizes(self, learning_rate: float, step: int) -> tf.Tensor:
         """The learning rate, of Adam with the bias corrections of m and v, and with that of v
@@ -152,13 +158,29 @@ class TensorFlowAutograd(AutogradExecutor):
         positive_instances: tf.Tensor,
         positive_labels: tf.Tensor,
         step_sizes: tf.Tensor,
+        *auxiliary: tf.Tensor,
     ) -> tf.Tensor:
-        values = [each.values for each in self.trained.values()]
+        """auxiliary: the fields of an `AuxiliaryStep`, or nothing."""
+        # Of an auxiliary loss that has ended, nothing is trained.
+        trained = {
+            name: each
+            for name, each in self.trained.items()
+            if auxiliary or name not in CLUSTER_LAYER
+        }
+        values = [each.values for each in trained.values()]
         with self.device.scope():
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(values)
-                scores = self.scores(features)
-            loss, grad_scores = LOSSES[self.setup.loss](scores, positive_instances, positive_labels)
+                outputs = self.output_features(features)
+                scores = [self.scores(outputs)]
+                if auxiliary:
+                    weights, bias = self.values("auxiliary")
+                    outputs = _with_less_gradient(outputs, auxiliary[2])
+                    scores.append(tf.matmul(outputs, weights) + bias)
+            loss, grad = LOSSES[self.setup.loss](scores[0], positive_instances, positive_labels)
+            grad_scores = [grad]
+            if auxiliary:
+                grad_scores.append(LOSSES["bce"](scores[1], *auxiliary[:2])[1])
             gradients = tape.gradient(scores, values, output_gradients=grad_scores)
             gradients = [*map(_by_words, gradients)]
             if self.optimizer.l2:
@@ -166,12 +188,12 @@ class TensorFlowAutograd(AutogradExecutor):
                     _with_l2(gradient, each.values, self.optimizer.l2)
                     if is_decayed(name)
                     else gradient
-                    for gradient, (name, each) in zip(gradients, self.trained.items(), strict=True)
+                    for gradient, (name, each) in zip(gradients, trained.items(), strict=True)
                 ]
             # An update is in place only when nobody reads the array any more; TensorFlow would
             # otherwise copy it. So all gradients first.
             with tf.control_dependencies(tf.nest.flatten(gradients, expand_composites=True)):
-                for gradient, (name, each) in zip(gradients, self.trained.items(), strict=True):
+                for gradient, (name, each) in zip(gradients, trained.items(), strict=True):
                     if self.optimizer.weight_decay and is_decayed(name):
                         _decay(each.values, gradient, step_sizes[2])
                     if isinstance(gradient, tf.IndexedSlices):
@@ -202,10 +224,11 @@ class TensorFlowAutograd(AutogradExecutor):
 
     def _top_k(self, features: tf.Tensor | ByInstance, k: tf.Tensor) -> tf.Tensor:
         with self.device.scope():
+            outputs = self.output_features(features)
             if len(self.parts) > 1:
-                by_label = tf.gather(self.scores(features), self.positions, axis=1)
+                by_label = tf.gather(self.scores(outputs), self.positions, axis=1)
                 return tf.math.top_k(by_label, k).indices  # ties: the lower id first
-            return self.output.best(self.output_features(features), *self.values("output"), k)
+            return self.output.best(outputs, *self.values("output"), k)
 
     def rewire(self, fraction: float, seed: int) -> int | None:
         sources, weights = self.output.sources(), self.trained["output.weights"]
@@ -213,6 +236,17 @@ class TensorFlowAutograd(AutogradExecutor):
             return None
         state, inputs = (weights.values, weights.m, weights.v), self.setup.output_inputs
         return rewire(sources, state, inputs, fraction, seed, threads=self.device.threads)
+
+
+def _with_less_gradient(outputs: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """The outputs as they are; of their gradient only so much goes on."""
+
+    @tf.custom_gradient
+    def same(outputs: tf.Tensor) -> Any:
+        return tf.identity(outputs), lambda grad: weight * grad
+
+    with_weight: tf.Tensor = same(outputs)
+    return with_weight
 
 
 def _arrays(features: Features) -> np.ndarray | ByInstance:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from fanin.backends.fused import INTERMEDIATE_SEED, FusedExecutor, Layer
+from fanin.backends.auxiliary import AuxiliaryStep
+from fanin.backends.fused import AUXILIARY_SEED, INTERMEDIATE_SEED, FusedExecutor, Layer
 from fanin.backends.interface import TrainingBatch
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.parts import FusedParts
@@ -105,6 +106,27 @@ class TensorFlowFused(FusedExecutor):
                 mean_labels=self.mean_labels,
                 threads=self.device.threads,
             )
+
+    def auxiliary_step(
+        self, features: tf.Tensor, auxiliary: AuxiliaryStep, learning_rate: float, step: int
+    ) -> tf.Tensor:
+        with self.device.scope():
+            _, grad = fused_step(
+                features,
+                {},
+                _state(self.auxiliary.weights),
+                _state(self.auxiliary.bias),
+                auxiliary.positive_instances,
+                auxiliary.positive_clusters,
+                "bce",
+                self.optimizer,
+                learning_rate,
+                step,
+                seed=AUXILIARY_SEED,
+                want_grad=True,
+                threads=self.device.threads,
+            )
+        return grad
 
     def best(self, features: tf.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         with self.device.scope():

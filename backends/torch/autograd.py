@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fanin.backends.autograd import AutogradExecutor, Output
+from fanin.backends.auxiliary import AuxiliaryStep
 from fanin.backends.interface import Features, TrainingBatch
 from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, Optimizer, is_decayed
@@ -151,18 +152,39 @@ class TorchAutograd(AutogradExecutor):
             if each.m is not None:
                 self._torch_optimizer.state[each.values] = {"momentum_buffer": each.m}
 
-    def step(self, batch: TrainingBatch, learning_rate: float, step: int) -> SupportsFloat:
-        scores = self.scores(tensors(batch.features, self.device))
+    def step(
+        self,
+        batch: TrainingBatch,
+        learning_rate: float,
+        step: int,
+        auxiliary: AuxiliaryStep | None = None,
+    ) -> SupportsFloat:
+        outputs = self.output_features(tensors(batch.features, self.device))
+        scores = self.scores(outputs)
         loss = LOSSES[self.setup.loss](
             scores,
             self.device.tensor(batch.positive_instances).long(),
             self.device.tensor(batch.positive_labels),
         )
         del scores
+        whole = loss + self._auxiliary_loss(outputs, auxiliary) if auxiliary else loss
         self._torch_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        whole.backward()
         self._update(learning_rate, step)
         return self.device.number(loss)
+
+    def _auxiliary_loss(self, outputs: Tensor, auxiliary: AuxiliaryStep) -> Tensor:
+        """Of the layer over clusters. The weight is for what the outputs are handed of its
+        gradient."""
+        outputs = outputs.view_as(outputs)
+        outputs.register_hook(lambda grad: grad * auxiliary.weight)
+        weights, bias = self.values("auxiliary")
+        loss: Tensor = LOSSES["bce"](
+            torch.addmm(bias, outputs, weights),
+            self.device.tensor(auxiliary.positive_instances).long(),
+            self.device.tensor(auxiliary.positive_clusters),
+        )
+        return loss
 
     def _update(self, learning_rate: float, step: int) -> None:
         self._decay(learning_rate)
@@ -183,11 +205,13 @@ class TorchAutograd(AutogradExecutor):
     @torch.no_grad()
     def _decay(self, learning_rate: float) -> None:
         """L2 and weight decay, both of the weights before the step."""
+        # Of an auxiliary loss that has ended, weights have no gradient any more.
+        decayed = [values for values in self._decayed if values.grad is not None]
         if self.optimizer.l2:
-            for values in self._decayed:
+            for values in decayed:
                 values.grad.add_(values, alpha=self.optimizer.l2)
         if self.optimizer.weight_decay:
-            for values in self._decayed:
+            for values in decayed:
                 values.sub_(values, alpha=learning_rate * self.optimizer.weight_decay)
 
     def forward(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
@@ -211,12 +235,11 @@ class TorchAutograd(AutogradExecutor):
 
     @torch.inference_mode()
     def best(self, features: Features, k: int) -> np.ndarray:
-        read = tensors(features, self.device)
+        outputs = self.output_features(tensors(features, self.device))
         if len(self.parts) > 1:
-            by_label = self.scores(read)[:, self.positions]
+            by_label = self.scores(outputs)[:, self.positions]
             several: np.ndarray = best_of(by_label, k).cpu().numpy()
             return several
-        outputs = self.output_features(read)
         ids: np.ndarray = self.output.best(outputs, *self.values("output"), k).cpu().numpy()
         return ids
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fanin.backends.fused import INTERMEDIATE_SEED, FusedExecutor, Layer
+from fanin.backends.auxiliary import AuxiliaryStep
+from fanin.backends.fused import AUXILIARY_SEED, INTERMEDIATE_SEED, FusedExecutor, Layer
 from fanin.backends.interface import TrainingBatch
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.parts import FusedParts
@@ -83,6 +84,24 @@ class TorchFused(FusedExecutor):
             self.setup.output.group_size,
             self.mean_labels,
         )
+
+    def auxiliary_step(
+        self, features: Tensor, auxiliary: AuxiliaryStep, learning_rate: float, step: int
+    ) -> Tensor:
+        _, grad = run_step(
+            features,
+            *(None, None, None),
+            *_state(self.auxiliary),
+            self.device.tensor(auxiliary.positive_instances),
+            self.device.tensor(auxiliary.positive_clusters),
+            "bce",
+            self.optimizer.numbers,
+            learning_rate,
+            step,
+            AUXILIARY_SEED,
+            True,
+        )
+        return grad
 
     def best(self, features: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         values = (self.output.weights.values, self.output.bias.values)

@@ -260,7 +260,7 @@ def features(
 
 
 def _name(given: str | None, usual: str) -> str:
-    from fanin.benchmarks.records.task import NAMES, is_name
+    from fanin.benchmarks.records.task_keys import NAMES, is_name
 
     name = usual if given is None else given
     if not is_name(name) or name == "labels":

@@ -16,7 +16,7 @@ from fanin.backends.recipes import RecipeName
 from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.cli.output import stop
 from fanin.benchmarks.harness.request import Options
-from fanin.benchmarks.records.task import Moments
+from fanin.benchmarks.records.task_keys import Moments
 from fanin.benchmarks.timing.options import one_of
 from fanin.kernels.threads import MOST_THREADS, thread_count
 

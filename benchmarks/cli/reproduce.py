@@ -38,7 +38,7 @@ from fanin.benchmarks.harness.parent import run_all
 from fanin.benchmarks.harness.request import Options, requests
 from fanin.benchmarks.records.run import Profile
 from fanin.benchmarks.records.store import check_folder
-from fanin.benchmarks.records.task import EvaluationProtocol
+from fanin.benchmarks.records.task_keys import EvaluationProtocol
 from fanin.benchmarks.timing.options import one_of
 from fanin.datasets import PUBLISHED
 from fanin.reports.pages.report import write_report

@@ -10,7 +10,7 @@ from typing import Any
 
 from fanin.backends.registry import BACKENDS
 from fanin.benchmarks.cli.output import stop
-from fanin.benchmarks.records.task import NAMES, Task, is_name
+from fanin.benchmarks.records.task import Task
 from fanin.benchmarks.records.task_files import (
     USUAL_SPARSE_TASKS,
     USUAL_TASKS,
@@ -18,6 +18,7 @@ from fanin.benchmarks.records.task_files import (
     find_tasks,
     read_tasks,
 )
+from fanin.benchmarks.records.task_keys import NAMES, is_name
 from fanin.datasets import (
     available,
     canonical_name,

@@ -17,6 +17,7 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
+from fanin.backends.auxiliary import Auxiliary
 from fanin.backends.estimate import TooLargeError, check_counted
 from fanin.backends.starting import looks_at_data
 from fanin.backends.trainer import Trainer
@@ -24,6 +25,7 @@ from fanin.benchmarks.harness.checkpoint import Checkpoint, checkpoint_folder, r
 from fanin.benchmarks.harness.fit import Split, fit, predict
 from fanin.benchmarks.harness.plan import estimate
 from fanin.benchmarks.harness.prepare import (
+    auxiliary_of,
     build,
     chosen_arrays,
     dataset_info,
@@ -100,20 +102,25 @@ def open_checkpoint(request: Request, data: Dataset, events: Events) -> Checkpoi
 
 
 def choose(
-    request: Request, train: Split, events: Events
-) -> tuple[dict[str, np.ndarray], float | None]:
-    """The arrays that the task wants chosen by its training instances, and the seconds that this
-    took; None where nothing was to choose."""
+    request: Request, train: Split, events: Events, steps_per_epoch: int, are_known: bool
+) -> tuple[dict[str, np.ndarray], Auxiliary | None, float | None]:
+    """The arrays that the task wants chosen by its training instances, its auxiliary loss, and the
+    seconds that this took; None where nothing was to choose. are_known: whether a checkpoint has
+    all these arrays."""
+    if are_known:
+        return {}, auxiliary_of(request, train, steps_per_epoch, are_known=True), None
     start = time.perf_counter()
 
     def on_labels(done: int) -> None:
         events.send(event="phase", name=f"choosing connections, {done} labels")
 
-    reads = looks_at_data(request.task.recipe_values, request.task.group_size or 0)
+    recipe = request.task.recipe_values
+    reads = looks_at_data(recipe, request.task.group_size or 0) or recipe.auxiliary_weight > 0
     if reads:
         events.send(event="phase", name="looking at the data")
     given = chosen_arrays(request, train, on_labels)
-    return given, time.perf_counter() - start if reads else None
+    auxiliary = auxiliary_of(request, train, steps_per_epoch)
+    return given, auxiliary, time.perf_counter() - start if reads else None
 
 
 def run(request: Request, events: Events, result: RunResult) -> None:
@@ -137,10 +144,11 @@ def run(request: Request, events: Events, result: RunResult) -> None:
     result.resumed = checkpoint.resumed
     before = len(checkpoint.history) * len(batches)
     with MemoryWatch() as memory:
-        # A checkpoint has them.
-        given, choose_seconds = ({}, None) if checkpoint.history else choose(request, train, events)
+        given, auxiliary, choose_seconds = choose(
+            request, train, events, len(batches), are_known=bool(checkpoint.history)
+        )
         events.send(event="phase", name="building the model")
-        trainer = build(request, setup, given=given)
+        trainer = build(request, setup, given=given, auxiliary=auxiliary)
         del given
         clock = StepClock(trainer)
         events.send(event="phase", name="training")

@@ -10,6 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from fanin.backends import estimate as estimates
+from fanin.backends.auxiliary import cluster_count
 from fanin.backends.estimate import (
     Estimate,
     Sizes,
@@ -117,5 +118,6 @@ def estimate(
         threads,
         words,
         other_bytes,
+        cluster_count(task.recipe_values, setup.labels),
     )
     return estimates.estimate(setup, backend, options, cpu)

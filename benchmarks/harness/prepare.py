@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from fanin.backends.arrays import InitialArrays
+from fanin.backends.auxiliary import Auxiliary, auxiliary_loss
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import starting_arrays
@@ -102,14 +103,25 @@ def chosen_arrays(
     )
 
 
+def auxiliary_of(
+    request: Request, train: Split, steps_per_epoch: int, are_known: bool = False
+) -> Auxiliary | None:
+    """The auxiliary loss that the task's recipe wants. are_known: whether a checkpoint has its
+    clusters."""
+    recipe = request.task.recipe_values.for_steps(steps_per_epoch)
+    steps = recipe.epochs * steps_per_epoch
+    return auxiliary_loss(recipe, steps, train.x, train.y, seed=request.seed, are_known=are_known)
+
+
 def build(
     request: Request,
     setup: LayerSetup,
     seed: int | None = None,
     given: Mapping[str, np.ndarray] | None = None,
+    auxiliary: Auxiliary | None = None,
 ) -> Trainer:
     """A trainer of a setup as the request wants it, with initial weights of the run's own seed or
-    another; given: arrays that start otherwise (`chosen_arrays`)."""
+    another; given: arrays that start otherwise (`chosen_arrays`); auxiliary: see `auxiliary_of`."""
     return make_trainer(
         request.backend,
         setup,
@@ -119,6 +131,7 @@ def build(
         optimizer=request.task.optimizer_values,
         device=request.options.device,
         threads=thread_count(request.options.threads),
+        auxiliary=auxiliary,
     )
 
 

@@ -19,7 +19,7 @@ from fanin.benchmarks.harness.checkpoint import Checkpoint
 from fanin.benchmarks.harness.child import Events, main
 from fanin.benchmarks.harness.fit import Split
 from fanin.benchmarks.harness.plan import estimate
-from fanin.benchmarks.harness.prepare import build, make_batches, warm_up
+from fanin.benchmarks.harness.prepare import auxiliary_of, build, make_batches, warm_up
 from fanin.benchmarks.harness.request import Request, end_moment
 from fanin.benchmarks.measuring.clock import StepClock
 from fanin.benchmarks.measuring.machine import runs_on_cpu
@@ -76,12 +76,17 @@ def profile(request: Request, events: Events, result: RunResult) -> None:
     if runs_on_cpu(options.device):
         check_fits(expected, available_bytes())
     x, y = twin.sample((options.steps + _WARM_STEPS) * task.batch_size, task.seed)
-    batches = make_batches(task, Split(x, y), task.seed)
+    split = Split(x, y)
+    batches = make_batches(task, split, task.seed)
+    per_epoch = -(-sizes.train_instances // task.batch_size)
     block = evaluation_block(setup.output_inputs)
     asked, _ = twin.sample(_BLOCKS * block, task.seed + 1)
     with MemoryWatch() as memory:
         events.send(event="phase", name="building the model")
-        trainer = build(request, setup)
+        # Any clusters have the same memory and arithmetic, so none are looked for. It lasts longer
+        # than the profile.
+        auxiliary = auxiliary_of(request, split, per_epoch, are_known=True)
+        trainer = build(request, setup, auxiliary=auxiliary)
 
         def timed(work: Callable[..., object], *arguments: object) -> float:
             trainer.device.synchronize()
@@ -114,7 +119,6 @@ def profile(request: Request, events: Events, result: RunResult) -> None:
         with tempfile.TemporaryDirectory(prefix="fanin-shapes-") as folder:
             Checkpoint(Path(folder), {}, 0.0).keep_best(trainer, 1)
         result.memory = memory.result(trainer)
-    per_epoch = -(-sizes.train_instances // task.batch_size)
     interval = per_epoch if task.rewire_interval == -1 else task.rewire_interval
     result.extrapolation = Extrapolation(
         step_seconds=steps,

@@ -23,6 +23,7 @@ from fanin.backends.trainer import Trainer
 from fanin.backends.training import plan_rewiring
 from fanin.benchmarks.harness.fit import evaluate
 from fanin.benchmarks.harness.prepare import (
+    auxiliary_of,
     build,
     chosen_arrays,
     endless,
@@ -148,7 +149,8 @@ def serve(request: Request, parent: Parent) -> None:
     machine = warm_up(request, data.sparse_features)
     with MemoryWatch() as memory:
         given = chosen_arrays(request, train)
-        trainer = build(request, setup_for(task, data), given=given)
+        auxiliary = auxiliary_of(request, train, len(batches))
+        trainer = build(request, setup_for(task, data), given=given, auxiliary=auxiliary)
         del given
         side = Side(request, data, batches, endless(batches), trainer, memory, machine)
         parent.send({"value": None})

@@ -1,182 +1,40 @@
-"""A task: one layer setup on one data set with its hyper-parameters.
-
-Where a key is silent, the recipe decides; without one the paper's protocol holds (Schultheis &
-Babbar, ECML-PKDD 2023, arXiv 2306.03725, and its public code).
+"""A task: one layer setup on one data set with its hyper-parameters. `task_keys` says what they
+are; what follows from them together stands here.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import ValidationInfo, model_validator
 
-from fanin.backends import recipes
-from fanin.backends.checks import MOST_GROUP_SIZE
-from fanin.backends.grouping import Grouping
-from fanin.backends.interface import Execution, Storage, StoredType
-from fanin.backends.kinds import LEAST_GROUP_SIZE
-from fanin.backends.optimizer import ADAM, Optimizer, OptimizerKind, check_row_moments
-from fanin.backends.recipes import PAPER, Recipe, RecipeName
-from fanin.backends.setup import LayerSetup, Loss
+from fanin.backends.interface import Storage
+from fanin.backends.optimizer import ADAM, Optimizer, check_row_moments
+from fanin.backends.recipes import PAPER, Recipe
+from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import atoms_of
-from fanin.benchmarks.records.architecture import (
-    Architecture,
-    keys_of_best,
-    model_slug,
-    output_kind,
-)
-from fanin.benchmarks.records.ranges import MOST, Count, Decay, LearningRate, Size
+from fanin.benchmarks.records.architecture import keys_of_best, model_slug, output_kind
+from fanin.benchmarks.records.task_keys import TaskKeys
 from fanin.datasets import canonical_name
 from fanin.datasets.folder import SVD512
 
-EvaluationProtocol = Literal["paper", "holdout"]
-Moments = Literal["full", "row"]
 # In the context of a validation: whether the features are known to be sparse, which a recipe asks.
 SPARSE_FEATURES = "sparse_features"
 # What a recipe decides where a task does not.
 RECIPE_KEYS = tuple(field.name for field in fields(Recipe))
 
-# Where scores begin, and they are float32.
-InitialBias = Annotated[float, Field(ge=-1e6, le=1e6)]
-
-# Data set and features give their names to folders below the results folder and to cached files,
-# and a slug to files with an ending behind it. A file system takes names of 255 bytes.
-_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$"
-NAMES = (
-    "a name has 1 to 200 of the letters A-Z and a-z, digits, `.`, `_` and `-`, and does not begin "
-    "with a dot"
-)
+# Of bytes, in the name of a file with an ending behind it (`task_keys.NAMES`).
 _LONGEST_SLUG = 240
-
-
-def is_name(text: str) -> bool:
-    """Whether a data set or features may be called so; `NAMES` says how."""
-    return re.fullmatch(_NAME, text) is not None
 
 
 class TaskError(ValueError):
     """A task file that cannot be used; the message names file, task and key."""
 
 
-class Task(BaseModel):
+class Task(TaskKeys):
     """Everything that decides a run's numbers, apart from the backend and the repeat."""
-
-    # Strict: `true` is no number, nor is "8".
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    dataset: str = Field(pattern=_NAME)
-    features: str = Field(pattern=_NAME)
-    architecture: Architecture
-    connectivity: Size | None = None
-    group_size: int | None = Field(
-        default=None,
-        ge=LEAST_GROUP_SIZE,
-        le=MOST_GROUP_SIZE,
-        description="so many labels share their sources; of a fixed fan-in, see "
-        "fanin.backends.kinds.GroupedFanIn",
-    )
-    intermediate: Size | None = None
-    repeat: int = Field(
-        default=1, ge=1, le=10_000, description="how many runs, each with its own seed"
-    )
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    recipe: RecipeName = Field(
-        default="paper",
-        description="decides the keys from loss_fn to rewired_weights",
-    )
-    loss_fn: Loss = PAPER.loss_fn
-    learning_rate: LearningRate = PAPER.learning_rate
-    schedule: recipes.Schedule = Field(
-        default=PAPER.schedule,
-        description="plateau: the rate is halved and the training ended where validation does not "
-        "rise; linear: the rate falls to 0 over all epochs",
-    )
-    epochs: int = Field(
-        default=PAPER.epochs,
-        ge=1,
-        le=1_000_000,
-        description="at most; early stopping may end sooner",
-    )
-    least_steps: int = Field(
-        default=PAPER.least_steps,
-        ge=0,
-        le=MOST,
-        description="if all epochs together have fewer steps, there are more, up to "
-        f"{recipes.MOST_EPOCHS}; 0 where a task names its epochs",
-    )
-    feature_scaling: recipes.FeatureScaling = PAPER.feature_scaling
-    feature_dictionary: recipes.FeatureDictionary = Field(
-        default=PAPER.feature_dictionary,
-        description="see fanin.backends.dictionary; features of very many inputs stay as they are",
-    )
-    grouping: Grouping = Field(
-        default=PAPER.grouping,
-        description="which labels share their sources, see fanin.backends.grouping",
-    )
-    connections: recipes.Connections = Field(
-        default=PAPER.connections,
-        description="centroid: chosen by the data, see fanin.backends.choosing",
-    )
-    initial_weights: recipes.InitialWeights = Field(
-        default=PAPER.initial_weights,
-        description="of the output layer; centroid: a share of what its inputs were chosen by",
-    )
-    initial_bias: InitialBias | Literal["prior"] = Field(
-        default=PAPER.initial_bias,
-        description="of the output layer; prior: each label's log-odds",
-    )
-    rewire_towards: recipes.RewireTowards = Field(
-        default=PAPER.rewire_towards,
-        description="random: any input; gradient: those of largest gradient, see "
-        "fanin.backends.gradients",
-    )
-    rewire_interval: int = Field(
-        default=PAPER.rewire_interval,
-        ge=-1,
-        le=MOST,
-        description="steps; -1 once per epoch, 0 never",
-    )
-    rewire_fraction: float = Field(default=PAPER.rewire_fraction, ge=0, lt=1)
-    rewire_until: float = Field(
-        default=PAPER.rewire_until, gt=0, le=1, description="share of all epochs, then no more"
-    )
-    rewire_decay: recipes.RewireDecay = Field(
-        default=PAPER.rewire_decay,
-        description="cosine: the fraction falls to 0 at rewire_until as a half cosine does",
-    )
-    rewired_weights: recipes.RewiredWeights = Field(
-        default=PAPER.rewired_weights, description="what connections that moved have as weight"
-    )
-    optimizer: OptimizerKind = Field(
-        default=ADAM.kind,
-        description="sgd: no moments; momentum: one for each weight, see "
-        "fanin.backends.optimizer.Optimizer",
-    )
-    momentum: float = Field(
-        default=ADAM.momentum, gt=0, lt=1, description="of optimizer 'momentum' alone"
-    )
-    weight_decay: Decay = Field(
-        default=ADAM.weight_decay,
-        description="decoupled, as in AdamW; of weights, not of biases, see "
-        "fanin.backends.optimizer.Optimizer",
-    )
-    l2: Decay = Field(
-        default=ADAM.l2, description="added to the gradient, times the weights; not of biases"
-    )
-    batch_size: Size = 32
-    seed: Count = 0
-    protocol: EvaluationProtocol = "paper"
-    execution: Execution = "autograd"
-    weights_dtype: StoredType = "float32"
-    moments_dtype: StoredType = "float32"
-    moments: Moments = Field(
-        default="full",
-        description="row: of the weights that read sparse features one number a word, see "
-        "fanin.backends.interface.Storage",
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -227,11 +85,6 @@ class Task(BaseModel):
             value = getattr(self, key)
             if value == plain:
                 continue
-            if self.group_size and key != "feature_dictionary":
-                raise ValueError(
-                    f"{key} {value!r} is for labels that have sources of their own, and here "
-                    f"{self.group_size} share them; use {plain!r}"
-                )
             if self.architecture == "dense-stratified":
                 raise ValueError(
                     f"{key} {value!r} is for features, and this output layer reads an intermediate "
@@ -245,6 +98,11 @@ class Task(BaseModel):
         if self.grouping != PAPER.grouping and not self.group_size:
             raise ValueError(
                 f"grouping {self.grouping!r} is for labels that share their sources; set group_size"
+            )
+        if self.auxiliary_weight and not self.intermediate:
+            raise ValueError(
+                "auxiliary_weight is for an intermediate layer, and architecture "
+                f"{self.architecture!r} has none; leave it at 0"
             )
         if self.initial_weights == "centroid" and self.connections != "centroid":
             raise ValueError(

@@ -18,14 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from fanin.benchmarks.records import json_text
-from fanin.benchmarks.records.task import (
-    NAMES,
-    RECIPE_KEYS,
-    SPARSE_FEATURES,
-    Task,
-    TaskError,
-    is_name,
-)
+from fanin.benchmarks.records.task import RECIPE_KEYS, SPARSE_FEATURES, Task, TaskError
+from fanin.benchmarks.records.task_keys import NAMES, is_name
 from fanin.datasets import canonical_name
 
 TASK_FOLDER = Path(__file__).parent.parent / "tasks"

@@ -45,10 +45,6 @@ and fused beside each other, for several seeds; `recipes` has what a recipe gain
 shape profiles of a bag of words; `text` has the trainings on words, which stand in the README
 alone.
 
-Some files are older than the key `least_steps` of their task, which was added to them by hand. In
-those of `recipes` on the small WordNet it is 0: the runs had the five epochs that the files name.
-In those of `sparse` it is 6000: a shape profile trains no whole epoch.
-
 Beside the paper: its memory is the peak of TensorFlow's allocator on a V100, ours that of torch's
 on a GPU, and on a CPU the resident set above the baseline. Ratios are ours / the paper's.
 """

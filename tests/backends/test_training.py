@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +19,6 @@ def test_the_schedule_never_raises_the_learning_rate(rate, then):
     for _ in range(3):
         schedule.observe(1, 0.5)
     assert schedule.rate == schedule.rate_at(77) == then
-    assert schedule.keeps_rate_until(1) == math.inf
 
 
 def test_a_linear_schedule_falls_to_its_end_and_never_ends_early():
@@ -28,12 +27,42 @@ def test_a_linear_schedule_falls_to_its_end_and_never_ends_early():
     rates = [schedule.rate_at(step) for step in range(1, 501)]
     assert rates[:50] == [1e-2] * 50 and rates[50:100] == [pytest.approx(9e-3)] * 50
     assert rates[499] == pytest.approx(1e-3)
-    assert schedule.keeps_rate_until(1) == schedule.keeps_rate_until(50) == 50
-    assert schedule.keeps_rate_until(51) == 100
     assert Schedule(recipe, steps=5_000_000).rate_at(5_000_000) == pytest.approx(2e-4)
     for _ in range(20):
         schedule.observe(1, 0.5)
     assert not schedule.is_over and schedule.rate_at(1) == 1e-2
+
+
+def test_a_cosine_falls_to_0_with_each_step_and_never_ends_early():
+    schedule = Schedule(Recipe(learning_rate=1e-2, schedule="cosine"), steps=200)
+    rates = np.array([schedule.rate_at(step) for step in range(1, 202)])
+    expected = 5e-3 * (1 + np.cos(np.pi * np.arange(201) / 200))
+    np.testing.assert_allclose(rates, expected, rtol=1e-12, atol=1e-17)
+    assert rates[0] == 1e-2 and (np.diff(rates) < 0).all() and 0 < rates[199] < 1e-6
+    assert schedule.rate_at(900) == 0
+    for _ in range(20):
+        schedule.observe(1, 0.5)
+    assert not schedule.is_over and schedule.rate_at(1) == 1e-2
+
+
+@pytest.mark.parametrize("kind", ["plateau", "linear", "cosine"])
+def test_in_a_warm_up_the_rate_rises_in_equal_parts(kind):
+    whole = Recipe(learning_rate=1e-2, schedule=kind)
+    warmed = Schedule(replace(whole, warm_up=0.2), steps=500)
+    rates = [warmed.rate_at(step) for step in range(1, 501)]
+    np.testing.assert_allclose(rates[:100], 1e-4 * np.arange(1, 101), rtol=1e-12)
+    # What follows is a schedule of the steps that are left.
+    rest = Schedule(whole, steps=400)
+    np.testing.assert_allclose(
+        rates[100:], [rest.rate_at(step) for step in range(1, 401)], rtol=1e-12
+    )
+
+
+def test_a_warm_up_of_less_than_a_step_changes_nothing():
+    recipe = Recipe(schedule="cosine", warm_up=1e-6)
+    rates = [Schedule(recipe, steps=100).rate_at(step) for step in range(1, 101)]
+    plain = Schedule(replace(recipe, warm_up=0), steps=100)
+    np.testing.assert_allclose(rates, [plain.rate_at(step) for step in range(1, 101)], rtol=1e-4)
 
 
 def test_when_rewiring_is_due():

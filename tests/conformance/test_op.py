@@ -21,18 +21,28 @@ class Layer:
     indices: np.ndarray
     weights: np.ndarray
     bias: np.ndarray | None
+    group_size: int = 0
 
     def arrays(self):
-        return astuple(self)
+        return astuple(self)[:4]
+
+    def own_indices(self):
+        """Of each label, where labels share them, too."""
+        rows = np.arange(len(self.weights)) // max(1, self.group_size)
+        return self.indices[rows]
 
 
-def random_layer(batch, inputs, labels, fan_in, values=np.float32, index=np.uint16, seed=0):
+def random_layer(
+    batch, inputs, labels, fan_in, values=np.float32, index=np.uint16, seed=0, group_size=0
+):
     rng = np.random.default_rng(seed)
+    rows = -(-labels // max(1, group_size))
     return Layer(
         rng.standard_normal((batch, inputs)).astype(values),
-        rng.integers(0, inputs, (labels, fan_in), index),
+        rng.integers(0, inputs, (rows, fan_in), index),
         rng.standard_normal((labels, fan_in)).astype(values),
         rng.standard_normal(labels).astype(values),
+        group_size,
     )
 
 
@@ -45,7 +55,9 @@ def layers(draw):
     fan_in = draw(st.integers(1, min(inputs, 130)))
     values = draw(st.sampled_from([np.float32, np.float64]))
     index = draw(st.sampled_from([np.uint16, np.uint32]))
-    return random_layer(batch, inputs, labels, fan_in, values, index, draw(st.integers(0, 99)))
+    group_size = draw(st.sampled_from([0, 0, 2, 8, 16, 33, 64]))
+    seed = draw(st.integers(0, 99))
+    return random_layer(batch, inputs, labels, fan_in, values, index, seed, group_size)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -53,12 +65,14 @@ def layers(draw):
 def test_op_and_gradients_agree_with_the_reference(on_device, layer, traced, with_bias):
     layer = layer if with_bias else replace(layer, bias=None)
     rng = np.random.default_rng(1)
-    grad = rng.standard_normal((len(layer.features), len(layer.indices)))
+    grad = rng.standard_normal((len(layer.features), len(layer.weights)))
     grad = grad.astype(layer.features.dtype)
-    scores, grads = on_device.op_gradients(layer.arrays(), grad, traced=traced)
+    size = layer.group_size
+    scores, grads = on_device.op_gradients(layer.arrays(), grad, traced=traced, group_size=size)
     tolerance = TOLERANCE[layer.features.dtype.type]
-    assert_near(scores, reference.scores(*layer.arrays()), tolerance)
-    expected = reference.gradients(grad, layer.features, layer.indices, layer.weights)
+    read = (layer.features, layer.own_indices(), layer.weights)
+    assert_near(scores, reference.scores(*read, layer.bias), tolerance)
+    expected = reference.gradients(grad, *read)
     for gradient, right in zip(grads, expected[: len(grads)], strict=True):
         assert_near(gradient, right, tolerance)
 

@@ -137,7 +137,7 @@ class Model:
         return values * self.arrays.get("features.scale", 1)
 
     def scores(self, x):
-        """[batch, labels] for float32 features [batch, inputs]."""
+        """[batch, labels] for features [batch, inputs]."""
         return self.forward(self.read(x))[1][:, np.argsort(self.order())]
 
     def step(self, batch, learning_rate):
@@ -154,7 +154,8 @@ class Model:
             shape = self.arrays["output.weights"].shape
             grads["output.weights"] = matrix_grad[columns, rows].reshape(shape)
         if self.setup.intermediate:
-            before = (g @ self.output_matrix().T) * (hidden > 0)
+            grad_hidden = g @ self.output_matrix().T + self.beside(hidden, batch, learning_rate)
+            before = grad_hidden * (hidden > 0)
             grads["intermediate.weights"] = x.T @ before
             grads["intermediate.bias"] = before.sum(0)
         self.steps += 1
@@ -165,6 +166,10 @@ class Model:
             state = (self.arrays[name], self.m[name], self.v[name])
             update(optimizer, learning_rate, self.steps, *state, grad)
         return value
+
+    def beside(self, hidden, batch, learning_rate):
+        """What else is added to the gradient of the intermediate outputs [batch, units]."""
+        return 0
 
     def update_rows(self, name, grads, words, learning_rate):
         """The optimizer on the rows of these words."""

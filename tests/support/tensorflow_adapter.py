@@ -49,7 +49,7 @@ class Adapter:
         with self.scope():
             return run(*arguments).numpy()
 
-    def op_gradients(self, arrays, grad, *, traced=False):
+    def op_gradients(self, arrays, grad, *, traced=False, group_size=0):
         """Scores, and the gradients of features, weights and bias (if there is one)."""
         features, indices, weights, bias = map(self.tensor, arrays)
         wanted = [each for each in (features, weights, bias) if each is not None]
@@ -57,7 +57,7 @@ class Adapter:
         def scores_and_gradients():
             with tf.GradientTape() as tape:
                 tape.watch(wanted)
-                scores = fan_in_linear(features, indices, weights, bias)
+                scores = fan_in_linear(features, indices, weights, bias, group_size=group_size)
             return scores, tape.gradient(scores, wanted, output_gradients=tf.constant(grad))
 
         run = tf.function(scores_and_gradients) if traced else scores_and_gradients

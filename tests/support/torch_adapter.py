@@ -43,13 +43,13 @@ class Adapter:
         arguments = (self.tensor(each) for each in (features, indices, weights, bias))
         return numpy(fan_in_linear(*arguments))
 
-    def op_gradients(self, arrays, grad, *, traced=False):
+    def op_gradients(self, arrays, grad, *, traced=False, group_size=0):
         """Scores, and the gradients of features, weights and bias (if there is one)."""
         features, indices, weights, bias = map(self.tensor, arrays)
         wanted = [each for each in (features, weights, bias) if each is not None]
         for each in wanted:
             each.requires_grad_()
-        scores = fan_in_linear(features, indices, weights, bias)
+        scores = fan_in_linear(features, indices, weights, bias, group_size=group_size)
         return numpy(scores), list(
             map(numpy, torch.autograd.grad(scores, wanted, self.tensor(grad)))
         )

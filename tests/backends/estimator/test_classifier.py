@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 import scipy.sparse as sp
 from frameworks import EACH_BACKEND
 from planted import FAN_IN, LABELS, planted_data
+from sklearn.base import clone
 
 from fanin.backends.arrays import initial_arrays
 from fanin.backends.estimate import TooLargeError
@@ -150,6 +152,26 @@ def test_other_optimizers(backend, tmp_path):
 
 
 @each_backend
+def test_an_auxiliary_loss_is_no_part_of_the_model(backend, tmp_path):
+    recipe = replace(PAPER, schedule="cosine", auxiliary_weight=1.0, auxiliary_clusters=5)
+    helped = classifier(backend, recipe=recipe, intermediate=16)
+    plain = clone(helped).set_params(recipe=replace(recipe, auxiliary_weight=0.0))
+    beside = [each.plan(X, Y).expected.optimizer_bytes for each in (helped, plain)]
+    assert beside[0] - beside[1] == 4 * (3 * (16 + 1) * 5 + LABELS)
+    assert helped.fit(X, Y).history_[0].loss != plain.fit(X, Y).history_[0].loss
+    helped.save(tmp_path / "model")
+    again = load(tmp_path / "model", backend=backend)
+    assert again.get_params()["recipe"] == recipe
+    np.testing.assert_array_equal(again.decision_function(X), helped.decision_function(X))
+    assert np.isfinite(again.partial_fit(X, Y).history_[-1].loss)
+    with pytest.raises(ValueError, match="auxiliary_weight of this recipe is for an intermediate"):
+        classifier(backend, recipe=recipe).fit(X, Y)
+    for wrong in ({"auxiliary_clusters": 0}, {"auxiliary_until": 0.0}, {"warm_up": 1.0}):
+        with pytest.raises(ValueError, match=r"auxiliary_clusters must|steps above 0|warm_up must"):
+            classifier(backend, recipe=replace(recipe, **wrong), intermediate=16).fit(X, Y)
+
+
+@each_backend
 def test_partial_fit_learns_and_knows_its_classes(backend):
     names = [f"label {i}" for i in range(LABELS)]
     lists = [[names[i] for i in Y[[row]].indices] for row in range(Y.shape[0])]
@@ -192,6 +214,8 @@ def test_recipes(backend):
     own.set_params(recipe=Recipe(epochs=1), fan_in=None, intermediate=8).fit(X, Y)
     assert own.recipe_ == Recipe(epochs=1, schedule="linear", loss_fn="bce")
     assert (own.setup_.intermediate, own.setup_.loss) == (8, "bce")
+    own.set_params(schedule="cosine", warm_up=0.5).fit(X, Y)
+    assert own.recipe_ == Recipe(epochs=1, schedule="cosine", warm_up=0.5, loss_fn="bce")
     hinge = classifier(backend, loss="squared_hinge", epochs=1).fit(X, Y)
     assert hinge.recipe_.initial_bias == -1
 
@@ -276,7 +300,8 @@ def test_the_installed_backend_is_chosen(monkeypatch):
         ({"recipe": []}, "recipe must be one of"),
         ({"loss": "hinge"}, "loss must be one of squared_hinge, bce"),
         ({"learning_rate": -1}, "learning_rate must be finite"),
-        ({"schedule": "cosine"}, "schedule must be one of plateau, linear"),
+        ({"schedule": "sine"}, "schedule must be one of plateau, linear, cosine"),
+        ({"warm_up": 1.0}, "warm_up must be at least 0 and below 1"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"dropout": 1}, "dropout must be at least 0 and below 1"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from setups import starting
 
-from fanin.backends.arrays import initial_arrays
 from fanin.backends.estimator.predictor import Predictor
-from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
+from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.setup import LayerSetup
 
 INPUTS, LABELS = 12, 40
@@ -17,6 +17,8 @@ SETUPS = {
     "atoms": LayerSetup(INPUTS, LABELS, FixedFanIn(4), scaled=True, atoms=20),
     "dense": LayerSetup(INPUTS, LABELS, Dense(), scaled=True),
     "ffi-above": LayerSetup(INPUTS, LABELS, FixedFanIn(4), intermediate=9),
+    "grouped": LayerSetup(INPUTS, LABELS, GroupedFanIn(4, 8), scaled=True),
+    "grouped-above": LayerSetup(INPUTS, LABELS, GroupedFanIn(4, 16), intermediate=9),
     "dense-above": LayerSetup(INPUTS, LABELS, Dense(), intermediate=9),
     "words": LayerSetup(INPUTS, LABELS, FixedFanIn(4), intermediate=9, sparse_features=True),
     "scaled-words": LayerSetup(
@@ -28,7 +30,7 @@ SETUPS = {
 def arrays_of(setup):
     """Arrays without zeros, of the size of a trained model's."""
     rng = np.random.default_rng(1)
-    arrays = initial_arrays(setup, 0)
+    arrays = starting(setup, 0)
     for name, array in arrays.items():
         if array.dtype == np.float32:
             arrays[name] = rng.uniform(0.2, 1, array.shape).astype(np.float32)
@@ -45,12 +47,18 @@ def reference_scores(setup, arrays, x):
     if setup.intermediate:
         x = np.maximum(x @ arrays["intermediate.weights"] + arrays["intermediate.bias"], 0)
     weights = arrays["output.weights"]
-    if isinstance(setup.output, FixedFanIn):
+    if setup.output.fan_in:
         indices = arrays["output.indices"].astype(int)
+        if size := setup.output.group_size:
+            indices = np.repeat(indices, size, axis=0)[:LABELS]
         scores = (x[:, indices] * weights).sum(2)
     else:
         scores = x @ weights
-    return scores + arrays["output.bias"]
+    scores += arrays["output.bias"]
+    if ORDER in arrays:
+        by_position, scores = scores, np.empty_like(scores)
+        scores[:, arrays[ORDER].astype(int)] = by_position
+    return scores
 
 
 def features(instances=7):

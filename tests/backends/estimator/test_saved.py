@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from damage import cut, flip, zero_all, zero_block
+from setups import starting
 
-from fanin.backends.arrays import initial_arrays
 from fanin.backends.estimator import saved
 from fanin.backends.estimator.loading import load
 from fanin.backends.estimator.predictor import Predictor
 from fanin.backends.estimator.settings import Settings
-from fanin.backends.kinds import Dense, FixedFanIn
+from fanin.backends.kinds import Dense, FixedFanIn, GroupedFanIn
 from fanin.backends.recipes import PAPER
 from fanin.backends.setup import LayerSetup
 from fanin.kernels import kept_files
@@ -29,12 +29,13 @@ NAMES = np.array(["", " spaces ", "äpfel", "a,b", "\t", "日本", '"', "z\u2028
 SETUPS = [
     LayerSetup(6, 8, FixedFanIn(3), loss="bce", scaled=True, atoms=10),
     LayerSetup(6, 8, Dense(), intermediate=4),
+    LayerSetup(6, 8, GroupedFanIn(3, 8), loss="bce"),
     LayerSetup(6, 8, FixedFanIn(2), intermediate=4, sparse_features=True),
 ]
 
 
 def model(setup=SETUPS[0], classes=NAMES, seed=0, **more):
-    predictor = Predictor(setup, initial_arrays(setup, seed))
+    predictor = Predictor(setup, starting(setup, seed))
     return saved.SavedModel(predictor, classes, False, Settings(**more).as_json())
 
 

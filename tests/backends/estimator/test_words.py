@@ -255,7 +255,7 @@ def test_what_does_not_fit_is_refused(monkeypatch):
         *({"recipe": "paper"}, {"loss": "squared_hinge"}, {"schedule": "plateau"}),
         *({"weights_dtype": "bfloat16"}, {"moments_dtype": "bfloat16"}, {"moments": "row"}),
         *({"execution": "autograd"}, {"device": "cuda"}),
-        *({"optimizer": "sgd"}, {"weight_decay": 0.1}),
+        *({"optimizer": "sgd"}, {"weight_decay": 0.1}, {"warm_up": 0.1}),
     ],
 )
 def test_parameters_of_other_models(parameters):

@@ -36,12 +36,22 @@ def gather(x, weights, bias):
     return (x[:, INDICES] * weights).sum(-1) + bias
 
 
+def ours_grouped(x, weights, bias):
+    """Labels 0 and 1, 2 and 3 share their sources."""
+    return fan_in_linear(x, INDICES[:3].to(torch.uint16), weights, bias, group_size=2)
+
+
+def gather_grouped(x, weights, bias):
+    return (x[:, INDICES[:3].repeat_interleave(2, 0)[:5]] * weights).sum(-1) + bias
+
+
 def assert_same(ask):
-    """ask: of one of the two functions, for any number of tensors."""
-    got, expected = (tree_leaves(ask(function)) for function in (ours, gather))
-    assert len(got) == len(expected) > 0
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+    """ask: of one of two functions that are the same, for any number of tensors."""
+    for pair in ((ours, gather), (ours_grouped, gather_grouped)):
+        got, expected = (tree_leaves(ask(function)) for function in pair)
+        assert len(got) == len(expected) > 0
+        for one, other in zip(got, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
 
 
 def cubes(function):

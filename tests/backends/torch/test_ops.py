@@ -17,11 +17,13 @@ OP = torch.ops.fanin.fan_in_linear.default
 BACKWARD = torch.ops.fanin.fan_in_linear_backward.default
 
 
-def layer(batch=5, inputs=40, labels=70, fan_in=7, dtype=torch.float32, index=torch.uint16):
+def layer(
+    batch=5, inputs=40, labels=70, fan_in=7, dtype=torch.float32, index=torch.uint16, group_size=1
+):
     generator = torch.Generator().manual_seed(0)
     return (
         torch.randn(batch, inputs, generator=generator, dtype=dtype),
-        torch.randint(inputs, (labels, fan_in), generator=generator).to(index),
+        torch.randint(inputs, (-(-labels // group_size), fan_in), generator=generator).to(index),
         torch.randn(labels, fan_in, generator=generator, dtype=dtype),
         torch.randn(labels, generator=generator, dtype=dtype),
     )
@@ -50,6 +52,27 @@ def test_gradcheck(index):
     assert torch.autograd.gradcheck(
         lambda x, w, b: fan_in_linear(x, indices, w, b), (x, weights, bias)
     )
+
+
+def test_labels_that_share_their_sources():
+    """By the checks of torch, with a last group that is smaller."""
+    x, indices, weights, bias = layer(dtype=torch.float64, group_size=16)
+    assert len(indices) == 5
+    arguments = (torch.randn(5, 70).double(), x, indices, weights, [True] * 3, 1, 16)
+    torch.library.opcheck(BACKWARD, arguments)
+    for tensor in (x, weights, bias):
+        tensor.requires_grad_()
+    torch.library.opcheck(OP, (x, indices, weights, bias, 1, 16))
+
+    def scores(x, weights, bias):
+        return fan_in_linear(x, indices, weights, bias, group_size=16)
+
+    assert torch.autograd.gradcheck(scores, (x, weights, bias))
+    assert torch.autograd.gradgradcheck(scores, (x, weights, bias))
+    compiled = torch.compile(scores, fullgraph=True)
+    assert torch.equal(compiled(x, weights, bias), scores(x, weights, bias))
+    with pytest.raises(ValueError, match="group"):
+        fan_in_linear(x, indices, weights, bias, group_size=8)
 
 
 def test_only_the_wanted_gradients_are_made():

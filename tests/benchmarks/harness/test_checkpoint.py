@@ -13,6 +13,7 @@ from frameworks import EACH_BACKEND
 
 from fanin.backends import fused
 from fanin.backends.arrays import InitialArrays, copied
+from fanin.backends.auxiliary import auxiliary_loss
 from fanin.backends.interface import Storage
 from fanin.backends.kinds import FixedFanIn
 from fanin.backends.registry import make_trainer
@@ -35,6 +36,7 @@ HALF = {**FUSED, "weights_dtype": "bfloat16", "moments_dtype": "bfloat16"}
 DEEP = {"architecture": "dense-stratified", "connectivity": 4, "rewire_interval": 3}
 BEST = {"architecture": "stratified", "connectivity": 8, "recipe": "best"}
 WORDS = {**DEEP, "features": "bow"}
+CLUSTERS = {"auxiliary_weight": 0.5, "auxiliary_clusters": 7, "auxiliary_until": 0.6}
 
 
 class Training:
@@ -60,6 +62,13 @@ class Training:
         if setup.scaled and not (self.folder / "state.json").exists():  # which has them
             fan_in = None if self.task.intermediate else self.task.connectivity
             given = starting_arrays(*self.data, self.task.recipe_values, fan_in)
+        auxiliary = auxiliary_loss(
+            self.task.recipe_values,
+            3 * self.task.epochs,
+            *self.data,
+            seed=3,
+            are_known=(self.folder / "state.json").exists(),
+        )
         return make_trainer(
             self.backend,
             setup,
@@ -68,6 +77,7 @@ class Training:
             storage=self.task.storage,
             optimizer=self.task.optimizer_values,
             device="cpu",
+            auxiliary=auxiliary,
         )
 
     def __call__(self, killed_in: int | None = None, seconds: float = 0, identity=IDENTITY):
@@ -109,11 +119,15 @@ class Training:
         (BEST, None),
         (WORDS, 16),
         ({**WORDS, **FUSED, "moments": "row"}, 16),
+        ({**DEEP, **FUSED, "schedule": "cosine", "warm_up": 0.3}, 16),
+        ({**DEEP, **CLUSTERS}, 16),
+        ({**DEEP, **FUSED, **CLUSTERS, "optimizer": "momentum", "learning_rate": 0.1}, 16),
     ],
     ids=[
         *("ffi", "unstructured", "ffi-fused", "ffi-bfloat16", "ffi-fused-sorted", "dense-fused"),
         *("ffi-bfloat16-sgd", "ffi-momentum", "words-fused-decay"),
         *("ffi-fused-scaled", "ffi-fused-best", "ffi-best", "words", "words-fused-row"),
+        *("ffi-fused-cosine", "ffi-clusters", "ffi-fused-clusters"),
     ],
 )
 @pytest.mark.parametrize("backend", EACH_BACKEND)

@@ -40,6 +40,28 @@ class TestCompare:
             apart = [d.absolute for s in result.steps for d in s.arrays.values()]
             assert 0 < max(apart) < 1e-5
 
+    @pytest.mark.parametrize("execution", ["autograd", "fused"])
+    def test_backends_agree_on_an_auxiliary_loss(self, place, execution):
+        chosen = make_task(
+            dataset="tiny",
+            features="dense40",
+            architecture="dense-stratified",
+            connectivity=8,
+            intermediate=64,
+            epochs=1,
+            execution=execution,
+            auxiliary_weight=0.6,
+            auxiliary_clusters=6,
+            auxiliary_until=1.0,
+        )
+        options = Options(results=place / "clusters", data_dir=place / "data")
+        done = lockstep.compare(chosen, options, 12)
+        assert done.agreed
+        plain = chosen.model_copy(update={"auxiliary_weight": 0.0})
+        before = lockstep.compare(plain, options, 2).steps
+        assert done.steps[0].losses == before[0].losses
+        assert done.steps[1].losses != before[1].losses
+
     def test_both_executions_beside_each_other(self, place):
         ways = ("--execution", "fused", "--execution", "autograd", "--execution", "fused")
         done = command(
@@ -185,8 +207,14 @@ class TestSide:
         monkeypatch.setattr(lockstep, "SideChild", Side)
         monkeypatch.setattr(training, "RATE_STEPS", 2)
         chosen = {"dataset": "tiny", "features": "dense40", "epochs": 2, "learning_rate": 0.5}
-        for schedule, expected in (("linear", [0.5, 0.5, 0.25]), ("plateau", [0.5] * 3)):
-            task = make_task(**chosen, schedule=schedule)
+        quarter = 0.25 * (1 + np.sqrt(0.5))  # of a half cosine
+        for schedule, warm_up, expected in (
+            ("linear", 0, [0.5, 0.5, 0.25]),
+            ("plateau", 0, [0.5] * 3),
+            ("cosine", 0, [0.5, pytest.approx(quarter), pytest.approx(0.25)]),
+            ("plateau", 0.5, [0.25, 0.5, 0.5]),
+        ):
+            task = make_task(**chosen, schedule=schedule, warm_up=float(warm_up))
             lockstep.compare(task, Options(results=tmp_path, data_dir=tmp_path), 3)
             assert rates == {"torch": expected, "tensorflow": expected}
             for seen in rates.values():

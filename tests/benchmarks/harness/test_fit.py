@@ -24,13 +24,17 @@ class FakeTrainer:
         self.setup = LayerSetup(1, 5, Dense())
         self.epoch = 0
         self.rates = []
+        self.steps = 0
         self.loaded = None
         self.device = SimpleNamespace(synchronize=lambda: None)
 
     def train(self, batches, learning_rate, on_step=None):
         self.epoch += 1
-        self.rates.append(learning_rate)
-        return np.ones(sum(1 for _ in batches))
+        steps = sum(1 for _ in batches)
+        rates = [learning_rate(self.steps + 1 + step) for step in range(steps)]
+        self.rates.append(rates[0])
+        self.steps += steps
+        return np.ones(steps)
 
     def arrays(self):
         return ((name, np.full(1, self.epoch)) for name in self.setup.array_shapes())

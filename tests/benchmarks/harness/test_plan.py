@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes import write_dataset
 from frameworks import EACH_BACKEND
@@ -129,6 +130,7 @@ class TestPlan:
     ):
         from fanin.backends import fused
         from fanin.backends.arrays import InitialArrays
+        from fanin.backends.auxiliary import auxiliary_loss
         from fanin.backends.registry import make_trainer
 
         # Whatever CPU this is.
@@ -141,7 +143,7 @@ class TestPlan:
                 if "str" in kind or "sparse" in kind:
                     values["connectivity"] = 8
                 if kind == "dense-stratified":
-                    values["intermediate"] = 4096
+                    values |= {"intermediate": 4096, "auxiliary_weight": 1.0}
                 task = Task.model_validate({**values, "architecture": kind})
                 setup = task.setup(512, 300)
                 trainer = make_trainer(
@@ -150,6 +152,11 @@ class TestPlan:
                     InitialArrays(setup, 0),
                     execution=task.execution,
                     optimizer=task.optimizer_values,
+                    auxiliary=auxiliary_loss(
+                        *(task.recipe_values, 100, np.empty((0, 512)), np.empty((0, 300))),
+                        seed=0,
+                        are_known=True,
+                    ),
                 )
                 expected = plan.estimate(task, setup, backend, 2)
                 counted = trainer.state_bytes()

@@ -93,6 +93,11 @@ def test_your_own_data_have_the_best_recipe(place):
         ({"connections": "best"}, "connections"),
         ({"rewire_until": 0}, "rewire_until"),
         ({"rewire_until": 1.5}, "rewire_until"),
+        ({"warm_up": 1.0}, "warm_up"),
+        ({"auxiliary_weight": 0.5}, "auxiliary_weight is for an intermediate layer"),
+        ({"auxiliary_weight": -0.5}, "auxiliary_weight"),
+        ({"auxiliary_clusters": 0}, "auxiliary_clusters"),
+        ({"auxiliary_until": 0.0}, "auxiliary_until"),
         ({"initial_weights": "centroid"}, "need connections 'centroid'"),
         (
             {"architecture": "dense-stratified", "intermediate": 16, "rewire_towards": "gradient"},

@@ -141,6 +141,22 @@ class TestTasks:
             ('{"defaults": {"dataset": "d", "features": "f", "intermediate": 0}, "tasks": '
              '[{"architecture": "bottleneck"}]}', "needs `intermediate`"),
             *(
+                ('{"defaults": {"dataset": "d", "features": "f", "connectivity": 8}, '
+                 f'"tasks": [{{"architecture": "{architecture}", {keys}}}]}}', message)
+                for architecture, keys, message in (
+                    ("stratified", '"group_size": 7', "group_size: .*greater than or equal to 8"),
+                    ("stratified", '"group_size": 65', "group_size: .*less than or equal to 64"),
+                    ("sparse", '"group_size": 8', "group_size 8 needs architecture 'stratified'"),
+                    ("dense", '"group_size": 8', "group_size 8 needs architecture 'stratified'"),
+                    ("stratified", '"grouping": "random"', "share their sources; set group_size"),
+                    ("stratified", '"group_size": 8, "grouping": "no"', "grouping: .*'frequency'"),
+                    ("stratified", '"group_size": 8, "connections": "centroid"',
+                     "connections 'centroid' is for labels that have sources of their own"),
+                    ("stratified", '"group_size": 8, "rewire_towards": "gradient"',
+                     "and here 8 share them; use 'random'"),
+                )
+            ),
+            *(
                 ('{"defaults": {"dataset": "d", "features": "f", "architecture": "stratified"}, '
                  f'"tasks": [{{"connectivity": 8, "{key}": {value}}}]}}', f"{key}.*: .*{message}")
                 for key, value, message in (
