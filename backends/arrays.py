@@ -121,17 +121,20 @@ def drawn_seed(rng: np.random.Generator | int | None) -> int:
     return int(generator.integers(2**64, dtype=np.uint64))
 
 
-def plan_rewiring(weights: np.ndarray, fraction: float, inputs: int, seed: int) -> Rewiring:
+def plan_rewiring(
+    weights: np.ndarray, fraction: float, inputs: int, seed: int, below: float = np.inf
+) -> Rewiring:
     """Choose the `fraction` of connections with the smallest |weight| over the whole layer; where
     labels share sources, of sources by their `ConnectionKind.source_magnitudes`.
 
     As in the paper's code: the threshold is the value at that rank, connections strictly below it
     are taken (fewer than the fraction where values are equal), and each gets a uniformly random
-    new source, which may repeat one that its label has. seed: 0..2^64 - 1.
+    new source, which may repeat one that its label has. seed: 0..2^64 - 1. below: those alone whose
+    |weight| is below this number, too.
     """
     fraction = checks.fraction(fraction)
     magnitude = np.abs(weights.reshape(-1))
     count = int(fraction * magnitude.size)
-    threshold = np.partition(magnitude, count)[count]
+    threshold = min(np.partition(magnitude, count)[count], below)
     positions = np.flatnonzero(magnitude < threshold)
     return Rewiring(positions, new_sources(positions, inputs, seed), float(threshold))

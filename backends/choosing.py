@@ -153,12 +153,11 @@ def choose_sources(
             if group_size:
                 rows = slice(own.start // group_size, -(-own.stop // group_size))
                 norms = group_norms(block, group_size, own_counts)
-                has_positives = group_sums(own_counts, group_size) > 0
-                given = norms, has_positives.astype(np.int64), zeros, chosen[rows]
+                group_counts = group_sums(own_counts, group_size)
+                given = norms, np.minimum(group_counts, 1), zeros, chosen[rows]
                 choose_block(*given, first_label=rows.start, **random)
                 if own_values is not None:
-                    sources = np.repeat(chosen[rows], group_size, axis=0)[: len(block)]
-                    own_values[:] = np.take_along_axis(block, sources.astype(np.intp), 1)
+                    own_values[:] = _values_at(chosen[rows], block, group_size)
                     own_values[own_counts == 0] = 0
             elif dictionary is not None:  # the kernel gets differences, and only chooses
                 given = block, np.minimum(own_counts, 1), zeros, chosen[own]
@@ -171,6 +170,13 @@ def choose_sources(
             if on_labels:
                 on_labels(own.stop)
     return Chosen(chosen, values)
+
+
+def _values_at(indices: np.ndarray, differences: np.ndarray, group_size: int) -> np.ndarray:
+    """Each label's differences at its group's sources, [labels, fan_in]."""
+    sources = np.repeat(indices.astype(np.intp), group_size, axis=0)[: len(differences)]
+    values: np.ndarray = np.take_along_axis(differences, sources, 1)
+    return values
 
 
 def group_sums(rows: np.ndarray, group_size: int) -> np.ndarray:

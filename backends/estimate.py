@@ -8,13 +8,15 @@ from the code of the trainers and were checked against measured peaks.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fanin.backends import features
-from fanin.backends.auxiliary import clustering_bytes
+from fanin.backends.auxiliary import cluster_count
 from fanin.backends.choosing import choosing_bytes
 from fanin.backends.dictionary import dictionary_bytes
 from fanin.backends.first_layer import FirstLayer
 from fanin.backends.gradients import rewiring_bytes
+from fanin.backends.grouping import meaning_bytes, sources_bytes
 from fanin.backends.interface import FLOAT32, Execution, Storage, evaluation_block
 from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.recipes import Recipe
@@ -191,36 +193,39 @@ def _with_clusters(
 
 
 def with_choosing(
-    expected: Estimate, recipe: Recipe, setup: LayerSetup, sizes: Sizes, batch: int
+    expected: Estimate,
+    recipe: Recipe,
+    setup: LayerSetup,
+    sizes: Sizes,
+    batch: int,
+    threads: int,
 ) -> Estimate:
-    """The estimate with the memory for choosing connections, which comes before the model, and for
-    rewiring towards gradients. batch: instances of a step."""
-    if recipe.auxiliary_weight:
-        clustering = clustering_bytes(setup.inputs, setup.labels)
-        expected = replace(expected, starting_bytes=max(expected.starting_bytes, clustering))
-    fan_in = setup.output.fan_in
-    if fan_in is None:
-        return expected
+    """The estimate with the memory for choosing connections, label groups and clusters, which
+    comes before the model, and for rewiring towards gradients. batch: instances of a step. threads:
+    of the CPU."""
+    fan_in, group_size = setup.output.fan_in, setup.output.group_size
     training, starting = expected.training_bytes, expected.starting_bytes
     data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)
+    if cluster_count(recipe, setup.labels) or (group_size and recipe.grouping == "meaning"):
+        starting = max(starting, meaning_bytes(*data, threads))
+    if fan_in is None:
+        return replace(expected, starting_bytes=starting)
     if recipe.connections != "random":
-        choosing = choosing_bytes(
-            *data,
-            fan_in,
-            is_mapped=sizes.is_mapped,
-            atoms=setup.atoms,
-            wants_values=recipe.initial_weights == "centroid",
-            group_size=setup.output.group_size,
+        choose = partial(
+            choosing_bytes, *data, fan_in, is_mapped=sizes.is_mapped, atoms=setup.atoms
         )
+        wants_values = recipe.initial_weights == "centroid"
+        choosing = choose(wants_values=wants_values, group_size=group_size)
+        if group_size and recipe.grouping == "sources":
+            grouping = sources_bytes(setup.output_inputs, setup.labels, fan_in, threads)
+            choosing = max(choosing, choose(wants_values=True), grouping)
         if setup.atoms:
             learning = dictionary_bytes(setup.inputs, setup.labels, setup.atoms)
             choosing = max(choosing, learning)
         starting = max(starting, choosing)
     steps_per_epoch = -(-sizes.train_instances // batch)
     if recipe.rewire_towards == "gradient" and has_rewiring(recipe, steps_per_epoch):
-        training = max(
-            training, rewiring_bytes(*data, fan_in, setup.atoms, setup.output.group_size)
-        )
+        training = max(training, rewiring_bytes(*data, fan_in, setup.atoms, group_size))
     return replace(expected, training_bytes=training, starting_bytes=starting)
 
 

@@ -137,9 +137,8 @@ class FusedExecutor(Executor):
         outputs = self._output_features(features)
         loss, grad = self.output_step(outputs, batch, learning_rate, step)
         if auxiliary:
-            grad = grad + auxiliary.weight * self.auxiliary_step(
-                outputs, auxiliary, learning_rate, step
-            )
+            rate = learning_rate * auxiliary.rate
+            grad = grad + auxiliary.weight * self.auxiliary_step(outputs, auxiliary, rate, step)
         if isinstance(batch.features, sp.csr_array):
             assert self.intermediate is not None, "LayerSetup sees to it"
             words = Words(*map(self.device.tensor, by_words(*by_instance(batch.features))))

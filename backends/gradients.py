@@ -105,6 +105,12 @@ def plan_towards_gradients(
     positives = known_labels(labels, features.shape[0])
     if positives.shape[1] != len(layer.bias):
         raise ValueError(f"labels must have {len(layer.bias)} columns, got {positives.shape[1]}")
+    groups = -(-len(layer.bias) // (layer.group_size or 1))
+    if len(layer.indices) != groups:
+        raise ValueError(
+            f"indices must be [{groups}, fan_in] for {len(layer.bias)} labels in groups of "
+            f"{layer.group_size or 1}, got {list(layer.indices.shape)}"
+        )
     if not count:  # as at the end of a falling fraction; no pass over the data is needed
         return Rewiring(np.empty(0, np.int64), np.empty(0, np.uint32), weight=0.0)
     order = None if layer.order is None else LabelOrder.of(layer.order)

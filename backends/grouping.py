@@ -3,7 +3,8 @@
 A grouped layer divides its labels, in that order, into groups of equal size (the last may be
 smaller). Labels that mean similar things need similar sources, so they are divided by the mean
 features of their positives: into two balanced halves by spherical 2-means, each half again, down to
-groups, as Parabel builds its trees (Prabhu et al., 2018).
+groups, as Parabel builds its trees (Prabhu et al., 2018). It is better to divide them likewise by
+the sources that each would choose for itself, since a group has to agree on them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
 from fanin.backends import checks
+from fanin.backends.choosing import Chosen
 from fanin.backends.interface import Features
+from fanin.backends.kinds import index_dtype
 from fanin.backends.passes import (
     give_back,
     known_features,
@@ -28,7 +31,7 @@ from fanin.backends.passes import (
 from fanin.kernels import add_label_sums
 from fanin.kernels.threads import MOST_THREADS, thread_count
 
-Grouping = Literal["random", "frequency", "meaning"]
+Grouping = Literal["random", "frequency", "meaning", "sources"]
 
 # Mean features are compared in a random projection to so many numbers, which keeps distances
 # (Johnson & Lindenstrauss, 1984): 2.8 million labels then take 1.4 GB.
@@ -40,7 +43,7 @@ _SAMPLE = 16384
 # So many labels are worked on together: what is known of them stays in a cache.
 _TOGETHER = 4096
 # How many instances are projected at a time, and how many projected ones are in memory.
-_BLOCK, _PROJECTED_TOGETHER = 8192, 1 << 18
+_BLOCK, _PROJECTED_TOGETHER = 2048, 1 << 18
 
 
 def label_order(
@@ -49,6 +52,7 @@ def label_order(
     grouping: Grouping,
     *,
     features: Any = None,
+    chosen: Chosen | None = None,
     seed: int = 0,
     threads: int = 0,
 ) -> np.ndarray:
@@ -58,8 +62,10 @@ def label_order(
     labels: the positives, SciPy sparse [instances, labels]. features: float32 [instances, inputs],
     C-contiguous or a memory map, or CSR; only "meaning" looks at them. "random": a random order.
     "frequency": by the number of positives, most first; of equal ones the lower label. "meaning":
-    neighbours have positives with similar features; labels without positives come last, in
-    ascending order. Raises ValueError naming what is wrong.
+    neighbours have positives with similar features. "sources": neighbours would choose similar
+    sources, each for itself; these are `chosen`, by `choosing.choose_sources` without groups and
+    with values. With both, labels without positives come last, in ascending order. Raises
+    ValueError naming what is wrong.
     """
     if grouping not in get_args(Grouping):
         known = ", ".join(get_args(Grouping))
@@ -72,6 +78,9 @@ def label_order(
         labels = known_labels(labels, features.shape[0])
     else:
         labels = known_labels(labels, getattr(labels, "shape", (0,))[0])
+    described = labels  # the labels of what features are of
+    if grouping == "sources":
+        features, described = _own_sources(chosen, labels.shape[1])
     rng = np.random.default_rng(seed)
     if grouping == "random":
         return rng.permutation(np.arange(labels.shape[1], dtype=np.int32))
@@ -81,28 +90,57 @@ def label_order(
     # One thread for each product: more would wait for one another in the blocks' threads, and
     # their number would change the last bits.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(thread_count(threads)) as pool:
-        meanings = _meanings(features, labels, counts, rng, pool)
+        meanings = _meanings(features, described, rng, pool)
         order = rng.permutation(np.flatnonzero(counts).astype(np.int32))
         _divide(order, meanings, group_size, pool)
     return np.concatenate([order, np.flatnonzero(counts == 0).astype(np.int32)])
 
 
-def meaning_bytes(instances: int, inputs: int, labels: int, positives: int, threads: int) -> int:
-    """What `label_order` takes at most beside the data for "meaning", the result included: of each
-    label what is known of it and its places; of some instances their projection, and their
-    positives in two orders; of each thread what it works on."""
+def meaning_bytes(
+    instances: int, inputs: int, labels: int, positives: int, threads: int = 0
+) -> int:
+    """What `label_order` takes at most beside the data for "meaning", the result included: the
+    projection; of each label what is known of it and its places; of some instances what they are
+    projected to, and their positives in two orders; of each thread what it works on."""
     size = min(PROJECTED, inputs)
     together = min(instances, _PROJECTED_TOGETHER)
     own_positives = -(-positives * together // instances)
     of_thread = max(4 * _BLOCK * (inputs + size), 4 * _SAMPLE * (size + 4))
     of_labels = labels * (4 * size + 40)
-    return of_labels + together * 4 * size + 10 * own_positives + threads * of_thread
+    of_instances = 4 * size * (inputs + together) + 10 * own_positives
+    return max(8 * positives, of_labels + of_instances + thread_count(threads) * of_thread)
+
+
+def sources_bytes(inputs: int, labels: int, fan_in: int, threads: int = 0) -> int:
+    """What `label_order` takes at most for "sources", and what was chosen besides, of so many
+    inputs or atoms: indices and values, both once more as a matrix, and what it takes for
+    "meaning" of that."""
+    of_slot = np.dtype(index_dtype(inputs)).itemsize + 4 + 8
+    own = labels * (fan_in * of_slot + 20)
+    return own + meaning_bytes(labels, inputs, labels, labels, threads)
+
+
+def _own_sources(chosen: Chosen | None, labels: int) -> tuple[sp.csr_array, sp.csr_array]:
+    """How much each label would like to read each input, as features of as many instances as there
+    are labels, and the label of each of them."""
+    if chosen is None or chosen.values is None or len(chosen.indices) != labels:
+        raise ValueError(
+            "grouping 'sources' needs chosen: what choose_sources chooses for each of the "
+            f"{labels} labels, without groups and with want_values=True"
+        )
+    size, fan_in = chosen.indices.size, chosen.indices.shape[1]
+    narrow = np.int32 if size < 2**31 else np.int64  # SciPy has both in one type
+    starts = np.arange(0, size + 1, fan_in, dtype=narrow)
+    columns = chosen.indices.reshape(-1).astype(narrow)
+    inputs = int(columns.max()) + 1
+    wanted = sp.csr_array((np.abs(chosen.values).reshape(-1), columns, starts), (labels, inputs))
+    each = np.arange(labels + 1, dtype=np.int32)
+    return wanted, sp.csr_array((np.ones(labels, bool), each[:-1], each), (labels, labels))
 
 
 def _meanings(
     features: Features,
     labels: sp.csr_array,
-    counts: np.ndarray,
     rng: np.random.Generator,
     pool: ThreadPoolExecutor,
 ) -> np.ndarray:
@@ -110,9 +148,10 @@ def _meanings(
     float32 [labels, PROJECTED] of length 1; 0 for a label without positives."""
     instances, inputs = features.shape
     size = min(PROJECTED, inputs)
-    projection = np.eye(inputs, dtype=np.float32)
     if inputs > size:
         projection = rng.standard_normal((inputs, size), np.float32)
+    else:
+        projection = np.eye(inputs, dtype=np.float32)
     sums = np.zeros((labels.shape[1], size), np.float32)
     projected = np.empty((min(instances, _PROJECTED_TOGETHER), size), np.float32)
 
@@ -126,8 +165,7 @@ def _meanings(
             give_back(features, first, last)
 
         list(pool.map(project, range(start, end, _BLOCK)))
-        pairs = pairs_by_label(labels[start:end])
-        add_label_sums(projected[: end - start], pairs.starts, pairs.instances, sums)
+        _add_sums(projected[: end - start], labels[start:end], sums)
     for first, block in label_blocks(sums):
         if not (good := np.isfinite(block).all(axis=1)).all():
             label = first + int(np.argmin(good))
@@ -136,6 +174,11 @@ def _meanings(
             )
         block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-30)
     return sums
+
+
+def _add_sums(projected: np.ndarray, labels: sp.csr_array, sums: np.ndarray) -> None:
+    pairs = pairs_by_label(labels)
+    add_label_sums(projected, pairs.starts, pairs.instances, sums)
 
 
 def _divide(
@@ -192,7 +235,9 @@ def _directions(meanings: np.ndarray, first_size: int) -> np.ndarray:
     """The direction from one half of each part to the other by spherical 2-means, float32 [parts,
     PROJECTED]. meanings: [parts, size, PROJECTED]; first_size: of the half where it begins."""
     totals = meanings.sum(1)
-    ends = meanings[:, 0], meanings[:, 1]
+    # From a label and the one that is least like it.
+    likeness = (meanings @ meanings[:, 0, :, None])[:, :, 0]
+    ends = meanings[:, 0], meanings[np.arange(len(meanings)), likeness.argmin(1)]
     before = None
     for _ in range(_ROUNDS):
         directions: np.ndarray = ends[1] - ends[0]

@@ -52,6 +52,7 @@ class Recipe:
     rewire_towards: RewireTowards = "random"
     rewire_interval: int = 1000
     rewire_fraction: float = 0.1
+    rewire_threshold: float = 0.0
     rewire_until: float = 1.0
     rewire_decay: RewireDecay = "none"
     rewired_weights: RewiredWeights = "kept"
@@ -130,4 +131,6 @@ def recipe_of(name: RecipeName, setup: LayerSetup) -> Recipe:
     if isinstance(setup.output, Dense):
         # More weights for a score need smaller steps: it moves by the sum of theirs.
         return replace(plain, learning_rate=2e-3)
+    if setup.output.group_size:
+        return replace(_BEST, grouping="sources")
     return _BEST if setup.output.fan_in else plain

@@ -4,12 +4,13 @@ weights and biases."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fanin.backends import checks
-from fanin.backends.choosing import choose_sources, log_odds, unit_variance_scale
+from fanin.backends.choosing import Chosen, choose_sources, log_odds, unit_variance_scale
 from fanin.backends.dictionary import atom_count, feature_dictionary
 from fanin.backends.features import DICTIONARY, SCALE
 from fanin.backends.grouping import label_order
@@ -28,13 +29,15 @@ MORE_POSITIVES = 10
 
 
 def looks_at_data(recipe: Recipe, group_size: int = 0) -> bool:
-    """Whether `starting_arrays` gives any array that depends on the data."""
+    """Whether anything that is made before the training depends on the data: an array of
+    `starting_arrays`, or the clusters of an auxiliary loss."""
     return (
         bool(group_size and recipe.grouping != "random")
         or recipe.connections != "random"
         or recipe.feature_scaling != "none"
         or recipe.feature_dictionary != "none"
         or recipe.initial_bias == "prior"
+        or recipe.auxiliary_weight > 0
     )
 
 
@@ -74,12 +77,10 @@ def starting_arrays(
             seed=seed,
             threads=threads,
         )
-    order: np.ndarray | None = None
-    if group_size:
-        order = label_order(labels, group_size, recipe.grouping, features=features, seed=seed)
-        given[ORDER] = order
+    choose: Callable[..., Chosen] | None = None
     if recipe.connections != "random" and fan_in:
-        chosen = choose_sources(
+        choose = partial(
+            choose_sources,
             features,
             labels,
             fan_in,
@@ -87,24 +88,41 @@ def starting_arrays(
             mean=mean,
             scale=given.get(SCALE),
             dictionary=given.get(DICTIONARY),
-            group_size=group_size,
-            order=order,
             seed=seed,
             threads=threads,
+        )
+    order: np.ndarray | None = None
+    if group_size:
+        own = choose(want_values=True) if choose and recipe.grouping == "sources" else None
+        order = given[ORDER] = label_order(
+            labels,
+            group_size,
+            recipe.grouping,
+            features=features,
+            chosen=own,
+            seed=seed,
+            threads=threads,
+        )
+    if choose:
+        chosen = choose(
+            group_size=group_size,
+            order=order,
             want_values=recipe.initial_weights == "centroid",
             on_labels=on_labels,
         )
         given["output.indices"] = chosen.indices
         if chosen.values is not None:
-            shares = _shares(labels)
-            given["output.weights"] = chosen.values * (shares if order is None else shares[order])
+            given["output.weights"] = chosen.values * _by_position(_shares(labels), order)
     if recipe.initial_bias == "prior":
-        given["output.bias"] = log_odds(labels)
+        given["output.bias"] = _by_position(log_odds(labels), order)
     elif recipe.initial_bias:
         given["output.bias"] = np.full(labels.shape[1], recipe.initial_bias, np.float32)
-    if order is not None and "output.bias" in given:
-        given["output.bias"] = given["output.bias"][order]
     return given
+
+
+def _by_position(by_label: np.ndarray, order: np.ndarray | None) -> np.ndarray:
+    """Rows of labels in the order that the labels have in the layer."""
+    return by_label if order is None else by_label[order]
 
 
 def _shares(labels: Any) -> np.ndarray:

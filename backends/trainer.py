@@ -7,6 +7,7 @@ each execution an `Executor`, which computes with them.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -312,7 +313,11 @@ class Trainer:
         for batch in batches:
             transformed, step = self._transformed(batch), self._steps + 1
             rate = learning_rate(step) if callable(learning_rate) else learning_rate
-            auxiliary = self._auxiliary.step(batch, step) if self._auxiliary else None
+            auxiliary = (
+                self._auxiliary.step(batch, step, self._executor.optimizer)
+                if self._auxiliary
+                else None
+            )
             loss = self._executor.step(transformed, rate, step, auxiliary)
             self._steps += 1  # a step that was refused does not count
             losses.add(loss)
@@ -344,10 +349,11 @@ class Trainer:
         self.apply_rewiring(rewiring)
         return len(rewiring.positions)
 
-    def plan_rewiring(self, fraction: float, seed: int) -> Rewiring:
-        """What `rewire` would move."""
+    def plan_rewiring(self, fraction: float, seed: int, below: float = math.inf) -> Rewiring:
+        """What `rewire` would move; of that, what has a |weight| below a number."""
         self.setup.check_rewired()
-        return plan_rewiring(self.magnitudes(), fraction, self.setup.output_inputs, seed)
+        compared, inputs = self.magnitudes(), self.setup.output_inputs
+        return plan_rewiring(compared, fraction, inputs, seed, below)
 
     def magnitudes(self) -> np.ndarray:
         """What rewiring compares: a |weight|, with or without a sign, for each source."""

@@ -7,6 +7,7 @@ on to the same numbers.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -123,10 +124,21 @@ def has_rewiring(recipe: Recipe, steps_per_epoch: int) -> bool:
 
 def rewire_fraction(step: int, recipe: Recipe, steps_per_epoch: int) -> float:
     """Which fraction of the connections is rewired at that step."""
+    return recipe.rewire_fraction * _decayed(step, recipe, steps_per_epoch)
+
+
+def rewire_threshold(step: int, recipe: Recipe, steps_per_epoch: int) -> float:
+    """The |weight| below which connections are rewired at that step, infinite where all may be."""
+    if not recipe.rewire_threshold:
+        return math.inf
+    return recipe.rewire_threshold * _decayed(step, recipe, steps_per_epoch)
+
+
+def _decayed(step: int, recipe: Recipe, steps_per_epoch: int) -> float:
+    """What is left at that step of what rewiring began with."""
     if recipe.rewire_decay == "none":
-        return recipe.rewire_fraction
-    done = (step - 1) / (recipe.rewire_until * recipe.epochs * steps_per_epoch)
-    return recipe.rewire_fraction * half_cosine(done)
+        return 1.0
+    return half_cosine((step - 1) / (recipe.rewire_until * recipe.epochs * steps_per_epoch))
 
 
 def rewiring_seed(seed: int, step: int) -> int:
@@ -165,7 +177,8 @@ def train_epoch(
 
 def rewire(trainer: Trainer, batches: Batches, recipe: Recipe, seed: int, step: int) -> int:
     """Rewire as the recipe says at that step; how many connections moved."""
-    if recipe.rewire_towards == "random" and recipe.rewired_weights == "kept":
+    is_blind = recipe.rewire_towards == "random" and recipe.rewired_weights == "kept"
+    if is_blind and not recipe.rewire_threshold:
         fraction = rewire_fraction(step, recipe, len(batches))
         return trainer.rewire(fraction, rewiring_seed(seed, step))
     rewiring = plan_rewiring(trainer, batches, recipe, seed, step)
@@ -179,7 +192,8 @@ def plan_rewiring(
     """What `rewire` would move at that step."""
     fraction, drawn = rewire_fraction(step, recipe, len(batches)), rewiring_seed(seed, step)
     if recipe.rewire_towards == "random":
-        rewiring = trainer.plan_rewiring(fraction, drawn)
+        below = rewire_threshold(step, recipe, len(batches))
+        rewiring = trainer.plan_rewiring(fraction, drawn, below)
     else:
         layer, threads = trainer.output_layer(), trainer.threads
         rewiring = plan_towards_gradients(

@@ -15,10 +15,10 @@ from fanin.reports.summary import Row, summarise
 def comparison_frame(runs: Iterable[RunResult]) -> pd.DataFrame:
     """The published columns for every setup that was run, and what the paper leaves out.
 
-    Columns: dataset, features, backend, setup, connectivity, intermediate (`16k` for 16384),
-    variant (departures from the default hyper-parameters), the keys of `FIGURES` (percent, GiB,
-    seconds; means over the n finished repeats), memory_kind, machine, n, and `<metric>_std`, the
-    sample standard deviation over repeats. What was not measured or not run is missing (NaN),
+    Columns: dataset, features, backend, setup, connectivity, group_size, intermediate (`16k` for
+    16384), variant (departures from the default hyper-parameters), the keys of `FIGURES` (percent,
+    GiB, seconds; means over the n finished repeats), memory_kind, machine, n, and `<metric>_std`,
+    the sample standard deviation over repeats. What was not measured or not run is missing (NaN),
     never 0; failed setups have n = 0.
     """
     return frame_of(summarise(list(runs)))

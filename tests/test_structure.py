@@ -86,6 +86,7 @@ READ_BY_REPORTS = (*FLOORS[:3], "fanin.benchmarks.records", "fanin.reports")
 MAY_IMPORT_REPORTS = (
     "fanin.benchmarks.cli",
     "fanin.benchmarks.gpu",
+    "fanin.benchmarks.timing.floor",
     "fanin.benchmarks.timing.op",
     "fanin.benchmarks.timing.predict",
     "fanin.benchmarks.timing.step",

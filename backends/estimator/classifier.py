@@ -29,6 +29,7 @@ from fanin.backends.estimator.planning import Plan, make_plan
 from fanin.backends.estimator.predictor import AnySetup, BlockPredictor, TopK
 from fanin.backends.estimator.settings import Settings
 from fanin.backends.estimator.targets import Targets, known_classes, known_targets
+from fanin.backends.grouping import Grouping
 from fanin.backends.interface import Execution, StoredType
 from fanin.backends.metrics import precision_at
 from fanin.backends.optimizer import OptimizerKind
@@ -49,6 +50,9 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     fan_in : connections of each label (of all inputs where there are fewer); None for all: a dense
         output layer. Where labels read words, how many each has on average. "auto": 32, or 128
         where labels read words.
+    group_size : so many labels, 8 to 64, share their sources; None where each has its own.
+        grouping : which labels they are, "sources", "meaning", "frequency" or "random", see
+        `fanin.backends.grouping`; None as the recipe has it.
     intermediate : units of a layer between features and labels; None or "auto" for none. With
         sparse X and none, labels read words directly: `fanin.backends.words` trains them on one
         instance after the other, each scaled to length 1. That needs no backend, and batch_size
@@ -97,6 +101,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         self,
         *,
         fan_in: int | Literal["auto"] | None = "auto",
+        group_size: int | None = None,
+        grouping: Grouping | None = None,
         intermediate: int | Literal["auto"] | None = "auto",
         recipe: RecipeName | Recipe = "best",
         loss: Loss | None = None,
@@ -121,6 +127,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         verbose: bool | int = False,
     ) -> None:
         self.fan_in = fan_in
+        self.group_size = group_size
+        self.grouping = grouping
         self.intermediate = intermediate
         self.recipe = recipe
         self.loss = loss

@@ -151,7 +151,7 @@ def fit(
     with FitProgress(steps, verbose) as progress:
         progress.phase("looking at the data")
         arrays = first_arrays(setup, recipe, training, seed, settings.threads)
-        auxiliary = auxiliary_loss(recipe, steps, *training, seed=seed)
+        auxiliary = auxiliary_loss(recipe, steps, *training, seed=seed, threads=settings.threads)
         trainer = new_trainer(settings, setup, arrays, auxiliary)
         del arrays
         schedule = Schedule(recipe, steps)

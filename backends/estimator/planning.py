@@ -180,4 +180,5 @@ def _estimate(
         cluster_count(recipe, setup.labels),
     )
     expected = estimate(setup, backend, options)
-    return with_choosing(expected, recipe, setup, sizes, settings.batch_size)
+    batch, threads = settings.batch_size, settings.cpu_threads
+    return with_choosing(expected, recipe, setup, sizes, batch, threads)

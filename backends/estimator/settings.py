@@ -162,6 +162,11 @@ class Settings:
         )
         if recipe.connections != "random" or recipe.rewire_towards == "gradient":
             model.check_chosen()
+        if self.group_size and recipe.grouping == "sources" and recipe.connections == "random":
+            raise ValueError(
+                "grouping='sources' is for sources that are chosen by the data, and here they are "
+                "random: choose another grouping, such as 'meaning'"
+            )
         return model, recipe
 
     def _one_versus_rest(

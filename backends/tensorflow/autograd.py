@@ -121,7 +121,7 @@ class TensorFlowAutograd(AutogradExecutor):
         signature = [features, *positives, tf.TensorSpec([3], tf.float32)]
         self._step_function = tf.function(self._step, input_signature=signature)
         # With an auxiliary loss. Functions are traced at the first call.
-        signature += [*positives, tf.TensorSpec([], tf.float32)]
+        signature += [*positives, tf.TensorSpec([2], tf.float32)]
         self._auxiliary_function = tf.function(self._step, input_signature=signature)
         self._top_k_function = tf.function(
             self._top_k, input_signature=[features, tf.TensorSpec([], tf.int32)]
@@ -139,7 +139,8 @@ class TensorFlowAutograd(AutogradExecutor):
         if not auxiliary:
             return self.device.number(self._step_function(*given))
         pairs = (auxiliary.positive_instances, auxiliary.positive_clusters)
-        return self.device.number(self._auxiliary_function(*given, *pairs, auxiliary.weight))
+        numbers = tf.constant([auxiliary.weight, auxiliary.rate], tf.float32)
+        return self.device.number(self._auxiliary_function(*given, *pairs, numbers))
 
     def _step_sizes(self, learning_rate: float, step: int) -> tf.Tensor:
         """The learning rate, of Adam with the bias corrections of m and v, and with that of v
@@ -160,7 +161,7 @@ class TensorFlowAutograd(AutogradExecutor):
         step_sizes: tf.Tensor,
         *auxiliary: tf.Tensor,
     ) -> tf.Tensor:
-        """auxiliary: the fields of an `AuxiliaryStep`, or nothing."""
+        """auxiliary: the arrays of an `AuxiliaryStep`, and its weight and rate; or nothing."""
         # Of an auxiliary loss that has ended, nothing is trained.
         trained = {
             name: each
@@ -175,7 +176,7 @@ class TensorFlowAutograd(AutogradExecutor):
                 scores = [self.scores(outputs)]
                 if auxiliary:
                     weights, bias = self.values("auxiliary")
-                    outputs = _with_less_gradient(outputs, auxiliary[2])
+                    outputs = _with_less_gradient(outputs, auxiliary[2][0])
                     scores.append(tf.matmul(outputs, weights) + bias)
             loss, grad = LOSSES[self.setup.loss](scores[0], positive_instances, positive_labels)
             grad_scores = [grad]
@@ -194,12 +195,13 @@ class TensorFlowAutograd(AutogradExecutor):
             # otherwise copy it. So all gradients first.
             with tf.control_dependencies(tf.nest.flatten(gradients, expand_composites=True)):
                 for gradient, (name, each) in zip(gradients, trained.items(), strict=True):
+                    sizes = step_sizes * auxiliary[2][1] if name in CLUSTER_LAYER else step_sizes
                     if self.optimizer.weight_decay and is_decayed(name):
-                        _decay(each.values, gradient, step_sizes[2])
+                        _decay(each.values, gradient, sizes[2])
                     if isinstance(gradient, tf.IndexedSlices):
-                        _update_lazily(each, self.optimizer, gradient, step_sizes)
+                        _update_lazily(each, self.optimizer, gradient, sizes)
                     else:
-                        _apply(each, self.optimizer, gradient, step_sizes[0])
+                        _apply(each, self.optimizer, gradient, sizes[0])
             return loss
 
     def forward(self, features: tf.Tensor, weights: tf.Variable, bias: tf.Variable) -> tf.Tensor:

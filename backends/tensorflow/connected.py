@@ -15,7 +15,7 @@ from fanin.backends import checks
 from fanin.backends.arrays import Rewiring, drawn_seed
 from fanin.backends.features import DICTIONARY, SCALE, FeatureTransform, inputs_as_atoms
 from fanin.backends.gradients import OutputLayer, plan_for_layer
-from fanin.backends.kinds import FixedFanIn
+from fanin.backends.kinds import ORDER, ConnectionKind, FixedFanIn, GroupedFanIn
 from fanin.backends.moments import Resets
 from fanin.backends.passes import known_features
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
@@ -28,11 +28,14 @@ from fanin.backends.tensorflow.ops import top_k
 class Connected(keras.layers.Layer):
     """A layer with a variable `indices` [labels, fan_in], and, where its recipe changes features,
     with `feature_scale` [inputs] and `feature_dictionary` [inputs, atoms]: labels read atoms
-    then."""
+    then. Where labels share their sources, a variable `order` [labels] has the label at each
+    position."""
 
     labels: int
     fan_in: int
     threads: int
+    group_size: int | None = None
+    order: keras.Variable | None = None
     feature_scale: keras.Variable | None = None
     feature_dictionary: keras.Variable | None = None
     own_moments: tuple[str, ...] = ()
@@ -50,14 +53,20 @@ class Connected(keras.layers.Layer):
         return self._setup_of(self.input_spec.axes[-1])
 
     def _setup_of(self, inputs: int) -> LayerSetup:
-        plain = LayerSetup(inputs, self.labels, FixedFanIn(self.fan_in))
+        plain = LayerSetup(inputs, self.labels, self._kind)
         recipe = recipe_of(self.recipe, plain)
         return replace(plain, atoms=atoms_of(recipe, inputs, self.labels, self.fan_in))
+
+    @property
+    def _kind(self) -> ConnectionKind:
+        if self.group_size is None:
+            return FixedFanIn(self.fan_in)
+        return GroupedFanIn(self.fan_in, self.group_size)
 
     def _follow(self, name: RecipeName) -> Recipe:
         """Take over a recipe; ValueError for one that is none."""
         # A layer that is not built does not know its inputs; no recipe asks for them.
-        recipe = recipe_of(name, LayerSetup(self.fan_in, self.labels, FixedFanIn(self.fan_in)))
+        recipe = recipe_of(name, LayerSetup(self.fan_in, self.labels, self._kind))
         self.recipe = name
         return recipe
 
@@ -85,6 +94,32 @@ class Connected(keras.layers.Layer):
                 initializer=lambda shape, dtype: tf.cast(inputs_as_atoms(*shape), dtype),
                 **options,
             )
+
+    def _add_order(self) -> None:
+        """The variable of which label stands where, each at its own position, where there is to be
+        one. TensorFlow keeps int32 variables in the host's memory, so it is uint32."""
+        if self.group_size is not None:
+            self.order = self.add_weight(
+                name="order",
+                shape=(self.labels,),
+                dtype="uint32",
+                initializer=lambda shape, dtype: np.arange(*shape, dtype=dtype),
+                trainable=False,
+                autocast=False,
+            )
+
+    def _positions(self) -> tf.Tensor | None:
+        """Where each label stands, int32 [labels]; None where that is its own number."""
+        if self.order is None:
+            return None
+        return tf.math.invert_permutation(tf.cast(self.order.value, tf.int32))
+
+    def _connections(self) -> dict[str, Any]:
+        """The connections as the ops take them."""
+        connections = {"indices": self.indices.value}
+        if self.order is not None:
+            connections["label_ids"] = self.order.value
+        return connections
 
     def __call__(self, inputs: Any, *args: Any, **more: Any) -> Any:
         checks.no_scipy_matrix("inputs", inputs)  # Keras would not say what to do
@@ -115,8 +150,11 @@ class Connected(keras.layers.Layer):
             self.indices,
             tf.cast(self.kernel, dtype),
             None if self.bias is None else tf.cast(self.bias, dtype),
+            group_size=self.group_size or 0,
             threads=self.threads,
         )
+        if (positions := self._positions()) is not None:
+            scores = tf.gather(scores, positions, axis=1)
         if shape.rank != 2:
             scores = tf.reshape(scores, tf.concat([tf.shape(features)[:-1], [self.labels]], 0))
             scores = tf.ensure_shape(scores, [*shape[:-1], self.labels])
@@ -149,24 +187,26 @@ class Connected(keras.layers.Layer):
         )
         if not self.built:
             self.build((None, setup.inputs))
-        self.set_connections(given["output.indices"])
+        if "output.indices" in given:
+            self.set_connections(given["output.indices"])
         targets = {
+            ORDER: self.order,
             SCALE: self.feature_scale,
             DICTIONARY: self.feature_dictionary,
             "output.weights": self.kernel,
             "output.bias": self.bias,
         }
         for name, target in targets.items():
-            if target is not None:
+            if target is not None and name in given:
                 target.assign(given[name])
         for name in (*self.own_moments, *self.own_progress):
             variable = getattr(self, name)
             variable.assign(tf.zeros_like(variable.value))
 
     def set_connections(self, indices: Any) -> None:
-        """Take over the sources of all connections, integers [labels, fan_in], each below the
-        inputs, or the atoms of a dictionary: as `fanin.backends.choosing.choose_sources` gives
-        them, say.
+        """Take over the sources of all connections, integers [labels, fan_in], or [label groups,
+        fan_in] where labels share them, each below the inputs, or the atoms of a dictionary: as
+        `fanin.backends.choosing.choose_sources` gives them, say.
 
         The kernel keeps its values, and in a layer that trains itself the moments of connections
         whose source has changed become 0. ValueError for others, where nothing has changed, and for
@@ -179,10 +219,12 @@ class Connected(keras.layers.Layer):
             before.dtype
         )
         self.indices.assign(sources)
+        moved = np.flatnonzero(sources != before)
+        where = self._kind.connections_of(moved, self.labels)
         for name in self.own_moments:
             moment = getattr(self, name)
             values = np.array(moment.numpy())
-            values[sources != before] = 0
+            values.reshape(-1)[where] = 0
             moment.assign(values)
 
     def _rewire_towards_gradients(
@@ -194,10 +236,13 @@ class Connected(keras.layers.Layer):
         loss: Loss,
         resets: Resets,
     ) -> int:
+        order, size = self.order, self.group_size or 0
+
         def best(asked: np.ndarray, k: int) -> np.ndarray:
-            connections = {"indices": self.indices.value}
+            connections = self._connections()
             read = tf.cast(self._transformed(tf.cast(asked, self._feature_type)), tf.float32)
-            _, ids = top_k(read, connections, kernel, bias, k, threads=self.threads)
+            numbers = {"group_size": size, "threads": self.threads}
+            _, ids = top_k(read, connections, kernel, bias, k, **numbers)
             best_ids: np.ndarray = ids.numpy()
             return best_ids
 
@@ -212,6 +257,8 @@ class Connected(keras.layers.Layer):
             loss=loss,
             transform=FeatureTransform.from_arrays(transform),
             top_k=best,
+            group_size=size,
+            order=None if order is None else np.asarray(order.numpy(), np.int32),
         )
         seed, threads = drawn_seed(rng), self.threads
         plan = plan_for_layer(
@@ -222,24 +269,29 @@ class Connected(keras.layers.Layer):
     def _move(self, rewiring: Rewiring, resets: Resets) -> int:
         """Give the connections their new sources, and weights where they get some, and reset what
         an optimizer keeps of them; how many moved."""
-        where = rewiring.positions
+        moved = rewiring.positions
+        where = self._kind.connections_of(moved, self.labels)
         weights: Any = self.kernel.numpy().reshape(-1)[where]
-        changes: list[tuple[Any, Any]] = [(self.indices, rewiring.sources)]
+        changes: list[tuple[Any, np.ndarray, Any]] = [(self.indices, moved, rewiring.sources)]
         if rewiring.weight is not None:
             weights = rewiring.weight
-            changes.append((self.kernel, weights))
-        changes += [(array, weights if start is None else start) for array, start in resets]
-        for variable, new in changes:
+            changes.append((self.kernel, where, weights))
+        changes += [(array, where, weights if start is None else start) for array, start in resets]
+        for variable, positions, new in changes:
             values = np.array(variable.numpy())
-            values.reshape(-1)[where] = new
+            values.reshape(-1)[positions] = new
             variable.assign(values)
-        return len(where)
+        return len(moved)
 
     def _check_indices(self, count: int, value: Callable[[int], Any]) -> None:
         """value(i): of the i-th of `count` weights. Other numbers of them Keras refuses."""
-        if count and count == len(self.weights):
-            at = next(i for i, v in enumerate(self.weights) if v is self.indices)
-            checks.loaded_indices(value(at), self._setup.output_inputs)
+        if not count or count != len(self.weights):
+            return
+        for at, variable in enumerate(self.weights):
+            if variable is self.indices:
+                checks.loaded_indices(value(at), self._setup.output_inputs)
+            elif variable is self.order:
+                self._setup.check_array(ORDER, np.asarray(value(at)))
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         self._check_indices(len(weights), weights.__getitem__)

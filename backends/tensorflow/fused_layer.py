@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from fanin.backends import checks
-from fanin.backends.arrays import drawn_seed
+from fanin.backends.arrays import drawn_seed, plan_rewiring
 from fanin.backends.kinds import index_dtype
 from fanin.backends.moments import Resets
 from fanin.backends.optimizer import Optimizer, OptimizerKind
@@ -69,6 +69,8 @@ class FusedFanIn(Connected):
     moments_dtype: "float32" or "bfloat16", the latter rounded stochastically. seed: of indices and
     initial kernel, None for Keras' global seed. On a GPU nothing waits for the device but what
     rewires. Raises ValueError for values that make no layer.
+
+    group_size: see `FixedFanIn`.
     """
 
     # Moments that the optimizer does not keep.
@@ -89,11 +91,13 @@ class FusedFanIn(Connected):
         kernel_dtype: str = "float32",
         moments_dtype: str = "float32",
         seed: int | None = None,
+        group_size: int | None = None,
         threads: int = 0,
         **kwargs: Any,
     ) -> None:
         labels, fan_in, threads = checked_options(labels, fan_in, threads)
         super().__init__(**kwargs)
+        self.group_size = group_size
         self.labels = labels
         self.fan_in = fan_in
         known = self._follow(recipe)
@@ -140,7 +144,7 @@ class FusedFanIn(Connected):
             "indices",
             index,
             lambda shape, dtype: rng.integers(0, read, shape, dtype),
-            connections,
+            self._setup.array_shapes()["output.indices"],
         )
         self.kernel = add(
             "kernel",
@@ -157,6 +161,7 @@ class FusedFanIn(Connected):
         with on_host():
             self.steps = add("steps", "int64", "zeros", ())
             self._learning_rate = add("learning_rate", "float32", rate, ())
+        self._add_order()
         self._add_features()
         super().build(input_shape)
 
@@ -209,9 +214,7 @@ class FusedFanIn(Connected):
         once. Eagerly or in a tf.function.
         """
         features = self._features(inputs)
-        positives = known_positives(
-            positive_instances, positive_labels, features.shape[0], self.labels
-        )
+        positives = self._positives(features, positive_instances, positive_labels)
         bias = _values(self.bias, self.bias_m, self.bias_v)
         with on_host():
             step = self.steps.value + 1
@@ -228,6 +231,7 @@ class FusedFanIn(Connected):
                 self.optimizer,
                 self._learning_rate.value,
                 step,
+                group_size=self.group_size or 0,
                 threads=self.threads,
             )
             return loss, lambda grad_loss: _once_differentiable(x, grad, grad_loss)
@@ -236,6 +240,19 @@ class FusedFanIn(Connected):
         with tf.control_dependencies([loss]), on_host():
             self.steps.value.assign_add(1)  # a step that was refused does not count
         return loss
+
+    def _positives(
+        self, features: tf.Tensor, positive_instances: Any, positive_labels: Any
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The positives of a batch as the ops read them, with positions in place of labels. An id
+        that is out of range stays as it is, for the op to name."""
+        known = known_positives(positive_instances, positive_labels, features.shape[0], self.labels)
+        if (positions := self._positions()) is None:
+            return known
+        instances, label_ids = known
+        is_known = (label_ids >= 0) & (label_ids < self.labels)
+        inside = tf.gather(positions, tf.clip_by_value(label_ids, 0, self.labels - 1))
+        return instances, tf.where(is_known, tf.cast(inside, tf.int64), label_ids)
 
     def evaluate_loss(
         self, inputs: Any, positive_instances: Any, positive_labels: Any
@@ -260,18 +277,25 @@ class FusedFanIn(Connected):
         all scores are never held. k: a number, or in a tf.function a tensor."""
         return top_k(
             self._transformed(self._features(inputs)),
-            {"indices": self.indices.value},
+            self._connections(),
             self.kernel.value,
             self.bias.value,
             k if tf.is_tensor(k) else checks.best(k, self.labels),
+            group_size=self.group_size or 0,
             threads=self.threads,
         )
 
     def rewire(self, fraction: float, rng: np.random.Generator | int | None = None) -> int:
         """Give the `fraction` of connections with the smallest |weight| new random inputs; their
         weight stays and their moments become 0. rng: a generator or a seed. Returns how many moved.
-        See `fanin.backends.arrays.plan_rewiring`."""
+        See `fanin.backends.arrays.plan_rewiring`. Where labels share their sources, these are
+        compared by their mean |weight|, and counted."""
         self._check_built("rewire")
+        if self.group_size is not None:
+            kernel = np.asarray(self.kernel.numpy(), np.float32)
+            magnitudes, inputs = self._kind.source_magnitudes(kernel), self._setup.output_inputs
+            plan = plan_rewiring(magnitudes, fraction, inputs, drawn_seed(rng))
+            return self._move(plan, self._resets())
         return rewire(
             self.indices.value,
             self._weights(),
@@ -297,8 +321,11 @@ class FusedFanIn(Connected):
         others.
         """
         self._check_built("rewire")
-        resets: Resets = [(getattr(self, name), 0.0) for name in self.own_moments]
+        resets = self._resets()
         return self._rewire_towards_gradients(features, labels, fraction, rng, self.loss, resets)
+
+    def _resets(self) -> Resets:
+        return [(getattr(self, name), 0.0) for name in self.own_moments]
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -315,5 +342,6 @@ class FusedFanIn(Connected):
             "kernel_dtype": self.kernel_dtype,
             "moments_dtype": self.moments_dtype,
             "seed": self.seed,
+            "group_size": self.group_size,
             "threads": self.threads,
         }

@@ -69,6 +69,11 @@ class FixedFanIn(Connected):
     Sparse inputs are made dense, and a mask is handed on. The layer is a custom op: it has no XLA
     form (Keras goes without, a tf.function with jit_compile=True fails), and a process that loads
     an exported SavedModel has to import fanin.backends.tensorflow first.
+
+    group_size: so many labels, 8 to 64, share their sources, and indices are [label groups,
+    fan_in]; None where each has its own. A weight `order` has the label at each position, at first
+    that of the same number; `start_from` gives the order of the recipe. Kernel, bias and indices
+    are in the order of the positions, outputs in that of the labels.
     """
 
     def __init__(
@@ -82,11 +87,13 @@ class FixedFanIn(Connected):
         bias_initializer: Any = "zeros",
         kernel_regularizer: Any = None,
         recipe: RecipeName = "paper",
+        group_size: int | None = None,
         threads: int = 0,
         **kwargs: Any,
     ) -> None:
         labels, fan_in, threads = checked_options(labels, fan_in, threads)
         super().__init__(**kwargs)
+        self.group_size = group_size
         self.labels = labels
         self.fan_in = fan_in
         self._follow(recipe)
@@ -112,7 +119,7 @@ class FixedFanIn(Connected):
 
         self.indices = self.add_weight(
             name="indices",
-            shape=connections,
+            shape=self._setup.array_shapes()["output.indices"],
             dtype=np.dtype(index_dtype(read)).name,
             initializer=draw_indices,
             trainable=False,
@@ -130,6 +137,7 @@ class FixedFanIn(Connected):
             self.bias = self.add_weight(
                 name="bias", shape=(self.labels,), initializer=self.bias_initializer, autocast=False
             )
+        self._add_order()
         self._add_features()
         super().build(input_shape)
 
@@ -151,6 +159,7 @@ class FixedFanIn(Connected):
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
             "recipe": self.recipe,
+            "group_size": self.group_size,
             "threads": self.threads,
         }
 
@@ -167,14 +176,16 @@ class FixedFanIn(Connected):
         layer, and they start again (Adam's at 0), while an average of weights (`use_ema`) takes
         the weight. rng: a generator or a seed.
 
-        Returns how many connections moved. Raises ValueError where fraction is not in [0, 1), the
+        Returns how many connections moved; where labels share their sources, these are compared by
+        their mean |weight|, and counted. Raises ValueError where fraction is not in [0, 1), the
         layer is not built, the optimizer trains other layers only, or is not Keras' own.
         """
         self._check_built("rewire")
         fraction = checks.fraction(fraction)
         resets = [] if optimizer is None else resets_of(optimizer, self.kernel)
         read = self._setup.output_inputs
-        plan = plan_rewiring(self.kernel.numpy(), fraction, read, drawn_seed(rng))
+        magnitudes = self._kind.source_magnitudes(self.kernel.numpy())
+        plan = plan_rewiring(magnitudes, fraction, read, drawn_seed(rng))
         return self._move(plan, resets)
 
     def rewire_towards_gradients(

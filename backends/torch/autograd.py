@@ -7,7 +7,7 @@ baselines, so how torch does them is the result and nothing about them is improv
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, SupportsFloat
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fanin.backends.autograd import AutogradExecutor, Output
-from fanin.backends.auxiliary import AuxiliaryStep
+from fanin.backends.auxiliary import CLUSTER_LAYER, AuxiliaryStep
 from fanin.backends.interface import Features, TrainingBatch
 from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, Optimizer, is_decayed
@@ -131,26 +131,34 @@ class TorchAutograd(AutogradExecutor):
         lazily = self.setup.lazily_trained
         self._lazily_trained = [trained[name] for name in trained if name in lazily]
         others = {name: trained[name] for name in trained if name not in lazily}
-        self._decayed = [others[name].values for name in others if is_decayed(name)]
-        parameters = [each.values for each in others.values()]
-        self._torch_optimizer: torch.optim.Optimizer
+        beside = {name: others.pop(name) for name in CLUSTER_LAYER if name in others}
+        self._optimized = [self._optimized_by_torch(some) for some in (others, beside) if some]
         self._torch_steps = 0
-        # States as torch would make them at the first step; made here so that the moments are those
-        # of the trainer.
+
+    def _optimized_by_torch(
+        self, trained: Mapping[str, Trained]
+    ) -> tuple[torch.optim.Optimizer, list[Tensor]]:
+        """An optimizer that trains these arrays, and which of them decay. Its states are as torch
+        would make them at the first step; made here so that the moments are those of the trainer.
+        """
+        decayed = [each.values for name, each in trained.items() if is_decayed(name)]
+        parameters = [each.values for each in trained.values()]
+        optimizer: torch.optim.Optimizer
         if self.optimizer.kind == "adam":
-            self._torch_optimizer = torch.optim.Adam(parameters, betas=ADAM_BETAS, fused=True)
-            for each in others.values():
-                self._torch_optimizer.state[each.values] = {
+            optimizer = torch.optim.Adam(parameters, betas=ADAM_BETAS, fused=True)
+            for each in trained.values():
+                optimizer.state[each.values] = {
                     "step": torch.zeros((), dtype=torch.float32, device=self.device.torch),
                     "exp_avg": each.m,
                     "exp_avg_sq": each.v,
                 }
-            return
+            return optimizer, decayed
         momentum = self.optimizer.momentum if self.optimizer.keeps else 0.0
-        self._torch_optimizer = torch.optim.SGD(parameters, momentum=momentum)
-        for each in others.values():
+        optimizer = torch.optim.SGD(parameters, momentum=momentum)
+        for each in trained.values():
             if each.m is not None:
-                self._torch_optimizer.state[each.values] = {"momentum_buffer": each.m}
+                optimizer.state[each.values] = {"momentum_buffer": each.m}
+        return optimizer, decayed
 
     def step(
         self,
@@ -167,10 +175,14 @@ class TorchAutograd(AutogradExecutor):
             self.device.tensor(batch.positive_labels),
         )
         del scores
-        whole = loss + self._auxiliary_loss(outputs, auxiliary) if auxiliary else loss
-        self._torch_optimizer.zero_grad(set_to_none=True)
+        whole, rates = loss, [learning_rate]
+        if auxiliary:
+            whole = loss + self._auxiliary_loss(outputs, auxiliary)
+            rates.append(learning_rate * auxiliary.rate)
+        for optimizer, _ in self._optimized:
+            optimizer.zero_grad(set_to_none=True)
         whole.backward()
-        self._update(learning_rate, step)
+        self._update(rates, step)
         return self.device.number(loss)
 
     def _auxiliary_loss(self, outputs: Tensor, auxiliary: AuxiliaryStep) -> Tensor:
@@ -186,29 +198,31 @@ class TorchAutograd(AutogradExecutor):
         )
         return loss
 
-    def _update(self, learning_rate: float, step: int) -> None:
-        self._decay(learning_rate)
-        (group,) = self._torch_optimizer.param_groups
-        group["lr"] = learning_rate
-        if self.optimizer.kind == "adam":
-            # torch adds epsilon after the bias correction of v, Keras (and the paper) before it.
-            group["eps"] = ADAM_EPSILON / (1 - ADAM_BETAS[1] ** step) ** 0.5
-            # torch counts by itself; a loaded state goes on elsewhere.
-            if self._torch_steps != step - 1:
-                for state in self._torch_optimizer.state.values():
-                    state["step"].fill_(step - 1)
-            self._torch_steps = step
-        self._torch_optimizer.step()
+    def _update(self, rates: Sequence[float], step: int) -> None:
+        """The optimizers with their rates; one whose rate is not given rests."""
+        # torch counts by itself; a loaded state goes on elsewhere.
+        has_counted, self._torch_steps = self._torch_steps == step - 1, step
+        for (optimizer, decayed), rate in zip(self._optimized, rates, strict=False):
+            self._decay(decayed, rate)
+            (group,) = optimizer.param_groups
+            group["lr"] = rate
+            if self.optimizer.kind == "adam":
+                # torch adds epsilon after the bias correction of v, Keras (and the paper) before
+                # it.
+                group["eps"] = ADAM_EPSILON / (1 - ADAM_BETAS[1] ** step) ** 0.5
+                if not has_counted:
+                    for state in optimizer.state.values():
+                        state["step"].fill_(step - 1)
+            optimizer.step()
         for each in self._lazily_trained:
-            update_lazily(each, self.optimizer, learning_rate, step)
+            update_lazily(each, self.optimizer, rates[0], step)
 
     @torch.no_grad()
-    def _decay(self, learning_rate: float) -> None:
+    def _decay(self, decayed: list[Tensor], learning_rate: float) -> None:
         """L2 and weight decay, both of the weights before the step."""
-        # Of an auxiliary loss that has ended, weights have no gradient any more.
-        decayed = [values for values in self._decayed if values.grad is not None]
         if self.optimizer.l2:
             for values in decayed:
+                assert values.grad is not None
                 values.grad.add_(values, alpha=self.optimizer.l2)
         if self.optimizer.weight_decay:
             for values in decayed:

@@ -13,7 +13,7 @@ from fanin.backends import checks
 from fanin.backends.arrays import Rewiring, drawn_seed
 from fanin.backends.features import DICTIONARY, SCALE, FeatureTransform, inputs_as_atoms
 from fanin.backends.gradients import OutputLayer, plan_for_layer
-from fanin.backends.kinds import FixedFanIn, index_dtype
+from fanin.backends.kinds import ORDER, ConnectionKind, FixedFanIn, GroupedFanIn, index_dtype
 from fanin.backends.moments import Resets
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
 from fanin.backends.setup import LayerSetup, Loss
@@ -27,14 +27,17 @@ from fanin.backends.torch.tools.indexed import Indexed
 class Connected(Indexed):
     """A layer with `indices` [labels, fan_in], and, where its recipe changes features, with buffers
     `feature_scale` [in_features] and `feature_dictionary` [in_features, atoms]: labels read atoms
-    then."""
+    then. Where labels share their sources, a buffer `order` int32 [labels] has the label at each
+    position."""
 
     in_features: int
     bias: Tensor | None
     feature_scale: Tensor | None
     feature_dictionary: Tensor | None
+    order: Tensor | None
+    group_size: int | None = None
     recipe: RecipeName = "paper"
-    not_averaged: ClassVar[tuple[str, ...]] = ("feature_scale", "feature_dictionary")
+    not_averaged: ClassVar[tuple[str, ...]] = ("feature_scale", "feature_dictionary", "order")
     own_moments: tuple[str, ...] = ()
     """Names of the buffers that belong to the connections, of a layer that trains itself."""
     own_progress: tuple[str, ...] = ()
@@ -43,7 +46,10 @@ class Connected(Indexed):
     @property
     def _setup(self) -> LayerSetup:
         """The layer as a model; before `_follow`, without what its recipe adds."""
-        kind, atoms = FixedFanIn(self.fan_in), None
+        kind: ConnectionKind = FixedFanIn(self.fan_in)
+        if self.group_size is not None:
+            kind = GroupedFanIn(self.fan_in, self.group_size)
+        atoms = None
         if (dictionary := self._buffers.get("feature_dictionary")) is not None:
             atoms = dictionary.shape[1]
         return LayerSetup(self.in_features, self.labels, kind, atoms=atoms)
@@ -66,6 +72,27 @@ class Connected(Indexed):
             else:
                 self.register_buffer(name, buffer)
         return recipe
+
+    def _add_order(self, device: torch.device | str | None) -> None:
+        """The buffer of which label stands where, not filled, where there is to be one."""
+        if self.group_size is None:
+            self.order = None  # as above
+            return
+        made = torch.empty(self.labels, dtype=torch.int32, device=device)
+        self.register_buffer("order", made)
+
+    def _reset_order(self) -> None:
+        """Have each label at its own position."""
+        if self.order is not None:
+            self.order.copy_(torch.arange(self.labels, dtype=torch.int32, device="cpu"))
+
+    def _positions(self) -> Tensor | None:
+        """Where each label stands, int64 [labels]; None where that is its own number."""
+        if self.order is None:
+            return None
+        self._settle()
+        places = torch.arange(self.labels, device=self.order.device)
+        return torch.zeros_like(places).scatter(0, self.order.long(), places)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Features are changed in float32 at least: a scale can be too large for float16."""
@@ -96,7 +123,12 @@ class Connected(Indexed):
         read = self._read(features)
         flat = read if read.ndim == 2 else read.reshape(-1, read.shape[-1])
         bias = None if self.bias is None else widened(self.bias).contiguous()
-        scores = fan_in_linear(flat, self.indices, widened(weights).contiguous(), bias)
+        size = self.group_size or 0
+        scores = fan_in_linear(
+            flat, self.indices, widened(weights).contiguous(), bias, group_size=size
+        )
+        if (positions := self._positions()) is not None:
+            scores = scores.index_select(1, positions)
         # Reshaped only where it has to be, so that it is no view.
         return scores if read.ndim == 2 else scores.reshape(*read.shape[:-1], self.labels)
 
@@ -129,24 +161,26 @@ class Connected(Indexed):
             features, labels, self.recipe, self._setup, seed=seed, threads=threads
         )
         given = ranks.from_first(given, self._groups)
-        self.set_connections(given["output.indices"])
+        if "output.indices" in given:
+            self.set_connections(given["output.indices"])
         targets = {
+            ORDER: self.order,
             SCALE: self.feature_scale,
             DICTIONARY: self.feature_dictionary,
             "output.weights": self.weights,
             "output.bias": self.bias,
         }
         for name, target in targets.items():
-            if target is not None:
+            if target is not None and name in given:
                 ranks.assign(target, torch.from_numpy(given[name]))
         for name in (*self.own_moments, *self.own_progress):
             getattr(self, name).zero_()
 
     @torch.no_grad()
     def set_connections(self, indices: np.ndarray | Tensor) -> None:
-        """Take over the sources of all connections, integers [labels, fan_in], each below
-        in_features, or the atoms of a dictionary: as `fanin.backends.choosing.choose_sources` gives
-        them, say.
+        """Take over the sources of all connections, integers [labels, fan_in], or [label groups,
+        fan_in] where labels share them, each below in_features, or the atoms of a dictionary: as
+        `fanin.backends.choosing.choose_sources` gives them, say.
 
         Weights keep their value, and in a layer that trains itself the moments of connections whose
         source has changed become 0. ValueError for others; nothing has changed then.
@@ -156,11 +190,12 @@ class Connected(Indexed):
         before = own.cpu().numpy()
         sources = checks.connections(given, before.shape, self._setup.output_inputs)
         sources = ranks.from_first(sources.astype(before.dtype), self._groups)
-        has_moved = torch.from_numpy(sources != before).to(own.device)
+        moved = np.flatnonzero(sources != before)
+        where = torch.from_numpy(self._setup.output.connections_of(moved, self.labels))
         own.copy_(torch.from_numpy(sources))
         self._stamp()
         for name in self.own_moments:
-            getattr(self, name)[has_moved] = 0
+            getattr(self, name).view(-1)[where.to(own.device)] = 0
 
     def _rewire_towards_gradients(
         self,
@@ -171,11 +206,12 @@ class Connected(Indexed):
         loss: Loss,
         resets: Resets,
     ) -> int:
+        order, size = self.order, self.group_size or 0
         bias = self.bias
 
         def best(asked: np.ndarray, k: int) -> np.ndarray:
             read = self._transformed(torch.from_numpy(asked).to(weights.device)).float()
-            ids: Tensor = top_k(read, self.indices, None, None, weights, biases, k)[1]
+            ids: Tensor = top_k(read, self.indices, None, None, weights, biases, k, order, size)[1]
             return ids.cpu().numpy()
 
         weights = self._whole_weights().float()
@@ -191,6 +227,8 @@ class Connected(Indexed):
             loss=loss,
             transform=FeatureTransform.from_arrays(transform),
             top_k=best,
+            group_size=size,
+            order=None if order is None else order.cpu().numpy(),
         )
         threads = torch.get_num_threads()
         plan = plan_for_layer(
@@ -207,11 +245,13 @@ class Connected(Indexed):
         rewiring = ranks.from_first(rewiring, self._groups)
         # torch has no such assignment for unsigned types; int16 and int32 are the same bits.
         signed = torch.int16 if self.indices.dtype == torch.uint16 else torch.int32
-        where = torch.from_numpy(rewiring.positions).to(self.indices.device)
+        in_indices = torch.from_numpy(rewiring.positions).to(self.indices.device)
         sources = torch.from_numpy(rewiring.sources.astype(index_dtype(self._setup.output_inputs)))
-        moved = sources.view(signed).to(where.device)
-        self.indices.view(signed).view(-1)[where] = moved
+        moved = sources.view(signed).to(in_indices.device)
+        self.indices.view(signed).view(-1)[in_indices] = moved
         self._stamp()
+        of_weights = self._setup.output.connections_of(rewiring.positions, self.labels)
+        where = torch.from_numpy(of_weights).to(in_indices.device)
         if rewiring.weight is not None:
             ranks.put(self.weights, where, rewiring.weight)
         now = ranks.whole(self.weights.detach()).view(-1)[where]
@@ -221,10 +261,22 @@ class Connected(Indexed):
 
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, labels={self.labels}, fan_in={self.fan_in}"
+        if self.group_size is not None:
+            sizes += f", group_size={self.group_size}"
         return sizes if self.recipe == "paper" else f"{sizes}, recipe={self.recipe!r}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        given = state_dict.get(f"{prefix}order")
+        if isinstance(given, Tensor) and not given.is_meta and self.order is not None:
+            try:
+                self._setup.check_array(ORDER, given.cpu().numpy())
+            except ValueError as error:
+                others[-1].append(f"{prefix}order: {error}")
+                return
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for name in ("feature_scale", "feature_dictionary"):
+        for name in ("feature_scale", "feature_dictionary", "order"):
             if name not in self._buffers:
-                setattr(self, name, None)  # pickled before there were recipes
+                setattr(self, name, None)  # pickled before there were such

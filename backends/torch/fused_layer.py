@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from fanin.backends import checks
-from fanin.backends.arrays import drawn_seed
+from fanin.backends.arrays import drawn_seed, plan_rewiring
 from fanin.backends.moments import Resets
 from fanin.backends.optimizer import Optimizer, OptimizerKind
 from fanin.backends.recipes import RecipeName
@@ -69,6 +69,8 @@ class FusedFanIn(Connected):
     that `rounding_seed` starts; `.half()` and the like leave all types as they are. generator: for
     the indices and initial weights. On a GPU nothing waits for the device (so what is wrong in the
     data gives NaN, not an error) but what rewires. Raises ValueError for what makes no layer.
+
+    group_size: see `FixedFanInLinear`.
     """
 
     weights: Tensor
@@ -99,9 +101,11 @@ class FusedFanIn(Connected):
         rounding_seed: int = 0,
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
+        group_size: int | None = None,
     ) -> None:
         super().__init__()
         check_sizes(in_features, labels, fan_in)
+        self.group_size = group_size
         self.in_features = in_features
         self.labels = labels
         self.fan_in = fan_in
@@ -119,6 +123,7 @@ class FusedFanIn(Connected):
         self.rounding_seed = checks.whole("rounding_seed", rounding_seed, 0, 2**63 - 1)
         shape = (labels, fan_in)
         self._add_indices(self._setup.output_inputs, device)
+        self._add_order(device)
         self.register_buffer("weights", torch.empty(shape, dtype=weights_dtype, device=device))
         for name in WEIGHTS[1:]:
             made = None
@@ -142,6 +147,7 @@ class FusedFanIn(Connected):
         draw_connections(self._setup.output_inputs, self.indices, self.weights, generator)
         self._stamp()
         self._reset_features()
+        self._reset_order()
         for name in (*self.own_moments, "bias", *self.own_progress):
             getattr(self, name).zero_()
         self._take_from_first()
@@ -195,6 +201,7 @@ class FusedFanIn(Connected):
             self.optimizer.numbers,
             self.rounding_seed,
             features.requires_grad and torch.is_grad_enabled(),
+            self.group_size or 0,
         )
         if not (features.requires_grad and torch.is_grad_enabled()):
             return loss
@@ -210,15 +217,17 @@ class FusedFanIn(Connected):
         """The loss without a step; arguments as in `training_step`. All scores are held."""
         features = self._read(features)
         instances, label_ids = self._positives(features, positive_instances, positive_labels)
-        scores = fan_in_linear(features, self.indices, self.weights.float(), self.bias)
+        size, weights = self.group_size or 0, self.weights.float()
+        scores = fan_in_linear(features, self.indices, weights, self.bias, group_size=size)
         loss: Tensor = LOSSES[self.loss](scores, instances.long(), label_ids)
         return loss.masked_fill((instances < 0).any(), torch.nan)
 
     def _positives(
         self, features: Tensor, positive_instances: Any, positive_labels: Any
     ) -> tuple[Tensor, Tensor]:
-        """The positives of a batch [batch, in_features] as the ops read them. Those that are no
-        tensors yet go where the features are, not where torch makes new ones."""
+        """The positives of a batch [batch, in_features] as the ops read them, with positions in
+        place of labels. Those that are no tensors yet go where the features are, not where torch
+        makes new ones."""
         if features.ndim != 2:
             raise ValueError(
                 f"features must be [batch, {self.in_features}], got {list(features.shape)}"
@@ -232,7 +241,9 @@ class FusedFanIn(Connected):
             )
             for given in (positive_instances, positive_labels)
         )
-        return known_positives(instances, label_ids, features.shape[0], self.labels)
+        known = known_positives(instances, label_ids, features.shape[0], self.labels)
+        positions = self._positions()
+        return known if positions is None else (known[0], positions[known[1]])
 
     @staticmethod
     def _refuse_other_derivatives(features: Tensor) -> None:
@@ -253,6 +264,8 @@ class FusedFanIn(Connected):
             self._read(features),
             *(self.indices, None, None, self.weights, self.bias),
             checks.best(k, self.labels),
+            self.order,
+            self.group_size or 0,
         )
         return best
 
@@ -260,7 +273,12 @@ class FusedFanIn(Connected):
     def rewire(self, fraction: float, rng: np.random.Generator | int | None = None) -> int:
         """Give the `fraction` of connections with the smallest |weight| new random inputs; their
         weight stays and their moments become 0. rng: a generator or a seed. Returns how many moved.
-        See `fanin.backends.arrays.plan_rewiring`."""
+        See `fanin.backends.arrays.plan_rewiring`. Where labels share their sources, these are
+        compared by their mean |weight|, and counted."""
+        if self.group_size is not None:
+            magnitudes = self._setup.output.source_magnitudes(self.weights.float().cpu().numpy())
+            inputs, seed = self._setup.output_inputs, drawn_seed(rng)
+            return self._move(plan_rewiring(magnitudes, fraction, inputs, seed), self._resets())
         moved = rewire(
             self.indices,
             self.weights,
@@ -288,8 +306,11 @@ class FusedFanIn(Connected):
         how many moved. See `fanin.backends.gradients.plan_towards_gradients`. Raises ValueError for
         others.
         """
-        resets: Resets = [(getattr(self, name), 0.0) for name in self.own_moments]
+        resets = self._resets()
         return self._rewire_towards_gradients(features, labels, fraction, rng, self.loss, resets)
+
+    def _resets(self) -> Resets:
+        return [(getattr(self, name), 0.0) for name in self.own_moments]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, loss={self.loss!r}, learning_rate={self.learning_rate}"

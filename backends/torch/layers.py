@@ -33,6 +33,11 @@ class FixedFanInLinear(Connected):
     both, `feature_scale` and `feature_dictionary` [in_features, atoms]. generator: for the indices
     and the initial weights. Raises ValueError where fan_in is larger than in_features, and for a
     recipe that is none.
+
+    group_size: so many labels, 8 to 64, share their sources, and indices are [label groups,
+    fan_in]; None where each has its own. A buffer `order` has the label at each position, at first
+    that of the same number; `start_from` gives the order of the recipe. Weights, biases and
+    indices are in the order of the positions, scores in that of the labels.
     """
 
     def __init__(
@@ -46,9 +51,11 @@ class FixedFanInLinear(Connected):
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
         recipe: RecipeName = "paper",
+        group_size: int | None = None,
     ) -> None:
         super().__init__()
         check_sizes(in_features, labels, fan_in)
+        self.group_size = group_size
         self.in_features = in_features
         self.labels = labels
         self.fan_in = fan_in
@@ -57,17 +64,20 @@ class FixedFanInLinear(Connected):
         )
         shape = (labels, fan_in)
         self._add_indices(self._setup.output_inputs, device)
+        self._add_order(device)
         self.weights = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(labels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters(generator)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw indices and weights anew, and leave features as they are. The weights are uniform
+        """Draw indices and weights anew, leave features as they are, and have each label at its own
+        position. The weights are uniform
         within sqrt(3 / (labels fan_in)), near zero: Glorot's limit for one flat vector of all
         connections, as in the paper's code."""
         draw_connections(self._setup.output_inputs, self.indices, self.weights, generator)
         self._stamp()
+        self._reset_order()
         self._take_from_first()
         if self.bias is not None:
             self.bias.zero_()
@@ -87,13 +97,15 @@ class FixedFanInLinear(Connected):
 
         Weights keep their value. Where `optimizer` is given, its moments of the moved connections
         start again (Adam's at 0), and its averages of weights take the weight (ASGD). rng: a
-        generator or a seed. Returns how many connections moved. See
+        generator or a seed. Returns how many connections moved; where labels share their sources,
+        these are compared by their mean |weight|, and counted. See
         `fanin.backends.arrays.plan_rewiring` for the rule. Raises ValueError for an optimizer that
         does not train this layer's weights, and for one that is not torch's own.
         """
         resets = [] if optimizer is None else resets_of(optimizer, self.weights)
         known = torch.promote_types(self.weights.dtype, torch.float32)  # NumPy has no bfloat16
         weights = self._whole_weights().to(known).cpu().numpy()
+        weights = self._setup.output.source_magnitudes(weights)
         plan = plan_rewiring(weights, fraction, self._setup.output_inputs, drawn_seed(rng))
         return self._move(plan, resets)
 
@@ -132,7 +144,7 @@ def check_sizes(in_features: int, labels: int, fan_in: int) -> None:
 def draw_connections(
     inputs: int, indices: Tensor, weights: Tensor, generator: torch.Generator | None
 ) -> None:
-    """Fill indices [labels, fan_in] and weights alike, as `FixedFanInLinear` says."""
+    """Fill indices and weights [labels, fan_in], as `FixedFanInLinear` says."""
     # On the CPU whatever the device, torch's default included: a generator belongs to one of them.
     drawn = torch.randint(
         inputs, indices.shape, generator=generator, dtype=torch.int32, device="cpu"

@@ -24,7 +24,8 @@ class Layer:
     """An output layer in float64 that trains by an `Optimizer`: Adam with epsilon beside sqrt(v),
     before the bias correction.
 
-    weights [labels, fan_in] with indices alike; flat weights and indices with starts [labels + 1];
+    weights [labels, fan_in] with indices alike, or, with a group_size, with indices [label groups,
+    fan_in], of which so many labels share a row; flat weights and indices with starts [labels + 1];
     or [labels, inputs] without either, a dense layer. bias [labels] or None. m, v and bias_m,
     bias_v are the moments, 0 where none are kept.
     """
@@ -35,6 +36,7 @@ class Layer:
         bias: Tensor | None,
         indices: Tensor | None = None,
         starts: Tensor | None = None,
+        group_size: int = 0,
     ) -> None:
         self.weights = weights.double()
         self.labels = weights.shape[0] if starts is None else starts.numel() - 1
@@ -42,6 +44,8 @@ class Layer:
         self.m, self.v = torch.zeros_like(self.weights), torch.zeros_like(self.weights)
         self.bias_m, self.bias_v = torch.zeros_like(self.bias), torch.zeros_like(self.bias)
         self.steps = 0
+        if indices is not None and group_size:
+            indices = indices.long().repeat_interleave(group_size, dim=0)[: self.labels]
         self._sources = None if indices is None else indices.reshape(-1).long()
         label_ids = torch.arange(self.labels, device=weights.device)
         if starts is not None:

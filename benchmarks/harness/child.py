@@ -114,8 +114,7 @@ def choose(
     def on_labels(done: int) -> None:
         events.send(event="phase", name=f"choosing connections, {done} labels")
 
-    recipe = request.task.recipe_values
-    reads = looks_at_data(recipe, request.task.group_size or 0) or recipe.auxiliary_weight > 0
+    reads = looks_at_data(request.task.recipe_values, request.task.group_size or 0)
     if reads:
         events.send(event="phase", name="looking at the data")
     given = chosen_arrays(request, train, on_labels)

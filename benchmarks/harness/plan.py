@@ -62,7 +62,7 @@ class Plan:
             task, setup, backend, threads, words=sizes.words, other_bytes=other_bytes
         )
         recipe = task.recipe_values.for_steps(math.ceil(sizes.train_instances / task.batch_size))
-        expected = with_choosing(expected, recipe, setup, sizes, task.batch_size)
+        expected = with_choosing(expected, recipe, setup, sizes, task.batch_size, threads)
         trained = (
             math.prod(shape)
             for name, shape in setup.array_shapes().items()

@@ -109,8 +109,15 @@ def auxiliary_of(
     """The auxiliary loss that the task's recipe wants. are_known: whether a checkpoint has its
     clusters."""
     recipe = request.task.recipe_values.for_steps(steps_per_epoch)
-    steps = recipe.epochs * steps_per_epoch
-    return auxiliary_loss(recipe, steps, train.x, train.y, seed=request.seed, are_known=are_known)
+    return auxiliary_loss(
+        recipe,
+        recipe.epochs * steps_per_epoch,
+        train.x,
+        train.y,
+        seed=request.seed,
+        threads=thread_count(request.options.threads),
+        are_known=are_known,
+    )
 
 
 def build(

@@ -20,7 +20,13 @@ from fanin.benchmarks.records.compare import LockstepResult
 from fanin.benchmarks.records.files import try_writing, write_atomically
 from fanin.benchmarks.records.run import Profile, RunResult
 from fanin.benchmarks.records.task import Task
-from fanin.benchmarks.records.timing import OpTimes, PredictTimes, StepResult, WordsTimes
+from fanin.benchmarks.records.timing import (
+    FloorTimes,
+    OpTimes,
+    PredictTimes,
+    StepResult,
+    WordsTimes,
+)
 
 FOLDERS: dict[Profile, str] = {"train": "runs", "shapes": "shapes"}
 
@@ -72,6 +78,11 @@ def read_op_times(path: Path) -> list[OpTimes]:
 def read_steps(path: Path) -> list[StepResult]:
     """What `step` wrote."""
     return read(path, list[StepResult])
+
+
+def read_floor_times(path: Path) -> FloorTimes:
+    """What `floor` wrote."""
+    return read(path, FloorTimes)
 
 
 def read_predict_times(path: Path) -> PredictTimes:

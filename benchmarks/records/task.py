@@ -99,10 +99,19 @@ class Task(TaskKeys):
             raise ValueError(
                 f"grouping {self.grouping!r} is for labels that share their sources; set group_size"
             )
+        if self.rewire_threshold and self.rewire_towards != "random":
+            raise ValueError(
+                f"rewire_threshold is for rewire_towards 'random', got {self.rewire_towards!r}, "
+                "where each label moves its share; leave it at 0"
+            )
         if self.auxiliary_weight and not self.intermediate:
             raise ValueError(
                 "auxiliary_weight is for an intermediate layer, and architecture "
                 f"{self.architecture!r} has none; leave it at 0"
+            )
+        if self.grouping == "sources" and self.connections != "centroid":
+            raise ValueError(
+                f"grouping 'sources' needs connections 'centroid', got {self.connections!r}"
             )
         if self.initial_weights == "centroid" and self.connections != "centroid":
             raise ValueError(

@@ -5,7 +5,8 @@ entry of `tasks` overrides `defaults`. Where a key is silent, the paper's protoc
 (Schultheis & Babbar, ECML-PKDD 2023, arXiv 2306.03725, and its public code).
 
 fanin's own files lie in `tasks/<dataset>/<features>.json`; those of published data sets hold
-exactly the published rows, and `<features>-ablations.json` beside them what else the authors tried.
+exactly the published rows. Beside them, `<features>-ablations.json` holds what else the authors
+tried, and `<features>-grouped.json` labels that share their sources.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from fanin.benchmarks.records.task_keys import NAMES, is_name
 from fanin.datasets import canonical_name
 
 TASK_FOLDER = Path(__file__).parent.parent / "tasks"
-_ABLATIONS = "-ablations"
+# Ends of the names of files that no one runs without naming them.
+_BESIDE = ("-ablations", "-grouped")
 # What one's own data are trained with when no task file is named.
 USUAL_TASKS = TASK_FOLDER / "wordnet" / "tfidf-svd512.json"
 # The same for sparse features: setups with an intermediate layer.
@@ -37,13 +39,13 @@ def task_files() -> dict[str, Path]:
 
 
 def files_of(dataset: str, features: str | None = None) -> list[Path]:
-    """The task files of a data set, one per kind of features, without the ablations; only that of
-    `features` if they are named. Empty where fanin has none."""
+    """The task files of a data set, one per kind of features, without ablations and grouped labels;
+    only that of `features` if they are named. Empty where fanin has none."""
     return [
         path
         for path in task_files().values()
         if path.parent.name == canonical_name(dataset)
-        and not path.stem.endswith(_ABLATIONS)
+        and not path.stem.endswith(_BESIDE)
         and features in (None, path.stem)
     ]
 

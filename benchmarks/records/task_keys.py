@@ -128,12 +128,18 @@ class TaskKeys(BaseModel):
         description="steps; -1 once per epoch, 0 never",
     )
     rewire_fraction: float = Field(default=PAPER.rewire_fraction, ge=0, lt=1)
+    rewire_threshold: float = Field(
+        default=PAPER.rewire_threshold,
+        ge=0,
+        le=1e6,
+        description="of the fraction, only connections whose |weight| is below this move; 0: all",
+    )
     rewire_until: float = Field(
         default=PAPER.rewire_until, gt=0, le=1, description="share of all epochs, then no more"
     )
     rewire_decay: recipes.RewireDecay = Field(
         default=PAPER.rewire_decay,
-        description="cosine: the fraction falls to 0 at rewire_until as a half cosine does",
+        description="cosine: fraction and threshold fall to 0 at rewire_until as half a cosine",
     )
     rewired_weights: recipes.RewiredWeights = Field(
         default=PAPER.rewired_weights, description="what connections that moved have as weight"

@@ -1,5 +1,5 @@
-"""The result files of the timings: of an op, of a training step, of predictions, and of trainings
-on words."""
+"""The result files of the timings: of an op, of a training step, of fused steps beside their floor,
+of predictions, and of trainings on words."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pydantic import Field
 
 from fanin.backends.interface import Execution
 from fanin.backends.kinds import FixedFanIn
+from fanin.backends.optimizer import OptimizerKind
 from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.records.base import DatasetInfo, Machine, Memory, Precision, Record
 from fanin.benchmarks.records.ranges import Count, Moment, Seconds, Size
 
 # One measurement each.
 Rounds = Annotated[list[Seconds], Field(min_length=1)]
+# At least one event a second: times are divided by them.
+Rates = Annotated[list[Annotated[float, Field(ge=1, le=1e18)]], Field(min_length=1)]
 
 
 class OpTimes(Record):
@@ -68,6 +71,32 @@ class StepResult(Record):
     step_seconds: Rounds
     rewire_seconds: Seconds
     csr_seconds: dict[str, Rounds] | None = None
+
+
+class FloorStep(Record):
+    """A fused step of an output layer, and the machine's rates in the same rounds."""
+
+    inputs: Size
+    dtype: str
+    optimizer: OptimizerKind
+    group_size: Count = Field(description="labels that share their sources; 0: each has its own")
+    bytes_moved: Size = Field(description="of arrays: once for reading, once for writing")
+    multiply_adds: Size
+    seconds: Rounds
+    bandwidths: Rates = Field(description="bytes read and written a second, while memory is copied")
+    multiply_add_rates: Rates = Field(description="multiply-adds a second of a dense product")
+
+
+class FloorTimes(Record):
+    """Seconds of fused steps on random data, as `timing.floor` measures them."""
+
+    synthetic: bool = True
+    started: Moment
+    machine: Machine
+    labels: Size
+    fan_in: Size
+    batch: Size
+    steps: Annotated[list[FloorStep], Field(min_length=1)]
 
 
 class PredictTimes(Record):

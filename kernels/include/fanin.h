@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* The forward pass of the layer. With a group_size, labels share their sources in groups, as in
- * fanin_connections; on CPUs only. */
+ * fanin_connections. */
 typedef struct {
   fanin_tensor features; /* [batch, inputs] float32 or float64 */
   fanin_tensor indices;  /* [labels, fan_in] uint16 or uint32, each below inputs; with a group_size
@@ -78,13 +78,13 @@ typedef struct {
  * their labels' ids. A NaN ranks last, after -inf, and comes out as a NaN. The call never holds
  * more than k scores of an instance per thread. The id of the label at position p is label_ids[p],
  * or p where they are absent. On a CPU an id out of range is FANIN_INVALID, and the outputs are
- * then unspecified; whether one stands twice is not checked. */
+ * then unspecified; a GPU writes it as it is. Whether one stands twice is not checked. */
 typedef struct {
   fanin_tensor features; /* [batch, inputs] float32 */
   fanin_connections connections;
   fanin_tensor weights;   /* float32 or bfloat16 */
   fanin_tensor bias;      /* [labels] float32, or absent */
-  fanin_tensor label_ids; /* [labels] int32, each in 0 to labels - 1, or absent; on CPUs only */
+  fanin_tensor label_ids; /* [labels] int32, each in 0 to labels - 1, or absent */
   fanin_tensor ids;       /* [batch, k] int64; written as a whole */
   fanin_tensor scores;    /* [batch, k] float32, or absent */
   fanin_resources resources;

@@ -48,7 +48,7 @@ typedef enum { FANIN_SQUARED_HINGE = 1, FANIN_BINARY_CROSS_ENTROPY = 2 } fanin_l
  *   fixed fan-in  indices are [labels, fan_in] uint16 or uint32; weights are [labels, fan_in]
  *   grouped       indices are [label groups, fan_in]; group_size (2 to 64) labels, one after the
  *                 other, are a group and share a row of them (the last group may be smaller);
- *                 weights are [labels, fan_in]. On CPUs only.
+ *                 weights are [labels, fan_in].
  *   sorted        a fixed fan-in with tile_labels [labels, fan_in] uint16. The labels are divided
  *                 into tiles of fanin_sorted_labels labels (the last may be smaller). All
  *                 connections of a tile stand together in the order of their source, and

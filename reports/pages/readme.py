@@ -25,7 +25,12 @@ from fanin.benchmarks.records.base import Machine
 from fanin.benchmarks.records.files import write_atomically
 from fanin.benchmarks.records.published import as_published
 from fanin.benchmarks.records.run import RunResult
-from fanin.benchmarks.records.store import read_predict_times, read_results, read_words_times
+from fanin.benchmarks.records.store import (
+    read_floor_times,
+    read_predict_times,
+    read_results,
+    read_words_times,
+)
 from fanin.reports.format import number
 from fanin.reports.machines import number_hardware
 from fanin.reports.pages.devices import devices_page, read_device
@@ -33,6 +38,7 @@ from fanin.reports.pages.report import write_report
 from fanin.reports.paper import PaperRow, paper_rows, profiled
 from fanin.reports.summary import by_dataset, is_finished, several_machines, summarise
 from fanin.reports.table import Column, Table, make_table, text_column
+from fanin.reports.tables.floor import floor_introduction, floor_table
 from fanin.reports.tables.op import op_introduction, op_table
 from fanin.reports.tables.predict import predict_introduction, predict_table
 from fanin.reports.tables.profiles import expected_gib
@@ -86,6 +92,12 @@ def step_section(folder: Path) -> str:
     """The measurements of a training step: one row per process."""
     results = _some(read_device(folder).steps, folder / "step", "timing.step --json")
     return f"{step_introduction(results)}\n\n{step_table(results).markdown(padded=False)}\n"
+
+
+def floor_section(folder: Path) -> str:
+    """Fused steps beside what the machine could do at best."""
+    times = read_floor_times(folder / "floor.json")
+    return f"{floor_introduction(times)}\n\n{floor_table(times).markdown()}\n"
 
 
 def predict_section(folder: Path) -> str:
@@ -178,6 +190,7 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "recipes": lambda results: recipes_section(results / "recipes"),
     "op": lambda results: op_section(results / _CPU),
     "step": lambda results: step_section(results / _CPU),
+    "floor": lambda results: floor_section(results / _CPU),
     "predict": lambda results: predict_section(results / _CPU),
     "shapes": lambda results: shapes_section(results / _CPU),
     "sparse": lambda results: sparse_section(results / "sparse"),

@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from fanin.backends.auxiliary import Auxiliary, auxiliary_loss
+from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.recipes import Recipe
 
 TOPICS, LABELS = 4, 400  # a hundred labels a topic: more than may share their sources
@@ -64,14 +65,17 @@ def test_a_step_names_each_pair_once_until_the_weight_is_0():
     )
     weights = []
     for step in range(1, 8):
-        each = given.step(batch, step)
+        each = given.step(batch, step, ADAM)
         if each is None:
             break
         assert each.positive_instances.tolist() == [0, 1, 1, 2]
         assert each.positive_clusters.tolist() == [2, 0, 2, 1]
         assert (each.positive_instances.dtype, each.positive_clusters.dtype) == (np.int32, np.int64)
         weights.append(each.weight)
-    np.testing.assert_allclose(weights, 0.25 * (1 + np.cos(np.pi * np.arange(4) / 4)))
+        # Three clusters and four labels.
+        assert (each.rate, given.step(batch, step, Optimizer("sgd")).rate) == (1, 0.75)
+    expected = 0.75 * 0.25 * (1 + np.cos(np.pi * np.arange(4) / 4))
+    np.testing.assert_allclose(weights, expected)
 
 
 def test_the_weight_falls_over_a_share_of_the_steps():

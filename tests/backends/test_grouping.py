@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from fanin.backends import grouping
+from fanin.backends.choosing import Chosen, choose_sources
 from fanin.backends.grouping import label_order
 
 GROUPINGS = ("random", "frequency", "meaning")
@@ -84,6 +85,13 @@ class TestMeaning:
         x, y = clustered(8, 16, inputs=500)
         assert purity(label_order(y, 16, "meaning", features=x), 8, 16) > 0.9
 
+    def test_of_very_many_words(self):
+        """A square matrix of them would need 160 GB."""
+        x, y = clustered(8, 16)
+        wide = sp.csr_array(x).tocoo()
+        wide = sp.csr_array((wide.data, (wide.row, wide.col * 5000)), (x.shape[0], 200_000))
+        assert purity(label_order(y, 16, "meaning", features=wide), 8, 16) > 0.9
+
     def test_the_last_group_has_what_remains(self):
         x, y = clustered(8, 16)
         order = label_order(y[:, :-5], 16, "meaning", features=x)
@@ -145,9 +153,67 @@ class TestMeaning:
 
     def test_planned_bytes(self):
         labels, instances, positives = 1000, 1 << 19, 1 << 20
-        threads = 2 * 4 * 8192 * (768 + 128)
-        expected = labels * (4 * 128 + 40) + (1 << 18) * 4 * 128 + 10 * (1 << 19) + threads
+        threads = 2 * 4 * 16384 * (128 + 4)
+        expected = labels * (4 * 128 + 40) + (768 + (1 << 18)) * 4 * 128 + 10 * (1 << 19) + threads
         assert grouping.meaning_bytes(instances, 768, labels, positives, 2) == expected
+        assert grouping.meaning_bytes(10**7, 8, 10, 10**8, 2) == 8 * 10**8
+
+
+class TestSources:
+    def test_groups_would_choose_the_same(self):
+        """Features that are far from the mean of all in inputs of the cluster's own, but lie on
+        either side of it: means of features would tell labels of one cluster apart."""
+        rng = np.random.default_rng(0)
+        labels, clusters, inputs = 128, 8, 200
+        own = np.repeat(np.arange(labels), 3)
+        x = rng.standard_normal((len(own), inputs)) / 10
+        signs = rng.choice([-1, 1], (labels, inputs))
+        is_own = np.arange(inputs) % clusters == np.arange(labels)[:, None] % clusters
+        x = (x + (signs * is_own)[own]).astype(np.float32)
+        y = sp.csr_array((np.ones(len(own), bool), (np.arange(len(own)), own)), (len(own), labels))
+        chosen = choose_sources(x, y, 25, want_values=True)
+        by_sources, by_meaning = (
+            label_order(y, 16, kind, features=x, chosen=chosen) for kind in ("sources", "meaning")
+        )
+        np.testing.assert_array_equal(np.sort(by_sources), np.arange(labels))
+        assert purity(by_sources, clusters, 16) > 0.9
+        assert purity(by_meaning, clusters, 16) < 0.7
+
+    def test_weak_sources_count_less(self):
+        """The first two labels share their strong source, and each its weak one with another."""
+        chosen = Chosen(
+            np.array([[0, 2], [0, 3], [1, 2], [1, 3]], np.uint16),
+            np.array([[-9, 1], [9, 1], [9, 1], [9, -1]], np.float32),
+        )
+        y = sp.eye_array(4, format="csr")
+        for seed in range(10):
+            order = label_order(y, 2, "sources", chosen=chosen, seed=seed)
+            assert sorted(order[:2].tolist()) in ([0, 1], [2, 3])
+
+    def test_labels_without_positives_come_last(self):
+        x, y = many()
+        y = sp.csr_array(y.toarray() & (np.arange(203) % 3 > 0))
+        order = label_order(
+            y, 16, "sources", chosen=choose_sources(x, y, 4, want_values=True), threads=2
+        )
+        unknown = np.flatnonzero(y.sum(0) == 0)
+        np.testing.assert_array_equal(order[-len(unknown) :], unknown)
+        np.testing.assert_array_equal(np.sort(order), np.arange(203))
+
+    def test_what_is_not_chosen_for_each_label(self):
+        x, y = many()
+        for chosen in (
+            None,
+            choose_sources(x, y, 4),
+            choose_sources(x, y, 4, group_size=16, want_values=True),
+        ):
+            with pytest.raises(ValueError, match="grouping 'sources' needs chosen"):
+                label_order(y, 16, "sources", features=x, chosen=chosen)
+
+    def test_planned_bytes(self):
+        own = 1000 * (32 * (2 + 4 + 8) + 20)
+        expected = own + grouping.meaning_bytes(1000, 500, 1000, 1000, 2)
+        assert grouping.sources_bytes(500, 1000, 32, 2) == expected
 
 
 X, Y = np.ones((4, 6), np.float32), sp.csr_array(np.eye(4, 5, dtype=bool))
@@ -157,11 +223,13 @@ BAD = np.where(np.arange(24).reshape(4, 6) == 8, np.nan, X).astype(np.float32)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"grouping": "size"}, "unknown grouping 'size'; there are random, frequency, meaning"),
-        ({"group_size": 1}, "group_size must be in 2..64, got 1"),
-        ({"group_size": 65}, "group_size must be in 2..64, got 65"),
+        (
+            {"grouping": "size"},
+            "unknown grouping 'size'; there are random, frequency, meaning, sources",
+        ),
+        ({"group_size": 1}, "group_size must be at least 2, got 1"),
         ({"group_size": 2.0}, "group_size must be a whole number, got 2.0"),
-        ({"seed": -1}, "seed must be in 0.., got -1".replace("0..", r"0\.\.18446744073709551615")),
+        ({"seed": -1}, "seed must be in 0..18446744073709551615, got -1"),
         ({"threads": 1025}, "threads must be in 0..1024, got 1025"),
         ({"features": None}, "features must be a NumPy array or a SciPy CSR array, got NoneType"),
         ({"features": X.astype(float)}, "features must be float32, got float64"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
+from fanin.backends.kinds import Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.recipes import PAPER, Recipe, check_recipe, recipe_of
 from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import looks_at_data, starting_arrays
@@ -37,6 +37,13 @@ def test_the_best_of_a_fixed_fan_in_follows_the_data():
     assert (best.connections, best.initial_weights) == ("centroid", "centroid")
     assert (best.feature_dictionary, best.rewire_towards) == ("learned", "gradient")
     assert looks_at_data(best)
+
+
+def test_label_groups_are_trained_alike_and_grouped_by_their_sources():
+    setup = replace(FIXED, output=GroupedFanIn(8, 16))
+    setup.check_chosen()
+    best = recipe_of("best", setup)
+    assert best == replace(recipe_of("best", FIXED), grouping="sources")
 
 
 @every_setup

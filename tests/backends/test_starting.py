@@ -10,7 +10,9 @@ import scipy.sparse as sp
 from planted import FAN_IN, INPUTS, LABELS, planted_data
 
 from fanin.backends.arrays import check_arrays, initial_arrays
-from fanin.backends.kinds import FixedFanIn
+from fanin.backends.choosing import choose_sources, log_odds
+from fanin.backends.grouping import label_order
+from fanin.backends.kinds import ORDER, FixedFanIn, GroupedFanIn
 from fanin.backends.recipes import PAPER, recipe_of
 from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import (
@@ -18,6 +20,7 @@ from fanin.backends.starting import (
     MORE_POSITIVES,
     arrays_for_layer,
     atoms_of,
+    looks_at_data,
     starting_arrays,
 )
 
@@ -56,6 +59,35 @@ def test_weights_are_a_share_of_what_the_inputs_were_chosen_by(dictionary, scali
     expected[~known] = 0  # random sources, of which nothing is known
     assert not known.all()
     np.testing.assert_allclose(arrays["output.weights"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("grouping", ["frequency", "meaning", "random"])
+def test_labels_that_share_their_sources(grouping):
+    """All that belongs to a label stands at its position, and sources are those of its group."""
+    recipe = replace(BEST, grouping=grouping)
+    arrays = starting_arrays(x, y, recipe, FAN_IN, group_size=16)
+    setup = replace(SETUP, output=GroupedFanIn(FAN_IN, 16))
+    assert {*arrays} == {*setup.array_shapes()}
+    check_arrays(setup, arrays)
+    order = arrays[ORDER]
+    given = {"features": x, "seed": 0}
+    np.testing.assert_array_equal(order, label_order(y, 16, grouping, **given))
+    assert order.tolist() != [*range(LABELS)]
+    values, known = centred(arrays)[order], y.toarray().any(0)[order]
+    indices = np.repeat(arrays["output.indices"].astype(int), 16, axis=0)[:LABELS]
+    positives = y.sum(0)[order, None]
+    shares = CENTROID_SHARE * positives / (positives + MORE_POSITIVES)
+    expected = shares * np.take_along_axis(values, indices, 1)
+    expected[~known] = 0
+    np.testing.assert_allclose(arrays["output.weights"], expected, atol=1e-5)
+    odds = (positives[:, 0] + 0.5) / (len(x) - positives[:, 0] + 0.5)
+    np.testing.assert_allclose(arrays["output.bias"], np.log(odds), rtol=1e-5)
+    # A label's positives score higher than others, whatever its position.
+    seen = (x * arrays["features.scale"]) @ arrays["features.dictionary"]
+    scores = np.einsum("nlk,lk->nl", seen[:, indices], arrays["output.weights"])
+    is_positive = y.toarray()[:, order].astype(bool)
+    assert scores[is_positive].mean() > scores[~is_positive].mean() + 0.1
+    assert looks_at_data(replace(PAPER, grouping=grouping), 16) == (grouping != "random")
 
 
 def test_they_make_a_model_of_the_setup():
@@ -153,3 +185,36 @@ class TestLayer:
     def test_what_does_not_fit(self, features, labels, name, message):
         with pytest.raises(ValueError, match=message):
             arrays_for_layer(features, labels, name, SETUP, seed=0, threads=0)
+
+
+@pytest.mark.parametrize("grouping", ["random", "frequency", "meaning", "sources"])
+def test_label_groups(grouping):
+    """Order and sources of groups; weights and biases by position."""
+    recipe = replace(BEST, grouping=grouping)
+    setup = replace(SETUP, output=GroupedFanIn(FAN_IN, 16))
+    given = starting_arrays(x, y, recipe, FAN_IN, group_size=16, seed=3)
+    check_arrays(setup, initial_arrays(setup, 0) | given)
+    order = given["output.order"]
+    own = choose_sources(
+        x,
+        y,
+        FAN_IN,
+        scale=given["features.scale"],
+        dictionary=given["features.dictionary"],
+        seed=3,
+        want_values=True,
+    )
+    expected = label_order(y, 16, grouping, features=x, chosen=own, seed=3)
+    np.testing.assert_array_equal(order, expected)
+    np.testing.assert_array_equal(given["output.bias"], log_odds(y)[order])
+
+    values = centred(given)[order]
+    positives = y.sum(0)[order][:, None]
+    starts = np.arange(0, LABELS, 16)
+    strengths = np.add.reduceat(positives * values**2, starts, axis=0)
+    strongest = np.sort(np.argsort(-strengths, axis=1)[:, :FAN_IN], axis=1)
+    np.testing.assert_array_equal(given["output.indices"], strongest)
+    sources = np.repeat(strongest, 16, axis=0)[:LABELS]
+    shares = CENTROID_SHARE * positives / (positives + MORE_POSITIVES)
+    expected = shares * np.take_along_axis(values, sources, 1)
+    np.testing.assert_allclose(given["output.weights"], expected, atol=1e-5)

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from fanin.backends.recipes import Recipe
-from fanin.backends.training import Schedule, has_rewiring, rewire_due, rewire_fraction
+from fanin.backends.training import (
+    Schedule,
+    has_rewiring,
+    rewire_due,
+    rewire_fraction,
+    rewire_threshold,
+)
 
 
 @pytest.mark.parametrize(
@@ -98,3 +104,14 @@ def test_the_fraction_that_has_rewiring():
     assert fractions() == [0.2, 0.2, 0.2]
     falling = fractions(rewire_decay="cosine", rewire_until=2 / 3)
     np.testing.assert_allclose(falling, [0.2, 0.1, 0], atol=1e-12)
+
+
+def test_the_threshold_of_rewiring_falls_as_the_fraction_does():
+    def thresholds(**more):
+        recipe = Recipe(epochs=3, rewire_until=2 / 3, **more)
+        return [rewire_threshold(s, recipe, steps_per_epoch=4) for s in (1, 5, 9)]
+
+    assert thresholds(rewire_decay="cosine") == [np.inf] * 3
+    assert thresholds(rewire_threshold=0.04) == [0.04] * 3
+    falling = thresholds(rewire_threshold=0.04, rewire_decay="cosine")
+    np.testing.assert_allclose(falling, [0.04, 0.02, 0], atol=1e-12)

@@ -6,20 +6,22 @@ import numpy as np
 import pytest
 from near import assert_near, difference
 from reference import Model, loss, of_bias, update
-from setups import random_batch, random_batches, setup_name, trainer
+from setups import random_batch, random_batches, setup_name, starting, trainer
 
-from fanin.backends.arrays import copied, initial_arrays
+from fanin.backends.arrays import copied
 from fanin.backends.auxiliary import BIAS, CLUSTERS, WEIGHTS, Auxiliary
 from fanin.backends.interface import Storage
+from fanin.backends.kinds import Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.registry import make_trainer
-from fanin.backends.setup import Dense, FixedFanIn, LayerSetup, Unstructured
+from fanin.backends.setup import LayerSetup
 
 LABELS, UNITS, COUNT = 40, 9, 6
 SETUPS = [
     LayerSetup(12, LABELS, FixedFanIn(4), intermediate=UNITS),
     LayerSetup(12, LABELS, Unstructured(4), intermediate=UNITS, loss="bce"),
     LayerSetup(12, LABELS, Dense(), intermediate=UNITS),
+    LayerSetup(12, LABELS, GroupedFanIn(4, 16), intermediate=UNITS),
     LayerSetup(60, LABELS, FixedFanIn(4), intermediate=UNITS, sparse_features=True),
 ]
 OPTIMIZERS = [ADAM, Optimizer("sgd", 1e-3, 1e-4), Optimizer("momentum", l2=1e-4, momentum=0.7)]
@@ -49,7 +51,9 @@ class ModelWithClusters(Model):
     def beside(self, hidden, batch, learning_rate):
         if self.steps >= self.until:
             return 0
-        weight = self.weight * (1 + np.cos(np.pi * self.steps / self.until)) / 2
+        share = COUNT / LABELS
+        weight = share * self.weight * (1 + np.cos(np.pi * self.steps / self.until)) / 2
+        rate = learning_rate * (1 if self.optimizer.kind == "adam" else share)
         scores = hidden @ self.layer[WEIGHTS] + self.layer[BIAS]
         pairs = (batch.positive_instances, self.clusters[batch.positive_labels])
         g = loss("bce", scores, *pairs)[1]
@@ -57,13 +61,13 @@ class ModelWithClusters(Model):
         for name, of_layer in ((WEIGHTS, hidden.T @ g), (BIAS, g.sum(0))):
             optimizer = of_bias(self.optimizer) if name == BIAS else self.optimizer
             state = (self.layer[name], self.layer_m[name], self.layer_v[name])
-            update(optimizer, learning_rate, self.steps + 1, *state, of_layer)
+            update(optimizer, rate, self.steps + 1, *state, of_layer)
         return grad
 
 
 def start(framework, setup, execution, device="cpu", optimizer=ADAM, given=None, **options):
     """A trainer, and the arrays that it starts with."""
-    arrays = initial_arrays(setup, 0)
+    arrays = starting(setup, 0)
     # As large as after some training, so that the scores matter.
     arrays["output.weights"] *= np.float32(0.3 / np.abs(arrays["output.weights"]).max())
     options |= {"device": device, "execution": execution, "optimizer": optimizer}
@@ -80,7 +84,7 @@ def test_each_step_follows_the_reference(framework, device, setup, execution, op
     first = copied(ours.optimizer_arrays())
     assert np.abs(first[WEIGHTS]).max() > 0.3 and not first[BIAS].any()
     model = ModelWithClusters(setup, arrays, some_clusters(), 0.6, 8, first, optimizer)
-    rate = 3e-3 * (1 if optimizer.kind == "adam" else 32 * COUNT)
+    rate = 3e-3 * (1 if optimizer.kind == "adam" else 32 * LABELS)
     for step in range(12):
         batch = random_batch(setup, 32, step)
         assert_near(ours.train([batch], rate), [model.step(batch, rate)], 1e-5)
@@ -183,3 +187,12 @@ def test_what_cannot_be(framework):
     state = copied(one.optimizer_arrays())
     with pytest.raises(ValueError, match="must be 6 clusters of 40 labels, got 40 of 40"):
         one.load_optimizer_arrays(state | {CLUSTERS: np.arange(LABELS)})
+
+
+@pytest.mark.parametrize("wrong", [-1, LABELS])
+def test_a_label_that_is_none_is_named(framework, on_cpu, wrong):
+    one = trainer(framework, SETUPS[0], execution="fused", auxiliary=auxiliary())
+    batch = random_batch(SETUPS[0], 8, 0)
+    batch.positive_labels[3] = wrong
+    with pytest.raises(on_cpu.data_error, match=rf"positive_labels\[3\].* {wrong}"):
+        one.train([batch], 1e-3)

@@ -9,11 +9,11 @@ import pytest
 import scipy.sparse as sp
 from near import assert_near
 from reference import Model
-from setups import random_batch, random_csr, setup_name, trainer
+from setups import random_batch, random_csr, setup_name, starting, trainer
 
-from fanin.backends.arrays import copied, initial_arrays
+from fanin.backends.arrays import copied
 from fanin.backends.interface import Storage
-from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
+from fanin.backends.kinds import Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import LayerSetup
 from fanin.datasets import Batch
@@ -23,6 +23,7 @@ SETUPS = [
     LayerSetup(WORDS, 40, FixedFanIn(4), intermediate=9, sparse_features=True),
     LayerSetup(WORDS, 40, Dense(), intermediate=33, sparse_features=True, loss="bce"),
     LayerSetup(WORDS, 40, Unstructured(4), intermediate=9, sparse_features=True, scaled=True),
+    LayerSetup(WORDS, 40, GroupedFanIn(4, 16), intermediate=9, sparse_features=True),
 ]
 SETUP = SETUPS[0]
 ROWS = Storage(row_moments=True)
@@ -34,7 +35,7 @@ each_form = pytest.mark.parametrize("storage", [Storage(), ROWS], ids=["moments"
 
 def start(framework, setup, execution, storage, device="cpu", seed=0):
     """A trainer, and the arrays that it starts with."""
-    arrays = initial_arrays(setup, seed)
+    arrays = starting(setup, seed)
     # As large as after some training, so that the scores matter.
     arrays["output.weights"] *= np.float32(0.3 / np.abs(arrays["output.weights"]).max())
     if setup.scaled:

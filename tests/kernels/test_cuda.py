@@ -24,7 +24,7 @@ from fanin.backends.optimizer import Optimizer
 # slow: the kernels are compiled first
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("on_the_gpu")]
 
-KINDS = ("dense", "fixed fan-in", "unstructured")
+KINDS = ("dense", "fixed fan-in", "grouped", "unstructured")
 
 
 # batch, inputs, labels, fan_in. Few and many inputs: features and sums are kept in shared memory
@@ -234,11 +234,12 @@ def test_dense_layers(shape, relu):
     near(bias.m, 0.1 * before.sum(0), 3e-6)
 
 
+@pytest.mark.parametrize("own_ids", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("batch", "labels", "k"), [(1, 1, 1), (33, 300, 5), (70, 90, 90), (5, 3000, 40)]
 )
-def test_top_k_ties_go_to_the_lower_label(kind, batch, labels, k):
+def test_top_k_ties_go_to_the_lower_id(kind, batch, labels, k, own_ids):
     rng = np.random.default_rng(k)
     inputs = 6
     setup = make_setup(kind, inputs, labels, 3)
@@ -249,8 +250,13 @@ def test_top_k_ties_go_to_the_lower_label(kind, batch, labels, k):
     model.arrays["output.weights"] = layer.original(layer.weights.values).astype(np.float64)
     model.arrays["output.bias"] = layer.bias.values.astype(np.float64)
     x = rng.integers(-1, 2, (batch, inputs)).astype(np.float32)
-    scores, ids = kernels.top_k(x, layer.weights.values, layer.bias.values, k, **layer.connections)
-    expected = model.scores(x)
+    label_ids = np.arange(labels) if own_ids else rng.permutation(labels)
+    scores, ids = kernels.top_k(
+        *(x, layer.weights.values, layer.bias.values, k),
+        label_ids=None if own_ids else label_ids.astype(np.int32),
+        **layer.connections,
+    )
+    expected = model.scores(x)[:, np.argsort(label_ids)]
     order = np.argsort(-expected, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(ids, order)
     np.testing.assert_array_equal(scores, np.take_along_axis(expected, order, 1))

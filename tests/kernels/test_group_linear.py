@@ -164,18 +164,3 @@ def test_groups_that_make_no_layer(changes, message):
         kernels.fan_in_linear(**layer)
     with pytest.raises(ValueError, match=message):
         kernels.fan_in_linear_backward(np.ones((2, len(layer["weights"])), np.float32), **layer)
-
-
-def test_a_gpu_refuses_groups_and_ids(monkeypatch):
-    """The arrays are never read."""
-    monkeypatch.setattr(numpy_ops, "_DEVICE", "cuda")
-    x, indices = np.ones((2, 20), np.float32), np.zeros((3, 4), np.uint16)
-    weights, grad = np.zeros((18, 4), np.float32), np.ones((2, 18), np.float32)
-    message = r"labels that share their sources \(group_size\) are for CPUs only"
-    with pytest.raises(ValueError, match=message):
-        kernels.fan_in_linear(x, indices, weights, group_size=8)
-    with pytest.raises(ValueError, match=message):
-        kernels.fan_in_linear_backward(grad, x, indices, weights, group_size=8)
-    with pytest.raises(ValueError, match="label_ids are for CPUs only"):
-        label_ids = np.arange(18, dtype=np.int32)
-        kernels.top_k(x, np.zeros((18, 20), np.float32), None, 2, label_ids=label_ids)

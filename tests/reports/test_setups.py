@@ -45,6 +45,17 @@ def test_a_recipe_reads_well_and_has_no_departures_of_its_own() -> None:
     assert (paper.label, paper.recipe) == ("FFI 32, epochs=9", "paper")
 
 
+def test_labels_that_share_their_sources_are_named() -> None:
+    grouped = task(group_size=16)
+    deep = {"architecture": "dense-stratified", "connectivity": 32, "intermediate": 16384}
+    deep["group_size"] = 64
+    setups = [Setup.from_task(t, inputs=512) for t in (task(), grouped, task(**deep))]
+    assert [s.label for s in setups] == ["FFI 32", "FFI 32/g16", "FFI 32/g64-16k"]
+    assert [t.slug for t in (grouped, task(**deep))] == ["ffi-32-g16", "ffi-32-g64-16384"]
+    assert sorted(setups, key=lambda s: s.order) == setups
+    assert task(group_size=16, grouping="meaning").slug == "ffi-32-g16_grouping=meaning"
+
+
 def test_colours_are_distinct_and_every_setup_has_one() -> None:
     assert len(set(COLOURS.values())) == 6
     names = [Setup.from_task(task(**values), inputs=512).name for values in SIX]

@@ -168,13 +168,25 @@ Function *own(const char *name) {
   return reinterpret_cast<Function *>(dlsym(RTLD_NEXT, name));
 }
 
+// Where the group size stands among the tensors of a struct; nowhere in one without connections.
+template <class Params>
+size_t group_size_at(const Params *params, decltype(params->connections) *) {
+  return size_t(reinterpret_cast<const char *>(&params->connections.group_size) -
+                reinterpret_cast<const char *>(params));
+}
+template <class Params>
+size_t group_size_at(const Params *, ...) {
+  return SIZE_MAX;
+}
+
 // The parameters as for a CPU. Every parameter struct begins with its tensors; `rest` is where they
 // end. False where something on the device is not in its memory.
 template <class Params>
 bool for_cpu(Params *params, size_t rest) {
-  auto *const tensors = reinterpret_cast<fanin_tensor *>(params);
-  for (size_t i = 0; i < rest / sizeof *tensors; ++i) {
-    fanin_tensor *const tensor = &tensors[i];
+  const size_t group_size = group_size_at<Params>(params, nullptr);
+  for (size_t at = 0; at + sizeof(fanin_tensor) <= rest; at += sizeof(fanin_tensor)) {
+    if (at == group_size) at += sizeof(int64_t);
+    auto *const tensor = reinterpret_cast<fanin_tensor *>(reinterpret_cast<char *>(params) + at);
     if (tensor->rank < 0 || tensor->device != FANIN_CUDA) continue;
     tensor->device = FANIN_CPU;
     if (!tensor->data) continue;  // without elements

@@ -134,6 +134,10 @@ class FixedLayer(Built):
         return self.layer.indices.numpy()
 
     @property
+    def order(self):
+        return self.layer.order.numpy()
+
+    @property
     def weights(self):
         return self.layer.kernel.numpy()
 
@@ -180,7 +184,7 @@ class FixedLayer(Built):
 NAMES = {
     **{"indices": "indices", "weights": "kernel", "weights_m": "kernel_m"},
     **{"weights_v": "kernel_v", "bias": "bias", "bias_m": "bias_m", "bias_v": "bias_v"},
-    "steps": "steps",
+    **{"steps": "steps", "order": "order"},
 }
 
 

@@ -15,7 +15,7 @@ from tensorflow.python.framework import load_library
 
 from fanin.backends.arrays import InitialArrays, copied
 from fanin.backends.interface import Storage
-from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
+from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.tensorflow import FusedFanIn, fan_in_linear
@@ -31,6 +31,7 @@ SETUPS = [
     LayerSetup(20, 300, FixedFanIn(4)),
     LayerSetup(3200, 300, FixedFanIn(4)),  # sorted on a CPU, not on a GPU
     LayerSetup(20, 300, FixedFanIn(4), intermediate=64, loss="bce"),
+    LayerSetup(20, 300, GroupedFanIn(4, 16)),
 ]
 
 
@@ -64,11 +65,14 @@ def variables(trainer):
 
 
 def training(setup, storage):
+    given = {}
+    if setup.output.group_size:  # no label at its own position
+        given[ORDER] = np.roll(np.arange(setup.labels, dtype=np.int32), 7)
     cpu, gpu = (
         make_trainer(
             "tensorflow",
             setup,
-            InitialArrays(setup, 1),
+            InitialArrays(setup, 1, given),
             execution="fused",
             storage=storage,
             device=device,

@@ -116,6 +116,10 @@ class FixedLayer(Chosen):
         return numpy(self.layer.indices)
 
     @property
+    def order(self):
+        return numpy(self.layer.order)
+
+    @property
     def weights(self):
         return numpy(self.layer.weights)
 
@@ -167,7 +171,17 @@ class FixedLayer(Chosen):
 class FusedLayer(Chosen):
     """`FusedFanIn`."""
 
-    names = ("indices", "weights", "weights_m", "weights_v", "bias", "bias_m", "bias_v", "steps")
+    names = (
+        "indices",
+        "weights",
+        "weights_m",
+        "weights_v",
+        "order",
+        "bias",
+        "bias_m",
+        "bias_v",
+        "steps",
+    )
 
     def __init__(
         self,

@@ -41,17 +41,22 @@ class Indexed(nn.Module):
     def _add_indices(self, inputs: int, device: torch.device | str | None) -> None:
         """The buffers of the connections, not filled. inputs: how many the labels read."""
         dtype = index_buffer.index_type(inputs)
-        made = torch.empty(self.labels, self.fan_in, dtype=dtype, device=device)
+        made = torch.empty(self._indices_shape, dtype=dtype, device=device)
         self.register_buffer("indices", index_buffer.as_bytes(made))
         stamp = torch.empty(2, dtype=torch.int64, device=device)
         self.register_buffer("stamp", stamp, persistent=False)
         self._stamp()
 
+    @property
+    def _indices_shape(self) -> tuple[int, int]:
+        rows, fan_in = self._setup.array_shapes()["output.indices"]
+        return rows, fan_in
+
     # It hides the buffer of its name, which holds the same memory as bytes.
     @property
     def indices(self) -> Tensor:
-        """The sources of all connections [labels, fan_in], uint16 up to 65,536 inputs and else
-        uint32. In place, what changes here changes in the layer."""
+        """The sources of all connections [labels, fan_in], or of all label groups, uint16 up to
+        65,536 inputs and else uint32. In place, what changes here changes in the layer."""
         self._settle()
         return self._indices_as_they_are()
 
@@ -79,7 +84,7 @@ class Indexed(nn.Module):
         """Indices that come from elsewhere as the buffer holds them. ValueError for others."""
         if given.is_meta:
             return index_buffer.as_bytes(given)
-        return index_buffer.loaded(given, (self.labels, self.fan_in), self._setup.output_inputs)
+        return index_buffer.loaded(given, self._indices_shape, self._setup.output_inputs)
 
     def _agree_in_ddp(self) -> None:
         """In the first forward pass within a DistributedDataParallel: take what rank 0 has. DDP did

@@ -34,8 +34,17 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     op: Any = opset18  # its types know neither tensors of any type nor calls while translating
 
     def fan_in_linear(
-        features: Any, indices: Any, weights: Any, bias: Any = None, threads: int = 0
+        features: Any,
+        indices: Any,
+        weights: Any,
+        bias: Any = None,
+        threads: int = 0,
+        group_size: int = 0,
     ) -> Any:
+        labels = weights.shape[0]
+        if group_size:  # each label gets its own row
+            groups = op.Constant(value_ints=[label // group_size for label in range(labels)])
+            indices = op.Gather(indices, groups, axis=0)
         scores = bias
         for slot in range(weights.shape[1]):
             place = op.Constant(value_int=slot)

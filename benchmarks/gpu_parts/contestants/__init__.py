@@ -44,6 +44,9 @@ def makers(inputs: InputSets, op: str) -> dict[str, Callable[[], Contestant]]:
     """How each contestant is made; one may raise DoesNotFitError."""
     return {
         OURS: lambda: Fanin(inputs),
+        "groups of 16": lambda: Fanin(inputs, op, 16),
+        "groups of 32": lambda: Fanin(inputs, op, 32),
+        "groups of 32 bf16": lambda: Fanin(inputs, op, 32, half=True),
         "dense fp32": lambda: Dense(inputs, op, "fp32"),
         "dense tf32": lambda: Dense(inputs, op, "tf32"),
         "dense bf16": lambda: Dense(inputs, op, "bf16"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fanin.backends.kinds import GroupedFanIn
 from fanin.backends.setup import LayerSetup
 from fanin.backends.torch import fan_in_linear
 from fanin.backends.torch.ops import described, stream
@@ -41,7 +42,12 @@ class Linear:
     @property
     def key(self) -> str:
         names = f"{type_name(self.dtype)} {type_name(self.index)}"
-        return f"fan_in_linear {sizes(self.setup, self.batch)} {names}"
+        groups = f" groups of {self.group_size}" if self.group_size else ""
+        return f"fan_in_linear {sizes(self.setup, self.batch)} {names}{groups}"
+
+    @property
+    def group_size(self) -> int:
+        return self.setup.output.group_size
 
     @property
     def shape(self) -> dict[str, int]:
@@ -51,9 +57,10 @@ class Linear:
         """Features, indices, weights, bias."""
         inputs, labels = self.setup.inputs, self.setup.labels
         shape = (labels, connections_per_label(self.setup))
+        rows = -(-labels // self.group_size) if self.group_size else labels
         return (
             bench.normal(self.batch, inputs, dtype=self.dtype),
-            bench.integers(0, inputs, *shape).to(self.index),
+            bench.integers(0, inputs, rows, shape[1]).to(self.index),
             bench.normal(*shape, dtype=self.dtype),
             bench.normal(labels, dtype=self.dtype),
         )
@@ -65,7 +72,7 @@ class Linear:
     def compare(self, arrays: Sequence[Tensor], grad: Tensor, results: Sequence[Tensor]) -> Outputs:
         """Scores, and the gradients of features, weights and bias, beside the reference's."""
         features, indices, weights, bias = arrays
-        layer = reference.Layer(weights, bias, indices)
+        layer = reference.Layer(weights, bias, indices, group_size=self.group_size)
         expected = (layer.scores(features), *layer.gradients(grad, features))
         fan_in = connections_per_label(self.setup)
         # How many products each sums up.
@@ -84,7 +91,9 @@ class Linear:
         leaves = [t.requires_grad_() for t in (features, weights, bias)]
         grad = self.grad(bench)
         bench.poison(grad)
-        scores, seconds = bench.timed(lambda: fan_in_linear(features, indices, weights, bias))
+        scores, seconds = bench.timed(
+            lambda: fan_in_linear(features, indices, weights, bias, group_size=self.group_size)
+        )
         bench.poison(*(t.detach() for t in leaves))
         _, more = bench.timed(lambda: scores.backward(grad))
         # Neither may keep the graph: the reference is large enough.
@@ -110,6 +119,7 @@ def through_c(case: Linear) -> Callable[[Bench], None]:
             weights=described(weights),
             bias=described(bias),
             scores=scores,
+            group_size=case.group_size,
             stream=stream(features),
         )
         backward = params.BackwardParams(
@@ -120,6 +130,7 @@ def through_c(case: Linear) -> Callable[[Bench], None]:
             grad_features=grad_features,
             grad_weights=grad_weights,
             grad_bias=grad_bias,
+            group_size=case.group_size,
             stream=stream(features),
         )
 
@@ -163,4 +174,9 @@ def cases() -> Iterator[Case]:
                 case = Linear(fixed(97, 1_003, 7), batch, dtype, index)
                 yield Case(case.key, case, small=batch == 33)
                 yield Case(f"{case.key} (C)", through_c(case), small=batch == 7)
+            for group_size, batch in ((12, 33), (64, 100)):
+                grouped = LayerSetup(97, 1_003, GroupedFanIn(7, group_size))
+                case = Linear(grouped, batch, dtype, index)
+                yield Case(case.key, case, small=batch == 33)
+                yield Case(f"{case.key} (C)", through_c(case))
     yield Case("bad index", bad_index)

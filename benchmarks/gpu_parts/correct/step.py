@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fanin.backends.kinds import ConnectionKind, Dense, FixedFanIn, Unstructured
+from fanin.backends.kinds import ConnectionKind, Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.torch.training_ops import fused_step
@@ -32,11 +32,12 @@ _STEPS = 3
 
 def kinds(count: int) -> tuple[ConnectionKind, ...]:
     """Each kind of connection, with so many a label where that can be chosen."""
-    return FixedFanIn(count), Unstructured(count), Dense()
+    return FixedFanIn(count), GroupedFanIn(count, 12), Unstructured(count), Dense()
 
 
 def kind_name(setup: LayerSetup) -> str:
-    return type(setup.output).__name__
+    size = setup.output.group_size
+    return type(setup.output).__name__ + (f" {size}" if size else "")
 
 
 def random_layer(
@@ -49,6 +50,9 @@ def random_layer(
             return bench.normal(labels, inputs), None, None
         case FixedFanIn():
             indices = bench.integers(0, inputs, labels, count).to(index)
+            return bench.normal(labels, count), indices, None
+        case GroupedFanIn():
+            indices = bench.integers(0, inputs, setup.output.groups(labels), count).to(index)
             return bench.normal(labels, count), indices, None
     connections = labels * count
     of_labels = bench.integers(0, labels, connections).sort().values
@@ -99,7 +103,7 @@ class Step:
         rate = LEARNING_RATE
         if self.optimizer.kind != "adam":
             rate *= batch * setup.labels  # by which the loss is divided
-        layer = reference.Layer(weights, bias, indices, starts)
+        layer = reference.Layer(weights, bias, indices, starts, setup.output.group_size)
         # Scores, then sums over the batch, and both once more for each step.
         per_label = connections_per_label(setup)
         terms, per_feature = per_label + batch, 1 + setup.labels * per_label / setup.inputs
@@ -114,6 +118,7 @@ class Step:
             arguments = (
                 *(features, indices, starts, None, weights, m, v, bias, bias_m, bias_v),
                 *(*positives, setup.loss, self.optimizer.numbers, rate, step, bench.seed, True),
+                setup.output.group_size,
             )
             before = weights.double()
             (loss, grad), spent = bench.timed(partial(fused_step, *arguments))
@@ -173,12 +178,20 @@ def cases() -> Iterator[Case]:
             if not isinstance(kind, Dense):
                 case = Step(setup, 33, torch.uint32)
                 yield Case(case.key, case)
+    # Groups that fill no block of what tensor cores multiply; more sources than are kept, and more
+    # gradients than fit shared memory.
+    for grouped, batch in (
+        *((GroupedFanIn(33, size), 100) for size in (8, 33, 64)),
+        *((GroupedFanIn(300, 64), batch) for batch in (3, 300)),
+    ):
+        case = Step(LayerSetup(397, 1_003, grouped, loss="bce"), batch)
+        yield Case(case.key, case)
     half = torch.bfloat16
     for kind in kinds(32):
         case = Step(LayerSetup(97, 3_001, kind), 32)
         for weights, moments in ((half, torch.float32), (torch.float32, half), (half, half)):
             narrow = replace(case, weights=weights, moments=moments)
-            small = isinstance(kind, FixedFanIn) and weights == moments
+            small = isinstance(kind, FixedFanIn | GroupedFanIn) and weights == moments
             yield Case(narrow.key, narrow, small)
         # Adam by itself is above; what decays beside it is in the same place of the kernels.
         for optimizer in (Optimizer("sgd", 1e-4, 1e-4), Optimizer("momentum", 1e-4, 1e-4)):

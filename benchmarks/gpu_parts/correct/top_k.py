@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fanin.backends.kinds import Dense
+from fanin.backends.kinds import Dense, GroupedFanIn
 from fanin.backends.setup import LayerSetup
 from fanin.backends.torch.ops import top_k
 from fanin.benchmarks.gpu_parts import reference
@@ -31,11 +31,20 @@ class Ranking:
         weights = bench.integers(-1, 2, *weights.shape).float()
         bias = bench.integers(-1, 2, labels).float()
         features = bench.integers(-1, 2, self.batch, inputs).float()
+        group_size = self.setup.output.group_size
+        # As a grouped layer has them: the label at each position.
+        order = bench.normal(labels).argsort()
+        label_ids = order.int() if isinstance(self.setup.output, GroupedFanIn) else None
         bench.poison(features[:, :1].expand(self.batch, self.k).contiguous())
         (values, ids), seconds = bench.timed(
-            lambda: top_k(features, indices, starts, None, weights, bias, self.k)
+            lambda: top_k(
+                *(features, indices, starts, None, weights, bias, self.k, label_ids, group_size)
+            )
         )
-        scores = reference.Layer(weights, bias, indices, starts).scores(features)
+        layer = reference.Layer(weights, bias, indices, starts, group_size)
+        scores = layer.scores(features)
+        if label_ids is not None:  # in the order of the ids
+            scores = scores[:, label_ids.argsort()]
         expected = reference.top_k(scores, self.k)
         outputs: Outputs = {
             "ids": (ids, expected, 0.0),
@@ -47,7 +56,7 @@ class Ranking:
 
 def cases() -> Iterator[Case]:
     """Each kind and index type; a single label, the usual, and all labels."""
-    for number in range(3):
+    for number in range(4):
         for batch, inputs, labels, k in ((1, 3, 1, 1), (33, 9, 3_001, 64), (100, 9, 301, 301)):
             kind = kinds(min(3, inputs))[number]
             setup = LayerSetup(inputs, labels, kind)

@@ -308,8 +308,6 @@ void Check::sources(const fanin_tensor &rows, const fanin_tensor &weights, int64
 void Check::grouped(const fanin_tensor &rows, int64_t group_size, const Dimension &label_groups,
                     const Dimension &labels) {
   if (!good()) return;
-  if (rows.device == FANIN_CUDA)
-    return wrong("labels that share their sources (group_size) are for CPUs only");
   if (group_size < 2 || group_size > kMostGroupSize)
     return wrong("group_size must be 2 to %" PRId64 ", got %" PRId64, kMostGroupSize, group_size);
   const int64_t wanted = (labels.size + group_size - 1) / group_size;

@@ -94,8 +94,12 @@ int32_t fanin_step(const fanin_step_params *params, char *text, size_t bytes) {
                                          : target.step;
     return report(step(call), layer_data(call), message);
   };
-  return run(call, params->resources, message, on_cpu,
-             [&] { return (call.indices ? cuda::step : cuda::dense_step)(call); });
+  return run(call, params->resources, message, on_cpu, [&] {
+    const auto step = !call.indices     ? cuda::dense_step
+                      : call.group_size ? cuda::grouped_step
+                                        : cuda::step;
+    return step(call);
+  });
 }
 
 }  // extern "C"

@@ -18,8 +18,6 @@ int32_t prepare(const fanin_top_k_params *p, TopKCall *call, Message message) {
   check.type("bias", p->bias, {FANIN_FLOAT32}, kOptional);
   check.tensor("label_ids", p->label_ids, {&labels}, kOptional);
   check.type("label_ids", p->label_ids, {FANIN_INT32}, kOptional);
-  if (check.good() && p->label_ids.rank >= 0 && p->label_ids.device == FANIN_CUDA)
-    check.wrong("label_ids are for CPUs only");
   check.written("ids", p->ids, {&batch, &k});
   check.type("ids", p->ids, {FANIN_INT64});
   check.written("scores", p->scores, {&batch, &k}, kOptional);

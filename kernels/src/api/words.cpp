@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "api/layer.h"
+#include "core/words_memory.h"
 
 namespace fanin {
 namespace {

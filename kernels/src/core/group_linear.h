@@ -27,7 +27,7 @@ FANIN_FN bool each_group(const Layer<T, I> &layer, int64_t first_label, int labe
   return true;
 }
 
-// sources: the team's scratch of 2 * fan_in * 32 values.
+// sources: the team's scratch of sources_size values.
 template <class T, class I>
 FANIN_FN bool forward_grouped(const Layer<T, I> &layer, const T *features, int64_t group,
                               int64_t first_label, T *scores, T *tile, T *sources, Team<T> &team) {
@@ -47,31 +47,6 @@ FANIN_FN bool forward_grouped(const Layer<T, I> &layer, const T *features, int64
   return true;
 }
 
-// The gradients of weights of one label: written, or added to what is written. grad: [32]. rows:
-// the sources' features, [32][fan_in].
-template <class T>
-FANIN_FN void write_weight_gradients(const T *grad, const T *rows, int64_t fan_in, T *out, bool add,
-                                     bool streaming) {
-  constexpr int chunk = Chunk<T>::size, wide = 4;
-  const auto columns = [&](auto vectors, int64_t k, int count) FANIN_INLINE {
-    constexpr int n = decltype(vectors)::value;
-    Vector<T> total[n] = {};
-    for (int b = 0; b < kLanes; ++b) {
-      FANIN_UNROLL
-      for (int i = 0; i < n; ++i)
-        total[i] += grad[b] * load_chunk<T>(rows + b * fan_in + k + i * chunk, count).v;
-    }
-    FANIN_UNROLL
-    for (int i = 0; i < n; ++i)
-      write_chunk(out + k + i * chunk, count, Chunk<T>{total[i]}, add, streaming);
-  };
-  int64_t k = 0;
-  for (; k + wide * chunk <= fan_in; k += wide * chunk)
-    columns(std::integral_constant<int, wide>(), k, chunk);
-  for (; k < fan_in; k += chunk)
-    columns(std::integral_constant<int, 1>(), k, int(smaller<int64_t>(chunk, fan_in - k)));
-}
-
 template <class T, class I>
 FANIN_FN bool backward_grouped(const Layer<T, I> &layer, const T *features, int64_t group,
                                int64_t first_label, const T *grad_scores, T *grad_features,
@@ -82,27 +57,27 @@ FANIN_FN bool backward_grouped(const Layer<T, I> &layer, const T *features, int6
   const bool add = group > 0;
   const T *const rows_of_scores = grad_scores + group * kLanes * layer.labels + first_label;
   const bool another_follows = first_label + 2 * kTile <= layer.labels;
-  T *const rows = sources + fan_in * kLanes;
+  T *const rows = sources + pitch_of(fan_in) * kLanes;
   team.read_tile(tile, rows_of_scores, layer.labels, lanes, labels);
-  return each_group(
-      layer, first_label, labels, team, [&](const I *indices, int j, int end) FANIN_INLINE {
-        const int64_t first = (first_label + j) * fan_in;
-        if (grad_features)
-          spread_group(layer.weights + first, fan_in, end - j, tile + j * kTilePitch, indices,
-                       grad_features);
-        if (grad_weights) {
-          gather_tile(indices, fan_in, features, sources);
-          turn_tile(sources, fan_in, rows);
-        }
-        for (int i = j; i < end; ++i) {
-          if (another_follows) team.read_some(rows_of_scores + kTile, layer.labels, lanes, i);
-          const T *const grad = tile + i * kTilePitch;
-          if (grad_bias) write_one(grad_bias + first_label + i, sum(load(grad)), add);
-          if (grad_weights)
-            write_weight_gradients(grad, rows, fan_in, grad_weights + first + (i - j) * fan_in, add,
-                                   team.streaming);
-        }
-      });
+  const auto gradients = [&](const I *indices, int j, int end) FANIN_INLINE {
+    const int64_t first = (first_label + j) * fan_in;
+    const T *const grads = tile + j * kTilePitch;
+    if (grad_features)
+      spread_group(layer.weights + first, fan_in, end - j, grads, indices, grad_features);
+    if (grad_weights) {
+      gather_and_turn(indices, fan_in, features, sources, rows);
+      T *const out = grad_weights + first;
+      const auto write = [&](int64_t l, int64_t k, int count, const Chunk<T> &sums) FANIN_INLINE {
+        write_chunk(out + l * fan_in + k, count, sums, add, team.streaming);
+      };
+      weight_gradients(grads, 0, end - j, rows, fan_in, 1, write);
+    }
+    for (int i = j; i < end; ++i) {
+      if (another_follows) team.read_some(rows_of_scores + kTile, layer.labels, lanes, i);
+      if (grad_bias) write_one(grad_bias + first_label + i, sum(load(tile + i * kTilePitch)), add);
+    }
+  };
+  return each_group(layer, first_label, labels, team, gradients);
 }
 
 }  // namespace FANIN_TARGET

@@ -113,9 +113,19 @@ FANIN_FN Lanes<T, N> fma(W w, Lanes<T, N> a, Lanes<T, N> b) {
   for (int i = 0; i < a.count; ++i) b.v[i] += w * a.v[i];
   return b;
 }
+// Vector by vector: of whole groups of lanes, GCC also stored what it had loaded on the stack.
 template <class W, class T, int N>
-FANIN_FN void add_to(T *row, W w, Lanes<T, N> a) {
-  store(row, fma(w, a, load<N>(row)));
+FANIN_FN void add_to(T *row, W w, const Lanes<T, N> &a) {
+  constexpr int width = VectorOf<T>::width;
+  FANIN_UNROLL
+  for (int i = 0; i < a.count; ++i)
+    store_vector(row + i * width, load_vector(row + i * width) + w * a.v[i]);
+}
+// Adds w * a row to lanes.
+template <class W, class T, int N>
+FANIN_FN void add_row(Lanes<T, N> &a, W w, const T *row) {
+  FANIN_UNROLL
+  for (int i = 0; i < a.count; ++i) a.v[i] += w * load_vector(row + i * VectorOf<T>::width);
 }
 template <class T>
 FANIN_FN void add_to(T *row, const Lanes<T> &a) {

@@ -299,12 +299,12 @@ struct Gathered {
       const Weights<T, W> weights(connections.weights);
       FANIN_UNROLL
       for (int c = 0; c < Chunk<T>::size; c += 2) {
-        even = fma(weights[c], load(rows + sources[c] * kLanes), even);
-        odd = fma(weights[c + 1], load(rows + sources[c + 1] * kLanes), odd);
+        add_row(even, weights[c], rows + sources[c] * kLanes);
+        add_row(odd, weights[c + 1], rows + sources[c + 1] * kLanes);
       }
     } else {
       for (int c = 0; c < count; ++c)
-        even = fma(connections.weight(c), load(rows + connections.source(c) * kLanes), even);
+        add_row(even, connections.weight(c), rows + connections.source(c) * kLanes);
     }
   }
   FANIN_FN Lanes<T> lanes() const { return fma(T(1), odd, even); }

@@ -106,14 +106,20 @@ FANIN_FN V add_across(V a, std::index_sequence<J...> columns) {
     return a;
 }
 
+// The vectors First, First + D, First + 2 D, ... of a group of lanes, added up: halves to halves.
+// (A copy of the lanes that was summed in place, GCC made through memory.)
+template <int D, int First, class T>
+FANIN_FN Vector<T> sum_vectors(const Lanes<T> &a) {
+  if constexpr (D == Lanes<T>::count)
+    return a.v[First];
+  else
+    return sum_vectors<2 * D, First>(a) + sum_vectors<2 * D, First + D>(a);
+}
 // The sum over all lanes.
 template <class T>
-FANIN_FN T sum(Lanes<T> a) {
+FANIN_FN T sum(const Lanes<T> &a) {
   constexpr int width = VectorOf<T>::width;
-  FANIN_UNROLL
-  for (int d = Lanes<T>::count / 2; d; d /= 2)
-    for (int i = 0; i < d; ++i) a.v[i] += a.v[i + d];
-  return add_across<width / 2>(a.v[0], std::make_index_sequence<width>())[0];
+  return add_across<width / 2>(sum_vectors<1, 0>(a), std::make_index_sequence<width>())[0];
 }
 
 }  // namespace FANIN_TARGET

@@ -250,6 +250,18 @@ FANIN_FN constexpr bool adds_wide() {
 #endif
 }
 
+// Adds to four neighbouring values in device memory, each thread for itself.
+FANIN_FN void add_four(float *at, float a, float b, float c, float d) {
+  if constexpr (adds_wide<float>()) {
+    reduce_add(at, a, b, c, d);
+  } else {
+    atomicAdd(at, a);
+    atomicAdd(at + 1, b);
+    atomicAdd(at + 2, c);
+    atomicAdd(at + 3, d);
+  }
+}
+
 // What is read next: count values from p on, by this warp.
 template <class T>
 FANIN_FN void announce(const T *p, int64_t count) {

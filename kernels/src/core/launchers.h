@@ -41,6 +41,7 @@ extern const char *const architectures;  // "80, 90"
 Finding forward(const ForwardCall &);
 Finding backward(const BackwardCall &);
 Finding step(const StepCall &);  // a fixed fan-in, or unstructured
+Finding grouped_step(const StepCall &);
 Finding dense_step(const StepCall &);
 Finding dense_forward(const DenseForwardCall &);
 Finding dense_update(const DenseUpdateCall &);

@@ -20,6 +20,11 @@ struct Layer {
   const I *indices;    // [labels, fan_in], or [label groups, fan_in]
   const T *weights;    // [labels, fan_in]
   const T *bias;       // [labels] or null
+
+  // A label's sources. CPUs have functions of their own for labels that share them.
+  FANIN_FN const I *sources(int64_t label) const {
+    return indices + (kOnGpu && group_size ? label / group_size : label) * fan_in;
+  }
 };
 
 // The layer of a call, forward or backward. The backward pass has no bias.
@@ -70,9 +75,10 @@ FANIN_FN bool forward_tile(const Layer<T, I> &layer, const T *features, int64_t 
   for (int j = 0; j < labels; ++j) {
     const int64_t label = first_label + j, begin = label * layer.fan_in;
     fetch_later(begin, layer.fan_in, layer.labels * layer.fan_in, layer.indices, layer.weights);
-    if (!team.admits(layer.indices + begin, layer.fan_in, layer.inputs)) return false;
-    store(tile + j * kTilePitch, score(layer.indices + begin, layer.weights + begin, layer.fan_in,
-                                       features, layer.bias ? layer.bias[label] : T(0)));
+    const I *const indices = layer.sources(label);
+    if (!team.admits(indices, layer.fan_in, layer.inputs)) return false;
+    store(tile + j * kTilePitch, score(indices, layer.weights + begin, layer.fan_in, features,
+                                       layer.bias ? layer.bias[label] : T(0)));
     team.write_some();
   }
   team.sync();
@@ -102,14 +108,15 @@ FANIN_FN bool backward_tile(const Layer<T, I> &layer, const T *features, int64_t
   for (int j = 0; j < labels; ++j) {
     const int64_t label = first_label + j;
     fetch_later(label * fan_in, fan_in, layer.labels * fan_in, layer.indices, layer.weights);
-    if (!team.admits(layer.indices + label * fan_in, fan_in, layer.inputs)) return false;
+    const I *const indices = layer.sources(label);
+    if (!team.admits(indices, fan_in, layer.inputs)) return false;
     const Lanes<T> grad = load(tile + j * kTilePitch);
     if (another_follows) team.read_some(rows + kTile, layer.labels, lanes, j);
     if (grad_bias) write_one(grad_bias + label, sum(grad), add);
     for (int64_t k = 0; k < fan_in; k += chunk) {
       const int count = int(smaller<int64_t>(chunk, fan_in - k));
       const int64_t at = label * fan_in + k;
-      const Connections<T, I> connections(layer.indices + at, layer.weights + at, count);
+      const Connections<T, I> connections(indices + k, layer.weights + at, count);
       if (grad_weights) {
         const Chunk<T> total =
             grad_features ? row_sums_and_spread(connections, count, grad, features, grad_features)

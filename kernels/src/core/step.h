@@ -24,6 +24,11 @@ struct GroupRange {
   float *before;  // or null
 };
 
+// Chunks of a label whose gradients are summed before the optimiser makes its step on them. On a
+// CPU the steps of several then overlap, each of which waits for a root and a division: a step in
+// bfloat16 with AVX2 takes a twentieth less time.
+constexpr int kSteppedChunks = kOnGpu ? 1 : 4;
+
 // The step of a tile of up to 32 labels.
 //
 // features: [groups][inputs][32]. masks: of the positives, [groups][labels of the layer].
@@ -68,9 +73,7 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
     bias_grads[j] = first_group ? bias_grads[j] + bias_grad : bias_grad;
 
     // Gradients by features and weights, and the optimiser.
-    for (int64_t k = 0; k < fan_in; k += chunk) {
-      const int count = int(smaller<int64_t>(chunk, fan_in - k));
-      const int64_t at = begin + k;
+    const auto sum_chunk = [&](int64_t at, int count) FANIN_INLINE {
       const Connections<float, I, W> connections(layer.indices + at, layer.weights + at, count);
       Chunk<float> total{};
       // The squared hinge leaves labels alone that all instances have well behind them.
@@ -87,12 +90,25 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
         float *const before = range.before + (at - layer.begin(first_label));
         if (!last) {
           write_chunk(before, count, total, first_group > 0, false);
-          continue;
+        } else {
+          const Chunk<float> earlier = load_chunk<float>(before, count);
+          total.v += earlier.v;
         }
-        const Chunk<float> earlier = load_chunk<float>(before, count);
-        total.v += earlier.v;
       }
-      update_chunk(layer.optimizer, layer.weights, layer.m, layer.v, at, count, total);
+      return total;
+    };
+    for (int64_t k = 0; k < fan_in; k += kSteppedChunks * chunk) {
+      Chunk<float> totals[kSteppedChunks];
+      const auto each_chunk = [&](const auto &f) FANIN_INLINE {
+        for (int i = 0; i < kSteppedChunks && k + i * chunk < fan_in; ++i)
+          f(i, begin + k + i * chunk, int(smaller<int64_t>(chunk, fan_in - k - i * chunk)));
+      };
+      each_chunk([&](int i, int64_t at, int count)
+                     FANIN_INLINE { totals[i] = sum_chunk(at, count); });
+      if (!last) continue;
+      each_chunk([&](int i, int64_t at, int count) FANIN_INLINE {
+        update_chunk(layer.optimizer, layer.weights, layer.m, layer.v, at, count, totals[i]);
+      });
     }
   }
   team.sync();

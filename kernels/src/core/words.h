@@ -18,7 +18,7 @@
 
 #include "core/each.h"
 #include "core/loss.h"
-#include "core/memory.h"
+#include "core/words_memory.h"
 
 namespace fanin {
 namespace FANIN_TARGET {

@@ -15,7 +15,9 @@ bool step_labels(const StepCall &c, const StepShare &share, int64_t first, int64
   if (!check_connections(share.team, layer.indices, nullptr, at, c.fan_in, c.inputs, end - first,
                          share.faults))
     return false;
-  step_group(layer, layer.indices + at, first, end, share.memory.features, share.memory.masks,
+  const I *const indices = layer.indices + at;
+  step_group(layer, indices, end < c.labels ? indices + c.fan_in : nullptr, first, end,
+             share.memory.features, share.memory.masks,
              GroupScratch(share.scratch, layer.groups(), c.fan_in), share.targets, *loss);
   return true;
 }

@@ -13,6 +13,7 @@ extern const char *const architectures = "";
 Finding forward(const ForwardCall &) { return kUnavailable; }
 Finding backward(const BackwardCall &) { return kUnavailable; }
 Finding step(const StepCall &) { return kUnavailable; }
+Finding grouped_step(const StepCall &) { return kUnavailable; }
 Finding dense_step(const StepCall &) { return kUnavailable; }
 Finding dense_forward(const DenseForwardCall &) { return kUnavailable; }
 Finding dense_update(const DenseUpdateCall &) { return kUnavailable; }

@@ -149,9 +149,31 @@ void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, void *s
   cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 
-// Launches a persistent grid: as many blocks as the device holds at a time, of `warps` warps, or of
-// as many as there is shared memory for. Where not even one fits, nothing is launched, and that is
-// the finding.
+constexpr Finding kNoRoom = {Finding::unavailable, 0,
+                             "the batch needs more shared memory than this GPU has; "
+                             "use smaller batches"};
+
+// Launches a persistent grid: as many of the blocks as the device holds at a time. Where not even
+// one fits, nothing is launched, and that is the finding.
+template <class... P, class... A>
+Finding launch_resident(void (*kernel)(P...), int64_t blocks, int warps, size_t shared,
+                        void *stream, A... args) {
+  const Device gpu = device();
+  if (const Finding before = last_error(); before.kind != Finding::nothing) return before;
+  if (shared > size_t(gpu.shared)) return kNoRoom;
+  // Always the most there is: then another thread cannot set anything else between this and the
+  // launch.
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, gpu.shared);
+  int resident = 0;
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, warps * kLanes, shared);
+  const int64_t most = int64_t(gpu.multiprocessors) * (resident > 0 ? resident : 1);
+  launch(kernel, dim3(unsigned(blocks < most ? blocks : most)), warps * kLanes, shared, stream,
+         args...);
+  return last_error();
+}
+
+// The same for tiles that warps take one by one: in blocks of `warps` warps, or of as many as there
+// is shared memory for.
 template <class... P, class... A>
 Finding launch_tiles(void (*kernel)(P...), int64_t tiles, int warps, size_t block_bytes,
                      size_t warp_bytes, void *stream, A... args) {
@@ -161,21 +183,9 @@ Finding launch_tiles(void (*kernel)(P...), int64_t tiles, int warps, size_t bloc
   // is worth many warps.
   while (!block_bytes && warps > 1 && tiles < int64_t(warps) * gpu.multiprocessors) warps /= 2;
   while (warps && block_bytes + warps * warp_bytes > size_t(gpu.shared)) warps /= 2;
-  if (!warps)
-    return {Finding::unavailable, 0,
-            "the batch needs more shared memory than this GPU has; "
-            "use smaller batches"};
-  const size_t shared = block_bytes + warps * warp_bytes;
-  // Always the most there is: then another thread cannot set anything else between this and the
-  // launch.
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, gpu.shared);
-  int resident = 0;
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, warps * kLanes, shared);
-  const int64_t most = int64_t(gpu.multiprocessors) * (resident > 0 ? resident : 1);
-  const int64_t wanted = (tiles + warps - 1) / warps;
-  launch(kernel, dim3(unsigned(wanted < most ? wanted : most)), warps * kLanes, shared, stream,
-         args...);
-  return last_error();
+  if (!warps) return kNoRoom;
+  return launch_resident(kernel, (tiles + warps - 1) / warps, warps,
+                         block_bytes + warps * warp_bytes, stream, args...);
 }
 
 // Whether a block keeps the rows [32] that all of its warps read or add to in shared memory. It

@@ -1,5 +1,5 @@
 // Launches the op on a GPU: forward and backward pass of the fixed fan-in layer, a group of
-// instances after the other.
+// instances after the other. Labels may share their sources.
 //
 // Two variants: a block keeps features and their gradients in shared memory, or leaves them in
 // device memory.
@@ -19,6 +19,45 @@ constexpr size_t kTileBytes = sizeof(T) * kTile * kTilePitch;
 template <class T>
 constexpr int kWarps = sizeof(T) == sizeof(float) ? kMostWarps : kMostWarps / 2;
 
+// Whether all sources of the labels from `first` on can be read.
+template <class T, class I>
+FANIN_FN bool good_sources(const Layer<T, I> &layer, int64_t first, int64_t labels,
+                           const Team<T> &team) {
+  const I *const begin = layer.sources(first);
+  return team.all_below(begin, layer.sources(first + labels - 1) + layer.fan_in - begin,
+                        layer.inputs);
+}
+
+// Adds a tile's gradients of features, where labels share their sources: a sum over the labels of a
+// group for each source. tile: the gradients by scores, [32][kTilePitch].
+template <class T, class I, class Rows>
+FANIN_FN void spread_groups(const Layer<T, I> &layer, int64_t first_label, int labels,
+                            const T *tile, Rows grad_features) {
+  constexpr int together = 4;  // sources, so that a label's gradients are read once for all of them
+  const int64_t fan_in = layer.fan_in;
+  for (int j = 0; j < labels;) {
+    const int64_t label = first_label + j, left = layer.group_size - label % layer.group_size;
+    const int end = int(smaller<int64_t>(j + left, labels));
+    const I *const indices = layer.sources(label);
+    FANIN_ROLLED
+    for (int64_t k = 0; k < fan_in; k += together) {
+      Lanes<T> total[together] = {};
+      FANIN_ROLLED
+      for (int i = j; i < end; ++i) {
+        const Lanes<T> grad = load(tile + i * kTilePitch);
+        const T *const weights = layer.weights + (first_label + i) * fan_in;
+        FANIN_UNROLL
+        for (int n = 0; n < together; ++n)
+          if (k + n < fan_in) total[n] = fma(weights[k + n], grad, total[n]);
+      }
+      FANIN_UNROLL
+      for (int n = 0; n < together; ++n)
+        if (k + n < fan_in) add_to(grad_features + size_t(indices[k + n]) * kLanes, total[n]);
+    }
+    j = end;
+  }
+}
+
 template <class T, class I, bool keep>
 __global__ void __launch_bounds__(kWarps<T> *kLanes, 1)
     forward_kernel(Layer<T, I> layer, const T *features, int64_t group, T *scores) {
@@ -28,7 +67,7 @@ __global__ void __launch_bounds__(kWarps<T> *kLanes, 1)
   Team<T> team;
   each_tile((layer.labels + kTile - 1) / kTile, [&](int64_t number) {
     const int64_t first = number * kTile, labels = smaller<int64_t>(kTile, layer.labels - first);
-    if (team.all_below(layer.indices + first * layer.fan_in, labels * layer.fan_in, layer.inputs)) {
+    if (good_sources(layer, first, labels, team)) {
       forward_tile(layer, block.features, group, first, scores, tile, team);
       return;
     }
@@ -46,11 +85,15 @@ __global__ void __launch_bounds__(kWarps<T> *kLanes, 1)
   T *const tile = shared.take_for_warp(kTile * kTilePitch);
   Team<T> team;
   each_tile((layer.labels + kTile - 1) / kTile, [&](int64_t number) {
-    const int64_t first = number * kTile;
-    const int64_t count = smaller<int64_t>(kTile, layer.labels - first) * layer.fan_in;
-    if (team.all_below(layer.indices + first * layer.fan_in, count, layer.inputs)) {
-      backward_tile(layer, block.features, group, first, grad_scores, block.to_add(), grad_weights,
-                    grad_bias, tile, team);
+    const int64_t first = number * kTile, labels = smaller<int64_t>(kTile, layer.labels - first);
+    const int64_t count = labels * layer.fan_in;
+    const auto grads = block.to_add();
+    if (good_sources(layer, first, labels, team)) {
+      backward_tile(layer, block.features, group, first, grad_scores,
+                    layer.group_size ? decltype(grads){} : grads, grad_weights, grad_bias, tile,
+                    team);
+      if (layer.group_size && grads) spread_groups(layer, first, int(labels), tile, grads);
+      team.sync();
       return;
     }
     for (int64_t i = thread_id(); grad_weights && i < count; i += kLanes)

@@ -1,6 +1,6 @@
 // Launches top-k on a GPU: one kernel fills lists, as many as memory.h says; a second one merges
 // them.
-#include "cuda/common.h"
+#include "cuda/grouped.h"
 
 #include "core/top_k.h"
 
@@ -12,7 +12,8 @@ namespace {
 template <class I, class W>
 __global__ void __launch_bounds__(kMostThreads, 1)
     top_k_kernel(ScoredLayer<I, W> layer, int64_t connections, const float *features, int lanes,
-                 int64_t k, char *lists, int64_t list_size, int64_t *counts, int64_t list_count) {
+                 int64_t k, const int32_t *label_ids, char *lists, int64_t list_size,
+                 int64_t *counts, int64_t list_count) {
   SharedPieces<float> shared;
   float *const staged = shared.take_for_warp(kStaged);
   const int64_t list = int64_t(blockIdx.x) * warps_of_block() + warp_of_block();
@@ -21,7 +22,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   const int64_t begin = tiles * list / list_count * kTile;
   const int64_t end = smaller(tiles * (list + 1) / list_count * kTile, layer.labels);
   Team<float> team;
-  Best best(lists + list * list_size, k);
+  Best best(lists + list * list_size, k, 0, label_ids);
   best.clear(lanes);
   for (int64_t first = begin; first < end; first += kTile) {
     const int64_t stop = smaller(first + kTile, end);
@@ -33,8 +34,49 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   if (thread_id() == 0) counts[list] = smaller(end - begin, k);
 }
 
-// One block, of one warp, for each instance of the group. Lists hold ascending ranges of labels: of
-// equal scores the earlier list's is the lower.
+// The same of labels that share their sources: a list is of whole label groups. whole: squares are
+// kept for all chunks of sources.
+template <class I, class W>
+__global__ void __launch_bounds__(kFewWarps *kLanes, 2)
+    grouped_top_k_kernel(ScoredLayer<I, W> layer, int64_t group_size, bool whole,
+                         const float *features, int lanes, int64_t k, const int32_t *label_ids,
+                         char *lists, int64_t list_size, int64_t *counts, int64_t list_count) {
+  const int64_t label_groups = (layer.labels + group_size - 1) / group_size;
+  const int64_t chunks = (layer.fan_in + kLanes - 1) / kLanes;
+  SharedPieces<float> shared;
+  float *const rows = shared.take_for_warp(kBlockRows);
+  const Squares squares{shared.take_for_warp((whole ? chunks : 1) * kSquare), whole};
+  Team<float> team;
+  each_tile(list_count, [&](int64_t list) {
+    const int64_t begin = label_groups * list / list_count;
+    const int64_t end = label_groups * (list + 1) / list_count;
+    Best best(lists + list * list_size, k, 0, label_ids);
+    best.clear(lanes);
+    for (int64_t number = begin; number < end; ++number) {
+      const LabelGroup<I, W> group = label_group<I, W>(layer, number, group_size, features);
+      const int64_t first = number * group_size;
+      if (!team.all_below(group.indices, group.fan_in, group.inputs)) {
+        for (int j = 0; j < group.labels; ++j) best.offer(first + j, broadcast(NAN), lanes);
+        continue;
+      }
+      if (whole) {
+        team.sync();  // nobody reads the previous group's squares any more
+        for (int64_t chunk = 0; chunk < chunks; ++chunk)
+          gather_square(group, 0, chunk, squares.memory + chunk * kSquare);
+        team.sync();
+      }
+      for (int j = 0; j < group.labels; j += kProductRows)
+        score_labels(group, squares, 0, j, rows, [&](int label, Lanes<float> scores) {
+          best.offer(first + label, scores, lanes);
+        });
+    }
+    const int64_t offered = smaller(end * group_size, layer.labels) - begin * group_size;
+    if (thread_id() == 0) counts[list] = smaller(offered, k);
+  });
+}
+
+// One block, of one warp, for each instance of the group. Should an id stand in two lists, which is
+// an error that nobody has looked for, all threads still agree on one of them.
 __global__ void merge_kernel(char *lists, int64_t list_size, const int64_t *counts,
                              int64_t list_count, int64_t k, int64_t *ids, float *values) {
   int32_t *const used = dynamic_shared_memory<int32_t>();  // of each list; a thread's own ones
@@ -43,26 +85,25 @@ __global__ void merge_kernel(char *lists, int64_t list_size, const int64_t *coun
   for (int64_t r = 0; r < k; ++r) {
     int from = -1;
     float value = 0;
+    int64_t id = 0;
+    const auto take_better = [&](int other, float score, int64_t other_id) {
+      if (other < 0 || (from >= 0 && ranks_before(value, id, score, other_id))) return;
+      const bool better = from < 0 || ranks_before(score, other_id, value, id) || other < from;
+      from = better ? other : from;
+      value = better ? score : value;
+      id = better ? other_id : id;
+    };
     for (int l = thread_id(); l < list_count; l += kLanes) {
-      if (used[l] >= counts[l]) continue;
-      const float head = Best(lists + l * list_size, k).scores[used[l] * kLanes + lane];
-      if (from < 0 || ranks_before(head, value)) {
-        from = l;
-        value = head;
-      }
+      const Best list(lists + l * list_size, k);
+      const int64_t at = int64_t(used[l]) * kLanes + lane;
+      if (used[l] < counts[l]) take_better(l, list.scores[at], list.ids[at]);
     }
-    for (int d = kLanes / 2; d; d /= 2) {
-      const int other = __shfl_xor_sync(kAll, from, d);
-      const float score = __shfl_xor_sync(kAll, value, d);
-      const bool equal = !ranks_before(score, value) && !ranks_before(value, score);
-      if (other >= 0 && (from < 0 || ranks_before(score, value) || (equal && other < from))) {
-        from = other;
-        value = score;
-      }
-    }
+    for (int d = kLanes / 2; d; d /= 2)
+      take_better(__shfl_xor_sync(kAll, from, d), __shfl_xor_sync(kAll, value, d),
+                  __shfl_xor_sync(kAll, id, d));
     if (from % kLanes == thread_id()) {
-      const int64_t at = int64_t(used[from]++) * kLanes + lane;
-      ids[lane * k + r] = Best(lists + from * list_size, k).ids[at];
+      ++used[from];
+      ids[lane * k + r] = id;
       if (values) values[lane * k + r] = value;
     }
   }
@@ -80,9 +121,21 @@ Finding run_top_k(const TopKCall &c) {
   const dim3 blocks(unsigned((c.gpu_lists + kFewWarps - 1) / kFewWarps));
   for (int64_t group = 0; group < groups_of(c.batch); ++group) {
     const int lanes = int(c.batch - group * kLanes < kLanes ? c.batch - group * kLanes : kLanes);
-    launch(top_k_kernel<I, W>, blocks, kFewWarps * kLanes, kFewWarps * warp_bytes, c.stream, layer,
-           c.connections, memory.features + group * c.inputs * kLanes, lanes, c.k, memory.lists,
-           memory.list_size, memory.counts, int64_t(c.gpu_lists));
+    const float *const features = memory.features + group * c.inputs * kLanes;
+    if (c.group_size) {
+      const int64_t chunks = (c.fan_in + kLanes - 1) / kLanes;
+      const bool whole = chunks <= kSquaresOfWarp;
+      const size_t bytes = size_t(kBlockRows + (whole ? chunks : 1) * kSquare) * sizeof(float);
+      const Finding launched =
+          launch_tiles(grouped_top_k_kernel<I, W>, c.gpu_lists, kFewWarps, 0, bytes, c.stream,
+                       layer, c.group_size, whole, features, lanes, c.k, c.label_ids, memory.lists,
+                       memory.list_size, memory.counts, int64_t(c.gpu_lists));
+      if (launched.kind != Finding::nothing) return launched;
+    } else {
+      launch(top_k_kernel<I, W>, blocks, kFewWarps * kLanes, kFewWarps * warp_bytes, c.stream,
+             layer, c.connections, features, lanes, c.k, c.label_ids, memory.lists,
+             memory.list_size, memory.counts, int64_t(c.gpu_lists));
+    }
     launch(merge_kernel, dim3(unsigned(lanes)), kLanes, size_t(c.gpu_lists) * sizeof(int32_t),
            c.stream, memory.lists, memory.list_size, memory.counts, int64_t(c.gpu_lists), c.k,
            c.ids + group * kLanes * c.k, c.scores ? c.scores + group * kLanes * c.k : nullptr);

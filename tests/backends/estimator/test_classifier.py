@@ -18,10 +18,11 @@ from fanin.backends.estimate import TooLargeError
 from fanin.backends.estimator import classifier as classifier_module
 from fanin.backends.estimator import planning, saved
 from fanin.backends.estimator.classifier import FanInClassifier
+from fanin.backends.estimator.fitting import new_trainer
 from fanin.backends.estimator.loading import load
 from fanin.backends.estimator.predictor import Predictor
 from fanin.backends.estimator.settings import Settings
-from fanin.backends.kinds import FixedFanIn
+from fanin.backends.kinds import ORDER, FixedFanIn, GroupedFanIn
 from fanin.backends.recipes import PAPER, Recipe
 from fanin.backends.setup import LayerSetup
 
@@ -113,9 +114,10 @@ def test_saved_and_loaded(backend, form, tmp_path):
 
 
 @each_backend
-def test_goes_on_from_a_file_as_from_memory(backend, tmp_path):
+@pytest.mark.parametrize("group_size", [None, 8])
+def test_goes_on_from_a_file_as_from_memory(backend, group_size, tmp_path):
     """In either execution, up to rounding; a file knows no moments, and neither does a fit."""
-    fitted = classifier(backend).fit(X, Y)
+    fitted = classifier(backend, group_size=group_size).fit(X, Y)
     fitted.save(tmp_path / "model")
     before = fitted.decision_function(TEST_X)
     scores = []
@@ -125,6 +127,28 @@ def test_goes_on_from_a_file_as_from_memory(backend, tmp_path):
         scores.append(again.partial_fit(X, Y).decision_function(TEST_X))
     assert np.abs(scores[0] - scores[1]).max() < 1e-3
     assert np.abs(scores[0] - before).max() > 1e-2
+
+
+@each_backend
+@pytest.mark.parametrize("grouping", [None, "frequency", "meaning", "random"])
+def test_labels_that_share_their_sources(backend, grouping, tmp_path):
+    ways = {"group_size": 8, "grouping": grouping, "early_stopping": True, "intermediate": 64}
+    fitted = classifier(backend, epochs=20, **ways).fit(X, Y)
+    assert fitted.setup_.output == GroupedFanIn(FAN_IN, 8)
+    assert fitted.score(X, Y) > 0.4
+    order = fitted._model.predictor.arrays()[ORDER]
+    assert sorted(order) == [*range(LABELS)] and order.tolist() != [*range(LABELS)]
+    if grouping in (None, "frequency"):  # of the instances that were not held out
+        counts = Y[:, order].sum(0)
+        assert counts[:8].mean() > counts[-8:].mean()
+    top, scores = fitted.predict_top_k(X, 5), fitted.decision_function(X)
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    np.testing.assert_array_equal(top.ids, expected)
+    fitted.save(tmp_path / "model")
+    np.testing.assert_array_equal(load(tmp_path / "model").predict_top_k(X, 5).ids, top.ids)
+    planned = classifier(backend, **ways).plan(X, Y)
+    trainer = new_trainer(Settings.of(fitted), planned.setup, initial_arrays(planned.setup, 0))
+    assert trainer.state_bytes()[0] == planned.expected.parameter_bytes
 
 
 @each_backend
@@ -295,6 +319,13 @@ def test_the_installed_backend_is_chosen(monkeypatch):
     [
         ({"fan_in": 0}, "fan_in must be at least 1"),
         ({"fan_in": 2.0}, "fan_in must be a whole number"),
+        ({"group_size": 7}, r"group_size must be in 8\.\.64, got 7"),
+        ({"group_size": 8, "fan_in": None}, "is for labels with a fixed fan-in; set fan_in"),
+        ({"grouping": "size"}, "grouping must be one of random, frequency, meaning, sources"),
+        (
+            {"group_size": 8, "grouping": "sources", "intermediate": 64},
+            "grouping='sources' is for sources that are chosen by the data, and here they are",
+        ),
         ({"intermediate": "none"}, "intermediate must be a whole number"),
         ({"recipe": "worst"}, "recipe must be one of paper, best, got 'worst'"),
         ({"recipe": []}, "recipe must be one of"),

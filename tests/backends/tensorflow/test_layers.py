@@ -28,10 +28,14 @@ def some_data():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("use_bias", [True, False])
-def test_fit_save_and_load(tmp_path, use_bias):
+@pytest.mark.parametrize(("use_bias", "group_size"), [(True, None), (False, None), (True, 16)])
+def test_fit_save_and_load(tmp_path, use_bias, group_size):
     x, y = some_data()
-    model = keras_model(use_bias=use_bias)
+    options = {"use_bias": use_bias, "group_size": group_size}
+    model = keras_model(**options)
+    if group_size:
+        order = np.random.default_rng(0).permutation(50)
+        model.layers[-1].order.assign(order)
     model.compile("adam", "mse")
     losses = model.fit(x, y, epochs=3, batch_size=32, verbose=0).history["loss"]
     assert losses[2] < losses[1] < losses[0]
@@ -44,10 +48,20 @@ def test_fit_save_and_load(tmp_path, use_bias):
     loaded.fit(x, y, verbose=0)  # with the optimiser's state
 
     model.save_weights(tmp_path / "model.weights.h5")
-    other = keras_model(use_bias=use_bias)
+    other = keras_model(**options)
     assert np.abs(other.predict(x, verbose=0) - expected).max() > 0.1
     other.load_weights(tmp_path / "model.weights.h5")
     assert_near(other.predict(x, verbose=0), expected, 0)
+    if group_size:
+        np.testing.assert_array_equal(loaded.layers[-1].order, order)
+        weights = other.layers[-1].get_weights()
+        at = next(
+            i for i, each in enumerate(weights) if each.shape == (50,) and each.dtype.kind == "u"
+        )
+        weights[at] = np.roll(weights[at], 1)
+        weights[at][3] = weights[at][4]
+        with pytest.raises(ValueError, match=r"output\.order must have each label once"):
+            other.layers[-1].set_weights(weights)
 
     model.export(tmp_path / "exported", verbose=False)
     exported = tf.saved_model.load(tmp_path / "exported")

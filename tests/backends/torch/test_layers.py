@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import re
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
-from fanin.backends.torch import FixedFanInLinear
+from fanin.backends.torch import FixedFanInLinear, FusedFanIn
 
 pytestmark = pytest.mark.torch
 
@@ -26,6 +28,35 @@ def test_state_dict_round_trip_and_copies():
     assert torch.equal(other(x), module(x))
     assert torch.equal(copy.deepcopy(module)(x), module(x))
     assert set(module.state_dict()) == {"weights", "bias", "indices"}
+
+
+@pytest.mark.parametrize("kind", [FixedFanInLinear, FusedFanIn])
+def test_labels_that_share_their_sources(kind):
+    """Their order survives what copies, saves and averages a module."""
+    module = kind(40, 70, 7, group_size=16)
+    assert "group_size=16" in repr(module)
+    order = torch.randperm(70).int()
+    module.load_state_dict({**module.state_dict(), "order": order})
+    x = torch.randn(5, 40)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(other.order, order) and torch.equal(other(x), module(x))
+    averaged = AveragedModel(torch.nn.Sequential(module), use_buffers=True)
+    for change in (1, 2):  # the mean of two orders is none
+        order = order.roll(change)
+        module.load_state_dict({**module.state_dict(), "order": order})
+        averaged.update_parameters(torch.nn.Sequential(module))
+    averaged.eval()
+    assert torch.equal(averaged.module[0].order, order)
+    assert torch.equal(torch.compile(module, backend="aot_eager", fullgraph=True)(x), module(x))
+    program = torch.export.export(torch.nn.Sequential(module).eval(), (x,))
+    assert torch.equal(program.module()(x), module(x))
+    twice = torch.cat([order[:1], order[:-1]])
+    message = r"order: output\.order must have each label once, but label"
+    with pytest.raises(RuntimeError, match=message):
+        module.load_state_dict({**module.state_dict(), "order": twice})
+    assert torch.equal(module.order, order)
+    module.reset_parameters()
+    assert torch.equal(module.order, torch.arange(70).int())
 
 
 def test_leading_dimensions_and_strided_inputs():

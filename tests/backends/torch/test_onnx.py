@@ -37,8 +37,9 @@ def exported(model, example, path):
         lambda: FixedFanInLinear(16, labels=50, fan_in=1, bias=False),
         lambda: FixedFanInLinear(70_000, labels=50, fan_in=4),  # indices are uint32
         lambda: FusedFanIn(16, labels=50, fan_in=4, recipe="best"),
+        lambda: FusedFanIn(16, labels=50, fan_in=4, recipe="best", group_size=16),
     ],
-    ids=["fused", "without a bias", "wide", "scale and dictionary"],
+    ids=["fused", "without a bias", "wide", "scale and dictionary", "groups"],
 )
 def test_scores_are_those_of_the_module(head, tmp_path):
     head = head()

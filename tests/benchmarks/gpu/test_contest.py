@@ -7,7 +7,15 @@ import torch
 
 from fanin.backends.kinds import FixedFanIn
 from fanin.backends.setup import LayerSetup
-from fanin.benchmarks.gpu_parts.contestants import Csr, Dense, Fanin, Gather, InputSets, Workload
+from fanin.benchmarks.gpu_parts.contestants import (
+    Csr,
+    Dense,
+    DoesNotFitError,
+    Fanin,
+    Gather,
+    InputSets,
+    Workload,
+)
 from fanin.benchmarks.records.gpu import Contestant, KernelRow
 from fanin.reports.tables.gpu import floor_seconds, kernels_table
 
@@ -43,6 +51,23 @@ def test_floor_and_ratios_follow_from_the_raw_figures():
     assert cells["ms"] == "4.000 (3.500–5.000)"
     assert (cells["floor ms"], cells["share"]) == ("1.500", "38 %")
     assert (cells["CSR / ours"], cells["dense fp32 / ours"]) == ("1.50", "—")
+
+
+def test_groups_compute_what_labels_that_repeat_their_sources_do():
+    inputs = InputSets(workload("wiki-500k", 100, 200), torch.device("cpu"), 1, 0)
+    grouped, plain = Fanin(inputs, "forward", 16), Fanin(inputs)
+    repeated = inputs.indices[0][:7].int().repeat_interleave(16, dim=0)[:100]
+    plain._indices = [repeated.to(torch.uint16)]
+    torch.testing.assert_close(grouped.forward(0), plain.forward(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(grouped.best(0)[0], plain.best(0)[0], atol=1e-4, rtol=1e-4)
+    for ours, wanted in zip(grouped.backward(0), plain.backward(0), strict=True):
+        torch.testing.assert_close(ours, wanted, atol=1e-3, rtol=1e-4)
+    with pytest.raises(DoesNotFitError, match="no bfloat16"):
+        Fanin(inputs, "forward", 16, half=True)
+    half = Fanin(inputs, "fused step", 16, half=True)
+    before = half._weights[0].clone()
+    half.step(0)
+    assert (half._weights[0] != before).any()
 
 
 def test_peers_compute_the_same():

@@ -34,6 +34,7 @@ class KilledError(Exception):
 FUSED = {"execution": "fused"}
 HALF = {**FUSED, "weights_dtype": "bfloat16", "moments_dtype": "bfloat16"}
 DEEP = {"architecture": "dense-stratified", "connectivity": 4, "rewire_interval": 3}
+GROUPED = {**DEEP, "group_size": 16, "rewired_weights": "zero"}
 BEST = {"architecture": "stratified", "connectivity": 8, "recipe": "best"}
 WORDS = {**DEEP, "features": "bow"}
 CLUSTERS = {"auxiliary_weight": 0.5, "auxiliary_clusters": 7, "auxiliary_until": 0.6}
@@ -59,9 +60,11 @@ class Training:
     def trainer(self):
         setup = self.task.setup(20, 50, self.is_sparse)
         given = {}
-        if setup.scaled and not (self.folder / "state.json").exists():  # which has them
+        is_first = not (self.folder / "state.json").exists()  # which has them
+        if is_first and (setup.scaled or self.task.group_size):
             fan_in = None if self.task.intermediate else self.task.connectivity
-            given = starting_arrays(*self.data, self.task.recipe_values, fan_in)
+            size = self.task.group_size or 0
+            given = starting_arrays(*self.data, self.task.recipe_values, fan_in, group_size=size)
         auxiliary = auxiliary_loss(
             self.task.recipe_values,
             3 * self.task.epochs,
@@ -115,6 +118,8 @@ class Training:
         ({**DEEP, "optimizer": "momentum", "learning_rate": 0.1, "l2": 1e-5}, 16),
         ({**WORDS, **FUSED, "weight_decay": 0.1}, 16),
         ({**DEEP, **FUSED, "feature_scaling": "unit_variance"}, 16),
+        ({**GROUPED, **FUSED, "feature_scaling": "unit_variance"}, 16),
+        (GROUPED, 16),
         ({**BEST, **FUSED}, None),
         (BEST, None),
         (WORDS, 16),
@@ -126,7 +131,8 @@ class Training:
     ids=[
         *("ffi", "unstructured", "ffi-fused", "ffi-bfloat16", "ffi-fused-sorted", "dense-fused"),
         *("ffi-bfloat16-sgd", "ffi-momentum", "words-fused-decay"),
-        *("ffi-fused-scaled", "ffi-fused-best", "ffi-best", "words", "words-fused-row"),
+        *("ffi-fused-scaled", "grouped-fused", "grouped", "ffi-fused-best", "ffi-best"),
+        *("words", "words-fused-row"),
         *("ffi-fused-cosine", "ffi-clusters", "ffi-fused-clusters"),
     ],
 )

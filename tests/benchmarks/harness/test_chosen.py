@@ -13,6 +13,7 @@ from frameworks import EACH_BACKEND
 from fanin.backends.choosing import choosing_bytes
 from fanin.backends.estimate import Sizes
 from fanin.backends.features import SCALE as SCALE_NAME
+from fanin.backends.grouping import meaning_bytes
 from fanin.backends.starting import looks_at_data
 from fanin.backends.training import rewire
 from fanin.benchmarks.harness import plan
@@ -141,6 +142,35 @@ def test_the_plan_counts_the_scale_the_dictionary_and_the_choosing():
     )
 
 
+@pytest.mark.parametrize(
+    ("more", "counted"),
+    [
+        (
+            {"connections": "centroid", "rewire_interval": 0},
+            choosing_bytes(490_449, 768, 670_091, 2_670_000, 32, is_mapped=True, group_size=16),
+        ),
+        ({"grouping": "meaning"}, meaning_bytes(490_449, 768, 670_091, 2_670_000, threads=2)),
+        (
+            {"grouping": "sources", "connections": "centroid", "rewire_interval": 0},
+            choosing_bytes(490_449, 768, 670_091, 2_670_000, 32, is_mapped=True, wants_values=True),
+        ),
+    ],
+)
+def test_the_plan_counts_what_label_groups_need(more, counted):
+    sizes = Sizes(768, 670_091, 490_449, 153_025, 2_670_000, is_mapped=True)
+    task = make_task(
+        architecture="stratified",
+        connectivity=32,
+        group_size=16,
+        execution="fused",
+        optimizer="sgd",
+        weights_dtype="bfloat16",
+        **more,
+    )
+    planned = plan.Plan.of(task, "torch", sizes, Speed(1e10, 1e11), 1 << 40, threads=2)
+    assert planned.expected.peak_bytes - planned.expected.overhead_bytes == counted
+
+
 @pytest.mark.torch
 @pytest.mark.slow
 def test_chosen_connections_are_better_than_random_ones():
@@ -169,6 +199,28 @@ def test_chosen_connections_are_better_than_random_ones():
             train_epoch(trainer, batches, epoch, task.recipe_values, 0, schedule)
         precisions[connections] = evaluate(trainer, *test).at_1
     assert precisions["centroid"] > precisions["random"] + 0.05, precisions
+
+
+@pytest.mark.parametrize("backend", EACH_BACKEND)
+@pytest.mark.parametrize("weights", ["kept", "zero"])
+def test_only_weights_below_the_threshold_move(place, backend, weights):
+    values = {**CHOSEN, "execution": "fused", "rewired_weights": weights, "rewire_fraction": 0.3}
+    moved = []
+    for threshold in (0.0, 0.02, 1e3):
+        request = request_for(place, **values, rewire_threshold=threshold, backend=backend)
+        data = load("tiny", "dense40", place / "data")
+        trainer = build(request, request.task.setup(data.inputs, data.labels))
+        batches = make_batches(request.task, split(data, request.task)[0], 0)
+        trainer.train(batches.epoch(0), 1e-2)
+        before = trainer.weights()
+        count = rewire(trainer, batches, request.task.recipe_values, seed=0, step=5)
+        has_moved = trainer.array("output.indices") != before["output.indices"]
+        moved.append((count, has_moved))
+        if threshold == 0.02:
+            weak = np.abs(before["output.weights"]) < 0.02
+            assert count == weak.sum() and not (has_moved & ~weak).any()
+    assert moved[0][0] == moved[2][0] > moved[1][0] > 0
+    np.testing.assert_array_equal(moved[0][1], moved[2][1])
 
 
 @pytest.mark.torch

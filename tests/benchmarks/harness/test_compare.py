@@ -74,6 +74,15 @@ class TestCompare:
         assert "[1/2] tiny ffi-8-64 fused: agree" in done.stdout
         assert "[2/2] tiny ffi-8-64: agree" in done.stdout
 
+    def test_labels_that_share_their_sources(self, place):
+        """With rewiring, at random and towards gradients."""
+        options = Options(results=place / "grouped", data_dir=place / "data")
+        chosen = {"dataset": "tiny", "features": "dense40", "architecture": "stratified"}
+        chosen |= {"connectivity": 8, "group_size": 8, "rewire_interval": 3}
+        for values in ({}, {"recipe": "best", "rewire_until": 1, "grouping": "meaning"}):
+            task = make_task(**chosen, **values)
+            assert lockstep.compare(task, options, 7).agreed
+
     def test_drift_fails(self, place, monkeypatch):
         """With no room for rounding at all, two frameworks cannot agree."""
         monkeypatch.setattr(lockstep, "WEIGHT_TOLERANCE", 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -137,8 +138,10 @@ class TestPlan:
         monkeypatch.setattr(fused, "sorting_pays", lambda sources: pays)
         monkeypatch.setattr(estimate, "sorting_pays", lambda sources, cpu: pays)
         for execution in ("autograd", "fused"):
-            for kind in ("dense", "bottleneck", "stratified", "sparse", "dense-stratified"):
+            kinds = ("dense", "bottleneck", "stratified", "sparse", "dense-stratified")
+            for kind, group_size in (*product(kinds, [None]), *product(kinds[2::2], [16])):
                 values = {"dataset": "tiny", "features": "slice", "execution": execution}
+                values["group_size"] = group_size
                 values["optimizer"] = optimizer
                 if "str" in kind or "sparse" in kind:
                     values["connectivity"] = 8

@@ -19,6 +19,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <map>
 #include <memory>
@@ -248,6 +249,36 @@ inline void reduce_add(float *at, float a, float b, float c, float d) {
   for (const float value : {a, b, c, d}) *at++ += value;
 }
 inline void prefetch(const void *) {}
+inline float to_tf32(float x) {
+  if (!std::isfinite(x)) return x;
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  bits = (bits + 0x1000) & 0xffffe000;
+  memcpy(&x, &bits, sizeof bits);
+  return x;
+}
+// sums [16, 8] += left [16, 8] * right [8, 8]. Where the threads' elements stand is what the PTX
+// ISA says of mma.m16n8k8. The sum is cut off, as tensor cores do it.
+inline void multiply_tf32(float (&sums)[4], const float (&left)[4], const float (&right)[2]) {
+  float elements[6][emulator::kWarp];  // of all threads: four of the left matrix, two of the right
+  for (int e = 0; e < 6; ++e) {
+    const float mine = e < 4 ? left[e] : right[e - 4];
+    if (mine == mine && to_tf32(mine) != mine) emulator::stop("a product of what is not tf32");
+    const uint64_t *const all = emulator::exchange(mine);
+    for (int lane = 0; lane < emulator::kWarp; ++lane)
+      memcpy(&elements[e][lane], all + lane, sizeof(float));
+  }
+  const int lane = emulator::block->current % emulator::kWarp;
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    double sum = sums[i];
+    for (int k = 0; k < 8; ++k)
+      sum += double(elements[row / 8 + k / 4 * 2][row % 8 * 4 + k % 4]) *
+             elements[4 + k / 4][column * 4 + k % 4];
+    sums[i] = float(sum);
+    if (fabs(double(sums[i])) > fabs(sum)) sums[i] = nextafterf(sums[i], 0.0f);
+  }
+}
 inline unsigned atomicOr(unsigned *at, unsigned value) {
   const unsigned before = *at;
   *at |= value;
