@@ -261,12 +261,13 @@ def _fused(
 ) -> Estimate:
     weight, moment = _BYTES[options.storage.weights], _BYTES[options.storage.moments]
     kept = len(options.optimizer.keeps)
-    inner, connections = first.weights, setup.count("output.weights")
+    inner, connections = first.weights, setup.connections()
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
-    is_sorted = kind.is_sortable and sorting_pays(inputs, cpu)
+    sorted_parts = [each for each in setup.parts if each.kind.is_sortable]
+    is_sorted = bool(sorted_parts) and sorting_pays(inputs, cpu)
     sources = kind.source_bytes(inputs, labels)
-    sorting = kind.sorting_bytes(labels) if is_sorted else 0
+    sorting = sum(each.kind.sorting_bytes(each.labels) for each in sorted_parts if is_sorted)
 
     groups = -(-options.batch // LANES)
     block = evaluation_block(setup.output_inputs)
@@ -283,12 +284,12 @@ def _fused(
     step += 2 * options.batch * 4 * (setup.intermediate or 0)
     predict = 2 * block * 4 * inputs + options.threads * tile
     # The best weights are written array by array; some in another form.
-    copied = 4 * connections if kind.operations == "sparse" else 0
+    copied = 4 * setup.connections("sparse")
     if options.storage.weights != "float32":
         copied = 4 * max(inner, connections)
 
     # A dense layer's weights on their way into the framework; the moments are made after that.
-    dense = connections if kind.operations == "dense" else 0
+    dense = setup.connections("dense")
     moments = (first.moments + kept * connections) * moment + 4 * first.row_moments
     made = dense if setup.sparse_features else max(inner, dense)
 
@@ -316,20 +317,23 @@ def _fused(
 
 
 def _flops(setup: LayerSetup, first: FirstLayer, options: TrainingOptions) -> int:
-    products = 3 * (first.products + setup.count("output.weights"))
+    products = 3 * (first.products + setup.connections())
     return 2 * options.batch * (products + _transform_values(setup))
 
 
 def _autograd(
     setup: LayerSetup, first: FirstLayer, memory: MemoryModel, options: TrainingOptions
 ) -> Estimate:
-    connections = setup.count("output.weights")
+    connections = setup.connections()
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
-    structure = kind.source_bytes(inputs, labels) + kind.order_bytes(inputs, labels)
-    if kind.operations == "sparse":  # in the framework's form, not in that of the kernels
-        structure = connections * memory.sparse_index_bytes
-        structure += memory.sparse_starts_bytes * (labels + 1)
+    structure = kind.order_bytes(inputs, labels)
+    for part in setup.parts:
+        if part.kind.operations == "sparse":  # in the framework's form, not in that of the kernels
+            structure += setup.connections("sparse") * memory.sparse_index_bytes
+            structure += memory.sparse_starts_bytes * (part.labels + 1)
+        else:
+            structure += part.kind.source_bytes(inputs, part.labels)
     others = 4 * (connections + biases)  # than the weights of the first layer
     trained = 4 * first.weights + others
     kept = len(options.optimizer.keeps)

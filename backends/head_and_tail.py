@@ -3,6 +3,7 @@ ones."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,12 @@ class HeadAndTail(ConnectionKind):
         (part,) = (part for part in self.parts(labels) if part.owns(name))
         return part.kind.initial_array(part.inside(name), inputs, part.labels, rng)
 
+    def source_bytes(self, inputs: int, labels: int) -> int:
+        return sum(part.kind.source_bytes(inputs, part.labels) for part in self.parts(labels))
+
+    def starts_bytes(self, inputs: int, labels: int) -> int:
+        return sum(part.kind.starts_bytes(inputs, part.labels) for part in self.parts(labels))
+
     def index_arrays(self, inputs: int, labels: int) -> dict[str, IndexArray]:
         arrays = {ORDER: IndexArray("int32", labels, "label_ids", "int32", is_order=True)}
         for part in self.parts(labels):
@@ -68,3 +75,23 @@ class HeadAndTail(ConnectionKind):
                 if name != ORDER:
                     arrays[part.outside(name)] = array
         return arrays
+
+
+def ranks_of(part: Part, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rank among a layer's labels of the one at each of its positions, int32 [part.labels], and
+    its labels, ascending, int64. A layer that calls its labels by their ranks has equal scores in
+    the order of the ids, and needs to know no others."""
+    own = order[part.positions]
+    sorted_ids = np.sort(own)
+    return np.searchsorted(sorted_ids, own).astype(np.int32), sorted_ids.astype(np.int64)
+
+
+def best_of_parts(
+    parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of several lists, each of ids and scores [batch, some]: ids and scores [batch, k],
+    best first. Equal scores stand in the order of their ids, and NaN is last."""
+    ids = np.concatenate([each[0] for each in parts], axis=1)
+    scores = np.concatenate([each[1] for each in parts], axis=1)
+    best = np.lexsort((ids, -scores), axis=1)[:, :k]
+    return np.take_along_axis(ids, best, 1), np.take_along_axis(scores, best, 1)

@@ -4,29 +4,19 @@ executor of its own, and what they give is brought together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 
 from fanin.backends.fused import OUTPUT_SEED, TAIL_SEED, FusedExecutor
+from fanin.backends.head_and_tail import best_of_parts, ranks_of
 from fanin.backends.interface import Device, TrainingBatch
 from fanin.backends.kinds import ORDER, Part
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.trainer import Trained, TransformedBatch
-
-
-def best_of_parts(
-    parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of several lists, each of ids and scores [batch, some]: ids and scores [batch, k],
-    best first. Equal scores stand in the order of their ids, and NaN is last."""
-    ids = np.concatenate([each[0] for each in parts], axis=1)
-    scores = np.concatenate([each[1] for each in parts], axis=1)
-    best = np.lexsort((ids, -scores), axis=1)[:, :k]
-    return np.take_along_axis(ids, best, 1), np.take_along_axis(scores, best, 1)
 
 
 def positives_of(batch: TrainingBatch, part: Part) -> TransformedBatch:
@@ -50,8 +40,7 @@ class FusedParts(FusedExecutor):
     def __init__(self, setup: LayerSetup, device: Device, optimizer: Optimizer) -> None:
         super().__init__(setup, device, optimizer)
         self._order = np.empty(0, np.int32)
-        # Of each layer, ascending. It calls a label by its rank here, so that equal scores stand
-        # in the order of the ids.
+        # Of each layer, ascending; it calls a label by its rank.
         self._label_ids: list[np.ndarray] = []
         self._parts: list[tuple[Part, FusedExecutor]] = []
         for part, seed in zip(setup.parts, (OUTPUT_SEED, TAIL_SEED), strict=True):
@@ -75,10 +64,9 @@ class FusedParts(FusedExecutor):
             self._order = np.array(array, np.int32)
             self._label_ids.clear()
             for part, executor in self._parts:
-                own = self._order[part.positions]
-                sorted_ids = np.sort(own)
-                executor.set_label_ids(np.searchsorted(sorted_ids, own).astype(np.int32))
-                self._label_ids.append(sorted_ids.astype(np.int64))
+                ranks, label_ids = ranks_of(part, self._order)
+                executor.set_label_ids(ranks)
+                self._label_ids.append(label_ids)
             return
         part, executor = self._owner(name)
         executor.set_connections(part.inside(name), array)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fanin.backends import checks
 from fanin.backends.features import DICTIONARY, SCALE, inputs_as_atoms
-from fanin.backends.kinds import ConnectionKind, IndexArray, Part, Shapes, glorot_uniform
+from fanin.backends.kinds import ConnectionKind, IndexArray, Operations, Part, Shapes, glorot_uniform
 from fanin.backends.label_order import check_order
 
 Loss = Literal["squared_hinge", "bce"]
@@ -92,7 +92,7 @@ class LayerSetup:
     def check_chosen(self) -> None:
         """ValueError where connections cannot be chosen by the data: where labels do not read a
         fixed number of features."""
-        if not self.output.fan_in or self.intermediate:
+        if not any(part.kind.fan_in for part in self.parts) or self.intermediate:
             raise ValueError(
                 "connections are chosen by the data in a fixed fan-in layer that reads features, "
                 f"not in {type(self.output).__name__}"
@@ -188,6 +188,15 @@ class LayerSetup:
             raise ValueError(f"{name} must ascend: the connections of a label stand together")
         if index_array.is_order:
             check_order(name, array)
+
+    def connections(self, operations: Operations | None = None) -> int:
+        """How many weights the output layers have; of those alone that a framework computes by
+        these operations."""
+        return sum(
+            self.count(part.outside("output.weights"))
+            for part in self.parts
+            if operations in (None, part.kind.operations)
+        )
 
     def count(self, name: str) -> int:
         """How many values an array has; 0 where the model has none of that name."""

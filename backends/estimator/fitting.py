@@ -123,10 +123,7 @@ def first_arrays(
     if isinstance(setup, OneVersusRestSetup):
         return start(setup, *_words(data), setup.most_pairs, threads).weights()
     assert isinstance(recipe, Recipe)
-    fan_in, group_size = setup.output.fan_in, setup.output.group_size
-    given = starting_arrays(
-        *data, recipe, fan_in, group_size=group_size, seed=seed, threads=threads
-    )
+    given = starting_arrays(*data, recipe, setup.output, seed=seed, threads=threads)
     return InitialArrays(setup, seed, given)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.kinds import (
     LEAST_GROUP_SIZE,
     ConnectionKind,
@@ -84,6 +85,19 @@ def output_kind(
     return GroupedFanIn(output.fan_in, group_size)
 
 
+def with_head(
+    output: ConnectionKind, fraction: float, connectivity: int | None, labels: int
+) -> ConnectionKind:
+    """The output layer where a fraction of so many labels, the most frequent ones, has another one
+    than the rest: dense, or with so many connections a label. ValueError where that is none."""
+    if not fraction:
+        return output
+    if labels < 2:
+        raise ValueError(f"head_fraction {fraction:g} needs two labels or more, and there is one")
+    head = FixedFanIn(connectivity) if connectivity else Dense()
+    return HeadAndTail(head, output, min(max(1, round(fraction * labels)), labels - 1))
+
+
 def keys_of_best(values: dict[str, Any], is_sparse: bool) -> dict[str, Any]:
     """What the recipe "best" gives to its keys, for the model that a task's unchecked values name;
     nothing where that is not known. is_sparse: whether the model is to read sparse features; one
@@ -95,6 +109,8 @@ def keys_of_best(values: dict[str, Any], is_sparse: bool) -> dict[str, Any]:
     output = model.connections(1) if model.connections else Dense()
     if values.get("group_size") is not None and isinstance(output, FixedFanIn):
         output = GroupedFanIn(1, LEAST_GROUP_SIZE)
+    if values.get("head_fraction"):
+        output = HeadAndTail(Dense(), output, 1)
     units = 1 if model.has_intermediate else None
-    setup = LayerSetup(1, 1, output, units, sparse_features=is_sparse and units is not None)
+    setup = LayerSetup(1, 2, output, units, sparse_features=is_sparse and units is not None)
     return asdict(recipe_of("best", setup))

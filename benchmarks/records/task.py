@@ -15,7 +15,7 @@ from fanin.backends.optimizer import ADAM, Optimizer, check_row_moments
 from fanin.backends.recipes import PAPER, Recipe
 from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import atoms_of
-from fanin.benchmarks.records.architecture import keys_of_best, model_slug, output_kind
+from fanin.benchmarks.records.architecture import keys_of_best, model_slug, output_kind, with_head
 from fanin.benchmarks.records.task_keys import TaskKeys
 from fanin.datasets import canonical_name
 from fanin.datasets.folder import SVD512
@@ -64,7 +64,7 @@ class Task(TaskKeys):
     @model_validator(mode="after")
     def _fits(self) -> Task:
         # The widths of the data set are not known yet; everything else about the setup is.
-        self._layer(inputs=2**31, labels=1)
+        self._layer(inputs=2**31, labels=2)
         if self.execution == "autograd" and not self.storage.is_float32:
             raise ValueError(
                 "weights_dtype and moments_dtype other than float32 need execution 'fused'"
@@ -95,6 +95,16 @@ class Task(TaskKeys):
                     f"{key} {value!r} needs architecture 'stratified', which has a fixed fan-in, "
                     f"got {self.architecture!r}"
                 )
+        if self.head_connectivity and not self.head_fraction:
+            raise ValueError(
+                f"head_connectivity {self.head_connectivity} is for frequent labels with a layer of "
+                "their own; set head_fraction"
+            )
+        if self.head_fraction and self.rewire_towards != "random":
+            raise ValueError(
+                f"rewire_towards {self.rewire_towards!r} is for one output layer, and here are a "
+                "head and a tail, which are not rewired; use 'random'"
+            )
         if self.grouping != PAPER.grouping and not self.group_size:
             raise ValueError(
                 f"grouping {self.grouping!r} is for labels that share their sources; set group_size"
@@ -159,6 +169,7 @@ class Task(TaskKeys):
     def _layer(self, inputs: int, labels: int, sparse_features: bool = False) -> LayerSetup:
         sizes = (self.connectivity, self.group_size, self.intermediate)
         output = output_kind(self.architecture, *sizes, inputs)
+        output = with_head(output, self.head_fraction, self.head_connectivity, labels)
         return LayerSetup(
             inputs,
             labels,

@@ -11,7 +11,7 @@ from planted import FAN_IN, INPUTS, LABELS, planted_data
 from fanin.backends import gradients
 from fanin.backends.arrays import InitialArrays, copied
 from fanin.backends.gradients import plan_towards_gradients
-from fanin.backends.kinds import GroupedFanIn
+from fanin.backends.kinds import FixedFanIn, GroupedFanIn
 from fanin.backends.recipes import recipe_of
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import LayerSetup
@@ -32,7 +32,7 @@ def start(framework, device):
         setup = LayerSetup(INPUTS, LABELS, GroupedFanIn(FAN_IN, GROUP_SIZE), loss="bce")
         recipe = replace(recipe_of("best", setup), **changes)
         setup = replace(setup, scaled=True, atoms=atoms_of(recipe, INPUTS, LABELS, FAN_IN))
-        given = starting_arrays(x, y, recipe, FAN_IN, group_size=GROUP_SIZE, seed=3)
+        given = starting_arrays(x, y, recipe, GroupedFanIn(FAN_IN, GROUP_SIZE), seed=3)
         arrays = InitialArrays(setup, 0, given)
         trainer = make_trainer(framework, setup, arrays, device=device, execution=execution)
         return trainer, Batches(x, y, 32, 0.0, 0), recipe
