@@ -10,7 +10,14 @@ import numpy as np
 
 from fanin.backends import checks
 from fanin.backends.features import DICTIONARY, SCALE, inputs_as_atoms
-from fanin.backends.kinds import ConnectionKind, IndexArray, Operations, Part, Shapes, glorot_uniform
+from fanin.backends.kinds import (
+    ConnectionKind,
+    IndexArray,
+    Operations,
+    Part,
+    Shapes,
+    glorot_uniform,
+)
 from fanin.backends.label_order import check_order
 
 Loss = Literal["squared_hinge", "bce"]

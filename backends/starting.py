@@ -155,8 +155,10 @@ def _layer_arrays(
 
 
 def dictionary_fan_in(kind: ConnectionKind) -> int | None:
-    """The least fan-in of the output layers, which a dictionary is for; None where none has one."""
-    return min((part.kind.fan_in for part in kind.parts(2**31) if part.kind.fan_in), default=None)
+    """The fan-in that a dictionary is for: of the last output layer that has one; None where none
+    has."""
+    fan_ins = [part.kind.fan_in for part in kind.parts(2**31) if part.kind.fan_in]
+    return fan_ins[-1] if fan_ins else None
 
 
 def _by_position(by_label: np.ndarray, order: np.ndarray | None) -> np.ndarray:

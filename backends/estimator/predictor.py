@@ -186,9 +186,7 @@ class Predictor(BlockPredictor):
         lists = [self._best_of(part, outputs, min(k, part.labels)) for part in self.setup.parts]
         return TopK(*(lists[0] if len(lists) == 1 else best_of_parts(lists, k)))
 
-    def _best_of(
-        self, part: Part, outputs: np.ndarray, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _best_of(self, part: Part, outputs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and scores of the best labels of one output layer."""
         label_ids, sorted_ids = self._inside_arrays.get(ORDER), None
         if len(self.setup.parts) > 1:
@@ -218,9 +216,7 @@ class Predictor(BlockPredictor):
         if indices is None:
             return dense_forward(outputs, weights, bias, threads=self.threads)
         size = part.kind.group_size
-        return fan_in_linear(
-            outputs, indices, weights, bias, group_size=size, threads=self.threads
-        )
+        return fan_in_linear(outputs, indices, weights, bias, group_size=size, threads=self.threads)
 
     def _output_inputs(self, features: Any) -> np.ndarray:
         read = self._transform.apply(features, self.threads)

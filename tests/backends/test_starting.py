@@ -87,7 +87,9 @@ def test_labels_that_share_their_sources(grouping):
     scores = np.einsum("nlk,lk->nl", seen[:, indices], arrays["output.weights"])
     is_positive = y.toarray()[:, order].astype(bool)
     assert scores[is_positive].mean() > scores[~is_positive].mean() + 0.1
-    assert looks_at_data(replace(PAPER, grouping=grouping), GroupedFanIn(4, 16)) == (grouping != "random")
+    assert looks_at_data(replace(PAPER, grouping=grouping), GroupedFanIn(4, 16)) == (
+        grouping != "random"
+    )
 
 
 def test_they_make_a_model_of_the_setup():
@@ -139,7 +141,9 @@ def test_a_layer_without_a_fan_in_has_no_sources():
 
 
 def test_the_seed_is_of_the_dictionary_and_of_labels_without_positives():
-    one, same, other = (starting_arrays(x, y, BEST, FixedFanIn(FAN_IN), seed=seed) for seed in (1, 1, 2))
+    one, same, other = (
+        starting_arrays(x, y, BEST, FixedFanIn(FAN_IN), seed=seed) for seed in (1, 1, 2)
+    )
     known = y.toarray().any(0)
     for name, array in one.items():
         np.testing.assert_array_equal(array, same[name], name)

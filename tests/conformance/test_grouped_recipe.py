@@ -11,7 +11,7 @@ from planted import FAN_IN, INPUTS, LABELS, planted_data
 from fanin.backends import gradients
 from fanin.backends.arrays import InitialArrays, copied
 from fanin.backends.gradients import plan_towards_gradients
-from fanin.backends.kinds import FixedFanIn, GroupedFanIn
+from fanin.backends.kinds import GroupedFanIn
 from fanin.backends.recipes import recipe_of
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import LayerSetup
