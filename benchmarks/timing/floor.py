@@ -9,6 +9,7 @@ not depend on them). A learning rate of 0 keeps the layer as it is, so that all 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -33,6 +34,7 @@ from fanin.kernels.threads import thread_count
 from fanin.reports.tables.floor import floor_introduction, floor_table
 
 _GROUP_SIZES = (0, 16, 32, 64)
+_REST_SECONDS = 0.3
 _DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 _OPTIMIZERS: tuple[OptimizerKind, ...] = ("adam", "sgd")
 
@@ -91,6 +93,9 @@ class Layer:
 
 def _add(rates: list[float], measure: Callable[[int], float], threads: int) -> None:
     rates.append(measure(threads))
+    # The threads of a dense product go on waiting busily for a while, on the cores of what comes
+    # next.
+    time.sleep(_REST_SECONDS)
 
 
 def time_steps(

@@ -79,7 +79,10 @@ def test_a_dry_run_walks_the_whole_path(rehearsal, name):
     if name == "kernels":
         for row in part_file.rows:
             ran = {one.name for one in row.contestants if one.seconds}
-            assert ran == {"copy", *contestants.makers(None, "forward")} - {"dense tf32"}
+            expected = {"copy", *contestants.makers(None, "forward")} - {"dense tf32"}
+            if row.op not in ("fused step", "top-k"):  # the op itself has no bfloat16
+                expected.discard("groups of 32 bf16")
+            assert ran == expected
     if name == "sanitize":
         assert [(row.check, row.tool, row.exit_code) for row in part_file.rows] == [
             ("memcheck", None, 0),
