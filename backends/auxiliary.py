@@ -34,6 +34,7 @@ from fanin.backends import checks
 from fanin.backends.grouping import label_order
 from fanin.backends.interface import TrainingBatch
 from fanin.backends.kinds import glorot_uniform
+from fanin.backends.label_order import LabelOrder
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.recipes import Recipe, half_cosine
 from fanin.backends.setup import LayerSetup
@@ -159,12 +160,12 @@ def auxiliary_loss(
         return None
     count = labels.shape[1]
     size = _cluster_size(recipe, count)
-    order = np.arange(count)
+    positions = np.arange(count)
     if not are_known and size > 1:
         order = label_order(labels, size, "meaning", features=features, seed=seed, threads=threads)
-    clusters = np.empty(count, np.int32)
-    clusters[order] = np.arange(count) // size
-    return Auxiliary(clusters, recipe.auxiliary_weight, recipe.auxiliary_until * steps, seed)
+        positions = LabelOrder.of(order).positions
+    until = recipe.auxiliary_until * steps
+    return Auxiliary(positions // size, recipe.auxiliary_weight, until, seed)
 
 
 def cluster_count(recipe: Recipe, labels: int) -> int:

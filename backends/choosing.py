@@ -19,7 +19,7 @@ import scipy.sparse as sp
 
 from fanin.backends import checks
 from fanin.backends.features import FeatureTransform
-from fanin.backends.kinds import index_dtype
+from fanin.backends.kinds import group_sums, index_dtype
 from fanin.backends.label_order import LabelOrder, check_order
 from fanin.backends.passes import (
     MOST_BYTES,
@@ -177,13 +177,6 @@ def _values_at(indices: np.ndarray, differences: np.ndarray, group_size: int) ->
     sources = np.repeat(indices.astype(np.intp), group_size, axis=0)[: len(differences)]
     values: np.ndarray = np.take_along_axis(differences, sources, 1)
     return values
-
-
-def group_sums(rows: np.ndarray, group_size: int) -> np.ndarray:
-    """The sum of the rows of each group of labels: [labels, ...] becomes [label groups, ...]. The
-    last group has the labels that remain."""
-    sums: np.ndarray = np.add.reduceat(rows, np.arange(0, len(rows), group_size), axis=0)
-    return sums
 
 
 def group_norms(rows: np.ndarray, group_size: int, weights: np.ndarray | None = None) -> np.ndarray:

@@ -22,9 +22,10 @@ import scipy.sparse as sp
 
 from fanin.backends import checks
 from fanin.backends.arrays import Rewiring
-from fanin.backends.choosing import group_norms, group_sums
+from fanin.backends.choosing import group_norms
 from fanin.backends.features import FeatureTransform
 from fanin.backends.interface import Features
+from fanin.backends.kinds import group_sums
 from fanin.backends.label_order import LabelOrder
 from fanin.backends.passes import (
     MOST_BYTES,

@@ -51,6 +51,13 @@ def glorot_uniform(
     return values
 
 
+def group_sums(rows: np.ndarray, group_size: int) -> np.ndarray:
+    """The sum of the rows of each label group: [labels, ...] becomes [label groups, ...]. The last
+    label group has the labels that remain."""
+    sums: np.ndarray = np.add.reduceat(rows, np.arange(0, len(rows), group_size), axis=0)
+    return sums
+
+
 @dataclass(frozen=True)
 class IndexArray:
     """An array of integers that says where connections are, or which label stands where.
@@ -302,10 +309,9 @@ class GroupedFanIn(ConnectionKind):
 
     def source_magnitudes(self, weights: np.ndarray) -> np.ndarray:
         """The mean |weight| over the labels of the group, float32 [label groups, fan_in]."""
-        first_labels = np.arange(0, len(weights), self.group_size)
-        sizes = np.diff(first_labels, append=len(weights))
-        sums = np.add.reduceat(np.abs(weights), first_labels, axis=0)
-        return (sums / sizes[:, None]).astype(np.float32)
+        sums = group_sums(np.abs(weights), self.group_size)
+        sizes = group_sums(np.ones((len(weights), 1), np.int64), self.group_size)
+        return (sums / sizes).astype(np.float32)
 
     def connections_of(self, sources: np.ndarray, labels: int) -> np.ndarray:
         groups, slots = np.divmod(sources, self.fan_in)

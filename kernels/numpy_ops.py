@@ -184,13 +184,11 @@ def _connections(
     tile_labels: np.ndarray | None,
     group_size: int = 0,
 ) -> params.Connections:
-    if not -(2**63) <= group_size < 2**63:
-        raise ValueError(f"group_size must be 2 to 64, got {group_size}")
     return params.Connections(
-        _describe(indices, "indices"),
-        _describe(starts, "starts"),
-        _describe(tile_labels, "tile_labels"),
-        group_size,
+        indices=_describe(indices, "indices"),
+        starts=_describe(starts, "starts"),
+        tile_labels=_describe(tile_labels, "tile_labels"),
+        group_size=group_size,
     )
 
 

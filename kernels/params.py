@@ -67,9 +67,27 @@ class Optimizer(ctypes.Structure):
     )
 
 
+_ALLOWED = {  # sizes, and what the error says of one that does not fit 64 bits
+    "inputs": "at least 1 and below 2^31",
+    "block_labels": "in 1..65536",
+    "group_size": "2 to 64",
+}
+
+
+def _check_sizes(fields: dict[str, Any]) -> None:
+    """ValueError for a size of which ctypes would silently cut off the upper bits."""
+    for name, allowed in _ALLOWED.items():
+        if not -(2**63) <= fields.get(name, 1) < 2**63:
+            raise ValueError(f"{name} must be {allowed}, got {fields[name]}")
+
+
 class Connections(ctypes.Structure):
     """`fanin_connections`: dense, fixed fan-in, grouped, sorted or unstructured. group_size: 0 for
     all kinds but grouped."""
+
+    def __init__(self, **fields: Any) -> None:
+        _check_sizes(fields)
+        super().__init__(**fields)
 
     _fields_ = (
         *(("indices", Tensor), ("starts", Tensor), ("tile_labels", Tensor)),
@@ -93,11 +111,6 @@ def _tensors(*names: str) -> Iterator[tuple[str, type[ctypes.Structure]]]:
 
 
 _RESOURCES = ("resources", Resources)
-_ALLOWED = {  # sizes, and what is said about one that does not fit 64 bits
-    "inputs": "at least 1 and below 2^31",
-    "block_labels": "in 1..65536",
-    "group_size": "2 to 64",
-}
 
 
 class Params(ctypes.Structure):
@@ -111,9 +124,7 @@ class Params(ctypes.Structure):
         # ctypes would silently cut off the upper bits of a number that is too large.
         if not -(2**31) <= threads < 2**31:
             raise ValueError(f"threads must be 0 (all) or 1 to 1024, got {threads}")
-        for name, allowed in _ALLOWED.items():
-            if not -(2**63) <= fields.get(name, 1) < 2**63:
-                raise ValueError(f"{name} must be {allowed}, got {fields[name]}")
+        _check_sizes(fields)
         super().__init__(**fields)
         self.resources.threads = threads
         self.resources.stream = stream

@@ -66,6 +66,11 @@ class Settings:
                 )
         if self.grouping is not None:
             _one_of("grouping", self.grouping, get_args(Grouping))
+            if self.group_size is None:
+                raise ValueError(
+                    f"grouping {self.grouping!r} is for labels that share their sources; set "
+                    "group_size"
+                )
         if self.intermediate is not None and self.intermediate != "auto":
             checks.whole("intermediate", self.intermediate, 1)
         if not isinstance(self.recipe, Recipe):

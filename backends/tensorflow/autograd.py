@@ -162,7 +162,7 @@ class TensorFlowAutograd(AutogradExecutor):
         *auxiliary: tf.Tensor,
     ) -> tf.Tensor:
         """auxiliary: the arrays of an `AuxiliaryStep`, and its weight and rate; or nothing."""
-        # Of an auxiliary loss that has ended, nothing is trained.
+        # After the end of the auxiliary loss, its layer is not trained.
         trained = {
             name: each
             for name, each in self.trained.items()
@@ -241,7 +241,7 @@ class TensorFlowAutograd(AutogradExecutor):
 
 
 def _with_less_gradient(outputs: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-    """The outputs as they are; of their gradient only so much goes on."""
+    """The outputs as they are; their gradient is multiplied by the weight."""
 
     @tf.custom_gradient
     def same(outputs: tf.Tensor) -> Any:

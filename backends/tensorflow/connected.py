@@ -96,8 +96,8 @@ class Connected(keras.layers.Layer):
             )
 
     def _add_order(self) -> None:
-        """The variable of which label stands where, each at its own position, where there is to be
-        one. TensorFlow keeps int32 variables in the host's memory, so it is uint32."""
+        """Where labels share their sources: the variable with the label at each position, at first
+        its own. TensorFlow keeps int32 variables in the host's memory, so it is uint32."""
         if self.group_size is not None:
             self.order = self.add_weight(
                 name="order",
@@ -112,6 +112,7 @@ class Connected(keras.layers.Layer):
         """Where each label stands, int32 [labels]; None where that is its own number."""
         if self.order is None:
             return None
+        # On a GPU it copies the order to the host; scatter_nd was far slower on a CPU.
         return tf.math.invert_permutation(tf.cast(self.order.value, tf.int32))
 
     def _connections(self) -> dict[str, Any]:

@@ -70,7 +70,8 @@ class FusedFanIn(Connected):
     initial kernel, None for Keras' global seed. On a GPU nothing waits for the device but what
     rewires. Raises ValueError for values that make no layer.
 
-    group_size: see `FixedFanIn`.
+    group_size: see `FixedFanIn`. With it each step on a GPU waits for a copy of `order`, which
+    TensorFlow inverts in the host's memory.
     """
 
     # Moments that the optimizer does not keep.
@@ -288,8 +289,8 @@ class FusedFanIn(Connected):
     def rewire(self, fraction: float, rng: np.random.Generator | int | None = None) -> int:
         """Give the `fraction` of connections with the smallest |weight| new random inputs; their
         weight stays and their moments become 0. rng: a generator or a seed. Returns how many moved.
-        See `fanin.backends.arrays.plan_rewiring`. Where labels share their sources, these are
-        compared by their mean |weight|, and counted."""
+        See `fanin.backends.arrays.plan_rewiring`. Where labels share their sources, sources are
+        compared, by the mean |weight| of their group, and sources are counted."""
         self._check_built("rewire")
         if self.group_size is not None:
             kernel = np.asarray(self.kernel.numpy(), np.float32)

@@ -70,10 +70,10 @@ class FixedFanIn(Connected):
     form (Keras goes without, a tf.function with jit_compile=True fails), and a process that loads
     an exported SavedModel has to import fanin.backends.tensorflow first.
 
-    group_size: so many labels, 8 to 64, share their sources, and indices are [label groups,
-    fan_in]; None where each has its own. A weight `order` has the label at each position, at first
-    that of the same number; `start_from` gives the order of the recipe. Kernel, bias and indices
-    are in the order of the positions, outputs in that of the labels.
+    group_size: how many labels share their sources, 8 to 64; indices are [label groups, fan_in]
+    then. None: each label has its own. A weight `order` has the label at each position. At first
+    that is the label of the same number; `start_from` gives the order of the recipe. Kernel, bias
+    and indices are in the order of the positions, outputs in that of the labels.
     """
 
     def __init__(
@@ -176,9 +176,10 @@ class FixedFanIn(Connected):
         layer, and they start again (Adam's at 0), while an average of weights (`use_ema`) takes
         the weight. rng: a generator or a seed.
 
-        Returns how many connections moved; where labels share their sources, these are compared by
-        their mean |weight|, and counted. Raises ValueError where fraction is not in [0, 1), the
-        layer is not built, the optimizer trains other layers only, or is not Keras' own.
+        Returns how many connections moved. Where labels share their sources, sources are compared,
+        by the mean |weight| of their group, and sources are counted. Raises ValueError where
+        fraction is not in [0, 1), the layer is not built, the optimizer trains other layers only,
+        or is not Keras' own.
         """
         self._check_built("rewire")
         fraction = checks.fraction(fraction)

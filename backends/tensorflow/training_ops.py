@@ -57,7 +57,7 @@ def fused_step(
 
     weights, bias: each the variables of values, m and v, None for those that the optimizer does
     not keep, updated in place (bias may be empty).
-    connections: `indices`, `starts` (but uint32), `tile_labels` as there; others are left alone.
+    connections: `indices`, `starts` (but uint32), `tile_labels` as there; others are ignored.
     Returns the loss, a scalar, and its gradient by the features, empty where not wanted. What is
     wrong raises tf.errors.InvalidArgumentError.
     """

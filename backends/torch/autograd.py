@@ -186,8 +186,8 @@ class TorchAutograd(AutogradExecutor):
         return self.device.number(loss)
 
     def _auxiliary_loss(self, outputs: Tensor, auxiliary: AuxiliaryStep) -> Tensor:
-        """Of the layer over clusters. The weight is for what the outputs are handed of its
-        gradient."""
+        """Of the layer over clusters, which learns by the whole loss. Only the gradient that the
+        outputs get is multiplied by the weight."""
         outputs = outputs.view_as(outputs)
         outputs.register_hook(lambda grad: grad * auxiliary.weight)
         weights, bias = self.values("auxiliary")
@@ -199,7 +199,7 @@ class TorchAutograd(AutogradExecutor):
         return loss
 
     def _update(self, rates: Sequence[float], step: int) -> None:
-        """The optimizers with their rates; one whose rate is not given rests."""
+        """A step of each optimizer that has a rate: the second one only with an auxiliary loss."""
         # torch counts by itself; a loaded state goes on elsewhere.
         has_counted, self._torch_steps = self._torch_steps == step - 1, step
         for (optimizer, decayed), rate in zip(self._optimized, rates, strict=False):

@@ -87,12 +87,12 @@ class Connected(Indexed):
             self.order.copy_(torch.arange(self.labels, dtype=torch.int32, device="cpu"))
 
     def _positions(self) -> Tensor | None:
-        """Where each label stands, int64 [labels]; None where that is its own number."""
+        """Where each label stands, int32 [labels]; None where that is its own number."""
         if self.order is None:
             return None
         self._settle()
-        places = torch.arange(self.labels, device=self.order.device)
-        return torch.zeros_like(places).scatter(0, self.order.long(), places)
+        places = torch.arange(self.labels, dtype=torch.int32, device=self.order.device)
+        return places.scatter(0, self.order.long(), places)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Features are changed in float32 at least: a scale can be too large for float16."""
@@ -279,4 +279,4 @@ class Connected(Indexed):
         super().__setstate__(state)
         for name in ("feature_scale", "feature_dictionary", "order"):
             if name not in self._buffers:
-                setattr(self, name, None)  # pickled before there were such
+                setattr(self, name, None)  # pickled by a version without it

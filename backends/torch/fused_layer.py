@@ -243,7 +243,7 @@ class FusedFanIn(Connected):
         )
         known = known_positives(instances, label_ids, features.shape[0], self.labels)
         positions = self._positions()
-        return known if positions is None else (known[0], positions[known[1]])
+        return known if positions is None else (known[0], positions[known[1]].long())
 
     @staticmethod
     def _refuse_other_derivatives(features: Tensor) -> None:
@@ -273,8 +273,8 @@ class FusedFanIn(Connected):
     def rewire(self, fraction: float, rng: np.random.Generator | int | None = None) -> int:
         """Give the `fraction` of connections with the smallest |weight| new random inputs; their
         weight stays and their moments become 0. rng: a generator or a seed. Returns how many moved.
-        See `fanin.backends.arrays.plan_rewiring`. Where labels share their sources, these are
-        compared by their mean |weight|, and counted."""
+        See `fanin.backends.arrays.plan_rewiring`. Where labels share their sources, sources are
+        compared, by the mean |weight| of their group, and sources are counted."""
         if self.group_size is not None:
             magnitudes = self._setup.output.source_magnitudes(self.weights.float().cpu().numpy())
             inputs, seed = self._setup.output_inputs, drawn_seed(rng)

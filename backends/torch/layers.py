@@ -34,10 +34,10 @@ class FixedFanInLinear(Connected):
     and the initial weights. Raises ValueError where fan_in is larger than in_features, and for a
     recipe that is none.
 
-    group_size: so many labels, 8 to 64, share their sources, and indices are [label groups,
-    fan_in]; None where each has its own. A buffer `order` has the label at each position, at first
-    that of the same number; `start_from` gives the order of the recipe. Weights, biases and
-    indices are in the order of the positions, scores in that of the labels.
+    group_size: how many labels share their sources, 8 to 64; indices are [label groups, fan_in]
+    then. None: each label has its own. A buffer `order` has the label at each position. At first
+    that is the label of the same number; `start_from` gives the order of the recipe. Weights,
+    biases and indices are in the order of the positions, scores in that of the labels.
     """
 
     def __init__(
@@ -71,10 +71,9 @@ class FixedFanInLinear(Connected):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw indices and weights anew, leave features as they are, and have each label at its own
-        position. The weights are uniform
-        within sqrt(3 / (labels fan_in)), near zero: Glorot's limit for one flat vector of all
-        connections, as in the paper's code."""
+        """Draw indices and weights anew, and put each label at its own position. What the layer
+        does to features stays. The weights are uniform within sqrt(3 / (labels fan_in)), near zero:
+        Glorot's limit for one flat vector of all connections, as in the paper's code."""
         draw_connections(self._setup.output_inputs, self.indices, self.weights, generator)
         self._stamp()
         self._reset_order()
@@ -97,8 +96,8 @@ class FixedFanInLinear(Connected):
 
         Weights keep their value. Where `optimizer` is given, its moments of the moved connections
         start again (Adam's at 0), and its averages of weights take the weight (ASGD). rng: a
-        generator or a seed. Returns how many connections moved; where labels share their sources,
-        these are compared by their mean |weight|, and counted. See
+        generator or a seed. Returns how many connections moved. Where labels share their sources,
+        sources are compared, by the mean |weight| of their group, and sources are counted. See
         `fanin.backends.arrays.plan_rewiring` for the rule. Raises ValueError for an optimizer that
         does not train this layer's weights, and for one that is not torch's own.
         """

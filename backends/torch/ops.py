@@ -120,12 +120,7 @@ def linear_forward(
 
 @linear_forward.register_fake
 def _(
-    features: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    bias: Tensor | None,
-    threads: int,
-    group_size: int = 0,
+    features: Tensor, indices: Tensor, weights: Tensor, bias: Tensor | None, *numbers: int
 ) -> Tensor:
     refuse_other_devices(features, indices=indices, weights=weights, bias=bias)
     return features.new_empty((features.shape[0], weights.shape[0]))
@@ -167,8 +162,7 @@ def _(
     indices: Tensor,
     weights: Tensor,
     wanted: list[bool],
-    threads: int,
-    group_size: int = 0,
+    *numbers: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     refuse_other_devices(features, grad_scores=grad_scores, indices=indices, weights=weights)
     return _empty_grads(features, weights, wanted)
@@ -189,7 +183,12 @@ def _empty_grads(
 def connections(
     indices: Tensor | None, starts: Tensor | None, tile_labels: Tensor | None, group_size: int
 ) -> params.Connections:
-    return params.Connections(*map(described, (indices, starts, tile_labels)), group_size)
+    return params.Connections(
+        indices=described(indices),
+        starts=described(starts),
+        tile_labels=described(tile_labels),
+        group_size=group_size,
+    )
 
 
 @torch.library.custom_op("fanin::top_k", mutates_args=())

@@ -24,8 +24,12 @@ def words_kept_bytes(
     setup: OneVersusRestSetup, recipe: OneVersusRestRecipe, early_stopping: bool
 ) -> int:
     """Bytes of the trained arrays, which are kept for predictions. With early stopping an earlier
-    pass may be the best: its arrays are kept, too, while pairs are added."""
-    early = recipe.first_share if early_stopping and recipe.growths else 0.0
+    pass may be the best: its arrays are kept, too, while pairs are added. The first pass is judged
+    after pairs were added to it, so with one growth there are none yet."""
+    early = 0.0
+    if early_stopping and recipe.growths > 1:
+        grown = (recipe.growths - 1) / recipe.growths  # before the last pairs are added
+        early = recipe.first_share + (1 - recipe.first_share) * grown
     copy = 12 * setup.most_pairs + 8 * (setup.labels + setup.inputs + 1)
     return int((1 + early) * copy)
 

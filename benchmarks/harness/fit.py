@@ -1,8 +1,8 @@
 """The training loop, the same for every backend.
 
 Per epoch: train, rewire where due, validate. In the paper's protocol the learning rate is halved
-and training stopped on the validation P@3; a linear schedule lowers the rate step by step and runs
-to its end. The weights of the best epoch are restored at the end.
+and training stopped on the validation P@3; a linear or cosine schedule lowers the rate by itself
+and runs to its end. The weights of the best epoch are restored at the end.
 """
 
 from __future__ import annotations

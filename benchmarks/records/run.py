@@ -145,9 +145,9 @@ class RunResult(Record):
             yield f"schema_version is missing; it is {SCHEMA_VERSION}"
         steps = max((epoch.steps for epoch in self.history), default=1)
         epochs = self.task.recipe_values.for_steps(steps).epochs
-        # A linear schedule has all epochs. With fewer, the run was of another recipe than its task.
-        lacks_epochs = self.status == "finished" and self.task.schedule == "linear" and self.history
-        if len(self.history) > epochs or (lacks_epochs and len(self.history) < epochs):
+        # Only a plateau ends early. With fewer epochs, the run was of another recipe than its task.
+        needs_all = self.status == "finished" and self.task.schedule != "plateau" and self.history
+        if len(self.history) > epochs or (needs_all and len(self.history) < epochs):
             yield f"history has {len(self.history)} epochs, and the task {epochs}"
         if self.dataset:
             named = (self.dataset.name, self.dataset.features)

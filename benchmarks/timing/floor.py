@@ -4,17 +4,16 @@ fanin.benchmarks.timing.floor`.
 The floor of a step is the larger of two times: to move the bytes of its arrays, at the rate at
 which memory is copied, and to do its multiply-adds, at the rate of NumPy's dense product. Both
 rates are measured in the same run, turn by turn with the steps. Random data (synthetic: a time does
-not depend on them). A learning rate of 0 keeps the layer as it is, so that all rounds do one work.
+not depend on them). A learning rate of 0 keeps the layer as it is: all rounds do the same work.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any
 
 import ml_dtypes
@@ -22,12 +21,20 @@ import numpy as np
 import typer
 
 from fanin import kernels
+from fanin.backends.kinds import index_dtype
 from fanin.backends.optimizer import Optimizer, OptimizerKind
 from fanin.benchmarks.harness.speed import measured_bandwidth, measured_flops
 from fanin.benchmarks.measuring.machine import describe_machine
 from fanin.benchmarks.records.files import try_writing, write_atomically
 from fanin.benchmarks.records.printing import prepare_streams
 from fanin.benchmarks.records.timing import FloorStep, FloorTimes
+from fanin.benchmarks.timing.options import (
+    USUAL_INPUTS,
+    ResultFile,
+    Rounds,
+    SeveralInputs,
+    SizeOption,
+)
 from fanin.benchmarks.timing.rounds import rounds
 from fanin.benchmarks.timing.text_trainer import NoFramework
 from fanin.kernels.threads import thread_count
@@ -70,8 +77,8 @@ class Layer:
     def step_of(self, group_size: int) -> tuple[Callable[..., Any], int]:
         """A step, and how many bytes it has to move. group_size 0: without groups."""
         rows = -(-self.labels // group_size) if group_size else self.labels
-        index = np.uint16 if self.inputs <= 65536 else np.uint32
-        indices = self.rng.integers(0, self.inputs, (rows, self.fan_in)).astype(index)
+        shape = (rows, self.fan_in)
+        indices = self.rng.integers(0, self.inputs, shape, index_dtype(self.inputs))
         updated = [
             array
             for part in (self.weights, self.bias)
@@ -91,25 +98,25 @@ class Layer:
         return step, moved
 
 
-def _add(rates: list[float], measure: Callable[[int], float], threads: int) -> None:
+def _measure(rates: list[float], measure: Callable[[int], float], threads: int) -> None:
     rates.append(measure(threads))
-    # The threads of a dense product go on waiting busily for a while, on the cores of what comes
-    # next.
+    # The threads of a dense product stay busy for a while after it, on cores that the next
+    # contestant needs.
     time.sleep(_REST_SECONDS)
 
 
 def time_steps(
-    inputs: list[int], labels: int, fan_in: int, batch: int, count: int, threads: int
+    inputs: Sequence[int], labels: int, fan_in: int, batch: int, count: int, threads: int
 ) -> Iterator[FloorStep]:
     """Each step with its seconds, and the machine's rates in the same rounds."""
     for width, dtype, kind in product(inputs, _DTYPES, _OPTIMIZERS):
         layer = Layer(width, labels, fan_in, batch, dtype, kind)
         steps = {size: layer.step_of(size) for size in _GROUP_SIZES}
         bandwidths: list[float] = []
-        operations: list[float] = []  # of a multiply-add there are two
+        operations: list[float] = []  # a multiply-add is two of them
         contestants: dict[str, Callable[[], Any]] = {
-            "copy": partial(_add, bandwidths, measured_bandwidth, threads),
-            "product": partial(_add, operations, measured_flops, threads),
+            "copy": partial(_measure, bandwidths, measured_bandwidth, threads),
+            "product": partial(_measure, operations, measured_flops, threads),
             **{str(size): partial(step, threads=threads) for size, (step, _) in steps.items()},
         }
         seconds = rounds(contestants, count)
@@ -128,17 +135,13 @@ def time_steps(
 
 
 def main(
-    labels: Annotated[int, typer.Option(min=1)] = 670_091,
-    inputs: Annotated[
-        list[int] | None, typer.Option(min=1, help="Repeatable; default 768 and 32768.")
-    ] = None,
-    fan_in: Annotated[int, typer.Option(min=1)] = 32,
-    batch: Annotated[int, typer.Option(min=1)] = 32,
-    count: Annotated[int, typer.Option(min=1, help="Rounds.")] = 15,
+    labels: SizeOption = 670_091,
+    inputs: SeveralInputs = None,
+    fan_in: SizeOption = 32,
+    batch: SizeOption = 32,
+    count: Rounds = 15,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option("--json", help="Write machine and seconds here.")
-    ] = None,
+    out: ResultFile = None,
 ) -> None:
     """Time fused steps, with and without groups of labels, beside the machine's own rates."""
     if out:
@@ -150,7 +153,7 @@ def main(
         labels=labels,
         fan_in=fan_in,
         batch=batch,
-        steps=list(time_steps(inputs or [768, 32_768], labels, fan_in, batch, count, threads)),
+        steps=list(time_steps(inputs or USUAL_INPUTS, labels, fan_in, batch, count, threads)),
     )
     print(f"{floor_introduction(times)}\n\n{floor_table(times).terminal()}")
     if out:

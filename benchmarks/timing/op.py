@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +21,13 @@ from fanin.benchmarks.measuring.machine import describe_machine
 from fanin.benchmarks.records.files import try_writing, write_atomically
 from fanin.benchmarks.records.printing import prepare_streams
 from fanin.benchmarks.records.timing import OpTimes
+from fanin.benchmarks.timing.options import (
+    USUAL_INPUTS,
+    ResultFile,
+    Rounds,
+    SeveralInputs,
+    SizeOption,
+)
 from fanin.benchmarks.timing.rounds import rounds
 from fanin.kernels.threads import thread_count
 from fanin.reports.tables.op import op_text
@@ -83,20 +89,15 @@ def time_layers(
 
 
 def main(
-    inputs: Annotated[
-        list[int] | None,
-        typer.Option(min=1, help="Inputs of the layer; repeatable; 768 and 32768."),
-    ] = None,
-    labels: Annotated[int, typer.Option(min=1)] = 131_072,
-    fan_in: Annotated[int, typer.Option(min=1)] = 32,
-    batch: Annotated[int, typer.Option(min=1)] = 32,
-    count: Annotated[int, typer.Option(min=1, help="Rounds.")] = 15,
+    inputs: SeveralInputs = None,
+    labels: SizeOption = 131_072,
+    fan_in: SizeOption = 32,
+    batch: SizeOption = 32,
+    count: Rounds = 15,
     keep_memory: Annotated[
         bool, typer.Option("--keep-memory", help="Take no new memory from the system.")
     ] = False,
-    out: Annotated[
-        Path | None, typer.Option("--json", help="Write machine and seconds here.")
-    ] = None,
+    out: ResultFile = None,
 ) -> None:
     """Time the op against torch's sparse and dense layers and print medians and ratios."""
     from fanin.backends.torch.device import TorchDevice
@@ -106,7 +107,7 @@ def main(
     if keep_memory:
         memory.keep_memory()
     results = []
-    for number in inputs or (768, 32768):
+    for number in inputs or USUAL_INPUTS:
         started = datetime.now(UTC)
         timed = time_layers(number, labels, fan_in, batch, count)
         machine = describe_machine(TorchDevice("cpu", 0), thread_count(0))

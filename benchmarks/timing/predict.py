@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,10 +23,11 @@ from fanin.benchmarks.measuring.machine import describe_machine
 from fanin.benchmarks.records.files import try_writing, write_atomically
 from fanin.benchmarks.records.printing import prepare_streams
 from fanin.benchmarks.records.timing import PredictTimes
+from fanin.benchmarks.timing.options import ResultFile, Rounds, SizeOption
 from fanin.benchmarks.timing.rounds import rounds
 from fanin.benchmarks.timing.text_trainer import NoFramework
 from fanin.kernels.threads import thread_count
-from fanin.reports.tables.predict import predict_table
+from fanin.reports.tables.predict import predict_introduction, predict_table
 
 _BATCHES = (1, 2, 4, 8, 16, 32)
 
@@ -46,14 +46,12 @@ def time_batches(
 
 
 def main(
-    labels: Annotated[int, typer.Option(min=1)] = 670_091,
-    inputs: Annotated[int, typer.Option(min=1)] = 768,
-    fan_in: Annotated[int, typer.Option(min=1)] = 32,
+    labels: SizeOption = 670_091,
+    inputs: SizeOption = 768,
+    fan_in: SizeOption = 32,
     k: Annotated[int, typer.Option(min=1, help="How many labels are asked for.")] = 5,
-    count: Annotated[int, typer.Option(min=1, help="Rounds.")] = 25,
-    out: Annotated[
-        Path | None, typer.Option("--json", help="Write machine and seconds here.")
-    ] = None,
+    count: Rounds = 25,
+    out: ResultFile = None,
 ) -> None:
     """Time predictions for batches of 1 to 32 instances."""
     if out:
@@ -67,7 +65,7 @@ def main(
         k=k,
         seconds=time_batches(inputs, labels, fan_in, k, count),
     )
-    print(predict_table(times).terminal())
+    print(f"{predict_introduction(times)}\n\n{predict_table(times).terminal()}")
     if out:
         write_atomically(out, times.model_dump_json(indent=1) + "\n")
 

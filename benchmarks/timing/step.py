@@ -25,7 +25,7 @@ from fanin.benchmarks.measuring.process import Child, EndedError
 from fanin.benchmarks.records.files import try_writing, write_atomically
 from fanin.benchmarks.records.printing import prepare_streams
 from fanin.benchmarks.records.timing import Contender, StepResult
-from fanin.benchmarks.timing.options import one_of
+from fanin.benchmarks.timing.options import ResultFile, SizeOption, one_of
 from fanin.reports.tables.step import step_text
 
 # What `--execution` may be here.
@@ -53,14 +53,14 @@ def in_a_process(contender: Contender) -> StepResult:
 
 
 def main(
-    labels: Annotated[int, typer.Option(min=1)] = 670_091,
-    inputs: Annotated[int, typer.Option(min=1)] = 768,
+    labels: SizeOption = 670_091,
+    inputs: SizeOption = 768,
     intermediate: Annotated[
         int | None, typer.Option(min=1, help="Units of an intermediate layer.")
     ] = None,
-    fan_in: Annotated[int, typer.Option(min=1)] = 32,
-    batch: Annotated[int, typer.Option(min=1)] = 32,
-    steps: Annotated[int, typer.Option(min=1)] = 15,
+    fan_in: SizeOption = 32,
+    batch: SizeOption = 32,
+    steps: SizeOption = 15,
     backend: Annotated[list[str] | None, one_of(BACKENDS, "Repeatable; default both.")] = None,
     execution: Annotated[
         list[str] | None,
@@ -69,7 +69,7 @@ def main(
             "kept: autograd from memory that is kept; bfloat16: fused. Repeatable; default all.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
+    out: ResultFile = None,
 ) -> None:
     """Measure a training step: milliseconds, peak memory above the baseline, and the fused step
     against torch's CSR product. Random data."""

@@ -125,6 +125,17 @@ def make_layer(rng, setup, kind, group_size=GROUP_SIZE, optimizer=ADAM, **types)
     return reference.Model(setup, arrays, optimizer=optimizer), layer
 
 
+def make_layer_with_ties(rng, kind, batch, inputs, labels, fan_in):
+    """`make_layer` and features, all of few whole numbers: sums are exact, and most scores occur
+    often."""
+    model, layer = make_layer(rng, make_setup(kind, inputs, labels, fan_in), kind)
+    for array in (layer.weights.values, layer.bias.values):
+        array[:] = rng.integers(-1, 2, array.shape)
+    model.arrays["output.weights"] = layer.original(layer.weights.values).astype(np.float64)
+    model.arrays["output.bias"] = layer.bias.values.astype(np.float64)
+    return model, layer, rng.integers(-1, 2, (batch, inputs)).astype(np.float32)
+
+
 def near(a, b, room, usual=1e-30):
     """|a - b| against the largest |b|, or what is usual where all are smaller; NaN is far from
     everything."""

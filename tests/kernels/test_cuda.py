@@ -15,7 +15,15 @@ import test_choose
 import test_dense
 import test_linear
 import test_replace
-from kernel_layers import check_steps, make_batch, make_layer, make_setup, near, trained
+from kernel_layers import (
+    check_steps,
+    make_batch,
+    make_layer,
+    make_layer_with_ties,
+    make_setup,
+    near,
+    trained,
+)
 
 from fanin import kernels
 from fanin.backends.arrays import new_sources
@@ -241,15 +249,7 @@ def test_dense_layers(shape, relu):
 )
 def test_top_k_ties_go_to_the_lower_id(kind, batch, labels, k, own_ids):
     rng = np.random.default_rng(k)
-    inputs = 6
-    setup = make_setup(kind, inputs, labels, 3)
-    model, layer = make_layer(rng, setup, kind)
-    # Whole numbers, and few of them: sums are exact, and most scores occur often.
-    for array in (layer.weights.values, layer.bias.values):
-        array[:] = rng.integers(-1, 2, array.shape)
-    model.arrays["output.weights"] = layer.original(layer.weights.values).astype(np.float64)
-    model.arrays["output.bias"] = layer.bias.values.astype(np.float64)
-    x = rng.integers(-1, 2, (batch, inputs)).astype(np.float32)
+    model, layer, x = make_layer_with_ties(rng, kind, batch, 6, labels, 3)
     label_ids = np.arange(labels) if own_ids else rng.permutation(labels)
     scores, ids = kernels.top_k(
         *(x, layer.weights.values, layer.bias.values, k),

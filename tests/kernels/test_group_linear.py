@@ -23,7 +23,7 @@ class Layer:
     def __init__(self, rng, inputs, labels, fan_in, group_size, dtype, index):
         rows = -(-labels // group_size)
         self.indices = rng.integers(0, inputs, (rows, fan_in)).astype(index)
-        self.of_labels = self.indices.repeat(group_size, axis=0)[:labels]
+        self.indices_of_labels = self.indices.repeat(group_size, axis=0)[:labels]
         self.weights = rng.standard_normal((labels, fan_in)).astype(dtype)
         self.bias = rng.standard_normal(labels).astype(dtype)
         self.group_size = group_size
@@ -38,12 +38,12 @@ def check(rng, layer, batch, inputs, threads):
     out = np.full((batch, labels), np.nan, dtype)
     options = {"group_size": layer.group_size, "threads": threads}
     kernels.fan_in_linear(x, layer.indices, layer.weights, layer.bias, out=out, **options)
-    right = reference.scores(x, layer.of_labels, layer.weights, layer.bias)
+    right = reference.scores(x, layer.indices_of_labels, layer.weights, layer.bias)
     assert not np.isnan(out).any()
     assert np.abs(out - right).max(initial=0) <= 8 * ROUNDING[dtype] * (fan_in + 8)
 
     got = kernels.fan_in_linear_backward(grad, x, layer.indices, layer.weights, **options)
-    expected = reference.gradients(grad, x, layer.of_labels, layer.weights)
+    expected = reference.gradients(grad, x, layer.indices_of_labels, layer.weights)
     for a, b, terms in zip(got, expected, (labels * fan_in, batch, batch), strict=True):
         assert a.shape == b.shape
         assert np.abs(a - b).max(initial=0) <= 8 * ROUNDING[dtype] * (8 + terms)

@@ -7,7 +7,12 @@ import threading
 
 import numpy as np
 import pytest
-from kernel_layers import INSTRUCTION_SETS, KINDS, make_layer, make_setup, near
+from kernel_layers import (
+    INSTRUCTION_SETS,
+    KINDS,
+    make_layer_with_ties,
+    near,
+)
 
 from fanin import kernels
 
@@ -31,13 +36,7 @@ def test_top_k_among_many_ties(instruction_set, kind):
         # The kernels have narrower rows of features for up to 1, 4, 8 and 16 instances.
         *((batch, 60, 700, 43, 7) for batch in (1, 2, 4, 5, 8, 9, 16, 17)),
     ):
-        setup = make_setup(kind, inputs, labels, fan_in)
-        model, layer = make_layer(rng, setup, kind)
-        for array in (layer.weights.values, layer.bias.values):
-            array[:] = rng.integers(-1, 2, array.shape)
-        model.arrays["output.weights"] = layer.original(layer.weights.values).astype(np.float64)
-        model.arrays["output.bias"] = layer.bias.values.astype(np.float64)
-        x = rng.integers(-1, 2, (batch, inputs)).astype(np.float32)
+        model, layer, x = make_layer_with_ties(rng, kind, batch, inputs, labels, fan_in)
         scores = model.scores(x)
         for threads in (0, 1, 3):
             values, ids = kernels.top_k(
@@ -60,13 +59,7 @@ def test_ids_of_labels_decide_ties(instruction_set, kind):
         (5, 4, 50, 3, 50),
         *((batch, 60, 1500, 43, 7) for batch in (1, 2, 4, 5, 8, 9, 16, 17)),
     ):
-        setup = make_setup(kind, inputs, labels, fan_in)
-        model, layer = make_layer(rng, setup, kind)
-        for array in (layer.weights.values, layer.bias.values):
-            array[:] = rng.integers(-1, 2, array.shape)
-        model.arrays["output.weights"] = layer.original(layer.weights.values).astype(np.float64)
-        model.arrays["output.bias"] = layer.bias.values.astype(np.float64)
-        x = rng.integers(-1, 2, (batch, inputs)).astype(np.float32)
+        model, layer, x = make_layer_with_ties(rng, kind, batch, inputs, labels, fan_in)
         label_ids = rng.permutation(labels).astype(np.int32)
         scores = np.empty((batch, labels))
         scores[:, label_ids] = model.scores(x)

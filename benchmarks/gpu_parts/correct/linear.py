@@ -56,12 +56,11 @@ class Linear:
     def arrays(self, bench: Bench) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Features, indices, weights, bias."""
         inputs, labels = self.setup.inputs, self.setup.labels
-        shape = (labels, connections_per_label(self.setup))
-        rows = -(-labels // self.group_size) if self.group_size else labels
+        shapes = self.setup.array_shapes()
         return (
             bench.normal(self.batch, inputs, dtype=self.dtype),
-            bench.integers(0, inputs, rows, shape[1]).to(self.index),
-            bench.normal(*shape, dtype=self.dtype),
+            bench.integers(0, inputs, *shapes["output.indices"]).to(self.index),
+            bench.normal(*shapes["output.weights"], dtype=self.dtype),
             bench.normal(labels, dtype=self.dtype),
         )
 

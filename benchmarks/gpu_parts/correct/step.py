@@ -48,11 +48,9 @@ def random_layer(
     match setup.output:
         case Dense():
             return bench.normal(labels, inputs), None, None
-        case FixedFanIn():
-            indices = bench.integers(0, inputs, labels, count).to(index)
-            return bench.normal(labels, count), indices, None
-        case GroupedFanIn():
-            indices = bench.integers(0, inputs, setup.output.groups(labels), count).to(index)
+        case FixedFanIn() | GroupedFanIn():
+            rows, _ = setup.array_shapes()["output.indices"]
+            indices = bench.integers(0, inputs, rows, count).to(index)
             return bench.normal(labels, count), indices, None
     connections = labels * count
     of_labels = bench.integers(0, labels, connections).sort().values

@@ -84,12 +84,12 @@ FANIN_FN void spread_block(const W *weights, int64_t inputs, int labels, const L
 
 // Gradients of weights, and the optimiser with them. features: [batch, inputs] as the caller has
 // them, so that a vector holds neighbouring inputs and nothing has to be summed across it. grads:
-// [groups][kBlock][32], which other lanes have written; pitch: from one group to the next. at: the
-// first weight; end: the size of the arrays.
+// [groups][kBlock][32], which other lanes have written. at: the first weight; end: the size of the
+// arrays.
 template <int Vectors, class W, class M>
 FANIN_FN void update_columns(const Optimizer &a, W *weights, M *m, M *v, int64_t at, int64_t end,
                              int64_t inputs, int labels, const float *features, int64_t batch,
-                             const float *grads, int64_t pitch, int count) {
+                             const float *grads, int count) {
   constexpr int chunk = Chunk<float>::size;
   typedef decltype(Chunk<float>::v) Columns;
   // The weights of the next block arrive while this one is worked on.
@@ -106,7 +106,7 @@ FANIN_FN void update_columns(const Optimizer &a, W *weights, M *m, M *v, int64_t
   FANIN_UNROLL_FEW
   for (int64_t b = 0; b < batch; ++b) {
     const float *const row = features + b * inputs;
-    const float *const grad = grads + b / kLanes * pitch + b % kLanes;
+    const float *const grad = grads + b / kLanes * kBlock * kLanes + b % kLanes;
     Columns x[Vectors];
     FANIN_UNROLL
     for (int i = 0; i < Vectors; ++i) x[i] = load_chunk<float>(row + i * chunk, count).v;
@@ -138,17 +138,17 @@ FANIN_FN void update_columns(const Optimizer &a, W *weights, M *m, M *v, int64_t
 template <class W, class M>
 FANIN_FN void update_block(const Optimizer &a, W *weights, M *m, M *v, int64_t at, int64_t end,
                            int64_t inputs, int labels, const float *features, int64_t batch,
-                           const float *grads, int64_t pitch = kBlock * kLanes) {
+                           const float *grads) {
   constexpr int chunk = Chunk<float>::size, wide = kInputVectors * chunk;
   int64_t i = 0;
   FANIN_ROLLED
   for (; i + wide <= inputs; i += wide)
     update_columns<kInputVectors>(a, weights, m, v, at + i, end, inputs, labels, features + i,
-                                  batch, grads, pitch, chunk);
+                                  batch, grads, chunk);
   FANIN_ROLLED
   for (; i < inputs; i += chunk)
     update_columns<1>(a, weights, m, v, at + i, end, inputs, labels, features + i, batch, grads,
-                      pitch, int(smaller<int64_t>(chunk, inputs - i)));
+                      int(smaller<int64_t>(chunk, inputs - i)));
 }
 
 // The labels of a block are unrolled, and the loss would be inlined for each of them.

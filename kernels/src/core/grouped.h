@@ -25,8 +25,8 @@ struct GroupScratch {
         grads(rows + lane_groups * pitch_of(fan_in) * kLanes) {}
 };
 
-// What is fetched beside the products, a little beside each block of sums: the memory would be idle
-// then, and where all was fetched just before it is needed, all waited for it.
+// What is fetched beside the products, a little beside each block of sums. The memory is idle
+// during the products; without this, the step would wait for it between them.
 //
 // Weights and moments of the next group.
 template <class W, class M>
@@ -92,6 +92,7 @@ FANIN_FN void step_group(const TrainedLayer<I, W, M> &layer, const I *indices, c
   const int64_t lane_groups = layer.groups(), fan_in = layer.fan_in;
   const int labels = int(end - first);
   const int64_t begin = first * fan_in, weight_count = labels * fan_in;
+  // A third of the next weights beside each of the three products, the rest beside the last.
   WeightsAhead<W, M> later(layer, end, labels);
   const float *const weights = as_float(layer.weights + begin, weight_count, scratch.weights);
   for (int64_t group = 0; group < lane_groups; ++group) {

@@ -113,7 +113,7 @@ FANIN_FN Lanes<T, N> fma(W w, Lanes<T, N> a, Lanes<T, N> b) {
   for (int i = 0; i < a.count; ++i) b.v[i] += w * a.v[i];
   return b;
 }
-// Vector by vector: of whole groups of lanes, GCC also stored what it had loaded on the stack.
+// Vector by vector: GCC stores a whole group of lanes on the stack after it has loaded it.
 template <class W, class T, int N>
 FANIN_FN void add_to(T *row, W w, const Lanes<T, N> &a) {
   constexpr int width = VectorOf<T>::width;

@@ -107,7 +107,7 @@ FANIN_FN V add_across(V a, std::index_sequence<J...> columns) {
 }
 
 // The vectors First, First + D, First + 2 D, ... of a group of lanes, added up: halves to halves.
-// (A copy of the lanes that was summed in place, GCC made through memory.)
+// (A copy of the lanes, summed in place, would go through memory with GCC.)
 template <int D, int First, class T>
 FANIN_FN Vector<T> sum_vectors(const Lanes<T> &a) {
   if constexpr (D == Lanes<T>::count)

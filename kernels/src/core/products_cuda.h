@@ -44,10 +44,10 @@ constexpr int kProductRows = 16, kProductColumns = 8, kProductDepth = 8;
 // sum_column(i)). Along the depth a thread has two places, the same in both matrices; which of the
 // 8 each stands for is free.
 FANIN_FN int quad() { return thread_id() / 4; }
-FANIN_FN int of_quad() { return thread_id() % 4; }
+FANIN_FN int quad_lane() { return thread_id() % 4; }
 FANIN_FN int left_row(int i) { return quad() + i % 2 * 8; }
 FANIN_FN int right_column() { return quad(); }
-FANIN_FN int sum_column(int i) { return of_quad() * 2 + i % 2; }
+FANIN_FN int sum_column(int i) { return quad_lane() * 2 + i % 2; }
 
 // This thread's elements of a matrix, in two parts each.
 template <int Count>

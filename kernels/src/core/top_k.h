@@ -42,9 +42,10 @@ struct Best {
 
   // memory: as memory.h lays it out, aligned to a cache line. seen: how many labels were offered
   // before.
-  FANIN_FN Best(char *memory, int64_t wanted, int64_t seen = 0, const int32_t *of_labels = nullptr)
+  FANIN_FN Best(char *memory, int64_t wanted, int64_t seen = 0,
+                const int32_t *ids_of_labels = nullptr)
       : k(wanted),
-        label_ids(of_labels),
+        label_ids(ids_of_labels),
         ids(reinterpret_cast<int64_t *>(memory)),
         scores(reinterpret_cast<float *>(ids + kLanes * k)),
         thresholds(scores + kLanes * k),

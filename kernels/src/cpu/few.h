@@ -100,7 +100,7 @@ FANIN_OUTLINED void offer_to_few(const ScoredLayer<I, W> &layer, int64_t first, 
 
 // Labels that share their sources --------------------------------------------------------------
 
-constexpr int64_t kFewOfGroups = 8;  // with more instances, whole lane groups are faster
+constexpr int64_t kFewInstances = 8;  // with more instances, whole lane groups are faster
 
 // Offers the labels from first to end - 1, which are one group. features: [lanes][inputs].
 // gathered: scratch, [lanes][fan_in].
@@ -113,7 +113,7 @@ FANIN_OUTLINED void offer_group_to_few(const ScoredLayer<I, W> &layer, const I *
   for (int lane = 0; lane < lanes; ++lane)
     for (int64_t k = 0; k < fan_in; ++k)
       gathered[lane * fan_in + k] = features[lane * layer.inputs + indices[k]];
-  alignas(64) float scores[kFewOfGroups][chunk], row[kLanes] = {};
+  alignas(64) float scores[kFewInstances][chunk], row[kLanes] = {};
   for (int64_t label = first; label < end; label += chunk) {
     const int count = int(smaller<int64_t>(chunk, end - label));
     const Chunk<float> bias =

@@ -21,7 +21,7 @@ constexpr int64_t kScoredLabels = 512;
 template <class F>
 void with_lanes(const TopKCall &c, const F &f) {
   const bool by_label = c.indices && !c.tile_labels && !c.group_size;
-  if (c.group_size && c.batch <= kFewOfGroups)
+  if (c.group_size && c.batch <= kFewInstances)
     f(std::integral_constant<int, 1>());
   else if (c.tile_labels && in_halves(c.inputs, c.labels))
     f(std::integral_constant<int, kHalf>());

@@ -25,7 +25,7 @@ FANIN_FN void spread_sources(const LabelGroup<I, W> &group, int first, const flo
   float sums[kColumnBlocks][4] = {};
   FANIN_ROLLED
   for (int k = 0; k < group.labels; k += kProductDepth) {
-    const int at = k + 2 * of_quad();
+    const int at = k + 2 * quad_lane();
     const Parts<4> left =
         left_parts([&](int row, int place) { return group.weight(at + place, first + row); });
     FANIN_UNROLL
@@ -38,7 +38,7 @@ FANIN_FN void spread_sources(const LabelGroup<I, W> &group, int first, const flo
   for (int half = 0; half < 2; ++half) {
     const int k = first + left_row(half);
     if (k >= group.fan_in) continue;
-    float *const row = targets + size_t(group.indices[k]) * kLanes + of_quad() * 4;
+    float *const row = targets + size_t(group.indices[k]) * kLanes + quad_lane() * 4;
     FANIN_UNROLL
     for (int n = 0; n < kColumnBlocks; n += 2)
       add_four(row + n * 8, sums[n][half * 2], sums[n][half * 2 + 1], sums[n + 1][half * 2],
@@ -58,7 +58,7 @@ FANIN_FN void update_labels(const TrainedLayer<I, W, M> &layer, const LabelGroup
     const float *const rows = grads + int64_t(lane_group) * group_rows + first * kPitch;
     FANIN_ROLLED
     for (int b = 0; b < kLanes; b += kProductDepth) {
-      const auto instance = [&](int place) { return b + of_quad() + 4 * place; };
+      const auto instance = [&](int place) { return b + quad_lane() + 4 * place; };
       const Parts<4> left =
           left_parts([&](int row, int place) { return rows[row * kPitch + instance(place)]; });
       FANIN_UNROLL

@@ -116,7 +116,7 @@ FANIN_FN void score_labels(const LabelGroup<I, W> &group, const Squares &squares
     const float *const square = squares.square(group, lane_group, chunk);
     FANIN_ROLLED
     for (int k = 0; k < group.sources_of(chunk); k += kProductDepth) {
-      const int at = k + 2 * of_quad();
+      const int at = k + 2 * quad_lane();
       const Parts<4> left = left_parts([&](int row, int place) {
         return group.weight(first + row, chunk * kLanes + at + place);
       });

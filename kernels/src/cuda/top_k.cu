@@ -75,8 +75,8 @@ __global__ void __launch_bounds__(kFewWarps *kLanes, 2)
   });
 }
 
-// One block, of one warp, for each instance of the group. Should an id stand in two lists, which is
-// an error that nobody has looked for, all threads still agree on one of them.
+// One block, of one warp, for each instance of the group. That no id stands in two lists is not
+// checked; if one does, all threads still agree on one of the lists.
 __global__ void merge_kernel(char *lists, int64_t list_size, const int64_t *counts,
                              int64_t list_count, int64_t k, int64_t *ids, float *values) {
   int32_t *const used = dynamic_shared_memory<int32_t>();  // of each list; a thread's own ones

@@ -322,6 +322,7 @@ def test_the_installed_backend_is_chosen(monkeypatch):
         ({"group_size": 7}, r"group_size must be in 8\.\.64, got 7"),
         ({"group_size": 8, "fan_in": None}, "is for labels with a fixed fan-in; set fan_in"),
         ({"grouping": "size"}, "grouping must be one of random, frequency, meaning, sources"),
+        ({"grouping": "random"}, "grouping 'random' is for labels that share their sources; set"),
         (
             {"group_size": 8, "grouping": "sources", "intermediate": 64},
             "grouping='sources' is for sources that are chosen by the data, and here they are",

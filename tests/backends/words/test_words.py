@@ -11,6 +11,7 @@ import words_reference
 from fanin.backends.choosing import log_odds
 from fanin.backends.words import model as model_module
 from fanin.backends.words import pairs as pairs_module
+from fanin.backends.words.estimate import words_kept_bytes
 from fanin.backends.words.fitting import CALL_INSTANCES, SQUARES, START, start, steps_of, train
 from fanin.backends.words.model import OneVersusRest, blocks_of
 from fanin.backends.words.pairs import best_pairs, inverse_lengths, pairs_of_positives
@@ -299,3 +300,16 @@ def test_blocks(labels, threads):
     blocks, size = blocks_of(labels, threads)
     assert (blocks - 1) * size < labels <= blocks * size
     assert size <= 8192
+
+
+@pytest.mark.parametrize("growths", [0, 1, 2, 3])
+def test_kept_bytes_are_those_of_the_models_that_early_stopping_keeps(growths):
+    recipe = OneVersusRestRecipe(growths=growths, epochs=1, first_share=0.25)
+    setup = OneVersusRestSetup(INPUTS, LABELS, 8)
+    passes = [model.pair_count for model, _ in train(setup, recipe, X, Y, 0)]
+    kept = words_kept_bytes(setup, recipe, early_stopping=True)
+    # While pairs are added for the last time, the model of the pass before may be the best.
+    earlier = passes[growths - 2] if growths > 1 else 0
+    assert passes[-1] == setup.most_pairs
+    last = words_kept_bytes(setup, recipe, early_stopping=False)
+    assert kept - last == pytest.approx(last * earlier / passes[-1], rel=0.05)

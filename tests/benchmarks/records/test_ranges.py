@@ -107,6 +107,7 @@ def complaint(tmp_path: Path, text: str) -> str:
         ("machine.memory_bytes", 1e300, "machine.memory_bytes: Input should be a valid integer"),
         ("task.epochs", 3, "history has 4 epochs, and the task 3"),
         ("task.schedule", "linear", "history has 4 epochs, and the task 100"),
+        ("task.schedule", "cosine", "history has 4 epochs, and the task 100"),
         ("task.learning_rate", 1e308, "task.learning_rate: Input should be less than"),
         ("task.seed", 10**400, "task.seed: Input should be less than"),
         ("task.architecture", [], "task.architecture: Input should be 'dense'"),

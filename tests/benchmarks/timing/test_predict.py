@@ -27,4 +27,5 @@ def test_the_command_writes_a_result_file(tmp_path):
     assert "2,000 labels, 64 inputs" in predict_introduction(times)
     line = predict_table(times).markdown().split("\n")[-1]
     assert f"{1e3 * median(times.seconds[32]) / 32:.2f}" in line
+    assert predict_introduction(times) in done.stdout
     assert predict_table(times).terminal() in done.stdout

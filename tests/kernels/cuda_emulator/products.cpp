@@ -17,7 +17,7 @@ __global__ void product_kernel(const float *left, const float *right, float *out
       float sums[4] = {};
       for (int k = 0; k < depth; k += kProductDepth) {
         const auto at = [&](int place) {
-          return k + (apart ? of_quad() + 4 * place : 2 * of_quad() + place);
+          return k + (apart ? quad_lane() + 4 * place : 2 * quad_lane() + place);
         };
         const Parts<4> l =
             left_parts([&](int i, int place) { return left[(row + i) * depth + at(place)]; });
