@@ -97,8 +97,8 @@ class Task(TaskKeys):
                 )
         if self.head_connectivity and not self.head_fraction:
             raise ValueError(
-                f"head_connectivity {self.head_connectivity} is for frequent labels with a layer of "
-                "their own; set head_fraction"
+                f"head_connectivity {self.head_connectivity} is for frequent labels that have a "
+                "layer of their own; set head_fraction"
             )
         if self.head_fraction and self.rewire_towards != "random":
             raise ValueError(
