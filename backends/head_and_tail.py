@@ -30,10 +30,14 @@ class HeadAndTail(ConnectionKind):
 
     def check(self, inputs: int) -> None:
         checks.whole("head_labels", self.head_labels, 1)
-        for name, kind in ((HEAD, self.head), (TAIL, self.tail)):
+        for name, kind in zip((HEAD, TAIL), self.kinds, strict=True):
             if isinstance(kind, HeadAndTail):
                 raise ValueError(f"the {name} must be one output layer, got {kind}")
             kind.check(inputs)
+
+    @property
+    def kinds(self) -> tuple[ConnectionKind, ...]:
+        return (self.head, self.tail)
 
     def parts(self, labels: int) -> tuple[Part, ...]:
         if self.head_labels >= labels:

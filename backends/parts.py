@@ -53,6 +53,9 @@ class FusedParts(FusedExecutor):
     def _owner(self, name: str) -> tuple[Part, FusedExecutor]:
         return next(each for each in self._parts if each[0].owns(name))
 
+    def rewire(self, part: Part, fraction: float, seed: int) -> int | None:
+        return self._owner(part.weights)[1].rewire(part, fraction, seed)
+
     def is_transposed(self, name: str) -> bool:
         if any(part.owns(name) for part, _ in self._parts):
             part, executor = self._owner(name)

@@ -34,7 +34,7 @@ def looks_at_data(recipe: Recipe, kind: ConnectionKind = Dense()) -> bool:  # no
     `starting_arrays`, or the clusters of an auxiliary loss."""
     return (
         bool(kind.group_size and recipe.grouping != "random")
-        or len(kind.parts(2**31)) > 1
+        or len(kind.kinds) > 1
         or recipe.connections != "random"
         or recipe.feature_scaling != "none"
         or recipe.feature_dictionary != "none"
@@ -157,7 +157,7 @@ def _layer_arrays(
 def dictionary_fan_in(kind: ConnectionKind) -> int | None:
     """The fan-in that a dictionary is for: of the last output layer that has one; None where none
     has."""
-    fan_ins = [part.kind.fan_in for part in kind.parts(2**31) if part.kind.fan_in]
+    fan_ins = [each.fan_in for each in kind.kinds if each.fan_in]
     return fan_ins[-1] if fan_ins else None
 
 

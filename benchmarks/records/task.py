@@ -100,11 +100,6 @@ class Task(TaskKeys):
                 f"head_connectivity {self.head_connectivity} is for frequent labels that have a "
                 "layer of their own; set head_fraction"
             )
-        if self.head_fraction and self.rewire_towards != "random":
-            raise ValueError(
-                f"rewire_towards {self.rewire_towards!r} is for one output layer, and here are a "
-                "head and a tail, which are not rewired; use 'random'"
-            )
         if self.grouping != PAPER.grouping and not self.group_size:
             raise ValueError(
                 f"grouping {self.grouping!r} is for labels that share their sources; set group_size"
