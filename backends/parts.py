@@ -53,7 +53,7 @@ class FusedParts(FusedExecutor):
     def _owner(self, name: str) -> tuple[Part, FusedExecutor]:
         return next(each for each in self._parts if each[0].owns(name))
 
-    def rewire(self, part: Part, fraction: float, seed: int) -> int | None:
+    def rewire(self, part: Part, fraction: float, seed: int) -> int:
         return self._owner(part.weights)[1].rewire(part, fraction, seed)
 
     def is_transposed(self, name: str) -> bool:

@@ -233,8 +233,17 @@ def output_layer(trainer: Trainer, part: Part) -> tuple[OutputLayer, np.ndarray 
 
     def own_best(features: np.ndarray, k: int) -> np.ndarray:
         read, threads = trainer.transform.apply(features, trainer.threads), trainer.threads
-        connections = {"indices": indices, "group_size": part.kind.group_size}
-        return top_k(read, weights, bias, k, **connections, label_ids=order, threads=threads)[1]
+        _, ids = top_k(
+            read,
+            weights,
+            bias,
+            k,
+            indices=indices,
+            group_size=part.kind.group_size,
+            label_ids=order,
+            threads=threads,
+        )
+        return ids
 
     layer = OutputLayer(
         indices=indices,

@@ -10,12 +10,13 @@ from typing import Any
 
 from pydantic import ValidationInfo, model_validator
 
+from fanin.backends.head_and_tail import with_head
 from fanin.backends.interface import Storage
 from fanin.backends.optimizer import ADAM, Optimizer, check_row_moments
 from fanin.backends.recipes import PAPER, Recipe
 from fanin.backends.setup import LayerSetup
-from fanin.backends.starting import atoms_of
-from fanin.benchmarks.records.architecture import keys_of_best, model_slug, output_kind, with_head
+from fanin.backends.starting import atoms_of, dictionary_fan_in
+from fanin.benchmarks.records.architecture import keys_of_best, model_slug, output_kind
 from fanin.benchmarks.records.task_keys import TaskKeys
 from fanin.datasets import canonical_name
 from fanin.datasets.folder import SVD512
@@ -172,7 +173,7 @@ class Task(TaskKeys):
             self.intermediate,
             self.loss_fn,
             scaled=self.feature_scaling != "none",
-            atoms=atoms_of(self.recipe_values, inputs, labels, self.connectivity),
+            atoms=atoms_of(self.recipe_values, inputs, labels, dictionary_fan_in(output)),
             sparse_features=sparse_features,
         )
 
