@@ -181,7 +181,7 @@ class Task(TaskKeys):
     def departures(self) -> tuple[str, ...]:
         """The recipe where it is not the paper's, and hyper-parameters that differ from its own, as
         `dropout=0.2`, by name."""
-        sizes = {"connectivity", "group_size", "intermediate"}
+        sizes = {"connectivity", "group_size", "intermediate", "head_fraction", "head_connectivity"}
         named = {"dataset", "features", "architecture", "repeat", *sizes}
         own = self.model_dump(include=(named | {"recipe"}) - {"repeat"})
         usual = type(self).model_validate(own)
@@ -207,9 +207,13 @@ class Task(TaskKeys):
     @property
     def setup_name(self) -> str:
         """What a command calls its setup, whatever else departs from the defaults: `ffi-32-16384`,
-        `ffi-32-g16` in groups of 16 labels."""
+        `ffi-32-g16` in groups of 16 labels, `ffi-32-h0.1` with a dense head of a tenth of the
+        labels, `ffi-32-h0.1x64` where it has 64 connections a label."""
         group = f"g{self.group_size}" if self.group_size else None
-        sizes = (str(n) for n in (self.connectivity, group, self.intermediate) if n)
+        head = f"h{self.head_fraction:g}" if self.head_fraction else None
+        if self.head_connectivity:
+            head = f"{head}x{self.head_connectivity}"
+        sizes = (str(n) for n in (self.connectivity, group, head, self.intermediate) if n)
         return "-".join([self.model_name, *sizes])
 
     @property

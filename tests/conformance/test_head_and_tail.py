@@ -20,7 +20,7 @@ from fanin.backends.registry import make_trainer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import atoms_of, starting_arrays
 from fanin.backends.training import Schedule, rewire, rewiring_seed, train_epoch
-from fanin.datasets import Batches
+from fanin.datasets import Batch, Batches
 
 HEAD = 20
 PAIRS = [
@@ -136,3 +136,23 @@ def test_each_layer_has_random_numbers_of_its_own(framework):
     assert (head.sources[common[0]] == tail.sources[common[1]]).mean() < 0.3
     assert (head.layer, tail.layer) == ("head", "tail")
     assert trainer.rewire(0.5, 2**64 - 1) > 0
+
+
+@pytest.mark.parametrize(
+    ("instances", "label_ids", "message"),
+    [
+        ([0, 1], [1, 100], r"positive_labels\[1\] is 100, out of range for 100 labels"),
+        ([0, 1], [-1, 3], r"positive_labels\[0\] is -1, out of range for 100 labels"),
+        ([0, 4], [1, 2], r"positive_instances\[1\] is 4, out of range for a batch of 4"),
+        ([-2, 0], [1, 2], r"positive_instances\[0\] is -2, out of range for a batch of 4"),
+    ],
+)
+@each_pair
+def test_refused_positives_change_neither_layer(framework, setup, instances, label_ids, message):
+    trainer = make_trainer(framework, setup, starting(setup, 0), device="cpu", execution="fused")
+    before = trainer.weights()
+    positives = np.array(instances, np.int32), np.array(label_ids, np.int64)
+    with pytest.raises(ValueError, match=message):
+        trainer.train([Batch(x[:4], *positives)], 1e-2)
+    for name, array in trainer.weights().items():
+        np.testing.assert_array_equal(array, before[name], name)

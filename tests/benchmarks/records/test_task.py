@@ -145,6 +145,12 @@ class TestTasks:
                 ('{"defaults": {"dataset": "d", "features": "f", "connectivity": 8}, '
                  f'"tasks": [{{"architecture": "{architecture}", {keys}}}]}}', message)
                 for architecture, keys, message in (
+                    ("stratified", '"head_fraction": 1', "head_fraction: .*less than 1"),
+                    ("stratified", '"head_fraction": -0.1', "head_fraction: .*or equal to 0"),
+                    ("stratified", '"head_fraction": 0.1, "head_connectivity": 0',
+                     "head_connectivity: .*greater than or equal to 1"),
+                    ("stratified", '"head_connectivity": 8',
+                     "head_connectivity 8 is for frequent labels .*set head_fraction"),
                     ("stratified", '"group_size": 7', "group_size: .*greater than or equal to 8"),
                     ("stratified", '"group_size": 65', "group_size: .*less than or equal to 64"),
                     ("sparse", '"group_size": 8', "group_size 8 needs architecture 'stratified'"),
