@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from fakes import make_task
@@ -21,7 +22,7 @@ class TestTasks:
         entries = json.loads(path.read_text())["tasks"]
         assert len({t.slug for t in tasks}) == len(tasks) == len(entries)
         if name != "recipes/ablations":  # which is for any data set
-            table = name.removesuffix("-ablations").removesuffix("-grouped")
+            table = re.sub("-(ablations|grouped|heads)$", "", name)
             assert {f"{t.dataset}/{t.features}" for t in tasks} == {table}
 
     def test_files_of_a_data_set(self):
