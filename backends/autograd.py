@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fanin.backends.interface import Device, DeviceArray, Features
-from fanin.backends.kinds import ConnectionKind
+from fanin.backends.kinds import ORDER, ConnectionKind, Part
+from fanin.backends.label_order import LabelOrder
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.trainer import Executor, Trained
@@ -69,22 +70,54 @@ class AutogradExecutor(Executor):
         self.setup = setup
         self.optimizer = optimizer
         self.device = device
-        self.output: Output = self.outputs[type(setup.output)](setup, device)
+        self.parts: list[tuple[Part, Output]] = [
+            (part, self.outputs[type(part.kind)](setup.layer_setup(part), device))
+            for part in setup.parts
+        ]
+        # Of several output layers: the position of each label.
+        self.positions: DeviceArray = None
+
+    @property
+    def output(self) -> Output:
+        """The only output layer."""
+        ((_, output),) = self.parts
+        return output
+
+    def output_of(self, part: Part) -> Output:
+        """One of the output layers."""
+        return next(output for own, output in self.parts if own.name == part.name)
 
     def set_connections(self, name: str, array: np.ndarray) -> None:
-        self.output.set_connections(name, array)
+        if name == ORDER and len(self.parts) > 1:
+            positions = LabelOrder.of(array).positions
+            if self.positions is None:
+                self.positions = self.device.hold(positions, "int32")
+            else:
+                self.device.write(self.positions, positions)
+            return
+        part, output = self._owner(name)
+        output.set_connections(part.inside(name), array)
 
     def connections(self, name: str) -> np.ndarray:
-        return self.output.connections(name)
+        if name == ORDER and len(self.parts) > 1:
+            return LabelOrder.of(self.device.read(self.positions)).positions.astype(np.int32)
+        part, output = self._owner(name)
+        return output.connections(part.inside(name))
+
+    def _owner(self, name: str) -> tuple[Part, Output]:
+        return next(each for each in self.parts if each[0].owns(name))
 
     def connection_bytes(self) -> int:
-        return sum(map(self.device.bytes, self.output.arrays.values()))
+        arrays = [array for _, output in self.parts for array in output.arrays.values()]
+        if self.positions is not None:
+            arrays.append(self.positions)
+        return sum(map(self.device.bytes, arrays))
 
     def start(self, trained: Mapping[str, Trained]) -> None:
         self.trained = trained
 
     def values(self, layer: str) -> tuple[DeviceArray, DeviceArray]:
-        """Weights and bias of the "intermediate", "output" or "auxiliary" layer."""
+        """Weights and bias of the "intermediate" or "auxiliary" layer, or of an output layer."""
         return self.trained[f"{layer}.weights"].values, self.trained[f"{layer}.bias"].values
 
     def output_features(self, features: Any) -> Any:
@@ -93,6 +126,12 @@ class AutogradExecutor(Executor):
             return features
         forward = self.sparse_forward if self.setup.sparse_features else self.forward
         return forward(features, *self.values("intermediate"))
+
+    def scores(self, outputs: Any) -> Any:
+        """[batch, labels], from what the output layer reads; in the order of the positions, where
+        labels have one."""
+        scores = [output.scores(outputs, *self.values(part.name)) for part, output in self.parts]
+        return scores[0] if len(scores) == 1 else self.joined(scores)
 
     def top_k(self, features: Features, k: int) -> np.ndarray:
         size, instances = max(1, self.most_scores // self.setup.labels), features.shape[0]
@@ -110,6 +149,10 @@ class AutogradExecutor(Executor):
     def sparse_forward(self, features: Any, weights: Any, bias: Any) -> Any:
         """Outputs [batch, units] of `intermediate.weights` [words, units] with ReLU; features: the
         framework's form of a `ByInstance`."""
+
+    @abstractmethod
+    def joined(self, scores: list[Any]) -> Any:
+        """The scores of several output layers, side by side."""
 
     @abstractmethod
     def best(self, features: Features, k: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from fanin.backends.first_layer import FirstLayer
 from fanin.backends.gradients import rewiring_bytes
 from fanin.backends.grouping import meaning_bytes, sources_bytes
 from fanin.backends.interface import FLOAT32, Execution, Storage, evaluation_block
+from fanin.backends.kinds import Part
 from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.recipes import Recipe
 from fanin.backends.registry import BACKENDS, MemoryModel
@@ -203,31 +204,56 @@ def with_choosing(
     """The estimate with the memory for choosing connections, label groups and clusters, which
     comes before the model, and for rewiring towards gradients. batch: instances of a step. threads:
     of the CPU."""
-    fan_in, group_size = setup.output.fan_in, setup.output.group_size
     training, starting = expected.training_bytes, expected.starting_bytes
     data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)
-    if cluster_count(recipe, setup.labels) or (group_size and recipe.grouping == "meaning"):
+    if cluster_count(recipe, setup.labels):
         starting = max(starting, meaning_bytes(*data, threads))
-    if fan_in is None:
-        return replace(expected, starting_bytes=starting)
-    if recipe.connections != "random":
-        choose = partial(
-            choosing_bytes, *data, fan_in, is_mapped=sizes.is_mapped, atoms=setup.atoms
-        )
-        wants_values = recipe.initial_weights == "centroid"
-        choosing = choose(wants_values=wants_values, group_size=group_size)
-        if group_size and recipe.grouping == "sources":
-            grouping = sources_bytes(setup.output_inputs, setup.labels, fan_in, threads)
-            choosing = max(choosing, choose(wants_values=True), grouping)
-        if setup.atoms:
-            learning = dictionary_bytes(setup.inputs, setup.labels, setup.atoms)
-            choosing = max(choosing, learning)
-        starting = max(starting, choosing)
     steps_per_epoch = -(-sizes.train_instances // batch)
-    if recipe.rewire_towards == "gradient" and has_rewiring(recipe, steps_per_epoch):
-        training = max(training, rewiring_bytes(*data, fan_in, setup.atoms, group_size))
+    rewires = recipe.rewire_towards == "gradient" and has_rewiring(recipe, steps_per_epoch)
+    # Of several output layers each has its own positives, a second time.
+    beside = _POSITIVE_COPIES * sizes.train_positives if len(setup.parts) > 1 else 0
+    for part in setup.parts:
+        own = (*data[:2], part.labels, data[3])
+        fan_in, group_size = part.kind.fan_in, part.kind.group_size
+        if group_size and recipe.grouping == "meaning":
+            starting = max(starting, meaning_bytes(*own, threads) + beside)
+        if fan_in is None:
+            continue
+        choosing = _choosing(recipe, setup, part, own, sizes.is_mapped, threads)
+        starting = max(starting, choosing + beside)
+        if rewires:
+            rewiring = rewiring_bytes(*own, fan_in, setup.atoms, group_size)
+            training = max(training, rewiring + beside)
     return replace(expected, training_bytes=training, starting_bytes=starting)
 
+
+def _choosing(
+    recipe: Recipe,
+    setup: LayerSetup,
+    part: Part,
+    data: tuple[int, int, int, int],
+    is_mapped: bool,
+    threads: int,
+) -> int:
+    """What choosing the connections of an output layer takes; data: instances, inputs, its labels,
+    positives."""
+    fan_in, group_size = part.kind.fan_in, part.kind.group_size
+    if recipe.connections == "random" or fan_in is None:
+        return 0
+    choose = partial(choosing_bytes, *data, fan_in, is_mapped=is_mapped, atoms=setup.atoms)
+    wants_values = recipe.initial_weights == "centroid"
+    choosing = choose(wants_values=wants_values, group_size=group_size)
+    if group_size and recipe.grouping == "sources":
+        grouping = sources_bytes(setup.output_inputs, part.labels, fan_in, threads)
+        choosing = max(choosing, choose(wants_values=True), grouping)
+    if setup.atoms:
+        learning = dictionary_bytes(setup.inputs, setup.labels, setup.atoms)
+        choosing = max(choosing, learning)
+    return choosing
+
+
+# Bytes for each positive: its label and whether it is there, by label and again by instance.
+_POSITIVE_COPIES = 2 * (4 + 1)
 
 # Arrays of int64: with a number for each training instance, while the order of an epoch is made;
 # and with five for each instance that is ranked together, while precision is computed (`metrics`).
@@ -261,12 +287,13 @@ def _fused(
 ) -> Estimate:
     weight, moment = _BYTES[options.storage.weights], _BYTES[options.storage.moments]
     kept = len(options.optimizer.keeps)
-    inner, connections = first.weights, setup.count("output.weights")
+    inner, connections = first.weights, setup.connections()
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
-    is_sorted = kind.is_sortable and sorting_pays(inputs, cpu)
+    sorted_parts = [each for each in setup.parts if each.kind.is_sortable]
+    is_sorted = bool(sorted_parts) and sorting_pays(inputs, cpu)
     sources = kind.source_bytes(inputs, labels)
-    sorting = kind.sorting_bytes(labels) if is_sorted else 0
+    sorting = sum(each.kind.sorting_bytes(each.labels) for each in sorted_parts if is_sorted)
 
     groups = -(-options.batch // LANES)
     block = evaluation_block(setup.output_inputs)
@@ -283,12 +310,12 @@ def _fused(
     step += 2 * options.batch * 4 * (setup.intermediate or 0)
     predict = 2 * block * 4 * inputs + options.threads * tile
     # The best weights are written array by array; some in another form.
-    copied = 4 * connections if kind.operations == "sparse" else 0
+    copied = 4 * setup.connections("sparse")
     if options.storage.weights != "float32":
         copied = 4 * max(inner, connections)
 
     # A dense layer's weights on their way into the framework; the moments are made after that.
-    dense = connections if kind.operations == "dense" else 0
+    dense = setup.connections("dense")
     moments = (first.moments + kept * connections) * moment + 4 * first.row_moments
     made = dense if setup.sparse_features else max(inner, dense)
 
@@ -316,20 +343,23 @@ def _fused(
 
 
 def _flops(setup: LayerSetup, first: FirstLayer, options: TrainingOptions) -> int:
-    products = 3 * (first.products + setup.count("output.weights"))
+    products = 3 * (first.products + setup.connections())
     return 2 * options.batch * (products + _transform_values(setup))
 
 
 def _autograd(
     setup: LayerSetup, first: FirstLayer, memory: MemoryModel, options: TrainingOptions
 ) -> Estimate:
-    connections = setup.count("output.weights")
+    connections = setup.connections()
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
-    structure = kind.source_bytes(inputs, labels) + kind.order_bytes(inputs, labels)
-    if kind.operations == "sparse":  # in the framework's form, not in that of the kernels
-        structure = connections * memory.sparse_index_bytes
-        structure += memory.sparse_starts_bytes * (labels + 1)
+    structure = kind.order_bytes(inputs, labels)
+    for part in setup.parts:
+        if part.kind.operations == "sparse":  # in the framework's form, not in that of the kernels
+            structure += setup.connections("sparse") * memory.sparse_index_bytes
+            structure += memory.sparse_starts_bytes * (part.labels + 1)
+        else:
+            structure += part.kind.source_bytes(inputs, part.labels)
     others = 4 * (connections + biases)  # than the weights of the first layer
     trained = 4 * first.weights + others
     kept = len(options.optimizer.keeps)

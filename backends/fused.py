@@ -20,12 +20,14 @@ import scipy.sparse as sp
 
 from fanin.backends.auxiliary import CLUSTER_LAYER, WEIGHTS, AuxiliaryStep
 from fanin.backends.interface import Device, DeviceArray, Features, TrainingBatch
-from fanin.backends.kinds import slot_dtype
+from fanin.backends.kinds import Part, slot_dtype
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance, by_instance, tensors
 from fanin.backends.trainer import Executor, Trained
 from fanin.kernels import Words, by_words, sorting_pays
+
+OUTPUT_SEED, INTERMEDIATE_SEED, AUXILIARY_SEED, TAIL_SEED = range(4)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class FusedExecutor(Executor):
         self.setup = setup
         self.optimizer = optimizer
         self.device = device
+        # Labels of the whole model, which the loss is a mean over; 0 for those of the setup.
+        self.mean_labels = 0
+        # Of stochastic rounding: each layer has random numbers of its own.
+        self.output_seed = OUTPUT_SEED
+        self.wants_grad = setup.intermediate is not None
         self.connection_arrays: dict[str, DeviceArray] = {}
         self.slots: DeviceArray | None = None
         # On a CPU, for its caches.
@@ -73,6 +80,13 @@ class FusedExecutor(Executor):
         else:
             self.connection_arrays[form.argument] = self.device.hold(array, form.kernel_dtype)
 
+    def set_label_ids(self, label_ids: np.ndarray) -> None:
+        """Let `best` call the label at each position so, int32 [labels]; see fanin.h."""
+        if "label_ids" in self.connection_arrays:
+            self.device.write(self.connection_arrays["label_ids"], label_ids)
+        else:
+            self.connection_arrays["label_ids"] = self.device.hold(label_ids, "int32")
+
     def connections(self, name: str) -> np.ndarray:
         argument = self.setup.index_arrays()[name].argument
         array = self.device.read(self.connection_arrays[argument])
@@ -85,17 +99,21 @@ class FusedExecutor(Executor):
         return sum(map(self.device.bytes, arrays))
 
     def start(self, trained: Mapping[str, Trained]) -> None:
+        self.start_below(trained)
         self.output = Layer(trained["output.weights"], trained["output.bias"])
-        if self.setup.intermediate:
-            weights, bias = trained["intermediate.weights"], trained["intermediate.bias"]
-            self.intermediate = Layer(weights, bias)
-        if WEIGHTS in trained:
-            self.auxiliary = Layer(*(trained[name] for name in CLUSTER_LAYER))
         if self.is_sorted:
             shape = self.setup.array_shapes()["output.weights"]
             self.slots = self.device.zeros(shape, slot_dtype(shape[1]))
             self.connection_arrays["tile_labels"] = self.device.zeros(shape, "uint16")
             self.sort(undo=False)
+
+    def start_below(self, trained: Mapping[str, Trained]) -> None:
+        """`start` for all but the output layer."""
+        if self.setup.intermediate:
+            weights, bias = trained["intermediate.weights"], trained["intermediate.bias"]
+            self.intermediate = Layer(weights, bias)
+        if WEIGHTS in trained:
+            self.auxiliary = Layer(*(trained[name] for name in CLUSTER_LAYER))
 
     @contextmanager
     def in_label_order(self) -> Iterator[None]:
@@ -130,7 +148,7 @@ class FusedExecutor(Executor):
         return self.device.number(loss)
 
     def top_k(self, features: Features, k: int) -> np.ndarray:
-        return self.best(self._output_features(tensors(features, self.device)), k)
+        return self.best(self._output_features(tensors(features, self.device)), k)[0]
 
     def _output_features(self, features: Any) -> Any:
         """What the output layer reads: the features, or the intermediate layer's outputs."""
@@ -172,7 +190,7 @@ class FusedExecutor(Executor):
         self, features: Any, batch: TrainingBatch, learning_rate: float, step: int
     ) -> tuple[Any, Any]:
         """The fused step of the output layer: the loss, and the gradient of its features where
-        there is an intermediate layer."""
+        `wants_grad`."""
 
     @abstractmethod
     def auxiliary_step(
@@ -182,8 +200,11 @@ class FusedExecutor(Executor):
         gradient of its features."""
 
     @abstractmethod
-    def best(self, features: Any, k: int) -> np.ndarray:
-        """Ids of the output layer's best labels, int64 [batch, k]."""
+    def best(self, features: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the output layer's best labels, int64 [batch, k], and their scores."""
+
+    @abstractmethod
+    def rewire(self, part: Part, fraction: float, seed: int) -> int: ...
 
     @abstractmethod
     def sort(self, undo: bool) -> None:

@@ -21,6 +21,8 @@ from fanin.backends import checks
 Operations = Literal["dense", "sparse", "fanin"]
 Shapes = dict[str, tuple[int, ...]]
 
+# What the arrays of an output layer begin with, where it is the only one.
+OUTPUT = "output"
 # The array that tells which label stands at each position of an output layer.
 ORDER = "output.order"
 # The kernels take smaller groups, but there the indices are no longer small beside the weights.
@@ -74,6 +76,47 @@ class IndexArray:
     is_order: bool = False
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of the output layers that a kind consists of.
+
+    name: of its arrays, `<name>.weights` and so on. kind: of its connections. first, labels: it has
+    so many labels, from that position on.
+    """
+
+    name: str
+    kind: ConnectionKind
+    first: int
+    labels: int
+
+    @property
+    def positions(self) -> slice:
+        return slice(self.first, self.first + self.labels)
+
+    @property
+    def weights(self) -> str:
+        """The name of its weights."""
+        return self.outside("output.weights")
+
+    @property
+    def source_array(self) -> str | None:
+        """The name of its `ConnectionKind.source_array`."""
+        inside = self.kind.source_array
+        return None if inside is None else self.outside(inside)
+
+    def owns(self, name: str) -> bool:
+        """Whether an array of the model is one of this layer's."""
+        return name.startswith(f"{self.name}.")
+
+    def inside(self, name: str) -> str:
+        """What a model of this output layer alone calls its array."""
+        return OUTPUT + name.removeprefix(self.name)
+
+    def outside(self, name: str) -> str:
+        """Undo `inside`."""
+        return self.name + name.removeprefix(OUTPUT)
+
+
 class ConnectionKind(ABC):
     """How the labels are connected to the inputs of the output layer.
 
@@ -110,6 +153,15 @@ class ConnectionKind(ABC):
     def index_arrays(self, inputs: int, labels: int) -> dict[str, IndexArray]:
         """Its arrays besides `output.weights`."""
         return {}
+
+    @property
+    def kinds(self) -> tuple[ConnectionKind, ...]:
+        """Those of the output layers that it consists of."""
+        return (self,)
+
+    def parts(self, labels: int) -> tuple[Part, ...]:
+        """These output layers, in the order of their labels' positions."""
+        return (Part(OUTPUT, self, 0, labels),)
 
     def to_kernel(self, name: str, array: np.ndarray, labels: int) -> np.ndarray:
         """One of its index arrays as the kernels read it, but of any integer type."""

@@ -131,6 +131,7 @@ def recipe_of(name: RecipeName, setup: LayerSetup) -> Recipe:
     if isinstance(setup.output, Dense):
         # More weights for a score need smaller steps: it moves by the sum of theirs.
         return replace(plain, learning_rate=2e-3)
-    if setup.output.group_size:
-        return replace(_BEST, grouping="sources")
-    return _BEST if setup.output.fan_in else plain
+    best = _BEST if any(part.kind.fan_in for part in setup.parts) else plain
+    if any(part.kind.group_size for part in setup.parts):
+        best = replace(best, grouping="sources")
+    return best

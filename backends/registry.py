@@ -67,20 +67,20 @@ class MemoryModel:
 
     def library_bytes(self, setup: LayerSetup) -> int:
         """What the libraries under the framework hold for products."""
-        operations = setup.output.operations
-        if operations == "fanin":
-            has_product = setup.intermediate is not None and not setup.sparse_features
-            intermediate = self.intermediate_library_bytes if has_product else 0
-            return self.fanin_library_bytes + intermediate
-        return self.dense_library_bytes if operations == "dense" else self.sparse_library_bytes
+        has_product = setup.intermediate is not None and not setup.sparse_features
+        held = {
+            "fanin": self.fanin_library_bytes
+            + (self.intermediate_library_bytes if has_product else 0),
+            "dense": self.dense_library_bytes,
+            "sparse": self.sparse_library_bytes,
+        }
+        return max(held[part.kind.operations] for part in setup.parts)
 
     def sparse_temporary_bytes(self, setup: LayerSetup, batch: int) -> float:
         """What the framework's sparse operations hold besides."""
-        if setup.output.operations != "sparse":
-            return 0.0
         at = 1 if setup.intermediate else 0
         arrays = self.sparse_arrays[at] + self.sparse_arrays_by_instance[at] * batch
-        return arrays * 4 * setup.count("output.weights")
+        return arrays * 4 * setup.connections("sparse")
 
 
 @dataclass(frozen=True)

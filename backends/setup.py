@@ -10,7 +10,14 @@ import numpy as np
 
 from fanin.backends import checks
 from fanin.backends.features import DICTIONARY, SCALE, inputs_as_atoms
-from fanin.backends.kinds import ConnectionKind, IndexArray, Shapes, glorot_uniform
+from fanin.backends.kinds import (
+    ConnectionKind,
+    IndexArray,
+    Operations,
+    Part,
+    Shapes,
+    glorot_uniform,
+)
 from fanin.backends.label_order import check_order
 
 Loss = Literal["squared_hinge", "bce"]
@@ -48,6 +55,7 @@ class LayerSetup:
         if self.sparse_features:
             checks.sparse_features(type(self.output).__name__, self.intermediate, self.atoms)
         self.output.check(self.output_inputs)
+        self.output.parts(self.labels)
 
     @property
     def first_inputs(self) -> int:
@@ -62,8 +70,29 @@ class LayerSetup:
         return self.intermediate or self.first_inputs
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """The output layers, in the order of their labels' positions; most models have one."""
+        return self.output.parts(self.labels)
+
+    def layer_setup(self, part: Part) -> LayerSetup:
+        """A model of one of several output layers alone."""
+        if part.kind is self.output:
+            return self
+        return LayerSetup(self.output_inputs, part.labels, part.kind, loss=self.loss)
+
+    @property
+    def rewired_parts(self) -> tuple[Part, ...]:
+        """The output layers with connections that can be rewired."""
+        return tuple(part for part in self.parts if part.source_array)
+
+    @property
     def is_rewired(self) -> bool:
-        return self.output.source_array is not None
+        return bool(self.rewired_parts)
+
+    @property
+    def chosen_parts(self) -> tuple[Part, ...]:
+        """The output layers whose connections the data can choose, see `check_chosen`."""
+        return () if self.intermediate else tuple(part for part in self.parts if part.kind.fan_in)
 
     @property
     def lazily_trained(self) -> frozenset[str]:
@@ -71,16 +100,16 @@ class LayerSetup:
         that occur in the batch are read and updated."""
         return frozenset({"intermediate.weights"} if self.sparse_features else ())
 
-    def check_rewired(self) -> str:
-        """The array of sources that are rewired; ValueError where nothing can be."""
-        if self.output.source_array is None:
+    def check_rewired(self) -> tuple[Part, ...]:
+        """The output layers that are rewired; ValueError where none can be."""
+        if not self.rewired_parts:
             raise ValueError(f"{type(self.output).__name__} has no connections to rewire")
-        return self.output.source_array
+        return self.rewired_parts
 
     def check_chosen(self) -> None:
         """ValueError where connections cannot be chosen by the data: where labels do not read a
         fixed number of features."""
-        if not self.output.fan_in or self.intermediate:
+        if not self.chosen_parts:
             raise ValueError(
                 "connections are chosen by the data in a fixed fan-in layer that reads features, "
                 f"not in {type(self.output).__name__}"
@@ -108,7 +137,8 @@ class LayerSetup:
             shapes["intermediate.weights"] = (self.first_inputs, self.intermediate)
             shapes["intermediate.bias"] = (self.intermediate,)
         shapes |= self.output.array_shapes(self.output_inputs, self.labels)
-        shapes["output.bias"] = (self.labels,)
+        if len(self.parts) == 1:  # several have their own
+            shapes["output.bias"] = (self.labels,)
         return shapes
 
     def _transform_shapes(self) -> Shapes:
@@ -175,6 +205,15 @@ class LayerSetup:
             raise ValueError(f"{name} must ascend: the connections of a label stand together")
         if index_array.is_order:
             check_order(name, array)
+
+    def connections(self, operations: Operations | None = None) -> int:
+        """How many weights the output layers have; of those alone that a framework computes by
+        these operations."""
+        return sum(
+            self.count(part.weights)
+            for part in self.parts
+            if operations in (None, part.kind.operations)
+        )
 
     def count(self, name: str) -> int:
         """How many values an array has; 0 where the model has none of that name."""

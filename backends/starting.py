@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from fanin.backends import checks
 from fanin.backends.choosing import Chosen, choose_sources, log_odds, unit_variance_scale
 from fanin.backends.dictionary import atom_count, feature_dictionary
 from fanin.backends.features import DICTIONARY, SCALE
 from fanin.backends.grouping import label_order
-from fanin.backends.kinds import ORDER
+from fanin.backends.kinds import ORDER, ConnectionKind, Dense
 from fanin.backends.passes import input_statistics, known_data, known_labels
 from fanin.backends.recipes import Recipe, RecipeName, recipe_of
 from fanin.backends.setup import LayerSetup
@@ -28,11 +29,12 @@ CENTROID_SHARE = 0.1
 MORE_POSITIVES = 10
 
 
-def looks_at_data(recipe: Recipe, group_size: int = 0) -> bool:
+def looks_at_data(recipe: Recipe, kind: ConnectionKind = Dense()) -> bool:  # noqa: B008 (frozen)
     """Whether anything that is made before the training depends on the data: an array of
     `starting_arrays`, or the clusters of an auxiliary loss."""
     return (
-        bool(group_size and recipe.grouping != "random")
+        bool(kind.group_size and recipe.grouping != "random")
+        or len(kind.kinds) > 1
         or recipe.connections != "random"
         or recipe.feature_scaling != "none"
         or recipe.feature_dictionary != "none"
@@ -45,9 +47,8 @@ def starting_arrays(
     features: Any,
     labels: Any,
     recipe: Recipe,
-    fan_in: int | None,
+    kind: ConnectionKind,
     *,
-    group_size: int = 0,
     seed: int = 0,
     threads: int = 0,
     on_labels: Callable[[int], None] | None = None,
@@ -56,17 +57,19 @@ def starting_arrays(
     in `LayerSetup.array_shapes`.
 
     features, labels: all training instances, as `choosing.choose_sources` takes them, which also
-    says what `on_labels` is. fan_in, group_size: of the kind of connection. seed: for what is
-    random.
+    says what `on_labels` is. kind: how the labels are connected. seed: for what is random. With a
+    head and a tail, frequent labels come first.
     """
     threads = within_share(threads)
     given: dict[str, np.ndarray] = {}
+    fan_in = dictionary_fan_in(kind)
     atoms = atoms_of(recipe, features.shape[1], labels.shape[1], fan_in)
+    mean: np.ndarray | None = None
     if recipe.feature_scaling != "none" or recipe.connections != "random" or atoms:
         mean, deviation = input_statistics(features)
-    if recipe.feature_scaling != "none":
-        given[SCALE] = unit_variance_scale(mean, deviation)
-    if atoms and fan_in:
+        if recipe.feature_scaling != "none":
+            given[SCALE] = unit_variance_scale(mean, deviation)
+    if atoms and fan_in and mean is not None:
         given[DICTIONARY] = feature_dictionary(
             features,
             labels,
@@ -77,39 +80,70 @@ def starting_arrays(
             seed=seed,
             threads=threads,
         )
-    choose: Callable[..., Chosen] | None = None
-    if recipe.connections != "random" and fan_in:
-        choose = partial(
-            choose_sources,
-            features,
-            labels,
-            fan_in,
-            method=recipe.connections,
-            mean=mean,
-            scale=given.get(SCALE),
-            dictionary=given.get(DICTIONARY),
-            seed=seed,
-            threads=threads,
+    choose = partial(
+        choose_sources,
+        features,
+        mean=mean,
+        scale=given.get(SCALE),
+        dictionary=given.get(DICTIONARY),
+        seed=seed,
+        threads=threads,
+    )
+    parts = kind.parts(labels.shape[1])
+    if len(parts) == 1:
+        start = partial(choose, on_labels=on_labels)
+        arrays, order = _layer_arrays(features, labels, recipe, kind, start, choose, seed, threads)
+        if order is not None:
+            given[ORDER] = order
+        return given | arrays
+    whole = label_order(labels, 2, "frequency", seed=seed)
+    by_label = sp.csc_array(known_labels(labels, labels.shape[0]))
+    for part in parts:
+        own = sp.csr_array(by_label[:, whole[part.positions]])
+        start = partial(choose, on_labels=on_labels)
+        arrays, order = _layer_arrays(
+            features, own, recipe, part.kind, start, choose, seed, threads
+        )
+        if order is not None:
+            whole[part.positions] = whole[part.positions][order]
+        given |= {part.outside(name): array for name, array in arrays.items()}
+    return given | {ORDER: whole}
+
+
+def _layer_arrays(
+    features: Any,
+    labels: Any,
+    recipe: Recipe,
+    kind: ConnectionKind,
+    start: Callable[..., Chosen],
+    choose: Callable[..., Chosen],
+    seed: int,
+    threads: int,
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Of one output layer, and the order of its labels where it has one. start, choose:
+    `choosing.choose_sources`, for what the layer starts with and for a look at each label."""
+    given: dict[str, np.ndarray] = {}
+    is_chosen = recipe.connections != "random" and kind.fan_in
+    if is_chosen:
+        numbers = (labels, kind.fan_in)
+        start, choose = (
+            partial(each, *numbers, method=recipe.connections) for each in (start, choose)
         )
     order: np.ndarray | None = None
-    if group_size:
-        own = choose(want_values=True) if choose and recipe.grouping == "sources" else None
-        order = given[ORDER] = label_order(
+    if kind.group_size:
+        looks = is_chosen and recipe.grouping == "sources"
+        order = label_order(
             labels,
-            group_size,
+            kind.group_size,
             recipe.grouping,
             features=features,
-            chosen=own,
+            chosen=choose(want_values=True) if looks else None,
             seed=seed,
             threads=threads,
         )
-    if choose:
-        chosen = choose(
-            group_size=group_size,
-            order=order,
-            want_values=recipe.initial_weights == "centroid",
-            on_labels=on_labels,
-        )
+    if is_chosen:
+        wants_values = recipe.initial_weights == "centroid"
+        chosen = start(group_size=kind.group_size, order=order, want_values=wants_values)
         given["output.indices"] = chosen.indices
         if chosen.values is not None:
             given["output.weights"] = chosen.values * _by_position(_shares(labels), order)
@@ -117,7 +151,14 @@ def starting_arrays(
         given["output.bias"] = _by_position(log_odds(labels), order)
     elif recipe.initial_bias:
         given["output.bias"] = np.full(labels.shape[1], recipe.initial_bias, np.float32)
-    return given
+    return given, order
+
+
+def dictionary_fan_in(kind: ConnectionKind) -> int | None:
+    """The fan-in that a dictionary is for: of the last output layer that has one; None where none
+    has."""
+    fan_ins = [each.fan_in for each in kind.kinds if each.fan_in]
+    return fan_ins[-1] if fan_ins else None
 
 
 def _by_position(by_label: np.ndarray, order: np.ndarray | None) -> np.ndarray:
@@ -146,19 +187,10 @@ def arrays_for_layer(
     """`starting_arrays` for a fixed fan-in layer of a user's own model. ValueError for a recipe
     that does not look at data, and for data that do not fit the layer."""
     recipe = recipe_of(name, setup)
-    if not looks_at_data(recipe, setup.output.group_size):
+    if not looks_at_data(recipe, setup.output):
         raise ValueError(
             f"a layer of the recipe {name!r} does not look at data; make it with recipe='best'"
         )
     features, labels = known_data(features, labels, setup)
     checks.whole("seed", seed, 0, 2**64 - 1)
-    kind = setup.output
-    return starting_arrays(
-        features,
-        labels,
-        recipe,
-        kind.fan_in,
-        group_size=kind.group_size,
-        seed=seed,
-        threads=threads,
-    )
+    return starting_arrays(features, labels, recipe, setup.output, seed=seed, threads=threads)

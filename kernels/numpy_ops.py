@@ -205,6 +205,7 @@ def step(
     tile_labels: np.ndarray | None = None,
     group_size: int = 0,
     loss: str = "squared_hinge",
+    mean_labels: int = 0,
     want_grad: bool = True,
     threads: int = 0,
 ) -> tuple[float, np.ndarray | None]:
@@ -219,7 +220,7 @@ def step(
     `tile_labels` with indices: sorted connections, see fanin.h. bias [labels] float32.
     positive_instances [positives] int32 and positive_labels int64 name the positives (a pair that
     stands twice counts once); all else is negative. loss: "squared_hinge" or "bce", the mean over
-    labels, then over the batch.
+    labels, then over the batch; where the layer is a part of a larger one, over its `mean_labels`.
 
     Returns the loss before the update and, where wanted, its gradient by the features
     [batch, inputs]. weights and bias are updated in place. Raises ValueError, which names what is
@@ -239,6 +240,7 @@ def step(
         loss=_describe(value, "loss"),
         grad_features=_describe(grad, "grad_features"),
         optimizer=optimizer.params(),
+        mean_labels=mean_labels,
         loss_kind=params.LOSSES[loss],
         threads=threads,
     )

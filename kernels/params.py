@@ -164,6 +164,7 @@ class StepParams(Params):
         ("bias", Trained),
         *_tensors("positive_instances", "positive_labels", "loss", "grad_features"),
         ("optimizer", Optimizer),
+        ("mean_labels", ctypes.c_int64),
         ("loss_kind", ctypes.c_int32),
         _RESOURCES,
     )

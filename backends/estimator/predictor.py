@@ -11,8 +11,9 @@ import scipy.sparse as sp
 
 from fanin.backends.arrays import check_arrays
 from fanin.backends.features import FeatureTransform
+from fanin.backends.head_and_tail import best_of_parts, ranks_of
 from fanin.backends.interface import evaluation_block
-from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, index_dtype
+from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Part, index_dtype
 from fanin.backends.label_order import LabelOrder
 from fanin.backends.passes import check_numbers, check_sparse
 from fanin.backends.setup import LayerSetup
@@ -136,8 +137,9 @@ class Predictor(BlockPredictor):
     def __init__(
         self, setup: LayerSetup, arrays: Mapping[str, np.ndarray], threads: int = 0
     ) -> None:
-        if not isinstance(setup.output, Dense | FixedFanIn | GroupedFanIn):
-            raise ValueError(f"output layers {type(setup.output).__name__} have no predictor")
+        for part in setup.parts:
+            if not isinstance(part.kind, Dense | FixedFanIn | GroupedFanIn):
+                raise ValueError(f"output layers {type(part.kind).__name__} have no predictor")
         check_arrays(setup, arrays)
         super().__init__(setup, threads)
         self._transform = FeatureTransform.from_arrays(arrays)
@@ -147,18 +149,26 @@ class Predictor(BlockPredictor):
             for name in setup.array_shapes()
             if name not in self._transform.arrays
         }
+        self._ranks = {
+            part.name: ranks_of(part, self._inside_arrays[ORDER])
+            for part in setup.parts
+            if len(setup.parts) > 1
+        }
 
     def _is_transposed(self, name: str) -> bool:
         """Dense weights are [units, inputs] in the kernels, but for the rows of words."""
         if name == "intermediate.weights":
             return not self.setup.sparse_features
-        return name == "output.weights" and isinstance(self.setup.output, Dense)
+        return any(
+            name == f"{part.name}.weights" and isinstance(part.kind, Dense)
+            for part in self.setup.parts
+        )
 
     def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
-        if name == "output.indices":
-            return np.ascontiguousarray(array, index_dtype(self.setup.output_inputs))
         if name == ORDER:
             return np.ascontiguousarray(array, np.int32)
+        if name in self.setup.index_arrays():
+            return np.ascontiguousarray(array, index_dtype(self.setup.output_inputs))
         inside = array.T if self._is_transposed(name) else array
         return np.ascontiguousarray(inside, np.float32)
 
@@ -172,29 +182,41 @@ class Predictor(BlockPredictor):
         return {name: named[name] for name in self.setup.array_shapes()}
 
     def _top_k(self, features: Any, k: int) -> TopK:
+        outputs = self._output_inputs(features)
+        lists = [self._best_of(part, outputs, min(k, part.labels)) for part in self.setup.parts]
+        return TopK(*(lists[0] if len(lists) == 1 else best_of_parts(lists, k)))
+
+    def _best_of(self, part: Part, outputs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and scores of the best labels of one output layer."""
+        label_ids, sorted_ids = self._inside_arrays.get(ORDER), None
+        if len(self.setup.parts) > 1:
+            label_ids, sorted_ids = self._ranks[part.name]
         scores, ids = top_k(
-            self._output_inputs(features),
-            self._inside_arrays["output.weights"],
-            self._inside_arrays["output.bias"],
+            outputs,
+            self._inside_arrays[f"{part.name}.weights"],
+            self._inside_arrays[f"{part.name}.bias"],
             k,
-            indices=self._inside_arrays.get("output.indices"),
-            label_ids=self._inside_arrays.get(ORDER),
-            group_size=self.setup.output.group_size,
+            indices=self._inside_arrays.get(f"{part.name}.indices"),
+            label_ids=label_ids,
+            group_size=part.kind.group_size,
             threads=self.threads,
         )
-        return TopK(ids, scores)
+        return ids if sorted_ids is None else sorted_ids[ids], scores
 
     def _scores(self, features: Any) -> np.ndarray:
         outputs = self._output_inputs(features)
-        weights, bias = self._inside_arrays["output.weights"], self._inside_arrays["output.bias"]
-        indices = self._inside_arrays.get("output.indices")
+        scores = [self._scores_of(part, outputs) for part in self.setup.parts]
+        whole = scores[0] if len(scores) == 1 else np.concatenate(scores, axis=1)
+        return self._order.by_label(whole) if self._order else whole
+
+    def _scores_of(self, part: Part, outputs: np.ndarray) -> np.ndarray:
+        weights = self._inside_arrays[f"{part.name}.weights"]
+        bias = self._inside_arrays[f"{part.name}.bias"]
+        indices = self._inside_arrays.get(f"{part.name}.indices")
         if indices is None:
             return dense_forward(outputs, weights, bias, threads=self.threads)
-        size = self.setup.output.group_size
-        scores = fan_in_linear(
-            outputs, indices, weights, bias, group_size=size, threads=self.threads
-        )
-        return self._order.by_label(scores) if self._order else scores
+        size = part.kind.group_size
+        return fan_in_linear(outputs, indices, weights, bias, group_size=size, threads=self.threads)
 
     def _output_inputs(self, features: Any) -> np.ndarray:
         read = self._transform.apply(features, self.threads)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 from fanin.backends.estimator.onnx import export_predictor
 from fanin.backends.estimator.predictor import AnySetup, BlockPredictor, Predictor, TopK
 from fanin.backends.estimator.words import WordsPredictor
+from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.kinds import ConnectionKind, Dense, FixedFanIn, GroupedFanIn
 from fanin.backends.setup import LayerSetup
 from fanin.backends.words.setup import OneVersusRestSetup
@@ -40,6 +41,7 @@ _KINDS: dict[str, type[ConnectionKind]] = {
     "dense": Dense,
     "fixed_fan_in": FixedFanIn,
     "grouped_fan_in": GroupedFanIn,
+    "head_and_tail": HeadAndTail,
 }
 _ONE_VERSUS_REST = "one_versus_rest"
 
@@ -209,8 +211,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
 def _setup_as_json(setup: AnySetup) -> dict[str, Any]:
     if isinstance(setup, OneVersusRestSetup):
         return asdict(setup) | {"output": {"kind": _ONE_VERSUS_REST}}
-    kind = next(name for name, known in _KINDS.items() if isinstance(setup.output, known))
-    return asdict(setup) | {"output": {"kind": kind} | asdict(setup.output)}  # type: ignore[call-overload]
+    return asdict(setup) | {"output": _kind_as_json(setup.output)}
 
 
 def _setup(values: dict[str, Any]) -> AnySetup:
@@ -219,7 +220,28 @@ def _setup(values: dict[str, Any]) -> AnySetup:
     kind = output.pop("kind")
     if kind == _ONE_VERSUS_REST:
         return OneVersusRestSetup(**values)
-    return LayerSetup(output=_KINDS[kind](**output), **values)
+    return LayerSetup(output=_kind(kind, output), **values)
+
+
+def _kind(name: str, values: dict[str, Any]) -> ConnectionKind:
+    """A kind of connection from its name and its fields, of which some are kinds again."""
+    fields = {
+        key: _kind(str(value["kind"]), {k: v for k, v in value.items() if k != "kind"})
+        if isinstance(value, dict)
+        else value
+        for key, value in values.items()
+    }
+    return _KINDS[name](**fields)
+
+
+def _kind_as_json(kind: ConnectionKind) -> dict[str, Any]:
+    """Undo `_kind`."""
+    name = next(name for name, known in _KINDS.items() if type(kind) is known)
+    values = {field.name: getattr(kind, field.name) for field in fields(kind)}  # type: ignore[arg-type]
+    return {"kind": name} | {
+        key: _kind_as_json(value) if isinstance(value, ConnectionKind) else value
+        for key, value in values.items()
+    }
 
 
 def _feature_names(given: Any, setup: AnySetup) -> tuple[str, ...] | None:

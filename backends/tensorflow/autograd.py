@@ -16,7 +16,7 @@ import tensorflow as tf
 from fanin.backends.autograd import AutogradExecutor, Output
 from fanin.backends.auxiliary import CLUSTER_LAYER, AuxiliaryStep
 from fanin.backends.interface import Features, TrainingBatch
-from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Unstructured
+from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Part, Unstructured
 from fanin.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, Optimizer, is_decayed
 from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance, by_instance
@@ -173,7 +173,7 @@ class TensorFlowAutograd(AutogradExecutor):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(values)
                 outputs = self.output_features(features)
-                scores = [self.output.scores(outputs, *self.values("output"))]
+                scores = [self.scores(outputs)]
                 if auxiliary:
                     weights, bias = self.values("auxiliary")
                     outputs = _with_less_gradient(outputs, auxiliary[2][0])
@@ -217,16 +217,25 @@ class TensorFlowAutograd(AutogradExecutor):
         rows = tf.gather(weights, features.columns) * features.values[:, None]
         return tf.nn.relu(tf.math.unsorted_segment_sum(rows, instances, batch) + bias)
 
+    def joined(self, scores: list[tf.Tensor]) -> tf.Tensor:
+        return tf.concat(scores, 1)
+
     def best(self, features: Features, k: int) -> np.ndarray:
         ids: np.ndarray = self._top_k_function(_arrays(features), k).numpy()
         return ids
 
     def _top_k(self, features: tf.Tensor | ByInstance, k: tf.Tensor) -> tf.Tensor:
         with self.device.scope():
-            return self.output.best(self.output_features(features), *self.values("output"), k)
+            outputs = self.output_features(features)
+            if len(self.parts) > 1:
+                # Held as unsigned numbers, which tf.gather does not take.
+                positions = tf.bitcast(self.positions, tf.int32)
+                by_label = tf.gather(self.scores(outputs), positions, axis=1)
+                return tf.math.top_k(by_label, k).indices  # ties: the lower id first
+            return self.output.best(outputs, *self.values("output"), k)
 
-    def rewire(self, fraction: float, seed: int) -> int | None:
-        sources, weights = self.output.sources(), self.trained["output.weights"]
+    def rewire(self, part: Part, fraction: float, seed: int) -> int | None:
+        sources, weights = self.output_of(part).sources(), self.trained[part.weights]
         if sources is None:
             return None
         state, inputs = (weights.values, weights.m, weights.v), self.setup.output_inputs

@@ -6,9 +6,11 @@ import numpy as np
 import tensorflow as tf
 
 from fanin.backends.auxiliary import AuxiliaryStep
-from fanin.backends.fused import FusedExecutor, Layer
+from fanin.backends.fused import AUXILIARY_SEED, INTERMEDIATE_SEED, FusedExecutor, Layer
 from fanin.backends.interface import TrainingBatch
+from fanin.backends.kinds import Part
 from fanin.backends.optimizer import Optimizer
+from fanin.backends.parts import FusedParts
 from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance
 from fanin.backends.tensorflow.device import TensorFlowDevice
@@ -16,9 +18,6 @@ from fanin.backends.tensorflow.ops import Variables, handles, ops, rewire, top_k
 from fanin.backends.tensorflow.training_ops import fused_step, layer_inputs, optimizer_inputs
 from fanin.backends.trainer import Trained
 from fanin.kernels import Words
-
-# Of stochastic rounding: each layer has random numbers of its own.
-_OUTPUT_SEED, _INTERMEDIATE_SEED, _AUXILIARY_SEED = 0, 1, 2
 
 
 class TensorFlowFused(FusedExecutor):
@@ -52,7 +51,7 @@ class TensorFlowFused(FusedExecutor):
                 features=features,
                 **layer_inputs(_state(layer.weights), _state(layer.bias)),
                 **optimizer_inputs(self.optimizer, learning_rate, step),
-                seed=_INTERMEDIATE_SEED,
+                seed=INTERMEDIATE_SEED,
                 want_grad=False,
                 threads=self.device.threads,
             )
@@ -83,7 +82,7 @@ class TensorFlowFused(FusedExecutor):
                 **features._asdict(),
                 **layer_inputs(_state(layer.weights), _state(layer.bias)),
                 **optimizer_inputs(self.optimizer, learning_rate, step),
-                seed=_INTERMEDIATE_SEED,
+                seed=INTERMEDIATE_SEED,
                 threads=self.device.threads,
             )
 
@@ -102,9 +101,10 @@ class TensorFlowFused(FusedExecutor):
                 self.optimizer,
                 learning_rate,
                 step,
-                seed=_OUTPUT_SEED,
-                want_grad=self.intermediate is not None,
+                seed=self.output_seed,
+                want_grad=self.wants_grad,
                 group_size=self.setup.output.group_size,
+                mean_labels=self.mean_labels,
                 threads=self.device.threads,
             )
 
@@ -123,15 +123,15 @@ class TensorFlowFused(FusedExecutor):
                 self.optimizer,
                 learning_rate,
                 step,
-                seed=_AUXILIARY_SEED,
+                seed=AUXILIARY_SEED,
                 want_grad=True,
                 threads=self.device.threads,
             )
         return grad
 
-    def best(self, features: tf.Tensor, k: int) -> np.ndarray:
+    def best(self, features: tf.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         with self.device.scope():
-            _, ids = top_k(
+            scores, ids = top_k(
                 features,
                 self.connection_arrays,
                 self.output.weights.values,
@@ -140,8 +140,7 @@ class TensorFlowFused(FusedExecutor):
                 group_size=self.setup.output.group_size,
                 threads=self.device.threads,
             )
-        in_numpy: np.ndarray = ids.numpy()
-        return in_numpy
+        return ids.numpy(), scores.numpy()
 
     def sort(self, undo: bool) -> None:
         assert self.slots is not None
@@ -155,10 +154,16 @@ class TensorFlowFused(FusedExecutor):
             threads=self.device.threads,
         )
 
-    def rewire(self, fraction: float, seed: int) -> int:
+    def rewire(self, part: Part, fraction: float, seed: int) -> int:
         indices, weights = self.connection_arrays["indices"], _state(self.output.weights)
         inputs = self.setup.output_inputs
         return rewire(indices, weights, inputs, fraction, seed, threads=self.device.threads)
+
+
+class TensorFlowFusedParts(FusedParts, TensorFlowFused):
+    """See `fanin.backends.parts.FusedParts`."""
+
+    of_one = TensorFlowFused
 
 
 def _state(trained: Trained) -> Variables:
@@ -169,4 +174,5 @@ def make_executor(
     setup: LayerSetup, optimizer: Optimizer, *, device: str, threads: int
 ) -> TensorFlowFused:
     """See `fanin.backends.registry.make_trainer`."""
-    return TensorFlowFused(setup, TensorFlowDevice(device, threads), optimizer)
+    executor = TensorFlowFused if len(setup.parts) == 1 else TensorFlowFusedParts
+    return executor(setup, TensorFlowDevice(device, threads), optimizer)

@@ -50,6 +50,7 @@ def fused_step(
     seed: int = 0,
     want_grad: bool = True,
     group_size: int = 0,
+    mean_labels: int = 0,
     threads: int = 0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """One training step of an output layer; see `fanin.kernels.step`.
@@ -71,6 +72,7 @@ def fused_step(
         seed=seed,
         want_grad=want_grad,
         group_size=group_size,
+        mean_labels=mean_labels,
         threads=threads,
     )
     return value, grad

@@ -17,7 +17,7 @@ from torch import Tensor
 from fanin.backends.autograd import AutogradExecutor, Output
 from fanin.backends.auxiliary import CLUSTER_LAYER, AuxiliaryStep
 from fanin.backends.interface import Features, TrainingBatch
-from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Unstructured
+from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Part, Unstructured
 from fanin.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, Optimizer, is_decayed
 from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance, tensors
@@ -168,7 +168,7 @@ class TorchAutograd(AutogradExecutor):
         auxiliary: AuxiliaryStep | None = None,
     ) -> SupportsFloat:
         outputs = self.output_features(tensors(batch.features, self.device))
-        scores = self.output.scores(outputs, *self.values("output"))
+        scores = self.scores(outputs)
         loss = LOSSES[self.setup.loss](
             scores,
             self.device.tensor(batch.positive_instances).long(),
@@ -244,14 +244,21 @@ class TorchAutograd(AutogradExecutor):
         )
         return (sums + bias).relu_()
 
+    def joined(self, scores: list[Tensor]) -> Tensor:
+        return torch.cat(scores, 1)
+
     @torch.inference_mode()
     def best(self, features: Features, k: int) -> np.ndarray:
         outputs = self.output_features(tensors(features, self.device))
+        if len(self.parts) > 1:
+            by_label = self.scores(outputs)[:, self.positions]
+            several: np.ndarray = best_of(by_label, k).cpu().numpy()
+            return several
         ids: np.ndarray = self.output.best(outputs, *self.values("output"), k).cpu().numpy()
         return ids
 
-    def rewire(self, fraction: float, seed: int) -> int | None:
-        sources, weights = self.output.sources(), self.trained["output.weights"]
+    def rewire(self, part: Part, fraction: float, seed: int) -> int | None:
+        sources, weights = self.output_of(part).sources(), self.trained[part.weights]
         if sources is None:
             return None
         state, inputs = (weights.values.detach(), weights.m, weights.v), self.setup.output_inputs

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from fanin.backends.auxiliary import AuxiliaryStep
-from fanin.backends.fused import FusedExecutor, Layer
+from fanin.backends.fused import AUXILIARY_SEED, INTERMEDIATE_SEED, FusedExecutor, Layer
 from fanin.backends.interface import TrainingBatch
+from fanin.backends.kinds import Part
 from fanin.backends.optimizer import Optimizer
+from fanin.backends.parts import FusedParts
 from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance
 from fanin.backends.torch.device import TorchDevice
@@ -27,9 +29,6 @@ from fanin.backends.torch.training_ops import (
     run_step,
 )
 from fanin.kernels import Words, params
-
-# Of stochastic rounding: each layer has random numbers of its own.
-_OUTPUT_SEED, _INTERMEDIATE_SEED, _AUXILIARY_SEED = 0, 1, 2
 
 
 class TorchFused(FusedExecutor):
@@ -49,7 +48,7 @@ class TorchFused(FusedExecutor):
         learning_rate: float,
         step: int,
     ) -> None:
-        numbers = (self.optimizer.numbers, learning_rate, step, _INTERMEDIATE_SEED)
+        numbers = (self.optimizer.numbers, learning_rate, step, INTERMEDIATE_SEED)
         run_dense_relu_update(grad, outputs, features, *_state(layer), *numbers, False)
 
     def sparse_forward(self, features: ByInstance, layer: Layer) -> Tensor:
@@ -64,7 +63,7 @@ class TorchFused(FusedExecutor):
         learning_rate: float,
         step: int,
     ) -> None:
-        numbers = (self.optimizer.numbers, learning_rate, step, _INTERMEDIATE_SEED)
+        numbers = (self.optimizer.numbers, learning_rate, step, INTERMEDIATE_SEED)
         arguments: tuple[Any, ...] = (*features, *_state(layer), *numbers)
         run_sparse_relu_update(grad, outputs, *arguments)
 
@@ -81,9 +80,10 @@ class TorchFused(FusedExecutor):
             self.optimizer.numbers,
             learning_rate,
             step,
-            _OUTPUT_SEED,
-            self.intermediate is not None,
+            self.output_seed,
+            self.wants_grad,
             self.setup.output.group_size,
+            self.mean_labels,
         )
 
     def auxiliary_step(
@@ -99,18 +99,17 @@ class TorchFused(FusedExecutor):
             self.optimizer.numbers,
             learning_rate,
             step,
-            _AUXILIARY_SEED,
+            AUXILIARY_SEED,
             True,
         )
         return grad
 
-    def best(self, features: Tensor, k: int) -> np.ndarray:
+    def best(self, features: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         values = (self.output.weights.values, self.output.bias.values)
         label_ids = self.connection_arrays.get("label_ids")
         group_size = self.setup.output.group_size
-        _, ids = top_k(features, *self._connections(), *values, k, label_ids, group_size)
-        in_numpy: np.ndarray = ids.cpu().numpy()
-        return in_numpy
+        scores, ids = top_k(features, *self._connections(), *values, k, label_ids, group_size)
+        return ids.cpu().numpy(), scores.cpu().numpy()
 
     def sort(self, undo: bool) -> None:
         weights, slots = self.output.weights, self.slots
@@ -126,7 +125,7 @@ class TorchFused(FusedExecutor):
         )
         call(arguments, slots)
 
-    def rewire(self, fraction: float, seed: int) -> int:
+    def rewire(self, part: Part, fraction: float, seed: int) -> int:
         weights, indices = self.output.weights, self.connection_arrays["indices"]
         state = (weights.values, weights.m, weights.v)
         return rewire(indices, *state, self.setup.output_inputs, fraction, seed)
@@ -134,6 +133,12 @@ class TorchFused(FusedExecutor):
     def _connections(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         indices, starts, tile_labels = map(self.connection_arrays.get, CONNECTIONS)
         return indices, starts, tile_labels
+
+
+class TorchFusedParts(FusedParts, TorchFused):
+    """See `fanin.backends.parts.FusedParts`."""
+
+    of_one = TorchFused
 
 
 _Moment = Tensor | None
@@ -148,4 +153,5 @@ def make_executor(
     setup: LayerSetup, optimizer: Optimizer, *, device: str, threads: int
 ) -> TorchFused:
     """See `fanin.backends.registry.make_trainer`."""
-    return TorchFused(setup, TorchDevice(device, threads), optimizer)
+    executor = TorchFused if len(setup.parts) == 1 else TorchFusedParts
+    return executor(setup, TorchDevice(device, threads), optimizer)

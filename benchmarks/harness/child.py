@@ -114,7 +114,8 @@ def choose(
     def on_labels(done: int) -> None:
         events.send(event="phase", name=f"choosing connections, {done} labels")
 
-    reads = looks_at_data(request.task.recipe_values, request.task.group_size or 0)
+    kind = request.task.setup(train.x.shape[1], train.y.shape[1]).output
+    reads = looks_at_data(request.task.recipe_values, kind)
     if reads:
         events.send(event="phase", name="looking at the data")
     given = chosen_arrays(request, train, on_labels)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.kinds import (
     LEAST_GROUP_SIZE,
     ConnectionKind,
@@ -95,6 +96,8 @@ def keys_of_best(values: dict[str, Any], is_sparse: bool) -> dict[str, Any]:
     output = model.connections(1) if model.connections else Dense()
     if values.get("group_size") is not None and isinstance(output, FixedFanIn):
         output = GroupedFanIn(1, LEAST_GROUP_SIZE)
+    if values.get("head_fraction"):
+        output = HeadAndTail(Dense(), output, 1)
     units = 1 if model.has_intermediate else None
-    setup = LayerSetup(1, 1, output, units, sparse_features=is_sparse and units is not None)
+    setup = LayerSetup(1, 2, output, units, sparse_features=is_sparse and units is not None)
     return asdict(recipe_of("best", setup))

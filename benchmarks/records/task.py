@@ -10,11 +10,12 @@ from typing import Any
 
 from pydantic import ValidationInfo, model_validator
 
+from fanin.backends.head_and_tail import with_head
 from fanin.backends.interface import Storage
 from fanin.backends.optimizer import ADAM, Optimizer, check_row_moments
 from fanin.backends.recipes import PAPER, Recipe
 from fanin.backends.setup import LayerSetup
-from fanin.backends.starting import atoms_of
+from fanin.backends.starting import atoms_of, dictionary_fan_in
 from fanin.benchmarks.records.architecture import keys_of_best, model_slug, output_kind
 from fanin.benchmarks.records.task_keys import TaskKeys
 from fanin.datasets import canonical_name
@@ -64,7 +65,7 @@ class Task(TaskKeys):
     @model_validator(mode="after")
     def _fits(self) -> Task:
         # The widths of the data set are not known yet; everything else about the setup is.
-        self._layer(inputs=2**31, labels=1)
+        self._layer(inputs=2**31, labels=2)
         if self.execution == "autograd" and not self.storage.is_float32:
             raise ValueError(
                 "weights_dtype and moments_dtype other than float32 need execution 'fused'"
@@ -95,6 +96,11 @@ class Task(TaskKeys):
                     f"{key} {value!r} needs architecture 'stratified', which has a fixed fan-in, "
                     f"got {self.architecture!r}"
                 )
+        if self.head_connectivity and not self.head_fraction:
+            raise ValueError(
+                f"head_connectivity {self.head_connectivity} is for frequent labels that have a "
+                "layer of their own; set head_fraction"
+            )
         if self.grouping != PAPER.grouping and not self.group_size:
             raise ValueError(
                 f"grouping {self.grouping!r} is for labels that share their sources; set group_size"
@@ -159,6 +165,7 @@ class Task(TaskKeys):
     def _layer(self, inputs: int, labels: int, sparse_features: bool = False) -> LayerSetup:
         sizes = (self.connectivity, self.group_size, self.intermediate)
         output = output_kind(self.architecture, *sizes, inputs)
+        output = with_head(output, self.head_fraction, self.head_connectivity, labels)
         return LayerSetup(
             inputs,
             labels,
@@ -166,7 +173,7 @@ class Task(TaskKeys):
             self.intermediate,
             self.loss_fn,
             scaled=self.feature_scaling != "none",
-            atoms=atoms_of(self.recipe_values, inputs, labels, self.connectivity),
+            atoms=atoms_of(self.recipe_values, inputs, labels, dictionary_fan_in(output)),
             sparse_features=sparse_features,
         )
 
@@ -174,7 +181,7 @@ class Task(TaskKeys):
     def departures(self) -> tuple[str, ...]:
         """The recipe where it is not the paper's, and hyper-parameters that differ from its own, as
         `dropout=0.2`, by name."""
-        sizes = {"connectivity", "group_size", "intermediate"}
+        sizes = {"connectivity", "group_size", "intermediate", "head_fraction", "head_connectivity"}
         named = {"dataset", "features", "architecture", "repeat", *sizes}
         own = self.model_dump(include=(named | {"recipe"}) - {"repeat"})
         usual = type(self).model_validate(own)
@@ -200,9 +207,13 @@ class Task(TaskKeys):
     @property
     def setup_name(self) -> str:
         """What a command calls its setup, whatever else departs from the defaults: `ffi-32-16384`,
-        `ffi-32-g16` in groups of 16 labels."""
+        `ffi-32-g16` in groups of 16 labels, `ffi-32-h0.1` with a dense head of a tenth of the
+        labels, `ffi-32-h0.1x64` where it has 64 connections a label."""
         group = f"g{self.group_size}" if self.group_size else None
-        sizes = (str(n) for n in (self.connectivity, group, self.intermediate) if n)
+        head = f"h{self.head_fraction:g}" if self.head_fraction else None
+        if self.head_connectivity:
+            head = f"{head}x{self.head_connectivity}"
+        sizes = (str(n) for n in (self.connectivity, group, head, self.intermediate) if n)
         return "-".join([self.model_name, *sizes])
 
     @property

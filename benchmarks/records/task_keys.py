@@ -61,6 +61,16 @@ class TaskKeys(BaseModel):
         "fanin.backends.kinds.GroupedFanIn",
     )
     intermediate: Size | None = None
+    head_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the labels, the most frequent ones, with an output layer of their "
+        "own, see fanin.backends.head_and_tail; 0 for none",
+    )
+    head_connectivity: Size | None = Field(
+        default=None, description="inputs of a label there; without it the layer is dense"
+    )
     repeat: int = Field(
         default=1, ge=1, le=10_000, description="how many runs, each with its own seed"
     )

@@ -76,7 +76,9 @@ typedef struct {
   fanin_tensor loss;               /* [1] float32; written */
   fanin_tensor grad_features;      /* [batch, inputs] float32, or absent; written as a whole */
   fanin_optimizer optimizer;
-  int32_t loss_kind; /* fanin_loss */
+  int64_t mean_labels; /* how many labels the loss is a mean over: more than the layer has where it
+                          is a part of a larger one; 0: those of the layer */
+  int32_t loss_kind;   /* fanin_loss */
   fanin_resources resources;
 } fanin_step_params;
 

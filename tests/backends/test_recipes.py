@@ -75,7 +75,7 @@ def test_sparse_features_are_left_as_they_are():
     assert best == replace(plain, feature_scaling="none", least_steps=6000)
     x = sp.random_array((20, 30), density=0.2, format="csr", dtype=np.float32, rng=0)
     y = sp.random_array((20, 50), density=0.1, format="csr", rng=0).astype(bool)
-    given = starting_arrays(x, y, best, setup.output.fan_in)
+    given = starting_arrays(x, y, best, setup.output)
     assert list(given) == ["output.bias"]
     assert len(np.unique(given["output.bias"])) > 2
 

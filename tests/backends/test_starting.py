@@ -12,7 +12,7 @@ from planted import FAN_IN, INPUTS, LABELS, planted_data
 from fanin.backends.arrays import check_arrays, initial_arrays
 from fanin.backends.choosing import choose_sources, log_odds
 from fanin.backends.grouping import label_order
-from fanin.backends.kinds import ORDER, FixedFanIn, GroupedFanIn
+from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn
 from fanin.backends.recipes import PAPER, recipe_of
 from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import (
@@ -46,7 +46,7 @@ def centred(arrays):
 @pytest.mark.parametrize("form", [np.asarray, sp.csr_array])
 def test_weights_are_a_share_of_what_the_inputs_were_chosen_by(dictionary, scaling, form):
     recipe = replace(BEST, feature_dictionary=dictionary, feature_scaling=scaling)
-    arrays = starting_arrays(form(x), y, recipe, FAN_IN)
+    arrays = starting_arrays(form(x), y, recipe, FixedFanIn(FAN_IN))
     assert ("features.dictionary" in arrays) == (dictionary == "learned")
     assert ("features.scale" in arrays) == (scaling != "none")
     values, known = centred(arrays), y.toarray().any(0)
@@ -65,7 +65,7 @@ def test_weights_are_a_share_of_what_the_inputs_were_chosen_by(dictionary, scali
 def test_labels_that_share_their_sources(grouping):
     """All that belongs to a label stands at its position, and sources are those of its group."""
     recipe = replace(BEST, grouping=grouping)
-    arrays = starting_arrays(x, y, recipe, FAN_IN, group_size=16)
+    arrays = starting_arrays(x, y, recipe, GroupedFanIn(FAN_IN, 16))
     setup = replace(SETUP, output=GroupedFanIn(FAN_IN, 16))
     assert {*arrays} == {*setup.array_shapes()}
     check_arrays(setup, arrays)
@@ -87,11 +87,13 @@ def test_labels_that_share_their_sources(grouping):
     scores = np.einsum("nlk,lk->nl", seen[:, indices], arrays["output.weights"])
     is_positive = y.toarray()[:, order].astype(bool)
     assert scores[is_positive].mean() > scores[~is_positive].mean() + 0.1
-    assert looks_at_data(replace(PAPER, grouping=grouping), 16) == (grouping != "random")
+    assert looks_at_data(replace(PAPER, grouping=grouping), GroupedFanIn(4, 16)) == (
+        grouping != "random"
+    )
 
 
 def test_they_make_a_model_of_the_setup():
-    arrays = starting_arrays(x, y, BEST, FAN_IN)
+    arrays = starting_arrays(x, y, BEST, FixedFanIn(FAN_IN))
     assert list(arrays) == ALL
     check_arrays(SETUP, arrays)
     for name, usual in initial_arrays(SETUP, 0).items():
@@ -105,7 +107,7 @@ def test_they_make_a_model_of_the_setup():
 
 def test_scores_at_the_start_tell_labels_apart():
     """Where the paper's weights tell nothing yet."""
-    arrays = starting_arrays(x, y, BEST, FAN_IN)
+    arrays = starting_arrays(x, y, BEST, FixedFanIn(FAN_IN))
     seen = x * arrays["features.scale"] @ arrays["features.dictionary"]
     read = seen[:, arrays["output.indices"].astype(int)]
     scores = (read * arrays["output.weights"]).sum(-1) + arrays["output.bias"]
@@ -128,31 +130,33 @@ def test_scores_at_the_start_tell_labels_apart():
     ],
 )
 def test_what_a_recipe_does_not_say_starts_as_usual(change, names):
-    arrays = starting_arrays(x, y, replace(PAPER, **change), FAN_IN)
+    arrays = starting_arrays(x, y, replace(PAPER, **change), FixedFanIn(FAN_IN))
     assert list(arrays) == names
     if change.get("initial_bias") == -2.5:
         np.testing.assert_array_equal(arrays["output.bias"], np.full(LABELS, -2.5, np.float32))
 
 
 def test_a_layer_without_a_fan_in_has_no_sources():
-    assert list(starting_arrays(x, y, BEST, None)) == [ALL[0], "output.bias"]
+    assert list(starting_arrays(x, y, BEST, Dense())) == [ALL[0], "output.bias"]
 
 
 def test_the_seed_is_of_the_dictionary_and_of_labels_without_positives():
-    one, same, other = (starting_arrays(x, y, BEST, FAN_IN, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (
+        starting_arrays(x, y, BEST, FixedFanIn(FAN_IN), seed=seed) for seed in (1, 1, 2)
+    )
     known = y.toarray().any(0)
     for name, array in one.items():
         np.testing.assert_array_equal(array, same[name], name)
     assert (one["output.indices"][~known] != other["output.indices"][~known]).any()
     assert (one["features.dictionary"] != other["features.dictionary"]).any()
     plain = replace(BEST, feature_dictionary="none")
-    one, other = (starting_arrays(x, y, plain, FAN_IN, seed=seed) for seed in (1, 2))
+    one, other = (starting_arrays(x, y, plain, FixedFanIn(FAN_IN), seed=seed) for seed in (1, 2))
     np.testing.assert_array_equal(one["output.indices"][known], other["output.indices"][known])
 
 
 def test_progress_is_told():
     seen = []
-    starting_arrays(x, y, BEST, FAN_IN, on_labels=seen.append)
+    starting_arrays(x, y, BEST, FixedFanIn(FAN_IN), on_labels=seen.append)
     assert seen == [LABELS]
 
 
@@ -169,7 +173,7 @@ def test_who_has_a_dictionary():
 class TestLayer:
     def test_it_has_the_arrays_of_its_recipe(self):
         arrays = arrays_for_layer(x, y, "best", SETUP, seed=1, threads=1)
-        for name, array in starting_arrays(x, y, BEST, FAN_IN, seed=1).items():
+        for name, array in starting_arrays(x, y, BEST, FixedFanIn(FAN_IN), seed=1).items():
             np.testing.assert_array_equal(arrays[name], array, name)
 
     @pytest.mark.parametrize(
@@ -192,7 +196,7 @@ def test_label_groups(grouping):
     """Order and sources of groups; weights and biases by position."""
     recipe = replace(BEST, grouping=grouping)
     setup = replace(SETUP, output=GroupedFanIn(FAN_IN, 16))
-    given = starting_arrays(x, y, recipe, FAN_IN, group_size=16, seed=3)
+    given = starting_arrays(x, y, recipe, GroupedFanIn(FAN_IN, 16), seed=3)
     check_arrays(setup, initial_arrays(setup, 0) | given)
     order = given["output.order"]
     own = choose_sources(

@@ -97,7 +97,7 @@ def test_starts_as_the_recipe_says(on_device, kind, form):
         train(layer)
     layer.start_from(form(x), y, seed=3)
     arrays = arrays_of(layer)
-    expected = starting_arrays(x, y, BEST, FAN_IN, seed=3)
+    expected = starting_arrays(x, y, BEST, FixedFanIn(FAN_IN), seed=3)
     assert expected["features.dictionary"].shape[1] > INPUTS
     if form is np.asarray:
         assert_equal(
@@ -235,7 +235,7 @@ def test_rewires_towards_gradients_by_generator_or_seed(on_device):
 def test_a_layer_without_bias(on_device):
     layer = make(on_device, "fixed_layer", bias=False)
     layer.start_from(x, y)
-    expected = starting_arrays(x, y, BEST, FAN_IN)
+    expected = starting_arrays(x, y, BEST, FixedFanIn(FAN_IN))
     np.testing.assert_array_equal(layer.weights, expected["output.weights"])
     assert layer.rewire_towards_gradients(x, y, 0.5, rng=0) > 0
 

@@ -37,6 +37,7 @@ REGISTER_OP("Fanin>FusedStep")
     .Attr("seed: int = 0")
     .Attr("want_grad: bool")
     .Attr("group_size: int = 0")
+    .Attr("mean_labels: int = 0")
     .Attr("threads: int = 0")
     .SetIsStateful()
     .SetShapeFn([](InferenceContext *c) -> absl::Status {
@@ -52,6 +53,7 @@ class FusedStep : public TrainingKernel<device> {
  public:
   explicit FusedStep(OpKernelConstruction *ctx) : TrainingKernel<device>(ctx) {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("loss_kind", &loss_kind_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("mean_labels", &mean_labels_));
   }
 
   void Compute(OpKernelContext *ctx) override {
@@ -75,6 +77,7 @@ class FusedStep : public TrainingKernel<device> {
     params.loss.shape[0] = params.loss.strides[0] = 1;
     params.grad_features = this->want_grad_ ? describe(*grad, device) : absent();
     params.optimizer = this->optimizer(ctx);
+    params.mean_labels = mean_labels_;
     params.loss_kind = loss_kind_;
     params.resources.threads = this->threads_;
     if (!ctx->status().ok()) return;
@@ -83,6 +86,7 @@ class FusedStep : public TrainingKernel<device> {
 
  private:
   int loss_kind_;
+  int64_t mean_labels_;
 };
 
 // On a GPU the host reads scalars and the handles of variables; everything else lies on the device.

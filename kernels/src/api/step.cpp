@@ -27,6 +27,10 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   check.threads(p->resources.threads);
   check.ready(p->resources);
   check.loss_kind(p->loss_kind);
+  if (check.good() && p->mean_labels && p->mean_labels < labels.size)
+    check.wrong("mean_labels is %" PRId64 ", but the layer has %" PRId64
+                " labels; give 0 or at least as many",
+                p->mean_labels, labels.size);
   if (check.good() && batch.size == 0)
     check.wrong("a step needs at least one instance; the batch is empty");
   if (!check.good()) return check.status();
@@ -42,6 +46,7 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   call->positive_labels = data_as<int64_t>(p->positive_labels);
   call->grad_features = data_as<float>(p->grad_features);
   call->loss = data_as<float>(p->loss);
+  call->mean_labels = p->mean_labels ? p->mean_labels : labels.size;
   call->loss_kind = p->loss_kind;
   set_trained(call, p->weights, p->bias, p->optimizer);
   return FANIN_OK;

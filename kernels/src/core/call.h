@@ -78,6 +78,7 @@ struct StepCall : Call {
   const int64_t *positive_labels;
   float *grad_features;  // or null
   float *loss;
+  int64_t mean_labels;  // see fanin_step_params; never 0
   int loss_kind;
   OptimizerCall optimizer;
 };

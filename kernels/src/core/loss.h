@@ -10,8 +10,8 @@ namespace fanin {
 namespace FANIN_TARGET {
 
 // In the functions below, positives has a bit for each lane in which the label is true. scale is 1
-// / (batch * labels), and 0 for lanes beyond the batch. The loss is added to `loss`; the gradient
-// is returned.
+// / (batch * labels that the loss is a mean over), and 0 for lanes beyond the batch. The loss is
+// added to `loss`; the gradient is returned.
 
 // max(0, 1 - y s)^2 with y = +1 for positives, else -1.
 FANIN_FN Lanes<float> squared_hinge(const Lanes<float> &scores, uint32_t positives,

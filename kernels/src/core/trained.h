@@ -20,7 +20,7 @@ struct TrainedLayer {
   float *bias, *bias_m, *bias_v;  // or null
   Optimizer optimizer;
   fanin_loss loss;
-  float scale;  // 1 / (batch * labels)
+  float scale;  // 1 / (batch * mean_labels)
 
   // The connections of label l are those from begin(l) to begin(l + 1) - 1.
   FANIN_FN int64_t begin(int64_t label) const { return starts ? starts[label] : label * fan_in; }
@@ -49,7 +49,7 @@ TrainedLayer<I, W, M> trained_layer(const StepCall &c) {
   layer.bias_v = c.bias_v;
   layer.optimizer = c.optimizer;
   layer.loss = fanin_loss(c.loss_kind);
-  layer.scale = float(1.0 / (double(c.batch) * double(c.labels)));
+  layer.scale = float(1.0 / (double(c.batch) * double(c.mean_labels)));
   return layer;
 }
 

@@ -62,9 +62,7 @@ class Training:
         given = {}
         is_first = not (self.folder / "state.json").exists()  # which has them
         if is_first and (setup.scaled or self.task.group_size):
-            fan_in = None if self.task.intermediate else self.task.connectivity
-            size = self.task.group_size or 0
-            given = starting_arrays(*self.data, self.task.recipe_values, fan_in, group_size=size)
+            given = starting_arrays(*self.data, self.task.recipe_values, setup.output)
         auxiliary = auxiliary_loss(
             self.task.recipe_values,
             3 * self.task.epochs,
