@@ -205,7 +205,7 @@ def section_markdown(section: Section) -> str:
         title, table = f"{section.title}: recipes", section.recipes
         parts.append(f"{heading(title)}{table.markdown()}\n\n{table.caption}.\n")
     if section.grouped:
-        title, table = f"{section.title}: label groups", section.grouped
+        title, table = f"{section.title}: label groups and heads", section.grouped
         parts.append(f"{heading(title)}{table.markdown()}\n\n{table.caption}.\n")
     if section.profiles:
         title, table = f"{section.title}: shape profile", section.profiles

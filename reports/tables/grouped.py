@@ -1,7 +1,9 @@
-"""Layers whose labels share their sources, each beside the layer without groups of nearest memory.
+"""Layers whose labels share their sources, and those with a head, each beside the plain layer of
+nearest memory: one with neither.
 
 Groups save indices, not weights, so a grouped layer has the bytes of a slightly smaller fan-in
-without groups. Only layers of about equal bytes tell what sharing costs in precision.
+without groups. A dense head takes the bytes of a larger fan-in. Only layers of about equal bytes
+tell what either costs or gains in precision.
 """
 
 from __future__ import annotations
@@ -34,12 +36,12 @@ class Interval:
 
 
 def grouped_table(rows: Sequence[Row]) -> Table | None:
-    """A line for each layer with label groups; None where none has a layer without groups to stand
+    """A line for each layer with label groups or a head; None where none has a plain layer to stand
     beside."""
     beside = [
         (row, plain)
         for row in rows
-        if row.setup.group_size and row.n and (plain := _plain(row, rows))
+        if not _is_plain(row) and row.n and (plain := _plain(row, rows))
     ]
     if not beside:
         return None
@@ -52,10 +54,10 @@ def grouped_table(rows: Sequence[Row]) -> Table | None:
         ),
         (
             text_column("grouping", "by what labels come into one group"),
-            lambda pair: ", ".join(_groupings(pair[0])).removeprefix(_GROUPING) or "the recipe's",
+            lambda pair: _grouping(pair[0]),
         ),
         (
-            text_column("beside", "the layer without groups of nearest memory"),
+            text_column("beside", "the layer of nearest memory without groups and head"),
             lambda pair: setup_cell(pair[1].setup.without(shared)),
         ),
         (
@@ -74,8 +76,8 @@ def grouped_table(rows: Sequence[Row]) -> Table | None:
         fields.append((Column(f"{head}, difference (points)"), _difference_cell(key)))
     fields.append((REPEATS, lambda pair: str(min(row.n for row in pair))))
     caption = (
-        "Layers with label groups beside those without of nearest memory: differences of mean test "
-        "figures, ± half of the 95 % interval (Welch's)"
+        "Layers with label groups or a head beside plain ones of nearest memory: differences of "
+        "mean test figures, ± half of the 95 % interval (Welch's)"
     )
     return make_table(caption, fields, beside)
 
@@ -111,7 +113,7 @@ def _difference_cell(key: str) -> Callable[[tuple[Row, Row]], Cell]:
 
 
 def _plain(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Of the layers without groups that are trained alike, the one of nearest counted memory."""
+    """Of the plain layers that are trained alike, the one of nearest counted memory."""
     counted = row.values["counted_gib"]
     variant = set(row.setup.variant) - set(_groupings(row))
     distances = {
@@ -121,11 +123,21 @@ def _plain(row: Row, rows: Sequence[Row]) -> Row | None:
         and other.n
         and (other.backend, other.machine) == (row.backend, row.machine)
         and (other.setup.kind, other.setup.intermediate) == (row.setup.kind, row.setup.intermediate)
-        and not other.setup.group_size
+        and _is_plain(other)
         and set(other.setup.variant) == variant
         and (other_counted := other.values["counted_gib"])
     }
     return rows[min(distances, key=distances.__getitem__)] if distances else None
+
+
+def _is_plain(row: Row) -> bool:
+    return not (row.setup.group_size or row.setup.head)
+
+
+def _grouping(row: Row) -> str:
+    if not row.setup.group_size:
+        return GAP
+    return ", ".join(_groupings(row)).removeprefix(_GROUPING) or "the recipe's"
 
 
 def _groupings(row: Row) -> list[str]:

@@ -44,6 +44,17 @@ def test_each_stands_beside_the_layer_of_nearest_memory() -> None:
     ]
 
 
+def test_a_head_stands_beside_a_plain_layer_too() -> None:
+    (line, other) = _lines(
+        *_runs(GROUPED, 1.9, head_fraction=0.1),
+        *_runs(GROUPED, 2.0, head_fraction=0.1, group_size=16),
+        *_runs(PLAIN, 1.0, connectivity=32),
+        *_runs(PLAIN, 2.0, connectivity=64),
+    )
+    assert line[:5] == ["torch", "Dense 10 % + FFI 32", "—", "FFI 64", "0.95"]
+    assert other[:5] == ["torch", "Dense 10 % + FFI 32/g16", "the recipe's", "FFI 64", "1.00"]
+
+
 def test_the_grouping_of_the_recipe_and_no_spread() -> None:
     (line,) = _lines(*_runs((0.4,), 1, group_size=8), *_runs((0.5,), 1))
     assert line[2] == "the recipe's"
