@@ -100,7 +100,7 @@ def starting_arrays(
     by_label = sp.csc_array(known_labels(labels, labels.shape[0]))
     for part in parts:
         own = sp.csr_array(by_label[:, whole[part.positions]])
-        start = partial(choose, on_labels=on_labels)
+        start = partial(choose, on_labels=_counted_from(part.first, on_labels))
         arrays, order = _layer_arrays(
             features, own, recipe, part.kind, start, choose, seed, threads
         )
@@ -108,6 +108,13 @@ def starting_arrays(
             whole[part.positions] = whole[part.positions][order]
         given |= {part.outside(name): array for name, array in arrays.items()}
     return given | {ORDER: whole}
+
+
+def _counted_from(
+    first: int, on_labels: Callable[[int], None] | None
+) -> Callable[[int], None] | None:
+    """`on_labels` for a layer that comes after so many labels."""
+    return None if on_labels is None else lambda done: on_labels(first + done)
 
 
 def _layer_arrays(

@@ -6,8 +6,8 @@ entry of `tasks` overrides `defaults`. Where a key is silent, the paper's protoc
 
 fanin's own files lie in `tasks/<dataset>/<features>.json`; those of published data sets hold
 exactly the published rows. Beside them, `<features>-ablations.json` holds what else the authors
-tried, `<features>-grouped.json` labels that share their sources, `<features>-heads.json` frequent labels
-with an output layer of their own.
+tried, `<features>-grouped.json` labels that share their sources, and `<features>-heads.json`
+frequent labels with an output layer of their own.
 """
 
 from __future__ import annotations

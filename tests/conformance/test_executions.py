@@ -9,6 +9,7 @@ from setups import PAIRS, random_batch, random_batches, rewired, rewirings, setu
 
 from fanin.backends import fused
 from fanin.backends.arrays import copied, initial_arrays
+from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.interface import Storage
 from fanin.backends.kinds import Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.setup import LayerSetup
@@ -116,8 +117,9 @@ def test_top_k_in_blocks(framework, device):
     assert one.top_k(x[:0], 5).shape == (0, 5)
 
 
-def test_bfloat16_trains_as_well(framework, device):
-    setup = LayerSetup(200, 300, FixedFanIn(32))
+@pytest.mark.parametrize("kind", [FixedFanIn(32), HeadAndTail(Dense(), FixedFanIn(32), 30)])
+def test_bfloat16_trains_as_well(framework, device, kind):
+    setup = LayerSetup(200, 300, kind)
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((300, 200)).astype(np.float32)
     stream = []
@@ -134,12 +136,14 @@ def test_bfloat16_trains_as_well(framework, device):
         hits = one.top_k(centres, 1)[:, 0] == np.arange(300)
         reached[dtype] = hits.mean()
         counted = one.state_bytes()
-        assert counted[1] == 2 * (300 * 32 * (4 if dtype == "float32" else 2) + 300 * 4)
+        assert counted[1] == 2 * (setup.connections() * (4 if dtype == "float32" else 2) + 300 * 4)
         for name, array in one.weights().items():
-            assert array.dtype == (np.uint16 if name == "output.indices" else np.float32)
+            is_index = setup.index_arrays().get(name)
+            assert array.dtype == (is_index.dtype if is_index else np.float32)
         other = trainer(framework, setup, seed=5, **options)
         other.load_weights(one.weights())
-        np.testing.assert_array_equal(other.array("output.weights"), one.array("output.weights"))
+        for part in setup.parts:
+            np.testing.assert_array_equal(other.array(part.weights), one.array(part.weights))
     assert reached["float32"] > 0.9
     assert abs(reached["float32"] - reached["bfloat16"]) < 0.05
 
