@@ -325,31 +325,37 @@ class Unstructured(ConnectionKind):
     ascending), `output.columns` (sources) and `output.weights`, each [labels * connections].
 
     Labels and sources are drawn uniformly and independently; weights as of `FixedFanIn`.
+
+    total: how many connections there are, where that is another number: a part of the labels of a
+    layer rarely has just its share of them.
     """
 
     connections: int
+    total: int | None = None
 
     operations = "sparse"
     source_array = "output.columns"
 
     def check(self, inputs: int) -> None:
         checks.whole("connections", self.connections, 1)
+        if self.total is not None:
+            checks.whole("total", self.total, 0)
         if self.connections > inputs:
             raise ValueError(f"connections {self.connections} is larger than the {inputs} inputs")
 
     def array_shapes(self, inputs: int, labels: int) -> Shapes:
-        shape = (labels * self.connections,)
+        shape = (labels * self.connections if self.total is None else self.total,)
         return {"output.rows": shape, "output.columns": shape, "output.weights": shape}
 
     def initial_array(
         self, name: str, inputs: int, labels: int, rng: np.random.Generator
     ) -> np.ndarray:
-        shape = (labels * self.connections,)
+        shape = self.array_shapes(inputs, labels)[name]
         if name == "output.rows":
             return np.sort(rng.integers(0, labels, shape, np.int32))
         if name == "output.columns":
             return rng.integers(0, inputs, shape, np.int32)
-        return glorot_uniform(rng, shape, fans=2 * labels * self.connections)
+        return glorot_uniform(rng, shape, fans=2 * shape[0])
 
     def index_arrays(self, inputs: int, labels: int) -> dict[str, IndexArray]:
         return {

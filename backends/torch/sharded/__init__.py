@@ -1,0 +1,1 @@
+"""Layers whose labels are spread over ranks."""
