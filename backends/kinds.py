@@ -321,7 +321,7 @@ class Unstructured(ConnectionKind):
     """
 
     connections: int
-    total: int | None = None
+    total: int | None = field(default=None, repr=False)
 
     operations = "sparse"
     source_array = "output.columns"

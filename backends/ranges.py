@@ -91,7 +91,7 @@ class LabelRanges:
         for part in setup.parts:
             name = part.outside("output.rows")
             if isinstance(part.kind, Unstructured):
-                blocks = (arrays[name],) if arrays else setup.initial_blocks(name, seed)
+                blocks = (arrays[name],) if arrays is not None else setup.initial_blocks(name, seed)
                 bounds = self._labels[part.name]
                 found = [np.searchsorted(block, bounds) for block in blocks]
                 self._connections[part.name] = np.sum(found, axis=0)
