@@ -110,13 +110,12 @@ def _check(layout: BatchLayout, given: list[list[int]]) -> None:
         raise ValueError("a loss needs at least one instance; the batch is empty")
 
 
-def own_gradient(ranks: Ranks, layout: BatchLayout, grad: Tensor, own: slice) -> Tensor:
-    """What the layers below get, from the gradient by all features that a rank's labels give.
+def own_gradient(ranks: Ranks, layout: BatchLayout, total: Tensor, own: slice) -> Tensor:
+    """What the layers below get, from the gradient by all features.
 
     With split batches it is `size` times the gradient: DDP and FSDP take the mean over the ranks of
     what each rank's own instances give, and the gradient of the loss is their sum.
     """
-    total = ranks.sum(grad)
     return total if layout == "same" else total[own] * ranks.size
 
 
@@ -135,7 +134,8 @@ class Spread(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         ranks, layout, own = ctx.given
-        return own_gradient(ranks, layout, grad.contiguous().clone(), own), None, None, None
+        total = ranks.sum(grad.clone(memory_format=torch.contiguous_format))
+        return own_gradient(ranks, layout, total, own), None, None, None
 
 
 class Total(torch.autograd.Function):
