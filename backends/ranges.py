@@ -166,6 +166,11 @@ class LabelRanges:
                 starts[rank] += size
         return np.concatenate(pieces, axis)
 
+    def first_row(self, name: str, rank: int) -> int:
+        """Where in the whole model's array of an output layer the first row of a rank's stands."""
+        axis, (cut,) = self._cuts(name, rank)
+        return 0 if axis else cut.start
+
     def _cuts(self, name: str, rank: int) -> tuple[int, list[slice]]:
         """The axis along which an array is cut, and what a rank has of it: one piece, or of the
         order one of each output layer; nothing where it has all."""

@@ -261,6 +261,29 @@ def gradients_of_scores(rank, ranks, expected):
         torch.testing.assert_close(own.grad, grad * (1 if batch == "same" else ranks))
 
 
+def rewiring(rank, ranks, expected):
+    """The same connections move as in one process, to the same inputs."""
+    for case in CASES:
+        kind, execution = case.rsplit("_", 1)
+        layers = [layer_of(kind, execution), layer_of(kind, execution, group=OWN_GROUPS[rank])]
+        if KINDS[kind].source_array is None:
+            refused(ValueError, lambda layer=layers[0]: layer.rewire(0.3))
+            continue
+        moved, states = [], []
+        for layer in layers:
+            optimizers = [optimizer_of(layer)] if execution == "autograd" else []
+            layer.load_full_state_dict(expected[case]["state"])
+            features = torch.ones(3, UNITS, requires_grad=True)
+            layer.training_step(features, [0, 1], [5, 6]).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            moved.append(layer.rewire(0.3, *optimizers, rng=rank if layer is layers[0] else 0))
+            states.append(layer.full_state_dict())
+        assert moved[0] == moved[1] > 0
+        if rank == 0:
+            torch.testing.assert_close(*states, rtol=1e-5, atol=1e-7)
+
+
 def what_is_wrong_on_one_rank(rank, ranks, expected):
     """Is an error on all, and the next step works."""
     for execution in LOSSES:
@@ -345,6 +368,7 @@ SCENARIOS = (
     a_whole_model_in_fsdp,
     files_of_other_numbers_of_ranks,
     gradients_of_scores,
+    rewiring,
     what_is_wrong_on_one_rank,
     a_copy,
     # After which the group is of no use any more.

@@ -12,16 +12,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fanin.backends import checks
+from fanin.backends.arrays import drawn_seed
 from fanin.backends.interface import Execution
 from fanin.backends.kinds import ConnectionKind
+from fanin.backends.moments import Resets
 from fanin.backends.optimizer import Optimizer, OptimizerKind
 from fanin.backends.ranges import LabelRanges
 from fanin.backends.setup import LayerSetup, Loss
 from fanin.backends.torch.fused_layer import WithGradient
 from fanin.backends.torch.linear import known_features, widened
 from fanin.backends.torch.losses import LOSSES, known_positives
+from fanin.backends.torch.optimizers import resets_of
 from fanin.backends.torch.sharded.own_layer import OwnLayer
 from fanin.backends.torch.sharded.ranks import Ranks, joined
+from fanin.backends.torch.sharded.rewiring import plan_rewiring
 from fanin.backends.torch.sharded.spread import (
     BatchLayout,
     Spread,
@@ -246,6 +250,36 @@ class ShardedFanIn(StateOfAll, nn.Module):
         made = (torch.from_numpy(np.ascontiguousarray(each[batch.own])) for each in (scores, ids))
         best_scores, best_ids = (each.to(self._device) for each in made)
         return best_scores, best_ids
+
+    @torch.no_grad()
+    def rewire(
+        self,
+        fraction: float,
+        optimizer: torch.optim.Optimizer | None = None,
+        rng: np.random.Generator | int | None = None,
+    ) -> int:
+        """Give the `fraction` of connections with the smallest |weight| over all ranks new random
+        inputs; how many moved. Weights keep their value, and their moments become 0; in autograd
+        those that `optimizer` keeps, as of `FixedFanInLinear.rewire`. rng: a generator or a seed,
+        of which that of rank 0 counts. The same connections move, and get the same inputs, with any
+        number of ranks. ValueError for a kind whose connections cannot be rewired."""
+        name, (own,) = self.setup.check_rewired(), self._own_layers
+        weights = own.tensor("output.weights")
+        assert weights is not None
+        resets: Resets = [] if optimizer is None else resets_of(optimizer, weights)
+        for moment in self.optimizer.keeps if self.execution == "fused" else ():
+            resets.append((own.tensor(f"output.weights.{moment}"), 0.0))
+        kind, seed = self.setup.output, self.ranks.from_first(drawn_seed(rng))
+        magnitudes = kind.source_magnitudes(weights.detach().float().cpu().numpy())
+        plan = plan_rewiring(self.ranks, self.ranges, magnitudes, fraction, seed, self._device)
+        sources = own.array(name).copy()
+        sources.reshape(-1)[plan.positions] = plan.sources
+        self._write(name, sources)
+        moved = kind.connections_of(plan.positions, own.setup.labels)
+        where = torch.from_numpy(moved).to(self._device)
+        for array, start in resets:
+            array.view(-1)[where] = weights.view(-1)[where] if start is None else start
+        return int(self.ranks.sum(torch.tensor([len(plan.positions)], device=self._device)))
 
     def _spread(self, batch: WholeBatch) -> Tensor:
         spread: Tensor = Spread.apply(batch.own_features, self.ranks, self.batch, batch)

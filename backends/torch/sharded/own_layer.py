@@ -1,5 +1,5 @@
-"""`OwnLayer`: a rank's labels of one output layer, in the tensors of the module that holds them, and
-how they are scored, trained and asked in both executions."""
+"""`OwnLayer`: a rank's labels of one output layer, in the tensors of the module that holds them,
+and how they are scored, trained and asked in both executions."""
 
 from __future__ import annotations
 
