@@ -1,4 +1,4 @@
-"""Rewiring over ranks: of all labels the weakest connections, each moved by the rank that has it."""
+"""Rewiring over ranks: the weakest connections of all labels, each moved by its own rank."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from several_ranks import CASES, SCENARIOS, reference
+from several_ranks import CASES, SCENARIOS
+from sharded_cases import reference
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
