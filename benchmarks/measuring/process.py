@@ -18,7 +18,7 @@ import select
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ class Child:
 
     log: the file that what the child prints goes to; without one its output is dropped, and its
     errors go where this process's errors go. inherited: descriptors that it keeps open; all others
-    are closed in it. Left as a context, or by `close`, the process is gone.
+    are closed in it. through: a command that runs the child in its place, such as `ip netns exec
+    NAME`. Left as a context, or by `close`, the process is gone.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Child:
         *arguments: str,
         log: Path | None = None,
         inherited: tuple[int, ...] = (),
+        through: Sequence[str] = (),
     ) -> None:
         self._log = log
         self._unread = b""
@@ -71,7 +73,7 @@ class Child:
             self.process = subprocess.Popen(
                 # -P: the current folder stays off sys.path, where a `datasets` folder would shadow
                 # another package of that name.
-                [sys.executable, "-P", "-m", module, *arguments, str(writing)],
+                [*through, sys.executable, "-P", "-m", module, *arguments, str(writing)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT if log else None,

@@ -24,7 +24,7 @@ from fanin.benchmarks.records.timing import (
     FloorTimes,
     OpTimes,
     PredictTimes,
-    RanksTimes,
+    RankTimes,
     StepResult,
     WordsTimes,
 )
@@ -91,9 +91,9 @@ def read_predict_times(path: Path) -> PredictTimes:
     return read(path, PredictTimes)
 
 
-def read_ranks_times(path: Path) -> RanksTimes:
+def read_rank_times(path: Path) -> RankTimes:
     """What `ranks` wrote."""
-    return read(path, RanksTimes)
+    return read(path, RankTimes)
 
 
 def read_words_times(path: Path) -> WordsTimes:

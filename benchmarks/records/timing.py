@@ -1,5 +1,5 @@
 """The result files of the timings: of an op, of a training step, of fused steps beside their floor,
-of predictions, and of trainings on words."""
+of ranks, of predictions, and of trainings on words."""
 
 from __future__ import annotations
 
@@ -118,29 +118,39 @@ class PredictTimes(Record):
     seconds: dict[Size, Rounds] = Field(description="instances -> seconds of each round")
 
 
-class RanksStep(Record):
-    """A training step of all ranks, each a process of its own, as the first rank saw it."""
+class RankContender(Record):
+    """One process of `timing.ranks`: `rank` of `ranks`, or one that has all labels."""
 
+    rank: Count
     ranks: Size
-    threads: Size = Field(description="CPU threads of each rank")
+    threads: Size
     inputs: Size
-    bits_per_second: Annotated[float, Field(gt=0)] | None = Field(
-        description="that the link between the ranks lets through; null: it was not limited"
-    )
-    seconds: Rounds
-    kernel_seconds: Rounds = Field(description="of the same steps, without what was communicated")
-
-
-class RanksTimes(Record):
-    """Seconds of training steps on random data."""
-
-    synthetic: bool = True
-    started: Moment
-    machine: Machine
     labels: Size
     fan_in: Size
     batch: Size
-    steps: Annotated[list[RanksStep], Field(min_length=1)]
+
+
+class RankTimes(Record):
+    """Fused steps on random data, by one process and by several that share the labels, turn by
+    turn, as `timing.ranks` measures them."""
+
+    synthetic: bool = True
+    started: Moment
+    machine: Machine = Field(description="with the threads of one process")
+    ranks: Size
+    inputs: Size
+    labels: Size
+    fan_in: Size
+    batch: Size
+    seconds: dict[Literal["one", "several"], Rounds] = Field(
+        description="a step's wall clock; of several processes, that of the slowest"
+    )
+    cpu_seconds: dict[Literal["one", "several"], Rounds] = Field(
+        description="of all threads and processes, in a step"
+    )
+    bits_per_second: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="of a limited link between two processes"
+    )
 
 
 TrainerName = Literal["fanin", "omikuji"]

@@ -28,7 +28,7 @@ from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.store import (
     read_floor_times,
     read_predict_times,
-    read_ranks_times,
+    read_rank_times,
     read_results,
     read_words_times,
 )
@@ -43,11 +43,12 @@ from fanin.reports.tables.floor import floor_introduction, floor_table
 from fanin.reports.tables.op import op_introduction, op_table
 from fanin.reports.tables.predict import predict_introduction, predict_table
 from fanin.reports.tables.profiles import expected_gib
+from fanin.reports.tables.ranks import ranks_introduction, ranks_table
 from fanin.reports.tables.recipes import recipes_table
 from fanin.reports.tables.scaling import (
     limits_table,
-    ranks_introduction,
-    ranks_table,
+    links_introduction,
+    links_table,
     scaling_introduction,
     scaling_table,
 )
@@ -119,16 +120,23 @@ def limits_section(folder: Path) -> str:
     return f"{limits_table(read_floor_times(folder / 'floor.json')).markdown()}\n"
 
 
-def ranks_section(folder: Path) -> str:
-    """What was measured of steps on several ranks."""
-    times = read_ranks_times(folder / "ranks.json")
-    return f"{ranks_introduction(times)}\n\n{ranks_table(times).markdown()}\n"
+def links_section(folder: Path) -> str:
+    """What was measured of steps of ranks with a limited link between them."""
+    results = [read_rank_times(file) for file in sorted((folder / "links").glob("*.json"))]
+    results = _some(results, folder / "links", "timing.ranks --rate GBIT --json")
+    return f"{links_introduction(results)}\n\n{links_table(results).markdown()}\n"
 
 
 def predict_section(folder: Path) -> str:
     """The times of predictions for one instance and for a few."""
     times = read_predict_times(folder / "predict.json")
     return f"{predict_introduction(times)}\n\n{predict_table(times).markdown()}\n"
+
+
+def ranks_section(folder: Path) -> str:
+    """Fused steps of several processes that share the labels, beside one process."""
+    times = read_rank_times(folder / "ranks.json")
+    return f"{ranks_introduction(times)}\n\n{ranks_table(times).markdown()}\n"
 
 
 def text_section(folder: Path) -> str:
@@ -218,8 +226,9 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "floor": lambda results: floor_section(results / _CPU),
     "scaling": lambda results: scaling_section(results / _CPU),
     "limits": lambda results: limits_section(results / _CPU),
-    "ranks": lambda results: ranks_section(results / _CPU),
+    "links": lambda results: links_section(results / _CPU),
     "predict": lambda results: predict_section(results / _CPU),
+    "ranks": lambda results: ranks_section(results / _CPU),
     "shapes": lambda results: shapes_section(results / _CPU),
     "sparse": lambda results: sparse_section(results / "sparse"),
     "text": lambda results: text_section(results / "text"),

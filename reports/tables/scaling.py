@@ -7,12 +7,13 @@ and then the ranks add up their gradients of the features: the only large thing 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from fanin.benchmarks.records.timing import FloorStep, FloorTimes, RanksStep, RanksTimes
+from fanin.benchmarks.records.timing import FloorStep, FloorTimes, RankTimes
 from fanin.reports.format import GAP, milliseconds_with_quartiles, number, percent
-from fanin.reports.table import Column, Table, make_table, text_column, text_table
+from fanin.reports.table import Table, text_table
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 # Labels of Amazon-3M, of the 8.6 million of LF-Paper2Keywords-8.6M, and a round number beyond.
@@ -134,59 +135,47 @@ def limits_table(times: FloorTimes) -> Table:
     return text_table((*heads, *(f"{labels:,} labels" for labels in LABELS)), rows)
 
 
-def ranks_introduction(times: RanksTimes) -> str:
-    machine = times.machine
+def links_introduction(results: Sequence[RankTimes]) -> str:
+    """What the figures of the links were made on and what they mean."""
+    machine, first = results[0].machine, results[0]
     return (
         f"Random (synthetic) data, {machine.processor}, {machine.cores} cores, {machine.kernels}, "
-        f"{times.labels:,} labels,\nfan-in {times.fan_in}, batch {times.batch}: medians of "
-        f"{len(times.steps[0].seconds)} steps (with the quartiles). Computed: the same rank's "
-        "kernels as measured,\nand the network's rate."
+        f"{first.labels:,} labels,\nfan-in {first.fan_in}, batch {first.batch}: medians of "
+        f"{len(first.seconds['one'])} rounds (with the quartiles), in which one process and the "
+        "ranks took turns.\nComputed: what one process takes with as many threads, and the "
+        "communication."
     )
 
 
-def ranks_table(times: RanksTimes) -> Table:
-    """A line for each measured step, with what is computed for it."""
+def links_table(results: Sequence[RankTimes]) -> Table:
+    """A line for each measured link, with what is computed for it."""
 
-    def computed(step: RanksStep) -> float | None:
-        if step.bits_per_second is None:
-            return None
-        network = Network(step.bits_per_second)
-        kernels = median(step.kernel_seconds)
-        return kernels + communication_seconds(times.batch, step.inputs, step.ranks, network)
+    def row(times: RankTimes) -> tuple[str, ...]:
+        assert times.bits_per_second is not None
+        network = Network(times.bits_per_second)
+        sent = communication_seconds(times.batch, times.inputs, times.ranks, network)
+        computed = median(times.seconds["one"]) + sent
+        return (
+            network.name,
+            str(times.ranks),
+            f"{times.inputs:,}",
+            milliseconds_with_quartiles(times.seconds["one"], 1),
+            milliseconds_with_quartiles(times.seconds["several"], 1),
+            _milliseconds(sent),
+            _milliseconds(computed),
+            number(median(times.seconds["several"]) / computed, 2),
+        )
 
-    def beside(step: RanksStep) -> str:
-        expected = computed(step)
-        return number(median(step.seconds) / expected if expected else None, 2)
-
-    return make_table(
-        "",
-        [
-            (Column("ranks"), lambda step: str(step.ranks)),
-            (Column("threads each"), lambda step: str(step.threads)),
-            (Column("inputs"), lambda step: f"{step.inputs:,}"),
-            (text_column("network"), _network_name),
-            (Column("ms a step"), lambda step: milliseconds_with_quartiles(step.seconds, 1)),
-            (Column("kernels, ms"), lambda step: _milliseconds(median(step.kernel_seconds))),
-            (Column("computed, ms"), lambda step: _milliseconds(computed(step))),
-            (Column("measured / computed"), beside),
-        ],
-        times.steps,
-    )
-
-
-def _network_name(step: RanksStep) -> str:
-    if step.ranks == 1:
-        return "none"
-    return Network(step.bits_per_second).name if step.bits_per_second else "this machine's own"
+    heads = ("link", "ranks", "inputs", "one process, ms", "ranks, ms", "communication, ms")
+    lines = map(row, (times for times in results if times.bits_per_second))
+    return text_table((*heads, "computed, ms", "measured / computed"), lines)
 
 
 def _layer(step: FloorStep) -> tuple[str, str, str]:
     return step.dtype, step.optimizer, str(step.group_size or "none")
 
 
-def _milliseconds(seconds: float | None) -> str:
+def _milliseconds(seconds: float) -> str:
     """With three digits, or whole ones."""
-    if seconds is None:
-        return GAP
     value = 1e3 * seconds
     return number(value, 0 if value >= 100 else 1 if value >= 10 else 2)

@@ -32,7 +32,7 @@ WORDS = " ".join(" ".join(TEXTS.values()).split())
         "torch, head and tail",
         *("sparse features", "pandas"),
         *("own data", "lists", "torch, words", "tensorflow, words"),
-        "torch, onnx",
+        *("torch, onnx", "torch, ranks"),
     ],
 )
 def test_examples_run(framework, tmp_path):

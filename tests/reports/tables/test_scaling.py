@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from made_results import machine
 
-from fanin.benchmarks.records.timing import FloorStep, FloorTimes, RanksStep, RanksTimes
+from fanin.benchmarks.records.timing import FloorStep, FloorTimes, RankTimes
 from fanin.reports.tables.scaling import (
     Network,
     communication_seconds,
     kernel_seconds,
     limits_table,
-    ranks_table,
+    links_introduction,
+    links_table,
     reduced_bytes,
     scaling_introduction,
     scaling_table,
@@ -90,17 +91,17 @@ def test_where_communication_takes_over() -> None:
     assert sent[0] <= kernels[0] and sent[1] > kernels[1]
 
 
-def test_measured_steps_stand_beside_what_is_computed() -> None:
-    def measured(ranks: int, bits: float | None) -> RanksStep:
-        return RanksStep(
-            ranks=ranks, threads=1, inputs=1000, bits_per_second=bits,
-            seconds=[0.1, 0.1, 0.1], kernel_seconds=[0.09, 0.09, 0.09],
+def test_measured_links_stand_beside_what_is_computed() -> None:
+    def measured(bits: float | None) -> RankTimes:
+        return RankTimes(
+            started=NOW, machine=machine(), labels=1000, fan_in=32, batch=32, ranks=2, inputs=1000,
+            seconds={"one": [0.09] * 3, "several": [0.1] * 3},
+            cpu_seconds={"one": [0.1], "several": [0.1]}, bits_per_second=bits,
         )  # fmt: skip
 
-    times = RanksTimes(
-        started=NOW, machine=machine(), labels=1000, fan_in=32, batch=32,
-        steps=[measured(1, None), measured(2, None), measured(2, 1e9)],
-    )  # fmt: skip
-    rows = [[cell.text for cell in row] for row in ranks_table(times).rows]
-    assert [row[3] for row in rows] == ["none", "this machine's own", "1 Gbit/s"]
-    assert [row[6:] for row in rows] == [["—", "—"], ["—", "—"], ["91.1", "1.10"]]
+    results = [measured(1e9), measured(None)]
+    (row,) = ([cell.text for cell in row] for row in links_table(results).rows)
+    assert row[:3] == ["1 Gbit/s", "2", "1,000"]
+    # A gradient of 32 * 1000 * 4 bytes, and two messages.
+    assert row[5:] == ["1.06", "91.1", "1.10"]
+    assert "synthetic" in links_introduction(results)

@@ -1,0 +1,163 @@
+"""The ranks that share a model out: what they tell each other, by plain collectives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fanin.backends.head_and_tail import best_of_parts
+
+
+class Ranks:
+    """The ranks of a process group, by gloo on CPUs and NCCL on GPUs.
+
+    rank: this one's number in the group; size: how many there are. Where torch.distributed is not
+    initialised, this process is the only one, and nothing is sent.
+
+    All ranks have to call the same methods in the same order. One that fails or ends makes the
+    others raise RuntimeError: at once where its connections break, else after the time that the
+    group was made with, or on a CPU after `timeout`, where one is given.
+    """
+
+    def __init__(
+        self, group: dist.ProcessGroup | None = None, timeout: timedelta | None = None
+    ) -> None:
+        """group: None for that of all processes."""
+        is_one_of_several = dist.is_available() and dist.is_initialized()
+        self._group = group if group is not None or not is_one_of_several else dist.group.WORLD
+        self._timeout = timeout
+        self.rank, self.size = 0, 1
+        if self._group is not None:
+            self.rank, self.size = dist.get_rank(self._group), dist.get_world_size(self._group)
+
+    def start_sum(self, tensor: Tensor) -> Pending:
+        """Begin to add up a tensor over the ranks, in place; it is the sum after `wait`."""
+        if self.size == 1:
+            return Pending()
+        work = dist.all_reduce(tensor, group=self._group, async_op=True)
+        return Pending(work, self._timeout_of(tensor))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor over the ranks, in place; returns it."""
+        self.start_sum(tensor).wait()
+        return tensor
+
+    def numbers(self, own: Sequence[int], device: torch.device) -> list[list[int]]:
+        """What each rank says, in their order: as many int64. device: where the group can send
+        from; a GPU is waited for."""
+        if self.size == 1:
+            return [[*own]]
+        sent = torch.tensor([*own], dtype=torch.int64, device=device)
+        received = [torch.empty_like(sent) for _ in range(self.size)]
+        self._wait(dist.all_gather(received, sent, self._group, async_op=True), sent)
+        return [each.tolist() for each in received]
+
+    def gather(self, tensor: Tensor, lengths: Sequence[int] | None = None) -> list[Tensor]:
+        """The tensors of all ranks, in their order. They may differ in the length of their first
+        axis, and in nothing else. lengths: of all ranks, where they are known."""
+        gathered = self._gathered(tensor, lengths, to_first=False)
+        assert gathered is not None
+        return gathered
+
+    def gather_to_first(self, tensor: Tensor) -> list[Tensor] | None:
+        """`gather` for rank 0 alone; None on the others."""
+        return self._gathered(tensor, None, to_first=True)
+
+    def _gathered(
+        self, tensor: Tensor, lengths: Sequence[int] | None, to_first: bool
+    ) -> list[Tensor] | None:
+        if self.size == 1:
+            return [tensor]
+        if lengths is None:
+            lengths = [length for (length,) in self.numbers([len(tensor)], tensor.device)]
+        # As bytes: gloo and NCCL do not know all types.
+        row = math.prod(tensor.shape[1:]) * tensor.element_size()
+        sent = torch.zeros(max(lengths) * row, dtype=torch.uint8, device=tensor.device)
+        sent[: tensor.nbytes] = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        if to_first and self.rank:
+            self._wait(dist.gather(sent, None, self._first, self._group, async_op=True), sent)
+            return None
+        received = [torch.empty_like(sent) for _ in lengths]
+        if to_first:
+            work = dist.gather(sent, received, self._first, self._group, async_op=True)
+        else:
+            work = dist.all_gather(received, sent, self._group, async_op=True)
+        self._wait(work, sent)
+        return [
+            each[: length * row].view(tensor.dtype).view(length, *tensor.shape[1:])
+            for each, length in zip(received, lengths, strict=True)
+        ]
+
+    def best(
+        self, lists: Sequence[tuple[np.ndarray, np.ndarray]], k: int, device: torch.device
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best labels of all ranks, ids and scores [batch, k], from those of each: lists of
+        ids and scores [batch, some]. Equal scores stand in the order of their ids."""
+        own = best_of_parts(lists, k)
+        if self.size == 1:
+            return own
+        sent = [torch.from_numpy(np.ascontiguousarray(array.T)).to(device) for array in own]
+        ids, scores = ([t.cpu().numpy().T for t in self.gather(each)] for each in sent)
+        return best_of_parts([*zip(ids, scores, strict=True)], k)
+
+    def from_first(self, value: Any) -> Any:
+        """What rank 0 has of something that can be pickled, such as a seed."""
+        if self.size == 1:
+            return value
+        shared = [value]
+        dist.broadcast_object_list(shared, self._first, self._group)
+        return shared[0]
+
+    def check_equal(self, what: str, value: Any) -> None:
+        """ValueError, on all ranks, where they do not all have an equal value of something that can
+        be pickled."""
+        if self.size == 1:
+            return
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, self._group)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise ValueError(f"{what} is {values[0]} on rank 0 and {other} on rank {rank}")
+
+    def __deepcopy__(self, memo: Any) -> Ranks:
+        return self  # a copy of a layer talks to the same ranks
+
+    @property
+    def _first(self) -> int:
+        """Rank 0 as torch calls it among all processes."""
+        return dist.get_global_rank(self._group, 0) if self._group is not None else 0
+
+    def _timeout_of(self, tensor: Tensor) -> timedelta | None:
+        """On a GPU a wait with a timeout would be one for all that is queued there."""
+        return None if tensor.is_cuda else self._timeout
+
+    def _wait(self, work: Any, tensor: Tensor) -> None:
+        Pending(work, self._timeout_of(tensor)).wait()
+
+
+class Pending:
+    """What has been sent and not yet been waited for."""
+
+    def __init__(self, work: Any = None, timeout: timedelta | None = None) -> None:
+        self._work, self._timeout = work, timeout
+
+    def wait(self) -> None:
+        """Return when it is there; RuntimeError where it does not come."""
+        if self._work is None:
+            return
+        if self._timeout is None:
+            self._work.wait()
+        else:
+            self._work.wait(self._timeout)
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """What was gathered, as one tensor."""
+    return tensors[0] if len(tensors) == 1 else torch.cat([*tensors])
