@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 NODES = ("node1", "node2", "node3")
 CPUS = 2
 MEMORY_MIB = 7000
@@ -152,15 +154,21 @@ class Slurm:
         return done.stdout
 
     def stop(self) -> None:
-        with suppress(subprocess.CalledProcessError):
-            self.run("scancel", "--me", "--signal=KILL", "--full", check=False)
-        for path in sorted(self.folder.glob("*.process"), reverse=True):  # munge last but one
-            with suppress(ProcessLookupError):
-                os.kill(int(path.read_text()), signal.SIGTERM)
+        """End the jobs and the daemons, and wait until they are gone."""
+        self.run("scancel", "--me", "--signal=KILL", "--full", check=False)
+        files = sorted(self.folder.glob("*.process"))
+        ended = []
+        for pid in (*self._pids(), *(int(path.read_text()) for path in files)):
+            with suppress(psutil.NoSuchProcess):
+                ended.append(psutil.Process(pid))
+                ended[-1].terminate()
+        _, left = psutil.wait_procs(ended, timeout=10)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=10)
+        for path in files:
             path.unlink()
-        for pid in self._pids():  # what a daemon left behind
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
     def _daemon(self, name: str, *arguments: str, log: str | None = None) -> None:
         path = program(name)

@@ -106,12 +106,8 @@ class Long:
         return subprocess.Popen(
             [
                 *(sys.executable, "-P", "-m", "fanin.benchmarks", "reproduce", *self.GIVEN),
-                *(
-                    "--data-dir",
-                    str(self.place / "long"),
-                    "--tasks",
-                    str(self.place / "tasks.json"),
-                ),
+                *("--tasks", str(self.place / "tasks.json")),
+                *("--data-dir", str(self.place / "long")),
                 *("--results", str(self.place / results), *more),
             ],
             stdout=subprocess.PIPE,
@@ -123,10 +119,6 @@ class Long:
 
     def checkpoint_is_there(self, results: str) -> bool:
         return bool(list((self.place / results).rglob("*.checkpoint/state.json")))
-
-    def node(self, results: str) -> str:
-        (events,) = (self.place / results).rglob("*.events")
-        return re.findall(r'"node": "([^"]+)"', events.read_text())[-1]
 
     def job(self, results: str) -> str:
         (record,) = (self.place / results).rglob("*.job")
