@@ -40,7 +40,7 @@ _MEMORY_MARGIN = 1.25
 # Plans of times are right within a factor of about two; reading data and starting come on top.
 _TIME_MARGIN = 2.0
 _START_MINUTES = 30
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 1.0
 
 
 class StoppedError(KeyboardInterrupt):
@@ -113,6 +113,8 @@ class _Run:
     begun: int = 0
     is_gone: bool = False
     left_failure: bool = False
+    is_ending: bool = False
+    is_skipped: bool = False
     result: RunResult | None = None
 
     @property
@@ -133,9 +135,12 @@ class _Run:
                 case {"event": "died"}:
                     self.left_failure = True
                 case {"event": "end"}:
-                    self.end(read_result(self.request.path), bool(event.get("skipped")))
+                    self.is_ending, self.is_skipped = True, bool(event.get("skipped"))
                 case _:
                     self.display.event(event)
+        # On a shared disk a new file may be seen later than another one's new lines.
+        if self.is_ending and self.request.path.exists():
+            self.end(read_result(self.request.path), self.is_skipped)
 
     def end(self, result: RunResult, skipped: bool) -> None:
         self.result = result
@@ -158,6 +163,7 @@ class Grid:
         ]
         self._states: dict[str, JobState] = {}
         self._asked = -math.inf
+        self._trouble = ""
         self._at_once = cluster.at_once or len(todo)
         if cluster.at_once is None and self._queue.shares_this_machine:
             room = min(cores() // resources.cpus, available_bytes() // resources.memory_bytes)
@@ -211,7 +217,8 @@ class Grid:
 
     def _submit(self, waiting: list[_Run]) -> None:
         if self._queue.shares_this_machine:
-            waiting = waiting[: self._at_once - sum(run.job is not None for run in self._left())]
+            busy = sum(run.job is not None for run in self._left())
+            waiting = waiting[: max(0, self._at_once - busy)]
         if not waiting:
             return
         results = waiting[0].request.options.results
@@ -256,8 +263,9 @@ class Grid:
             try:
                 self._states = self._queue.states()
             except ClusterError as error:  # it may be starting anew
-                self._screen.count(self._ended(), len(self._runs), str(error))
-                asks = False
+                self._trouble, asks = str(error), False
+            else:
+                self._trouble = ""
         for run in self._left():
             run.read_events(len(self._runs))
             if asks and run.job and run.result is None:
@@ -290,6 +298,9 @@ class Grid:
         return len(self._runs) - len(self._left())
 
     def _show(self) -> None:
+        """Show how many jobs run, and why others wait, or that the queue does not answer."""
+        if self._trouble:
+            return self._screen.count(self._ended(), len(self._runs), self._trouble)
         states = [self._states.get(run.job or "") for run in self._left()]
         running = sum(state is not None and state.is_running for state in states)
         reasons = {state.reason for state in states if state and state.reason} - {"None"}

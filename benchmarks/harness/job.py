@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 # Events of steps come several times a second; a file on a shared disk needs fewer.
 _STEP_SECONDS = 2.0
-# Longer than any cluster lets a job live on after SIGTERM.
-_GRACE_SECONDS = 3600.0
+# Clusters seldom let a job live on for longer after SIGTERM.
+_GRACE_SECONDS = 600.0
 _GPUS = "CUDA_VISIBLE_DEVICES"
 
 

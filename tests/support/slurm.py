@@ -12,15 +12,17 @@ from __future__ import annotations
 import argparse
 import os
 import pwd
+import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 NODES = ("node1", "node2", "node3")
 CPUS = 2
@@ -130,12 +132,18 @@ class Slurm:
         self._daemon("slurmd", "-D", "-N", name, log=name)
 
     def kill_node(self, name: str) -> None:
-        """End a node as a power cut would: its daemon, and what runs on it."""
-        for pid in self._pids():
-            if self._environment_of(pid).get("SLURMD_NODENAME") == name:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        os.kill(int((self.folder / f"{name}.process").read_text()), signal.SIGKILL)
+        """End a node as a power cut would: first who could tell the controller of it."""
+        jobs = self.run("squeue", "--noheader", f"--nodelist={name}", "--format=%A").split()
+        daemon = psutil.Process(int((self.folder / f"{name}.process").read_text()))
+        steps = [each for each in self._processes() if self._job_of_step(each) in jobs]
+        others = [
+            each
+            for each in self._processes()
+            if self._environment_of(each).get("SLURMD_NODENAME") == name
+        ]
+        for process in (daemon, *steps, *others):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def states(self) -> dict[str, str]:
         """Each node's state, as `sinfo` has it."""
@@ -152,15 +160,23 @@ class Slurm:
         return done.stdout
 
     def stop(self) -> None:
-        with suppress(subprocess.CalledProcessError):
-            self.run("scancel", "--me", "--signal=KILL", "--full", check=False)
-        for path in sorted(self.folder.glob("*.process"), reverse=True):  # munge last but one
-            with suppress(ProcessLookupError):
-                os.kill(int(path.read_text()), signal.SIGTERM)
+        """End the jobs and the daemons, and wait until they are gone."""
+        self.run("scancel", "--me", "--signal=KILL", "--full", check=False)
+        files = sorted(self.folder.glob("*.process"))
+        ended = list(self._processes())
+        for path in files:
+            with suppress(psutil.NoSuchProcess):
+                ended.append(psutil.Process(int(path.read_text())))
+        for process in ended:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, left = psutil.wait_procs(ended, timeout=10)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=10)
+        for path in files:
             path.unlink()
-        for pid in self._pids():  # what a daemon left behind
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
     def _daemon(self, name: str, *arguments: str, log: str | None = None) -> None:
         path = program(name)
@@ -185,19 +201,28 @@ class Slurm:
                 raise TimeoutError(f"the Slurm in {self.folder} does not start:\n{logs}")
             time.sleep(0.1)
 
-    def _pids(self) -> Iterator[int]:
-        """Processes of this cluster's jobs."""
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal():
-                environment = self._environment_of(int(entry.name))
-                ours = environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
-                if ours and "SLURM_JOB_ID" in environment:
-                    yield int(entry.name)
+    def _processes(self) -> Iterator[psutil.Process]:
+        """What runs of this cluster's jobs, and who looks after it."""
+        for process in psutil.process_iter():
+            environment = self._environment_of(process)
+            is_ours = environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
+            if is_ours and ("SLURM_JOB_ID" in environment or self._job_of_step(process)):
+                yield process
 
     @staticmethod
-    def _environment_of(pid: int) -> dict[str, str]:
+    def _job_of_step(process: psutil.Process) -> str | None:
+        """The job of a `slurmstepd`, which calls itself `slurmstepd: [7.batch]`."""
+        with suppress(psutil.Error):
+            step = re.match(r"slurmstepd: \[(\d+)", " ".join(process.cmdline()))
+            return step[1] if step else None
+        return None
+
+    @staticmethod
+    def _environment_of(process: psutil.Process) -> dict[str, str]:
+        """Not psutil's: a `slurmstepd` writes its name over the first variables, and psutil ends
+        at the first empty one."""
         try:
-            text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+            text = Path(f"/proc/{process.pid}/environ").read_bytes().decode(errors="replace")
         except OSError:
             return {}
         pairs = (entry.partition("=") for entry in text.split("\0"))

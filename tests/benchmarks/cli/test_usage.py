@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 
 import made_results
 import pytest
@@ -188,3 +189,31 @@ class TestUsage:
         with pytest.raises(typer.Exit):
             select_tasks(["amazon-670k"], "slice", None, None, [name], {})
         assert f"no setup {name!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--retries", "1"], "--slurm are for jobs: name --cluster"),
+        (["--cluster", "local", "--slurm", "mem=8G"], "--slurm is for --cluster slurm"),
+        (["--cluster", "slurm", "--slurm", "long"], "--slurm 'long' is no KEY=VALUE"),
+        (["--cluster", "slurm", "--slurm", "a\nb=1"], "is no KEY=VALUE"),
+        (["--cluster", "slurm", "--slurm", "comment=1\n#SBATCH --x"], "is no KEY=VALUE"),
+        (["--cluster", "slurm", "--slurm", "cpus-per-task=3"], "CPUs come from --threads"),
+        (["--cluster", "slurm", "--slurm", "time=1-0"], "give minutes, such as time=90"),
+        (["--cluster", "slurm"], "--cluster slurm needs Slurm's sbatch, squeue, scancel, which"),
+    ],
+)
+def test_how_jobs_are_run(tmp_path, monkeypatch, given, message):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = in_process("reproduce", "--results", tmp_path, "--setup", "dense", *given)
+    assert done.exit_code == 2
+    assert message in done.output and done.output.count("fanin: ") == 1
+
+
+def test_jobs_need_submitit(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    given = ("--results", tmp_path, "--setup", "dense", "--cluster", "local")
+    done = in_process("reproduce", *given)
+    assert done.exit_code == 2
+    assert "--cluster needs submitit: pip install 'fanin[cluster]'" in done.output

@@ -100,18 +100,14 @@ class Long:
     def __init__(self, place: Path) -> None:
         self.place = place
         if not (place / "long").exists():
-            write_dataset(place / "long", instances=6000, labels=300)
+            write_dataset(place / "long", instances=3000, labels=300)
 
     def start(self, results: str, *more: str, env=None) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [
                 *(sys.executable, "-P", "-m", "fanin.benchmarks", "reproduce", *self.GIVEN),
-                *(
-                    "--data-dir",
-                    str(self.place / "long"),
-                    "--tasks",
-                    str(self.place / "tasks.json"),
-                ),
+                *("--tasks", str(self.place / "tasks.json")),
+                *("--data-dir", str(self.place / "long")),
                 *("--results", str(self.place / results), *more),
             ],
             stdout=subprocess.PIPE,
@@ -121,12 +117,8 @@ class Long:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
-    def checkpoint_is_there(self, results: str) -> bool:
+    def has_checkpoint(self, results: str) -> bool:
         return bool(list((self.place / results).rglob("*.checkpoint/state.json")))
-
-    def node(self, results: str) -> str:
-        (events,) = (self.place / results).rglob("*.events")
-        return re.findall(r'"node": "([^"]+)"', events.read_text())[-1]
 
     def job(self, results: str) -> str:
         (record,) = (self.place / results).rglob("*.job")
@@ -160,7 +152,7 @@ def kill_local(long: Long, results: str) -> None:
 def test_a_killed_job_is_taken_up_again(long, environment, cluster, request):
     results = f"killed-{cluster}"
     process = long.start(results, "--cluster", cluster, env=environment(cluster))
-    wait_until(lambda: long.checkpoint_is_there(results), process)
+    wait_until(lambda: long.has_checkpoint(results), process)
     if cluster == "local":
         kill_local(long, results)
     else:
@@ -181,7 +173,7 @@ class TestTakenUpBySlurm:
     def test_a_job_that_slurm_ends(self, long, slurm, cause):
         results = f"ended-by-{cause}"
         process = long.start(results, "--cluster", "slurm", env=slurm.environment)
-        wait_until(lambda: long.checkpoint_is_there(results), process)
+        wait_until(lambda: long.has_checkpoint(results), process)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 130 and "1 jobs go on" in errors
@@ -226,7 +218,7 @@ def test_ctrl_c_cancels_as_asked(long, environment, cluster):
     results = f"cancelled-{cluster}"
     asked = ("--cluster", cluster, "--on-interrupt", "cancel")
     process = long.start(results, *asked, env=environment(cluster))
-    wait_until(lambda: long.checkpoint_is_there(results), process)
+    wait_until(lambda: long.has_checkpoint(results), process)
     (folder,) = (long.place / results / "jobs").iterdir()
     assert works(folder)
     process.send_signal(signal.SIGINT)
@@ -247,7 +239,7 @@ def works(folder: Path) -> bool:
 def test_local_jobs_outlive_the_command_and_its_output(long):
     """Ctrl-C of a terminal reaches all processes of its group; a closed one, its session."""
     process = long.start("left", "--cluster", "local", "--json")
-    wait_until(lambda: long.checkpoint_is_there("left"), process)
+    wait_until(lambda: long.has_checkpoint("left"), process)
     job = long.job("left")
     os.kill(int(job), signal.SIGINT)
     os.kill(int(job), signal.SIGHUP)
