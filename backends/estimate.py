@@ -28,7 +28,7 @@ from fanin.kernels import sorted_labels, sorting_pays
 
 LANES = 32
 
-_BYTES = {"float32": 4, "bfloat16": 2}
+_BYTES = {"float32": 4, "bfloat16": 2, "float8": 1}
 # Beside all arrays: Python's objects.
 _OVERHEAD = 4 << 20
 
@@ -264,7 +264,8 @@ def _fused(
     inner, connections = first.weights, setup.count("output.weights")
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
-    is_sorted = kind.is_sortable and sorting_pays(inputs, cpu)
+    is_float8 = options.storage.weights == "float8"
+    is_sorted = kind.is_sortable and sorting_pays(inputs, cpu) and not is_float8
     sources = kind.source_bytes(inputs, labels)
     sorting = kind.sorting_bytes(labels) if is_sorted else 0
 
@@ -298,7 +299,9 @@ def _fused(
         # Connections pass by twice, for the scores and for the gradients; once more each, where
         # lanes are worked on by halves, but then they come from a cache.
         moved += connections * (weight + 2 * 2) + sources
-    parameters = (inner + connections) * weight + (biases + _transform_values(setup)) * 4
+    scales = labels if is_float8 else 0
+    moved += 2 * scales
+    parameters = (inner + connections) * weight + scales + (biases + _transform_values(setup)) * 4
     order = kind.order_bytes(inputs, labels)
     parameters += sources + sorting + kind.starts_bytes(inputs, labels) + order
     return Estimate(

@@ -113,13 +113,14 @@ class TestPlan:
         assert counted["optimizer_bytes"] == 2 * 4 * (inner + 32 * labels + biases)
         assert counted["hours"] == pytest.approx(500 * counted["hours_per_epoch"])
 
-    def test_bfloat16_and_sgd_leave_no_state_but_the_weights(self):
+    @pytest.mark.parametrize("dtype, label_bytes", [("bfloat16", 32 * 2), ("float8", 32 + 1)])
+    def test_sgd_leaves_no_state_but_the_weights(self, dtype, label_bytes):
         options = "--features cascade --setup ffi-32 --json --bandwidth 10 --gflops 100"
-        options += " --weights-dtype bfloat16 --optimizer sgd"
+        options += f" --weights-dtype {dtype} --optimizer sgd"
         (counted,) = json.loads(planned("amazon-670k", options).output)["plans"]
         labels = 670_091
         # Weights and 16-bit sources of 768 inputs, and a float32 bias.
-        assert counted["parameter_bytes"] == 32 * labels * (2 + 2) + 4 * labels
+        assert counted["parameter_bytes"] == labels * (label_bytes + 32 * 2 + 4)
         assert counted["optimizer_bytes"] == 0
         assert counted["parameter_bytes"] / GIB <= 0.10
 
@@ -139,9 +140,12 @@ class TestPlan:
         monkeypatch.setattr(estimate, "sorting_pays", lambda sources, cpu: pays)
         for execution in ("autograd", "fused"):
             kinds = ("dense", "bottleneck", "stratified", "sparse", "dense-stratified")
-            for kind, group_size in (*product(kinds, [None]), *product(kinds[2::2], [16])):
+            cases = [*product(kinds, [None], ["float32"]), *product(kinds[2::2], [16], ["float32"])]
+            if execution == "fused":
+                cases += product(["stratified"], [None, 16], ["float8"])
+            for kind, group_size, dtype in cases:
                 values = {"dataset": "tiny", "features": "slice", "execution": execution}
-                values["group_size"] = group_size
+                values |= {"group_size": group_size, "weights_dtype": dtype}
                 values["optimizer"] = optimizer
                 if "str" in kind or "sparse" in kind:
                     values["connectivity"] = 8
@@ -155,6 +159,7 @@ class TestPlan:
                     InitialArrays(setup, 0),
                     execution=task.execution,
                     optimizer=task.optimizer_values,
+                    storage=task.storage,
                     auxiliary=auxiliary_loss(
                         *(task.recipe_values, 100, np.empty((0, 512)), np.empty((0, 300))),
                         seed=0,
