@@ -29,7 +29,7 @@ from fanin.kernels import sorted_labels, sorting_pays
 
 LANES = 32
 
-_BYTES = {"float32": 4, "bfloat16": 2}
+_BYTES = {"float32": 4, "bfloat16": 2, "float8": 1}
 # Beside all arrays: Python's objects.
 _OVERHEAD = 4 << 20
 
@@ -291,7 +291,8 @@ def _fused(
     biases = setup.labels + (setup.intermediate or 0)
     kind, inputs, labels = setup.output, setup.output_inputs, setup.labels
     sorted_parts = [each for each in setup.parts if each.kind.is_sortable]
-    is_sorted = bool(sorted_parts) and sorting_pays(inputs, cpu)
+    is_float8 = options.storage.weights == "float8"
+    is_sorted = bool(sorted_parts) and sorting_pays(inputs, cpu) and not is_float8
     sources = kind.source_bytes(inputs, labels)
     sorting = sum(each.kind.sorting_bytes(each.labels) for each in sorted_parts if is_sorted)
 
@@ -325,7 +326,9 @@ def _fused(
         # Connections pass by twice, for the scores and for the gradients; once more each, where
         # lanes are worked on by halves, but then they come from a cache.
         moved += connections * (weight + 2 * 2) + sources
-    parameters = (inner + connections) * weight + (biases + _transform_values(setup)) * 4
+    scales = labels if is_float8 else 0
+    moved += 2 * scales
+    parameters = (inner + connections) * weight + scales + (biases + _transform_values(setup)) * 4
     order = kind.order_bytes(inputs, labels)
     parameters += sources + sorting + kind.starts_bytes(inputs, labels) + order
     return Estimate(

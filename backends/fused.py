@@ -65,6 +65,12 @@ class FusedExecutor(Executor):
             device.is_cpu and setup.output.is_sortable and sorting_pays(setup.output_inputs)
         )
 
+    def take_float8(self) -> None:
+        """The output layer's weights will be rows in float8, which no sorted tile can hold."""
+        if not self.device.is_cpu:
+            raise ValueError("weights in float8 are for CPUs only: use bfloat16, or device 'cpu'")
+        self.is_sorted = False
+
     def is_transposed(self, name: str) -> bool:
         if name == "intermediate.weights":
             return not self.setup.sparse_features

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, SupportsFloat
+from typing import Any, Literal, Protocol, SupportsFloat, get_args
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,19 +20,23 @@ Features = np.ndarray | sp.csr_array
 # fused: all of it in one pass over the labels, by fanin's kernels.
 Execution = Literal["autograd", "fused"]
 StoredType = Literal["float32", "bfloat16"]
+# Of weights. float8: of labels with a fixed fan-in that read features, see `LayerSetup`.
+WeightsType = Literal[StoredType, "float8"]
+WEIGHTS_TYPES = get_args(WeightsType)
 
 
 @dataclass(frozen=True)
 class Storage:
-    """How weights and moments are stored; bfloat16 is rounded stochastically and needs the
-    fused execution. Biases are float32 always.
+    """How weights and moments are stored; bfloat16 and float8 are rounded stochastically and need
+    the fused execution. Biases are float32 always. In float8 a weight takes a byte, and the weights
+    of a label have one more for their common scale (`fanin.kernels.to_float8`).
 
     row_moments: with Adam, whether `intermediate.weights` of a model of sparse features have one
     number for each word in place of its two arrays: `v` [inputs], float32, and no `m`. The squared
     gradient is averaged over the word's row; v is the running mean of these averages. (Adafactor's
     row sums and FBGEMM's row-wise Adagrad are relatives.)"""
 
-    weights: StoredType = "float32"
+    weights: WeightsType = "float32"
     moments: StoredType = "float32"
     row_moments: bool = False
 

@@ -163,7 +163,9 @@ def make_trainer(
     A missing framework raises ImportError with what to install: never a silent skip.
     """
     if execution == "autograd" and not storage.is_float32:
-        raise ValueError("bfloat16 weights or moments need execution 'fused'")
+        raise ValueError("bfloat16 or float8 weights or moments need execution 'fused'")
+    if storage.weights == "float8":
+        setup.check_float8()
     if storage.row_moments and not setup.sparse_features:
         raise ValueError(
             "row moments need sparse features: leave row_moments out, or make the LayerSetup "
@@ -186,4 +188,6 @@ def make_trainer(
         raise
     threads = within_share(threads)
     executor = module.make_executor(setup, optimizer, device=device, threads=threads)
+    if storage.weights == "float8":
+        executor.take_float8()
     return Trainer(setup, arrays, executor, storage, threads, auxiliary)

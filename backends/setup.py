@@ -117,6 +117,18 @@ class LayerSetup:
                 + (f" above {self.intermediate} intermediate units" if self.intermediate else "")
             )
 
+    def check_float8(self) -> None:
+        """ValueError where weights cannot be in float8: where labels do not read a fixed number of
+        features. A dense layer's rows have too many weights for one scale, and a step of any other
+        kind does not pass over a label's weights as a whole."""
+        if not self.output.fan_in or self.intermediate:
+            raise ValueError(
+                "weights in float8 are for a fixed fan-in layer that reads features, not for "
+                f"{type(self.output).__name__}"
+                + (f" above {self.intermediate} intermediate units" if self.intermediate else "")
+                + "; use float32 or bfloat16"
+            )
+
     def check_k(self, k: int) -> None:
         """ValueError where there are no k best labels."""
         checks.best(k, self.labels)

@@ -16,7 +16,7 @@ from typing import SupportsFloat
 
 import numpy as np
 
-from fanin.backends import checks
+from fanin.backends import checks, stored
 from fanin.backends.arrays import (
     Rewiring,
     check_arrays,
@@ -153,11 +153,10 @@ class Trainer:
             elif name in NAMES:
                 features[name] = array
             else:
-                values[name] = self.device.hold(self._inside(name, array), self._dtype(name))
+                values[name] = self._hold(name, array)
         for name, shape in beside.items():
             assert auxiliary
-            first = self._inside(name, auxiliary.initial_array(name, shape))
-            values[name] = self.device.hold(first, self._dtype(name))
+            values[name] = self._hold(name, auxiliary.initial_array(name, shape))
         self.transform = FeatureTransform.from_arrays(features)
         # Moments are made last: the temporary memory of the steps above is free again by then.
         self._trained = {name: self._with_moments(name, array) for name, array in values.items()}
@@ -192,9 +191,20 @@ class Trainer:
     def _read(self, name: str, array: DeviceArray) -> np.ndarray:
         return self._inside(name, self.device.read(array))
 
+    def _hold(self, name: str, array: np.ndarray) -> DeviceArray:
+        return stored.hold(self.device, self._inside(name, array), self._dtype(name))
+
+    def _write(self, name: str, array: np.ndarray) -> None:
+        target = self._trained[name].values
+        stored.write(self.device, target, self._inside(name, array), self._dtype(name))
+
+    def _values(self, name: str) -> np.ndarray:
+        array = self._trained[name].values
+        return self._inside(name, stored.read(self.device, array, self._dtype(name)))
+
     def _array(self, name: str) -> np.ndarray:
         if name in self._trained:
-            return self._read(name, self._trained[name].values)
+            return self._values(name)
         if name in self.transform.arrays:
             return self.transform.arrays[name].copy()
         return self._executor.connections(name)
@@ -229,8 +239,7 @@ class Trainer:
         with self._executor.in_label_order():
             for name in self.setup.array_shapes():
                 if name in self._trained:
-                    inside = self._inside(name, arrays[name])
-                    self.device.write(self._trained[name].values, inside)
+                    self._write(name, arrays[name])
                 elif name in self.setup.index_arrays():
                     self._set_connections(name, arrays[name])
         self.transform = FeatureTransform.from_arrays(arrays)
@@ -265,7 +274,7 @@ class Trainer:
         if self._auxiliary:
             self._auxiliary.take(arrays[CLUSTERS])
             for name in CLUSTER_LAYER:
-                self.device.write(self._trained[name].values, self._inside(name, arrays[name]))
+                self._write(name, arrays[name])
         with self._executor.in_label_order():
             for name, key, moment in self._moments():
                 self.device.write(moment, self._inside(name, arrays[key]))
@@ -275,13 +284,12 @@ class Trainer:
         """Bytes of the parameters (indices included) and of the optimiser state, counted. What an
         auxiliary loss keeps is of the latter."""
         size = self.device.bytes
-        held = {name: size(trained.values) for name, trained in self._trained.items()}
+        sizes = {name: size(trained.values) for name, trained in self._trained.items()}
         moments = sum(size(moment) for _, _, moment in self._moments())
         if self._auxiliary:
-            moments += sum(map(held.pop, CLUSTER_LAYER)) + self._auxiliary.clusters.nbytes
-        values = sum(held.values())
+            moments += sum(map(sizes.pop, CLUSTER_LAYER)) + self._auxiliary.clusters.nbytes
         transform = sum(array.nbytes for array in self.transform.arrays.values())
-        return transform + values + self._executor.connection_bytes(), moments
+        return transform + sum(sizes.values()) + self._executor.connection_bytes(), moments
 
     # Training and prediction --------------------------------------------------------------------
 
@@ -348,7 +356,7 @@ class Trainer:
         return [(part, (seed + number) % 2**64) for number, part in enumerate(parts)]
 
     def _rewire(self, part: Part, fraction: float, seed: int) -> int:
-        if not part.kind.group_size:
+        if not part.kind.group_size and self._storage.weights != "float8":
             with self._executor.in_label_order():
                 moved = self._executor.rewire(part, fraction, seed)
             if moved is not None:
@@ -381,20 +389,12 @@ class Trainer:
         assert source_array
         with self._executor.in_label_order():
             before = self._executor.connections(source_array)
-            sources = _changed(before, rewiring.positions, rewiring.sources)
+            sources = stored.changed(before, rewiring.positions, rewiring.sources)
             self._executor.set_connections(source_array, sources)
             for moment in (weights.m, weights.v):
                 if moment is None:
                     continue
-                self.device.write(moment, _changed(self.device.read(moment), moved, 0))
+                self.device.write(moment, stored.changed(self.device.read(moment), moved, 0))
             if rewiring.weight is not None:
-                values = _changed(self.device.read(weights.values), moved, rewiring.weight)
-                self.device.write(weights.values, values)
-
-
-def _changed(array: np.ndarray, positions: np.ndarray, new: np.ndarray | float) -> np.ndarray:
-    """The array, or a copy where it cannot be written to, with new values at flat positions."""
-    if not array.flags.writeable:
-        array = array.copy()
-    array.reshape(-1)[positions] = new
-    return array
+                values = stored.changed(self._values(part.weights), moved, rewiring.weight)
+                self._write(part.weights, values)

@@ -8,6 +8,7 @@ its form for NumPy arrays. README.md tells how to read and extend the kernels.
 from fanin.kernels.choose_ops import add_label_sums, choose_sources, replace_sources
 from fanin.kernels.connection_ops import rewire, sort_connections
 from fanin.kernels.cpu import processor, sorting_pays
+from fanin.kernels.float8 import from_float8, to_float8
 from fanin.kernels.library import build_info, set_instruction_set, sorted_labels
 from fanin.kernels.numpy_ops import (
     OptimizerStep,
@@ -35,6 +36,7 @@ __all__ = [
     "dense_update",
     "fan_in_linear",
     "fan_in_linear_backward",
+    "from_float8",
     "processor",
     "replace_sources",
     "rewire",
@@ -45,6 +47,7 @@ __all__ = [
     "sparse_forward",
     "sparse_update",
     "step",
+    "to_float8",
     "top_k",
     "words_step",
     "words_top_k",

@@ -115,6 +115,8 @@ class Trained:
     m, plain gradient descent none. All are updated in place.
 
     values is float32 or bfloat16 (ml_dtypes); m and v too, both of one type; all have one shape.
+    Of labels with a fixed fan-in, grouped ones too, values may be rows in float8, uint8
+    [labels, fan_in + 1] (`to_float8`).
     `sparse_update` with Adam also takes None for m, with one number a row for v.
     """
 
@@ -129,7 +131,7 @@ class OptimizerStep:
     correction: w -= learning_rate sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(v) + epsilon)
     (Kingma & Ba, 2015, end of section 2). "sgd": w -= learning_rate * gradient. "momentum": m =
     momentum * m + gradient, w -= learning_rate * m. step counts from 1. seed is that of the
-    stochastic rounding of bfloat16 arrays, which differs from step to step.
+    stochastic rounding of bfloat16 and float8 arrays, which differs from step to step.
 
     Of weights, not of biases: l2 adds l2 * w to the gradient, before it reaches the moments;
     weight_decay takes learning_rate * weight_decay * w away beside the step (AdamW; Loshchilov &

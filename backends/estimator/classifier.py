@@ -31,7 +31,7 @@ from fanin.backends.estimator.predictor import AnySetup, BlockPredictor, TopK
 from fanin.backends.estimator.settings import Settings
 from fanin.backends.estimator.targets import Targets, known_classes, known_targets
 from fanin.backends.grouping import Grouping
-from fanin.backends.interface import Execution, StoredType
+from fanin.backends.interface import Execution, StoredType, WeightsType
 from fanin.backends.metrics import precision_at
 from fanin.backends.optimizer import OptimizerKind
 from fanin.backends.recipes import Recipe, RecipeName, Schedule
@@ -70,8 +70,9 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         learning_rate of the order of their number. weight_decay : share of the weights, times the
         learning rate, that each step takes away besides (AdamW); of biases none.
     batch_size : instances of a step. dropout : share of the features that a step leaves out.
-    weights_dtype, moments_dtype : "float32", or "bfloat16" (execution "fused" only). moments : with
-        sparse X, "row" keeps one moment for all weights of an input instead of two for each.
+    weights_dtype, moments_dtype : "float32", or "bfloat16" (execution "fused" only); weights also
+        "float8", of labels that read `fan_in` features. moments : with sparse X, "row" keeps one
+        moment for all weights of an input instead of two for each.
     execution : "fused", in one pass over the labels by fanin's kernels, or "autograd".
     backend : "torch", "tensorflow", or "auto" for the one that is installed, torch first.
     device : "cpu", "cuda", or "auto" for a GPU where there is one. Predictions use the CPU.
@@ -118,7 +119,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         epochs: int | None = None,
         batch_size: int = 32,
         dropout: float = 0.1,
-        weights_dtype: StoredType = "float32",
+        weights_dtype: WeightsType = "float32",
         moments_dtype: StoredType = "float32",
         moments: Literal["full", "row"] = "full",
         execution: Execution = "fused",

@@ -10,7 +10,14 @@ from typing import Any, Literal, get_args
 from fanin.backends import checks
 from fanin.backends.grouping import Grouping
 from fanin.backends.head_and_tail import with_head
-from fanin.backends.interface import DEVICES, Execution, Storage, StoredType
+from fanin.backends.interface import (
+    DEVICES,
+    WEIGHTS_TYPES,
+    Execution,
+    Storage,
+    StoredType,
+    WeightsType,
+)
 from fanin.backends.kinds import LEAST_GROUP_SIZE, ConnectionKind, Dense, FixedFanIn, GroupedFanIn
 from fanin.backends.optimizer import Optimizer, OptimizerKind, check_row_moments
 from fanin.backends.recipes import Recipe, RecipeName, Schedule, recipe_of
@@ -47,7 +54,7 @@ class Settings:
     epochs: int | None = None
     batch_size: int = 32
     dropout: float = 0.1
-    weights_dtype: StoredType = "float32"
+    weights_dtype: WeightsType = "float32"
     moments_dtype: StoredType = "float32"
     moments: Literal["full", "row"] = "full"
     execution: Execution = "fused"
@@ -100,8 +107,8 @@ class Settings:
             checks.whole("epochs", self.epochs, 1)
         checks.whole("batch_size", self.batch_size, 1)
         _share("dropout", self.dropout, least=True)
-        for name in ("weights_dtype", "moments_dtype"):
-            _one_of(name, getattr(self, name), get_args(StoredType))
+        _one_of("weights_dtype", self.weights_dtype, WEIGHTS_TYPES)
+        _one_of("moments_dtype", self.moments_dtype, get_args(StoredType))
         _one_of("moments", self.moments, ("full", "row"))
         if self.storage.row_moments:
             check_row_moments(self.optimizer_values)
@@ -178,6 +185,8 @@ class Settings:
             scaled=recipe.feature_scaling != "none",
             atoms=atoms_of(recipe, inputs, labels, dictionary_fan_in(output)),
         )
+        if self.weights_dtype == "float8":
+            model.check_float8()
         if recipe.connections != "random" or recipe.rewire_towards == "gradient":
             model.check_chosen()
         if self.group_size and recipe.grouping == "sources" and recipe.connections == "random":

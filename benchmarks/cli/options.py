@@ -101,7 +101,11 @@ Execution = Annotated[
 ]
 WeightsDtype = Annotated[
     str | None,
-    one_of(get_args(interface.StoredType), "bfloat16: stochastically rounded, fused only."),
+    one_of(
+        interface.WEIGHTS_TYPES,
+        "bfloat16: stochastically rounded, fused only; float8: so too, and of labels with a fixed "
+        "fan-in that read features.",
+    ),
 ]
 MomentsDtype = Annotated[
     str | None, one_of(get_args(interface.StoredType), "Adam's moments; bfloat16: fused only.")

@@ -98,6 +98,11 @@ def select_tasks(
                 known_names = sorted({task.setup_name for task in chosen})
                 stop(f"no setup {name!r} in these tasks; there are {', '.join(known_names)}")
         chosen = [task for task in chosen if any(_is_called(task, name) for name in setups)]
+    for task in chosen:
+        try:
+            task.check_float8()
+        except ValueError as error:
+            stop(f"{task.setup_name}: {error}; --setup chooses tasks")
     return chosen
 
 

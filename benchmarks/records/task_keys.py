@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fanin.backends import recipes
 from fanin.backends.checks import MOST_GROUP_SIZE
 from fanin.backends.grouping import Grouping
-from fanin.backends.interface import Execution, StoredType
+from fanin.backends.interface import Execution, StoredType, WeightsType
 from fanin.backends.kinds import LEAST_GROUP_SIZE
 from fanin.backends.optimizer import ADAM, OptimizerKind
 from fanin.backends.recipes import PAPER, RecipeName
@@ -189,7 +189,7 @@ class TaskKeys(BaseModel):
     seed: Count = 0
     protocol: EvaluationProtocol = "paper"
     execution: Execution = "autograd"
-    weights_dtype: StoredType = "float32"
+    weights_dtype: WeightsType = "float32"
     moments_dtype: StoredType = "float32"
     moments: Moments = Field(
         default="full",

@@ -82,7 +82,7 @@ typedef struct {
 typedef struct {
   fanin_tensor features; /* [batch, inputs] float32 */
   fanin_connections connections;
-  fanin_tensor weights;   /* float32 or bfloat16 */
+  fanin_tensor weights;   /* float32 or bfloat16, or float8 as in fanin_trained */
   fanin_tensor bias;      /* [labels] float32, or absent */
   fanin_tensor label_ids; /* [labels] int32, each in 0 to labels - 1, or absent */
   fanin_tensor ids;       /* [batch, k] int64; written as a whole */

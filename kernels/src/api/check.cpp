@@ -159,11 +159,30 @@ void Check::moment(const std::string &name, const fanin_tensor &t, Dimensions di
     wrong("%s is of no use: this optimizer keeps no such moments; leave it out", name.c_str());
 }
 
+void Check::stored(const std::string &name, const fanin_tensor &t, Dimensions dims,
+                   bool allows_rows, bool is_written) {
+  if (!good()) return;
+  const auto check = [&](Dimensions own) {
+    is_written ? written(name, t, own) : tensor(name, t, own);
+  };
+  if (!allows_rows || !is_float8(t)) {
+    check(dims);
+    return type(name, t, kStored);
+  }
+  Dimension *const labels = dims.begin()[0], *const fan_in = dims.begin()[1];
+  Dimension bytes{"fan_in + 1", fan_in->size < 0 ? -1 : fan_in->size + 1, fan_in->given_by};
+  check({labels, &bytes});
+  if (good() && t.device == FANIN_CUDA) wrong("%s in float8 are for CPUs only", name.c_str());
+}
+
 void Check::trained(const std::string &name, const fanin_trained &t, Dimensions dims,
-                    const Moments &moments, bool is_bias) {
+                    const Moments &moments, bool is_bias, bool allows_rows) {
   const std::string m = name + ".m", v = name + ".v";
   if (is_bias && t.values.rank < 0 && t.m.rank < 0 && t.v.rank < 0) return;
-  written(name, t.values, dims);
+  if (is_bias)
+    written(name, t.values, dims);
+  else
+    stored(name, t.values, dims, allows_rows, true);
   moment(m, t.m, dims, moments.m);
   moment(v, t.v, dims, moments.v);
   if (is_bias) {
@@ -171,7 +190,6 @@ void Check::trained(const std::string &name, const fanin_trained &t, Dimensions 
     type(m, t.m, {FANIN_FLOAT32}, kOptional);
     type(v, t.v, {FANIN_FLOAT32}, kOptional);
   } else {
-    type(name, t.values, kStored);
     type(m, t.m, kStored, kOptional);
     if (t.m.rank >= 0)
       type(v, t.v, {t.m.dtype}, kOptional);

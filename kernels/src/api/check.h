@@ -67,9 +67,13 @@ class Check {
   void type(const std::string &name, const fanin_tensor &t, std::initializer_list<int32_t> allowed,
             Presence presence = Presence::required);
   void indices(const fanin_tensor &t);
+  // Weights that are stored as float32 or bfloat16; or, where rows are allowed, with the dimensions
+  // labels and fan_in, in float8.
+  void stored(const std::string &name, const fanin_tensor &t, Dimensions dims, bool allows_rows,
+              bool is_written);
   // An array with its moments, all updated; a bias may be absent.
   void trained(const std::string &name, const fanin_trained &t, Dimensions dims,
-               const Moments &moments, bool is_bias = false);
+               const Moments &moments, bool is_bias = false, bool allows_rows = false);
   // The same for a matrix where Adam's moments may be one number for each row: then m is absent and
   // v is [rows] float32.
   void trained_rows(const std::string &name, const fanin_trained &t, Dimension &rows,
@@ -88,28 +92,29 @@ class Check {
   // written shares memory with nothing else.
   void ready(const fanin_resources &resources);
 
-  // Connections of any kind. `weights(dims)` checks the weights, of the shape that fits them.
-  // fan_in is set to 0 for unstructured connections.
+  // Connections of any kind. `weights(dims, allows_rows)` checks the weights, of the shape that
+  // fits them; they may be rows in float8 where labels have a fixed fan-in. fan_in is set to 0 for
+  // unstructured connections.
   template <class CheckWeights>
   void connections(const fanin_connections &c, Dimension &inputs, Dimension &labels,
                    Dimension &fan_in, const CheckWeights &weights) {
     if (c.indices.rank < 0) {
       dense(c, inputs, fan_in);
-      weights(Dimensions{&labels, &inputs});
+      weights(Dimensions{&labels, &inputs}, false);
     } else if (c.starts.rank >= 0) {
       Dimension count{"connections"};
       unstructured(c, labels, count);
-      weights(Dimensions{&count});
+      weights(Dimensions{&count}, false);
     } else if (c.group_size) {
       Dimension label_groups{"label groups"};
       tensor("indices", c.indices, {&label_groups, &fan_in});
       indices(c.indices);
-      weights(Dimensions{&labels, &fan_in});
+      weights(Dimensions{&labels, &fan_in}, true);
       if (good() && c.tile_labels.rank >= 0) wrong("connections are either grouped or sorted");
       grouped(c.indices, c.group_size, label_groups, labels);
     } else {
       fixed_fan_in(c, labels, fan_in);
-      weights(Dimensions{&labels, &fan_in});
+      weights(Dimensions{&labels, &fan_in}, c.tile_labels.rank < 0);
     }
     sizes(inputs, labels, fan_in);
     if (c.starts.rank >= 0) fan_in.size = 0;
@@ -156,5 +161,7 @@ T *data_as(const fanin_tensor &t) {
   return static_cast<T *>(data_of(t));
 }
 inline bool is_bf16(const fanin_tensor &t) { return t.dtype == FANIN_BFLOAT16; }
+// Of weights: uint8 is for rows in float8 alone.
+inline bool is_float8(const fanin_tensor &t) { return t.dtype == FANIN_UINT8; }
 
 }  // namespace fanin

@@ -13,8 +13,9 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
       positives{"positives"}, one{"1", 1, "a loss"};
   check.tensor("features", p->features, {&batch, &inputs});
   check.type("features", p->features, {FANIN_FLOAT32});
-  check.connections(p->connections, inputs, labels, fan_in,
-                    [&](Dimensions dims) { check.trained("weights", p->weights, dims, moments); });
+  check.connections(p->connections, inputs, labels, fan_in, [&](Dimensions dims, bool allows_rows) {
+    check.trained("weights", p->weights, dims, moments, false, allows_rows);
+  });
   check.trained("bias", p->bias, {&labels}, moments, true);
   check.tensor("positive_instances", p->positive_instances, {&positives});
   check.type("positive_instances", p->positive_instances, {FANIN_INT32});
@@ -49,6 +50,7 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   call->mean_labels = p->mean_labels ? p->mean_labels : labels.size;
   call->loss_kind = p->loss_kind;
   set_trained(call, p->weights, p->bias, p->optimizer);
+  call->float8_weights = is_float8(p->weights.values);
   return FANIN_OK;
 }
 

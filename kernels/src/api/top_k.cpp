@@ -10,9 +10,8 @@ int32_t prepare(const fanin_top_k_params *p, TopKCall *call, Message message) {
   Dimension batch{"batch"}, inputs{"inputs"}, labels{"labels"}, fan_in{"fan_in"}, k{"k"};
   check.tensor("features", p->features, {&batch, &inputs});
   check.type("features", p->features, {FANIN_FLOAT32});
-  check.connections(p->connections, inputs, labels, fan_in, [&](Dimensions dims) {
-    check.tensor("weights", p->weights, dims);
-    check.type("weights", p->weights, kStored);
+  check.connections(p->connections, inputs, labels, fan_in, [&](Dimensions dims, bool allows_rows) {
+    check.stored("weights", p->weights, dims, allows_rows, false);
   });
   check.tensor("bias", p->bias, {&labels}, kOptional);
   check.type("bias", p->bias, {FANIN_FLOAT32}, kOptional);
@@ -35,6 +34,7 @@ int32_t prepare(const fanin_top_k_params *p, TopKCall *call, Message message) {
   call->features = data_as<float>(p->features);
   set_connections(call, p->connections);
   call->bf16_weights = is_bf16(p->weights);
+  call->float8_weights = is_float8(p->weights);
   call->weights = p->weights.data;
   call->bias = data_as<float>(p->bias);
   call->label_ids = data_as<int32_t>(p->label_ids);

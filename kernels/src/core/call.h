@@ -68,6 +68,7 @@ struct StepCall : Call {
   int64_t batch, inputs, labels, fan_in, connections, positives;
   int64_t group_size;  // as in ForwardCall
   bool wide_indices, bf16_weights, bf16_moments;
+  bool float8_weights;  // rows of fan_in + 1 bytes, see float8.h
   const float *features;
   const void *indices;          // null for a dense layer
   const int32_t *starts;        // [labels + 1], or null
@@ -135,7 +136,7 @@ struct SparseUpdateCall : Call {
 struct TopKCall : Call {
   int64_t batch, inputs, labels, fan_in, connections, k;
   int64_t group_size;  // as in ForwardCall
-  bool wide_indices, bf16_weights;
+  bool wide_indices, bf16_weights, float8_weights;
   const float *features;
   const void *indices;  // connections are as in StepCall
   const int32_t *starts;

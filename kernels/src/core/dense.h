@@ -128,9 +128,9 @@ FANIN_FN void update_columns(const Optimizer &a, W *weights, M *m, M *v, int64_t
         }
     };
     each([&](int u, int i, int64_t from)
-             FANIN_INLINE { chunks[u][i].load(a, weights, m, v, from, count); });
+             FANIN_INLINE { chunks[u][i].load(a, weights + from, m, v, from, count); });
     each([&](int u, int i, int64_t to) FANIN_INLINE {
-      chunks[u][i].step(a, weights, m, v, to, count, Chunk<float>{total[j + u][i]});
+      chunks[u][i].step(a, weights + to, m, v, to, count, Chunk<float>{total[j + u][i]});
     });
   }
 }

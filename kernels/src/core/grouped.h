@@ -2,6 +2,7 @@
 // and prediction (offer_group), on the products of group_products.h.
 #pragma once
 
+#include "core/float8.h"
 #include "core/group_products.h"
 #include "core/top_k.h"
 
@@ -10,7 +11,7 @@ namespace FANIN_TARGET {
 
 // Scratch of a team. Sizes count floats.
 struct GroupScratch {
-  float *weights;       // [labels of a group][fan_in]: those that are not stored as float32
+  float *weights;       // [labels of a group][fan_in]: as float32, where they are stored otherwise
   float *weight_grads;  // likewise
   float *tile;          // [fan_in][32]: the rows of the sources
   float *rows;          // [lane groups][32][pitch_of(fan_in)]: the same, turned
@@ -32,12 +33,14 @@ struct GroupScratch {
 template <class W, class M>
 struct WeightsAhead {
   const W *weights;
+  int64_t fan_in;
   const M *m, *v;  // null where they are not kept
   int64_t next, end;
 
   template <class I>
   FANIN_FN WeightsAhead(const TrainedLayer<I, W, M> &layer, int64_t first, int64_t labels)
       : weights(layer.weights),
+        fan_in(layer.fan_in),
         m(layer.optimizer.kept > 0 ? layer.m : nullptr),
         v(layer.optimizer.kept == 2 ? layer.v : nullptr),
         next(first * layer.fan_in),
@@ -46,7 +49,7 @@ struct WeightsAhead {
   FANIN_FN void fetch_some(int64_t count) {
     constexpr int64_t line = 32;
     for (const int64_t stop = smaller(next + count, end); next < stop; next += line) {
-      fetch(weights + next, line);
+      fetch(weights + next + (std::is_same<W, Float8>::value ? next / fan_in : 0), line);
       if (m) fetch(m + next, line);
       if (v) fetch(v + next, line);
     }
@@ -69,10 +72,23 @@ struct RowsAhead {
   }
 };
 
-// The weights of a group as float32: their own memory, or a copy in scratch memory.
-FANIN_FN const float *as_float(const float *weights, int64_t, float *) { return weights; }
-FANIN_FN const float *as_float(const Bf16 *weights, int64_t count, float *copy) {
+// The weights of a group's labels, from the first on, as float32: their own memory, or a copy in
+// scratch memory. weights: of the whole layer.
+FANIN_FN const float *as_float(const float *weights, int64_t first, int64_t, int64_t fan_in,
+                               float *) {
+  return weights + first * fan_in;
+}
+FANIN_FN const float *as_float(const Float8 *weights, int64_t first, int64_t labels, int64_t fan_in,
+                               float *copy) {
+  for (int64_t j = 0; j < labels; ++j)
+    widen_row(weights + row_begin(first + j, fan_in), fan_in, copy + j * fan_in);
+  return copy;
+}
+FANIN_FN const float *as_float(const Bf16 *weights, int64_t first, int64_t labels, int64_t fan_in,
+                               float *copy) {
   constexpr int chunk = Chunk<float>::size;
+  const int64_t count = labels * fan_in;
+  weights += first * fan_in;
   for (int64_t i = 0; i < count; i += chunk) {
     const int some = int(smaller<int64_t>(chunk, count - i));
     write_chunk(copy + i, some, load_chunk<float>(weights + i, some), false, false);
@@ -94,7 +110,7 @@ FANIN_FN void step_group(const TrainedLayer<I, W, M> &layer, const I *indices, c
   const int64_t begin = first * fan_in, weight_count = labels * fan_in;
   // A third of the next weights beside each of the three products, the rest beside the last.
   WeightsAhead<W, M> later(layer, end, labels);
-  const float *const weights = as_float(layer.weights + begin, weight_count, scratch.weights);
+  const float *const weights = as_float(layer.weights, first, labels, fan_in, scratch.weights);
   for (int64_t group = 0; group < lane_groups; ++group) {
     float *const grads = scratch.grads + group * kGrads;
     const int64_t rows_before = group * layer.inputs * kLanes;
@@ -127,17 +143,24 @@ FANIN_FN void step_group(const TrainedLayer<I, W, M> &layer, const I *indices, c
         write_chunk(scratch.weight_grads + j * fan_in + k, count, sums, false, false);
       },
       [&](int sums) FANIN_INLINE { later.fetch_some(sums); });
-  for (int64_t i = 0; i < weight_count; i += chunk) {
-    const int count = int(smaller<int64_t>(chunk, weight_count - i));
-    const int64_t at = begin + i;
-    // Here, unlike in step.h, it pays not to load what stands in for moments that are not kept.
-    TrainedChunk updated;
-    if (layer.optimizer.kept)
-      updated.load(layer.optimizer, layer.weights, layer.m, layer.v, at, count);
-    else
-      updated.weight = load_chunk<float>(layer.weights + at, count);
-    updated.step(layer.optimizer, layer.weights, layer.m, layer.v, at, count,
-                 load_chunk<float>(scratch.weight_grads + i, count));
+  const auto update = [&](auto *trained) FANIN_INLINE {
+    for (int64_t i = 0; i < weight_count; i += chunk) {
+      const int count = int(smaller<int64_t>(chunk, weight_count - i));
+      const int64_t at = begin + i;
+      // Here, unlike in step.h, it pays not to load what stands in for moments that are not kept.
+      TrainedChunk updated;
+      updated.load_kept(layer.optimizer, trained + i, layer.m, layer.v, at, count);
+      updated.step(layer.optimizer, trained + i, layer.m, layer.v, at, count,
+                   load_chunk<float>(scratch.weight_grads + i, count));
+    }
+  };
+  if constexpr (std::is_same<W, Float8>::value) {
+    update(scratch.weights);
+    for (int j = 0; j < labels; ++j)
+      round_row(scratch.weights + j * fan_in, fan_in, begin + j * fan_in, layer.optimizer.seed,
+                layer.weights + row_begin(first + j, fan_in));
+  } else {
+    update(layer.weights + begin);
   }
   if (!layer.bias) return;
   alignas(64) float bias_grads[kMostGroupSize];
@@ -158,8 +181,7 @@ FANIN_FN void offer_group(const ScoredLayer<I, W> &layer, const I *indices, int6
   const int64_t fan_in = layer.fan_in;
   const int labels = int(end - first);
   gather_tile(indices, fan_in, features, scratch.tile);
-  const float *const weights =
-      as_float(layer.weights + first * fan_in, labels * fan_in, scratch.weights);
+  const float *const weights = as_float(layer.weights, first, labels, fan_in, scratch.weights);
   score_group(weights, fan_in, layer.bias ? layer.bias + first : nullptr, labels, scratch.tile,
               scratch.grads);
   for (int j = 0; j < labels; ++j) best.offer(first + j, load(scratch.grads + j * kLanes), lanes);

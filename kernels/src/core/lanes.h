@@ -71,6 +71,14 @@ FANIN_FN T smaller(T a, T b) {
 // A bit for each of the first `lanes` lanes; all 32 bits where there are more.
 FANIN_FN uint32_t mask_of_first(int64_t lanes) { return lanes < kLanes ? (1u << lanes) - 1 : ~0u; }
 
+template <class To, class From>
+FANIN_FN To same_bits(const From &from) {
+  static_assert(sizeof(To) == sizeof(From), "");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
 // A number in all elements of U: uint32_t or a vector of them. On a CPU it is read from memory.
 // GCC would otherwise build it again at every use, with three instructions, and a chunk takes few
 // others.

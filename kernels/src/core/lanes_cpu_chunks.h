@@ -106,6 +106,51 @@ FANIN_FN Chunk<float> load_chunk(const Bf16 *p, int count) {
                                      : load_part(p, count);
 }
 
+// Bytes of float8 rows, beside the elements of a chunk; beyond `count` 0.
+typedef uint8_t Codes
+    __attribute__((vector_size(kVectorBytes / 4), aligned(sizeof(uint8_t)), may_alias));
+FANIN_OUTLINED Bits load_part(const Float8 *p, int count) {
+  Bits bits{};
+  for (int j = 0; j < count; ++j) bits[j] = p[j].bits;
+  return bits;
+}
+FANIN_FN Bits load_codes(const Float8 *p, int count) {
+  if (count < Chunk<float>::size) return load_part(p, count);
+  const Codes &codes = *reinterpret_cast<const Codes *>(p);
+#if defined(FANIN_GCC_AVX512)  // GCC takes every byte by itself otherwise
+  typedef char Bytes __attribute__((vector_size(16)));
+  return (Bits)__builtin_ia32_pmovzxbd512_mask((Bytes)codes, SignedBits{}, uint16_t(-1));
+#elif defined(FANIN_GCC_AVX2)
+  typedef char Bytes __attribute__((vector_size(16)));
+  typedef long long Words __attribute__((vector_size(16)));
+  return (Bits)__builtin_ia32_pmovzxbd256((Bytes)Words{same_bits<long long>(codes), 0});
+#else
+  return __builtin_convertvector(codes, Bits);
+#endif
+}
+FANIN_OUTLINED void store_part(Float8 *p, int count, Bits bits) {
+  for (int j = 0; j < count; ++j) p[j].bits = uint8_t(bits[j]);
+}
+FANIN_FN void store_codes(Float8 *p, int count, const Bits &bits) {
+  if (count < Chunk<float>::size) return store_part(p, count, bits);
+#if defined(FANIN_GCC_AVX2)
+  typedef int16_t Halves __attribute__((vector_size(16)));
+  typedef long long Words __attribute__((vector_size(16)));
+  const Halves halves = (Halves)narrowed(bits);
+  *reinterpret_cast<Codes *>(p) =
+      same_bits<Codes>(((Words)__builtin_ia32_packuswb128(halves, halves))[0]);
+#else
+  *reinterpret_cast<Codes *>(p) = __builtin_convertvector(bits, Codes);
+#endif
+}
+// The largest element.
+FANIN_FN uint32_t largest(const Bits &bits) {
+  uint32_t most = 0;
+  FANIN_UNROLL
+  for (int j = 0; j < VectorOf<float>::width; ++j) most = bits[j] > most ? bits[j] : most;
+  return most;
+}
+
 // Writes a chunk, or adds it to what is there. streaming: past the caches.
 template <class T>
 FANIN_OUTLINED void write_part(T *out, int count, Chunk<T> a, bool add) {

@@ -51,6 +51,12 @@ FANIN_FN void fetch_later(int64_t begin, int64_t count, int64_t end, const T *..
   if (later + count <= end) (fetch(arrays + later, count), ...);
 }
 
+// Connections, by the types of their arrays.
+template <class I, class W>
+FANIN_FN Connections<float, I, W> connections_of(const I *indices, const W *weights, int count) {
+  return Connections<float, I, W>(indices, weights, count);
+}
+
 // One label's score for each lane: bias + sum_k weights[k] * features[indices[k]].
 template <class T, class I, class W>
 FANIN_FN Lanes<T> score(const I *indices, const W *weights, int64_t fan_in, const T *features,

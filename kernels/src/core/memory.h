@@ -70,6 +70,12 @@ static constexpr int64_t sorted_labels(int64_t inputs, int64_t labels) {
   return kSortedScores / (in_halves(inputs, labels) ? kHalf : kGroup);
 }
 
+// Floats of a label's weights in float8, widened; 0 where they are stored otherwise.
+template <class LayerCall>
+static inline int64_t float8_row(const LayerCall &c) {
+  return c.float8_weights ? padded_sources(c.fan_in) : 0;
+}
+
 // Groups of the batch that the step works on at a time: as many as fit the cache.
 static inline int64_t groups_at_a_time(const StepCall &c) {
   const int64_t all = groups_of(c.batch);
@@ -135,6 +141,7 @@ static inline StepMemory step_memory(const StepCall &c, void *workspace) {
     m.scratch_size = groups * kGroup + kStepLabels * (1 + c.fan_in);
   else
     m.scratch_size = groups * kGroup * (c.indices ? 1 : kMostBlock) + kGroup;
+  if (!c.group_size) m.scratch_size += float8_row(c);
   m.features = memory.take<float>(m.features_size);
   m.accumulators = memory.take<float>(c.grad_features ? c.threads * m.features_size : 0);
   m.scratch = memory.take<float>(c.threads * m.scratch_size);
@@ -230,7 +237,7 @@ static inline TopKMemory top_k_memory(const TopKCall &c, void *workspace) {
   m.scratch_size = c.on_gpu        ? 0
                    : c.tile_labels ? sorted_labels(c.inputs, c.labels) * kGroup
                    : c.group_size  ? group_scratch(1, c.fan_in)
-                                   : 0;
+                                   : float8_row(c);
   // The ids and scores of 32 instances, and a threshold for each.
   m.list_size = (kGroup * (c.k * 12 + 4) + int64_t(kCacheLine) - 1) / int64_t(kCacheLine) *
                 int64_t(kCacheLine);

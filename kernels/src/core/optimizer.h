@@ -35,12 +35,22 @@ FANIN_FN Optimizer without_decay(Optimizer o) {
 struct TrainedChunk {
   Chunk<float> weight, mean{}, square{};
 
+  // weights: the first of the chunk; m, v: the whole arrays, in which it stands at `at`.
   template <class W, class M>
   FANIN_FN void load(const Optimizer &o, const W *weights, const M *m, const M *v, int64_t at,
                      int count) {
-    weight = load_chunk<float>(weights + at, count);
+    weight = load_chunk<float>(weights, count);
     if (!kOnGpu || o.kept > 0) mean = load_chunk<float>(m + at, count);
     if (!kOnGpu || o.kept == 2) square = load_chunk<float>(v + at, count);
+  }
+  // The same, but without moments nothing is loaded in their place.
+  template <class W, class M>
+  FANIN_FN void load_kept(const Optimizer &o, const W *weights, const M *m, const M *v, int64_t at,
+                          int count) {
+    if (o.kept)
+      load(o, weights, m, v, at, count);
+    else
+      weight = load_chunk<float>(weights, count);
   }
   template <class W, class M>
   FANIN_FN void step(const Optimizer &o, W *weights, M *m, M *v, int64_t at, int count,
@@ -64,7 +74,7 @@ struct TrainedChunk {
       change.v = o.rate * grad.v;
     }
     const Chunk<float> updated{weight.v - change.v - o.decay * weight.v};
-    store_chunk(weights + at, count, updated, lower_half(random ^ upper));
+    store_chunk(weights, count, updated, lower_half(random ^ upper));
   }
 };
 
@@ -73,8 +83,8 @@ template <class W, class M>
 FANIN_FN void update_chunk(const Optimizer &o, W *weights, M *m, M *v, int64_t at, int count,
                            const Chunk<float> &grad) {
   TrainedChunk chunk;
-  chunk.load(o, weights, m, v, at, count);
-  chunk.step(o, weights, m, v, at, count, grad);
+  chunk.load(o, weights + at, m, v, at, count);
+  chunk.step(o, weights + at, m, v, at, count, grad);
 }
 
 // One chunk of weights that have row moments, with this gradient, to which the L2 term has been

@@ -10,6 +10,7 @@
 // all groups are kept in scratch memory, and each connection's sum goes over all of them.
 #pragma once
 
+#include "core/float8.h"
 #include "core/linear.h"
 #include "core/trained.h"
 
@@ -33,13 +34,14 @@ constexpr int kSteppedChunks = kOnGpu ? 1 : 4;
 //
 // features: [groups][inputs][32]. masks: of the positives, [groups][labels of the layer].
 // bias_grads: the gradients of the tile's biases, kept from one range of groups to the next. grads:
-// scratch of the team's, 32 values a group. grad_features: like features (a float *, or on a GPU
-// SharedRows), added to; or null. loss: added to.
+// scratch of the team's, 32 values a group. row: scratch for a label's weights in float8.
+// grad_features: like features (a float *, or on a GPU SharedRows), added to; or null. loss: added
+// to.
 template <bool one_group, class I, class W, class M, class Rows>
 FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *features,
                         int64_t first_label, const uint32_t *masks, const GroupRange &range,
-                        float *bias_grads, float *grads, Rows grad_features, Lanes<float> &loss,
-                        const Team<float> &team) {
+                        float *bias_grads, float *grads, float *row, Rows grad_features,
+                        Lanes<float> &loss, const Team<float> &team) {
   const int labels = int(smaller<int64_t>(kTile, layer.labels - first_label));
   const int64_t group_size = layer.inputs * kLanes, first_group = range.first;
   const int64_t end_group = one_group ? first_group + 1 : range.end;
@@ -56,13 +58,14 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
       announce(layer.indices + next, next_fan_in);
       announce(layer.weights + next, next_fan_in);
     }
+    const auto *const weights = weights_of(layer.weights, label, begin, fan_in, row);
 
     // Scores, loss, and the gradients by the scores.
     bool needed = false;
     float bias_grad = 0;
     for (int64_t group = first_group; group < end_group; ++group) {
       const Lanes<float> scores =
-          score(layer.indices + begin, layer.weights + begin, fan_in, features + group * group_size,
+          score(layer.indices + begin, weights, fan_in, features + group * group_size,
                 layer.bias ? layer.bias[label] : 0.0f);
       const Lanes<float> grad = loss_gradient(
           layer.loss, scores, masks[group * layer.labels + label], layer.scale_of(group), loss);
@@ -74,7 +77,7 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
 
     // Gradients by features and weights, and the optimiser.
     const auto sum_chunk = [&](int64_t at, int count) FANIN_INLINE {
-      const Connections<float, I, W> connections(layer.indices + at, layer.weights + at, count);
+      const auto connections = connections_of(layer.indices + at, weights + (at - begin), count);
       Chunk<float> total{};
       // The squared hinge leaves labels alone that all instances have well behind them.
       for (int64_t group = first_group; needed && group < end_group; ++group) {
@@ -107,9 +110,19 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
                      FANIN_INLINE { totals[i] = sum_chunk(at, count); });
       if (!last) continue;
       each_chunk([&](int i, int64_t at, int count) FANIN_INLINE {
-        update_chunk(layer.optimizer, layer.weights, layer.m, layer.v, at, count, totals[i]);
+        if constexpr (std::is_same<W, Float8>::value) {
+          TrainedChunk updated;
+          updated.load_kept(layer.optimizer, row + (at - begin), layer.m, layer.v, at, count);
+          updated.step(layer.optimizer, row + (at - begin), layer.m, layer.v, at, count, totals[i]);
+        } else {
+          update_chunk(layer.optimizer, layer.weights, layer.m, layer.v, at, count, totals[i]);
+        }
       });
     }
+    if constexpr (std::is_same<W, Float8>::value)
+      if (last)
+        round_row(row, fan_in, begin, layer.optimizer.seed,
+                  layer.weights + row_begin(label, fan_in));
   }
   team.sync();
   if (layer.bias && last) step_bias(layer, first_label, labels, bias_grads);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/dense.h"
+#include "core/float8.h"
 #include "core/linear.h"
 
 namespace fanin {
@@ -116,31 +117,48 @@ ScoredLayer<I, W> scored_layer(const TopKCall &c) {
   return layer;
 }
 
+// Fetches the connections of a later label, beside those of one that begin at `at`.
+template <class I, class W>
+FANIN_FN void fetch_connections(const ScoredLayer<I, W> &layer, int64_t at, int64_t fan_in,
+                                int64_t all) {
+  if constexpr (std::is_same<W, Float8>::value)
+    fetch_later(at, fan_in, all, layer.indices);
+  else
+    fetch_later(at, fan_in, all, layer.indices, layer.weights);
+}
+
+// Offers the labels from first to end - 1 of a dense layer; arguments as in offer_labels.
+template <class I, class W>
+FANIN_FN void offer_dense_labels(const ScoredLayer<I, W> &layer, int64_t first, int64_t end,
+                                 const float *features, int lanes, float *staged, Best &best,
+                                 const Team<float> &team) {
+  for (int64_t label = first; label < end; label += kBlock) {
+    const int size = int(smaller<int64_t>(kBlock, end - label));
+    Lanes<float> block[kBlock];
+    score_block(layer.weights + label * layer.inputs, layer.inputs,
+                layer.bias ? layer.bias + label : nullptr, size, features, staged, block, team);
+    FANIN_UNROLL
+    for (int j = 0; j < kBlock; ++j)
+      if (j < size) best.offer(label + j, block[j], lanes);
+  }
+}
+
 // Offers the labels from first to end - 1. features: this group's [inputs][32]. staged: scratch of
-// kStaged values.
+// kStaged values. row: scratch for a label's weights in float8.
 template <class I, class W>
 FANIN_FN void offer_labels(const ScoredLayer<I, W> &layer, int64_t first, int64_t end,
-                           const float *features, int lanes, float *staged, Best &best,
+                           const float *features, int lanes, float *staged, float *row, Best &best,
                            const Team<float> &team) {
-  if (!layer.indices) {
-    for (int64_t label = first; label < end; label += kBlock) {
-      const int size = int(smaller<int64_t>(kBlock, end - label));
-      Lanes<float> block[kBlock];
-      score_block(layer.weights + label * layer.inputs, layer.inputs,
-                  layer.bias ? layer.bias + label : nullptr, size, features, staged, block, team);
-      FANIN_UNROLL
-      for (int j = 0; j < kBlock; ++j)
-        if (j < size) best.offer(label + j, block[j], lanes);
-    }
-    return;
-  }
+  if constexpr (!std::is_same<W, Float8>::value)
+    if (!layer.indices)
+      return offer_dense_labels(layer, first, end, features, lanes, staged, best, team);
   const int64_t all = layer.begin(layer.labels);
   for (int64_t label = first; label < end; ++label) {
     const int64_t at = layer.begin(label), fan_in = layer.begin(label + 1) - at;
-    fetch_later(at, fan_in, all, layer.indices, layer.weights);
+    fetch_connections(layer, at, fan_in, all);
     best.offer(label,
-               score(layer.indices + at, layer.weights + at, fan_in, features,
-                     layer.bias ? layer.bias[label] : 0.0f),
+               score(layer.indices + at, weights_of(layer.weights, label, at, fan_in, row), fan_in,
+                     features, layer.bias ? layer.bias[label] : 0.0f),
                lanes);
   }
 }

@@ -19,12 +19,17 @@ struct Bf16 {
   uint16_t bits;
 };
 
-// A type that a flag of the call decides.
-template <class Narrow, class Wide>
+// A byte of a row in float8: a weight in E4M3, or the row's scale. See float8.h.
+struct Float8 {
+  uint8_t bits;
+};
+
+// A type that a flag of the call decides: which of them, counted from 0.
+template <class... Types>
 struct TypeChoice {
-  bool wide;
+  int which;
   // Without a constructor, nvcc 13 with GCC 12 refuses `return {c.flag}`.
-  TypeChoice(bool w) : wide(w) {}
+  TypeChoice(int w) : which(w) {}
 };
 
 template <class Call>
@@ -39,6 +44,11 @@ template <class Call>
 static TypeChoice<float, Bf16> weight_type(const Call &c) {
   return {c.bf16_weights};
 }
+// Of layers whose weights may also be rows in float8.
+template <class Call>
+static TypeChoice<float, Bf16, Float8> row_type(const Call &c) {
+  return {c.float8_weights ? 2 : c.bf16_weights};
+}
 template <class Call>
 static TypeChoice<float, Bf16> moment_type(const Call &c) {
   return {c.bf16_moments};
@@ -49,10 +59,11 @@ template <class F>
 static auto with_types(const F &f) {
   return f();
 }
-template <class F, class Narrow, class Wide, class... More>
-static auto with_types(const F &f, TypeChoice<Narrow, Wide> choice, More... more) {
-  if (choice.wide) return with_types([&](auto... others) { return f(Wide(), others...); }, more...);
-  return with_types([&](auto... others) { return f(Narrow(), others...); }, more...);
+template <class F, class First, class... Others, class... More>
+static auto with_types(const F &f, TypeChoice<First, Others...> choice, More... more) {
+  if constexpr (sizeof...(Others) > 0)
+    if (choice.which) return with_types(f, TypeChoice<Others...>(choice.which - 1), more...);
+  return with_types([&](auto... others) { return f(First(), others...); }, more...);
 }
 
 }  // namespace fanin

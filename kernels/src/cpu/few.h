@@ -74,21 +74,23 @@ FANIN_FN typename Few<N>::type score_few(const I *indices, const W *weights, int
 }
 
 // Offers the labels from first to end - 1, which must have connections, for `lanes` <= N instances.
+// widened: scratch for a label's weights in float8.
 template <int N, class I, class W>
 FANIN_OUTLINED void offer_to_few(const ScoredLayer<I, W> &layer, int64_t first, int64_t end,
-                                 const float *features, int lanes, Best &best) {
+                                 const float *features, int lanes, float *widened, Best &best) {
   const int64_t all = layer.begin(layer.labels);
   alignas(64) float row[kLanes] = {};
   for (int64_t label = first; label < end; ++label) {
     const int64_t at = layer.begin(label), fan_in = layer.begin(label + 1) - at;
-    fetch_later(at, fan_in, all, layer.indices, layer.weights);
+    fetch_connections(layer, at, fan_in, all);
+    const auto *const weights = weights_of(layer.weights, label, at, fan_in, widened);
     const float bias = layer.bias ? layer.bias[label] : 0.0f;
     const I *const indices = layer.indices + at;
     if constexpr (N == 1)
-      row[0] = score_one(indices, layer.weights + at, fan_in, features, bias);
+      row[0] = score_one(indices, weights, fan_in, features, bias);
     else
       *reinterpret_cast<typename Few<N>::unaligned *>(row) =
-          score_few<N>(indices, layer.weights + at, fan_in, features, bias);
+          score_few<N>(indices, weights, fan_in, features, bias);
     // Best::offer does the same for all lanes of a group.
     bool above = best.count < best.k;
     for (int lane = 0; lane < lanes; ++lane) above |= !(row[lane] <= best.thresholds[lane]);
@@ -102,8 +104,17 @@ FANIN_OUTLINED void offer_to_few(const ScoredLayer<I, W> &layer, int64_t first, 
 
 constexpr int64_t kFewInstances = 8;  // with more instances, whole lane groups are faster
 
+// The weights of `count` labels from `label` on, as they stand or widened to `copy`.
+template <class I, class W>
+FANIN_FN auto few_rows(const ScoredLayer<I, W> &layer, int64_t label, int64_t count, float *copy) {
+  if constexpr (std::is_same<W, Float8>::value)
+    return as_float(layer.weights, label, count, layer.fan_in, copy);
+  else
+    return layer.weights + label * layer.fan_in;
+}
+
 // Offers the labels from first to end - 1, which are one group. features: [lanes][inputs].
-// gathered: scratch, [lanes][fan_in].
+// gathered: scratch, [lanes][fan_in], and a chunk of rows of weights in float8.
 template <class I, class W>
 FANIN_OUTLINED void offer_group_to_few(const ScoredLayer<I, W> &layer, const I *indices,
                                        int64_t first, int64_t end, const float *features, int lanes,
@@ -119,10 +130,11 @@ FANIN_OUTLINED void offer_group_to_few(const ScoredLayer<I, W> &layer, const I *
     const Chunk<float> bias =
         layer.bias ? load_chunk<float>(layer.bias + label, count) : Chunk<float>{};
     bool above = best.count < best.k;
+    const auto *const rows = few_rows(layer, label, count, gathered + kFewInstances * fan_in);
     for (int lane = 0; lane < lanes; ++lane) {
       const float *const values = gathered + lane * fan_in;
       const auto products = [&](int j) FANIN_INLINE {
-        const W *const weights = layer.weights + (label + j) * fan_in;
+        const auto *const weights = rows + j * fan_in;
         Chunk<float> total{};
         for (int64_t k = 0; k < fan_in; k += chunk) {
           const int some = int(smaller<int64_t>(chunk, fan_in - k));

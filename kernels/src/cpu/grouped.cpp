@@ -30,7 +30,7 @@ Finding grouped_step(const StepCall &c) {
         return run_step(c, kLanes, c.group_size,
                         step_labels<decltype(index), decltype(weight), decltype(moment)>);
       },
-      index_type(c), weight_type(c), moment_type(c));
+      index_type(c), row_type(c), moment_type(c));
 }
 
 }  // namespace FANIN_TARGET

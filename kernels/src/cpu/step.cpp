@@ -10,8 +10,8 @@ namespace fanin {
 namespace FANIN_TARGET {
 namespace {
 
-// The step's scratch: 32 values a group, then for each label one, and, unless all groups are worked
-// on at once, fan_in more.
+// The step's scratch: a row of weights in float8, 32 values a group, then for each label one, and,
+// unless all groups are worked on at once, fan_in more.
 template <class I, class W, class M>
 bool step_labels(const StepCall &c, const StepShare &share, int64_t first, int64_t end,
                  Lanes<float> *loss) {
@@ -21,7 +21,8 @@ bool step_labels(const StepCall &c, const StepShare &share, int64_t first, int64
                          share.faults))
     return false;
   const int64_t groups = layer.groups(), at_a_time = groups_at_a_time(c);
-  float *const grads = share.scratch, *const bias_grads = grads + groups * kLanes;
+  float *const row = share.scratch, *const grads = row + float8_row(c);
+  float *const bias_grads = grads + groups * kLanes;
   float *const before = bias_grads + (end - first);
   for (int64_t group = 0; group < groups; group += at_a_time)
     for (int64_t label = first; label < end; label += kTile) {
@@ -32,7 +33,7 @@ bool step_labels(const StepCall &c, const StepShare &share, int64_t first, int64
       const auto step = [&](auto one_group) FANIN_INLINE {
         step_tile<decltype(one_group)::value>(
             layer, share.memory.features, label, share.memory.masks, range,
-            bias_grads + (label - first), grads, share.targets, *loss, share.team);
+            bias_grads + (label - first), grads, row, share.targets, *loss, share.team);
       };
       if (range.end - group == 1)
         step(std::true_type());
@@ -51,7 +52,7 @@ Finding step(const StepCall &c) {
         return run_step(c, kLanes, unit,
                         step_labels<decltype(index), decltype(weight), decltype(moment)>);
       },
-      index_type(c), weight_type(c), moment_type(c));
+      index_type(c), row_type(c), moment_type(c));
 }
 
 }  // namespace FANIN_TARGET

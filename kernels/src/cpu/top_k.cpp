@@ -83,7 +83,7 @@ bool offer(const TopKCall &c, const OfferShare &share, int64_t first, int64_t en
                         GroupScratch(share.scratch, 0, c.fan_in), best);
         }
       } else if (c.tile_labels) {
-        if constexpr (n >= kHalf) {
+        if constexpr (n >= kHalf && !std::is_same<W, Float8>::value) {
           const SortedScores<n> scores{share.scratch};
           score_sorted(layer.indices + begin, c.tile_labels + begin, layer.weights + begin, count,
                        c.bias ? c.bias + first : nullptr, end - first, features, c.inputs, lanes,
@@ -91,9 +91,9 @@ bool offer(const TopKCall &c, const OfferShare &share, int64_t first, int64_t en
           for (int64_t l = 0; l < end - first; ++l) best.offer(first + l, scores.get(l), lanes);
         }
       } else if constexpr (n < kLanes) {
-        offer_to_few<n>(layer, first, end, features, lanes, best);
+        offer_to_few<n>(layer, first, end, features, lanes, share.scratch, best);
       } else {
-        offer_labels(layer, first, end, features, lanes, staged, best, share.team);
+        offer_labels(layer, first, end, features, lanes, staged, share.scratch, best, share.team);
       }
     });
   }
@@ -171,7 +171,7 @@ Finding run(const TopKCall &c, Offer *offer) {
 Finding top_k(const TopKCall &c) {
   return with_types(
       [&](auto index, auto weight) { return run(c, offer<decltype(index), decltype(weight)>); },
-      index_type(c), weight_type(c));
+      index_type(c), row_type(c));
 }
 
 }  // namespace FANIN_TARGET

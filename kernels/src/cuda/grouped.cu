@@ -87,10 +87,10 @@ FANIN_FN void update_labels(const TrainedLayer<I, W, M> &layer, const LabelGroup
         if (j + u < labels) f(u, at + int64_t(first + j + u) * group.fan_in + chunk * kLanes);
     };
     each([&](int u, int64_t from) {
-      chunks[u].load(layer.optimizer, layer.weights, layer.m, layer.v, from, count);
+      chunks[u].load(layer.optimizer, layer.weights + from, layer.m, layer.v, from, count);
     });
     each([&](int u, int64_t to) {
-      chunks[u].step(layer.optimizer, layer.weights, layer.m, layer.v, to, count,
+      chunks[u].step(layer.optimizer, layer.weights + to, layer.m, layer.v, to, count,
                      Chunk<float>{staged[(j + u) * kPitch + thread_id()]});
     });
   }

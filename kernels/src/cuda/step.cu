@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
       loss = broadcast(NAN);
     else
       step_tile<false>(layer, block.features, first, masks, {0, layer.groups(), nullptr}, grads,
-                       grads + kTile, block.to_add(), loss, team);
+                       grads + kTile, nullptr, block.to_add(), loss, team);
   });
   add_loss(loss, loss_sum);
   block.finish();

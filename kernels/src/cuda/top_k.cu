@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   for (int64_t first = begin; first < end; first += kTile) {
     const int64_t stop = smaller(first + kTile, end);
     if (!layer.indices || good_connections(layer, connections, first, stop, team))
-      offer_labels(layer, first, stop, features, lanes, staged, best, team);
+      offer_labels(layer, first, stop, features, lanes, staged, nullptr, best, team);
     else
       for (int64_t label = first; label < stop; ++label) best.offer(label, broadcast(NAN), lanes);
   }

@@ -42,6 +42,10 @@ class TestCommandLine:
                 ("--weights-dtype", "bfloat16"),
                 r"tasks\[0\] with .*weights_dtype=bfloat16.*: weights_dtype and .* need execution",
             ),
+            (
+                ("--weights-dtype", "float8", "--execution", "fused"),
+                r"dense: weights in float8 are for .*, not for Dense; .*; --setup chooses tasks",
+            ),
             (("--tasks", "/nowhere.json"), "/nowhere.json: no such task file"),
             (("--tasks", "amazon-670k"), "no such task file; fanin's own are .*amazon-670k/slice"),
         ],

@@ -33,8 +33,10 @@ class KilledError(Exception):
 
 FUSED = {"execution": "fused"}
 HALF = {**FUSED, "weights_dtype": "bfloat16", "moments_dtype": "bfloat16"}
+FLOAT8 = {**FUSED, "weights_dtype": "float8"}
 DEEP = {"architecture": "dense-stratified", "connectivity": 4, "rewire_interval": 3}
 GROUPED = {**DEEP, "group_size": 16, "rewired_weights": "zero"}
+PLAIN = {"architecture": "stratified", "connectivity": 8, "rewire_interval": 3}
 BEST = {"architecture": "stratified", "connectivity": 8, "recipe": "best"}
 WORDS = {**DEEP, "features": "bow"}
 CLUSTERS = {"auxiliary_weight": 0.5, "auxiliary_clusters": 7, "auxiliary_until": 0.6}
@@ -122,6 +124,8 @@ class Training:
         (BEST, None),
         (WORDS, 16),
         ({**WORDS, **FUSED, "moments": "row"}, 16),
+        ({**BEST, **FLOAT8}, None),
+        ({**PLAIN, **FLOAT8, "group_size": 16, "optimizer": "sgd", "learning_rate": 1.0}, None),
         ({**DEEP, **FUSED, "schedule": "cosine", "warm_up": 0.3}, 16),
         ({**DEEP, **CLUSTERS}, 16),
         ({**DEEP, **FUSED, **CLUSTERS, "optimizer": "momentum", "learning_rate": 0.1}, 16),
@@ -130,7 +134,7 @@ class Training:
         *("ffi", "unstructured", "ffi-fused", "ffi-bfloat16", "ffi-fused-sorted", "dense-fused"),
         *("ffi-bfloat16-sgd", "ffi-momentum", "words-fused-decay"),
         *("ffi-fused-scaled", "grouped-fused", "grouped", "ffi-fused-best", "ffi-best"),
-        *("words", "words-fused-row"),
+        *("words", "words-fused-row", "ffi-float8-best", "grouped-float8-sgd"),
         *("ffi-fused-cosine", "ffi-clusters", "ffi-fused-clusters"),
     ],
 )

@@ -113,13 +113,14 @@ class TestPlan:
         assert counted["optimizer_bytes"] == 2 * 4 * (inner + 32 * labels + biases)
         assert counted["hours"] == pytest.approx(500 * counted["hours_per_epoch"])
 
-    def test_bfloat16_and_sgd_leave_no_state_but_the_weights(self):
+    @pytest.mark.parametrize("dtype, label_bytes", [("bfloat16", 32 * 2), ("float8", 32 + 1)])
+    def test_sgd_leaves_no_state_but_the_weights(self, dtype, label_bytes):
         options = "--features cascade --setup ffi-32 --json --bandwidth 10 --gflops 100"
-        options += " --weights-dtype bfloat16 --optimizer sgd"
+        options += f" --weights-dtype {dtype} --optimizer sgd"
         (counted,) = json.loads(planned("amazon-670k", options).output)["plans"]
         labels = 670_091
         # Weights and 16-bit sources of 768 inputs, and a float32 bias.
-        assert counted["parameter_bytes"] == 32 * labels * (2 + 2) + 4 * labels
+        assert counted["parameter_bytes"] == labels * (label_bytes + 32 * 2 + 4)
         assert counted["optimizer_bytes"] == 0
         assert counted["parameter_bytes"] / GIB <= 0.10
 
@@ -139,10 +140,15 @@ class TestPlan:
         monkeypatch.setattr(estimate, "sorting_pays", lambda sources, cpu: pays)
         for execution in ("autograd", "fused"):
             kinds = ("dense", "bottleneck", "stratified", "sparse", "dense-stratified")
-            plain = product(kinds, [None], [0, 0.1])
-            for kind, group_size, head in (*plain, *product(kinds[2::2], [16], [0, 0.1])):
+            cases = [
+                *product(kinds, [None], [0, 0.1], ["float32"]),
+                *product(kinds[2::2], [16], [0, 0.1], ["float32"]),
+            ]
+            if execution == "fused":
+                cases += product(["stratified"], [None, 16], [0], ["float8"])
+            for kind, group_size, head, dtype in cases:
                 values = {"dataset": "tiny", "features": "slice", "execution": execution}
-                values |= {"group_size": group_size, "head_fraction": head}
+                values |= {"group_size": group_size, "head_fraction": head, "weights_dtype": dtype}
                 if head and kind != "stratified":
                     values["head_connectivity"] = 12
                 values["optimizer"] = optimizer
@@ -158,6 +164,7 @@ class TestPlan:
                     InitialArrays(setup, 0),
                     execution=task.execution,
                     optimizer=task.optimizer_values,
+                    storage=task.storage,
                     auxiliary=auxiliary_loss(
                         *(task.recipe_values, 100, np.empty((0, 512)), np.empty((0, 300))),
                         seed=0,
