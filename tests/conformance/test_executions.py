@@ -190,7 +190,7 @@ def test_rewiring_in_float8_keeps_what_does_not_move(framework, setup):
     one = trainer(framework, setup, execution="fused", storage=Storage("float8"))
     one.train(random_batches(setup, 3), 1e-2)
     before = one.weights()
-    plan, moved = rewiring(setup, before["output.weights"], 0.2, 11)
+    ((_, plan, moved),) = rewirings(setup, before, 0.2, 11)
     assert one.rewire(0.2, 11) == len(plan.positions) > 0
     np.testing.assert_array_equal(one.array("output.weights"), before["output.weights"])
     one.apply_rewiring(replace(plan, weight=0.0))
