@@ -58,6 +58,11 @@ class TestBadInput:
                 "positive_instances must be int32, got int64",
             ),
             ({"loss": "hinge"}, "unknown loss 'hinge'; there are squared_hinge, bce"),
+            (
+                {"mean_labels": 49},
+                "mean_labels is 49, but the layer has 50 labels; give 0 or at least as many",
+            ),
+            ({"mean_labels": -1}, "mean_labels is -1, but the layer has 50 labels"),
             ({"optimizer": kernels.OptimizerStep(0)}, "step counts from 1, got 0"),
             (
                 {"optimizer": kernels.OptimizerStep(2**64 + 1)},

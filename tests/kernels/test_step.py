@@ -15,6 +15,7 @@ from kernel_layers import (
     make_batch,
     make_layer,
     make_setup,
+    step_of,
     trained,
 )
 
@@ -129,6 +130,30 @@ def test_bfloat16_is_right_on_average(kind, dtypes):
         if dtype == "bfloat16":
             assert np.abs(error).mean() > 2.0**-11, name  # it was rounded at all
             assert abs(error.mean()) < 2.0**-13, name  # and up as often as down
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_a_mean_over_more_labels_than_the_layer_has(instruction_set, kind):
+    """Over four times as many, loss and gradient are a quarter, and so is a step of SGD."""
+    kernels.set_instruction_set(instruction_set)
+    setup, results = make_setup(kind, 40, 90, 8), []
+    for mean_labels in (0, 90, 360):
+        rng = np.random.default_rng(1)
+        _, layer = make_layer(rng, setup, kind, optimizer=Optimizer("sgd"))
+        batch, before = make_batch(rng, 45, 40, 90), layer.bias.values.copy()
+        positives = batch.positive_instances, batch.positive_labels
+        loss, grad = kernels.step(
+            *(batch.features, layer.weights, layer.bias, *positives),
+            step_of(Optimizer("sgd"), 1, 100.0),
+            mean_labels=mean_labels,
+            **layer.connections,
+        )
+        results.append((loss, grad, layer.bias.values - before))
+    for plain, same, quarter in zip(*results, strict=True):
+        np.testing.assert_array_equal(plain, same)
+        np.testing.assert_allclose(quarter, plain / 4, rtol=1e-4, atol=1e-7)
+        assert np.abs(plain).max() > 1e-3
 
 
 def test_rounding_depends_on_step_and_seed():

@@ -57,13 +57,14 @@ def test_labels_that_share_their_sources_are_named() -> None:
 
 
 def test_heads_are_named() -> None:
-    deep = {"architecture": "dense-stratified", "intermediate": 16384, "head_connectivity": 128}
+    deep = {"architecture": "dense-stratified", "connectivity": 32, "intermediate": 16384}
+    deep |= {"head_fraction": 0.1, "head_connectivity": 128}
     tasks = [
         task(),
         task(head_fraction=0.1),
         task(head_fraction=0.025, group_size=16),
-        task(**deep, head_fraction=0.1),
-        task(architecture="dense", connectivity=None, head_fraction=0.1, head_connectivity=64),
+        task(**deep),
+        task(architecture="dense", head_fraction=0.1, head_connectivity=64),
     ]
     assert [Setup.from_task(t, inputs=512).label for t in tasks] == [
         "FFI 32",
