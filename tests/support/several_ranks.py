@@ -164,7 +164,7 @@ def rewiring(rank, ranks, expected):
     for case in CASES:
         kind, execution = case.rsplit("_", 1)
         layers = [layer_of(kind, execution), layer_of(kind, execution, group=OWN_GROUPS[rank])]
-        if KINDS[kind].source_array is None:
+        if not layers[0].setup.is_rewired:
             refused(ValueError, lambda layer=layers[0]: layer.rewire(0.3))
             continue
         moved, states = [], []
@@ -184,9 +184,9 @@ def rewiring(rank, ranks, expected):
 
 def what_is_wrong_on_one_rank(rank, ranks, expected):
     """Is an error on all, and the next step works."""
+    good = torch.ones(3, UNITS)
     for execution in LOSSES:
         same, split = (layer_of("fixed", execution, batch=b) for b in ("same", "split"))
-        good = torch.ones(3, UNITS)
         for layer, given in (
             (split, (good, [0], [LABELS if rank == 1 else 0])),
             (split, (good[:, : UNITS - (rank == 1)], [0], [0])),
@@ -198,6 +198,12 @@ def what_is_wrong_on_one_rank(rank, ranks, expected):
         ):
             refused(ValueError, lambda layer=layer, given=given: layer.training_step(*given))
         for layer in (same, split):
+            refused(ValueError, lambda layer=layer: layer.top_k(good, 3 + (rank == 1)))
+            assert layer.top_k(good[:0], 3)[0].shape == (0, 3)
+            if execution == "fused":
+                layer.learning_rate = 1e-3 if rank else 2e-3
+                refused(ValueError, lambda layer=layer: layer.training_step(good, [0], [0]))
+                layer.learning_rate = 1e-3
             assert np.isfinite(layer.training_step(good, [0], [0]).item())
     refused(ValueError, lambda: ShardedFanIn(UNITS, LABELS + rank, FixedFanIn(4)))
     refused(ValueError, lambda: ShardedFanIn(UNITS, 17, GroupedFanIn(4, 32)))
@@ -292,7 +298,9 @@ def work(rank, ranks, folder, names):
             result = "ok"
         except Exception:
             result = traceback.format_exc()
-        print(f"{name}: {result!r}", flush=True)
+        # In one piece, since other ranks write to the same pipe.
+        sys.stdout.write(f"{name}: {result!r}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

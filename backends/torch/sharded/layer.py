@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import reduce
 from typing import Any, Self
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed
 from fanin.backends.interface import Execution
-from fanin.backends.kinds import ConnectionKind
+from fanin.backends.kinds import ConnectionKind, Part
 from fanin.backends.moments import Resets
 from fanin.backends.optimizer import Optimizer, OptimizerKind
 from fanin.backends.ranges import LabelRanges
@@ -35,6 +36,8 @@ from fanin.backends.torch.sharded.spread import (
     whole_batch,
 )
 from fanin.backends.torch.sharded.state import StateOfAll
+
+_NONE: Sequence[int] = ()  # of positives
 
 
 class ShardedFanIn(StateOfAll, nn.Module):
@@ -169,8 +172,7 @@ class ShardedFanIn(StateOfAll, nn.Module):
         """Scores of this rank's labels, [batch, own labels] of features [batch, in_features], in
         the order of `label_ids`; with split batches of the instances of all ranks. Differentiable
         in features, and in autograd in the parameters, where all ranks do the same."""
-        none = torch.empty(0, dtype=torch.int64)
-        batch = self._whole_batch(features, none, none)
+        batch = self._whole_batch(features, _NONE, _NONE)
 
         def scores() -> Tensor:
             spread = self._spread(batch)
@@ -195,15 +197,18 @@ class ShardedFanIn(StateOfAll, nn.Module):
         """
         if self.execution == "autograd":
             return self.evaluate_loss(features, positive_instances, positive_labels)
-        batch = self._whole_batch(features, positive_instances, positive_labels)
         rate, step = self.learning_rate, int(self.steps) + 1
+        settings = {"learning_rate": rate, "step": step}
+        batch = self._whole_batch(features, positive_instances, positive_labels, settings)
+        _refuse_empty(batch)
         made = [
             own.step(batch, self.loss, self.optimizer.numbers, rate, step, seed, self.labels)
             for own, seed in zip(self._own_layers, self._rounding_seeds(), strict=True)
         ]
         self.steps += 1
+        losses, grads = zip(*made, strict=True)
         # One message for both: what a small one takes is the way, not its length.
-        sent = torch.cat([torch.stack(each).sum(0).view(-1) for each in zip(*made, strict=True)])
+        sent = torch.cat([reduce(torch.add, each).view(-1) for each in (losses, grads)])
         loss, grad = self.ranks.sum(sent).split([1, len(sent) - 1])
         if not batch.wants_grad:
             return loss.view(())
@@ -221,6 +226,7 @@ class ShardedFanIn(StateOfAll, nn.Module):
         """The loss without a step; arguments as in `training_step`. The scores of this rank's
         labels are held."""
         batch = self._whole_batch(features, positive_instances, positive_labels)
+        _refuse_empty(batch)
 
         def loss() -> Tensor:
             spread, total = self._spread(batch), torch.zeros((), device=self._device)
@@ -238,11 +244,9 @@ class ShardedFanIn(StateOfAll, nn.Module):
     @torch.compiler.disable
     def top_k(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Scores and ids of the k best labels of all ranks, [batch, k] each, of this rank's batch,
-        best first, ties to the lower id. Scores of other labels are never held in the fused
-        execution."""
+        best first, ties to the lower id. In the fused execution no other scores are ever held."""
         k = checks.best(k, self.labels)
-        none = torch.empty(0, dtype=torch.int64)
-        batch = self._whole_batch(features.detach(), none, none)
+        batch = self._whole_batch(features, _NONE, _NONE, {"k": k})
         lists = self._in_float32(lambda: [own.best(batch.features, k) for own in self._own_layers])
         ids, scores = self.ranks.best(
             [(ids.cpu().numpy(), scores.cpu().numpy()) for ids, scores in lists], k, self._device
@@ -262,31 +266,51 @@ class ShardedFanIn(StateOfAll, nn.Module):
         inputs; how many moved. Weights keep their value, and their moments become 0; in autograd
         those that `optimizer` keeps, as of `FixedFanInLinear.rewire`. rng: a generator or a seed,
         of which that of rank 0 counts. The same connections move, and get the same inputs, with any
-        number of ranks. ValueError for a kind whose connections cannot be rewired."""
-        name, (own,) = self.setup.check_rewired(), self._own_layers
-        weights = own.tensor("output.weights")
+        number of ranks. Of a head and a tail each moves that fraction of its own. ValueError for a
+        kind whose connections cannot be rewired."""
+        parts = self.setup.check_rewired()
+        self.ranks.check_equal("fraction", fraction)
+        seed = self.ranks.from_first(drawn_seed(rng))
+        moved = [
+            self._rewire(part, fraction, (seed + number) % 2**64, optimizer)
+            for number, part in enumerate(parts)
+        ]
+        return int(self.ranks.sum(torch.tensor([sum(moved)], device=self._device)))
+
+    def _rewire(
+        self, part: Part, fraction: float, seed: int, optimizer: torch.optim.Optimizer | None
+    ) -> int:
+        """Of one output layer; how many of this rank's own moved."""
+        own, name = self._owner(part.weights), part.source_array
+        weights = own.tensor(part.weights)
         assert weights is not None
+        assert name is not None
         resets: Resets = [] if optimizer is None else resets_of(optimizer, weights)
         for moment in self.optimizer.keeps if self.execution == "fused" else ():
-            resets.append((own.tensor(f"output.weights.{moment}"), 0.0))
-        kind, seed = self.setup.output, self.ranks.from_first(drawn_seed(rng))
-        magnitudes = kind.source_magnitudes(weights.detach().float().cpu().numpy())
-        plan = plan_rewiring(self.ranks, self.ranges, magnitudes, fraction, seed, self._device)
+            resets.append((own.tensor(f"{part.weights}.{moment}"), 0.0))
+        magnitudes = part.kind.source_magnitudes(weights.detach().float().cpu().numpy())
+        plan = plan_rewiring(
+            self.ranks, self.ranges, part, magnitudes, fraction, seed, self._device
+        )
         sources = own.array(name).copy()
         sources.reshape(-1)[plan.positions] = plan.sources
         self._write(name, sources)
-        moved = kind.connections_of(plan.positions, own.setup.labels)
+        moved = part.kind.connections_of(plan.positions, own.setup.labels)
         where = torch.from_numpy(moved).to(self._device)
         for array, start in resets:
             array.view(-1)[where] = weights.view(-1)[where] if start is None else start
-        return int(self.ranks.sum(torch.tensor([len(plan.positions)], device=self._device)))
+        return len(plan.positions)
 
     def _spread(self, batch: WholeBatch) -> Tensor:
         spread: Tensor = Spread.apply(batch.own_features, self.ranks, self.batch, batch)
         return spread
 
     def _whole_batch(
-        self, features: Any, positive_instances: Any, positive_labels: Any
+        self,
+        features: Any,
+        positive_instances: Any,
+        positive_labels: Any,
+        settings: Mapping[str, float] = {},
     ) -> WholeBatch:
         def read() -> tuple[Tensor, Tensor, Tensor]:
             known = widened(known_features(features, self.in_features)).contiguous()
@@ -305,7 +329,7 @@ class ShardedFanIn(StateOfAll, nn.Module):
             positives = known_positives(instances, label_ids, known.shape[0], self.labels)
             return known, *positives
 
-        return whole_batch(self.ranks, self.batch, read, self._device)
+        return whole_batch(self.ranks, self.batch, read, self._device, settings)
 
     def _in_float32(self, compute: Any) -> Any:
         with torch.autocast(self._device.type, enabled=False):
@@ -336,6 +360,11 @@ class ShardedFanIn(StateOfAll, nn.Module):
             f"in_features={self.in_features}, labels={own}, output={self.setup.output}, "
             f"execution={self.execution!r}, batch={self.batch!r}, loss={self.loss!r}"
         )
+
+
+def _refuse_empty(batch: WholeBatch) -> None:
+    if not len(batch.features):
+        raise ValueError("a loss needs at least one instance; the batch is empty")
 
 
 def _check_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,12 +37,15 @@ def whole_batch(
     layout: BatchLayout,
     read: Callable[[], tuple[Tensor, Tensor, Tensor]],
     device: torch.device,
+    settings: Mapping[str, float],
 ) -> WholeBatch:
     """Bring a batch together. read: gives features [batch, inputs], and the positives as
-    `known_positives` makes them, on the device that ranks send from.
+    `known_positives` makes them, on the device that ranks send from. settings: numbers that have to
+    be equal on all ranks, by their names.
 
     ValueError, on all ranks, where one of them refuses what it was given, or where they do not have
-    what the layout says. On a GPU the same batch is not compared, since that would be to wait.
+    what the layout says. On a GPU the same batch is not compared, nor are settings with it, since
+    that would be to wait.
     """
     if ranks.size == 1 or (layout == "same" and device.type == "cuda"):
         return _own_batch(*read())
@@ -55,10 +59,11 @@ def whole_batch(
     # A number that tells different positives apart.
     mark = zlib.crc32(positives.numpy().tobytes()) if layout == "same" else 0
     size = -1 if failure else len(features)
-    given = ranks.numbers([size, len(positives), int(_wants_grad(features)), mark], device)
+    own_numbers = [size, len(positives), int(_wants_grad(features)), mark]
+    given = ranks.numbers([*own_numbers, *map(_bits, settings.values())], device)
     if failure:
         raise failure
-    _check(layout, given)
+    _check(layout, given, [*settings])
     if layout == "same":
         return _own_batch(features, instances, label_ids)
     sizes = [each[0] for each in given]
@@ -86,10 +91,16 @@ def _wants_grad(features: Tensor) -> bool:
     return features.requires_grad and torch.is_grad_enabled()
 
 
-def _check(layout: BatchLayout, given: list[list[int]]) -> None:
+def _bits(number: float) -> int:
+    """Of a float64, as an int64."""
+    (bits,) = struct.unpack("<q", struct.pack("<d", number))
+    return int(bits)
+
+
+def _check(layout: BatchLayout, given: list[list[int]], settings: list[str]) -> None:
     """ValueError where the ranks did not hand over what belongs together. given: of each rank the
     size of its batch, -1 where it refused it, the number of positives, whether it wants gradients,
-    and a number that tells positives apart."""
+    a number that tells positives apart, and the bits of the settings of these names."""
     refused = [rank for rank, each in enumerate(given) if each[0] < 0]
     if refused:
         raise ValueError(f"rank {refused[0]} refuses its batch and raises why; the others stop")
@@ -98,6 +109,10 @@ def _check(layout: BatchLayout, given: list[list[int]]) -> None:
         raise ValueError(
             f"features require gradients on ranks {wanting} alone: let them on all ranks or on none"
         )
+    for rank, each in enumerate(given):
+        for name, own, first in zip(settings, each[4:], given[0][4:], strict=True):
+            if own != first:
+                raise ValueError(f"{name} on rank {rank} is another than on rank 0")
     if layout == "same":
         for rank, each in enumerate(given):
             if each != given[0]:
@@ -106,8 +121,6 @@ def _check(layout: BatchLayout, given: list[list[int]]) -> None:
                     f"{each[1]} positives, where rank 0 has {given[0][0]} with {given[0][1]}, or "
                     "other positives; hand the same to all, or make the layer with batch='split'"
                 )
-    if not sum(each[0] for each in given):
-        raise ValueError("a loss needs at least one instance; the batch is empty")
 
 
 def own_gradient(ranks: Ranks, layout: BatchLayout, total: Tensor, own: slice) -> Tensor:
