@@ -41,9 +41,9 @@ GPU's folder.
 
 A folder is a device, or runs of some kind on one: `cpu` is the README's, and newer than the others;
 `whole` has the README's table of all of WordNet; `executions` and `whole-executions` have autograd
-and fused beside each other, for several seeds; `recipes` has what a recipe gains; `sparse` has
-shape profiles of a bag of words; `text` has the trainings on words, which stand in the README
-alone.
+and fused beside each other, for several seeds; `float8` has weights in that type beside other
+types; `recipes` has what a recipe gains; `sparse` has shape profiles of a bag of words; `text` has
+the trainings on words, which stand in the README alone.
 
 Beside the paper: its memory is the peak of TensorFlow's allocator on a V100, ours that of torch's
 on a GPU, and on a CPU the resident set above the baseline. Ratios are ours / the paper's.

@@ -115,6 +115,24 @@ def test_what_is_said_of_the_executions_follows_from_their_result_files():
             assert f"{statistics.fmean(seeds):.2f} ± {statistics.stdev(seeds):.2f}" in WORDS
 
 
+def test_what_is_said_of_float8_follows_from_its_result_files():
+    measured: dict[tuple[str, str], dict[str, list[tuple[float, float, float]]]] = {}
+    for run in read_results(ROOT / RESULTS / "float8"):
+        assert run.test is not None and run.task.recipe == "best"
+        test = (100 * run.test.at_1, 100 * run.test.at_3, 100 * run.test.at_5)
+        types = measured.setdefault((run.task.dataset, run.task.optimizer), {})
+        types.setdefault(run.task.weights_dtype, []).append(test)
+    assert measured
+    for (dataset, optimizer), types in measured.items():
+        row = f"| {dataset} | {optimizer} |"
+        for dtype in ("float32", "bfloat16", "float8"):
+            first, third, fifth = zip(*types[dtype], strict=True)
+            assert len(first) == 3
+            row += f" {statistics.fmean(first):.2f} ± {statistics.stdev(first):.2f}"
+            row += f" / {statistics.fmean(third):.2f} / {statistics.fmean(fifth):.2f} |"
+        assert row in WORDS
+
+
 def test_what_is_said_of_the_executions_on_all_labels_follows_from_their_result_files():
     measured: dict[str, list[str]] = {"autograd": [], "fused": []}
     for run in read_results(ROOT / RESULTS / "whole-executions"):
