@@ -256,8 +256,9 @@ def test_local_jobs_outlive_the_command_and_its_output(long):
     _, errors = process.communicate(timeout=60)  # it holds none of the streams
     assert process.returncode == 130 and f"`kill {job}` ends them" in errors
     assert job in LocalQueue().states()
+    again = long.start("left", "--cluster", "local")
+    assert f"1 runs have a job already: {job}" in again.stdout.readline()
     child.resume()
-    output = long.end(long.start("left", "--cluster", "local"))
-    assert f"1 runs have a job already: {job}" in output
+    long.end(again)
     assert figures(long.place / "left") == figures(long.place / "undisturbed")
     assert long.resumed("left") == 0
