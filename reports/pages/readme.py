@@ -40,6 +40,7 @@ from fanin.reports.paper import PaperRow, paper_rows, profiled
 from fanin.reports.summary import by_dataset, is_finished, several_machines, summarise
 from fanin.reports.table import Column, Table, make_table, text_column
 from fanin.reports.tables.floor import floor_introduction, floor_table
+from fanin.reports.tables.grouped import grouped_table
 from fanin.reports.tables.op import op_introduction, op_table
 from fanin.reports.tables.predict import predict_introduction, predict_table
 from fanin.reports.tables.profiles import expected_gib
@@ -101,6 +102,19 @@ def step_section(folder: Path) -> str:
     """The measurements of a training step: one row per process."""
     results = _some(read_device(folder).steps, folder / "step", "timing.step --json")
     return f"{step_introduction(results)}\n\n{step_table(results).markdown(padded=False)}\n"
+
+
+def grouped_section(folder: Path) -> str:
+    """Layers with label groups or a head beside plain ones: a table for each data set, without
+    groupings that are not the recipe's."""
+    runs = list(read_results(folder))
+    usual = [run for run in runs if not any(d.startswith("grouping=") for d in run.task.departures)]
+    parts = [f"Real data. {_processors(runs)}.\n"]
+    for title, rows in by_dataset(summarise(usual)):
+        table = grouped_table(rows)
+        if table is not None:
+            parts.append(f"{title}\n\n{table.markdown(padded=False)}\n")
+    return "\n".join(parts)
 
 
 def floor_section(folder: Path) -> str:
@@ -223,6 +237,7 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "recipes": lambda results: recipes_section(results / "recipes"),
     "op": lambda results: op_section(results / _CPU),
     "step": lambda results: step_section(results / _CPU),
+    "grouped": lambda results: grouped_section(results / "grouped"),
     "floor": lambda results: floor_section(results / _CPU),
     "scaling": lambda results: scaling_section(results / _CPU),
     "limits": lambda results: limits_section(results / _CPU),

@@ -62,11 +62,7 @@ def grouped_table(rows: Sequence[Row]) -> Table | None:
         ),
         (
             Column("memory / beside", meaning="bytes counted from the arrays, indices included"),
-            lambda pair: number(_ratio(pair, "counted_gib"), 2),
-        ),
-        (
-            Column("training / beside", meaning="wall clock of training per epoch"),
-            lambda pair: number(_ratio(pair, "train_seconds_per_epoch"), 2),
+            lambda pair: number(_memory_ratio(*pair), 2),
         ),
     ]
     if several_machines(rows):
@@ -144,6 +140,5 @@ def _groupings(row: Row) -> list[str]:
     return [part for part in row.setup.variant if part.startswith(_GROUPING)]
 
 
-def _ratio(pair: tuple[Row, Row], key: str) -> float | None:
-    row, plain = pair
-    return quotient(plain.values[key], row.values[key])
+def _memory_ratio(row: Row, plain: Row) -> float | None:
+    return quotient(plain.values["counted_gib"], row.values["counted_gib"])

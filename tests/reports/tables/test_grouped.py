@@ -39,7 +39,7 @@ def test_each_stands_beside_the_layer_of_nearest_memory() -> None:
         *_runs(PLAIN, 0.9, connectivity=30, dropout=0.2),  # trained in another way
     )
     assert line == [
-        *("torch", "FFI 32/g16", "meaning", "FFI 32", "0.90", "1.00"),
+        *("torch", "FFI 32/g16", "meaning", "FFI 32", "0.90"),
         *("-4.20 ±3.91", "-2.10 ±1.96", "-1.40 ±1.30", "—", "5"),
     ]
 
@@ -58,7 +58,7 @@ def test_a_head_stands_beside_a_plain_layer_too() -> None:
 def test_the_grouping_of_the_recipe_and_no_spread() -> None:
     (line,) = _lines(*_runs((0.4,), 1, group_size=8), *_runs((0.5,), 1))
     assert line[2] == "the recipe's"
-    assert line[6] == "-10.00"
+    assert line[5] == "-10.00"
 
 
 def test_no_table_where_nothing_stands_beside() -> None:
