@@ -71,6 +71,7 @@ class Executor(ABC):
     and hands over by `start`.
     """
 
+    setup: LayerSetup  # of what it computes
     device: Device
     optimizer: Optimizer
     # Whether the connections are sorted: outside `in_label_order`, in another order than outside.
@@ -123,6 +124,9 @@ class Executor(ABC):
 class Trainer:
     """A model, its optimiser's state and the ways to train and ask it."""
 
+    # How long steps have waited for other processes so far; None where there are none.
+    communication_seconds: float | None = None
+
     def __init__(
         self,
         setup: LayerSetup,
@@ -143,7 +147,6 @@ class Trainer:
         self._order: LabelOrder | None = None
         self._auxiliary = auxiliary
         beside = auxiliary.array_shapes(setup) if auxiliary else {}
-        self._shapes = {**setup.array_shapes(), **beside}
         features: dict[str, np.ndarray] = {}
         values: dict[str, DeviceArray] = {}
         for name, array in checked(setup, arrays):
@@ -175,9 +178,7 @@ class Trainer:
         return self._storage.moments if moments else self._storage.weights
 
     def _with_moments(self, name: str, values: DeviceArray) -> Trained:
-        shape = self._shapes[name]
-        if self._executor.is_transposed(name):
-            shape = shape[::-1]
+        shape = tuple(values.shape)
         if self._storage.row_moments and name in self.setup.lazily_trained:
             return Trained(values, None, self.device.zeros(shape[:1], "float32"))
         dtype = self._dtype(name, moments=True)
@@ -185,11 +186,14 @@ class Trainer:
         kept = {moment: self.device.zeros(shape, dtype) for moment in keeps}
         return Trained(values, kept.get("m"), kept.get("v"))
 
-    def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
+    def _turned(self, name: str, array: np.ndarray) -> np.ndarray:
         return array.T if self._executor.is_transposed(name) else array
 
+    def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
+        return self._turned(name, array)
+
     def _read(self, name: str, array: DeviceArray) -> np.ndarray:
-        return self._inside(name, self.device.read(array))
+        return self._turned(name, self.device.read(array))
 
     def _array(self, name: str) -> np.ndarray:
         if name in self._trained:
@@ -345,15 +349,12 @@ class Trainer:
                 moved = self._executor.rewire(fraction, seed)
             if moved is not None:
                 return moved
-        rewiring = self.plan_rewiring(fraction, seed)
-        self.apply_rewiring(rewiring)
-        return len(rewiring.positions)
+        return self.apply_rewiring(self.plan_rewiring(fraction, seed))
 
     def plan_rewiring(self, fraction: float, seed: int, below: float = math.inf) -> Rewiring:
         """What `rewire` would move; of that, what has a |weight| below a number."""
         self.setup.check_rewired()
-        compared, inputs = self.magnitudes(), self.setup.output_inputs
-        return plan_rewiring(compared, fraction, inputs, seed, below)
+        return plan_rewiring(self.magnitudes(), fraction, self.setup.output_inputs, seed, below)
 
     def magnitudes(self) -> np.ndarray:
         """What rewiring compares: a |weight|, with or without a sign, for each source."""
@@ -374,21 +375,21 @@ class Trainer:
             order=self.array(ORDER) if self._order else None,
         )
 
-    def apply_rewiring(self, rewiring: Rewiring) -> None:
-        """Move the connections that were chosen, here or elsewhere."""
+    def apply_rewiring(self, rewiring: Rewiring) -> int:
+        """Move the connections that were chosen, here or elsewhere; how many they are."""
         source_array, weights = self.setup.check_rewired(), self._trained["output.weights"]
-        moved = self.setup.output.connections_of(rewiring.positions, self.setup.labels)
+        moved = self.setup.output.connections_of(rewiring.positions, self._executor.setup.labels)
         with self._executor.in_label_order():
             before = self._executor.connections(source_array)
             sources = _changed(before, rewiring.positions, rewiring.sources)
             self._executor.set_connections(source_array, sources)
             for moment in (weights.m, weights.v):
-                if moment is None:
-                    continue
-                self.device.write(moment, _changed(self.device.read(moment), moved, 0))
+                if moment is not None:
+                    self.device.write(moment, _changed(self.device.read(moment), moved, 0))
             if rewiring.weight is not None:
                 values = _changed(self.device.read(weights.values), moved, rewiring.weight)
                 self.device.write(weights.values, values)
+        return len(rewiring.positions)
 
 
 def _changed(array: np.ndarray, positions: np.ndarray, new: np.ndarray | float) -> np.ndarray:

@@ -181,9 +181,7 @@ def rewire(trainer: Trainer, batches: Batches, recipe: Recipe, seed: int, step: 
     if is_blind and not recipe.rewire_threshold:
         fraction = rewire_fraction(step, recipe, len(batches))
         return trainer.rewire(fraction, rewiring_seed(seed, step))
-    rewiring = plan_rewiring(trainer, batches, recipe, seed, step)
-    trainer.apply_rewiring(rewiring)
-    return len(rewiring.positions)
+    return trainer.apply_rewiring(plan_rewiring(trainer, batches, recipe, seed, step))
 
 
 def plan_rewiring(

@@ -21,6 +21,7 @@ from fanin.benchmarks.cli.options import (
     MomentsDtype,
     MomentsOption,
     OptimizerOption,
+    Processes,
     RecipeOption,
     Results,
     Seed,
@@ -29,6 +30,7 @@ from fanin.benchmarks.cli.options import (
     Threads,
     WeightDecay,
     WeightsDtype,
+    check_processes,
     finite,
 )
 from fanin.benchmarks.cli.output import make_console, print_json, print_report, print_text
@@ -87,6 +89,7 @@ def reproduce(
     results: Results = DEFAULTS.results,
     device: Device = DEFAULTS.device,
     threads: Threads = DEFAULTS.threads,
+    processes: Processes = DEFAULTS.processes,
     force: Annotated[
         bool, typer.Option("--force", help="Repeat finished runs, use no checkpoint.")
     ] = DEFAULTS.force,
@@ -131,6 +134,7 @@ def reproduce(
         "l2": l2,
     }
     shapes = profile == "shapes"
+    check_processes(processes, backends, shapes)
     ways = execution or (["fused"] if shapes else None)
     names: list[str | None] = [dataset]
     if shapes and dataset is None and tasks is None and data_dir is None:
@@ -141,6 +145,7 @@ def reproduce(
         data_dir=data_dir,
         device=device,
         threads=threads,
+        processes=processes,
         force=force,
         save_weights=save_weights,
         checkpoint_minutes=checkpoint_minutes,

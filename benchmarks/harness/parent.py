@@ -26,6 +26,8 @@ MODULES: dict[Profile, str] = {
     "train": "fanin.benchmarks.harness.child",
     "shapes": "fanin.benchmarks.harness.profile",
 }
+# What it runs instead where several processes train.
+AGENT = "fanin.benchmarks.harness.agent"
 
 
 class Display(Protocol):
@@ -60,6 +62,11 @@ def doubts(request: Request, result: RunResult) -> list[str]:
         was = "cpu" if result.machine.device == "cpu" else "cuda"
         if options.device not in ("auto", was):
             reasons.append(f"it ran on {was}, and --device {options.device} is asked for")
+        if result.machine.processes != options.processes:
+            reasons.append(
+                f"it ran with --processes {result.machine.processes}, and {options.processes} is "
+                "asked for"
+            )
         then, now = result.machine.kernels, build_info()["instruction_set"]
         if was == "cpu" and then.split()[-1] != now:
             reasons.append(f"it ran with {then}, and {now} is what would run now")
@@ -139,7 +146,8 @@ def run_one(request: Request, display: Display, lock: int) -> RunResult:
     result = begun(request)
     before = request.path.stat().st_mtime_ns if request.path.exists() else None
     log = log_path(request.path)
-    with Child(MODULES[request.options.profile], log=log, inherited=(lock,)) as child:
+    module = MODULES[request.options.profile] if request.options.processes == 1 else AGENT
+    with Child(module, log=log, inherited=(lock,)) as child:
         add_holder(lock, f" with its child {child.process.pid}")
         child.send(request.model_dump(mode="json"))
         for event in child.messages():

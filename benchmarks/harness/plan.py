@@ -7,7 +7,7 @@ over the machine's bandwidth, and its arithmetic over the rate of a dense produc
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from fanin.backends import estimate as estimates
 from fanin.backends.auxiliary import cluster_count
@@ -18,6 +18,7 @@ from fanin.backends.estimate import (
     bytes_of_instances,
     with_choosing,
 )
+from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.harness.speed import Speed
 from fanin.benchmarks.records.task import Task
@@ -36,6 +37,18 @@ def hours_per_epoch(expected: Estimate, task: Task, sizes: Sizes, speed: Speed) 
     groups = sizes.test_instances / task.batch_size
     validation = seconds(groups, expected.parameter_bytes, expected.flops / 3)
     return (training + validation) / 3600
+
+
+def share_of(setup: LayerSetup, processes: int) -> LayerSetup:
+    """The model of one of several processes, the one with the most labels; unstructured connections
+    as if each label had its average."""
+    if processes == 1:
+        return setup
+    shares = [-(-part.labels // processes) for part in setup.parts]
+    output = setup.output
+    if isinstance(output, HeadAndTail):
+        output = replace(output, head_labels=shares[0])
+    return replace(setup, labels=sum(shares), output=output)
 
 
 @dataclass(frozen=True)

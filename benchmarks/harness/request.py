@@ -8,11 +8,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from fanin.benchmarks.harness.together import processes_here
 from fanin.benchmarks.records.base import Failure
 from fanin.benchmarks.records.printing import printable
 from fanin.benchmarks.records.run import Profile, RunResult
 from fanin.benchmarks.records.store import result_path
 from fanin.benchmarks.records.task import Task
+from fanin.kernels.threads import thread_count
 
 
 class Options(BaseModel):
@@ -27,6 +29,7 @@ class Options(BaseModel):
     data_dir: Path | None = None
     device: str = "auto"
     threads: int = 0
+    processes: int = 1
     force: bool = False
     save_weights: bool = False
     checkpoint_minutes: float = 1.0
@@ -48,6 +51,11 @@ class Request(BaseModel):
     def seed(self) -> int:
         """The run's own seed."""
         return self.task.seed + self.repeat
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each process of the run: an even share of the machine's."""
+        return max(1, thread_count(self.options.threads) // processes_here())
 
     @property
     def path(self) -> Path:

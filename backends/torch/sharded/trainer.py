@@ -1,0 +1,204 @@
+"""The trainer of a model whose labels are cut over ranks.
+
+Each rank has the arrays of its own labels, and all of those below the output layer, which every
+rank trains alike: all read the same batches. From outside it is one model: whole arrays go in, and
+whole arrays come out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fanin.backends import checks
+from fanin.backends.arrays import Rewiring, check_names, rewiring_below
+from fanin.backends.auxiliary import Auxiliary
+from fanin.backends.interface import DeviceArray, Execution, Storage, TrainingBatch
+from fanin.backends.kinds import ORDER
+from fanin.backends.optimizer import Optimizer
+from fanin.backends.ranges import LabelRanges
+from fanin.backends.setup import LayerSetup
+from fanin.backends.torch.device import TorchDevice
+from fanin.backends.torch.sharded.executors import AutogradOfRank, FusedOfRank, executor_of_rank
+from fanin.backends.torch.sharded.ranks import Ranks
+from fanin.backends.trainer import Trainer, TransformedBatch
+
+
+class ShardedTrainer(Trainer):
+    """A `Trainer` of the whole model, for one of its ranks.
+
+    All ranks call the same methods in the same order. `arrays` and `optimizer_arrays` give whole
+    arrays on rank 0, where they are gathered one at a time; on others, those of a rank's labels are
+    its own part of them. `plan_rewiring` gives what moves of a rank's own connections, by their
+    positions in the whole model.
+    """
+
+    device: TorchDevice
+    _executor: FusedOfRank | AutogradOfRank
+
+    def __init__(
+        self,
+        setup: LayerSetup,
+        arrays: Mapping[str, np.ndarray],
+        executor: FusedOfRank | AutogradOfRank,
+        ranges: LabelRanges,
+        storage: Storage,
+        threads: int = 0,
+        auxiliary: Auxiliary | None = None,
+    ) -> None:
+        """executor: of the rank's own labels, as `ranges` cuts them."""
+        self.ranks = executor.ranks
+        self._ranges = ranges
+        if ORDER not in setup.array_shapes():
+            executor.own = ranges.own_labels(self.ranks.rank)
+        super().__init__(setup, arrays, executor, storage, threads, auxiliary)
+
+    @property
+    def communication_seconds(self) -> float | None:  # type: ignore[override]
+        """How long training steps have waited for other ranks so far, and for what these sent; None
+        on a GPU, where nothing is waited for."""
+        return self._executor.communication_seconds if self.device.is_cpu else None
+
+    # Arrays: cut on their way in, gathered on their way out --------------------------------------
+
+    def _is_cut(self, name: str) -> bool:
+        return name == ORDER or any(part.owns(name) for part in self.setup.parts)
+
+    def _own(self, name: str, array: np.ndarray) -> np.ndarray:
+        if not self._is_cut(name):
+            return array
+        return self._ranges.local_array(name, array, self.ranks.rank)
+
+    def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
+        return super()._inside(name, self._own(name, array))
+
+    def _set_connections(self, name: str, array: np.ndarray) -> None:
+        array = self._own(name, array)
+        if name == ORDER:
+            self._executor.own = self._ranges.own_labels(self.ranks.rank, array)
+            array = self._executor.own.own_order(array)
+        super()._set_connections(name, array)
+
+    def _read(self, name: str, array: DeviceArray) -> np.ndarray:
+        return self._gathered(name, super()._read(name, array))
+
+    def _array(self, name: str) -> np.ndarray:
+        array = super()._array(name)
+        if name not in self.setup.index_arrays():
+            return array
+        if name == ORDER:
+            array = self._executor.own.ids_of(array).astype(array.dtype)
+        return self._gathered(name, array)
+
+    def _gathered(self, name: str, array: np.ndarray) -> np.ndarray:
+        """The whole array on rank 0, on others their own."""
+        if not self._is_cut(name):
+            return array
+        flat = self.device.tensor(np.ascontiguousarray(array).reshape(-1))
+        pieces = self.ranks.gather_to_first(flat)
+        if pieces is None:
+            return array
+        shapes = [self._ranges.local_setup(rank).array_shapes() for rank in range(self.ranks.size)]
+        arrays = [
+            piece.cpu().numpy().reshape(shape[name])
+            for piece, shape in zip(pieces, shapes, strict=True)
+        ]
+        return self._ranges.joined_array(name, arrays)
+
+    def array(self, name: str) -> np.ndarray:
+        """The whole array on all ranks."""
+        whole: np.ndarray = self.ranks.from_first(super().array(name))
+        return whole
+
+    def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
+        check_names(self.setup.array_shapes(), arrays)
+        given = LabelRanges(self.setup, self.ranks.size, arrays)
+        for rank in range(self.ranks.size):
+            if given.local_setup(rank) != self._ranges.local_setup(rank):
+                raise ValueError(
+                    f"the labels of rank {rank} have other numbers of connections in these arrays "
+                    "than in this model: make a new trainer of the arrays"
+                )
+        super().load_weights(arrays)
+
+    # Training and prediction ---------------------------------------------------------------------
+
+    def _transformed(self, batch: TrainingBatch) -> TrainingBatch:
+        own = self._executor.own.positives(batch.positive_instances, batch.positive_labels)
+        return super()._transformed(TransformedBatch(batch.features, *own))
+
+    # Rewiring ------------------------------------------------------------------------------------
+
+    def rewire(self, fraction: float, seed: int) -> int:
+        return self.apply_rewiring(self.plan_rewiring(fraction, seed))
+
+    def plan_rewiring(self, fraction: float, seed: int, below: float = math.inf) -> Rewiring:
+        self.setup.check_rewired()
+        with self._executor.in_label_order():
+            weights = Trainer._read(self, "output.weights", self._trained["output.weights"].values)
+            compared = self._executor.setup.output.source_magnitudes(weights)
+            magnitude = np.abs(compared.reshape(-1))
+        counts = self.ranks.counts(magnitude.size, self.device.torch)
+        first = sum(counts[: self.ranks.rank])
+        rank_of_value = int(checks.fraction(fraction) * sum(counts))
+        threshold = min(self._value_at(magnitude, rank_of_value), below)
+        return rewiring_below(magnitude, threshold, self.setup.output_inputs, seed, first)
+
+    def _value_at(self, magnitude: np.ndarray, number: int) -> float:
+        """The value that stands at a place, from 0, when those of all ranks are put in order.
+
+        The bits of floats that are not negative are in the order of the floats. How often each
+        value of the upper 16 occurs tells the upper 16 that are looked for, and then of the values
+        that begin so, the lower 16 tell the rest.
+        """
+        bits = np.ascontiguousarray(magnitude, np.float32).view(np.uint32)
+        found = 0
+        for shift in (16, 0):
+            digits = bits >> np.uint32(shift) & np.uint32(0xFFFF)
+            counts = torch.from_numpy(np.bincount(digits, minlength=1 << 16)).to(self.device.torch)
+            before = np.cumsum(self.ranks.sum(counts).cpu().numpy())
+            digit = int(np.searchsorted(before, number, side="right"))
+            number -= int(before[digit - 1]) if digit else 0
+            found |= digit << shift
+            bits = bits[digits == digit]
+        return float(np.uint32(found).view(np.float32))
+
+    def apply_rewiring(self, rewiring: Rewiring) -> int:
+        """Move what the rank has of the connections that were chosen; how many all ranks move."""
+        sources = self._executor.connections(self.setup.check_rewired())
+        counts = self.ranks.counts(sources.size, self.device.torch)
+        positions = rewiring.positions - sum(counts[: self.ranks.rank])
+        own = (positions >= 0) & (positions < sources.size)
+        moved = super().apply_rewiring(
+            replace(rewiring, positions=positions[own], sources=rewiring.sources[own])
+        )
+        return sum(self.ranks.counts(moved, self.device.torch))
+
+
+def make_trainer(
+    setup: LayerSetup,
+    arrays: Mapping[str, np.ndarray],
+    execution: Execution,
+    storage: Storage,
+    optimizer: Optimizer,
+    device: str,
+    threads: int,
+    auxiliary: Auxiliary | None,
+) -> ShardedTrainer:
+    """See `fanin.backends.registry.make_trainer`. ValueError on all ranks where there are more of
+    them than labels, or label groups."""
+    ranks = Ranks()
+    ranges = LabelRanges(setup, ranks.size, arrays)
+    executor = executor_of_rank(
+        ranks,
+        ranges.local_setup(ranks.rank),
+        setup.labels,
+        execution,
+        optimizer,
+        TorchDevice(device, threads),
+    )
+    return ShardedTrainer(setup, arrays, executor, ranges, storage, threads, auxiliary)

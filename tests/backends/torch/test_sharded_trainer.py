@@ -1,0 +1,53 @@
+"""A trainer whose labels are cut over ranks gives what one of a single process gives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trained_over_ranks import STEPS, cases, trained
+
+pytestmark = pytest.mark.torch
+CASES = {name: (setup, execution) for name, setup, execution in cases()}
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request, tmp_path_factory):
+    """How many, and the folder with what they trained."""
+    folder = tmp_path_factory.mktemp("ranks")
+    script = Path(__file__).parents[2] / "support" / "trained_over_ranks.py"
+    environment = {**os.environ, "PYTHONPATH": str(script.parent)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), str(request.param), folder], env=environment
+        )
+        for rank in range(request.param)
+    ]
+    assert [process.wait(300) for process in processes] == [0] * request.param
+    return request.param, folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_several_ranks_train_what_one_process_trains(ranks, name):
+    """Losses at every step, best labels, what is rewired, and the arrays that rank 0 gathers after
+    the whole model was written and read again."""
+    count, folder = ranks
+    setup, execution = CASES[name]
+    expected = trained(setup, execution, over_ranks=False)
+    with np.load(folder / f"{name}.npz") as found:
+        assert found["losses"].shape == (STEPS,)
+        np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
+        for key in ("top", "all", "moved", "steps"):
+            np.testing.assert_array_equal(found[key], expected[key], err_msg=key)
+        for key, shape in setup.array_shapes().items():
+            assert found[key].shape == shape
+            np.testing.assert_allclose(found[key], expected[key], rtol=0, atol=2e-6, err_msg=key)
+        if setup.is_rewired:
+            assert expected["moved"] > 0
+        # Without what lies below, each rank has its share of the parameters.
+        if not setup.intermediate and not setup.output.group_size:
+            assert found["bytes"] < 1.1 * expected["bytes"] / count
