@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, get_args
 
 import typer
@@ -36,8 +38,9 @@ from fanin.benchmarks.cli.options import (
 from fanin.benchmarks.cli.output import make_console, print_json, print_report, print_text
 from fanin.benchmarks.cli.progress import Terminal
 from fanin.benchmarks.cli.selection import installed_backends, select_tasks
-from fanin.benchmarks.harness.parent import run_all
+from fanin.benchmarks.harness.parent import Runs, run_all
 from fanin.benchmarks.harness.request import Options, requests
+from fanin.benchmarks.harness.together import launched_rank
 from fanin.benchmarks.records.run import Profile
 from fanin.benchmarks.records.store import check_folder
 from fanin.benchmarks.records.task_keys import EvaluationProtocol
@@ -117,6 +120,9 @@ def reproduce(
     --execution autograd --execution fused` (both ways beside each other), `fanin reproduce
     --data-dir DIR --dataset amazon-670k --features slice` (the rows of a published table).
     """
+    launched = launched_rank()
+    if launched and launched[0]:
+        return follow(launched[0])
     console = make_console(as_json)
     backends = installed_backends(backend)
     overrides = {
@@ -134,6 +140,7 @@ def reproduce(
         "l2": l2,
     }
     shapes = profile == "shapes"
+    processes = launched[1] if launched else processes
     check_processes(processes, backends, shapes)
     ways = execution or (["fused"] if shapes else None)
     names: list[str | None] = [dataset]
@@ -155,8 +162,8 @@ def reproduce(
     todo = requests(chosen, backends, options)
     paths = {request.path for request in todo}
     check_folder(results, paths, replaced=paths if force else ())
-    with Terminal(console) as display:
-        done = run_all(todo, options, display)
+    with Terminal(console) as display, told(launched is not None) as runs:
+        done = run_all(todo, options, display, runs)
     table = profiles_text(done) if shapes else runs_text(done)
     if not as_json:  # whatever becomes of the report
         print_text(console, f"\n{table}")
@@ -177,3 +184,26 @@ def reproduce(
         print_text(console, f"{len(todo) - len(done)} more runs on unusable data were not tried")
     if failed:
         raise typer.Exit(USAGE if any(each.is_of_input for each in failed) else FAILED)
+
+
+@contextmanager
+def told(are_several: bool) -> Iterator[Runs | None]:
+    """What tells the commands of other ranks of each run, where there are some; they end with it.
+    Only then is torch imported into this process."""
+    if not are_several:
+        yield None
+        return
+    from fanin.benchmarks.harness.launched import Runs as LaunchedRuns
+
+    runs = LaunchedRuns(0)
+    try:
+        yield runs
+    finally:
+        runs.end()
+
+
+def follow(rank: int) -> None:
+    """Take part in what the command of rank 0 does."""
+    from fanin.benchmarks.harness.launched import Runs as LaunchedRuns
+
+    LaunchedRuns(rank).follow()

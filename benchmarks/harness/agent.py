@@ -16,14 +16,12 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from fanin.benchmarks.harness.request import Request, begun, failed
+from fanin.benchmarks.harness.launched import RANK_MODULE
+from fanin.benchmarks.harness.request import RESTARTS, Request, begun, failed, with_options
 from fanin.benchmarks.measuring.process import Parent
 from fanin.benchmarks.records.printing import log
 from fanin.benchmarks.records.store import write_result
 from fanin.kernels.threads import thread_count
-
-# How often a run whose process was lost starts again by itself.
-RESTARTS = 3
 
 
 def launch(request: Request, pipe: str, folder: str) -> None:
@@ -42,7 +40,7 @@ def launch(request: Request, pipe: str, folder: str) -> None:
         shutdown_timeout=5,
     )
     ranks = elastic_launch(config, sys.executable)
-    ranks("-P", "-m", "fanin.benchmarks.harness.rank", pipe, request.model_dump_json())
+    ranks("-P", "-m", RANK_MODULE, "agent", pipe, request.model_dump_json())
 
 
 def lost(error: ChildFailedError) -> str:
@@ -83,11 +81,6 @@ def main(parent: Parent, pipe: str) -> int:
     text += "goes on from its checkpoint"
     write_result(request.path, failed(result, "ProcessDied", text, ""))
     return 1
-
-
-def with_options(request: Request, **changed: object) -> Request:
-    """The request with other options."""
-    return request.model_copy(update={"options": request.options.model_copy(update=changed)})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ import torch.distributed as dist
 
 from fanin.backends.torch.sharded.ranks import Ranks
 from fanin.benchmarks.harness.child import Events, main, run
+from fanin.benchmarks.harness.launched import store_of_run
 from fanin.benchmarks.harness.request import Request
 from fanin.benchmarks.measuring import machine
 from fanin.benchmarks.measuring.process import Parent
@@ -48,23 +50,28 @@ def is_of_another(error: BaseException) -> bool:
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[Ranks]:
-    """The ranks that the environment tells of: gloo on CPUs, NCCL for what lies on GPUs."""
+def process_group(device: str, key: str | None) -> Iterator[Ranks]:
+    """The ranks that the environment tells of: gloo on CPUs, NCCL for what lies on GPUs. key: of
+    the run in the launcher's store; None for a store of this run alone."""
     backend = "gloo"
     if not machine.runs_on_cpu(device) and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend)
+    if key is None:
+        dist.init_process_group(backend)
+    else:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=store_of_run(key), rank=rank, world_size=size)
     try:
         yield Ranks()
     finally:
         dist.destroy_process_group()
 
 
-def run_of_rank(request: Request, events: Events, result: RunResult) -> None:
-    """`child.run` together with the other ranks."""
+def run_of_rank(key: str | None, request: Request, events: Events, result: RunResult) -> None:
+    """`child.run` together with the other ranks; key: see `process_group`."""
     try:
-        with process_group(request.options.device) as ranks:
+        with process_group(request.options.device, key) as ranks:
             run(request, events if ranks.rank == 0 else Events(lambda event: None), result, ranks)
     except Exception as error:
         if not is_of_another(error):
@@ -74,6 +81,11 @@ def run_of_rank(request: Request, events: Events, result: RunResult) -> None:
 
 
 if __name__ == "__main__":
-    pipe, *others = sys.argv[1:]
-    asks = AgentsParent(pipe, *others) if others else Parent(int(pipe))
-    sys.exit(main(asks, run_of_rank, rank=int(os.environ["RANK"])))
+    starter, first, second = sys.argv[1:]
+    if starter == "agent":  # its pipe, and the request
+        asks: Parent = AgentsParent(first, second)
+        work = partial(run_of_rank, None)
+    else:  # the key of the run, and the parent's pipe
+        asks = Parent(int(second))
+        work = partial(run_of_rank, first)
+    sys.exit(main(asks, work, rank=int(os.environ["RANK"])))

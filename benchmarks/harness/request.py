@@ -16,6 +16,9 @@ from fanin.benchmarks.records.store import result_path
 from fanin.benchmarks.records.task import Task
 from fanin.kernels.threads import thread_count
 
+# How often a run of several processes starts again by itself when it has lost one.
+RESTARTS = 3
+
 
 class Options(BaseModel):
     """How tasks are run, apart from what they say themselves; `cli.options` says what each means.
@@ -68,6 +71,11 @@ class Request(BaseModel):
         """Where its weights are to be kept, if they are. A shape profile has none to keep."""
         is_kept = self.options.save_weights and self.options.profile == "train"
         return self.path.with_suffix(".safetensors") if is_kept else None
+
+
+def with_options(request: Request, **changed: object) -> Request:
+    """The request with other options."""
+    return request.model_copy(update={"options": request.options.model_copy(update=changed)})
 
 
 def requests(tasks: Iterable[Task], backends: Iterable[str], options: Options) -> list[Request]:

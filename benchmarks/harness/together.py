@@ -42,6 +42,15 @@ class Alone:
 ALONE: Final = Alone()
 
 
+def launched_rank() -> tuple[int, int] | None:
+    """The rank of this process and how many there are, where a launcher of torch started several;
+    None elsewhere."""
+    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if rank.isdecimal() and size.isdecimal() and int(size) > 1:
+        return int(rank), int(size)
+    return None
+
+
 def processes_here() -> int:
     """How many of the processes that this one is one of are on this machine. torch's launchers say
     so in the environment."""
