@@ -23,11 +23,13 @@ from fanin.benchmarks.cli.options import (
     MomentsDtype,
     MomentsOption,
     OptimizerOption,
+    Processes,
     RecipeOption,
     Setup,
     Tasks,
     Threads,
     WeightsDtype,
+    check_processes,
     finite,
 )
 from fanin.benchmarks.cli.output import make_console, print_json, print_text
@@ -77,6 +79,7 @@ def plan(
         ),
     ] = None,
     threads: Threads = DEFAULTS.threads,
+    processes: Processes = DEFAULTS.processes,
     as_json: AsJson = False,
 ) -> None:
     """Say before anything runs what a task file will need on a CPU: parameters, bytes, expected
@@ -88,6 +91,7 @@ def plan(
     """
     console = make_console(as_json)
     backends = each_once(backend)
+    check_processes(processes, backends, is_profile=False)
     overrides = {
         "recipe": recipe,
         "weights_dtype": weights_dtype,
@@ -104,7 +108,9 @@ def plan(
         1e9 * gflops if gflops else speed.measured_flops(count),
     )
     plans = [
-        Plan.of(task, name, sizes[task.dataset, task.features], machine, available, count)
+        Plan.of(
+            task, name, sizes[task.dataset, task.features], machine, available, count, processes
+        )
         for task in chosen
         for name in backends
     ]
@@ -120,6 +126,12 @@ def plan(
     for (name, kind), group in groupby(plans, key=lambda p: (p.task.dataset, p.task.features)):
         table = plan_table(list(group), sizes[name, kind].inputs)
         print_text(console, f"{name}, {kind} features\n{table.markdown()}\n")
+    several = ""
+    if processes > 1:
+        several = (
+            f"\nmemory and data: of each of the {processes} processes; fits: all together\n"
+            "times: as of one process, without what several tell each other"
+        )
     print_text(
         console,
         f"{size_text(available)} of memory, "
@@ -127,7 +139,7 @@ def plan(
         "peak: what the process needs above the frameworks and the data, temporaries included\n"
         "data: features and labels in memory; fits: peak and data together\n"
         "times: from bytes moved and arithmetic, right within a factor of about two; total: all\n"
-        "epochs, which early stopping may end sooner, and all repeats",
+        "epochs, which early stopping may end sooner, and all repeats" + several,
         "dim",
     )
 
