@@ -136,13 +136,5 @@ def plan_rewiring(
     magnitude = np.abs(weights.reshape(-1))
     count = int(fraction * magnitude.size)
     threshold = min(np.partition(magnitude, count)[count], below)
-    return rewiring_below(magnitude, threshold, inputs, seed)
-
-
-def rewiring_below(
-    magnitude: np.ndarray, threshold: float, inputs: int, seed: int, first: int = 0
-) -> Rewiring:
-    """New sources for all connections whose |weight| is below a threshold. magnitude: of each, from
-    flat position `first` on."""
-    positions = np.flatnonzero(magnitude < threshold) + first
+    positions = np.flatnonzero(magnitude < threshold)
     return Rewiring(positions, new_sources(positions, inputs, seed), float(threshold))

@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 
 from fanin.backends import checks
+from fanin.backends.drawing import glorot_blocks, joined_blocks
 from fanin.backends.grouping import label_order
 from fanin.backends.interface import TrainingBatch
-from fanin.backends.kinds import glorot_uniform
 from fanin.backends.label_order import LabelOrder
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.recipes import Recipe, half_cosine
@@ -103,7 +103,8 @@ class Auxiliary:
         """The values that one of them starts with."""
         if name == BIAS:
             return np.zeros(shape, np.float32)
-        return glorot_uniform(np.random.default_rng([self._seed, 0, _WEIGHTS_DRAWN]), shape)
+        rng = np.random.default_rng([self._seed, 0, _WEIGHTS_DRAWN])
+        return joined_blocks(shape, glorot_blocks(rng, shape))
 
     def weight_at(self, step: int) -> float:
         """The weight of a step, counted from 1."""

@@ -3,7 +3,7 @@ ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,13 +54,13 @@ class HeadAndTail(ConnectionKind):
             shapes[f"{part.name}.bias"] = (part.labels,)
         return shapes
 
-    def initial_array(
+    def initial_blocks(
         self, name: str, inputs: int, labels: int, rng: np.random.Generator
-    ) -> np.ndarray:
+    ) -> Iterable[np.ndarray]:
         if name == ORDER:
-            return np.arange(labels, dtype=np.int32)
+            return (np.arange(labels, dtype=np.int32),)
         (part,) = (part for part in self.parts(labels) if part.owns(name))
-        return part.kind.initial_array(part.inside(name), inputs, part.labels, rng)
+        return part.kind.initial_blocks(part.inside(name), inputs, part.labels, rng)
 
     def source_bytes(self, inputs: int, labels: int) -> int:
         return sum(part.kind.source_bytes(inputs, part.labels) for part in self.parts(labels))

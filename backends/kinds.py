@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from fanin.backends import checks
+from fanin.backends.drawing import glorot_blocks, integer_blocks, row_blocks
 
 # Whose operations give the scores of a kind in the autograd execution: the framework's dense or
 # sparse ones, or fanin's own op.
@@ -37,18 +39,6 @@ def index_dtype(inputs: int) -> type[np.uint16] | type[np.uint32]:
 def slot_dtype(fan_in: int) -> Literal["uint8", "uint32"]:
     """The narrower of the two types that can name the slots of a label."""
     return "uint8" if fan_in <= 256 else "uint32"
-
-
-def glorot_uniform(
-    rng: np.random.Generator, shape: tuple[int, ...], fans: int | None = None
-) -> np.ndarray:
-    """float32 values, uniform within sqrt(6 / fans); fans: by default those of a matrix, rows +
-    columns (Glorot & Bengio, 2010)."""
-    limit = np.sqrt(6 / (sum(shape) if fans is None else fans))
-    values = rng.random(shape, np.float32)
-    values *= np.float32(2 * limit)
-    values -= np.float32(limit)
-    return values
 
 
 def group_sums(rows: np.ndarray, group_size: int) -> np.ndarray:
@@ -134,10 +124,10 @@ class ConnectionKind(ABC):
         """Names and shapes of its arrays, in the order of the data flow."""
 
     @abstractmethod
-    def initial_array(
+    def initial_blocks(
         self, name: str, inputs: int, labels: int, rng: np.random.Generator
-    ) -> np.ndarray:
-        """The values that one of its arrays starts with."""
+    ) -> Iterable[np.ndarray]:
+        """The values that one of its arrays starts with, in blocks along its first axis."""
 
     def index_arrays(self, inputs: int, labels: int) -> dict[str, IndexArray]:
         """Its arrays besides `output.weights`."""
@@ -207,10 +197,10 @@ class Dense(ConnectionKind):
     def array_shapes(self, inputs: int, labels: int) -> Shapes:
         return {"output.weights": (inputs, labels)}
 
-    def initial_array(
+    def initial_blocks(
         self, name: str, inputs: int, labels: int, rng: np.random.Generator
-    ) -> np.ndarray:
-        return glorot_uniform(rng, (inputs, labels))
+    ) -> Iterable[np.ndarray]:
+        return glorot_blocks(rng, (inputs, labels))
 
 
 @dataclass(frozen=True)
@@ -237,13 +227,13 @@ class FixedFanIn(ConnectionKind):
         shape = (labels, self.fan_in)
         return {"output.indices": shape, "output.weights": shape}
 
-    def initial_array(
+    def initial_blocks(
         self, name: str, inputs: int, labels: int, rng: np.random.Generator
-    ) -> np.ndarray:
+    ) -> Iterable[np.ndarray]:
         shape = (labels, self.fan_in)
         if name == "output.indices":
-            return rng.integers(0, inputs, shape, index_dtype(inputs))
-        return glorot_uniform(rng, shape, fans=2 * labels * self.fan_in)
+            return integer_blocks(rng, inputs, shape, index_dtype(inputs))
+        return glorot_blocks(rng, shape, fans=2 * labels * self.fan_in)
 
     def index_arrays(self, inputs: int, labels: int) -> dict[str, IndexArray]:
         dtype = index_dtype(inputs).__name__
@@ -287,15 +277,15 @@ class GroupedFanIn(ConnectionKind):
             "output.weights": (labels, self.fan_in),
         }
 
-    def initial_array(
+    def initial_blocks(
         self, name: str, inputs: int, labels: int, rng: np.random.Generator
-    ) -> np.ndarray:
+    ) -> Iterable[np.ndarray]:
         shape = self.array_shapes(inputs, labels)[name]
         if name == ORDER:
-            return np.arange(labels, dtype=np.int32)
+            return (np.arange(labels, dtype=np.int32),)
         if name == "output.indices":
-            return rng.integers(0, inputs, shape, index_dtype(inputs))
-        return glorot_uniform(rng, shape, fans=2 * labels * self.fan_in)
+            return integer_blocks(rng, inputs, shape, index_dtype(inputs))
+        return glorot_blocks(rng, shape, fans=2 * labels * self.fan_in)
 
     def index_arrays(self, inputs: int, labels: int) -> dict[str, IndexArray]:
         dtype = index_dtype(inputs).__name__
@@ -331,7 +321,7 @@ class Unstructured(ConnectionKind):
     """
 
     connections: int
-    total: int | None = None
+    total: int | None = field(default=None, repr=False)
 
     operations = "sparse"
     source_array = "output.columns"
@@ -347,15 +337,27 @@ class Unstructured(ConnectionKind):
         shape = (labels * self.connections if self.total is None else self.total,)
         return {"output.rows": shape, "output.columns": shape, "output.weights": shape}
 
-    def initial_array(
+    def initial_blocks(
         self, name: str, inputs: int, labels: int, rng: np.random.Generator
-    ) -> np.ndarray:
+    ) -> Iterable[np.ndarray]:
         shape = self.array_shapes(inputs, labels)[name]
         if name == "output.rows":
-            return np.sort(rng.integers(0, labels, shape, np.int32))
+            return self._initial_rows(labels, shape, rng)
         if name == "output.columns":
-            return rng.integers(0, inputs, shape, np.int32)
-        return glorot_uniform(rng, shape, fans=2 * shape[0])
+            return integer_blocks(rng, inputs, shape, np.int32)
+        return glorot_blocks(rng, shape, fans=2 * shape[0])
+
+    def _initial_rows(
+        self, labels: int, shape: tuple[int, ...], rng: np.random.Generator
+    ) -> Iterator[np.ndarray]:
+        counts = np.zeros(labels, np.int64)
+        for drawn in integer_blocks(rng, labels, shape, np.int32):
+            counts += np.bincount(drawn, minlength=labels)
+        first = 0
+        for (block,) in row_blocks((labels,)):
+            own = np.arange(first, first + block, dtype=np.int32)
+            yield np.repeat(own, counts[first : first + block])
+            first += block
 
     def index_arrays(self, inputs: int, labels: int) -> dict[str, IndexArray]:
         return {

@@ -7,12 +7,13 @@ is a head and a tail a range of each. All other arrays are the same on all ranks
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fanin.backends import checks
+from fanin.backends.drawing import joined_blocks
 from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.kinds import ORDER, ConnectionKind, Part, Unstructured
 from fanin.backends.setup import LayerSetup
@@ -74,11 +75,15 @@ class LabelRanges:
     """
 
     def __init__(
-        self, setup: LayerSetup, ranks: int, arrays: Mapping[str, np.ndarray] | None = None
+        self,
+        setup: LayerSetup,
+        ranks: int,
+        arrays: Mapping[str, np.ndarray] | None = None,
+        seed: int = 0,
     ) -> None:
-        """arrays: of the whole model, which only unstructured layers look at: at their `rows`,
-        since each label has another number of connections; KeyError where they are missing.
-        ValueError where there are more ranks than label groups."""
+        """arrays: of the whole model, or None for those that start with this seed. Only
+        unstructured layers look at them: at their `rows`, since each label has another number of
+        connections. ValueError where there are more ranks than label groups."""
         self.setup = setup
         self.ranks = checks.whole("ranks", ranks, 1)
         self._labels = {part.name: _bounds(part, ranks) for part in setup.parts}
@@ -86,10 +91,10 @@ class LabelRanges:
         for part in setup.parts:
             name = part.outside("output.rows")
             if isinstance(part.kind, Unstructured):
-                if arrays is None or name not in arrays:
-                    raise KeyError(f"to cut the connections of {part.kind}, {name} is needed")
+                blocks = (arrays[name],) if arrays is not None else setup.initial_blocks(name, seed)
                 bounds = self._labels[part.name]
-                self._connections[part.name] = np.searchsorted(arrays[name], bounds)
+                found = [np.searchsorted(block, bounds) for block in blocks]
+                self._connections[part.name] = np.sum(found, axis=0)
 
     def positions(self, part: Part, rank: int) -> slice:
         """Which positions of an output layer a rank has, counted from the layer's first."""
@@ -121,60 +126,78 @@ class LabelRanges:
         """What a rank has of an array of the whole model; all of it where it is not of an output
         layer. `output.order` keeps the ids of the whole model (`OwnLabels.own_order`). KeyError for
         an array that an output layer does not have."""
-        if name == ORDER:
-            parts = self.setup.parts
-            pieces = [array[part.positions][self.positions(part, rank)] for part in parts]
-            return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        part = self._owner(name)
-        if part is None:
+        axis, cuts = self._cuts(name, rank)
+        if not cuts:
             return array
-        axis, bounds = self._bounds_of(part, name)
-        local = array[(slice(None),) * axis + (_range(bounds, rank),)]
-        if self._is_rows(part, name):
-            local = local - local.dtype.type(self.positions(part, rank).start)
-        return local
+        pieces = [array[(slice(None),) * axis + (cut,)] for cut in cuts]
+        local = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis)
+        return self._counted_from(name, rank, local)
+
+    def initial_array(self, name: str, seed: int, rank: int) -> np.ndarray:
+        """`local_array` of what the whole model starts with (`LayerSetup.initial_array`), of which
+        only blocks are in memory."""
+        shape = self.local_setup(rank).array_shapes()[name]
+        local = joined_blocks(shape, self._local_blocks(name, seed, rank))
+        return self._counted_from(name, rank, local)
+
+    def _local_blocks(self, name: str, seed: int, rank: int) -> Iterator[np.ndarray]:
+        axis, cuts = self._cuts(name, rank)
+        first = 0
+        for block in self.setup.initial_blocks(name, seed):
+            if not cuts:
+                yield block
+            for cut in cuts:
+                within = slice(max(0, cut.start - first), max(0, cut.stop - first))
+                yield block[:, cut] if axis else block[within]
+            first += len(block)
 
     def joined_array(self, name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """An array of the whole model from those of all ranks, in the order of the ranks."""
-        if name == ORDER:
-            return self._joined_order(arrays)
-        part = self._owner(name)
-        if part is None:
+        axis, cuts = self._cuts(name, 0)
+        if not cuts:
             return arrays[0]
-        if self._is_rows(part, name):
-            starts = [self.positions(part, rank).start for rank in range(self.ranks)]
-            arrays = [a + a.dtype.type(s) for a, s in zip(arrays, starts, strict=True)]
-        return np.concatenate(arrays, axis=self._bounds_of(part, name)[0])
-
-    def _joined_order(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        arrays = [self._counted_from(name, rank, a, undo=True) for rank, a in enumerate(arrays)]
         pieces, starts = [], [0] * self.ranks
-        for part in self.setup.parts:
+        for which in range(len(cuts)):
             for rank, array in enumerate(arrays):
-                size = _size(self.positions(part, rank))
-                pieces.append(array[starts[rank] : starts[rank] + size])
+                size = _size(self._cuts(name, rank)[1][which])
+                own = slice(starts[rank], starts[rank] + size)
+                pieces.append(array[(slice(None),) * axis + (own,)])
                 starts[rank] += size
-        return np.concatenate(pieces)
+        return np.concatenate(pieces, axis)
 
-    def _owner(self, name: str) -> Part | None:
-        """The output layer that an array belongs to, None for others."""
+    def first_row(self, name: str, rank: int) -> int:
+        """Where in the whole model's array of an output layer the first row of a rank's stands."""
+        axis, (cut,) = self._cuts(name, rank)
+        return 0 if axis else cut.start
+
+    def _cuts(self, name: str, rank: int) -> tuple[int, list[slice]]:
+        """The axis along which an array is cut, and what a rank has of it: one piece, or of the
+        order one of each output layer; nothing where it has all."""
+        if name == ORDER:
+            positions = [(part.first, self.positions(part, rank)) for part in self.setup.parts]
+            return 0, [slice(at + own.start, at + own.stop) for at, own in positions]
         owner = next((part for part in self.setup.parts if part.owns(name)), None)
-        if owner:
-            self.setup.check_name(_without_moment(name))
-        return owner
+        if owner is None:
+            return 0, []
+        self.setup.check_name(_without_moment(name))
+        inside, bounds = _without_moment(owner.inside(name)), self._labels[owner.name]
+        if inside != "output.bias" and owner.name in self._connections:
+            bounds = self._connections[owner.name]
+        if inside == "output.indices" and owner.kind.group_size:
+            bounds = -(-bounds // owner.kind.group_size)
+        is_dense = inside == "output.weights" and owner.kind.operations == "dense"
+        return int(is_dense), [_range(bounds, rank)]
 
-    def _is_rows(self, part: Part, name: str) -> bool:
-        return part.inside(name) == "output.rows"
-
-    def _bounds_of(self, part: Part, name: str) -> tuple[int, np.ndarray]:
-        """The axis along which an array of an output layer is cut, and where."""
-        inside, labels = _without_moment(part.inside(name)), self._labels[part.name]
-        if inside == "output.bias":
-            return 0, labels
-        if part.name in self._connections:
-            return 0, self._connections[part.name]
-        if inside == "output.indices" and part.kind.group_size:
-            return 0, -(-labels // part.kind.group_size)
-        return int(part.kind.operations == "dense"), labels
+    def _counted_from(
+        self, name: str, rank: int, array: np.ndarray, undo: bool = False
+    ) -> np.ndarray:
+        """The rows of unstructured connections are counted from the rank's first label."""
+        for part in self.setup.parts:
+            if part.name in self._connections and name == part.outside("output.rows"):
+                first = array.dtype.type(self.positions(part, rank).start)
+                return array + first if undo else array - first
+        return array
 
 
 def _bounds(part: Part, ranks: int) -> np.ndarray:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from fanin.backends import checks
+from fanin.backends.drawing import glorot_blocks, joined_blocks
 from fanin.backends.features import DICTIONARY, SCALE, inputs_as_atoms
 from fanin.backends.kinds import (
     ConnectionKind,
@@ -16,7 +18,6 @@ from fanin.backends.kinds import (
     Operations,
     Part,
     Shapes,
-    glorot_uniform,
 )
 from fanin.backends.label_order import check_order
 
@@ -155,21 +156,27 @@ class LayerSetup:
         projection, which keeps distances (Johnson & Lindenstrauss, 1984). Glorot's
         sqrt(6 / (inputs + units)) is for inputs that are all present, each of variance 1.
         """
+        blocks = self.initial_blocks(name, seed)
+        return joined_blocks(self.array_shapes()[name], blocks)
+
+    def initial_blocks(self, name: str, seed: int) -> Iterable[np.ndarray]:
+        """`initial_array` in blocks along its first axis, the large arrays without ever holding
+        the whole."""
         self.check_name(name)
         shape = self.array_shapes()[name]
         if name == SCALE:
-            return np.ones(shape, np.float32)
+            return (np.ones(shape, np.float32),)
         if name == DICTIONARY:
-            return inputs_as_atoms(self.inputs, shape[1])
+            return (inputs_as_atoms(self.inputs, shape[1]),)
         # A generator per array: adding a layer does not change the numbers of another.
         names = [each for each in self.array_shapes() if each not in self._transform_shapes()]
         rng = np.random.default_rng([seed, names.index(name)])
         if name.endswith("bias"):
-            return np.zeros(shape, np.float32)
+            return (np.zeros(shape, np.float32),)
         if name == "intermediate.weights":
             fans = 2 * shape[1] if self.sparse_features else None
-            return glorot_uniform(rng, shape, fans)
-        return self.output.initial_array(name, self.output_inputs, self.labels, rng)
+            return glorot_blocks(rng, shape, fans)
+        return self.output.initial_blocks(name, self.output_inputs, self.labels, rng)
 
     def check_array(self, name: str, array: np.ndarray) -> None:
         """ValueError where this is not an array of that name: shape, type, range, order."""

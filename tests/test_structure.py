@@ -89,6 +89,7 @@ MAY_IMPORT_REPORTS = (
     "fanin.benchmarks.timing.floor",
     "fanin.benchmarks.timing.op",
     "fanin.benchmarks.timing.predict",
+    "fanin.benchmarks.timing.ranks",
     "fanin.benchmarks.timing.step",
     "fanin.benchmarks.timing.text",
     "fanin.reports",

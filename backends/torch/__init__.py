@@ -1,6 +1,7 @@
 """fanin in PyTorch.
 
-For users: the op `fan_in_linear` and the layers `FixedFanInLinear` and `FusedFanIn`. For the
+For users: the op `fan_in_linear`, the layers `FixedFanInLinear` and `FusedFanIn`, and in `sharded`
+one for several processes, `ShardedFanIn`. For the
 trainer: a device, and an executor for each execution (`autograd`, `fused`).
 """
 

@@ -26,7 +26,7 @@ from fanin.backends.torch.training_ops import BIAS, WEIGHTS, counted_step
 from fanin.kernels import params
 
 
-class _WithGradient(torch.autograd.Function):
+class WithGradient(torch.autograd.Function):
     """A loss whose gradient by the features is known already."""
 
     @staticmethod
@@ -205,7 +205,7 @@ class FusedFanIn(Connected):
         )
         if not (features.requires_grad and torch.is_grad_enabled()):
             return loss
-        with_gradient: Tensor = _WithGradient.apply(features, loss, grad)
+        with_gradient: Tensor = WithGradient.apply(features, loss, grad)
         return with_gradient
 
     def evaluate_loss(

@@ -24,6 +24,7 @@ from fanin.benchmarks.records.timing import (
     FloorTimes,
     OpTimes,
     PredictTimes,
+    RankTimes,
     StepResult,
     WordsTimes,
 )
@@ -88,6 +89,11 @@ def read_floor_times(path: Path) -> FloorTimes:
 def read_predict_times(path: Path) -> PredictTimes:
     """What `predict` wrote."""
     return read(path, PredictTimes)
+
+
+def read_rank_times(path: Path) -> RankTimes:
+    """What `ranks` wrote."""
+    return read(path, RankTimes)
 
 
 def read_words_times(path: Path) -> WordsTimes:

@@ -1,5 +1,5 @@
 """The result files of the timings: of an op, of a training step, of fused steps beside their floor,
-of predictions, and of trainings on words."""
+of ranks, of predictions, and of trainings on words."""
 
 from __future__ import annotations
 
@@ -110,6 +110,38 @@ class PredictTimes(Record):
     fan_in: Size
     k: Size = Field(description="how many labels were asked for")
     seconds: dict[Size, Rounds] = Field(description="instances -> seconds of each round")
+
+
+class RankContender(Record):
+    """One process of `timing.ranks`: `rank` of `ranks`, or one that has all labels."""
+
+    rank: Count
+    ranks: Size
+    threads: Size
+    inputs: Size
+    labels: Size
+    fan_in: Size
+    batch: Size
+
+
+class RankTimes(Record):
+    """Fused steps on random data, by one process and by several that share the labels, turn by
+    turn, as `timing.ranks` measures them."""
+
+    synthetic: bool = True
+    started: Moment
+    machine: Machine = Field(description="with the threads of one process")
+    ranks: Size
+    inputs: Size
+    labels: Size
+    fan_in: Size
+    batch: Size
+    seconds: dict[Literal["one", "several"], Rounds] = Field(
+        description="a step's wall clock; of several processes, that of the slowest"
+    )
+    cpu_seconds: dict[Literal["one", "several"], Rounds] = Field(
+        description="of all threads and processes, in a step"
+    )
 
 
 TrainerName = Literal["fanin", "omikuji"]

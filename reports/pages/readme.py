@@ -28,6 +28,7 @@ from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.store import (
     read_floor_times,
     read_predict_times,
+    read_rank_times,
     read_results,
     read_words_times,
 )
@@ -42,6 +43,7 @@ from fanin.reports.tables.floor import floor_introduction, floor_table
 from fanin.reports.tables.op import op_introduction, op_table
 from fanin.reports.tables.predict import predict_introduction, predict_table
 from fanin.reports.tables.profiles import expected_gib
+from fanin.reports.tables.ranks import ranks_introduction, ranks_table
 from fanin.reports.tables.recipes import recipes_table
 from fanin.reports.tables.step import step_introduction, step_table
 from fanin.reports.tables.terminal import profiles_text, runs_text
@@ -104,6 +106,12 @@ def predict_section(folder: Path) -> str:
     """The times of predictions for one instance and for a few."""
     times = read_predict_times(folder / "predict.json")
     return f"{predict_introduction(times)}\n\n{predict_table(times).markdown()}\n"
+
+
+def ranks_section(folder: Path) -> str:
+    """Fused steps of several processes that share the labels, beside one process."""
+    times = read_rank_times(folder / "ranks.json")
+    return f"{ranks_introduction(times)}\n\n{ranks_table(times).markdown()}\n"
 
 
 def text_section(folder: Path) -> str:
@@ -192,6 +200,7 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "step": lambda results: step_section(results / _CPU),
     "floor": lambda results: floor_section(results / _CPU),
     "predict": lambda results: predict_section(results / _CPU),
+    "ranks": lambda results: ranks_section(results / _CPU),
     "shapes": lambda results: shapes_section(results / _CPU),
     "sparse": lambda results: sparse_section(results / "sparse"),
     "text": lambda results: text_section(results / "text"),

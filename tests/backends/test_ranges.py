@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from setups import random_order, starting
 
-from fanin.backends.arrays import check_arrays
+from fanin.backends import drawing
+from fanin.backends.arrays import InitialArrays, check_arrays
 from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.ranges import LabelRanges
@@ -147,10 +148,21 @@ def test_more_ranks_than_label_groups_are_refused():
         LabelRanges(LayerSetup(INPUTS, 3, Dense()), 4)
 
 
-def test_unstructured_layers_are_cut_by_their_rows():
-    setup = LayerSetup(INPUTS, LABELS, Unstructured(3))
-    with pytest.raises(KeyError, match=r"output\.rows is needed"):
-        LabelRanges(setup, 2)
+@each_kind
+@each_ranks
+def test_a_rank_starts_with_its_part_of_the_model(kind, ranks, monkeypatch):
+    """And never holds the whole: arrays are drawn in blocks."""
+    monkeypatch.setattr(drawing, "BLOCK_VALUES", 50)
+    setup = LayerSetup(INPUTS, LABELS, kind, intermediate=9)
+    whole = InitialArrays(setup, 7)
+    ranges, of_arrays = LabelRanges(setup, ranks, seed=7), LabelRanges(setup, ranks, whole)
+    for rank in range(ranks):
+        assert ranges.local_setup(rank) == of_arrays.local_setup(rank)
+        for name, array in whole.items():
+            own = ranges.initial_array(name, 7, rank)
+            expected = of_arrays.local_array(name, array, rank)
+            assert own.dtype == expected.dtype
+            np.testing.assert_array_equal(own, expected, name)
 
 
 def test_an_unknown_array_is_refused():

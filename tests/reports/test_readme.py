@@ -31,7 +31,7 @@ WORDS = " ".join(" ".join(TEXTS.values()).split())
         *("torch, chosen", "tensorflow, chosen", "torch, grouped", "onnx"),
         *("sparse features", "pandas"),
         *("own data", "lists", "torch, words", "tensorflow, words"),
-        "torch, onnx",
+        *("torch, onnx", "torch, ranks"),
     ],
 )
 def test_examples_run(framework, tmp_path):

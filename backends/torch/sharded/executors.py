@@ -45,7 +45,7 @@ class OfRank(Executor):
 
     def best_of_all(self, ids: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
         """Ids of the k best labels of the whole model, from this rank's own best ones."""
-        return self.ranks.best(self.own.ids_of(ids), scores, k, self.device.torch)[0]
+        return self.ranks.best([(self.own.ids_of(ids), scores)], k, self.device.torch)[0]
 
 
 class FusedOfRank(OfRank, TorchFused):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -48,23 +49,36 @@ class Ranks:
         self.start_sum(tensor).wait()
         return tensor
 
-    def gather(self, tensor: Tensor) -> list[Tensor]:
+    def numbers(self, own: Sequence[int], device: torch.device) -> list[list[int]]:
+        """What each rank says, in their order: as many int64. device: where the group can send
+        from; a GPU is waited for."""
+        if self.size == 1:
+            return [[*own]]
+        sent = torch.tensor([*own], dtype=torch.int64, device=device)
+        received = [torch.empty_like(sent) for _ in range(self.size)]
+        self._wait(dist.all_gather(received, sent, self._group, async_op=True), sent)
+        return [each.tolist() for each in received]
+
+    def gather(self, tensor: Tensor, lengths: Sequence[int] | None = None) -> list[Tensor]:
         """The tensors of all ranks, in their order. They may differ in the length of their first
-        axis, and in nothing else."""
-        gathered = self._gathered(tensor, to_first=False)
+        axis, and in nothing else. lengths: of all ranks, where they are known."""
+        gathered = self._gathered(tensor, lengths, to_first=False)
         assert gathered is not None
         return gathered
 
     def gather_to_first(self, tensor: Tensor) -> list[Tensor] | None:
         """`gather` for rank 0 alone; None on the others."""
-        return self._gathered(tensor, to_first=True)
+        return self._gathered(tensor, None, to_first=True)
 
-    def _gathered(self, tensor: Tensor, to_first: bool) -> list[Tensor] | None:
+    def _gathered(
+        self, tensor: Tensor, lengths: Sequence[int] | None, to_first: bool
+    ) -> list[Tensor] | None:
         if self.size == 1:
             return [tensor]
-        lengths = self.counts(len(tensor), tensor.device)
+        if lengths is None:
+            lengths = [length for (length,) in self.numbers([len(tensor)], tensor.device)]
         # As bytes: gloo and NCCL do not know all types.
-        row = tensor[:1].nbytes if len(tensor) else _row_bytes(tensor)
+        row = math.prod(tensor.shape[1:]) * tensor.element_size()
         sent = torch.zeros(max(lengths) * row, dtype=torch.uint8, device=tensor.device)
         sent[: tensor.nbytes] = tensor.detach().contiguous().view(-1).view(torch.uint8)
         if to_first and self.rank:
@@ -76,31 +90,22 @@ class Ranks:
         else:
             work = dist.all_gather(received, sent, self._group, async_op=True)
         self._wait(work, sent)
-        shape = tensor.shape[1:]
         return [
-            each[: length * row].view(tensor.dtype).view(length, *shape)
+            each[: length * row].view(tensor.dtype).view(length, *tensor.shape[1:])
             for each, length in zip(received, lengths, strict=True)
         ]
 
-    def counts(self, count: int, device: torch.device) -> list[int]:
-        """What each rank says, in their order. device: where the group can send from."""
-        own = torch.tensor([count], device=device)
-        if self.size == 1:
-            return [count]
-        received = [torch.empty_like(own) for _ in range(self.size)]
-        self._wait(dist.all_gather(received, own, self._group, async_op=True), own)
-        return [int(each) for each in received]
-
     def best(
-        self, label_ids: np.ndarray, scores: np.ndarray, k: int, device: torch.device
+        self, lists: Sequence[tuple[np.ndarray, np.ndarray]], k: int, device: torch.device
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best labels of all ranks, ids and scores [batch, k], from those of each, [batch,
-        at most k]; equal scores stand in the order of their ids."""
+        """The k best labels of all ranks, ids and scores [batch, k], from those of each: lists of
+        ids and scores [batch, some]. Equal scores stand in the order of their ids."""
+        own = best_of_parts(lists, k)
         if self.size == 1:
-            return label_ids, scores
-        sent = [torch.from_numpy(np.ascontiguousarray(a.T)).to(device) for a in (label_ids, scores)]
-        ids, values = ([t.cpu().numpy().T for t in self.gather(each)] for each in sent)
-        return best_of_parts([*zip(ids, values, strict=True)], k)
+            return own
+        sent = [torch.from_numpy(np.ascontiguousarray(array.T)).to(device) for array in own]
+        ids, scores = ([t.cpu().numpy().T for t in self.gather(each)] for each in sent)
+        return best_of_parts([*zip(ids, scores, strict=True)], k)
 
     def from_first(self, value: Any) -> Any:
         """What rank 0 has of something that can be pickled, such as a seed."""
@@ -124,6 +129,9 @@ class Ranks:
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise ValueError(f"{what} is {values[0]} on rank 0 and {other} on rank {rank}")
+
+    def __deepcopy__(self, memo: Any) -> Ranks:
+        return self  # a copy of a layer talks to the same ranks
 
     @property
     def _first(self) -> int:
@@ -152,13 +160,6 @@ class Pending:
             self._work.wait()
         else:
             self._work.wait(self._timeout)
-
-
-def _row_bytes(tensor: Tensor) -> int:
-    size = tensor.element_size()
-    for length in tensor.shape[1:]:
-        size *= length
-    return size
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-import torch
 
-from fanin.backends import checks
-from fanin.backends.arrays import Rewiring, check_names, rewiring_below
+from fanin.backends.arrays import Rewiring, check_names
 from fanin.backends.auxiliary import Auxiliary
 from fanin.backends.interface import DeviceArray, Execution, Storage, TrainingBatch
 from fanin.backends.kinds import ORDER
@@ -25,6 +23,7 @@ from fanin.backends.setup import LayerSetup
 from fanin.backends.torch.device import TorchDevice
 from fanin.backends.torch.sharded.executors import AutogradOfRank, FusedOfRank, executor_of_rank
 from fanin.backends.torch.sharded.ranks import Ranks
+from fanin.backends.torch.sharded.rewiring import plan_rewiring
 from fanin.backends.trainer import Trainer, TransformedBatch
 
 
@@ -141,42 +140,27 @@ class ShardedTrainer(Trainer):
         with self._executor.in_label_order():
             weights = Trainer._read(self, "output.weights", self._trained["output.weights"].values)
             compared = self._executor.setup.output.source_magnitudes(weights)
-            magnitude = np.abs(compared.reshape(-1))
-        counts = self.ranks.counts(magnitude.size, self.device.torch)
-        first = sum(counts[: self.ranks.rank])
-        rank_of_value = int(checks.fraction(fraction) * sum(counts))
-        threshold = min(self._value_at(magnitude, rank_of_value), below)
-        return rewiring_below(magnitude, threshold, self.setup.output_inputs, seed, first)
+            magnitudes = np.array(compared, np.float32)
+        own = plan_rewiring(
+            self.ranks, self._ranges, magnitudes, fraction, seed, self.device.torch, below
+        )
+        return replace(own, positions=own.positions + self._first_source())
 
-    def _value_at(self, magnitude: np.ndarray, number: int) -> float:
-        """The value that stands at a place, from 0, when those of all ranks are put in order.
-
-        The bits of floats that are not negative are in the order of the floats. How often each
-        value of the upper 16 occurs tells the upper 16 that are looked for, and then of the values
-        that begin so, the lower 16 tell the rest.
-        """
-        bits = np.ascontiguousarray(magnitude, np.float32).view(np.uint32)
-        found = 0
-        for shift in (16, 0):
-            digits = bits >> np.uint32(shift) & np.uint32(0xFFFF)
-            counts = torch.from_numpy(np.bincount(digits, minlength=1 << 16)).to(self.device.torch)
-            before = np.cumsum(self.ranks.sum(counts).cpu().numpy())
-            digit = int(np.searchsorted(before, number, side="right"))
-            number -= int(before[digit - 1]) if digit else 0
-            found |= digit << shift
-            bits = bits[digits == digit]
-        return float(np.uint32(found).view(np.float32))
+    def _first_source(self) -> int:
+        """The flat position in the whole array of sources of this rank's first one."""
+        name = self.setup.check_rewired()
+        row = math.prod(self.setup.array_shapes()[name][1:])
+        return self._ranges.first_row(name, self.ranks.rank) * row
 
     def apply_rewiring(self, rewiring: Rewiring) -> int:
         """Move what the rank has of the connections that were chosen; how many all ranks move."""
-        sources = self._executor.connections(self.setup.check_rewired())
-        counts = self.ranks.counts(sources.size, self.device.torch)
-        positions = rewiring.positions - sum(counts[: self.ranks.rank])
-        own = (positions >= 0) & (positions < sources.size)
+        count = self._executor.setup.count(self.setup.check_rewired())
+        positions = rewiring.positions - self._first_source()
+        own = (positions >= 0) & (positions < count)
         moved = super().apply_rewiring(
             replace(rewiring, positions=positions[own], sources=rewiring.sources[own])
         )
-        return sum(self.ranks.counts(moved, self.device.torch))
+        return sum(number for (number,) in self.ranks.numbers([moved], self.device.torch))
 
 
 def make_trainer(

@@ -1,0 +1,59 @@
+"""Rewiring over ranks: the weakest connections of all labels, each moved by its own rank."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from fanin.backends import checks
+from fanin.backends.arrays import Rewiring, new_sources
+from fanin.backends.ranges import LabelRanges
+from fanin.backends.torch.sharded.ranks import Ranks
+
+_HALF = 1 << 16
+
+
+def plan_rewiring(
+    ranks: Ranks,
+    ranges: LabelRanges,
+    magnitudes: np.ndarray,
+    fraction: float,
+    seed: int,
+    device: torch.device,
+    below: float = math.inf,
+) -> Rewiring:
+    """What `fanin.backends.arrays.plan_rewiring` chooses for the whole model, as far as this rank
+    has it: positions are counted within its own array of sources. All ranks have to ask.
+
+    magnitudes: of the rank's own sources, float32, see `ConnectionKind.source_magnitudes`. device:
+    where the ranks send from. ValueError for a model that cannot be rewired.
+    """
+    name = ranges.setup.check_rewired()
+    own = np.abs(magnitudes.reshape(-1)).astype(np.float32, copy=False)
+    shape = ranges.setup.array_shapes()[name]
+    count = int(checks.fraction(fraction) * math.prod(shape))
+    threshold = min(_at_rank(ranks, own, count, device), below)
+    positions = np.flatnonzero(own < threshold)
+    first = ranges.first_row(name, ranks.rank) * math.prod(shape[1:])
+    sources = new_sources(positions + first, ranges.setup.output_inputs, seed)
+    return Rewiring(positions, sources, threshold)
+
+
+def _at_rank(ranks: Ranks, values: np.ndarray, count: int, device: torch.device) -> float:
+    """The value that `count` values of all ranks stand before in ascending order. Bits of float32
+    that are not negative ascend as the numbers do; so two histograms tell, of their upper halves,
+    and of the lower halves where the upper one is that of the value."""
+    bits = values.view(np.uint32)
+    upper, before = _bin_at(ranks, bits >> 16, count, device)
+    lower, _ = _bin_at(ranks, bits[bits >> 16 == upper] & (_HALF - 1), count - before, device)
+    return float(np.uint32(upper << 16 | lower).view(np.float32))
+
+
+def _bin_at(ranks: Ranks, bins: np.ndarray, count: int, device: torch.device) -> tuple[int, int]:
+    """In which bin that value is, and how many values lie in those before."""
+    own = torch.from_numpy(np.bincount(bins, minlength=_HALF))
+    ends = ranks.sum(own.to(device)).cumsum(0).cpu().numpy()
+    found = int(np.searchsorted(ends, count, side="right"))
+    return found, int(ends[found - 1]) if found else 0

@@ -1,0 +1,164 @@
+"""A batch that ranks bring together, and the ways of gradients between them."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fanin.backends.torch.sharded.ranks import Ranks, joined
+
+# What each rank hands over: the same batch, or instances of its own.
+BatchLayout = Literal["same", "split"]
+
+
+@dataclass(frozen=True)
+class WholeBatch:
+    """A batch as every rank has it. features: without what autograd knows of them; own_features:
+    what this rank brought, with that; own: which instances they are; wants_grad: whether the layers
+    below are trained."""
+
+    features: Tensor
+    own_features: Tensor
+    own: slice
+    positive_instances: Tensor
+    positive_labels: Tensor
+    wants_grad: bool
+
+
+def whole_batch(
+    ranks: Ranks,
+    layout: BatchLayout,
+    read: Callable[[], tuple[Tensor, Tensor, Tensor]],
+    device: torch.device,
+    settings: Mapping[str, float],
+) -> WholeBatch:
+    """Bring a batch together. read: gives features [batch, inputs], and the positives as
+    `known_positives` makes them, on the device that ranks send from. settings: numbers that have to
+    be equal on all ranks, by their names.
+
+    ValueError, on all ranks, where one of them refuses what it was given, or where they do not have
+    what the layout says. On a GPU the same batch is not compared, nor are settings with it, since
+    that would be to wait.
+    """
+    if ranks.size == 1 or (layout == "same" and device.type == "cuda"):
+        return _own_batch(*read())
+    failure: Exception | None = None
+    try:
+        features, instances, label_ids = read()
+    except Exception as error:
+        failure = error
+        features = instances = label_ids = torch.empty(0, dtype=torch.int64, device=device)
+    positives = torch.stack([instances.long(), label_ids], 1)
+    # A number that tells different positives apart.
+    mark = zlib.crc32(positives.numpy().tobytes()) if layout == "same" else 0
+    size = -1 if failure else len(features)
+    own_numbers = [size, len(positives), int(_wants_grad(features)), mark]
+    given = ranks.numbers([*own_numbers, *map(_bits, settings.values())], device)
+    if failure:
+        raise failure
+    _check(layout, given, [*settings])
+    if layout == "same":
+        return _own_batch(features, instances, label_ids)
+    sizes = [each[0] for each in given]
+    first = sum(sizes[: ranks.rank])
+    # On a GPU an instance out of range is -1, and stays so.
+    positives[:, 0].add_(torch.where(instances < 0, 0, first))
+    whole = joined(ranks.gather(features, sizes))
+    instances, label_ids = joined(ranks.gather(positives, [each[1] for each in given])).unbind(1)
+    return WholeBatch(
+        features=whole,
+        own_features=features,
+        own=slice(first, first + len(features)),
+        positive_instances=instances.int(),
+        positive_labels=label_ids.contiguous(),
+        wants_grad=_wants_grad(features),
+    )
+
+
+def _own_batch(features: Tensor, instances: Tensor, label_ids: Tensor) -> WholeBatch:
+    own, wants_grad = slice(0, len(features)), _wants_grad(features)
+    return WholeBatch(features.detach(), features, own, instances, label_ids, wants_grad)
+
+
+def _wants_grad(features: Tensor) -> bool:
+    return features.requires_grad and torch.is_grad_enabled()
+
+
+def _bits(number: float) -> int:
+    """Of a float64, as an int64."""
+    (bits,) = struct.unpack("<q", struct.pack("<d", number))
+    return int(bits)
+
+
+def _check(layout: BatchLayout, given: list[list[int]], settings: list[str]) -> None:
+    """ValueError where the ranks did not hand over what belongs together. given: of each rank the
+    size of its batch, -1 where it refused it, the number of positives, whether it wants gradients,
+    a number that tells positives apart, and the bits of the settings of these names."""
+    refused = [rank for rank, each in enumerate(given) if each[0] < 0]
+    if refused:
+        raise ValueError(f"rank {refused[0]} refuses its batch and raises why; the others stop")
+    if len({each[2] for each in given}) > 1:
+        wanting = [rank for rank, each in enumerate(given) if each[2]]
+        raise ValueError(
+            f"features require gradients on ranks {wanting} alone: let them on all ranks or on none"
+        )
+    for rank, each in enumerate(given):
+        for name, own, first in zip(settings, each[4:], given[0][4:], strict=True):
+            if own != first:
+                raise ValueError(f"{name} on rank {rank} is another than on rank 0")
+    if layout == "same":
+        for rank, each in enumerate(given):
+            if each != given[0]:
+                raise ValueError(
+                    f"rank {rank} has another batch than rank 0: {each[0]} instances with "
+                    f"{each[1]} positives, where rank 0 has {given[0][0]} with {given[0][1]}, or "
+                    "other positives; hand the same to all, or make the layer with batch='split'"
+                )
+
+
+def own_gradient(ranks: Ranks, layout: BatchLayout, total: Tensor, own: slice) -> Tensor:
+    """What the layers below get, from the gradient by all features.
+
+    With split batches it is `size` times the gradient: DDP and FSDP take the mean over the ranks of
+    what each rank's own instances give, and the gradient of the loss is their sum.
+    """
+    return total if layout == "same" else total[own] * ranks.size
+
+
+class Spread(torch.autograd.Function):
+    """Features of the whole batch, from those of a rank; backward, the gradients of all ranks come
+    together."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, ranks: Ranks, layout: BatchLayout, batch: WholeBatch
+    ) -> Tensor:
+        ctx.given = (ranks, layout, batch.own)
+        return batch.features.view_as(batch.features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        ranks, layout, own = ctx.given
+        total = ranks.sum(grad.clone(memory_format=torch.contiguous_format))
+        return own_gradient(ranks, layout, total, own), None, None, None
+
+
+class Total(torch.autograd.Function):
+    """The sum over ranks of what each adds to the loss; each is a summand of it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, ranks: Ranks) -> Tensor:
+        return ranks.sum(value.clone())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None

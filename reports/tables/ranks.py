@@ -1,0 +1,43 @@
+"""Fused steps of several processes that share the labels, and of one, from `timing.ranks`."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from fanin.benchmarks.records.statistics import ratio
+from fanin.benchmarks.records.timing import RankTimes
+from fanin.reports.format import milliseconds_with_quartiles, number
+from fanin.reports.table import Table, text_table
+
+
+def ranks_introduction(times: RankTimes) -> str:
+    """What the table's figures were made on and what they mean."""
+    return (
+        f"Random (synthetic) data, {times.machine.processor}, {times.machine.cores} cores, "
+        f"{times.labels:,} labels, {times.inputs:,} inputs,\nfan-in {times.fan_in}, float32, Adam, "
+        f"batch {times.batch}: medians of {len(times.seconds['one'])} rounds (with the quartiles), "
+        "in which both took turns. CPU: of\nall threads and processes together. Over one process: "
+        "the median over the rounds."
+    )
+
+
+def ranks_table(times: RankTimes) -> Table:
+    """One row for one process, and one for several."""
+    one, several = times.seconds["one"], times.seconds["several"]
+    one_cpu, several_cpu = times.cpu_seconds["one"], times.cpu_seconds["several"]
+    named = (
+        (f"1, {times.machine.threads} threads", one, one_cpu),
+        (f"{times.ranks}, 1 thread each", several, several_cpu),
+    )
+    rows = [
+        (
+            name,
+            milliseconds_with_quartiles(wall, 1),
+            number(1e3 * median(cpu), 1),
+            number(ratio(wall, one), 2),
+            number(ratio(cpu, one_cpu), 2),
+        )
+        for name, wall, cpu in named
+    ]
+    titles = ("processes", "ms a step", "CPU ms", "over one process", "CPU over one")
+    return text_table(titles, rows)
