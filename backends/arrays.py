@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fanin.backends import checks
+from fanin.backends.kinds import OUTPUT
 from fanin.backends.setup import LayerSetup
 
 
@@ -85,12 +86,13 @@ class Rewiring:
     """Which connections move where: flat positions in the weights, or, where labels share sources,
     in the indices; and their new sources (same length). threshold: the |weight| below which they
     lie, where there is one. weight: what their weights become; None where they keep their
-    values."""
+    values. layer: the output layer that they belong to (`kinds.Part`)."""
 
     positions: np.ndarray
     sources: np.ndarray
     threshold: float | None = None
     weight: float | None = None
+    layer: str = OUTPUT
 
 
 def new_sources(positions: np.ndarray, inputs: int, seed: int) -> np.ndarray:

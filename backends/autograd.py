@@ -74,9 +74,8 @@ class AutogradExecutor(Executor):
             (part, self.outputs[type(part.kind)](setup.layer_setup(part), device))
             for part in setup.parts
         ]
-        # Of several output layers: the position of each label, and the label at each position.
+        # Of several output layers: the position of each label.
         self.positions: DeviceArray = None
-        self.order: DeviceArray = None
 
     @property
     def output(self) -> Output:
@@ -84,23 +83,24 @@ class AutogradExecutor(Executor):
         ((_, output),) = self.parts
         return output
 
+    def output_of(self, part: Part) -> Output:
+        """One of the output layers."""
+        return next(output for own, output in self.parts if own.name == part.name)
+
     def set_connections(self, name: str, array: np.ndarray) -> None:
         if name == ORDER and len(self.parts) > 1:
-            inverse = LabelOrder.of(array).positions
-            if self.order is None:
-                self.order = self.device.hold(array, "int32")
-                self.positions = self.device.hold(inverse, "int32")
+            positions = LabelOrder.of(array).positions
+            if self.positions is None:
+                self.positions = self.device.hold(positions, "int32")
             else:
-                self.device.write(self.order, array)
-                self.device.write(self.positions, inverse)
+                self.device.write(self.positions, positions)
             return
         part, output = self._owner(name)
         output.set_connections(part.inside(name), array)
 
     def connections(self, name: str) -> np.ndarray:
         if name == ORDER and len(self.parts) > 1:
-            order: np.ndarray = self.device.read(self.order).astype(np.int32, copy=False)
-            return order
+            return LabelOrder.of(self.device.read(self.positions)).positions.astype(np.int32)
         part, output = self._owner(name)
         return output.connections(part.inside(name))
 
@@ -109,7 +109,8 @@ class AutogradExecutor(Executor):
 
     def connection_bytes(self) -> int:
         arrays = [array for _, output in self.parts for array in output.arrays.values()]
-        arrays += [array for array in (self.order, self.positions) if array is not None]
+        if self.positions is not None:
+            arrays.append(self.positions)
         return sum(map(self.device.bytes, arrays))
 
     def start(self, trained: Mapping[str, Trained]) -> None:

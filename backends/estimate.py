@@ -18,6 +18,7 @@ from fanin.backends.first_layer import FirstLayer
 from fanin.backends.gradients import rewiring_bytes
 from fanin.backends.grouping import meaning_bytes, sources_bytes
 from fanin.backends.interface import FLOAT32, Execution, Storage, evaluation_block
+from fanin.backends.kinds import Part
 from fanin.backends.optimizer import ADAM, Optimizer
 from fanin.backends.recipes import Recipe
 from fanin.backends.registry import BACKENDS, MemoryModel
@@ -203,31 +204,56 @@ def with_choosing(
     """The estimate with the memory for choosing connections, label groups and clusters, which
     comes before the model, and for rewiring towards gradients. batch: instances of a step. threads:
     of the CPU."""
-    fan_in, group_size = setup.output.fan_in, setup.output.group_size
     training, starting = expected.training_bytes, expected.starting_bytes
     data = (sizes.train_instances, setup.inputs, setup.labels, sizes.train_positives)
-    if cluster_count(recipe, setup.labels) or (group_size and recipe.grouping == "meaning"):
+    if cluster_count(recipe, setup.labels):
         starting = max(starting, meaning_bytes(*data, threads))
-    if fan_in is None:
-        return replace(expected, starting_bytes=starting)
-    if recipe.connections != "random":
-        choose = partial(
-            choosing_bytes, *data, fan_in, is_mapped=sizes.is_mapped, atoms=setup.atoms
-        )
-        wants_values = recipe.initial_weights == "centroid"
-        choosing = choose(wants_values=wants_values, group_size=group_size)
-        if group_size and recipe.grouping == "sources":
-            grouping = sources_bytes(setup.output_inputs, setup.labels, fan_in, threads)
-            choosing = max(choosing, choose(wants_values=True), grouping)
-        if setup.atoms:
-            learning = dictionary_bytes(setup.inputs, setup.labels, setup.atoms)
-            choosing = max(choosing, learning)
-        starting = max(starting, choosing)
     steps_per_epoch = -(-sizes.train_instances // batch)
-    if recipe.rewire_towards == "gradient" and has_rewiring(recipe, steps_per_epoch):
-        training = max(training, rewiring_bytes(*data, fan_in, setup.atoms, group_size))
+    rewires = recipe.rewire_towards == "gradient" and has_rewiring(recipe, steps_per_epoch)
+    # Of several output layers each has its own positives, a second time.
+    beside = _POSITIVE_COPIES * sizes.train_positives if len(setup.parts) > 1 else 0
+    for part in setup.parts:
+        own = (*data[:2], part.labels, data[3])
+        fan_in, group_size = part.kind.fan_in, part.kind.group_size
+        if group_size and recipe.grouping == "meaning":
+            starting = max(starting, meaning_bytes(*own, threads) + beside)
+        if fan_in is None:
+            continue
+        choosing = _choosing(recipe, setup, part, own, sizes.is_mapped, threads)
+        starting = max(starting, choosing + beside)
+        if rewires:
+            rewiring = rewiring_bytes(*own, fan_in, setup.atoms, group_size)
+            training = max(training, rewiring + beside)
     return replace(expected, training_bytes=training, starting_bytes=starting)
 
+
+def _choosing(
+    recipe: Recipe,
+    setup: LayerSetup,
+    part: Part,
+    data: tuple[int, int, int, int],
+    is_mapped: bool,
+    threads: int,
+) -> int:
+    """What choosing the connections of an output layer takes; data: instances, inputs, its labels,
+    positives."""
+    fan_in, group_size = part.kind.fan_in, part.kind.group_size
+    if recipe.connections == "random" or fan_in is None:
+        return 0
+    choose = partial(choosing_bytes, *data, fan_in, is_mapped=is_mapped, atoms=setup.atoms)
+    wants_values = recipe.initial_weights == "centroid"
+    choosing = choose(wants_values=wants_values, group_size=group_size)
+    if group_size and recipe.grouping == "sources":
+        grouping = sources_bytes(setup.output_inputs, part.labels, fan_in, threads)
+        choosing = max(choosing, choose(wants_values=True), grouping)
+    if setup.atoms:
+        learning = dictionary_bytes(setup.inputs, setup.labels, setup.atoms)
+        choosing = max(choosing, learning)
+    return choosing
+
+
+# Bytes for each positive: its label and whether it is there, by label and again by instance.
+_POSITIVE_COPIES = 2 * (4 + 1)
 
 # Arrays of int64: with a number for each training instance, while the order of an epoch is made;
 # and with five for each instance that is ranked together, while precision is computed (`metrics`).

@@ -20,7 +20,7 @@ import scipy.sparse as sp
 
 from fanin.backends.auxiliary import CLUSTER_LAYER, WEIGHTS, AuxiliaryStep
 from fanin.backends.interface import Device, DeviceArray, Features, TrainingBatch
-from fanin.backends.kinds import slot_dtype
+from fanin.backends.kinds import Part, slot_dtype
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance, by_instance, tensors
@@ -205,6 +205,9 @@ class FusedExecutor(Executor):
     @abstractmethod
     def best(self, features: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids of the output layer's best labels, int64 [batch, k], and their scores."""
+
+    @abstractmethod
+    def rewire(self, part: Part, fraction: float, seed: int) -> int: ...
 
     @abstractmethod
     def sort(self, undo: bool) -> None:

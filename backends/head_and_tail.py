@@ -9,7 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from fanin.backends import checks
-from fanin.backends.kinds import ORDER, ConnectionKind, IndexArray, Part, Shapes
+from fanin.backends.kinds import (
+    ORDER,
+    ConnectionKind,
+    Dense,
+    FixedFanIn,
+    IndexArray,
+    Part,
+    Shapes,
+)
 
 HEAD, TAIL = "head", "tail"
 
@@ -30,10 +38,14 @@ class HeadAndTail(ConnectionKind):
 
     def check(self, inputs: int) -> None:
         checks.whole("head_labels", self.head_labels, 1)
-        for name, kind in ((HEAD, self.head), (TAIL, self.tail)):
+        for name, kind in zip((HEAD, TAIL), self.kinds, strict=True):
             if isinstance(kind, HeadAndTail):
                 raise ValueError(f"the {name} must be one output layer, got {kind}")
             kind.check(inputs)
+
+    @property
+    def kinds(self) -> tuple[ConnectionKind, ...]:
+        return (self.head, self.tail)
 
     def parts(self, labels: int) -> tuple[Part, ...]:
         if self.head_labels >= labels:
@@ -75,6 +87,20 @@ class HeadAndTail(ConnectionKind):
                 if name != ORDER:
                     arrays[part.outside(name)] = array
         return arrays
+
+
+def with_head(
+    tail: ConnectionKind, fraction: float, fan_in: int | None, labels: int
+) -> ConnectionKind:
+    """The output layer where a fraction of so many labels, the most frequent ones, has another one
+    than the rest: with a fan-in, or dense. The tail alone for a fraction of 0. ValueError where one
+    of the two would have no label."""
+    if not fraction:
+        return tail
+    if labels < 2:
+        raise ValueError(f"head_fraction {fraction:g} needs two labels or more, and there is one")
+    head = FixedFanIn(fan_in) if fan_in else Dense()
+    return HeadAndTail(head, tail, min(max(1, round(fraction * labels)), labels - 1))
 
 
 def ranks_of(part: Part, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -83,6 +83,17 @@ class Part:
     def positions(self) -> slice:
         return slice(self.first, self.first + self.labels)
 
+    @property
+    def weights(self) -> str:
+        """The name of its weights."""
+        return self.outside("output.weights")
+
+    @property
+    def source_array(self) -> str | None:
+        """The name of its `ConnectionKind.source_array`."""
+        inside = self.kind.source_array
+        return None if inside is None else self.outside(inside)
+
     def owns(self, name: str) -> bool:
         """Whether an array of the model is one of this layer's."""
         return name.startswith(f"{self.name}.")
@@ -133,8 +144,13 @@ class ConnectionKind(ABC):
         """Its arrays besides `output.weights`."""
         return {}
 
+    @property
+    def kinds(self) -> tuple[ConnectionKind, ...]:
+        """Those of the output layers that it consists of."""
+        return (self,)
+
     def parts(self, labels: int) -> tuple[Part, ...]:
-        """The output layers that it consists of, in the order of their labels' positions."""
+        """These output layers, in the order of their labels' positions."""
         return (Part(OUTPUT, self, 0, labels),)
 
     def to_kernel(self, name: str, array: np.ndarray, labels: int) -> np.ndarray:

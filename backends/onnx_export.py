@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fanin.backends.arrays import check_arrays
 from fanin.backends.features import DICTIONARY, SCALE
-from fanin.backends.kinds import ORDER, Dense, index_dtype
+from fanin.backends.kinds import ORDER, Dense, Part, Unstructured, index_dtype
 from fanin.backends.label_order import LabelOrder
 from fanin.backends.setup import LayerSetup
 from fanin.backends.words.model import check_arrays as check_words
@@ -36,6 +37,8 @@ _BLOCK_BYTES = 1 << 26  # of an array that is transposed, so that no whole copy 
 
 # Names and values, one after the other.
 Arrays = Iterator[tuple[str, np.ndarray]]
+# Where the label of each id stands among the scores of several output layers.
+_POSITIONS = "output.positions"
 # The columns of each instance that are not 0, and their values.
 _SPARSE = "int64[batch, stored] columns, float[batch, stored] values"
 
@@ -113,7 +116,8 @@ def export(
     Connections are computed slot by slot, so no array is larger than the scores of the batch; about
     eight of that size are held. Unstructured connections become fixed fan-in, as many as the label
     with most of them has; the others have a weight of 0. Labels that share their sources get each
-    its own.
+    its own. Of a head and a tail, the scores are made one after the other and put in the order of
+    the labels, which takes twice their size besides.
 
     Arrays of more than 1 GiB lie in `<path>.data`, which belongs beside the file. Files are written
     whole or not at all. ValueError for arrays of another setup, for a `top_k` out of range, and for
@@ -173,7 +177,7 @@ def _model(setup: LayerSetup, top_k: int | None, sparse_features: bool) -> onnx.
     outputs = _outputs(setup.labels, top_k)
     nodes = "\n  ".join(_nodes(setup, top_k, sparse_features))
     text = _MODEL.format(inputs=inputs, outputs=outputs, nodes=nodes)
-    if not isinstance(setup.output, Dense):
+    if not all(isinstance(part.kind, Dense) for part in setup.parts):
         text += _FAN_IN_LINEAR.format(index_type=index_dtype(setup.output_inputs).__name__)
     return onnx.parser.parse_model(text)
 
@@ -245,11 +249,19 @@ def _nodes(setup: LayerSetup, top_k: int | None, sparse_features: bool) -> Itera
         yield "units = Relu (biased)"
         read = "units"
     result = "scores" if top_k is None else "all_scores"
-    if isinstance(setup.output, Dense):
-        yield f'{result} = Gemm ({read}, "output.weights", "output.bias")'
-    else:
-        layer = '"output.indices", "output.weights", "output.bias"'
-        yield f"{result} = fanin.FanInLinear ({read}, {layer})"
+    several = len(setup.parts) > 1
+    for part in setup.parts:
+        scores = f"{part.name}_scores" if several else result
+        values = f'"{part.weights}", "{part.outside("output.bias")}"'
+        if isinstance(part.kind, Dense):
+            yield f"{scores} = Gemm ({read}, {values})"
+        else:
+            indices = part.outside("output.indices")
+            yield f'{scores} = fanin.FanInLinear ({read}, "{indices}", {values})'
+    if several:
+        of_parts = ", ".join(f"{part.name}_scores" for part in setup.parts)
+        yield f"by_position = Concat <axis = 1> ({of_parts})"
+        yield f'{result} = Gather <axis = 1> (by_position, "{_POSITIONS}")'
     yield from _best(result, top_k)
 
 
@@ -264,49 +276,61 @@ def _stored_words(arrays: Mapping[str, np.ndarray]) -> Arrays:
 
 def _stored(setup: LayerSetup, arrays: Mapping[str, np.ndarray]) -> Arrays:
     """The arrays as the file has them, one after the other; some are views, transposed."""
-    if setup.output.group_size:
-        arrays = _by_label(setup.output.group_size, arrays)
-    of_connections = {*setup.index_arrays(), "output.weights"}
+    of_outputs = {name for name in setup.array_shapes() for part in setup.parts if part.owns(name)}
     for name in setup.array_shapes():
-        if name not in of_connections:
+        if name not in of_outputs and name != ORDER:
             yield name, np.asarray(arrays[name], np.float32)
-    index_type = index_dtype(setup.output_inputs)
-    weights = np.asarray(arrays["output.weights"], np.float32)
-    if "output.rows" in of_connections:
-        yield from _with_equal_fan_in(
-            setup.labels,
-            np.asarray(arrays["output.rows"], np.int64),
-            np.asarray(arrays["output.columns"], index_type),
-            weights,
-        )
+    positions = LabelOrder.of(arrays[ORDER]).positions if ORDER in setup.array_shapes() else None
+    if len(setup.parts) == 1:
+        yield from _stored_layer(setup, setup.parts[0], arrays, positions)
         return
-    if "output.indices" not in of_connections:
-        yield "output.weights", weights
-        return
-    yield "output.indices", np.asarray(arrays["output.indices"], index_type).T
-    yield "output.weights", weights.T
+    for part in setup.parts:
+        yield from _stored_layer(setup, part, arrays, None)
+    assert positions is not None
+    yield _POSITIONS, positions.astype(np.int64)
 
 
-def _by_label(group_size: int, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of labels that share their sources as if each had its own, in the order of the
-    labels."""
-    positions = LabelOrder.of(arrays[ORDER]).positions
-    sources = {"output.indices": arrays["output.indices"][positions // group_size]}
-    named = ("output.weights", "output.bias")
-    return {**arrays, **sources, **{name: arrays[name][positions] for name in named}}
+def _stored_layer(
+    setup: LayerSetup, part: Part, arrays: Mapping[str, np.ndarray], positions: np.ndarray | None
+) -> Arrays:
+    """The arrays of an output layer, every label with its own sources. positions: where each label
+    stands, to give it to the file by label; None to leave labels where they are."""
+
+    def read(inside: str, dtype: Any = np.float32) -> np.ndarray:
+        return np.asarray(arrays[part.outside(inside)], dtype)
+
+    weights, bias = read("output.weights"), read("output.bias")
+    index_type, group_size = index_dtype(setup.output_inputs), part.kind.group_size
+    if positions is not None:
+        weights, bias = weights[positions], bias[positions]
+    yield part.outside("output.bias"), bias
+    if isinstance(part.kind, Dense):
+        yield part.weights, weights
+    elif isinstance(part.kind, Unstructured):
+        rows, columns = read("output.rows", np.int64), read("output.columns", index_type)
+        names = part.outside("output.indices"), part.weights
+        equal = _with_equal_fan_in(part.labels, rows, columns, weights)
+        yield from zip(names, equal, strict=True)
+    else:
+        indices = read("output.indices", index_type)
+        if group_size:
+            places = np.arange(part.labels) if positions is None else positions
+            indices = indices[places // group_size]
+        yield part.outside("output.indices"), indices.T
+        yield part.weights, weights.T
 
 
 def _with_equal_fan_in(
     labels: int, rows: np.ndarray, columns: np.ndarray, weights: np.ndarray
-) -> Arrays:
+) -> Iterator[np.ndarray]:
     """Unstructured connections as indices and weights [most connections of a label, labels]; those
     that are added read input 0 and have a weight of 0."""
     most = np.bincount(rows).max()
     slots = np.arange(len(rows)) % most  # differ within a label: its connections stand together
-    for name, values in (("output.indices", columns), ("output.weights", weights)):
+    for values in (columns, weights):
         padded = np.zeros((most, labels), values.dtype)
         padded[slots, rows] = values
-        yield name, padded
+        yield padded
 
 
 def _write_beside(model: onnx.ModelProto, arrays: Arrays, path: Path, file_name: str) -> None:

@@ -134,6 +134,4 @@ def recipe_of(name: RecipeName, setup: LayerSetup) -> Recipe:
     best = _BEST if any(part.kind.fan_in for part in setup.parts) else plain
     if any(part.kind.group_size for part in setup.parts):
         best = replace(best, grouping="sources")
-    if len(setup.parts) > 1:  # head and tail are not rewired
-        return replace(best, rewire_towards="random", rewire_interval=0)
     return best

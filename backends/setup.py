@@ -82,8 +82,18 @@ class LayerSetup:
         return LayerSetup(self.output_inputs, part.labels, part.kind, loss=self.loss)
 
     @property
+    def rewired_parts(self) -> tuple[Part, ...]:
+        """The output layers with connections that can be rewired."""
+        return tuple(part for part in self.parts if part.source_array)
+
+    @property
     def is_rewired(self) -> bool:
-        return self.output.source_array is not None
+        return bool(self.rewired_parts)
+
+    @property
+    def chosen_parts(self) -> tuple[Part, ...]:
+        """The output layers whose connections the data can choose, see `check_chosen`."""
+        return () if self.intermediate else tuple(part for part in self.parts if part.kind.fan_in)
 
     @property
     def lazily_trained(self) -> frozenset[str]:
@@ -91,16 +101,16 @@ class LayerSetup:
         that occur in the batch are read and updated."""
         return frozenset({"intermediate.weights"} if self.sparse_features else ())
 
-    def check_rewired(self) -> str:
-        """The array of sources that are rewired; ValueError where nothing can be."""
-        if self.output.source_array is None:
+    def check_rewired(self) -> tuple[Part, ...]:
+        """The output layers that are rewired; ValueError where none can be."""
+        if not self.rewired_parts:
             raise ValueError(f"{type(self.output).__name__} has no connections to rewire")
-        return self.output.source_array
+        return self.rewired_parts
 
     def check_chosen(self) -> None:
         """ValueError where connections cannot be chosen by the data: where labels do not read a
         fixed number of features."""
-        if not any(part.kind.fan_in for part in self.parts) or self.intermediate:
+        if not self.chosen_parts:
             raise ValueError(
                 "connections are chosen by the data in a fixed fan-in layer that reads features, "
                 f"not in {type(self.output).__name__}"
@@ -207,7 +217,7 @@ class LayerSetup:
         """How many weights the output layers have; of those alone that a framework computes by
         these operations."""
         return sum(
-            self.count(part.outside("output.weights"))
+            self.count(part.weights)
             for part in self.parts
             if operations in (None, part.kind.operations)
         )

@@ -34,7 +34,7 @@ def looks_at_data(recipe: Recipe, kind: ConnectionKind = Dense()) -> bool:  # no
     `starting_arrays`, or the clusters of an auxiliary loss."""
     return (
         bool(kind.group_size and recipe.grouping != "random")
-        or len(kind.parts(2**31)) > 1
+        or len(kind.kinds) > 1
         or recipe.connections != "random"
         or recipe.feature_scaling != "none"
         or recipe.feature_dictionary != "none"
@@ -100,7 +100,7 @@ def starting_arrays(
     by_label = sp.csc_array(known_labels(labels, labels.shape[0]))
     for part in parts:
         own = sp.csr_array(by_label[:, whole[part.positions]])
-        start = partial(choose, on_labels=on_labels)
+        start = partial(choose, on_labels=_counted_from(part.first, on_labels))
         arrays, order = _layer_arrays(
             features, own, recipe, part.kind, start, choose, seed, threads
         )
@@ -108,6 +108,13 @@ def starting_arrays(
             whole[part.positions] = whole[part.positions][order]
         given |= {part.outside(name): array for name, array in arrays.items()}
     return given | {ORDER: whole}
+
+
+def _counted_from(
+    first: int, on_labels: Callable[[int], None] | None
+) -> Callable[[int], None] | None:
+    """`on_labels` for a layer that comes after so many labels."""
+    return None if on_labels is None else lambda done: on_labels(first + done)
 
 
 def _layer_arrays(
@@ -157,7 +164,7 @@ def _layer_arrays(
 def dictionary_fan_in(kind: ConnectionKind) -> int | None:
     """The fan-in that a dictionary is for: of the last output layer that has one; None where none
     has."""
-    fan_ins = [part.kind.fan_in for part in kind.parts(2**31) if part.kind.fan_in]
+    fan_ins = [each.fan_in for each in kind.kinds if each.fan_in]
     return fan_ins[-1] if fan_ins else None
 
 

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import SupportsFloat
 
 import numpy as np
@@ -26,7 +26,6 @@ from fanin.backends.arrays import (
 )
 from fanin.backends.auxiliary import CLUSTER_LAYER, CLUSTERS, Auxiliary, AuxiliaryStep
 from fanin.backends.features import NAMES, FeatureTransform
-from fanin.backends.gradients import OutputLayer
 from fanin.backends.interface import (
     Device,
     DeviceArray,
@@ -35,7 +34,7 @@ from fanin.backends.interface import (
     Storage,
     TrainingBatch,
 )
-from fanin.backends.kinds import ORDER
+from fanin.backends.kinds import Part
 from fanin.backends.label_order import LabelOrder
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.setup import LayerSetup
@@ -116,16 +115,16 @@ class Executor(ABC):
     def top_k(self, features: Features, k: int) -> np.ndarray:
         """See `Trainer.top_k`."""
 
-    def rewire(self, fraction: float, seed: int) -> int | None:
-        """Rewire within the device's memory, see `Trainer.rewire`; None where it cannot."""
+    def rewire(self, part: Part, fraction: float, seed: int) -> int | None:
+        """Rewire an output layer within the device's memory, see `Trainer.rewire`; None where it
+        cannot."""
         return None
 
 
 class Trainer:
     """A model, its optimiser's state and the ways to train and ask it."""
 
-    # How long steps have waited for other processes so far; None where there are none.
-    communication_seconds: float | None = None
+    communication_seconds: float | None = None  # that steps have waited for other processes
 
     def __init__(
         self,
@@ -341,44 +340,45 @@ class Trainer:
     def rewire(self, fraction: float, seed: int) -> int:
         """Choose connections as `fanin.backends.arrays.plan_rewiring` does and give them new
         sources; how many they are. Weights keep their value; their moments become 0. Where labels
-        share sources, it chooses by the mean |weight| of each source, and counts sources.
+        share sources, it chooses by the mean |weight| of each source, and counts sources. Of
+        several output layers each moves that fraction of its own connections.
         ValueError for a layer whose connections cannot be rewired, here and in `apply_rewiring`."""
-        self.setup.check_rewired()
-        if not self.setup.output.group_size:
+        return sum(self._rewire(part, fraction, own) for part, own in self._rewired(seed))
+
+    def _rewired(self, seed: int) -> list[tuple[Part, int]]:
+        """The output layers that are rewired, and for each a seed of its own."""
+        parts = self.setup.check_rewired()
+        return [(part, (seed + number) % 2**64) for number, part in enumerate(parts)]
+
+    def _rewire(self, part: Part, fraction: float, seed: int) -> int:
+        if not part.kind.group_size:
             with self._executor.in_label_order():
-                moved = self._executor.rewire(fraction, seed)
+                moved = self._executor.rewire(part, fraction, seed)
             if moved is not None:
                 return moved
-        return self.apply_rewiring(self.plan_rewiring(fraction, seed))
+        return self.apply_rewiring(self._plan(part, fraction, seed, math.inf))
 
-    def plan_rewiring(self, fraction: float, seed: int, below: float = math.inf) -> Rewiring:
-        """What `rewire` would move; of that, what has a |weight| below a number."""
-        self.setup.check_rewired()
-        return plan_rewiring(self.magnitudes(), fraction, self.setup.output_inputs, seed, below)
+    def plan_rewiring(
+        self, fraction: float, seed: int, below: float = math.inf
+    ) -> tuple[Rewiring, ...]:
+        """What `rewire` would move, of one output layer after the other; of that, what has a
+        |weight| below a number."""
+        return tuple(self._plan(part, fraction, own, below) for part, own in self._rewired(seed))
 
-    def magnitudes(self) -> np.ndarray:
+    def _plan(self, part: Part, fraction: float, seed: int, below: float) -> Rewiring:
+        compared, inputs = self.magnitudes(part), self.setup.output_inputs
+        return replace(plan_rewiring(compared, fraction, inputs, seed, below), layer=part.name)
+
+    def magnitudes(self, part: Part) -> np.ndarray:
         """What rewiring compares: a |weight|, with or without a sign, for each source."""
-        return self.setup.output.source_magnitudes(self.array("output.weights"))
-
-    def output_layer(self) -> OutputLayer:
-        """The output layer as rewiring towards gradients reads it; ValueError where labels do not
-        have a fixed fan-in of features."""
-        self.setup.check_chosen()
-        return OutputLayer(
-            indices=self.array("output.indices"),
-            weights=self.array("output.weights"),
-            bias=self.array("output.bias"),
-            loss=self.setup.loss,
-            transform=self.transform,
-            top_k=self.top_k,
-            group_size=self.setup.output.group_size,
-            order=self.array(ORDER) if self._order else None,
-        )
+        return part.kind.source_magnitudes(self.array(part.weights))
 
     def apply_rewiring(self, rewiring: Rewiring) -> int:
         """Move the connections that were chosen, here or elsewhere; how many they are."""
-        source_array, weights = self.setup.check_rewired(), self._trained["output.weights"]
-        moved = self.setup.output.connections_of(rewiring.positions, self._executor.setup.labels)
+        (part,) = (p for p in self._executor.setup.check_rewired() if p.name == rewiring.layer)
+        source_array, weights = part.source_array, self._trained[part.weights]
+        moved = part.kind.connections_of(rewiring.positions, part.labels)
+        assert source_array
         with self._executor.in_label_order():
             before = self._executor.connections(source_array)
             sources = _changed(before, rewiring.positions, rewiring.sources)

@@ -13,11 +13,14 @@ from dataclasses import replace
 import numpy as np
 
 from fanin.backends.arrays import Rewiring, drawn_seed
-from fanin.backends.gradients import plan_towards_gradients
+from fanin.backends.gradients import OutputLayer, plan_towards_gradients
+from fanin.backends.head_and_tail import ranks_of
 from fanin.backends.interface import OnStep
+from fanin.backends.kinds import ORDER, Part
 from fanin.backends.recipes import Recipe, half_cosine
 from fanin.backends.trainer import Trainer
 from fanin.datasets import Batches
+from fanin.kernels import top_k
 
 # From the paper's public code: halve the rate when val P@3 has not risen by 1e-3 for 2 epochs,
 # not below 1e-4; stop when it has not risen by 5e-5 for 4 epochs.
@@ -181,20 +184,73 @@ def rewire(trainer: Trainer, batches: Batches, recipe: Recipe, seed: int, step: 
     if is_blind and not recipe.rewire_threshold:
         fraction = rewire_fraction(step, recipe, len(batches))
         return trainer.rewire(fraction, rewiring_seed(seed, step))
-    return trainer.apply_rewiring(plan_rewiring(trainer, batches, recipe, seed, step))
+    rewirings = plan_rewiring(trainer, batches, recipe, seed, step)
+    return sum(map(trainer.apply_rewiring, rewirings))
 
 
 def plan_rewiring(
     trainer: Trainer, batches: Batches, recipe: Recipe, seed: int, step: int
-) -> Rewiring:
-    """What `rewire` would move at that step."""
+) -> list[Rewiring]:
+    """What `rewire` would move at that step, of one output layer after the other."""
     fraction, drawn = rewire_fraction(step, recipe, len(batches)), rewiring_seed(seed, step)
     if recipe.rewire_towards == "random":
         below = rewire_threshold(step, recipe, len(batches))
-        rewiring = trainer.plan_rewiring(fraction, drawn, below)
+        rewirings = trainer.plan_rewiring(fraction, drawn, below)
     else:
-        layer, threads = trainer.output_layer(), trainer.threads
-        rewiring = plan_towards_gradients(
-            batches.x, batches.y, layer, fraction, seed=drawn, threads=threads
+        rewirings = _plans_towards_gradients(trainer, batches, fraction, drawn)
+    weight = 0.0 if recipe.rewired_weights == "zero" else None
+    return [replace(rewiring, weight=weight) for rewiring in rewirings]
+
+
+def _plans_towards_gradients(
+    trainer: Trainer, batches: Batches, fraction: float, seed: int
+) -> tuple[Rewiring, ...]:
+    trainer.setup.check_chosen()
+    plans = []
+    for part in trainer.setup.chosen_parts:
+        layer, label_ids = output_layer(trainer, part)
+        labels = batches.y if label_ids is None else batches.y[:, label_ids]
+        plan = plan_towards_gradients(
+            batches.x, labels, layer, fraction, seed=seed, threads=trainer.threads
         )
-    return replace(rewiring, weight=0.0 if recipe.rewired_weights == "zero" else None)
+        plans.append(replace(plan, layer=part.name))
+    return tuple(plans)
+
+
+def output_layer(trainer: Trainer, part: Part) -> tuple[OutputLayer, np.ndarray | None]:
+    """An output layer as rewiring towards gradients reads it. Where there are several, its labels,
+    ascending, too: the layer calls each by its rank among them, and is asked for its own best ones,
+    since those of the model may all be in another layer."""
+    is_only = len(trainer.setup.parts) == 1
+    order = trainer.array(ORDER) if ORDER in trainer.setup.array_shapes() else None
+    label_ids: np.ndarray | None = None
+    if order is not None and not is_only:
+        order, label_ids = ranks_of(part, order)
+    indices = trainer.array(part.outside("output.indices"))
+    weights, bias = trainer.array(part.weights), trainer.array(part.outside("output.bias"))
+
+    def own_best(features: np.ndarray, k: int) -> np.ndarray:
+        read, threads = trainer.transform.apply(features, trainer.threads), trainer.threads
+        _, ids = top_k(
+            read,
+            weights,
+            bias,
+            k,
+            indices=indices,
+            group_size=part.kind.group_size,
+            label_ids=order,
+            threads=threads,
+        )
+        return ids
+
+    layer = OutputLayer(
+        indices=indices,
+        weights=weights,
+        bias=bias,
+        loss=trainer.setup.loss,
+        transform=trainer.transform,
+        top_k=trainer.top_k if is_only else own_best,
+        group_size=part.kind.group_size,
+        order=order,
+    )
+    return layer, label_ids

@@ -15,18 +15,18 @@ from fanin.reports.summary import Row, summarise
 def comparison_frame(runs: Iterable[RunResult]) -> pd.DataFrame:
     """The published columns for every setup that was run, and what the paper leaves out.
 
-    Columns: dataset, features, backend, setup, connectivity, group_size, intermediate (`16k` for
-    16384), variant (departures from the default hyper-parameters), the keys of `FIGURES` (percent,
-    GiB, seconds; means over the n finished repeats), memory_kind, machine, n, and `<metric>_std`,
-    the sample standard deviation over repeats. What was not measured or not run is missing (NaN),
-    never 0; failed setups have n = 0.
+    Columns: dataset, features, backend, setup, connectivity, group_size, head (`Dense 10 %`, say),
+    intermediate (`16k` for 16384), variant (departures from the default hyper-parameters), the keys
+    of `FIGURES` (percent, GiB, seconds; means over the n finished repeats), memory_kind, machine,
+    n, and `<metric>_std`, the sample standard deviation over repeats. What was not measured or not
+    run is missing (NaN), never 0; failed setups have n = 0.
     """
     return frame_of(summarise(list(runs)))
 
 
 def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
     """The rows as a pandas table; see `comparison_frame` for its columns."""
-    sizes = ("connectivity", "group_size", "intermediate")
+    sizes = ("connectivity", "group_size", "head", "intermediate")
     plain = ("dataset", "features", "backend", "setup", *sizes, "variant")
     columns = (*plain, *FIGURES, "memory_kind", "machine", "n", *(f"{k}_std" for k in FIGURES))
     records = [
@@ -37,6 +37,7 @@ def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
             "setup": row.setup.kind,
             "connectivity": row.setup.connectivity,
             "group_size": row.setup.group_size,
+            "head": row.setup.head,
             "intermediate": row.setup.intermediate_label,
             "variant": ", ".join(row.setup.variant) or None,
             **row.values,

@@ -60,6 +60,8 @@ class Setup:
     None where a failed run never learnt the width of its data. variant: hyper-parameters that
     depart from the recipe, such as `dropout=0.2` and `fused`, and before them `recipe best` where
     it is that. group_size: how many labels share their sources; None where each has its own.
+    head: the output layer of the most frequent labels and their share, such as `Dense 10 %`; None
+    where all labels have the same one.
     """
 
     kind: str
@@ -67,6 +69,7 @@ class Setup:
     intermediate: int | None
     variant: tuple[str, ...]
     group_size: int | None = None
+    head: str | None = None
 
     @classmethod
     def from_task(cls, task: Task, inputs: int | None) -> Setup:
@@ -74,7 +77,11 @@ class Setup:
         # A dense output layer connects a label with all that it reads.
         connectivity = task.connectivity or task.intermediate or inputs
         word, inner = KINDS[task.model_name].word, task.intermediate
-        return cls(word, connectivity, inner, variant(task), task.group_size)
+        head = None
+        if task.head_fraction:
+            kind = f"FFI {task.head_connectivity}" if task.head_connectivity else "Dense"
+            head = f"{kind} {100 * task.head_fraction:g} %"
+        return cls(word, connectivity, inner, variant(task), task.group_size, head)
 
     @property
     def name(self) -> str:
@@ -89,14 +96,15 @@ class Setup:
     @property
     def label(self) -> str:
         """Short and unique within a data set: `FFI 32-16k`, `FFI 32/g16` in groups of 16 labels,
-        then the variant if there is one."""
+        `Dense 10 % + FFI 32` with a head, then the variant if there is one."""
         if self.name in _DENSE:
             sizes = f" {self.intermediate}" if self.intermediate else ""
         else:
             inner = f"-{self.intermediate_label}" if self.intermediate else ""
             group = f"/g{self.group_size}" if self.group_size else ""
             sizes = f" {self.connectivity}{group}{inner}"
-        return ", ".join([f"{self.kind}{sizes}", *self.variant])
+        head = f"{self.head} + " if self.head else ""
+        return ", ".join([f"{head}{self.kind}{sizes}", *self.variant])
 
     @property
     def intermediate_label(self) -> str | None:
@@ -105,7 +113,7 @@ class Setup:
         return intermediate_label(self.intermediate) if self.intermediate else None
 
     @property
-    def order(self) -> tuple[int, bool, int, int, int, tuple[str, ...]]:
+    def order(self) -> tuple[int, bool, int, int, int, str, tuple[str, ...]]:
         """Dense, Unstructured, FFI, Bottleneck; without intermediate first; then by size."""
         return (
             list(COLOURS).index(self.kind),
@@ -113,6 +121,7 @@ class Setup:
             self.connectivity or 0,
             self.intermediate or 0,
             self.group_size or 0,
+            self.head or "",
             self.variant,
         )
 

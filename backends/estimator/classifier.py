@@ -16,6 +16,7 @@ from fanin.backends.estimator import saved
 from fanin.backends.estimator.fitting import (
     Epoch,
     Instances,
+    TrainedModel,
     add_words,
     first_arrays,
     fit,
@@ -35,7 +36,6 @@ from fanin.backends.metrics import precision_at
 from fanin.backends.optimizer import OptimizerKind
 from fanin.backends.recipes import Recipe, RecipeName, Schedule
 from fanin.backends.setup import Loss
-from fanin.backends.trainer import Trainer
 from fanin.backends.words.model import OneVersusRest
 from fanin.datasets.memory import available_bytes, size_text
 
@@ -53,6 +53,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     group_size : so many labels, 8 to 64, share their sources; None where each has its own.
         grouping : which labels they are, "sources", "meaning", "frequency" or "random", see
         `fanin.backends.grouping`; None as the recipe has it.
+    head_fraction : share of the labels, the most frequent ones, whose output layer has head_fan_in
+        connections each, or is dense for None; 0 where all labels have the same layer.
     intermediate : units of a layer between features and labels; None or "auto" for none. With
         sparse X and none, labels read words directly: `fanin.backends.words` trains them on one
         instance after the other, each scaled to length 1. That needs no backend, and batch_size
@@ -102,6 +104,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         *,
         fan_in: int | Literal["auto"] | None = "auto",
         group_size: int | None = None,
+        head_fraction: float = 0.0,
+        head_fan_in: int | None = None,
         grouping: Grouping | None = None,
         intermediate: int | Literal["auto"] | None = "auto",
         recipe: RecipeName | Recipe = "best",
@@ -128,6 +132,8 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     ) -> None:
         self.fan_in = fan_in
         self.group_size = group_size
+        self.head_fraction = head_fraction
+        self.head_fan_in = head_fan_in
         self.grouping = grouping
         self.intermediate = intermediate
         self.recipe = recipe
@@ -257,7 +263,7 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         if names is not None:
             self.feature_names_in_ = names
         self._is_single = targets.is_single
-        self._model = _Model(setup, self.threads)
+        self._model = TrainedModel(setup, self.threads)
 
     def _seed(self) -> int:
         if isinstance(self.random_state, int | np.integer):
@@ -367,32 +373,3 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         estimator._take_over(model.setup, targets, names)
         estimator._model.take(model.predictor)
         return estimator
-
-
-class _Model:
-    """The trained arrays, and a trainer while training may go on. The trainer's arrays are read
-    when a prediction needs them. Pickle leaves the trainer out."""
-
-    def __init__(self, setup: AnySetup, threads: int) -> None:
-        self.trainer: Trainer | OneVersusRest | None = None
-        self._setup = setup
-        self._threads = threads
-        self._predictor: BlockPredictor | None = None
-
-    def take(self, predictor: BlockPredictor) -> None:
-        self.trainer, self._predictor = None, predictor
-
-    def train(self, trainer: Trainer | OneVersusRest) -> None:
-        """The arrays are the trainer's from now on, and have changed."""
-        self.trainer, self._predictor = trainer, None
-
-    @property
-    def predictor(self) -> BlockPredictor:
-        if self._predictor is None:
-            assert self.trainer is not None
-            weights = self.trainer.weights()
-            self._predictor = saved.make_predictor(self._setup, weights, self._threads)
-        return self._predictor
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_predictor": self.predictor, "trainer": None}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
 from fanin.backends.arrays import InitialArrays, copied
 from fanin.backends.auxiliary import Auxiliary, auxiliary_loss
-from fanin.backends.estimator.predictor import AnySetup
+from fanin.backends.estimator.predictor import AnySetup, BlockPredictor
 from fanin.backends.estimator.progress import FitProgress
+from fanin.backends.estimator.saved import make_predictor
 from fanin.backends.estimator.settings import AnyRecipe, Settings
 from fanin.backends.interface import Features, evaluation_block
 from fanin.backends.metrics import precision_at
@@ -52,6 +53,35 @@ class Fitted(NamedTuple):
     arrays: dict[str, np.ndarray]
     history: list[Epoch]
     best_epoch: int
+
+
+class TrainedModel:
+    """The trained arrays, and a trainer while training may go on. The trainer's arrays are read
+    when a prediction needs them. Pickle leaves the trainer out."""
+
+    def __init__(self, setup: AnySetup, threads: int) -> None:
+        self.trainer: Trainer | OneVersusRest | None = None
+        self._setup = setup
+        self._threads = threads
+        self._predictor: BlockPredictor | None = None
+
+    def take(self, predictor: BlockPredictor) -> None:
+        self.trainer, self._predictor = None, predictor
+
+    def train(self, trainer: Trainer | OneVersusRest) -> None:
+        """The arrays are the trainer's from now on, and have changed."""
+        self.trainer, self._predictor = trainer, None
+
+    @property
+    def predictor(self) -> BlockPredictor:
+        if self._predictor is None:
+            assert self.trainer is not None
+            weights = self.trainer.weights()
+            self._predictor = make_predictor(self._setup, weights, self._threads)
+        return self._predictor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_predictor": self.predictor, "trainer": None}
 
 
 def split(data: Instances, fraction: float, seed: int) -> tuple[Instances, Instances]:

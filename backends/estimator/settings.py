@@ -9,13 +9,14 @@ from typing import Any, Literal, get_args
 
 from fanin.backends import checks
 from fanin.backends.grouping import Grouping
+from fanin.backends.head_and_tail import with_head
 from fanin.backends.interface import DEVICES, Execution, Storage, StoredType
 from fanin.backends.kinds import LEAST_GROUP_SIZE, ConnectionKind, Dense, FixedFanIn, GroupedFanIn
 from fanin.backends.optimizer import Optimizer, OptimizerKind, check_row_moments
 from fanin.backends.recipes import Recipe, RecipeName, Schedule, recipe_of
 from fanin.backends.registry import BACKENDS
 from fanin.backends.setup import LayerSetup, Loss
-from fanin.backends.starting import atoms_of
+from fanin.backends.starting import atoms_of, dictionary_fan_in
 from fanin.backends.words.setup import OneVersusRestRecipe, OneVersusRestSetup
 from fanin.kernels.threads import MOST_THREADS, thread_count
 
@@ -32,6 +33,8 @@ class Settings:
 
     fan_in: int | Literal["auto"] | None = "auto"
     group_size: int | None = None
+    head_fraction: float = 0.0
+    head_fan_in: int | None = None
     grouping: Grouping | None = None
     intermediate: int | Literal["auto"] | None = "auto"
     recipe: RecipeName | Recipe = "best"
@@ -63,6 +66,14 @@ class Settings:
             if self.fan_in is None:
                 raise ValueError(
                     f"group_size {self.group_size} is for labels with a fixed fan-in; set fan_in"
+                )
+        _share("head_fraction", self.head_fraction, least=True)
+        if self.head_fan_in is not None:
+            checks.whole("head_fan_in", self.head_fan_in, 1)
+            if not self.head_fraction:
+                raise ValueError(
+                    f"head_fan_in {self.head_fan_in} is for frequent labels that have an output "
+                    "layer of their own; set head_fraction"
                 )
         if self.grouping is not None:
             _one_of("grouping", self.grouping, get_args(Grouping))
@@ -157,13 +168,15 @@ class Settings:
             output = FixedFanIn(fan_in)
             if self.group_size is not None:
                 output = GroupedFanIn(fan_in, self.group_size)
+        head = None if self.head_fan_in is None else min(self.head_fan_in, intermediate or inputs)
+        output = with_head(output, self.head_fraction, head, labels)
         setup = LayerSetup(inputs, labels, output, intermediate, sparse_features=is_sparse)
         recipe = self._recipe(setup)
         model = replace(
             setup,
             loss=recipe.loss_fn,
             scaled=recipe.feature_scaling != "none",
-            atoms=atoms_of(recipe, inputs, labels, output.fan_in),
+            atoms=atoms_of(recipe, inputs, labels, dictionary_fan_in(output)),
         )
         if recipe.connections != "random" or recipe.rewire_towards == "gradient":
             model.check_chosen()
@@ -182,6 +195,7 @@ class Settings:
         wanted: dict[str, tuple[Any, Any]] = {
             "recipe": (self.recipe, "best"),
             "group_size": (self.group_size, None),
+            "head_fraction": (self.head_fraction, 0.0),
             "loss": (self.loss or "bce", "bce"),
             "schedule": (self.schedule or "linear", "linear"),
             "warm_up": (self.warm_up or 0.0, 0.0),

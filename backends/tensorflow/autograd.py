@@ -16,7 +16,7 @@ import tensorflow as tf
 from fanin.backends.autograd import AutogradExecutor, Output
 from fanin.backends.auxiliary import CLUSTER_LAYER, AuxiliaryStep
 from fanin.backends.interface import Features, TrainingBatch
-from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Unstructured
+from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Part, Unstructured
 from fanin.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, Optimizer, is_decayed
 from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance, by_instance
@@ -228,12 +228,14 @@ class TensorFlowAutograd(AutogradExecutor):
         with self.device.scope():
             outputs = self.output_features(features)
             if len(self.parts) > 1:
-                by_label = tf.gather(self.scores(outputs), self.positions, axis=1)
+                # Held as unsigned numbers, which tf.gather does not take.
+                positions = tf.bitcast(self.positions, tf.int32)
+                by_label = tf.gather(self.scores(outputs), positions, axis=1)
                 return tf.math.top_k(by_label, k).indices  # ties: the lower id first
             return self.output.best(outputs, *self.values("output"), k)
 
-    def rewire(self, fraction: float, seed: int) -> int | None:
-        sources, weights = self.output.sources(), self.trained["output.weights"]
+    def rewire(self, part: Part, fraction: float, seed: int) -> int | None:
+        sources, weights = self.output_of(part).sources(), self.trained[part.weights]
         if sources is None:
             return None
         state, inputs = (weights.values, weights.m, weights.v), self.setup.output_inputs

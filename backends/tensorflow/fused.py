@@ -8,6 +8,7 @@ import tensorflow as tf
 from fanin.backends.auxiliary import AuxiliaryStep
 from fanin.backends.fused import AUXILIARY_SEED, INTERMEDIATE_SEED, FusedExecutor, Layer
 from fanin.backends.interface import TrainingBatch
+from fanin.backends.kinds import Part
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.parts import FusedParts
 from fanin.backends.setup import LayerSetup
@@ -153,7 +154,7 @@ class TensorFlowFused(FusedExecutor):
             threads=self.device.threads,
         )
 
-    def rewire(self, fraction: float, seed: int) -> int:
+    def rewire(self, part: Part, fraction: float, seed: int) -> int:
         indices, weights = self.connection_arrays["indices"], _state(self.output.weights)
         inputs = self.setup.output_inputs
         return rewire(indices, weights, inputs, fraction, seed, threads=self.device.threads)

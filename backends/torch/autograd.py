@@ -17,7 +17,7 @@ from torch import Tensor
 from fanin.backends.autograd import AutogradExecutor, Output
 from fanin.backends.auxiliary import CLUSTER_LAYER, AuxiliaryStep
 from fanin.backends.interface import Features, TrainingBatch
-from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Unstructured
+from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Part, Unstructured
 from fanin.backends.optimizer import ADAM_BETAS, ADAM_EPSILON, Optimizer, is_decayed
 from fanin.backends.setup import LayerSetup
 from fanin.backends.sparse import ByInstance, tensors
@@ -271,8 +271,8 @@ class TorchAutograd(AutogradExecutor):
             ids, scores = self.output.best(outputs, *self.values("output"), k)
         return ids.cpu().numpy(), scores.cpu().numpy()
 
-    def rewire(self, fraction: float, seed: int) -> int | None:
-        sources, weights = self.output.sources(), self.trained["output.weights"]
+    def rewire(self, part: Part, fraction: float, seed: int) -> int | None:
+        sources, weights = self.output_of(part).sources(), self.trained[part.weights]
         if sources is None:
             return None
         state, inputs = (weights.values.detach(), weights.m, weights.v), self.setup.output_inputs

@@ -14,6 +14,7 @@ from torch import Tensor
 from fanin.backends.auxiliary import AuxiliaryStep
 from fanin.backends.fused import AUXILIARY_SEED, INTERMEDIATE_SEED, FusedExecutor, Layer
 from fanin.backends.interface import TrainingBatch
+from fanin.backends.kinds import Part
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.parts import FusedParts
 from fanin.backends.setup import LayerSetup
@@ -124,7 +125,7 @@ class TorchFused(FusedExecutor):
         )
         call(arguments, slots)
 
-    def rewire(self, fraction: float, seed: int) -> int:
+    def rewire(self, part: Part, fraction: float, seed: int) -> int:
         weights, indices = self.output.weights, self.connection_arrays["indices"]
         state = (weights.values, weights.m, weights.v)
         return rewire(indices, *state, self.setup.output_inputs, fraction, seed)

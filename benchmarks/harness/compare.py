@@ -216,20 +216,23 @@ def rewire_alike(sides: list[SideChild], task: Task, step: int) -> int:
     that move is excused.
     """
     thresholds = [side.ask("plan", step=step) for side in sides]
-    positions = [side.read("positions") for side in sides]
-    weights = [side.read("planned").reshape(-1) for side in sides]
-    differing = np.setxor1d(positions[0], positions[1])
-    if task.rewire_towards == "gradient":
-        allowed = GRADIENT_EXCUSED * len(positions[0])
-        if len(differing) > allowed:
-            raise LockstepError(
-                f"before step {step} the backends rewire different connections: {len(differing)} "
-                f"of {len(positions[0])}, {allowed:.0f} allowed"
-            )
-    else:
+    excused = 0
+    for layer in thresholds[0]:
+        positions = [side.read(f"{layer}.positions") for side in sides]
+        weights = [side.read(f"{layer}.planned").reshape(-1) for side in sides]
+        differing = np.setxor1d(positions[0], positions[1])
+        excused += len(differing)
+        if task.rewire_towards == "gradient":
+            allowed = GRADIENT_EXCUSED * len(positions[0])
+            if len(differing) > allowed:
+                raise LockstepError(
+                    f"before step {step} the backends rewire different connections: "
+                    f"{len(differing)} of {len(positions[0])}, {allowed:.0f} allowed"
+                )
+            continue
         allowed = WEIGHT_TOLERANCE * float(np.abs(weights[0]).max(initial=0.0))
         for values, threshold in zip(weights, thresholds, strict=True):
-            distance = np.abs(np.abs(values[differing]) - threshold)
+            distance = np.abs(np.abs(values[differing]) - threshold[layer])
             if (distance > allowed).any():
                 raise LockstepError(
                     f"before step {step} the backends rewire different connections: |weight| "
@@ -237,7 +240,7 @@ def rewire_alike(sides: list[SideChild], task: Task, step: int) -> int:
                 )
     for side in sides:
         side.ask("rewire", plan=str(sides[0].folder))
-    return len(differing)
+    return excused
 
 
 def excuse_kinks(sides: list[SideChild], before: Intermediate, features: Features) -> int:

@@ -154,6 +154,7 @@ def warm_up(request: Request, sparse_features: bool) -> Machine:
     """
     task = request.task
     small = {"connectivity": task.connectivity and 1, "intermediate": task.intermediate and 8}
+    small["head_connectivity"] = task.head_connectivity and 1
     setup = task.model_copy(update=small).setup(8, 8, sparse_features)
     trainer = build(request, setup, seed=0)
     x: Features = np.ones((2, 8), np.float32)

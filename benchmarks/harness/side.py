@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Side:
     memory: MemoryWatch
     machine: Machine
     seconds: list[float] = field(default_factory=list)
-    planned: Rewiring | None = None
+    planned: Sequence[Rewiring] = ()
 
     def step(self, folder: Path, learning_rate: float) -> float:
         """Train one step and write all arrays; the loss."""
@@ -74,23 +74,27 @@ class Side:
         for name in names:
             save_array(folder / f"{name}.npy", self.trainer.array(name))
 
-    def plan(self, folder: Path, step: int) -> float | None:
-        """Write which connections this side would move before that step, and where to; the
-        threshold, where all labels share one."""
+    def plan(self, folder: Path, step: int) -> dict[str, float | None]:
+        """Write which connections this side would move before that step, and where to; for each
+        output layer the threshold, where all its labels share one."""
         recipe = self.request.task.recipe_values.for_steps(len(self.batches))
-        compared = self.trainer.magnitudes()
         self.planned = plan_rewiring(self.trainer, self.batches, recipe, self.request.seed, step)
-        save_array(folder / "positions.npy", self.planned.positions)
-        save_array(folder / "sources.npy", self.planned.sources)
-        save_array(folder / "planned.npy", compared)
-        return self.planned.threshold
+        parts = {part.name: part for part in self.trainer.setup.parts}
+        for each in self.planned:
+            save_array(folder / f"{each.layer}.positions.npy", each.positions)
+            save_array(folder / f"{each.layer}.sources.npy", each.sources)
+            compared = self.trainer.magnitudes(parts[each.layer])
+            save_array(folder / f"{each.layer}.planned.npy", compared)
+        return {each.layer: each.threshold for each in self.planned}
 
     def rewire(self, folder: Path, plan: str) -> None:
         """Move the connections that the plan in a side's folder names."""
-        positions, sources = (np.load(Path(plan) / f"{n}.npy") for n in ("positions", "sources"))
-        assert self.planned
-        rewiring = replace(self.planned, positions=positions, sources=sources)
-        self.trainer.apply_rewiring(rewiring)
+        for each in self.planned:
+            positions, sources = (
+                np.load(Path(plan) / f"{each.layer}.{name}.npy")
+                for name in ("positions", "sources")
+            )
+            self.trainer.apply_rewiring(replace(each, positions=positions, sources=sources))
 
     def give(self, folder: Path) -> None:
         """Write all that belongs to the intermediate units."""

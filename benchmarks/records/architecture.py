@@ -85,19 +85,6 @@ def output_kind(
     return GroupedFanIn(output.fan_in, group_size)
 
 
-def with_head(
-    output: ConnectionKind, fraction: float, connectivity: int | None, labels: int
-) -> ConnectionKind:
-    """The output layer where a fraction of so many labels, the most frequent ones, has another one
-    than the rest: dense, or with so many connections a label. ValueError where that is none."""
-    if not fraction:
-        return output
-    if labels < 2:
-        raise ValueError(f"head_fraction {fraction:g} needs two labels or more, and there is one")
-    head = FixedFanIn(connectivity) if connectivity else Dense()
-    return HeadAndTail(head, output, min(max(1, round(fraction * labels)), labels - 1))
-
-
 def keys_of_best(values: dict[str, Any], is_sparse: bool) -> dict[str, Any]:
     """What the recipe "best" gives to its keys, for the model that a task's unchecked values name;
     nothing where that is not known. is_sparse: whether the model is to read sparse features; one

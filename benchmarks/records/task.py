@@ -10,12 +10,13 @@ from typing import Any
 
 from pydantic import ValidationInfo, model_validator
 
+from fanin.backends.head_and_tail import with_head
 from fanin.backends.interface import Storage
 from fanin.backends.optimizer import ADAM, Optimizer, check_row_moments
 from fanin.backends.recipes import PAPER, Recipe
 from fanin.backends.setup import LayerSetup
-from fanin.backends.starting import atoms_of
-from fanin.benchmarks.records.architecture import keys_of_best, model_slug, output_kind, with_head
+from fanin.backends.starting import atoms_of, dictionary_fan_in
+from fanin.benchmarks.records.architecture import keys_of_best, model_slug, output_kind
 from fanin.benchmarks.records.task_keys import TaskKeys
 from fanin.datasets import canonical_name
 from fanin.datasets.folder import SVD512
@@ -100,11 +101,6 @@ class Task(TaskKeys):
                 f"head_connectivity {self.head_connectivity} is for frequent labels that have a "
                 "layer of their own; set head_fraction"
             )
-        if self.head_fraction and self.rewire_towards != "random":
-            raise ValueError(
-                f"rewire_towards {self.rewire_towards!r} is for one output layer, and here are a "
-                "head and a tail, which are not rewired; use 'random'"
-            )
         if self.grouping != PAPER.grouping and not self.group_size:
             raise ValueError(
                 f"grouping {self.grouping!r} is for labels that share their sources; set group_size"
@@ -177,7 +173,7 @@ class Task(TaskKeys):
             self.intermediate,
             self.loss_fn,
             scaled=self.feature_scaling != "none",
-            atoms=atoms_of(self.recipe_values, inputs, labels, self.connectivity),
+            atoms=atoms_of(self.recipe_values, inputs, labels, dictionary_fan_in(output)),
             sparse_features=sparse_features,
         )
 
@@ -185,7 +181,7 @@ class Task(TaskKeys):
     def departures(self) -> tuple[str, ...]:
         """The recipe where it is not the paper's, and hyper-parameters that differ from its own, as
         `dropout=0.2`, by name."""
-        sizes = {"connectivity", "group_size", "intermediate"}
+        sizes = {"connectivity", "group_size", "intermediate", "head_fraction", "head_connectivity"}
         named = {"dataset", "features", "architecture", "repeat", *sizes}
         own = self.model_dump(include=(named | {"recipe"}) - {"repeat"})
         usual = type(self).model_validate(own)
@@ -211,9 +207,13 @@ class Task(TaskKeys):
     @property
     def setup_name(self) -> str:
         """What a command calls its setup, whatever else departs from the defaults: `ffi-32-16384`,
-        `ffi-32-g16` in groups of 16 labels."""
+        `ffi-32-g16` in groups of 16 labels, `ffi-32-h0.1` with a dense head of a tenth of the
+        labels, `ffi-32-h0.1x64` where it has 64 connections a label."""
         group = f"g{self.group_size}" if self.group_size else None
-        sizes = (str(n) for n in (self.connectivity, group, self.intermediate) if n)
+        head = f"h{self.head_fraction:g}" if self.head_fraction else None
+        if self.head_connectivity:
+            head = f"{head}x{self.head_connectivity}"
+        sizes = (str(n) for n in (self.connectivity, group, head, self.intermediate) if n)
         return "-".join([self.model_name, *sizes])
 
     @property

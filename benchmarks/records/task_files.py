@@ -6,7 +6,8 @@ entry of `tasks` overrides `defaults`. Where a key is silent, the paper's protoc
 
 fanin's own files lie in `tasks/<dataset>/<features>.json`; those of published data sets hold
 exactly the published rows. Beside them, `<features>-ablations.json` holds what else the authors
-tried, and `<features>-grouped.json` labels that share their sources.
+tried, `<features>-grouped.json` labels that share their sources, and `<features>-heads.json`
+frequent labels with an output layer of their own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fanin.datasets import canonical_name
 
 TASK_FOLDER = Path(__file__).parent.parent / "tasks"
 # Ends of the names of files that no one runs without naming them.
-_BESIDE = ("-ablations", "-grouped")
+_BESIDE = ("-ablations", "-grouped", "-heads")
 # What one's own data are trained with when no task file is named.
 USUAL_TASKS = TASK_FOLDER / "wordnet" / "tfidf-svd512.json"
 # The same for sparse features: setups with an intermediate layer.

@@ -51,6 +51,12 @@ def _setup_fields(rows: Sequence[Row]) -> list[Field]:
             lambda row: _or_gap(row.setup.intermediate_label),
         ),
     ]
+    if any(row.setup.group_size for row in rows):
+        column = Column("group size", meaning="labels that share their sources")
+        fields.insert(3, (column, lambda row: _or_gap(row.setup.group_size)))
+    if any(row.setup.head for row in rows):
+        meaning = "output layer of the most frequent labels, and their share"
+        fields.insert(2, (text_column("head", meaning), lambda row: _or_gap(row.setup.head)))
     if any(variant(row) for row in rows):
         meaning = "departures from the default hyper-parameters"
         fields.append((text_column("variant", meaning, wraps=True), lambda r: variant(r) or GAP))

@@ -104,7 +104,7 @@ def test_a_batch_without_instances(tmp_path):
 
 
 @pytest.mark.parametrize("backend", EACH_BACKEND)
-@pytest.mark.parametrize("setup", SETUPS[2:6], ids=setup_name)
+@pytest.mark.parametrize("setup", [*SETUPS[2:6], *SETUPS[-4:]], ids=setup_name)
 def test_best_labels_are_those_of_the_trainer(tmp_path, backend, setup):
     ours = trainer(backend, setup)
     ours.train(random_batches(setup, 5, share=0.1), 3e-2)

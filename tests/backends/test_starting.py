@@ -12,6 +12,7 @@ from planted import FAN_IN, INPUTS, LABELS, planted_data
 from fanin.backends.arrays import check_arrays, initial_arrays
 from fanin.backends.choosing import choose_sources, log_odds
 from fanin.backends.grouping import label_order
+from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn
 from fanin.backends.recipes import PAPER, recipe_of
 from fanin.backends.setup import LayerSetup
@@ -20,6 +21,7 @@ from fanin.backends.starting import (
     MORE_POSITIVES,
     arrays_for_layer,
     atoms_of,
+    dictionary_fan_in,
     looks_at_data,
     starting_arrays,
 )
@@ -134,6 +136,54 @@ def test_what_a_recipe_does_not_say_starts_as_usual(change, names):
     assert list(arrays) == names
     if change.get("initial_bias") == -2.5:
         np.testing.assert_array_equal(arrays["output.bias"], np.full(LABELS, -2.5, np.float32))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        HeadAndTail(FixedFanIn(8), FixedFanIn(FAN_IN), 30),
+        HeadAndTail(Dense(), GroupedFanIn(FAN_IN, 16), 30),
+        HeadAndTail(GroupedFanIn(8, 8), Dense(), 30),
+    ],
+)
+def test_a_head_and_a_tail_start_as_they_would_alone(kind):
+    """On the positives of their own labels; the head's are the most frequent ones."""
+    recipe, seen = replace(BEST, feature_dictionary="none"), []
+    arrays = starting_arrays(x, y, recipe, kind, on_labels=seen.append)
+    counts = np.bincount(y.indices, minlength=LABELS)
+    frequent = np.argsort(-counts, kind="stable")[:30]
+    order = arrays.pop(ORDER)
+    assert set(order[:30]) == set(frequent)
+    check_arrays(
+        replace(SETUP, output=kind, atoms=None),
+        {**initial_arrays(replace(SETUP, output=kind, atoms=None), 0), **arrays, ORDER: order},
+    )
+    assert seen == sorted(seen)
+    kept = [arrays.pop("features.scale")]
+    by_frequency = np.argsort(-counts, kind="stable")
+    for part in kind.parts(LABELS):
+        own = by_frequency[part.positions]
+        alone = starting_arrays(x, y[:, own], recipe, part.kind)
+        places = alone.pop(ORDER, np.arange(part.labels))
+        np.testing.assert_array_equal(order[part.positions], own[places])
+        np.testing.assert_array_equal(alone.pop("features.scale"), kept[0])
+        for name, array in alone.items():
+            np.testing.assert_array_equal(arrays.pop(part.outside(name)), array, name)
+    assert not arrays
+
+
+def test_a_head_without_a_recipe_that_looks_at_data_has_the_frequent_labels():
+    arrays = starting_arrays(x, y, PAPER, HeadAndTail(Dense(), FixedFanIn(FAN_IN), 30))
+    counts = np.bincount(y.indices, minlength=LABELS)
+    np.testing.assert_array_equal(arrays[ORDER], np.argsort(-counts, kind="stable"))
+    assert list(arrays) == [ORDER]
+
+
+def test_the_dictionary_of_a_head_and_a_tail_is_for_the_tail():
+    arrays = starting_arrays(x, y, BEST, HeadAndTail(FixedFanIn(12), FixedFanIn(FAN_IN), 30))
+    alone = starting_arrays(x, y, BEST, FixedFanIn(FAN_IN))
+    np.testing.assert_array_equal(arrays["features.dictionary"], alone["features.dictionary"])
+    assert dictionary_fan_in(HeadAndTail(FixedFanIn(12), Dense(), 30)) == 12
 
 
 def test_a_layer_without_a_fan_in_has_no_sources():

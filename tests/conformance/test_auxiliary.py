@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from near import assert_near, difference
 from reference import Model, loss, of_bias, update
-from setups import random_batch, random_batches, setup_name, starting, trainer
+from setups import random_batch, random_batches, scaled_weights, setup_name, starting, trainer
 
 from fanin.backends.arrays import copied
 from fanin.backends.auxiliary import BIAS, CLUSTERS, WEIGHTS, Auxiliary
+from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.interface import Storage
 from fanin.backends.kinds import Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.optimizer import ADAM, Optimizer
@@ -22,6 +23,7 @@ SETUPS = [
     LayerSetup(12, LABELS, Unstructured(4), intermediate=UNITS, loss="bce"),
     LayerSetup(12, LABELS, Dense(), intermediate=UNITS),
     LayerSetup(12, LABELS, GroupedFanIn(4, 16), intermediate=UNITS),
+    LayerSetup(12, LABELS, HeadAndTail(Dense(), FixedFanIn(4), 7), intermediate=UNITS),
     LayerSetup(60, LABELS, FixedFanIn(4), intermediate=UNITS, sparse_features=True),
 ]
 OPTIMIZERS = [ADAM, Optimizer("sgd", 1e-3, 1e-4), Optimizer("momentum", l2=1e-4, momentum=0.7)]
@@ -69,7 +71,7 @@ def start(framework, setup, execution, device="cpu", optimizer=ADAM, given=None,
     """A trainer, and the arrays that it starts with."""
     arrays = starting(setup, 0)
     # As large as after some training, so that the scores matter.
-    arrays["output.weights"] *= np.float32(0.3 / np.abs(arrays["output.weights"]).max())
+    scaled_weights(setup, arrays, 0.3)
     options |= {"device": device, "execution": execution, "optimizer": optimizer}
     return make_trainer(framework, setup, arrays, auxiliary=given, **options), arrays
 

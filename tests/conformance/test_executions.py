@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from near import difference
-from setups import random_batch, random_batches, rewiring, setup_name, trainer
+from setups import PAIRS, random_batch, random_batches, rewired, rewirings, setup_name, trainer
 
 from fanin.backends import fused
 from fanin.backends.arrays import copied, initial_arrays
+from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.interface import Storage
 from fanin.backends.kinds import Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.setup import LayerSetup
@@ -26,6 +27,9 @@ SETUPS = [
     LayerSetup(SORTED, 300, FixedFanIn(5)),
     LayerSetup(20, 300, GroupedFanIn(5, 16)),
     LayerSetup(20, 300, GroupedFanIn(5, 8), intermediate=64, loss="bce"),
+    *(LayerSetup(20, 300, pair) for pair in PAIRS),
+    *(LayerSetup(20, 300, pair, intermediate=64, loss="bce") for pair in PAIRS),
+    *(LayerSetup(SORTED, 300, pair) for pair in PAIRS[:2]),
 ]
 each_setup = pytest.mark.parametrize("setup", SETUPS, ids=setup_name)
 each_execution = pytest.mark.parametrize("execution", ["autograd", "fused"])
@@ -48,9 +52,9 @@ def test_a_thousand_steps_follow_autograd(framework, setup):
         batch = random_batch(setup, 32, [0, step], 0.01)
         if setup.is_rewired and step in (0, 400):
             # As the first decides: a |weight| beside the threshold may be on either side of it.
-            plan, _ = rewiring(setup, one.array("output.weights"), 0.1, step)
-            one.apply_rewiring(plan)
-            other.apply_rewiring(plan)
+            for _, plan, _ in rewirings(setup, one.weights(), 0.1, step):
+                one.apply_rewiring(plan)
+                other.apply_rewiring(plan)
         if setup.intermediate and step % 50 == 0:
             other.load_weights(one.weights())
             other.load_optimizer_arrays(copied(one.optimizer_arrays()))
@@ -92,16 +96,14 @@ def test_rewire_follows_the_plan(framework, device, setup):
     one = trainer(framework, setup, device=device, execution="fused")
     one.train(random_batches(setup, 3), 1e-2)
     before, moments = one.weights(), copied(one.optimizer_arrays())
-    plan, moved = rewiring(setup, before["output.weights"], 0.2, 11)
+    plans = rewirings(setup, before, 0.2, 11)
 
-    assert one.rewire(0.2, 11) == len(plan.positions) > 0
+    assert one.rewire(0.2, 11) == sum(len(plan.positions) for _, plan, _ in plans) > 0
 
-    before[setup.output.source_array].reshape(-1)[plan.positions] = plan.sources
+    rewired(plans, before, moments)
     for key, array in one.weights().items():
         np.testing.assert_array_equal(array, before[key], key)
     for key, array in copied(one.optimizer_arrays()).items():
-        if key.startswith("output.weights"):
-            moments[key].reshape(-1)[moved] = 0
         np.testing.assert_array_equal(array, moments[key], key)
 
 
@@ -115,8 +117,9 @@ def test_top_k_in_blocks(framework, device):
     assert one.top_k(x[:0], 5).shape == (0, 5)
 
 
-def test_bfloat16_trains_as_well(framework, device):
-    setup = LayerSetup(200, 300, FixedFanIn(32))
+@pytest.mark.parametrize("kind", [FixedFanIn(32), HeadAndTail(Dense(), FixedFanIn(32), 30)])
+def test_bfloat16_trains_as_well(framework, device, kind):
+    setup = LayerSetup(200, 300, kind)
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((300, 200)).astype(np.float32)
     stream = []
@@ -133,12 +136,14 @@ def test_bfloat16_trains_as_well(framework, device):
         hits = one.top_k(centres, 1)[:, 0] == np.arange(300)
         reached[dtype] = hits.mean()
         counted = one.state_bytes()
-        assert counted[1] == 2 * (300 * 32 * (4 if dtype == "float32" else 2) + 300 * 4)
+        assert counted[1] == 2 * (setup.connections() * (4 if dtype == "float32" else 2) + 300 * 4)
         for name, array in one.weights().items():
-            assert array.dtype == (np.uint16 if name == "output.indices" else np.float32)
+            is_index = setup.index_arrays().get(name)
+            assert array.dtype == (is_index.dtype if is_index else np.float32)
         other = trainer(framework, setup, seed=5, **options)
         other.load_weights(one.weights())
-        np.testing.assert_array_equal(other.array("output.weights"), one.array("output.weights"))
+        for part in setup.parts:
+            np.testing.assert_array_equal(other.array(part.weights), one.array(part.weights))
     assert reached["float32"] > 0.9
     assert abs(reached["float32"] - reached["bfloat16"]) < 0.05
 

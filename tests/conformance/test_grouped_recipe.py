@@ -16,7 +16,14 @@ from fanin.backends.recipes import recipe_of
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import atoms_of, starting_arrays
-from fanin.backends.training import Schedule, rewire, rewire_fraction, rewiring_seed, train_epoch
+from fanin.backends.training import (
+    Schedule,
+    output_layer,
+    rewire,
+    rewire_fraction,
+    rewiring_seed,
+    train_epoch,
+)
 from fanin.datasets import Batches
 
 GROUP_SIZE = 16
@@ -48,9 +55,8 @@ def test_slots_move_for_their_whole_group(start, execution, monkeypatch):
     before, moments = copied(trainer.arrays()), copied(trainer.optimizer_arrays())
     step = len(batches) + 1
     fraction = rewire_fraction(step, recipe, len(batches))
-    plan = plan_towards_gradients(
-        x, y, trainer.output_layer(), fraction, seed=rewiring_seed(7, step)
-    )
+    layer, _ = output_layer(trainer, trainer.setup.parts[0])
+    plan = plan_towards_gradients(x, y, layer, fraction, seed=rewiring_seed(7, step))
     assert rewire(trainer, batches, recipe, 7, step) == len(plan.positions) >= 7
 
     groups, slots = np.divmod(plan.positions, FAN_IN)

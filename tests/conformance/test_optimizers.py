@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from near import assert_near
 from reference import Model
-from setups import every_setup, random_batch, rewiring, setup_name, starting
+from setups import (
+    every_setup,
+    random_batch,
+    rewired,
+    rewirings,
+    scaled_weights,
+    setup_name,
+    starting,
+)
 
 from fanin.backends import fused
 from fanin.backends.arrays import copied
@@ -42,9 +50,9 @@ def connections_are_sorted(monkeypatch):
 def start(framework, setup, execution, optimizer, device="cpu", seed=0, **options):
     """A trainer, and the arrays that it starts with."""
     arrays = starting(setup, seed)
-    # As large as after some training, so that the scores matter, and biases too.
-    arrays["output.weights"] *= np.float32(0.3 / np.abs(arrays["output.weights"]).max())
-    arrays["output.bias"] += np.float32(0.3)
+    scaled_weights(setup, arrays, 0.3)
+    for part in setup.parts:
+        arrays[part.outside("output.bias")] += np.float32(0.3)
     options |= {"device": device, "execution": execution, "optimizer": optimizer}
     return make_trainer(framework, setup, arrays, **options), arrays
 
@@ -190,11 +198,11 @@ def test_rewiring_clears_the_moments_that_are_kept(framework, device, execution,
         rate = rate_of(optimizer, setup)
         trainer.train([random_batch(setup, 32, seed) for seed in range(3)], rate)
         before, moments = trainer.weights(), copied(trainer.optimizer_arrays())
-        plan, moved = rewiring(setup, before["output.weights"], 0.2, 11)
-        assert trainer.rewire(0.2, 11) == len(plan.positions) > 0
-        np.testing.assert_array_equal(trainer.array("output.weights"), before["output.weights"])
-        if "m" in optimizer.keeps:
-            moments["output.weights.m"].reshape(-1)[moved] = 0
+        plans = rewirings(setup, before, 0.2, 11)
+        assert trainer.rewire(0.2, 11) == sum(len(plan.positions) for _, plan, _ in plans) > 0
+        for part in setup.parts:
+            np.testing.assert_array_equal(trainer.array(part.weights), before[part.weights])
+        rewired(plans, before, moments)
         for key, array in trainer.optimizer_arrays():
             np.testing.assert_array_equal(array, moments[key], key)
 

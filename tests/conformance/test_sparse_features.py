@@ -9,9 +9,10 @@ import pytest
 import scipy.sparse as sp
 from near import assert_near
 from reference import Model
-from setups import random_batch, random_csr, setup_name, starting, trainer
+from setups import random_batch, random_csr, scaled_weights, setup_name, starting, trainer
 
 from fanin.backends.arrays import copied
+from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.interface import Storage
 from fanin.backends.kinds import Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.registry import make_trainer
@@ -24,6 +25,9 @@ SETUPS = [
     LayerSetup(WORDS, 40, Dense(), intermediate=33, sparse_features=True, loss="bce"),
     LayerSetup(WORDS, 40, Unstructured(4), intermediate=9, sparse_features=True, scaled=True),
     LayerSetup(WORDS, 40, GroupedFanIn(4, 16), intermediate=9, sparse_features=True),
+    LayerSetup(
+        WORDS, 40, HeadAndTail(Dense(), FixedFanIn(4), 7), intermediate=9, sparse_features=True
+    ),
 ]
 SETUP = SETUPS[0]
 ROWS = Storage(row_moments=True)
@@ -37,7 +41,7 @@ def start(framework, setup, execution, storage, device="cpu", seed=0):
     """A trainer, and the arrays that it starts with."""
     arrays = starting(setup, seed)
     # As large as after some training, so that the scores matter.
-    arrays["output.weights"] *= np.float32(0.3 / np.abs(arrays["output.weights"]).max())
+    scaled_weights(setup, arrays, 0.3)
     if setup.scaled:
         arrays["features.scale"] = np.linspace(0.5, 2, setup.inputs, dtype=np.float32)
     options = {"device": device, "execution": execution, "storage": storage}

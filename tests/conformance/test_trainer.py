@@ -9,11 +9,19 @@ import pytest
 from near import assert_near
 from reference import Model
 from reference import loss as reference_loss
-from setups import every_setup, random_batch, rewiring, setup_name, starting
+from setups import (
+    every_setup,
+    random_batch,
+    rewired,
+    rewirings,
+    scaled_weights,
+    setup_name,
+    starting,
+)
 
 from fanin.backends import autograd, fused
 from fanin.backends.arrays import Rewiring, copied, initial_arrays
-from fanin.backends.kinds import Dense, FixedFanIn, Unstructured
+from fanin.backends.kinds import ORDER, Dense, FixedFanIn, Unstructured
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import LayerSetup
 from fanin.datasets import Batch
@@ -29,8 +37,7 @@ each_execution = pytest.mark.parametrize("execution", EXECUTIONS)
 def start(framework, setup, device="cpu", execution="autograd", seed=0):
     """A trainer, and the arrays that it starts with."""
     arrays = starting(setup, seed)
-    # As large as after some training, so that the scores matter.
-    arrays["output.weights"] *= np.float32(0.3 / np.abs(arrays["output.weights"]).max())
+    scaled_weights(setup, arrays, 0.3)
     return make_trainer(framework, setup, arrays, device=device, execution=execution), arrays
 
 
@@ -113,7 +120,8 @@ def test_a_loss_that_is_not_finite_names_the_step(framework):
 def test_top_k(framework, device, setup, execution, monkeypatch):
     trainer, arrays = start(framework, setup, device, execution)
     x = np.random.default_rng(5).standard_normal((50, setup.inputs)).astype(np.float32)
-    expected = np.argsort(-Model(setup, arrays).scores(x), axis=1)[:, :5]
+    # Labels that read units which are all 0 have equal scores: the lower id first.
+    expected = np.argsort(-Model(setup, arrays).scores(x), axis=1, kind="stable")[:, :5]
     executor = type(trainer._executor)
     for most_scores in (getattr(executor, "most_scores", None), setup.labels * 7):
         if issubclass(executor, autograd.AutogradExecutor):  # the second splits the blocks
@@ -135,6 +143,27 @@ def test_top_k_gives_ties_to_the_lower_id(framework, device, execution):
     trainer.load_weights(arrays)
     ids = trainer.top_k(np.ones((2, 12), np.float32), 5)
     np.testing.assert_array_equal(ids, [[7, 12, 30, 0, 1]] * 2)
+
+
+@each_execution
+@pytest.mark.parametrize("setup", [s for s in SETUPS if len(s.parts) > 1], ids=setup_name)
+def test_ties_across_output_layers_go_to_the_lower_id(framework, device, execution, setup):
+    """Whichever layers the labels are in, and wherever they stand."""
+    trainer, arrays = start(framework, setup, device, execution)
+    order, (head, tail) = arrays[ORDER], setup.parts
+    for part in setup.parts:
+        arrays[part.weights][:] = 0
+        arrays[part.outside("output.bias")][:] = -1
+    # The last two positions of the head and the first three of the tail.
+    arrays[head.outside("output.bias")][-2:] = 1
+    arrays[tail.outside("output.bias")][:3] = 1
+    trainer.load_weights(arrays)
+    equal = np.sort(order[head.labels - 2 : head.labels + 3])
+    others = np.setdiff1d(order, equal)
+    ids = trainer.top_k(np.ones((2, 12), np.float32), 40)
+    np.testing.assert_array_equal(ids, [[*equal, *others]] * 2)
+    for k in (1, 3, head.labels + 1):  # as many as the head has, and more
+        np.testing.assert_array_equal(trainer.top_k(np.ones((2, 12), np.float32), k), ids[:, :k])
 
 
 @each_execution
@@ -161,27 +190,31 @@ def test_apply_rewiring(framework, device, setup, execution):
     for batch in batches[:3]:
         trainer.train([batch], 1e-2)
         model.step(batch, 1e-2)
-    kept = trainer.array("output.weights").copy()
-    plan, moved = rewiring(setup, kept, 0.2, 0)
-    sources = setup.output.source_array
+    before = trainer.weights()
+    plans = rewirings(setup, before, 0.2, 0)
 
-    trainer.apply_rewiring(plan)
+    for part, plan, _ in plans:
+        count = model.arrays[part.source_array].size
+        assert 0.1 * count <= len(plan.positions) <= 0.2 * count
+        trainer.apply_rewiring(plan)
 
-    count = model.arrays[sources].size
-    assert 0.12 * count <= len(plan.positions) <= 0.2 * count
-    np.testing.assert_array_equal(trainer.array("output.weights"), kept)
-    model.arrays[sources].reshape(-1)[plan.positions] = plan.sources
-    np.testing.assert_array_equal(trainer.array(sources), model.arrays[sources])
+    rewired(
+        plans, model.arrays, {f"{name}.{k}": a for k in "mv" for name, a in vars(model)[k].items()}
+    )
     moments = copied(trainer.optimizer_arrays())
-    for key, model_moments in (("output.weights.m", model.m), ("output.weights.v", model.v)):
-        model_moments["output.weights"].reshape(-1)[moved] = 0
-        assert not moments[key].reshape(-1)[moved].any()
-        assert moments[key].any()
+    for part, _, moved in plans:
+        np.testing.assert_array_equal(trainer.array(part.weights), before[part.weights])
+        source_array = part.source_array
+        np.testing.assert_array_equal(trainer.array(source_array), model.arrays[source_array])
+        for key in (f"{part.weights}.m", f"{part.weights}.v"):
+            assert not moments[key].reshape(-1)[moved].any()
+            assert moments[key].any()
     # Moments that were not zeroed, or sources that the step does not see, show in what follows.
     for batch in batches[3:]:
         assert_near(trainer.train([batch], 1e-2), [model.step(batch, 1e-2)], 1e-5)
     assert_arrays(trainer, model.arrays, 3e-6)
-    trainer.apply_rewiring(Rewiring(np.empty(0, np.int64), np.empty(0, np.uint32), 0.0))
+    nothing = Rewiring(np.empty(0, np.int64), np.empty(0, np.uint32), 0.0)
+    trainer.apply_rewiring(replace(nothing, layer=plans[0][0].name))
 
 
 @each_execution
@@ -190,16 +223,15 @@ def test_rewire_follows_the_plan(framework, device, setup, execution):
     trainer, _ = start(framework, setup, device, execution)
     trainer.train([random_batch(setup, 32, seed) for seed in range(3)], 1e-2)
     before, moments = trainer.weights(), copied(trainer.optimizer_arrays())
-    plan, moved = rewiring(setup, before["output.weights"], 0.2, 11)
+    plans = rewirings(setup, before, 0.2, 11)
 
-    assert trainer.rewire(0.2, 11) == len(plan.positions) > 0
+    assert trainer.rewire(0.2, 11) == sum(len(plan.positions) for _, plan, _ in plans)
 
-    before[setup.output.source_array].reshape(-1)[plan.positions] = plan.sources
+    assert all(len(plan.positions) for _, plan, _ in plans)
+    rewired(plans, before, moments)
     for key, array in trainer.weights().items():
         np.testing.assert_array_equal(array, before[key], key)
     for key, array in copied(trainer.optimizer_arrays()).items():
-        if key.startswith("output.weights"):
-            moments[key].reshape(-1)[moved] = 0
         np.testing.assert_array_equal(array, moments[key], key)
 
 
@@ -215,7 +247,7 @@ def test_errors_are_the_same_whoever_is_asked(framework, setup, execution):
     for k in (0, 41):
         with pytest.raises(ValueError, match=rf"k must be in 1\.\.40 \(the labels\), got {k}"):
             trainer.top_k(x, k)
-    first = "intermediate" if setup.intermediate else "output"
+    first = next(iter(setup.array_shapes())).partition(".")[0]
     with pytest.raises(KeyError, match=f"'elsewhere' is none of {first}"):
         trainer.array("elsewhere")
 
@@ -236,8 +268,10 @@ def test_weights_go_from_one_trainer_to_another(framework, device, setup, execut
     positives = (batch.positive_instances, batch.positive_labels)
     expected, _ = reference_loss("squared_hinge", scores, *positives)
     assert_near(second.train([batch], 1e-2), [expected], 1e-5)
-    arrays["output.bias"] = arrays["output.bias"][:-1]
-    with pytest.raises(ValueError, match=r"output.bias must be \[40\], got \[39\]"):
+    last = setup.parts[-1]
+    bias, size = last.outside("output.bias"), last.labels
+    arrays[bias] = arrays[bias][:-1]
+    with pytest.raises(ValueError, match=rf"{bias} must be \[{size}\], got \[{size - 1}\]"):
         second.load_weights(arrays)
     with pytest.raises(KeyError, match="'elsewhere' is none of"):
         first.array("elsewhere")
@@ -256,7 +290,8 @@ def test_a_run_goes_on_in_another_trainer(framework, device, setup, execution):
     later = [random_batch(setup, 32, seed) for seed in range(9, 14)]
     np.testing.assert_array_equal(first.train(later, 1e-2), second.train(later, 1e-2))
     assert_arrays(second, first.weights(), 1e-6)
-    assert state["output.weights.m"].shape == setup.array_shapes()["output.weights"]
+    for part in setup.parts:
+        assert state[f"{part.weights}.m"].shape == setup.array_shapes()[part.weights]
     theirs = copied(second.optimizer_arrays())
     for name, array in copied(first.optimizer_arrays()).items():
         assert not np.array_equal(array, state[name])  # what was given is a copy

@@ -29,6 +29,7 @@ WORDS = " ".join(" ".join(TEXTS.values()).split())
     [
         *("torch", "tensorflow", "torch, fused", "tensorflow, fused", "torch, trained"),
         *("torch, chosen", "tensorflow, chosen", "torch, grouped", "onnx"),
+        "torch, head and tail",
         *("sparse features", "pandas"),
         *("own data", "lists", "torch, words", "tensorflow, words"),
         *("torch, onnx", "torch, ranks"),

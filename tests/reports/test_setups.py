@@ -56,6 +56,33 @@ def test_labels_that_share_their_sources_are_named() -> None:
     assert task(group_size=16, grouping="meaning").slug == "ffi-32-g16_grouping=meaning"
 
 
+def test_heads_are_named() -> None:
+    deep = {"architecture": "dense-stratified", "intermediate": 16384, "head_connectivity": 128}
+    tasks = [
+        task(),
+        task(head_fraction=0.1),
+        task(head_fraction=0.025, group_size=16),
+        task(**deep, head_fraction=0.1),
+        task(architecture="dense", connectivity=None, head_fraction=0.1, head_connectivity=64),
+    ]
+    assert [Setup.from_task(t, inputs=512).label for t in tasks] == [
+        "FFI 32",
+        "Dense 10 % + FFI 32",
+        "Dense 2.5 % + FFI 32/g16",
+        "FFI 128 10 % + FFI 32-16k",
+        "FFI 64 10 % + Dense",
+    ]
+    assert [t.slug for t in tasks] == [
+        "ffi-32",
+        "ffi-32-h0.1",
+        "ffi-32-g16-h0.025",
+        "ffi-32-h0.1x128-16384",
+        "dense-h0.1x64",
+    ]
+    assert len({Setup.from_task(t, inputs=512).order for t in tasks}) == 5
+    assert Setup.from_task(tasks[1], 512) != Setup.from_task(tasks[0], 512)
+
+
 def test_colours_are_distinct_and_every_setup_has_one() -> None:
     assert len(set(COLOURS.values())) == 6
     names = [Setup.from_task(task(**values), inputs=512).name for values in SIX]

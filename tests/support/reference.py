@@ -99,25 +99,36 @@ class Model:
         self.steps = 0
 
     def output_matrix(self):
-        """The output layer's weights as [sources, labels]."""
-        a = self.arrays
-        if isinstance(self.setup.output, Dense):
-            return a["output.weights"]
-        matrix = np.zeros((self.setup.output_inputs, self.setup.labels))
-        rows, columns = self.positions()
-        np.add.at(matrix, (columns, rows), a["output.weights"].reshape(-1))
+        """The weights of all output layers as [sources, labels]."""
+        return np.concatenate([self.part_matrix(part) for part in self.setup.parts], axis=1)
+
+    def part_matrix(self, part):
+        """The weights of one output layer as [sources, labels]."""
+        weights = self.arrays[part.weights]
+        if isinstance(part.kind, Dense):
+            return weights
+        matrix = np.zeros((self.setup.output_inputs, part.labels))
+        rows, columns = self.positions(part)
+        np.add.at(matrix, (columns, rows), weights.reshape(-1))
         return matrix
 
-    def positions(self):
-        """(label, source) of each connection, in the order of the flat weights; of labels in an
-        order of their own, (position, source)."""
-        a = self.arrays
+    def output_bias(self):
+        """The biases of all output layers."""
+        return np.concatenate(
+            [self.arrays[part.outside("output.bias")] for part in self.setup.parts]
+        )
+
+    def positions(self, part):
+        """(label, source) of each connection of an output layer, in the order of the flat weights;
+        of labels in an order of their own, (position, source). Positions count from the layer's
+        first one."""
+        a = {part.inside(name): array for name, array in self.arrays.items() if part.owns(name)}
         if "output.rows" in a:
             return a["output.rows"].astype(int), a["output.columns"].astype(int)
         labels, fan_in = a["output.weights"].shape
         indices = a["output.indices"].astype(int)
-        if self.setup.output.group_size:
-            indices = indices[np.arange(labels) // self.setup.output.group_size]
+        if part.kind.group_size:
+            indices = indices[np.arange(labels) // part.kind.group_size]
         return np.repeat(np.arange(labels), fan_in), indices.reshape(-1)
 
     def order(self):
@@ -129,7 +140,7 @@ class Model:
         hidden = x
         if self.setup.intermediate:
             hidden = np.maximum(0, x @ a["intermediate.weights"] + a["intermediate.bias"])
-        return hidden, hidden @ self.output_matrix() + a["output.bias"]
+        return hidden, hidden @ self.output_matrix() + self.output_bias()
 
     def read(self, x):
         """Features as the first layer reads them, float64 [batch, inputs]."""
@@ -145,14 +156,16 @@ class Model:
         hidden, s = self.forward(x)
         places = np.argsort(self.order())[batch.positive_labels]
         value, g = loss(self.setup.loss, s, batch.positive_instances, places)
-        matrix_grad = hidden.T @ g
-        grads = {"output.bias": g.sum(0)}
-        if isinstance(self.setup.output, Dense):
-            grads["output.weights"] = matrix_grad
-        else:
-            rows, columns = self.positions()
-            shape = self.arrays["output.weights"].shape
-            grads["output.weights"] = matrix_grad[columns, rows].reshape(shape)
+        grads = {}
+        for part in self.setup.parts:
+            own = g[:, part.positions]
+            grads[part.outside("output.bias")] = own.sum(0)
+            matrix_grad = hidden.T @ own
+            if not isinstance(part.kind, Dense):
+                rows, columns = self.positions(part)
+                shape = self.arrays[part.weights].shape
+                matrix_grad = matrix_grad[columns, rows].reshape(shape)
+            grads[part.weights] = matrix_grad
         if self.setup.intermediate:
             grad_hidden = g @ self.output_matrix().T + self.beside(hidden, batch, learning_rate)
             before = grad_hidden * (hidden > 0)

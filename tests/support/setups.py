@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import scipy.sparse as sp
 
 from fanin.backends.arrays import initial_arrays, plan_rewiring
+from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import LayerSetup
 from fanin.datasets import Batch
 
+# With a head of another kind than the tail; each kind stands at either place.
+PAIRS = (
+    HeadAndTail(Dense(), FixedFanIn(4), 7),
+    HeadAndTail(FixedFanIn(6), GroupedFanIn(4, 8), 9),
+    HeadAndTail(GroupedFanIn(4, 8), Unstructured(3), 11),
+    HeadAndTail(Unstructured(3), Dense(), 5),
+)
+
 
 def every_setup(inputs, labels, units):
-    """Each kind of connection, without and with an intermediate layer of so many units."""
+    """Each kind of connection, without and with an intermediate layer of so many units; pairs of
+    kinds."""
     kinds = (Dense(), Unstructured(4), FixedFanIn(4), GroupedFanIn(4, 16))
-    return [LayerSetup(inputs, labels, kind, unit) for unit in (None, units) for kind in kinds]
+    setups = [LayerSetup(inputs, labels, kind, unit) for unit in (None, units) for kind in kinds]
+    # The pairs at the end, and an intermediate layer with every other one.
+    above = (None, units, None, units)
+    return setups + [
+        LayerSetup(inputs, labels, pair, unit) for pair, unit in zip(PAIRS, above, strict=True)
+    ]
 
 
 def random_order(labels, seed=0):
@@ -31,17 +48,38 @@ def starting(setup, seed):
     return arrays
 
 
-def rewiring(setup, weights, fraction, seed):
-    """What a trainer with these weights rewires, and the flat positions in the weights of the
-    connections that move."""
-    kind = setup.output
-    plan = plan_rewiring(kind.source_magnitudes(weights), fraction, setup.output_inputs, seed)
-    if not kind.group_size:
-        return plan, plan.positions
-    reads = np.zeros(setup.array_shapes()["output.indices"], bool)
-    reads.reshape(-1)[plan.positions] = True
-    moves = np.repeat(reads, kind.group_size, axis=0)[: setup.labels]
-    return plan, np.flatnonzero(moves)
+def scaled_weights(setup, arrays, largest):
+    """Scale the weights of each output layer, in place, to a largest |weight|: at the start they
+    may be so small that scores hardly matter."""
+    for part in setup.parts:
+        weights = arrays[part.weights]
+        weights *= np.float32(largest / np.abs(weights).max())
+
+
+def rewirings(setup, arrays, fraction, seed):
+    """What a trainer with these arrays rewires. Of each output layer that can be: the layer, its
+    plan, and the flat positions in the weights of the connections that move."""
+    found = []
+    for number, part in enumerate(setup.rewired_parts):
+        compared = part.kind.source_magnitudes(arrays[part.weights])
+        plan = plan_rewiring(compared, fraction, setup.output_inputs, seed + number)
+        plan, moved = replace(plan, layer=part.name), plan.positions
+        if part.kind.group_size:
+            reads = np.zeros(setup.array_shapes()[part.source_array], bool)
+            reads.reshape(-1)[plan.positions] = True
+            moved = np.repeat(reads, part.kind.group_size, axis=0)[: part.labels]
+            moved = np.flatnonzero(moved)
+        found.append((part, plan, moved))
+    return found
+
+
+def rewired(plans, arrays, moments):
+    """Arrays and moments after these `rewirings`, in place."""
+    for part, plan, moved in plans:
+        arrays[part.source_array].reshape(-1)[plan.positions] = plan.sources
+        for name in (f"{part.weights}.m", f"{part.weights}.v"):
+            if name in moments:
+                moments[name].reshape(-1)[moved] = 0
 
 
 def setup_name(setup):

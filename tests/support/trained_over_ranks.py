@@ -65,7 +65,7 @@ def trained(setup, execution, over_ranks):
     losses = [first.train(batches[: STEPS // 2], 0.01)]
     if setup.is_rewired:
         moved += first.rewire(0.3, 7)
-        moved += first.apply_rewiring(first.plan_rewiring(0.2, 8, below=0.05))
+        moved += sum(map(first.apply_rewiring, first.plan_rewiring(0.2, 8, below=0.05)))
     state = {**copied(first.arrays()), **copied(first.optimizer_arrays())}
     if over_ranks:
         state = first.ranks.from_first(state)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed
 from fanin.backends.interface import Execution
-from fanin.backends.kinds import ConnectionKind
+from fanin.backends.kinds import ConnectionKind, Part
 from fanin.backends.moments import Resets
 from fanin.backends.optimizer import Optimizer, OptimizerKind
 from fanin.backends.ranges import LabelRanges
@@ -266,25 +266,40 @@ class ShardedFanIn(StateOfAll, nn.Module):
         inputs; how many moved. Weights keep their value, and their moments become 0; in autograd
         those that `optimizer` keeps, as of `FixedFanInLinear.rewire`. rng: a generator or a seed,
         of which that of rank 0 counts. The same connections move, and get the same inputs, with any
-        number of ranks. ValueError for a kind whose connections cannot be rewired."""
-        name, (own,) = self.setup.check_rewired(), self._own_layers
+        number of ranks. Of a head and a tail each moves that fraction of its own. ValueError for a
+        kind whose connections cannot be rewired."""
+        parts = self.setup.check_rewired()
         self.ranks.check_equal("fraction", fraction)
-        weights = own.tensor("output.weights")
+        seed = self.ranks.from_first(drawn_seed(rng))
+        moved = [
+            self._rewire(part, fraction, (seed + number) % 2**64, optimizer)
+            for number, part in enumerate(parts)
+        ]
+        return int(self.ranks.sum(torch.tensor([sum(moved)], device=self._device)))
+
+    def _rewire(
+        self, part: Part, fraction: float, seed: int, optimizer: torch.optim.Optimizer | None
+    ) -> int:
+        """Of one output layer; how many of this rank's own moved."""
+        own, name = self._owner(part.weights), part.source_array
+        weights = own.tensor(part.weights)
         assert weights is not None
+        assert name is not None
         resets: Resets = [] if optimizer is None else resets_of(optimizer, weights)
         for moment in self.optimizer.keeps if self.execution == "fused" else ():
-            resets.append((own.tensor(f"output.weights.{moment}"), 0.0))
-        kind, seed = self.setup.output, self.ranks.from_first(drawn_seed(rng))
-        magnitudes = kind.source_magnitudes(weights.detach().float().cpu().numpy())
-        plan = plan_rewiring(self.ranks, self.ranges, magnitudes, fraction, seed, self._device)
+            resets.append((own.tensor(f"{part.weights}.{moment}"), 0.0))
+        magnitudes = part.kind.source_magnitudes(weights.detach().float().cpu().numpy())
+        plan = plan_rewiring(
+            self.ranks, self.ranges, part, magnitudes, fraction, seed, self._device
+        )
         sources = own.array(name).copy()
         sources.reshape(-1)[plan.positions] = plan.sources
         self._write(name, sources)
-        moved = kind.connections_of(plan.positions, own.setup.labels)
+        moved = part.kind.connections_of(plan.positions, own.setup.labels)
         where = torch.from_numpy(moved).to(self._device)
         for array, start in resets:
             array.view(-1)[where] = weights.view(-1)[where] if start is None else start
-        return int(self.ranks.sum(torch.tensor([len(plan.positions)], device=self._device)))
+        return len(plan.positions)
 
     def _spread(self, batch: WholeBatch) -> Tensor:
         spread: Tensor = Spread.apply(batch.own_features, self.ranks, self.batch, batch)

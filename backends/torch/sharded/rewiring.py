@@ -9,6 +9,7 @@ import torch
 
 from fanin.backends import checks
 from fanin.backends.arrays import Rewiring, new_sources
+from fanin.backends.kinds import Part
 from fanin.backends.ranges import LabelRanges
 from fanin.backends.torch.sharded.ranks import Ranks
 
@@ -18,19 +19,21 @@ _HALF = 1 << 16
 def plan_rewiring(
     ranks: Ranks,
     ranges: LabelRanges,
+    part: Part,
     magnitudes: np.ndarray,
     fraction: float,
     seed: int,
     device: torch.device,
     below: float = math.inf,
 ) -> Rewiring:
-    """What `fanin.backends.arrays.plan_rewiring` chooses for the whole model, as far as this rank
-    has it: positions are counted within its own array of sources. All ranks have to ask.
+    """What `fanin.backends.arrays.plan_rewiring` chooses for an output layer of the whole model, as
+    far as this rank has it: positions are counted within its own sources. All ranks have to ask.
 
-    magnitudes: of the rank's own sources, float32, see `ConnectionKind.source_magnitudes`. device:
-    where the ranks send from. ValueError for a model that cannot be rewired.
+    part: one of `LayerSetup.rewired_parts`. magnitudes: of the rank's own sources, float32, see
+    `ConnectionKind.source_magnitudes`. device: where the ranks send from.
     """
-    name = ranges.setup.check_rewired()
+    name = part.source_array
+    assert name is not None
     own = np.abs(magnitudes.reshape(-1)).astype(np.float32, copy=False)
     shape = ranges.setup.array_shapes()[name]
     count = int(checks.fraction(fraction) * math.prod(shape))
@@ -38,7 +41,7 @@ def plan_rewiring(
     positions = np.flatnonzero(own < threshold)
     first = ranges.first_row(name, ranks.rank) * math.prod(shape[1:])
     sources = new_sources(positions + first, ranges.setup.output_inputs, seed)
-    return Rewiring(positions, sources, threshold)
+    return Rewiring(positions, sources, threshold, layer=part.name)
 
 
 def _at_rank(ranks: Ranks, values: np.ndarray, count: int, device: torch.device) -> float:

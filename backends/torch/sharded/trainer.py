@@ -16,7 +16,7 @@ import numpy as np
 from fanin.backends.arrays import Rewiring, check_names
 from fanin.backends.auxiliary import Auxiliary
 from fanin.backends.interface import DeviceArray, Execution, Storage, TrainingBatch
-from fanin.backends.kinds import ORDER
+from fanin.backends.kinds import ORDER, Part
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.ranges import LabelRanges
 from fanin.backends.setup import LayerSetup
@@ -132,31 +132,30 @@ class ShardedTrainer(Trainer):
 
     # Rewiring ------------------------------------------------------------------------------------
 
-    def rewire(self, fraction: float, seed: int) -> int:
-        return self.apply_rewiring(self.plan_rewiring(fraction, seed))
+    def _rewire(self, part: Part, fraction: float, seed: int) -> int:
+        return self.apply_rewiring(self._plan(part, fraction, seed, math.inf))
 
-    def plan_rewiring(self, fraction: float, seed: int, below: float = math.inf) -> Rewiring:
-        self.setup.check_rewired()
+    def _plan(self, part: Part, fraction: float, seed: int, below: float) -> Rewiring:
         with self._executor.in_label_order():
-            weights = Trainer._read(self, "output.weights", self._trained["output.weights"].values)
-            compared = self._executor.setup.output.source_magnitudes(weights)
-            magnitudes = np.array(compared, np.float32)
+            weights = Trainer._read(self, part.weights, self._trained[part.weights].values)
+            magnitudes = np.array(part.kind.source_magnitudes(weights), np.float32)
         own = plan_rewiring(
-            self.ranks, self._ranges, magnitudes, fraction, seed, self.device.torch, below
+            self.ranks, self._ranges, part, magnitudes, fraction, seed, self.device.torch, below
         )
-        return replace(own, positions=own.positions + self._first_source())
+        return replace(own, positions=own.positions + self._first_source(part))
 
-    def _first_source(self) -> int:
-        """The flat position in the whole array of sources of this rank's first one."""
-        name = self.setup.check_rewired()
-        row = math.prod(self.setup.array_shapes()[name][1:])
-        return self._ranges.first_row(name, self.ranks.rank) * row
+    def _first_source(self, part: Part) -> int:
+        """The flat position in an output layer's whole array of sources of this rank's first."""
+        assert part.source_array
+        row = math.prod(self.setup.array_shapes()[part.source_array][1:])
+        return self._ranges.first_row(part.source_array, self.ranks.rank) * row
 
     def apply_rewiring(self, rewiring: Rewiring) -> int:
         """Move what the rank has of the connections that were chosen; how many all ranks move."""
-        count = self._executor.setup.count(self.setup.check_rewired())
-        positions = rewiring.positions - self._first_source()
-        own = (positions >= 0) & (positions < count)
+        (part,) = (each for each in self.setup.check_rewired() if each.name == rewiring.layer)
+        assert part.source_array
+        positions = rewiring.positions - self._first_source(part)
+        own = (positions >= 0) & (positions < self._executor.setup.count(part.source_array))
         moved = super().apply_rewiring(
             replace(rewiring, positions=positions[own], sources=rewiring.sources[own])
         )

@@ -321,6 +321,9 @@ def test_the_installed_backend_is_chosen(monkeypatch):
         ({"fan_in": 2.0}, "fan_in must be a whole number"),
         ({"group_size": 7}, r"group_size must be in 8\.\.64, got 7"),
         ({"group_size": 8, "fan_in": None}, "is for labels with a fixed fan-in; set fan_in"),
+        ({"head_fraction": 1.0}, "head_fraction must be at least 0 and below 1, got 1"),
+        ({"head_fraction": 0.1, "head_fan_in": 0}, "head_fan_in must be at least 1"),
+        ({"head_fan_in": 64}, "head_fan_in 64 is for frequent labels .*; set head_fraction"),
         ({"grouping": "size"}, "grouping must be one of random, frequency, meaning, sources"),
         ({"grouping": "random"}, "grouping 'random' is for labels that share their sources; set"),
         (

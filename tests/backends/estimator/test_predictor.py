@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from setups import starting
 
 from fanin.backends.estimator.predictor import Predictor
+from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.kinds import ORDER, Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.setup import LayerSetup
 
@@ -20,6 +21,11 @@ SETUPS = {
     "grouped": LayerSetup(INPUTS, LABELS, GroupedFanIn(4, 8), scaled=True),
     "grouped-above": LayerSetup(INPUTS, LABELS, GroupedFanIn(4, 16), intermediate=9),
     "dense-above": LayerSetup(INPUTS, LABELS, Dense(), intermediate=9),
+    "head": LayerSetup(INPUTS, LABELS, HeadAndTail(Dense(), FixedFanIn(4), 7), scaled=True),
+    "head-above": LayerSetup(
+        INPUTS, LABELS, HeadAndTail(FixedFanIn(6), GroupedFanIn(4, 8), 9), intermediate=9
+    ),
+    "grouped-head": LayerSetup(INPUTS, LABELS, HeadAndTail(GroupedFanIn(4, 8), Dense(), 11)),
     "words": LayerSetup(INPUTS, LABELS, FixedFanIn(4), intermediate=9, sparse_features=True),
     "scaled-words": LayerSetup(
         INPUTS, LABELS, Dense(), intermediate=9, scaled=True, sparse_features=True
@@ -39,6 +45,17 @@ def arrays_of(setup):
     return arrays
 
 
+def scores_of(part, arrays, x):
+    """Of one output layer, by position."""
+    weights, bias = arrays[part.weights], arrays[part.outside("output.bias")]
+    if not part.kind.fan_in:
+        return x @ weights + bias
+    indices = arrays[part.source_array].astype(int)
+    if size := part.kind.group_size:
+        indices = np.repeat(indices, size, axis=0)[: part.labels]
+    return (x[:, indices] * weights).sum(2) + bias
+
+
 def reference_scores(setup, arrays, x):
     arrays = {name: array.astype(np.float64) for name, array in arrays.items()}
     x = x * arrays.get("features.scale", 1.0)
@@ -46,15 +63,7 @@ def reference_scores(setup, arrays, x):
         x = x @ arrays["features.dictionary"]
     if setup.intermediate:
         x = np.maximum(x @ arrays["intermediate.weights"] + arrays["intermediate.bias"], 0)
-    weights = arrays["output.weights"]
-    if setup.output.fan_in:
-        indices = arrays["output.indices"].astype(int)
-        if size := setup.output.group_size:
-            indices = np.repeat(indices, size, axis=0)[:LABELS]
-        scores = (x[:, indices] * weights).sum(2)
-    else:
-        scores = x @ weights
-    scores += arrays["output.bias"]
+    scores = np.concatenate([scores_of(part, arrays, x) for part in setup.parts], axis=1)
     if ORDER in arrays:
         by_position, scores = scores, np.empty_like(scores)
         scores[:, arrays[ORDER].astype(int)] = by_position

@@ -20,6 +20,7 @@ from fanin.backends.estimator import saved
 from fanin.backends.estimator.loading import load
 from fanin.backends.estimator.predictor import Predictor
 from fanin.backends.estimator.settings import Settings
+from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.kinds import Dense, FixedFanIn, GroupedFanIn
 from fanin.backends.recipes import PAPER
 from fanin.backends.setup import LayerSetup
@@ -30,6 +31,8 @@ SETUPS = [
     LayerSetup(6, 8, FixedFanIn(3), loss="bce", scaled=True, atoms=10),
     LayerSetup(6, 8, Dense(), intermediate=4),
     LayerSetup(6, 8, GroupedFanIn(3, 8), loss="bce"),
+    LayerSetup(6, 8, HeadAndTail(Dense(), FixedFanIn(3), 2), loss="bce", scaled=True),
+    LayerSetup(6, 8, HeadAndTail(FixedFanIn(4), GroupedFanIn(2, 8), 3), intermediate=4),
     LayerSetup(6, 8, FixedFanIn(2), intermediate=4, sparse_features=True),
 ]
 

@@ -256,6 +256,7 @@ def test_what_does_not_fit_is_refused(monkeypatch):
         *({"weights_dtype": "bfloat16"}, {"moments_dtype": "bfloat16"}, {"moments": "row"}),
         *({"execution": "autograd"}, {"device": "cuda"}),
         *({"optimizer": "sgd"}, {"weight_decay": 0.1}, {"warm_up": 0.1}),
+        {"head_fraction": 0.1},
     ],
 )
 def test_parameters_of_other_models(parameters):

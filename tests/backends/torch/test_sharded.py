@@ -9,6 +9,7 @@ import torch
 from setups import random_batch, starting
 from sharded_cases import KINDS, LABELS, UNITS
 
+from fanin.backends.arrays import drawn_seed
 from fanin.backends.kinds import ORDER, FixedFanIn, GroupedFanIn
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.registry import make_trainer
@@ -74,6 +75,15 @@ def test_it_starts_and_trains_as_a_trainer_does(kind, execution):
             loss.backward()
             optimizer.step()
         assert loss.item() == pytest.approx(expected, rel=1e-5)
+    if setup.is_rewired:
+        moved = trainer.rewire(0.3, drawn_seed(6))
+        assert layer.rewire(0.3, rng=6) == moved > 0
+        state = layer.full_state_dict()
+        for part in setup.rewired_parts:
+            found = state[part.source_array.removeprefix("output.")].numpy()
+            expected = np.ascontiguousarray(trainer.array(part.source_array))
+            found = found.view(expected.dtype) if found.dtype == np.uint8 else found
+            np.testing.assert_array_equal(found, expected)
     features = batches(21)[-1].features
     scores, ids = layer.top_k(torch.from_numpy(features), 5)
     np.testing.assert_array_equal(ids.numpy(), trainer.top_k(features, 5))

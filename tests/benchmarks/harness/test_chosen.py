@@ -171,6 +171,28 @@ def test_the_plan_counts_what_label_groups_need(more, counted):
     assert planned.expected.peak_bytes - planned.expected.overhead_bytes == counted
 
 
+def test_the_plan_counts_what_a_head_and_a_tail_need():
+    """The larger one's connections, and its own positives beside all; the same for rewiring."""
+    sizes = Sizes(768, 670_091, 490_449, 153_025, 2_670_000, is_mapped=True)
+    task = make_task(
+        architecture="stratified",
+        connectivity=32,
+        head_fraction=0.1,
+        head_connectivity=64,
+        execution="fused",
+        optimizer="sgd",
+        weights_dtype="bfloat16",
+        connections="centroid",
+        rewire_interval=0,
+    )
+    planned = plan.Plan.of(task, "torch", sizes, Speed(1e10, 1e11), 1 << 40, threads=2).expected
+    counted = choosing_bytes(490_449, 768, 603_082, 2_670_000, 32, is_mapped=True) + 10 * 2_670_000
+    assert planned.peak_bytes - planned.overhead_bytes == counted
+    # Weights in two bytes, sources in two, biases in four, and which label stands where.
+    weights = 67_009 * 64 + 603_082 * 32
+    assert planned.parameter_bytes == weights * (2 + 2) + 670_091 * (4 + 4)
+
+
 @pytest.mark.torch
 @pytest.mark.slow
 def test_chosen_connections_are_better_than_random_ones():

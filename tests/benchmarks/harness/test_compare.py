@@ -83,6 +83,16 @@ class TestCompare:
             task = make_task(**chosen, **values)
             assert lockstep.compare(task, options, 7).agreed
 
+    def test_heads_and_tails(self, place):
+        """With rewiring of both, at random and towards gradients."""
+        options = Options(results=place / "heads", data_dir=place / "data")
+        chosen = {"dataset": "tiny", "features": "dense40", "architecture": "stratified"}
+        chosen |= {"connectivity": 8, "head_fraction": 0.2, "rewire_interval": 3}
+        chosen["head_connectivity"] = 12
+        for values in ({"group_size": 8}, {"recipe": "best", "rewire_until": 1}):
+            task = make_task(**chosen, **values)
+            assert lockstep.compare(task, options, 7).agreed
+
     def test_drift_fails(self, place, monkeypatch):
         """With no room for rounding at all, two frameworks cannot agree."""
         monkeypatch.setattr(lockstep, "WEIGHT_TOLERANCE", 0.0)

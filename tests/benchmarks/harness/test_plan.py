@@ -139,9 +139,12 @@ class TestPlan:
         monkeypatch.setattr(estimate, "sorting_pays", lambda sources, cpu: pays)
         for execution in ("autograd", "fused"):
             kinds = ("dense", "bottleneck", "stratified", "sparse", "dense-stratified")
-            for kind, group_size in (*product(kinds, [None]), *product(kinds[2::2], [16])):
+            plain = product(kinds, [None], [0, 0.1])
+            for kind, group_size, head in (*plain, *product(kinds[2::2], [16], [0, 0.1])):
                 values = {"dataset": "tiny", "features": "slice", "execution": execution}
-                values["group_size"] = group_size
+                values |= {"group_size": group_size, "head_fraction": head}
+                if head and kind != "stratified":
+                    values["head_connectivity"] = 12
                 values["optimizer"] = optimizer
                 if "str" in kind or "sparse" in kind:
                     values["connectivity"] = 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from fakes import make_task
@@ -21,7 +22,7 @@ class TestTasks:
         entries = json.loads(path.read_text())["tasks"]
         assert len({t.slug for t in tasks}) == len(tasks) == len(entries)
         if name != "recipes/ablations":  # which is for any data set
-            table = name.removesuffix("-ablations").removesuffix("-grouped")
+            table = re.sub("-(ablations|grouped|heads)$", "", name)
             assert {f"{t.dataset}/{t.features}" for t in tasks} == {table}
 
     def test_files_of_a_data_set(self):
@@ -145,6 +146,12 @@ class TestTasks:
                 ('{"defaults": {"dataset": "d", "features": "f", "connectivity": 8}, '
                  f'"tasks": [{{"architecture": "{architecture}", {keys}}}]}}', message)
                 for architecture, keys, message in (
+                    ("stratified", '"head_fraction": 1', "head_fraction: .*less than 1"),
+                    ("stratified", '"head_fraction": -0.1', "head_fraction: .*or equal to 0"),
+                    ("stratified", '"head_fraction": 0.1, "head_connectivity": 0',
+                     "head_connectivity: .*greater than or equal to 1"),
+                    ("stratified", '"head_connectivity": 8',
+                     "head_connectivity 8 is for frequent labels .*set head_fraction"),
                     ("stratified", '"group_size": 7', "group_size: .*greater than or equal to 8"),
                     ("stratified", '"group_size": 65', "group_size: .*less than or equal to 64"),
                     ("sparse", '"group_size": 8', "group_size 8 needs architecture 'stratified'"),
