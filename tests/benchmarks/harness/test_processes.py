@@ -158,6 +158,21 @@ def test_a_checkpoint_of_two_processes_is_taken_up_by_one(place, undisturbed):
     assert fewer.test == undisturbed.test
 
 
+def test_a_launcher_of_torch_starts_the_processes(place, undisturbed):
+    """One command in each process, and a run after the other in all of them."""
+    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", "2", "-m", "fanin.benchmarks"]
+    call = [*launcher, *map(str, options(place, "launched", "--repeat", "2"))]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = read_results(place / "launched")
+    assert first.machine.processes == second.machine.processes == 2
+    assert first.test == undisturbed.test and len(first.memory_of_ranks) == 2
+    assert [epoch.loss for epoch in first.history] == [e.loss for e in undisturbed.history]
+    assert second.status == "finished"
+    assert done.stdout.count("The report:") == 1  # one command speaks
+
+
 def test_what_fails_by_itself_is_not_tried_again(place):
     """More processes than label groups."""
     grouped = {"architecture": "dense-stratified", "intermediate": 64, "group_size": 32}
