@@ -114,6 +114,7 @@ def all_gone(processes):
     return not psutil.wait_procs([*processes], timeout=10)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_run_goes_on_after_one_of_its_processes_was_killed(place, undisturbed, number):
     """Wherever it was: to the same numbers."""
@@ -133,6 +134,7 @@ def test_a_run_goes_on_after_one_of_its_processes_was_killed(place, undisturbed,
     assert not list((place / results).rglob("*.checkpoint"))
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_leaves_no_process(place, undisturbed):
     run, ranks = started(place, "orphans")
     wait_for_checkpoint(run, place, "orphans")
@@ -145,6 +147,7 @@ def test_a_command_that_is_killed_leaves_no_process(place, undisturbed):
     assert figures(result(place, "orphans")) == figures(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_is_taken_up_by_one(place, undisturbed):
     run, ranks = started(place, "fewer")
     wait_for_checkpoint(run, place, "fewer")
@@ -158,6 +161,7 @@ def test_a_checkpoint_of_two_processes_is_taken_up_by_one(place, undisturbed):
     assert fewer.test == undisturbed.test
 
 
+@pytest.mark.slow
 def test_a_launcher_of_torch_starts_the_processes(place, undisturbed):
     """One command in each process, and a run after the other in all of them."""
     launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
@@ -173,6 +177,7 @@ def test_a_launcher_of_torch_starts_the_processes(place, undisturbed):
     assert done.stdout.count("The report:") == 1  # one command speaks
 
 
+@pytest.mark.slow
 def test_what_fails_by_itself_is_not_tried_again(place):
     """More processes than label groups."""
     grouped = {"architecture": "dense-stratified", "intermediate": 64, "group_size": 32}
