@@ -49,12 +49,15 @@ class FusedExecutor(Executor):
     intermediate: Layer | None = None
     auxiliary: Layer
 
-    def __init__(self, setup: LayerSetup, device: Device, optimizer: Optimizer) -> None:
+    def __init__(
+        self, setup: LayerSetup, device: Device, optimizer: Optimizer, mean_labels: int = 0
+    ) -> None:
+        """mean_labels: labels of the whole model, which the loss is a mean over; 0 for those of the
+        setup."""
         self.setup = setup
         self.optimizer = optimizer
         self.device = device
-        # Labels of the whole model, which the loss is a mean over; 0 for those of the setup.
-        self.mean_labels = 0
+        self.mean_labels = mean_labels
         # Of stochastic rounding: each layer has random numbers of its own.
         self.output_seed = OUTPUT_SEED
         self.wants_grad = setup.intermediate is not None

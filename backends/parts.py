@@ -47,15 +47,17 @@ class FusedParts(FusedExecutor):
 
     of_one: ClassVar[type[FusedExecutor]]
 
-    def __init__(self, setup: LayerSetup, device: Device, optimizer: Optimizer) -> None:
-        super().__init__(setup, device, optimizer)
+    def __init__(
+        self, setup: LayerSetup, device: Device, optimizer: Optimizer, mean_labels: int = 0
+    ) -> None:
+        super().__init__(setup, device, optimizer, mean_labels or setup.labels)
         self._order = np.empty(0, np.int32)
         # Of each layer, ascending; it calls a label by its rank.
         self._label_ids: list[np.ndarray] = []
         self._parts: list[tuple[Part, FusedExecutor]] = []
         for part, seed in zip(setup.parts, (OUTPUT_SEED, TAIL_SEED), strict=True):
-            executor = self.of_one(setup.layer_setup(part), device, optimizer)
-            executor.mean_labels, executor.output_seed = setup.labels, seed
+            executor = self.of_one(setup.layer_setup(part), device, optimizer, self.mean_labels)
+            executor.output_seed = seed
             executor.wants_grad = self.wants_grad
             self._parts.append((part, executor))
         self.is_sorted = any(executor.is_sorted for _, executor in self._parts)

@@ -88,7 +88,8 @@ class Backend:
     """A framework as the rest of fanin sees it.
 
     name: of its folder here, of its package, and on the command line. marker: of its points in
-    plots, as Matplotlib has it. install: the command that brings it.
+    plots, as Matplotlib has it. install: the command that brings it. one_process: why it cannot
+    train a model with several processes, empty where it can.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Backend:
     marker: str
     install: str
     memory: MemoryModel
+    one_process: str = ""
 
 
 BACKENDS: dict[str, Backend] = {
@@ -138,6 +140,9 @@ BACKENDS: dict[str, Backend] = {
                 # Each gradient gathers two of [connections, batch].
                 sparse_arrays_by_instance=(2, 4),
             ),
+            one_process="Keras' distribution for TensorFlow does not cut such a layer over "
+            "processes, and TensorFlow's parameter servers are asynchronous, so no two runs would "
+            "give the same numbers",
         ),
     )
 }
@@ -154,12 +159,14 @@ def make_trainer(
     device: str = "auto",
     threads: int = 0,
     auxiliary: Auxiliary | None = None,
+    over_ranks: bool = False,
 ) -> Trainer:
     """Build the trainer of `backend`; imports that framework and no other.
 
     execution: how to train; storage: of weights and moments, see `Storage`; optimizer: see there.
     device: "cpu", "cuda", or "auto" for a GPU when there is one. threads: CPU threads, 0 for all.
-    auxiliary: a loss that helps the training, see there.
+    auxiliary: a loss that helps the training, see there. over_ranks: whether the labels are cut
+    over the processes of torch.distributed, each of which calls this with the same arguments.
     A missing framework raises ImportError with what to install: never a silent skip.
     """
     if execution == "autograd" and not storage.is_float32:
@@ -177,6 +184,10 @@ def make_trainer(
         raise ValueError(f"execution must be autograd or fused, got {execution!r}")
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if over_ranks and BACKENDS[backend].one_process:
+        raise ValueError(
+            f"backend {backend!r} trains with one process: {BACKENDS[backend].one_process}"
+        )
     try:
         module = importlib.import_module(f"fanin.backends.{backend}.{execution}")
     except ModuleNotFoundError as error:
@@ -187,6 +198,12 @@ def make_trainer(
             ) from error
         raise
     threads = within_share(threads)
+    if over_ranks:
+        sharded = importlib.import_module(f"fanin.backends.{backend}.sharded.trainer")
+        several: Trainer = sharded.make_trainer(
+            setup, arrays, execution, storage, optimizer, device, threads, auxiliary
+        )
+        return several
     executor = module.make_executor(setup, optimizer, device=device, threads=threads)
     if storage.weights == "float8":
         executor.take_float8()

@@ -71,6 +71,7 @@ class Executor(ABC):
     and hands over by `start`.
     """
 
+    setup: LayerSetup  # of what it computes
     device: Device
     optimizer: Optimizer
     # Whether the connections are sorted: outside `in_label_order`, in another order than outside.
@@ -124,6 +125,8 @@ class Executor(ABC):
 class Trainer:
     """A model, its optimiser's state and the ways to train and ask it."""
 
+    communication_seconds: float | None = None  # that steps have waited for other processes
+
     def __init__(
         self,
         setup: LayerSetup,
@@ -144,7 +147,6 @@ class Trainer:
         self._order: LabelOrder | None = None
         self._auxiliary = auxiliary
         beside = auxiliary.array_shapes(setup) if auxiliary else {}
-        self._shapes = {**setup.array_shapes(), **beside}
         features: dict[str, np.ndarray] = {}
         values: dict[str, DeviceArray] = {}
         for name, array in checked(setup, arrays):
@@ -175,9 +177,7 @@ class Trainer:
         return self._storage.moments if moments else self._storage.weights
 
     def _with_moments(self, name: str, values: DeviceArray) -> Trained:
-        shape = self._shapes[name]
-        if self._executor.is_transposed(name):
-            shape = shape[::-1]
+        shape = tuple(values.shape)
         if self._storage.row_moments and name in self.setup.lazily_trained:
             return Trained(values, None, self.device.zeros(shape[:1], "float32"))
         dtype = self._dtype(name, moments=True)
@@ -185,11 +185,14 @@ class Trainer:
         kept = {moment: self.device.zeros(shape, dtype) for moment in keeps}
         return Trained(values, kept.get("m"), kept.get("v"))
 
-    def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
+    def _turned(self, name: str, array: np.ndarray) -> np.ndarray:
         return array.T if self._executor.is_transposed(name) else array
 
-    def _read(self, name: str, array: DeviceArray) -> np.ndarray:
-        return self._inside(name, self.device.read(array))
+    def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
+        return self._turned(name, array)
+
+    def _read(self, name: str, array: DeviceArray, dtype: str = "") -> np.ndarray:
+        return self._turned(name, stored.read(self.device, array, dtype))
 
     def _hold(self, name: str, array: np.ndarray) -> DeviceArray:
         return stored.hold(self.device, self._inside(name, array), self._dtype(name))
@@ -198,13 +201,9 @@ class Trainer:
         target = self._trained[name].values
         stored.write(self.device, target, self._inside(name, array), self._dtype(name))
 
-    def _values(self, name: str) -> np.ndarray:
-        array = self._trained[name].values
-        return self._inside(name, stored.read(self.device, array, self._dtype(name)))
-
     def _array(self, name: str) -> np.ndarray:
         if name in self._trained:
-            return self._values(name)
+            return self._read(name, self._trained[name].values, self._dtype(name))
         if name in self.transform.arrays:
             return self.transform.arrays[name].copy()
         return self._executor.connections(name)
@@ -361,9 +360,7 @@ class Trainer:
                 moved = self._executor.rewire(part, fraction, seed)
             if moved is not None:
                 return moved
-        rewiring = self._plan(part, fraction, seed, math.inf)
-        self.apply_rewiring(rewiring)
-        return len(rewiring.positions)
+        return self.apply_rewiring(self._plan(part, fraction, seed, math.inf))
 
     def plan_rewiring(
         self, fraction: float, seed: int, below: float = math.inf
@@ -380,10 +377,9 @@ class Trainer:
         """What rewiring compares: a |weight|, with or without a sign, for each source."""
         return part.kind.source_magnitudes(self.array(part.weights))
 
-    def apply_rewiring(self, rewiring: Rewiring) -> None:
-        """Move the connections that were chosen, here or elsewhere."""
-        parts = {part.name: part for part in self.setup.check_rewired()}
-        part = parts[rewiring.layer]
+    def apply_rewiring(self, rewiring: Rewiring) -> int:
+        """Move the connections that were chosen, here or elsewhere; how many they are."""
+        (part,) = (p for p in self._executor.setup.check_rewired() if p.name == rewiring.layer)
         source_array, weights = part.source_array, self._trained[part.weights]
         moved = part.kind.connections_of(rewiring.positions, part.labels)
         assert source_array
@@ -392,9 +388,12 @@ class Trainer:
             sources = stored.changed(before, rewiring.positions, rewiring.sources)
             self._executor.set_connections(source_array, sources)
             for moment in (weights.m, weights.v):
-                if moment is None:
-                    continue
-                self.device.write(moment, stored.changed(self.device.read(moment), moved, 0))
+                if moment is not None:
+                    self.device.write(moment, stored.changed(self.device.read(moment), moved, 0))
             if rewiring.weight is not None:
-                values = stored.changed(self._values(part.weights), moved, rewiring.weight)
-                self._write(part.weights, values)
+                own, dtype = weights.values, self._dtype(part.weights)
+                values = stored.changed(
+                    stored.read(self.device, own, dtype), moved, rewiring.weight
+                )
+                stored.write(self.device, own, values, dtype)
+        return len(rewiring.positions)

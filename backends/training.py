@@ -185,9 +185,7 @@ def rewire(trainer: Trainer, batches: Batches, recipe: Recipe, seed: int, step: 
         fraction = rewire_fraction(step, recipe, len(batches))
         return trainer.rewire(fraction, rewiring_seed(seed, step))
     rewirings = plan_rewiring(trainer, batches, recipe, seed, step)
-    for rewiring in rewirings:
-        trainer.apply_rewiring(rewiring)
-    return sum(len(rewiring.positions) for rewiring in rewirings)
+    return sum(map(trainer.apply_rewiring, rewirings))
 
 
 def plan_rewiring(

@@ -82,6 +82,7 @@ def _describe(number: int, machines: Sequence[Machine]) -> MachineSummary:
             ("Frameworks", _distinct(sorted(f"{m.framework} on {m.device}" for m in machines))),
             ("Kernels", _distinct(each.kernels for each in machines)),
             ("Threads", _distinct(each.threads or "unknown" for each in machines)),
+            ("Processes", _distinct(each.processes for each in machines)),
             ("Python", _distinct(each.python for each in machines)),
             ("Code", _distinct(each.code or "unknown" for each in machines)),
             ("Packages", ", ".join(sorted(packages)) or "not recorded"),

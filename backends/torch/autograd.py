@@ -36,7 +36,10 @@ class TorchOutput(Output):
 
     device: TorchDevice
 
-    def best(self, features: Tensor, weights: Tensor, bias: Tensor, k: int) -> Tensor:
+    def best(
+        self, features: Tensor, weights: Tensor, bias: Tensor, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """Ids of the best labels and their scores, [batch, k] each."""
         return best_of(self.scores(features, weights, bias), k)
 
 
@@ -55,10 +58,12 @@ class FanInOutput(TorchOutput):
         size = self.setup.output.group_size
         return fan_in_linear(features, self.sources(), weights, bias, group_size=size)
 
-    def best(self, features: Tensor, weights: Tensor, bias: Tensor, k: int) -> Tensor:
+    def best(
+        self, features: Tensor, weights: Tensor, bias: Tensor, k: int
+    ) -> tuple[Tensor, Tensor]:
         numbers = (k, self.arrays.get(ORDER), self.setup.output.group_size)
-        ids: Tensor = top_k(features, self.sources(), None, None, weights, bias, *numbers)[1]
-        return ids
+        scores, ids = top_k(features, self.sources(), None, None, weights, bias, *numbers)
+        return ids, scores
 
     def sources(self) -> Tensor:
         return self.arrays["output.indices"]
@@ -168,13 +173,7 @@ class TorchAutograd(AutogradExecutor):
         auxiliary: AuxiliaryStep | None = None,
     ) -> SupportsFloat:
         outputs = self.output_features(tensors(batch.features, self.device))
-        scores = self.scores(outputs)
-        loss = LOSSES[self.setup.loss](
-            scores,
-            self.device.tensor(batch.positive_instances).long(),
-            self.device.tensor(batch.positive_labels),
-        )
-        del scores
+        loss = self.label_loss(outputs, batch)
         whole, rates = loss, [learning_rate]
         if auxiliary:
             whole = loss + self._auxiliary_loss(outputs, auxiliary)
@@ -183,7 +182,19 @@ class TorchAutograd(AutogradExecutor):
             optimizer.zero_grad(set_to_none=True)
         whole.backward()
         self._update(rates, step)
-        return self.device.number(loss)
+        return self.device.number(self.reported(loss))
+
+    def label_loss(self, outputs: Tensor, batch: TrainingBatch) -> Tensor:
+        """The loss of the labels, from what the output layer reads."""
+        return LOSSES[self.setup.loss](
+            self.scores(outputs),
+            self.device.tensor(batch.positive_instances).long(),
+            self.device.tensor(batch.positive_labels),
+        )
+
+    def reported(self, loss: Tensor) -> Tensor:
+        """The loss of a step, from that of the labels."""
+        return loss
 
     def _auxiliary_loss(self, outputs: Tensor, auxiliary: AuxiliaryStep) -> Tensor:
         """Of the layer over clusters, which learns by the whole loss. Only the gradient that the
@@ -247,15 +258,18 @@ class TorchAutograd(AutogradExecutor):
     def joined(self, scores: list[Tensor]) -> Tensor:
         return torch.cat(scores, 1)
 
-    @torch.inference_mode()
     def best(self, features: Features, k: int) -> np.ndarray:
+        return self.best_with_scores(features, k)[0]
+
+    @torch.inference_mode()
+    def best_with_scores(self, features: Features, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the best labels of a block of instances and their scores, [instances, k] each."""
         outputs = self.output_features(tensors(features, self.device))
         if len(self.parts) > 1:
-            by_label = self.scores(outputs)[:, self.positions]
-            several: np.ndarray = best_of(by_label, k).cpu().numpy()
-            return several
-        ids: np.ndarray = self.output.best(outputs, *self.values("output"), k).cpu().numpy()
-        return ids
+            ids, scores = best_of(self.scores(outputs)[:, self.positions], k)
+        else:
+            ids, scores = self.output.best(outputs, *self.values("output"), k)
+        return ids.cpu().numpy(), scores.cpu().numpy()
 
     def rewire(self, part: Part, fraction: float, seed: int) -> int | None:
         sources, weights = self.output_of(part).sources(), self.trained[part.weights]
@@ -305,8 +319,9 @@ def csr_starts(rows: Tensor, labels: int) -> Tensor:
     return torch.searchsorted(rows, bounds, out_int32=True)
 
 
-def best_of(scores: Tensor, k: int) -> Tensor:
-    """Ids of the k highest scores of each instance, best first, ties to the lower id.
+def best_of(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Ids of the k highest scores of each instance, best first, ties to the lower id; and these
+    scores.
 
     torch.topk leaves open which of equal scores it takes, so instances for which the k-th score
     occurs beyond the k that it took are sorted whole; the others only need their k put in order.
@@ -314,11 +329,12 @@ def best_of(scores: Tensor, k: int) -> Tensor:
     values, ids = torch.topk(scores, k)
     cut = (scores >= values[:, -1:]).sum(1) > k
     if cut.any():
-        order = torch.sort(scores[cut], dim=1, descending=True, stable=True)
-        values[cut], ids[cut] = order.values[:, :k], order.indices[:, :k]
+        whole = torch.sort(scores[cut], dim=1, descending=True, stable=True)
+        values[cut], ids[cut] = whole.values[:, :k], whole.indices[:, :k]
     by_id = torch.argsort(ids, dim=1)
     by_score = torch.argsort(values.gather(1, by_id), dim=1, descending=True, stable=True)
-    return ids.gather(1, by_id).gather(1, by_score)
+    order = by_id.gather(1, by_score)
+    return ids.gather(1, order), values.gather(1, order)
 
 
 def make_executor(

@@ -4,6 +4,7 @@ with it."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -48,6 +49,21 @@ def usable_threads(value: int) -> int:
     except ValueError as error:
         stop(str(error))
     return value
+
+
+def check_processes(processes: int, backends: Iterable[str], is_profile: bool) -> None:
+    """Stop where several processes are asked for, and a backend or a profile has one."""
+    if processes == 1:
+        return
+    if is_profile:
+        stop(f"--processes {processes}: a shape profile runs in one process; leave it out")
+    for backend in backends:
+        if reason := BACKENDS[backend].one_process:
+            name = BACKENDS[backend].display_name
+            stop(
+                f"--processes {processes}: {name} trains with one process: {reason}. Add --backend "
+                "torch, or leave --processes out; runs beside each other need no --processes"
+            )
 
 
 Results = Annotated[
@@ -159,5 +175,14 @@ Threads = Annotated[
         max=MOST_THREADS,
         help="CPU threads; 0 for OMP_NUM_THREADS, or all without it.",
         callback=usable_threads,
+    ),
+]
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=1024,
+        help="Processes that train each run together: each has its share of the labels and of the "
+        "threads. PyTorch only.",
     ),
 ]

@@ -23,11 +23,13 @@ from fanin.benchmarks.cli.options import (
     MomentsDtype,
     MomentsOption,
     OptimizerOption,
+    Processes,
     RecipeOption,
     Setup,
     Tasks,
     Threads,
     WeightsDtype,
+    check_processes,
     finite,
 )
 from fanin.benchmarks.cli.output import make_console, print_json, print_text
@@ -78,6 +80,7 @@ def plan(
         ),
     ] = None,
     threads: Threads = DEFAULTS.threads,
+    processes: Processes = DEFAULTS.processes,
     as_json: AsJson = False,
 ) -> None:
     """Say before anything runs what a task file will need on a CPU: parameters, bytes, expected
@@ -89,6 +92,7 @@ def plan(
     """
     console = make_console(as_json)
     backends = each_once(backend)
+    check_processes(processes, backends, is_profile=False)
     overrides = {
         "recipe": recipe,
         "weights_dtype": weights_dtype,
@@ -104,7 +108,7 @@ def plan(
         1e9 * gflops if gflops else speed.measured_flops(count),
     )
     sizes = sizes_of(chosen, data_dir)
-    plans = plans_of(chosen, backends, sizes, machine, count, available)
+    plans = plans_of(chosen, backends, sizes, machine, count, available, processes)
     if as_json:
         return print_json(
             {
@@ -117,6 +121,12 @@ def plan(
     for (name, kind), group in groupby(plans, key=lambda p: (p.task.dataset, p.task.features)):
         table = plan_table(list(group), sizes[name, kind].inputs)
         print_text(console, f"{name}, {kind} features\n{table.markdown()}\n")
+    several = ""
+    if processes > 1:
+        several = (
+            f"\nmemory and data: of each of the {processes} processes; fits: all together\n"
+            "times: as of one process, without what several tell each other"
+        )
     print_text(
         console,
         f"{size_text(available)} of memory, "
@@ -124,7 +134,7 @@ def plan(
         "peak: what the process needs above the frameworks and the data, temporaries included\n"
         "data: features and labels in memory; fits: peak and data together\n"
         "times: from bytes moved and arithmetic, right within a factor of about two; total: all\n"
-        "epochs, which early stopping may end sooner, and all repeats",
+        "epochs, which early stopping may end sooner, and all repeats" + several,
         "dim",
     )
 
@@ -141,10 +151,14 @@ def plans_of(
     machine: speed.Speed,
     threads: int,
     available: int,
+    processes: int = 1,
 ) -> list[Plan]:
-    """A plan for each task and backend, for a machine with so many free bytes."""
+    """A plan for each task and backend, for a machine with so many free bytes, and so many
+    processes of a run."""
     return [
-        Plan.of(task, name, sizes[task.dataset, task.features], machine, available, threads)
+        Plan.of(
+            task, name, sizes[task.dataset, task.features], machine, available, threads, processes
+        )
         for task in tasks
         for name in backends
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, get_args
 
 import typer
@@ -22,6 +24,7 @@ from fanin.benchmarks.cli.options import (
     MomentsDtype,
     MomentsOption,
     OptimizerOption,
+    Processes,
     RecipeOption,
     Results,
     Seed,
@@ -30,6 +33,7 @@ from fanin.benchmarks.cli.options import (
     Threads,
     WeightDecay,
     WeightsDtype,
+    check_processes,
     finite,
 )
 from fanin.benchmarks.cli.output import make_console, print_json, print_report, print_text, stop
@@ -38,9 +42,10 @@ from fanin.benchmarks.cli.progress import Terminal
 from fanin.benchmarks.cli.selection import installed_backends, select_tasks
 from fanin.benchmarks.harness import speed
 from fanin.benchmarks.harness.cluster import Cluster, OnInterrupt, Resources, run_as_jobs
-from fanin.benchmarks.harness.parent import run_all
+from fanin.benchmarks.harness.parent import Runs, run_all
 from fanin.benchmarks.harness.queues import QUEUES
 from fanin.benchmarks.harness.request import Options, requests
+from fanin.benchmarks.harness.together import launched_rank
 from fanin.benchmarks.records.run import Profile
 from fanin.benchmarks.records.store import check_folder
 from fanin.benchmarks.records.task_keys import EvaluationProtocol
@@ -94,6 +99,7 @@ def reproduce(
     results: Results = DEFAULTS.results,
     device: Device = DEFAULTS.device,
     threads: Threads = DEFAULTS.threads,
+    processes: Processes = DEFAULTS.processes,
     force: Annotated[
         bool, typer.Option("--force", help="Repeat finished runs, use no checkpoint.")
     ] = DEFAULTS.force,
@@ -158,6 +164,9 @@ def reproduce(
     --execution autograd --execution fused` (both ways beside each other), `fanin reproduce
     --data-dir DIR --dataset amazon-670k --features slice` (the rows of a published table).
     """
+    launched = launched_rank()
+    if launched and launched[0]:
+        return follow(launched[0])
     console = make_console(as_json)
     where = _cluster(cluster, at_once, retries, on_interrupt, slurm)
     backends = installed_backends(backend)
@@ -176,6 +185,8 @@ def reproduce(
         "l2": l2,
     }
     shapes = profile == "shapes"
+    processes = launched[1] if launched else processes
+    check_processes(processes, backends, shapes)
     ways = execution or (["fused"] if shapes else None)
     names: list[str | None] = [dataset]
     if shapes and dataset is None and tasks is None and data_dir is None:
@@ -186,6 +197,7 @@ def reproduce(
         data_dir=data_dir,
         device=device,
         threads=threads,
+        processes=processes,
         force=force,
         save_weights=save_weights,
         checkpoint_minutes=checkpoint_minutes,
@@ -199,13 +211,13 @@ def reproduce(
         count = thread_count(threads)
         machine = speed.Speed(speed.measured_bandwidth(count), speed.measured_flops(count))
         sizes = sizes_of(chosen, data_dir)
-        plans = plans_of(chosen, backends, sizes, machine, count, available_bytes())
+        plans = plans_of(chosen, backends, sizes, machine, count, available_bytes(), processes)
         needs = Resources.of(plans, options)
         with Terminal(console) as terminal:
             done = run_as_jobs(todo, where, needs, terminal)
     else:
-        with Terminal(console) as terminal:
-            done = run_all(todo, options, terminal.line())
+        with Terminal(console) as terminal, told(launched is not None) as runs:
+            done = run_all(todo, options, terminal.line(), runs)
     table = profiles_text(done) if shapes else runs_text(done)
     if not as_json:  # whatever becomes of the report
         print_text(console, f"\n{table}")
@@ -265,3 +277,26 @@ def _cluster(
         "cancel" if on_interrupt == "cancel" else "leave",
         pairs,
     )
+
+
+@contextmanager
+def told(are_several: bool) -> Iterator[Runs | None]:
+    """What tells the commands of other ranks of each run, where there are some; they end with it.
+    Only then is torch imported into this process."""
+    if not are_several:
+        yield None
+        return
+    from fanin.benchmarks.harness.launched import Runs as LaunchedRuns
+
+    runs = LaunchedRuns(0)
+    try:
+        yield runs
+    finally:
+        runs.end()
+
+
+def follow(rank: int) -> None:
+    """Take part in what the command of rank 0 does."""
+    from fanin.benchmarks.harness.launched import Runs as LaunchedRuns
+
+    LaunchedRuns(rank).follow()

@@ -26,6 +26,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from fanin.backends.trainer import Trainer
+from fanin.benchmarks.harness.together import ALONE, Together
 from fanin.benchmarks.records.files import checksum, flush, save_array, write_atomically
 from fanin.benchmarks.records.run import Epoch
 from fanin.datasets.file_errors import naming
@@ -104,10 +105,18 @@ class Checkpoint:
     identity: what must be equal for a run to go on, by name. seconds: how far apart checkpoints are
     at least. `history` and `resumed` (how many processes took over so far) are those of the state
     that this one goes on from, empty and 0 without one that fits; `note` says why another one is
-    not used.
+    not used. together: the processes that train the model; the first one decides and writes, and
+    all read.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, str], seconds: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: dict[str, str],
+        seconds: float,
+        together: Together = ALONE,
+    ) -> None:
+        self._together = together
         self._folder = folder
         self._identity = identity
         self._seconds = seconds
@@ -116,14 +125,20 @@ class Checkpoint:
         self._checksums: dict[str, str] = {}  # of all files that are written whole
         self._state = State(identity=identity, resumed=0, history=[], best_epoch=0, files={})
         self._best_epoch = 0
-        if state := self._find():
+        found = self._find() if self._writes else None
+        state, self.note = self._together.from_first((found, self.note))
+        if state:
             self._state = state.model_copy(update={"resumed": state.resumed + 1})
             self._best_epoch = state.best_epoch
             self._checksums = dict(state.files)
             self._write_state()
             self._remove_leftovers()
-        else:
+        elif self._writes:
             remove_checkpoint(folder)
+
+    @property
+    def _writes(self) -> bool:
+        return self._together.rank == 0
 
     def _find(self) -> State | None:
         path = self._folder / "state.json"
@@ -185,7 +200,10 @@ class Checkpoint:
         """Give a trainer the weights of the best epoch. DamagedError where they are not as they
         were written, which may be hours ago."""
         folder = f"weights-{self._best_epoch}"
-        if damaged := self._first_damaged(self._files_of({folder})):
+        files = self._together.from_first(self._files_of({folder}))
+        self._checksums |= files
+        damaged = self._first_damaged(files) if self._writes else None
+        if damaged := self._together.from_first(damaged):
             raise DamagedError(f"{damaged} is damaged: start the command again, and it trains anew")
         trainer.load_weights(self._stored(folder))
 
@@ -199,7 +217,7 @@ class Checkpoint:
 
     def save(self, trainer: Trainer, history: list[Epoch]) -> None:
         """Write the state after the last epoch of `history`, if enough time has passed."""
-        if time.monotonic() - self._saved < self._seconds:
+        if self._together.from_first(time.monotonic() - self._saved < self._seconds):
             return
         last = len(history)
         if last != self._best_epoch:
@@ -209,6 +227,8 @@ class Checkpoint:
             update={"history": list(history), "best_epoch": self._best_epoch}
         )
         self._state.files = self._files_of(self._state.folders)
+        if not self._writes:
+            return
         # They reach the disk before the state that needs them: a power cut then does no harm.
         for name in (*self._state.files, *self._state.folders, "."):
             flush(self._folder / name)
@@ -217,6 +237,10 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def _write(self, folder: str, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+        if not self._writes:
+            for _ in arrays:  # each of which is gathered by the first process
+                pass
+            return
         target = self._folder / folder
         target.mkdir(parents=True, exist_ok=True)
         try:
@@ -231,10 +255,14 @@ class Checkpoint:
             raise
 
     def _write_state(self) -> None:
+        if not self._writes:
+            return
         self._state.checksum = self._state.own_checksum()
         write_atomically(self._folder / "state.json", self._state.model_dump_json(indent=1) + "\n")
 
     def _remove_leftovers(self) -> None:
+        if not self._writes:
+            return
         kept = {f"weights-{self._best_epoch}"}
         if self._state.history:
             kept |= {"state.json", *self._state.folders}

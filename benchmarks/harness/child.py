@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -20,10 +21,9 @@ import numpy as np
 from fanin.backends.auxiliary import Auxiliary
 from fanin.backends.estimate import TooLargeError, check_counted
 from fanin.backends.starting import looks_at_data
-from fanin.backends.trainer import Trainer
 from fanin.benchmarks.harness.checkpoint import Checkpoint, checkpoint_folder, remove_checkpoint
 from fanin.benchmarks.harness.fit import Split, fit, predict
-from fanin.benchmarks.harness.plan import estimate
+from fanin.benchmarks.harness.plan import estimate, share_of
 from fanin.benchmarks.harness.prepare import (
     auxiliary_of,
     build,
@@ -35,9 +35,11 @@ from fanin.benchmarks.harness.prepare import (
     warm_up,
 )
 from fanin.benchmarks.harness.request import Request, begun, end_moment, failed
+from fanin.benchmarks.harness.together import ALONE, Together, processes_here
 from fanin.benchmarks.measuring import machine
 from fanin.benchmarks.measuring.clock import StepClock
 from fanin.benchmarks.measuring.memory import MemoryWatch
+from fanin.benchmarks.measuring.memory import total as total_memory
 from fanin.benchmarks.measuring.metrics import precision, ranking
 from fanin.benchmarks.measuring.process import Parent
 from fanin.benchmarks.records.files import checksum, flush, reserving
@@ -87,12 +89,17 @@ def identity(request: Request, data: Dataset) -> dict[str, str]:
     }
 
 
-def open_checkpoint(request: Request, data: Dataset, events: Events) -> Checkpoint:
+def open_checkpoint(
+    request: Request, data: Dataset, events: Events, together: Together = ALONE
+) -> Checkpoint:
     """The run's checkpoint: what another process left, if it fits and is wanted."""
     folder, options = checkpoint_folder(request.path), request.options
-    if options.force:
+    if options.force and together.rank == 0:
         remove_checkpoint(folder)
-    checkpoint = Checkpoint(folder, identity(request, data), 60 * options.checkpoint_minutes)
+    own = identity(request, data)
+    for what, value in own.items():
+        together.check_equal(what, value)
+    checkpoint = Checkpoint(folder, own, 60 * options.checkpoint_minutes, together)
     if checkpoint.note:
         log(checkpoint.note)
         events.send(event="note", text=checkpoint.note)
@@ -123,8 +130,9 @@ def choose(
     return given, auxiliary, time.perf_counter() - start if reads else None
 
 
-def run(request: Request, events: Events, result: RunResult) -> None:
-    """Train and measure, and fill the result in. Exceptions pass; `main` records them."""
+def run(request: Request, events: Events, result: RunResult, together: Together = ALONE) -> None:
+    """Train and measure, and fill the result in. Exceptions pass; `main` records them. together:
+    the processes that do so."""
     task, options = request.task, request.options
     events.send(event="phase", name="loading data")
     data = load_dataset(task.dataset, task.features, options.data_dir)
@@ -133,14 +141,15 @@ def run(request: Request, events: Events, result: RunResult) -> None:
         log(f"scores of {pairs} pairs in {LEFT_OUT.format(split='test')} are left out")
     setup = setup_for(task, data)
     if machine.runs_on_cpu(options.device):
-        threads = thread_count(options.threads)
-        check_counted(estimate(task, setup, request.backend, threads), available_bytes())
+        own = share_of(setup, together.size)
+        expected = estimate(task, own, request.backend, request.threads)
+        check_counted(expected, available_bytes() // processes_here())
     train, validation = split(data, task)
     batches = make_batches(task, train, request.seed)
     events.send(event="phase", name="importing the backend")
     result.machine = warm_up(request, data.sparse_features)
     total = task.recipe_values.for_steps(len(batches)).epochs * len(batches)
-    checkpoint = open_checkpoint(request, data, events)
+    checkpoint = open_checkpoint(request, data, events, together)
     result.resumed = checkpoint.resumed
     before = len(checkpoint.history) * len(batches)
     with MemoryWatch() as memory:
@@ -148,7 +157,8 @@ def run(request: Request, events: Events, result: RunResult) -> None:
             request, train, events, len(batches), are_known=bool(checkpoint.history)
         )
         events.send(event="phase", name="building the model")
-        trainer = build(request, setup, given=given, auxiliary=auxiliary)
+        over_ranks = together.size > 1
+        trainer = build(request, setup, given=given, auxiliary=auxiliary, over_ranks=over_ranks)
         del given
         clock = StepClock(trainer)
         events.send(event="phase", name="training")
@@ -177,24 +187,29 @@ def run(request: Request, events: Events, result: RunResult) -> None:
             evaluate_seconds=sum(e.evaluate_seconds for e in result.history),
             final_evaluate_seconds=time.perf_counter() - start,
             median_step_seconds=clock.median(),
+            median_communication_seconds=clock.median_communication(),
             choose_seconds=choose_seconds,
         )
-        result.memory = memory.result(trainer)
+        of_ranks = together.gather_objects(memory.result(trainer))
+        result.memory = total_memory(of_ranks)
+        result.memory_of_ranks = of_ranks if over_ranks else []
     if request.weights_path:
-        save_weights(trainer, request.weights_path)
-        result.weights_checksum = checksum(request.weights_path)
+        weights = trainer.weights()
+        if together.rank == 0:
+            save_weights(weights, request.weights_path)
+            result.weights_checksum = checksum(request.weights_path)
     result.finished = end_moment(result.started)
 
 
-def save_weights(trainer: Trainer, path: Path) -> None:
-    """Write all arrays as a safetensors file, which either backend loads."""
+def save_weights(weights: dict[str, np.ndarray], path: Path) -> None:
+    """Write all arrays of a model as a safetensors file, which either backend loads."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     try:
-        save_file(trainer.weights(), temporary)
+        save_file(weights, temporary)
         flush(temporary)
         os.replace(temporary, path)
     except SafetensorError as error:
@@ -204,21 +219,27 @@ def save_weights(trainer: Trainer, path: Path) -> None:
     flush(path.parent)
 
 
-def main(parent: Parent, work: Callable[[Request, Events, RunResult], None] = run) -> int:
-    """Do the work that the parent requests, and write its result or its failure; the exit code."""
+def main(
+    parent: Parent, work: Callable[[Request, Events, RunResult], None] = run, rank: int = 0
+) -> int:
+    """Do the work that the parent requests, and write its result or its failure; the exit code.
+    rank: of this process among those of the run; only the first one writes what went well."""
     request = Request.model_validate(parent.receive())
     result = begun(request)
     try:
-        with reserving(request.path):
+        with nullcontext() if rank else reserving(request.path):
             work(request, Events(parent.send), result)
     except Exception as error:
         log(traceback.format_exc())
         # Where it was noticed that a model is too large tells nobody anything.
         trace = "" if isinstance(error, TooLargeError) else traceback.format_exc()
         failed(result, type(error).__name__, str(error), trace)
-    write_result(request.path, result)
     if result.status == "failed":
+        write_result(request.path, result)
         return 1
+    if rank:
+        return 0
+    write_result(request.path, result)
     remove_checkpoint(checkpoint_folder(request.path))
     return 0
 

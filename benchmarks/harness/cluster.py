@@ -68,12 +68,14 @@ class Resources:
     def of(cls, plans: Iterable[Plan], options: Options) -> Resources:
         """Enough for the largest of the plans: all tasks of an array ask for the same."""
         plans = list(plans)
+        # Of each process, all of which a job starts.
         memory = max(plan.expected.peak_bytes + plan.data_bytes for plan in plans)
+        process_bytes = _MEMORY_MARGIN * memory + _PROCESS_BYTES
         # A shape profile makes a few steps.
         trains = options.profile == "train"
         hours = max(plan.hours / plan.task.repeat for plan in plans) if trains else 0.0
         return cls(
-            memory_bytes=math.ceil((_MEMORY_MARGIN * memory + _PROCESS_BYTES) / GIB) * GIB,
+            memory_bytes=math.ceil(options.processes * process_bytes / GIB) * GIB,
             minutes=_START_MINUTES + math.ceil(60 * _TIME_MARGIN * hours),
             cpus=thread_count(options.threads),
             gpus=1 if options.device == "cuda" else 0,

@@ -12,7 +12,14 @@ from typing import Any, Protocol
 
 from fanin.benchmarks.harness.checkpoint import checkpoint_folder, remove_checkpoint
 from fanin.benchmarks.harness.lock import add_holder, locked
-from fanin.benchmarks.harness.request import Options, Request, begun, failed
+from fanin.benchmarks.harness.request import (
+    RESTARTS,
+    Options,
+    Request,
+    begun,
+    failed,
+    with_options,
+)
 from fanin.benchmarks.measuring.process import Child
 from fanin.benchmarks.records.files import checksum, remove_leftovers
 from fanin.benchmarks.records.run import Profile, RunResult
@@ -26,6 +33,15 @@ MODULES: dict[Profile, str] = {
     "train": "fanin.benchmarks.harness.child",
     "shapes": "fanin.benchmarks.harness.profile",
 }
+# What it runs instead where several processes train: the agent that starts them, or, where a
+# launcher has started several commands, one of them.
+AGENT, RANK = "fanin.benchmarks.harness.agent", "fanin.benchmarks.harness.rank"
+
+
+class Runs(Protocol):
+    """Tells other commands of a run; `launched.Runs` is torch's."""
+
+    def tell(self, request: Request) -> tuple[str, ...]: ...
 
 
 class Display(Protocol):
@@ -60,6 +76,11 @@ def doubts(request: Request, result: RunResult) -> list[str]:
         was = "cpu" if result.machine.device == "cpu" else "cuda"
         if options.device not in ("auto", was):
             reasons.append(f"it ran on {was}, and --device {options.device} is asked for")
+        if result.machine.processes != options.processes:
+            reasons.append(
+                f"it ran with --processes {result.machine.processes}, and {options.processes} is "
+                "asked for"
+            )
         then, now = result.machine.kernels, build_info()["instruction_set"]
         if was == "cpu" and then.split()[-1] != now:
             reasons.append(f"it ran with {then}, and {now} is what would run now")
@@ -108,10 +129,12 @@ def usable(request: Request, before: RunResult, display: Display) -> RunResult |
     return before
 
 
-def run_all(todo: list[Request], options: Options, display: Display) -> list[RunResult]:
+def run_all(
+    todo: list[Request], options: Options, display: Display, runs: Runs | None = None
+) -> list[RunResult]:
     """Run what is not finished yet, in order. After a run whose data cannot be used no other is
-    tried on the same data. KeyboardInterrupt passes after the child is gone; BusyError where
-    another process is running the same."""
+    tried on the same data. runs: see `run_one`. KeyboardInterrupt passes after the child is gone;
+    BusyError where another process is running the same."""
     results = []
     unusable = set()
     for number, request in enumerate(todo, 1):
@@ -125,7 +148,7 @@ def run_all(todo: list[Request], options: Options, display: Display) -> list[Run
                 remove_checkpoint(checkpoint_folder(request.path))
             elif data_of(request) in unusable:
                 continue
-            result = done or run_one(request, display, lock)
+            result = done or run_one(request, display, lock, runs)
             if before and result.status == "failed":
                 write_result(request.path, before)  # which was good, but for its weights
         display.end(result, skipped=done is not None)
@@ -140,24 +163,35 @@ def log_path(path: Path) -> Path:
     return path.with_suffix(".log")
 
 
-def run_one(request: Request, display: Display, lock: int) -> RunResult:
+def run_one(request: Request, display: Display, lock: int, runs: Runs | None = None) -> RunResult:
     """Run one request in a child process; a child that dies is a failed result. The child inherits
-    the `lock` (a descriptor)."""
+    the `lock` (a descriptor). runs: tells the commands of other ranks, where a launcher started
+    several; one that loses its process there makes this one's end, and all start again."""
     result = begun(request)
     before = request.path.stat().st_mtime_ns if request.path.exists() else None
     log = log_path(request.path)
-    with Child(MODULES[request.options.profile], log=log, inherited=(lock,)) as child:
-        add_holder(lock, f" with its child {child.process.pid}")
-        child.send(request.model_dump(mode="json"))
-        for event in child.messages():
-            display.event(event)
-        code = child.process.wait()
-    written = request.path.stat().st_mtime_ns if request.path.exists() else None
-    if written is not None and written != before:
-        return read_result(request.path)
+    module = MODULES[request.options.profile]
+    if request.options.processes > 1:
+        module = RANK if runs else AGENT
+    how = ""
+    for _ in range(1 + RESTARTS if runs else 1):
+        if how:
+            display.event({"event": "note", "text": f"{how}; going on from its checkpoint"})
+            request = with_options(request, force=False)  # which would remove the checkpoint
+        arguments = runs.tell(request) if runs else ()
+        with Child(module, *arguments, log=log, inherited=(lock,)) as child:
+            add_holder(lock, f" with its child {child.process.pid}")
+            child.send(request.model_dump(mode="json"))
+            for event in child.messages():
+                display.event(event)
+            code = child.process.wait()
+        written = request.path.stat().st_mtime_ns if request.path.exists() else None
+        if written is not None and written != before:
+            return read_result(request.path)
+        ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = f"the run's process ended with {ended}"
     remove_leftovers(request.path)  # what it had reserved on the disk
     tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    message = f"the run's process ended with {how} and left no result; its output: {log}"
+    message = f"{how} and left no result; its output: {log}"
     write_result(request.path, failed(result, "ProcessDied", message, tail))
     return result

@@ -7,7 +7,7 @@ over the machine's bandwidth, and its arithmetic over the rate of a dense produc
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from fanin.backends import estimate as estimates
 from fanin.backends.auxiliary import cluster_count
@@ -18,6 +18,7 @@ from fanin.backends.estimate import (
     bytes_of_instances,
     with_choosing,
 )
+from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.setup import LayerSetup
 from fanin.benchmarks.harness.speed import Speed
 from fanin.benchmarks.records.task import Task
@@ -38,10 +39,23 @@ def hours_per_epoch(expected: Estimate, task: Task, sizes: Sizes, speed: Speed) 
     return (training + validation) / 3600
 
 
+def share_of(setup: LayerSetup, processes: int) -> LayerSetup:
+    """The model of one of several processes, the one with the most labels; unstructured connections
+    as if each label had its average."""
+    if processes == 1:
+        return setup
+    shares = [-(-part.labels // processes) for part in setup.parts]
+    output = setup.output
+    if isinstance(output, HeadAndTail):
+        output = replace(output, head_labels=shares[0])
+    return replace(setup, labels=sum(shares), output=output)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What one task needs in one backend, on a machine with so many bytes of free memory. epochs:
-    at most."""
+    at most. Bytes are of each process, of which the one with the most labels counts; the time is
+    that of one process, without what several tell each other."""
 
     task: Task
     backend: str
@@ -51,31 +65,62 @@ class Plan:
     available_bytes: int
     hours_per_epoch: float
     epochs: int
+    processes: int
 
     @classmethod
     def of(
-        cls, task: Task, backend: str, sizes: Sizes, speed: Speed, available: int, threads: int
+        cls,
+        task: Task,
+        backend: str,
+        sizes: Sizes,
+        speed: Speed,
+        available: int,
+        threads: int,
+        processes: int = 1,
     ) -> Plan:
         setup = task.setup(sizes.inputs, sizes.labels, sizes.is_sparse)
-        other_bytes = bytes_of_instances(sizes)
-        expected = estimate(
-            task, setup, backend, threads, words=sizes.words, other_bytes=other_bytes
-        )
         recipe = task.recipe_values.for_steps(math.ceil(sizes.train_instances / task.batch_size))
-        expected = with_choosing(expected, recipe, setup, sizes, task.batch_size, threads)
+
+        def needed(own: LayerSetup, threads: int) -> Estimate:
+            expected = estimate(
+                task,
+                own,
+                backend,
+                threads,
+                words=sizes.words,
+                other_bytes=bytes_of_instances(sizes),
+            )
+            # Every process looks at all labels of the data.
+            return with_choosing(expected, recipe, setup, sizes, task.batch_size, threads)
+
+        whole = needed(setup, threads)
+        expected = whole
+        if processes > 1:
+            expected = needed(share_of(setup, processes), max(1, threads // processes))
         trained = (
             math.prod(shape)
             for name, shape in setup.array_shapes().items()
             if name.endswith(("weights", "bias"))
         )
-        hours = hours_per_epoch(expected, task, sizes, speed)
+        # What they share is the machine.
+        hours = hours_per_epoch(whole, task, sizes, speed)
         # Validation instances are taken out of the others, as a copy of both.
         data = sizes.data_bytes + (sizes.train_bytes if task.protocol == "holdout" else 0)
-        return cls(task, backend, sum(trained), expected, data, available, hours, recipe.epochs)
+        return cls(
+            task,
+            backend,
+            sum(trained),
+            expected,
+            data,
+            available,
+            hours,
+            recipe.epochs,
+            processes,
+        )
 
     @property
     def fits(self) -> bool:
-        return self.expected.peak_bytes + self.data_bytes <= self.available_bytes
+        return self.processes * (self.expected.peak_bytes + self.data_bytes) <= self.available_bytes
 
     @property
     def hours(self) -> float:
@@ -90,6 +135,7 @@ class Plan:
             "parameters": self.parameters,
             **asdict(self.expected),
             "peak_bytes": self.expected.peak_bytes,
+            "processes": self.processes,
             "data_bytes": self.data_bytes,
             "fits": self.fits,
             "epochs": self.epochs,

@@ -97,7 +97,7 @@ def chosen_arrays(
         task.recipe_values,
         output,
         seed=request.seed,
-        threads=thread_count(request.options.threads),
+        threads=request.threads,
         on_labels=on_labels,
     )
 
@@ -114,7 +114,7 @@ def auxiliary_of(
         train.x,
         train.y,
         seed=request.seed,
-        threads=thread_count(request.options.threads),
+        threads=request.threads,
         are_known=are_known,
     )
 
@@ -125,9 +125,11 @@ def build(
     seed: int | None = None,
     given: Mapping[str, np.ndarray] | None = None,
     auxiliary: Auxiliary | None = None,
+    over_ranks: bool = False,
 ) -> Trainer:
     """A trainer of a setup as the request wants it, with initial weights of the run's own seed or
-    another; given: arrays that start otherwise (`chosen_arrays`); auxiliary: see `auxiliary_of`."""
+    another; given: arrays that start otherwise (`chosen_arrays`); auxiliary: see `auxiliary_of`;
+    over_ranks: see `make_trainer`."""
     return make_trainer(
         request.backend,
         setup,
@@ -136,8 +138,9 @@ def build(
         storage=request.task.storage,
         optimizer=request.task.optimizer_values,
         device=request.options.device,
-        threads=thread_count(request.options.threads),
+        threads=request.threads,
         auxiliary=auxiliary,
+        over_ranks=over_ranks,
     )
 
 
@@ -162,4 +165,5 @@ def warm_up(request: Request, sparse_features: bool) -> Machine:
     if setup.is_rewired:
         trainer.rewire(0.5, 0)
     evaluate(trainer, x, y)
-    return describe_machine(trainer.device, thread_count(request.options.threads))
+    threads, processes = thread_count(request.options.threads), request.options.processes
+    return describe_machine(trainer.device, threads, processes)

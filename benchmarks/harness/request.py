@@ -8,11 +8,16 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from fanin.benchmarks.harness.together import processes_here
 from fanin.benchmarks.records.base import Failure
 from fanin.benchmarks.records.printing import printable
 from fanin.benchmarks.records.run import Profile, RunResult
 from fanin.benchmarks.records.store import result_path
 from fanin.benchmarks.records.task import Task
+from fanin.kernels.threads import thread_count
+
+# How often a run of several processes starts again by itself when it has lost one.
+RESTARTS = 3
 
 
 class Options(BaseModel):
@@ -27,6 +32,7 @@ class Options(BaseModel):
     data_dir: Path | None = None
     device: str = "auto"
     threads: int = 0
+    processes: int = 1
     force: bool = False
     save_weights: bool = False
     checkpoint_minutes: float = 1.0
@@ -50,6 +56,11 @@ class Request(BaseModel):
         return self.task.seed + self.repeat
 
     @property
+    def threads(self) -> int:
+        """CPU threads of each process of the run: an even share of the machine's."""
+        return max(1, thread_count(self.options.threads) // processes_here())
+
+    @property
     def path(self) -> Path:
         """The run's result file."""
         options = self.options
@@ -60,6 +71,11 @@ class Request(BaseModel):
         """Where its weights are to be kept, if they are. A shape profile has none to keep."""
         is_kept = self.options.save_weights and self.options.profile == "train"
         return self.path.with_suffix(".safetensors") if is_kept else None
+
+
+def with_options(request: Request, **changed: object) -> Request:
+    """The request with other options."""
+    return request.model_copy(update={"options": request.options.model_copy(update=changed)})
 
 
 def requests(tasks: Iterable[Task], backends: Iterable[str], options: Options) -> list[Request]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any, SupportsFloat
 
+import numpy as np
+
 from fanin.backends.trainer import Trainer
 
 _WARMUP_STEPS = 10
@@ -22,12 +24,15 @@ class StepClock:
         self._trainer = trainer
         self._marks: list[Any] = []
         self._seconds: list[float] = []
+        self._communication: list[float] = []
 
     def __call__(self, loss: SupportsFloat) -> None:
         self.steps += 1
         mark = self._trainer.device.mark()
         if mark is not None:
             self._marks.append(mark)
+        if self._trainer.communication_seconds is not None:
+            self._communication.append(self._trainer.communication_seconds)
 
     def pause(self) -> None:
         """Leave out the time until the next step, in which something else is done."""
@@ -39,6 +44,12 @@ class StepClock:
         (TensorFlow on a GPU)."""
         self.pause()
         return self._seconds
+
+    def median_communication(self) -> float | None:
+        """Seconds of a step that are waited for other ranks, over the same steps; None in a process
+        that trains by itself, and on a GPU, where nothing is waited for."""
+        steady = np.diff(self._communication)[_WARMUP_STEPS:]
+        return statistics.median(steady.tolist()) if steady.size else None
 
     def median(self) -> float | None:
         """Seconds per step after the first ten; None for runs that short."""

@@ -26,8 +26,9 @@ class Described(Protocol):
         """`framework` with its version, and `device`."""
 
 
-def describe_machine(device: Described, threads: int) -> Machine:
-    """Describe where this process runs; device: of its framework; threads: CPU threads in use."""
+def describe_machine(device: Described, threads: int, processes: int = 1) -> Machine:
+    """Describe where this process runs; device: of its framework; threads: CPU threads in use, by
+    all the processes that train together."""
     info = build_info()
     described = device.description()
     return Machine(
@@ -42,6 +43,7 @@ def describe_machine(device: Described, threads: int) -> Machine:
         device=described["device"],
         kernels=f"fanin {info['version']} {info['instruction_set']}",
         threads=threads,
+        processes=processes,
         code=code_identity(),
     )
 

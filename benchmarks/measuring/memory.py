@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -77,6 +79,21 @@ class MemoryWatch:
             optimizer_state_bytes=optimizer,
             **trainer.device.memory(),
         )
+
+
+def total(of_ranks: Sequence[Memory]) -> Memory:
+    """What several processes take together; None where one of them cannot tell."""
+    first, *others = of_ranks
+    if not others:
+        return first
+    sums: dict[str, Any] = {}
+    for name in Memory.model_fields:
+        values = [getattr(memory, name) for memory in of_ranks]
+        if name == "nvml_error":
+            sums[name] = next(filter(None, values), None)
+        else:
+            sums[name] = None if None in values else sum(values)
+    return Memory(**sums)
 
 
 def _give_back() -> None:

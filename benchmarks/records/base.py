@@ -101,6 +101,7 @@ class Machine(Record):
     threads: Count | None = Field(
         description="null in files of GPU parts of schema 1; 0 in some old files: all"
     )
+    processes: Size = Field(default=1, description="that train together and share the threads")
     code: str | None = Field(description="identity of the installed fanin code")
 
 

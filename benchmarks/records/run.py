@@ -65,6 +65,11 @@ class Timing(Record):
     evaluate_seconds: Seconds = Field(description="validation during training")
     final_evaluate_seconds: Seconds = Field(description="train and test P@k with the best weights")
     median_step_seconds: Seconds | None = Field(description="over all steps after the first ten")
+    median_communication_seconds: Seconds | None = Field(
+        default=None,
+        description="of a step, over the same steps: what rank 0 waits for other ranks, and for "
+        "what these sent; null in a run of one process, and on a GPU",
+    )
     choose_seconds: Seconds | None = Field(
         default=None,
         description="choosing connections, scale and biases by the data, before the training; null "
@@ -115,7 +120,11 @@ class RunResult(Record):
     test: Precision | None = None
     train_ranking: Ranking | None = None
     test_ranking: Ranking | None = None
-    memory: Memory | None = None
+    memory: Memory | None = Field(default=None, description="of all processes of the run together")
+    memory_of_ranks: list[Memory] = Field(
+        default_factory=list,
+        description="of each process of a run of several, in the order of their ranks",
+    )
     timing: Timing | None = None
     extrapolation: Extrapolation | None = None
     weights_checksum: str | None = Field(

@@ -23,6 +23,7 @@ from fanin.reports.tables.failures import failures_table
 from fanin.reports.tables.grouped import grouped_table
 from fanin.reports.tables.lockstep import lockstep_table, sides_table
 from fanin.reports.tables.paper import paper_table
+from fanin.reports.tables.processes import processes_table
 from fanin.reports.tables.profiles import profile_table
 from fanin.reports.tables.protocols import protocols
 from fanin.reports.tables.rankings import rankings_table
@@ -63,6 +64,7 @@ class Section:
     paper: Paper | None
     profiles: Table | None
     savings: Table | None
+    processes: Table | None
     against: Table | None
     lockstep: Table | None
     lockstep_sides: Table | None
@@ -131,6 +133,7 @@ def _section(
         paper=paper,
         profiles=profile_table(profiles) if profiles else None,
         savings=savings_table(rows),
+        processes=processes_table(runs),
         against=against_table(rows) if rows else None,
         lockstep=lockstep_table(locksteps) if locksteps else None,
         lockstep_sides=sides_table(locksteps) if locksteps else None,

@@ -16,6 +16,7 @@ from fanin.reports.table import Cell, Column, Table, make_table
 from fanin.reports.tables.cells import BACKEND, SETUP, MetricCell
 from fanin.reports.tables.comparison import metric_cell
 from fanin.reports.tables.lockstep import differences_table, sides_table
+from fanin.reports.tables.processes import processes_table
 from fanin.reports.tables.profiles import profile_table
 from fanin.reports.tables.protocols import brief_protocols
 
@@ -26,7 +27,11 @@ def runs_text(runs: Iterable[RunResult]) -> str:
     Test P@k in percent, memory, epochs and wall-clock time per epoch with and without validation,
     means over n repeats; the full columns stand in `comparison.md`.
     """
-    return "\n".join(_runs_section(*section) for section in by_dataset(summarise(list(runs))))
+    runs = list(runs)
+    text = "\n".join(_runs_section(*section) for section in by_dataset(summarise(runs)))
+    if several := processes_table(runs):
+        text += f"\n{several.caption}\n{several.markdown()}\n"
+    return text
 
 
 def _runs_section(title: str, rows: Sequence[Row]) -> str:

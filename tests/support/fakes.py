@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from typer.testing import CliRunner
 
 from fanin.benchmarks.cli.app import app
+from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.task import Task
 from fanin.datasets.formats import write_labels
 
@@ -51,6 +52,13 @@ def command(*arguments, **options):
         [sys.executable, "-P", "-m", "fanin.benchmarks", *map(str, arguments)],
         **{"capture_output": True, "text": True, "check": False, **options},
     )
+
+
+def figures(result: RunResult) -> dict:
+    """All of a result that must not depend on kills."""
+    history = [e.model_dump(exclude={"train_seconds", "evaluate_seconds"}) for e in result.history]
+    kept = result.model_dump(include={"task", "backend", "repeat", "status", "train", "test"})
+    return {**kept, "history": history}
 
 
 def arguments(place, results, *more):

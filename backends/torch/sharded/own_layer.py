@@ -198,9 +198,8 @@ class OwnLayer:
         """Ids and scores of the best labels of this layer, at most k, [batch, ...]."""
         k = min(k, self.setup.labels)
         if self._execution == "autograd":
-            scores = self.scores(features)
-            own = best_of(scores, k)
-            return self.label_ids()[own], scores.gather(1, own)
+            own, scores = best_of(self.scores(features), k)
+            return self.label_ids()[own], scores
         scores, own = top_k(
             features,
             self._sources(),

@@ -115,13 +115,17 @@ class Ranks:
         dist.broadcast_object_list(shared, self._first, self._group)
         return shared[0]
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """What each rank has of something that can be pickled, in their order."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value, self._group)
+        return values
+
     def check_equal(self, what: str, value: Any) -> None:
         """ValueError, on all ranks, where they do not all have an equal value of something that can
         be pickled."""
-        if self.size == 1:
-            return
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, self._group)
+        values = self.gather_objects(value)
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise ValueError(f"{what} is {values[0]} on rank 0 and {other} on rank {rank}")

@@ -17,8 +17,8 @@ import psutil
 import pytest
 import scipy.sparse as sp
 from damage import DAMAGES
+from fakes import figures
 
-from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.store import read_result, read_results, result_path
 from fanin.benchmarks.records.task_files import read_tasks
 from fanin.datasets.formats import write_labels
@@ -75,13 +75,6 @@ def child_of(parent: subprocess.Popen[str]) -> psutil.Process | None:
         for child in psutil.Process(parent.pid).children():
             return child
     return None
-
-
-def figures(result: RunResult) -> dict:
-    """All of a result that must not depend on kills."""
-    history = [e.model_dump(exclude={"train_seconds", "evaluate_seconds"}) for e in result.history]
-    kept = result.model_dump(include={"task", "backend", "repeat", "status", "train", "test"})
-    return {**kept, "history": history}
 
 
 def table(output: str) -> list[str]:

@@ -174,3 +174,24 @@ class TestPlan:
                 expected = plan.estimate(task, setup, backend, 2)
                 counted = trainer.state_bytes()
                 assert (expected.parameter_bytes, expected.optimizer_bytes) == counted, task.slug
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"architecture": "stratified", "connectivity": 32},
+        {"architecture": "dense"},
+        {"architecture": "stratified", "connectivity": 32, "head_fraction": 0.01},
+    ],
+    ids=["ffi", "dense", "head"],
+)
+def test_each_of_several_processes_needs_its_share(keys):
+    task = Task.model_validate({"dataset": "d", "features": "f", "execution": "fused", **keys})
+    setup = task.setup(512, 100_001)
+    own = plan.share_of(setup, 4)
+    assert sum(part.labels for part in own.parts) == own.labels
+    assert 100_001 / 4 <= own.labels <= 100_001 / 4 + 2
+    whole, share = (plan.estimate(task, each, "torch", 1) for each in (setup, own))
+    for name in ("parameter_bytes", "optimizer_bytes"):
+        assert getattr(share, name) == pytest.approx(getattr(whole, name) / 4, rel=1e-3)
+    assert plan.share_of(setup, 1) is setup
