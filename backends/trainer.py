@@ -177,7 +177,7 @@ class Trainer:
         return self._storage.moments if moments else self._storage.weights
 
     def _with_moments(self, name: str, values: DeviceArray) -> Trained:
-        shape = tuple(values.shape)
+        shape = stored.shape_of(values, self._dtype(name))
         if self._storage.row_moments and name in self.setup.lazily_trained:
             return Trained(values, None, self.device.zeros(shape[:1], "float32"))
         dtype = self._dtype(name, moments=True)
