@@ -92,7 +92,7 @@ class TestUsage:
         assert re.search(r"unstructured-8_epochs=2/torch-0\.json: not UTF-8", done.output)
 
     def test_what_is_run_again_need_not_be_readable(self, spoiled, monkeypatch):
-        def run_all(todo, options, display):
+        def run_all(todo, options, display, runs):
             (request,) = todo
             task = request.task
             data = made_results.dataset(name=task.dataset, features=task.features)
@@ -116,7 +116,7 @@ class TestUsage:
         ],
     )
     def test_exit_code(self, tmp_path, monkeypatch, kinds, more, code):
-        def run_all(todo, options, display):
+        def run_all(todo, options, display, runs):
             made = []
             for request, kind in zip(todo, kinds, strict=False):
                 made.append(failed(begun(request), kind, "so it is", ""))

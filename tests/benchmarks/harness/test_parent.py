@@ -27,7 +27,7 @@ class TestRunAll:
         """Run tasks in one backend; each ends as `failures` has it, by its data set."""
 
         def run_tasks(tasks, failures=None, **options):
-            def run_one(request, display, lock):
+            def run_one(request, display, lock, runs):
                 kind = (failures or {}).get(request.task.dataset)
                 result = made_results.run(
                     dataset=made_results.dataset(
