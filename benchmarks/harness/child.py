@@ -29,6 +29,7 @@ from fanin.benchmarks.harness.prepare import (
     build,
     chosen_arrays,
     dataset_info,
+    kind_for,
     make_batches,
     setup_for,
     split,
@@ -121,8 +122,7 @@ def choose(
     def on_labels(done: int) -> None:
         events.send(event="phase", name=f"choosing connections, {done} labels")
 
-    kind = request.task.setup(train.x.shape[1], train.y.shape[1]).output
-    reads = looks_at_data(request.task.recipe_values, kind)
+    reads = looks_at_data(request.task.recipe_values, kind_for(request.task, train))
     if reads:
         events.send(event="phase", name="looking at the data")
     given = chosen_arrays(request, train, on_labels)

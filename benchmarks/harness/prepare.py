@@ -10,6 +10,7 @@ import scipy.sparse as sp
 
 from fanin.backends.arrays import InitialArrays
 from fanin.backends.auxiliary import Auxiliary, auxiliary_loss
+from fanin.backends.kinds import ConnectionKind
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import LayerSetup
 from fanin.backends.starting import starting_arrays
@@ -83,14 +84,19 @@ def endless(batches: Batches) -> Iterator[Batch]:
     return (batch for epoch in itertools.count() for batch in batches.epoch(epoch))
 
 
+def kind_for(task: Task, train: Split) -> ConnectionKind:
+    """How labels are connected in the task's model of these data."""
+    is_sparse = isinstance(train.x, sp.csr_array)
+    return task.setup(train.x.shape[1], train.y.shape[1], is_sparse).output
+
+
 def chosen_arrays(
     request: Request, train: Split, on_labels: Callable[[int], None] | None = None
 ) -> dict[str, np.ndarray]:
     """The arrays that the task's recipe makes from the training instances, in place of the usual
     initial ones. on_labels: see `choosing.choose_sources`."""
     task = request.task
-    is_sparse = isinstance(train.x, sp.csr_array)
-    output = task.setup(train.x.shape[1], train.y.shape[1], is_sparse).output
+    output = kind_for(task, train)
     return starting_arrays(
         train.x,
         train.y,

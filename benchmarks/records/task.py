@@ -138,7 +138,7 @@ class Task(TaskKeys):
         """ValueError where weights are to be in float8 and cannot be. Apart from the other checks:
         of the tasks of a file, those that are chosen may fit when others do not."""
         if self.weights_dtype == "float8":
-            self._layer(inputs=2**31, labels=1).check_float8()
+            self._layer(inputs=2**31, labels=2).check_float8()
 
     @property
     def storage(self) -> Storage:
