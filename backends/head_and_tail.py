@@ -39,7 +39,7 @@ class HeadAndTail(ConnectionKind):
     def check(self, inputs: int) -> None:
         checks.whole("head_labels", self.head_labels, 1)
         for name, kind in zip((HEAD, TAIL), self.kinds, strict=True):
-            if isinstance(kind, HeadAndTail):
+            if not isinstance(kind, ConnectionKind) or isinstance(kind, HeadAndTail):
                 raise ValueError(f"the {name} must be one output layer, got {kind}")
             kind.check(inputs)
 
@@ -63,7 +63,7 @@ class HeadAndTail(ConnectionKind):
             for name, shape in part.kind.array_shapes(inputs, part.labels).items():
                 if name != ORDER:
                     shapes[part.outside(name)] = shape
-            shapes[f"{part.name}.bias"] = (part.labels,)
+            shapes[part.bias] = (part.labels,)
         return shapes
 
     def initial_blocks(

@@ -89,6 +89,11 @@ class Part:
         return self.outside("output.weights")
 
     @property
+    def bias(self) -> str:
+        """The name of its biases."""
+        return self.outside("output.bias")
+
+    @property
     def source_array(self) -> str | None:
         """The name of its `ConnectionKind.source_array`."""
         inside = self.kind.source_array

@@ -252,7 +252,7 @@ def _nodes(setup: LayerSetup, top_k: int | None, sparse_features: bool) -> Itera
     several = len(setup.parts) > 1
     for part in setup.parts:
         scores = f"{part.name}_scores" if several else result
-        values = f'"{part.weights}", "{part.outside("output.bias")}"'
+        values = f'"{part.weights}", "{part.bias}"'
         if isinstance(part.kind, Dense):
             yield f"{scores} = Gemm ({read}, {values})"
         else:
@@ -303,7 +303,7 @@ def _stored_layer(
     index_type, group_size = index_dtype(setup.output_inputs), part.kind.group_size
     if positions is not None:
         weights, bias = weights[positions], bias[positions]
-    yield part.outside("output.bias"), bias
+    yield part.bias, bias
     if isinstance(part.kind, Dense):
         yield part.weights, weights
     elif isinstance(part.kind, Unstructured):

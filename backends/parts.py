@@ -19,19 +19,6 @@ from fanin.backends.setup import LayerSetup
 from fanin.backends.trainer import Trained, TransformedBatch
 
 
-def check_positives(batch: TrainingBatch, labels: int) -> None:
-    """ValueError for a positive that is out of range. The library says so too, but of several
-    layers one would be trained by then."""
-    instances = batch.features.shape[0]
-    for name, numbers, limit, whole in (
-        ("positive_instances", batch.positive_instances, instances, f"a batch of {instances}"),
-        ("positive_labels", batch.positive_labels, labels, f"{labels} labels"),
-    ):
-        wrong = np.flatnonzero((numbers < 0) | (numbers >= limit))
-        if wrong.size:
-            raise ValueError(f"{name}[{wrong[0]}] is {numbers[wrong[0]]}, out of range for {whole}")
-
-
 def positives_of(batch: TrainingBatch, part: Part) -> TransformedBatch:
     """The positives among the labels of a layer, in its own positions."""
     positions = batch.positive_labels
@@ -112,7 +99,6 @@ class FusedParts(FusedExecutor):
     def output_step(
         self, features: Any, batch: TrainingBatch, learning_rate: float, step: int
     ) -> tuple[Any, Any]:
-        check_positives(batch, self.setup.labels)
         results = [
             executor.output_step(features, positives_of(batch, part), learning_rate, step)
             for part, executor in self._parts

@@ -66,15 +66,15 @@ class MemoryModel:
     sparse_arrays_by_instance: tuple[float, float] = (0.0, 0.0)
 
     def library_bytes(self, setup: LayerSetup) -> int:
-        """What the libraries under the framework hold for products."""
+        """Memory of the libraries under the framework, for products."""
         has_product = setup.intermediate is not None and not setup.sparse_features
-        held = {
+        by_operations = {
             "fanin": self.fanin_library_bytes
             + (self.intermediate_library_bytes if has_product else 0),
             "dense": self.dense_library_bytes,
             "sparse": self.sparse_library_bytes,
         }
-        return max(held[part.kind.operations] for part in setup.parts)
+        return max(by_operations[part.kind.operations] for part in setup.parts)
 
     def sparse_temporary_bytes(self, setup: LayerSetup, batch: int) -> float:
         """What the framework's sparse operations hold besides."""

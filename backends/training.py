@@ -227,7 +227,7 @@ def output_layer(trainer: Trainer, part: Part) -> tuple[OutputLayer, np.ndarray 
     if order is not None and not is_only:
         order, label_ids = ranks_of(part, order)
     indices = trainer.array(part.outside("output.indices"))
-    weights, bias = trainer.array(part.weights), trainer.array(part.outside("output.bias"))
+    weights, bias = trainer.array(part.weights), trainer.array(part.bias)
 
     def own_best(features: np.ndarray, k: int) -> np.ndarray:
         read, threads = trainer.transform.apply(features, trainer.threads), trainer.threads

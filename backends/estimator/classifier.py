@@ -105,9 +105,9 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
         *,
         fan_in: int | Literal["auto"] | None = "auto",
         group_size: int | None = None,
+        grouping: Grouping | None = None,
         head_fraction: float = 0.0,
         head_fan_in: int | None = None,
-        grouping: Grouping | None = None,
         intermediate: int | Literal["auto"] | None = "auto",
         recipe: RecipeName | Recipe = "best",
         loss: Loss | None = None,
@@ -133,9 +133,9 @@ class FanInClassifier(ClassifierMixin, BaseEstimator):
     ) -> None:
         self.fan_in = fan_in
         self.group_size = group_size
+        self.grouping = grouping
         self.head_fraction = head_fraction
         self.head_fan_in = head_fan_in
-        self.grouping = grouping
         self.intermediate = intermediate
         self.recipe = recipe
         self.loss = loss

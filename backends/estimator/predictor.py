@@ -160,8 +160,7 @@ class Predictor(BlockPredictor):
         if name == "intermediate.weights":
             return not self.setup.sparse_features
         return any(
-            name == f"{part.name}.weights" and isinstance(part.kind, Dense)
-            for part in self.setup.parts
+            name == part.weights and isinstance(part.kind, Dense) for part in self.setup.parts
         )
 
     def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
@@ -193,10 +192,10 @@ class Predictor(BlockPredictor):
             label_ids, sorted_ids = self._ranks[part.name]
         scores, ids = top_k(
             outputs,
-            self._inside_arrays[f"{part.name}.weights"],
-            self._inside_arrays[f"{part.name}.bias"],
+            self._inside_arrays[part.weights],
+            self._inside_arrays[part.bias],
             k,
-            indices=self._inside_arrays.get(f"{part.name}.indices"),
+            indices=self._inside_arrays.get(part.outside("output.indices")),
             label_ids=label_ids,
             group_size=part.kind.group_size,
             threads=self.threads,
@@ -210,9 +209,9 @@ class Predictor(BlockPredictor):
         return self._order.by_label(whole) if self._order else whole
 
     def _scores_of(self, part: Part, outputs: np.ndarray) -> np.ndarray:
-        weights = self._inside_arrays[f"{part.name}.weights"]
-        bias = self._inside_arrays[f"{part.name}.bias"]
-        indices = self._inside_arrays.get(f"{part.name}.indices")
+        weights = self._inside_arrays[part.weights]
+        bias = self._inside_arrays[part.bias]
+        indices = self._inside_arrays.get(part.outside("output.indices"))
         if indices is None:
             return dense_forward(outputs, weights, bias, threads=self.threads)
         size = part.kind.group_size

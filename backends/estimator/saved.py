@@ -225,13 +225,13 @@ def _setup(values: dict[str, Any]) -> AnySetup:
 
 def _kind(name: str, values: dict[str, Any]) -> ConnectionKind:
     """A kind of connection from its name and its fields, of which some are kinds again."""
-    fields = {
+    arguments = {
         key: _kind(str(value["kind"]), {k: v for k, v in value.items() if k != "kind"})
         if isinstance(value, dict)
         else value
         for key, value in values.items()
     }
-    return _KINDS[name](**fields)
+    return _KINDS[name](**arguments)
 
 
 def _kind_as_json(kind: ConnectionKind) -> dict[str, Any]:

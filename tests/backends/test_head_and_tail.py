@@ -53,6 +53,8 @@ class TestKind:
             (HeadAndTail(FixedFanIn(7), Dense(), 3), "fan_in 7 is larger than the 6 inputs"),
             (HeadAndTail(KIND, Dense(), 3), "the head must be one output layer, got HeadAndTail"),
             (HeadAndTail(Dense(), KIND, 3), "the tail must be one output layer, got HeadAndTail"),
+            # As a damaged file may have it.
+            (HeadAndTail("dense", Dense(), 3), "the head must be one output layer, got dense"),
         ],
     )
     def test_refused(self, kind, message):
