@@ -1,5 +1,5 @@
-"""Trained arrays on a device, by how they are stored: rows in float8 are bytes there, and what
-passes in and out is float32."""
+"""Trained arrays on a device, which has rows in float8 as bytes, while what passes in and out is
+float32."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from fanin.kernels import from_float8, to_float8
 
 def hold(device: Device, array: np.ndarray, dtype: str) -> DeviceArray:
     """A copy of an array, as `dtype`, in the framework's memory."""
-    if dtype == "float8":
-        return device.hold(to_float8(np.ascontiguousarray(array, np.float32)), "uint8")
-    return device.hold(array, dtype)
+    return device.hold(_stored(array, dtype), "uint8" if dtype == "float8" else dtype)
 
 
 def shape_of(array: DeviceArray, dtype: str) -> tuple[int, ...]:
-    """As it passes in and out; a row in float8 has its scale behind its numbers."""
+    """The shape that passes in and out: without the scale at the end of each row in float8."""
     *rows, row = array.shape
     return (*rows, row - (dtype == "float8"))
 
@@ -30,9 +28,12 @@ def read(device: Device, array: DeviceArray, dtype: str) -> np.ndarray:
 
 def write(device: Device, target: DeviceArray, array: np.ndarray, dtype: str) -> None:
     """Overwrite an array on the device."""
-    if dtype == "float8":
-        array = to_float8(np.ascontiguousarray(array, np.float32))
-    device.write(target, array)
+    device.write(target, _stored(array, dtype))
+
+
+def _stored(array: np.ndarray, dtype: str) -> np.ndarray:
+    """An array as the device takes it, which converts all types but float8 itself."""
+    return to_float8(np.asarray(array, np.float32)) if dtype == "float8" else array
 
 
 def changed(array: np.ndarray, positions: np.ndarray, new: np.ndarray | float) -> np.ndarray:

@@ -71,6 +71,7 @@ _ALLOWED = {  # sizes, and what the error says of one that does not fit 64 bits
     "inputs": "at least 1 and below 2^31",
     "block_labels": "in 1..65536",
     "group_size": "2 to 64",
+    "mean_labels": "0 or at least as many as the layer has",
 }
 
 

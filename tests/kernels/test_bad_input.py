@@ -63,6 +63,10 @@ class TestBadInput:
                 "mean_labels is 49, but the layer has 50 labels; give 0 or at least as many",
             ),
             ({"mean_labels": -1}, "mean_labels is -1, but the layer has 50 labels"),
+            (
+                {"mean_labels": 2**64 + 60},
+                "mean_labels must be 0 or at least as many as the layer has, got 184",
+            ),
             ({"optimizer": kernels.OptimizerStep(0)}, "step counts from 1, got 0"),
             (
                 {"optimizer": kernels.OptimizerStep(2**64 + 1)},

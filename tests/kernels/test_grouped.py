@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_layers import INSTRUCTION_SETS, check_steps, make_batch, make_layer, make_setup, trained
+from kernel_layers import (
+    ANY_SHAPE,
+    INSTRUCTION_SETS,
+    check_steps,
+    make_batch,
+    make_layer,
+    make_setup,
+    trained,
+)
 
 from fanin import kernels
 
@@ -24,16 +32,7 @@ def test_step_of_each_group_size(instruction_set, group_size):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    batch=st.integers(1, 100),
-    inputs=st.integers(1, 200),
-    labels=st.integers(1, 300),
-    fan_in=st.integers(1, 130),
-    group_size=st.integers(2, 64),
-    loss=st.sampled_from(["squared_hinge", "bce"]),
-    threads=st.integers(0, 3),
-)
+@given(group_size=st.integers(2, 64), **ANY_SHAPE | {"fan_in": st.integers(1, 130)})
 def test_step_of_any_group(seed, batch, inputs, labels, fan_in, group_size, loss, threads):
     rng, fan_in = np.random.default_rng(seed), min(fan_in, inputs)
     check_steps(rng, "grouped", batch, inputs, labels, fan_in, loss, 2, threads, group_size)

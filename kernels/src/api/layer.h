@@ -34,7 +34,8 @@ OptimizerCall optimizer_call(const fanin_optimizer &optimizer);
 
 // Fills all fields of a call that trains a layer: its arrays and the optimiser. Where moments are
 // not kept, the kernels read others, of one type with them, in their place: m for v, and the values
-// for both.
+// for both. Values in float8 are too short for that: beside them, kernels read no moments that are
+// not kept.
 template <class TrainingCall>
 void set_trained(TrainingCall *call, const fanin_trained &weights, const fanin_trained &bias,
                  const fanin_optimizer &optimizer) {

@@ -17,36 +17,43 @@
 namespace fanin {
 namespace FANIN_TARGET {
 
-// The functions on numbers take a uint32_t and a float, or a vector of each.
-#if defined(__CUDACC__)
-typedef uint32_t CodeBits;
-typedef float CodeValues;
-#else
-typedef Bits CodeBits;
-typedef Vector<float> CodeValues;
-#endif
-
-// What a byte of E4M3 stands for, without the scale.
-template <class V, class U>
-FANIN_FN V e4m3_value(const U &code) {
-  const U magnitude = code & 0x7f, bits = magnitude << 20;
-  // Below 2^-6 there is no leading 1: it is taken away again.
-  const V small = same_bits<V>(bits + (121u << 23)) - 0.015625f;
-  V value = magnitude < 8 ? small : same_bits<V>(bits + (120u << 23));
-  value = magnitude == 0x7f ? V{} + __builtin_nanf("") : value;
-  return same_bits<V>(same_bits<U>(value) | (code & 0x80) << 24);
+// Where the weights of a label begin, as they are stored: behind `begin` others, and in float8 also
+// behind a scale for each label before it.
+template <class W>
+FANIN_FN W *row_of(W *weights, int64_t label, int64_t begin) {
+  return weights + begin + (std::is_same<std::remove_const_t<W>, Float8>::value ? label : 0);
 }
 
-// A number as a byte of E4M3, rounded up with the probability of the part that is cut off, by 16
-// random bits. NaN, and what is above 448, becomes NaN.
-template <class U, class V>
-FANIN_FN U e4m3_code(const V &value, const U &random) {
-  const U bits = same_bits<U>(value);
-  const V magnitude = same_bits<V>(bits & 0x7fffffff), least = V{} + 0.015625f;
-  const V raised = magnitude < least ? magnitude + least : magnitude;
-  const U before = magnitude < least ? U{} + (121u << 3) : U{} + (120u << 3);
-  const U code = ((same_bits<U>(raised) + (random << 4)) >> 20) - before;
-  return (magnitude <= V{} + 448.0f ? code : U{} + 0x7f) | (bits >> 24 & 0x80);
+// The weights of a label as a kernel reads them: where they stand, or widened to `row`, scratch
+// memory of fan_in floats.
+template <class W>
+FANIN_FN const W *weights_of(const W *weights, int64_t, int64_t begin, int64_t, float *) {
+  return weights + begin;
+}
+
+#if !defined(__CUDACC__)  // GPUs do not have this type yet
+
+// What bytes of E4M3 stand for, without the scale.
+FANIN_FN Vector<float> e4m3_values(const Bits &codes) {
+  typedef Vector<float> Values;
+  const Bits magnitude = codes & 0x7f, bits = magnitude << 20;
+  // Below 2^-6 there is no leading 1: it is taken away again.
+  const Values small = same_bits<Values>(bits + (121u << 23)) - 0.015625f;
+  Values values = magnitude < 8 ? small : same_bits<Values>(bits + (120u << 23));
+  values = magnitude == 0x7f ? Values{} + __builtin_nanf("") : values;
+  return same_bits<Values>(same_bits<Bits>(values) | (codes & 0x80) << 24);
+}
+
+// Numbers as bytes of E4M3, rounded up with the probability of the part that is cut off, by 16
+// random bits each. NaN, and what is above 448, becomes NaN.
+FANIN_FN Bits e4m3_codes(const Vector<float> &values, const Bits &random) {
+  typedef Vector<float> Values;
+  const Bits bits = same_bits<Bits>(values);
+  const Values magnitude = same_bits<Values>(bits & 0x7fffffff), least = Values{} + 0.015625f;
+  const Values raised = magnitude < least ? magnitude + least : magnitude;
+  const Bits before = magnitude < least ? Bits{} + (121u << 3) : Bits{} + (120u << 3);
+  const Bits codes = ((same_bits<Bits>(raised) + (random << 4)) >> 20) - before;
+  return (magnitude <= Values{} + 448.0f ? codes : Bits{} + 0x7f) | (bits >> 24 & 0x80);
 }
 
 // The scale's byte for a row whose largest |weight| has these bits, and the scale of a byte. Of
@@ -57,16 +64,13 @@ FANIN_FN uint32_t scale_code(uint32_t largest) {
 }
 FANIN_FN float scale_of(uint32_t code) { return same_bits<float>(code << 23); }
 
-// Bytes of a layer's rows before those of label l.
-FANIN_FN int64_t row_begin(int64_t label, int64_t fan_in) { return label * (fan_in + 1); }
-
 // row -> values [fan_in].
 FANIN_FN void widen_row(const Float8 *row, int64_t fan_in, float *values) {
   constexpr int chunk = Chunk<float>::size;
   const float scale = scale_of(row[fan_in].bits);
   for (int64_t k = 0; k < fan_in; k += chunk) {
     const int count = int(smaller<int64_t>(chunk, fan_in - k));
-    Chunk<float> part{e4m3_value<CodeValues>(load_codes(row + k, count))};
+    Chunk<float> part{e4m3_values(load_codes(row + k, count))};
     part.v *= scale;
     write_chunk(values + k, count, part, false, false);
   }
@@ -77,34 +81,29 @@ FANIN_FN void widen_row(const Float8 *row, int64_t fan_in, float *values) {
 FANIN_FN void round_row(const float *values, int64_t fan_in, int64_t at, uint32_t seed,
                         Float8 *row) {
   constexpr int chunk = Chunk<float>::size;
-  CodeBits most{};
+  Bits most{};
   for (int64_t k = 0; k < fan_in; k += chunk) {
     const int count = int(smaller<int64_t>(chunk, fan_in - k));
-    const CodeBits bits = same_bits<CodeBits>(load_chunk<float>(values + k, count).v) & 0x7fffffff;
+    const Bits bits = same_bits<Bits>(load_chunk<float>(values + k, count).v) & 0x7fffffff;
     most = bits > most ? bits : most;
   }
   const uint32_t code = scale_code(largest(most));
   const float scale = scale_of(254 - code);
   for (int64_t k = 0; k < fan_in; k += chunk) {
     const int count = int(smaller<int64_t>(chunk, fan_in - k));
-    const CodeValues scaled = load_chunk<float>(values + k, count).v * scale;
-    const CodeBits random = random_chunk(uint32_t(at + k), seed);
-    store_codes(row + k, count, e4m3_code(scaled, lower_half(random ^ random >> 16)));
+    const Vector<float> scaled = load_chunk<float>(values + k, count).v * scale;
+    const Bits random = random_chunk(uint32_t(at + k), seed);
+    store_codes(row + k, count, e4m3_codes(scaled, lower_half(random ^ random >> 16)));
   }
   write_one(&row[fan_in].bits, uint8_t(code), false);
 }
 
-// The weights of a label as a kernel reads them: where they stand, or widened to `row`, scratch
-// memory of fan_in floats.
-template <class W>
-FANIN_FN const W *weights_of(const W *weights, int64_t, int64_t begin, int64_t, float *) {
-  return weights + begin;
-}
-FANIN_FN const float *weights_of(const Float8 *weights, int64_t label, int64_t, int64_t fan_in,
-                                 float *row) {
-  widen_row(weights + row_begin(label, fan_in), fan_in, row);
+FANIN_FN const float *weights_of(const Float8 *weights, int64_t label, int64_t begin,
+                                 int64_t fan_in, float *row) {
+  widen_row(row_of(weights, label, begin), fan_in, row);
   return row;
 }
+#endif
 
 }  // namespace FANIN_TARGET
 }  // namespace fanin

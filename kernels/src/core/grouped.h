@@ -49,7 +49,7 @@ struct WeightsAhead {
   FANIN_FN void fetch_some(int64_t count) {
     constexpr int64_t line = 32;
     for (const int64_t stop = smaller(next + count, end); next < stop; next += line) {
-      fetch(weights + next + (std::is_same<W, Float8>::value ? next / fan_in : 0), line);
+      fetch(row_of(weights, next / fan_in, next), line);
       if (m) fetch(m + next, line);
       if (v) fetch(v + next, line);
     }
@@ -81,7 +81,7 @@ FANIN_FN const float *as_float(const float *weights, int64_t first, int64_t, int
 FANIN_FN const float *as_float(const Float8 *weights, int64_t first, int64_t labels, int64_t fan_in,
                                float *copy) {
   for (int64_t j = 0; j < labels; ++j)
-    widen_row(weights + row_begin(first + j, fan_in), fan_in, copy + j * fan_in);
+    weights_of(weights, first + j, (first + j) * fan_in, fan_in, copy + j * fan_in);
   return copy;
 }
 FANIN_FN const float *as_float(const Bf16 *weights, int64_t first, int64_t labels, int64_t fan_in,
@@ -158,7 +158,7 @@ FANIN_FN void step_group(const TrainedLayer<I, W, M> &layer, const I *indices, c
     update(scratch.weights);
     for (int j = 0; j < labels; ++j)
       round_row(scratch.weights + j * fan_in, fan_in, begin + j * fan_in, layer.optimizer.seed,
-                layer.weights + row_begin(first + j, fan_in));
+                row_of(layer.weights, first + j, begin + j * fan_in));
   } else {
     update(layer.weights + begin);
   }

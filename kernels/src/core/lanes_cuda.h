@@ -110,21 +110,6 @@ FANIN_FN void store_chunk(Bf16 *p, int count, Chunk<float> a, uint32_t random) {
   if (a.v == a.v) bits += random;
   if (thread_id() < count) p[thread_id()].bits = uint16_t(bits >> 16);
 }
-// A byte of a row in float8; beyond `count` 0.
-FANIN_FN uint32_t load_codes(const Float8 *p, int count) {
-  return thread_id() < count ? p[thread_id()].bits : 0;
-}
-FANIN_FN void store_codes(Float8 *p, int count, uint32_t code) {
-  if (thread_id() < count) p[thread_id()].bits = uint8_t(code);
-}
-// The largest of all threads.
-FANIN_FN uint32_t largest(uint32_t a) {
-  for (int d = kLanes / 2; d; d /= 2) {
-    const uint32_t other = __shfl_xor_sync(kAll, a, d);
-    a = other > a ? other : a;
-  }
-  return a;
-}
 template <class T>
 FANIN_FN void write_chunk(T *out, int count, Chunk<T> a, bool add, bool) {
   if (thread_id() < count) out[thread_id()] = add ? out[thread_id()] + a.v : a.v;

@@ -43,7 +43,7 @@ struct TrainedChunk {
     if (!kOnGpu || o.kept > 0) mean = load_chunk<float>(m + at, count);
     if (!kOnGpu || o.kept == 2) square = load_chunk<float>(v + at, count);
   }
-  // The same, but without moments nothing is loaded in their place.
+  // The same, but without moments nothing is loaded in their place. With float8 nothing could be.
   template <class W, class M>
   FANIN_FN void load_kept(const Optimizer &o, const W *weights, const M *m, const M *v, int64_t at,
                           int count) {

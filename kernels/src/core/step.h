@@ -48,6 +48,8 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
   const bool last = !range.before || end_group == layer.groups();
   const int64_t all = layer.begin(layer.labels);
   constexpr int chunk = Chunk<float>::size;
+  // Moments, or arrays in their place; beside float8 nothing stands in (set_trained, api/layer.h).
+  const bool has_moments = !std::is_same<W, Float8>::value || layer.optimizer.kept > 0;
   for (int j = 0; j < labels; ++j) {
     const int64_t label = first_label + j;
     const int64_t begin = layer.begin(label), fan_in = layer.begin(label + 1) - begin;
@@ -56,7 +58,7 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
     if (j + 1 < labels) {  // the next label's connections
       const int64_t next = begin + fan_in, next_fan_in = layer.begin(label + 2) - next;
       announce(layer.indices + next, next_fan_in);
-      announce(layer.weights + next, next_fan_in);
+      announce(row_of(layer.weights, label + 1, next), next_fan_in);
     }
     const auto *const weights = weights_of(layer.weights, label, begin, fan_in, row);
 
@@ -82,7 +84,7 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
       // The squared hinge leaves labels alone that all instances have well behind them.
       for (int64_t group = first_group; needed && group < end_group; ++group) {
         const Lanes<float> grad = load(grads + (group - first_group) * kLanes);
-        if (grad_features) fetch_later(at, count, all, layer.m, layer.v);
+        if (grad_features && has_moments) fetch_later(at, count, all, layer.m, layer.v);
         const float *const rows = features + group * group_size;
         total.v += (grad_features ? row_sums_and_spread(connections, count, grad, rows,
                                                         grad_features + group * group_size)
@@ -121,8 +123,7 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
     }
     if constexpr (std::is_same<W, Float8>::value)
       if (last)
-        round_row(row, fan_in, begin, layer.optimizer.seed,
-                  layer.weights + row_begin(label, fan_in));
+        round_row(row, fan_in, begin, layer.optimizer.seed, row_of(layer.weights, label, begin));
   }
   team.sync();
   if (layer.bias && last) step_bias(layer, first_label, labels, bias_grads);

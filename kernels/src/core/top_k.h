@@ -117,16 +117,6 @@ ScoredLayer<I, W> scored_layer(const TopKCall &c) {
   return layer;
 }
 
-// Fetches the connections of a later label, beside those of one that begin at `at`.
-template <class I, class W>
-FANIN_FN void fetch_connections(const ScoredLayer<I, W> &layer, int64_t at, int64_t fan_in,
-                                int64_t all) {
-  if constexpr (std::is_same<W, Float8>::value)
-    fetch_later(at, fan_in, all, layer.indices);
-  else
-    fetch_later(at, fan_in, all, layer.indices, layer.weights);
-}
-
 // Offers the labels from first to end - 1 of a dense layer; arguments as in offer_labels.
 template <class I, class W>
 FANIN_FN void offer_dense_labels(const ScoredLayer<I, W> &layer, int64_t first, int64_t end,
@@ -155,7 +145,7 @@ FANIN_FN void offer_labels(const ScoredLayer<I, W> &layer, int64_t first, int64_
   const int64_t all = layer.begin(layer.labels);
   for (int64_t label = first; label < end; ++label) {
     const int64_t at = layer.begin(label), fan_in = layer.begin(label + 1) - at;
-    fetch_connections(layer, at, fan_in, all);
+    fetch_later(at, fan_in, all, layer.indices, row_of(layer.weights, label, 0));
     best.offer(label,
                score(layer.indices + at, weights_of(layer.weights, label, at, fan_in, row), fan_in,
                      features, layer.bias ? layer.bias[label] : 0.0f),

@@ -82,7 +82,7 @@ FANIN_OUTLINED void offer_to_few(const ScoredLayer<I, W> &layer, int64_t first, 
   alignas(64) float row[kLanes] = {};
   for (int64_t label = first; label < end; ++label) {
     const int64_t at = layer.begin(label), fan_in = layer.begin(label + 1) - at;
-    fetch_connections(layer, at, fan_in, all);
+    fetch_later(at, fan_in, all, layer.indices, row_of(layer.weights, label, 0));
     const auto *const weights = weights_of(layer.weights, label, at, fan_in, widened);
     const float bias = layer.bias ? layer.bias[label] : 0.0f;
     const I *const indices = layer.indices + at;
