@@ -36,17 +36,12 @@ class OwnLabels:
     label_ids: np.ndarray | None = None
 
     def positives(
-        self, positive_instances: np.ndarray, positive_labels: np.ndarray
+        self, positive_instances: np.ndarray, positive_labels: np.ndarray, batch: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Of the positives of a batch those of own labels, with the labels as they are called here,
-        int64. ValueError for a label that no rank has."""
-        bad = np.flatnonzero((positive_labels < 0) | (positive_labels >= self.labels))
-        if bad.size:
-            at = int(bad[0])
-            raise ValueError(
-                f"positive_labels[{at}] is {int(positive_labels[at])}, out of range for "
-                f"{self.labels} labels"
-            )
+        """Of the positives of a batch of so many instances those of own labels, with the labels as
+        they are called here, int64. ValueError where any of the positives is out of range, so that
+        all ranks refuse the batch and none waits for another."""
+        checks.positives(positive_instances, positive_labels, batch, self.labels)
         if self.label_ids is None:
             own = positive_labels - self.first
             kept = (own >= 0) & (own < self.count)

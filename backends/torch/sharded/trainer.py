@@ -127,7 +127,9 @@ class ShardedTrainer(Trainer):
     # Training and prediction ---------------------------------------------------------------------
 
     def _transformed(self, batch: TrainingBatch) -> TrainingBatch:
-        own = self._executor.own.positives(batch.positive_instances, batch.positive_labels)
+        own = self._executor.own.positives(
+            batch.positive_instances, batch.positive_labels, batch.features.shape[0]
+        )
         return super()._transformed(TransformedBatch(batch.features, *own))
 
     # Rewiring ------------------------------------------------------------------------------------
