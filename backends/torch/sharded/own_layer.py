@@ -46,8 +46,8 @@ class OwnLayer:
         return name if self.part.name == "output" else f"{self.part.name}_{name}"
 
     def tensor(self, name: str) -> Tensor | None:
-        found: Tensor | None = getattr(self._module, self.attribute(name), None)
-        return found
+        tensor: Tensor | None = getattr(self._module, self.attribute(name), None)
+        return tensor
 
     # Arrays as `LayerSetup` has them, and back ----------------------------------------------------
 
@@ -61,8 +61,7 @@ class OwnLayer:
             return as_bytes(torch.from_numpy(np.ascontiguousarray(array)))
         elif self._is_transposed and inside.startswith("output.weights"):
             array = array.T
-        array = np.ascontiguousarray(array)
-        return torch.from_numpy(array if array.flags.writeable else array.copy())
+        return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
     def array(self, name: str) -> np.ndarray:
         """The array of a tensor, bfloat16 as int16; may be a view of it."""
@@ -128,9 +127,9 @@ class OwnLayer:
     # Numbers --------------------------------------------------------------------------------------
 
     def _known(self, name: str) -> Tensor:
-        found = self.tensor(f"{self.part.name}.{name}")
-        assert found is not None
-        return found
+        tensor = self.tensor(f"{self.part.name}.{name}")
+        assert tensor is not None
+        return tensor
 
     def _moments(self, name: str) -> tuple[Tensor | None, Tensor | None]:
         m, v = (self.tensor(f"{self.part.name}.{name}.{moment}") for moment in "mv")
@@ -139,8 +138,8 @@ class OwnLayer:
     def _sources(self) -> Tensor | None:
         """As the kernels read them."""
         name = "columns" if "output.columns" in self.setup.array_shapes() else "indices"
-        found = self.tensor(f"{self.part.name}.{name}")
-        return None if found is None else found.view(index_type(self.setup.inputs))
+        tensor = self.tensor(f"{self.part.name}.{name}")
+        return None if tensor is None else tensor.view(index_type(self.setup.inputs))
 
     def scores_by_position(self, features: Tensor) -> Tensor:
         """[batch, labels], differentiable, by the framework's operations."""

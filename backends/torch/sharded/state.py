@@ -14,10 +14,10 @@ from fanin.backends.arrays import check_names
 from fanin.backends.interface import Execution
 from fanin.backends.kinds import ORDER, index_dtype
 from fanin.backends.optimizer import Optimizer
-from fanin.backends.ranges import LabelRanges
+from fanin.backends.ranges import LabelRanges, without_moment
 from fanin.backends.setup import LayerSetup
 from fanin.backends.torch.sharded.own_layer import OwnLayer
-from fanin.backends.torch.sharded.ranks import Ranks
+from fanin.backends.torch.sharded.ranks import Ranks, whole_array
 from fanin.backends.torch.tools.index_buffer import as_bytes
 
 _PROGRESS = ("steps", "rate")
@@ -110,17 +110,7 @@ class StateOfAll(nn.Module):
             local = order.cpu().numpy()
         else:
             local = self._owner(name).array(name)
-        # Ranks differ in the axis that is cut; it has to be the first.
-        turned = name.partition(".")[2].startswith("weights") and self._is_dense(name)
-        sent = torch.from_numpy(np.array(local.T if turned else local, order="C"))
-        gathered = self.ranks.gather_to_first(sent.to(self._device))
-        if gathered is None:
-            return None
-        arrays = [each.cpu().numpy() for each in gathered]
-        return self.ranges.joined_array(name, [a.T for a in arrays] if turned else arrays)
-
-    def _is_dense(self, name: str) -> bool:
-        return self._owner(name).part.kind.operations == "dense"
+        return whole_array(self.ranks, self.ranges, name, local, self._device)
 
     @property
     def _device(self) -> torch.device:
@@ -149,7 +139,7 @@ class StateOfAll(nn.Module):
         arrays = _Loaded(self.setup, state)
         shapes = self.setup.array_shapes()
         for name in self._names():
-            shape = shapes[name.removesuffix(".m").removesuffix(".v")]
+            shape = shapes[without_moment(name)]
             if arrays[name].shape != shape:
                 given = list(arrays[name].shape)
                 raise ValueError(f"{_key(name)} must be {list(shape)}, got {given}")
