@@ -16,11 +16,10 @@ from fanin.backends.kinds import ORDER, index_dtype
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.ranges import LabelRanges, without_moment
 from fanin.backends.setup import LayerSetup
+from fanin.backends.torch.fused_layer import PROGRESS
 from fanin.backends.torch.sharded.own_layer import OwnLayer
 from fanin.backends.torch.sharded.ranks import Ranks, whole_array
 from fanin.backends.torch.tools.index_buffer import as_bytes
-
-_PROGRESS = ("steps", "rate")
 
 
 class StateOfAll(nn.Module):
@@ -95,7 +94,7 @@ class StateOfAll(nn.Module):
             if array is not None:
                 yield _key(name), _saved(name, array, self.setup, self._is_bfloat16(name))
         if self.ranks.rank == 0:
-            for name in _PROGRESS:
+            for name in PROGRESS:
                 if (buffer := self._buffers.get(name)) is not None:
                     yield name, buffer.clone()
 
@@ -134,7 +133,7 @@ class StateOfAll(nn.Module):
         Where the labels are connected at random without a fixed number, a rank may have another
         number of connections afterwards, and parameters are new ones: make optimizers later.
         """
-        own_progress = [name for name in _PROGRESS if name in self._buffers]
+        own_progress = [name for name in PROGRESS if name in self._buffers]
         check_names([*map(_key, self._names()), *own_progress], state)
         arrays = _Loaded(self.setup, state)
         shapes = self.setup.array_shapes()
