@@ -190,7 +190,7 @@ class ShardedFanIn(TrainsItself, StateOfAll):
         ]
         self.steps += 1
         losses, grads = zip(*made, strict=True)
-        # One message for both: what a small one takes is the way, not its length.
+        # One message for both: a small one takes time by its way, not by its length.
         sent = torch.cat([reduce(torch.add, each).view(-1) for each in (losses, grads)])
         loss, grad = self.ranks.sum(sent).split([1, len(sent) - 1])
         if not batch.wants_grad:

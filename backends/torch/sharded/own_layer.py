@@ -19,7 +19,8 @@ from fanin.backends.torch.sharded.spread import WholeBatch
 from fanin.backends.torch.tools.index_buffer import as_bytes, index_type
 from fanin.backends.torch.training_ops import run_step
 
-# Of the position of a label within the layer, of its rank among the layer's ids, and these ids.
+# Where labels have an order. positions: where the label of each rank stands; label_ranks: the rank
+# of the label at each position (`ranks_of`); sorted_ids: the id of the label of each rank.
 _TABLES = ("positions", "label_ranks", "sorted_ids")
 
 
@@ -86,7 +87,7 @@ class OwnLayer:
     # Labels ---------------------------------------------------------------------------------------
 
     def make_tables(self, order: Tensor | None) -> None:
-        """Take over the label at each position of this rank; None where that is no table."""
+        """Take over `output.order` of this rank's model; None where labels have no order."""
         if order is None:
             return
         own = order.detach().cpu().numpy()
@@ -172,7 +173,7 @@ class OwnLayer:
         all_labels: int,
     ) -> tuple[Tensor, Tensor]:
         """A fused step: what these labels add to the loss, which is a mean over `all_labels`, and
-        to its gradient by all features, without elements where not wanted."""
+        to its gradient by all features; an empty gradient where the batch wants none."""
         return run_step(
             batch.features,
             self._sources(),

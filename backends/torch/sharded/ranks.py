@@ -1,4 +1,4 @@
-"""The ranks that share a model out: what they tell each other, by plain collectives."""
+"""What the ranks of a model send to each other, by plain collectives."""
 
 from __future__ import annotations
 
