@@ -7,6 +7,7 @@ is a head and a tail a range of each. All other arrays are the same on all ranks
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,17 +37,12 @@ class OwnLabels:
     label_ids: np.ndarray | None = None
 
     def positives(
-        self, positive_instances: np.ndarray, positive_labels: np.ndarray
+        self, positive_instances: np.ndarray, positive_labels: np.ndarray, batch: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Of the positives of a batch those of own labels, with the labels as they are called here,
-        int64. ValueError for a label that no rank has."""
-        bad = np.flatnonzero((positive_labels < 0) | (positive_labels >= self.labels))
-        if bad.size:
-            at = int(bad[0])
-            raise ValueError(
-                f"positive_labels[{at}] is {int(positive_labels[at])}, out of range for "
-                f"{self.labels} labels"
-            )
+        """Of the positives of a batch of so many instances those of own labels, with the labels as
+        they are called here, int64. ValueError where any of the positives is out of range, so that
+        all ranks refuse the batch and none waits for another."""
+        checks.positives(positive_instances, positive_labels, batch, self.labels)
         if self.label_ids is None:
             own = positive_labels - self.first
             kept = (own >= 0) & (own < self.count)
@@ -93,8 +89,8 @@ class LabelRanges:
             if isinstance(part.kind, Unstructured):
                 blocks = (arrays[name],) if arrays is not None else setup.initial_blocks(name, seed)
                 bounds = self._labels[part.name]
-                found = [np.searchsorted(block, bounds) for block in blocks]
-                self._connections[part.name] = np.sum(found, axis=0)
+                before = [np.searchsorted(block, bounds) for block in blocks]
+                self._connections[part.name] = np.sum(before, axis=0)
 
     def positions(self, part: Part, rank: int) -> slice:
         """Which positions of an output layer a rank has, counted from the layer's first."""
@@ -121,6 +117,10 @@ class LabelRanges:
         if order is None or order.shape != (count,):
             raise ValueError(f"{ORDER} of rank {rank} must have its {count} labels")
         return OwnLabels(self.setup.labels, 0, count, np.sort(order))
+
+    def is_cut(self, name: str) -> bool:
+        """Whether each rank has a part of an array, and not all of it. KeyError as below."""
+        return bool(self._cuts(name, 0)[1])
 
     def local_array(self, name: str, array: np.ndarray, rank: int) -> np.ndarray:
         """What a rank has of an array of the whole model; all of it where it is not of an output
@@ -166,10 +166,12 @@ class LabelRanges:
                 starts[rank] += size
         return np.concatenate(pieces, axis)
 
-    def first_row(self, name: str, rank: int) -> int:
-        """Where in the whole model's array of an output layer the first row of a rank's stands."""
-        axis, (cut,) = self._cuts(name, rank)
-        return 0 if axis else cut.start
+    def first_source(self, part: Part, rank: int) -> int:
+        """The flat position of a rank's first source in the whole model's array of the sources of
+        an output layer that is rewired."""
+        assert part.source_array
+        _, (cut,) = self._cuts(part.source_array, rank)
+        return cut.start * math.prod(self.setup.array_shapes()[part.source_array][1:])
 
     def _cuts(self, name: str, rank: int) -> tuple[int, list[slice]]:
         """The axis along which an array is cut, and what a rank has of it: one piece, or of the
@@ -180,8 +182,8 @@ class LabelRanges:
         owner = next((part for part in self.setup.parts if part.owns(name)), None)
         if owner is None:
             return 0, []
-        self.setup.check_name(_without_moment(name))
-        inside, bounds = _without_moment(owner.inside(name)), self._labels[owner.name]
+        self.setup.check_name(without_moment(name))
+        inside, bounds = without_moment(owner.inside(name)), self._labels[owner.name]
         if inside != "output.bias" and owner.name in self._connections:
             bounds = self._connections[owner.name]
         if inside == "output.indices" and owner.kind.group_size:
@@ -222,7 +224,8 @@ def _size(positions: slice) -> int:
     return size
 
 
-def _without_moment(name: str) -> str:
+def without_moment(name: str) -> str:
+    """The name of the array that a moment belongs to; of an array its own name."""
     for moment in _MOMENTS:
         name = name.removesuffix(moment)
     return name

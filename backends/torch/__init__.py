@@ -1,8 +1,8 @@
 """fanin in PyTorch.
 
 For users: the op `fan_in_linear`, the layers `FixedFanInLinear` and `FusedFanIn`, and in `sharded`
-one for several processes, `ShardedFanIn`. For the
-trainer: a device, and an executor for each execution (`autograd`, `fused`).
+one for several processes, `ShardedFanIn`. For the trainer: a device, and an executor for each
+execution (`autograd`, `fused`).
 """
 
 from fanin.backends.torch.fused_layer import FusedFanIn

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
@@ -41,7 +41,42 @@ class WithGradient(torch.autograd.Function):
         return grad_loss * grad, None, None
 
 
-class FusedFanIn(Connected):
+# Buffers that are read at every step. They stay on the CPU: to read a GPU is to wait for it.
+PROGRESS = ("steps", "rate")
+
+
+class TrainsItself(nn.Module):
+    """What layers that train themselves have in common: how many steps they have made, their
+    learning rate, and types that no cast of the model changes."""
+
+    steps: Tensor
+    rate: Tensor
+
+    def _add_progress(self, learning_rate: float) -> None:
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self.register_buffer("rate", torch.tensor(learning_rate, dtype=torch.float64, device="cpu"))
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.rate)
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.rate.fill_(checks.learning_rate(value))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        def moved(tensor: Tensor) -> Tensor:
+            # `model.half()` must not change the types that the layer was given.
+            result: Tensor = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        progress = {name: self._buffers[name] for name in PROGRESS if name in self._buffers}
+        super()._apply(moved, recurse)
+        self._buffers.update(progress)
+        return self
+
+
+class FusedFanIn(TrainsItself, Connected):
     """A fixed fan-in output layer that trains itself: score, loss, gradients and optimiser in one
     pass.
 
@@ -79,8 +114,6 @@ class FusedFanIn(Connected):
     bias: Tensor
     bias_m: Tensor | None
     bias_v: Tensor | None
-    steps: Tensor
-    rate: Tensor
     not_averaged = (*Connected.not_averaged, "steps")
 
     def __init__(
@@ -135,9 +168,8 @@ class FusedFanIn(Connected):
             if name == "bias" or name in self.own_progress:
                 made = torch.empty(labels, dtype=torch.float32, device=device)
             self.register_buffer(name, made)
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device="cpu"))
         rate = known.learning_rate if learning_rate is None else checks.learning_rate(learning_rate)
-        self.register_buffer("rate", torch.tensor(rate, dtype=torch.float64, device="cpu"))
+        self._add_progress(rate)
         self.reset_parameters(generator)
 
     @torch.no_grad()
@@ -151,25 +183,6 @@ class FusedFanIn(Connected):
         for name in (*self.own_moments, "bias", *self.own_progress):
             getattr(self, name).zero_()
         self._take_from_first()
-
-    @property
-    def learning_rate(self) -> float:
-        return float(self.rate)
-
-    @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        self.rate.fill_(checks.learning_rate(value))
-
-    def _apply(self, fn: Any, recurse: bool = True) -> FusedFanIn:
-        def moved(tensor: Tensor) -> Tensor:
-            # `model.half()` must not change the moments: their types were given to the layer.
-            result: Tensor = fn(tensor)
-            return result if result.dtype == tensor.dtype else tensor.to(result.device)
-
-        steps, rate = self.steps, self.rate
-        super()._apply(moved, recurse)
-        self.steps, self.rate = steps, rate  # read at every step, which would wait for a GPU
-        return self
 
     def forward(self, features: Tensor) -> Tensor:
         """All scores, [..., labels] of features [..., in_features]; differentiable in these."""

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
+from fanin.backends import checks
+
 
 class _SquaredHinge(torch.autograd.Function):
     @staticmethod
@@ -110,21 +112,12 @@ def _in_range(
     # Before instances become int32, in which larger ones would wrap around. A copy of the labels,
     # since an op must not return what it was given.
     instances, label_ids = positive_instances.long(), positive_labels.to(torch.int64, copy=True)
-    bad_instances = (instances < 0) | (instances >= batch)
-    bad_labels = (label_ids < 0) | (label_ids >= labels)
     if may_wait:
-        _refuse("positive_instances", instances, bad_instances, f"a batch of {batch}")
-        _refuse("positive_labels", label_ids, bad_labels, f"{labels} labels")
+        checks.positives(instances.cpu().numpy(), label_ids.cpu().numpy(), batch, labels)
     else:
-        bad = bad_instances | bad_labels
+        bad = (instances < 0) | (instances >= batch) | (label_ids < 0) | (label_ids >= labels)
         instances, label_ids = instances.masked_fill(bad, -1), label_ids.masked_fill(bad, 0)
     return instances.int().contiguous(), label_ids.contiguous()
-
-
-def _refuse(name: str, values: Tensor, bad: Tensor, limit: str) -> None:
-    if bad.any():
-        at = int(bad.nonzero()[0])
-        raise ValueError(f"{name}[{at}] is {int(values[at])}, out of range for {limit}")
 
 
 def known_positives(

@@ -110,18 +110,28 @@ def test_every_positive_is_one_ranks(kind, ranks):
         own_labels = ranges.own_labels(
             rank, None if order is None else ranges.local_array(ORDER, order, rank)
         )
-        own_instances, own = own_labels.positives(instances, label_ids)
+        own_instances, own = own_labels.positives(instances, label_ids, 5)
         assert own.dtype == np.int64
         assert ((own >= 0) & (own < ranges.local_setup(rank).labels)).all()
         found += [*zip(own_instances, own_labels.ids_of(own), strict=True)]
     assert sorted(found) == sorted(zip(instances, label_ids, strict=True))
 
 
+@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("bad", [-1, LABELS])
-def test_a_positive_that_no_rank_has_is_refused(bad):
-    own_labels = LabelRanges(LayerSetup(INPUTS, LABELS, Dense()), 2).own_labels(0)
+def test_a_positive_that_no_rank_has_is_refused(bad, rank):
+    own_labels = LabelRanges(LayerSetup(INPUTS, LABELS, Dense()), 2).own_labels(rank)
     with pytest.raises(ValueError, match=rf"positive_labels\[1\] is {bad}, out of range"):
-        own_labels.positives(np.array([0, 0]), np.array([3, bad]))
+        own_labels.positives(np.array([0, 0]), np.array([3, bad]), 1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("bad", [-1, 5])
+def test_all_ranks_refuse_an_instance_that_the_batch_does_not_have(bad, rank):
+    """Whichever rank has its label: a rank that went on would wait for the one that refuses."""
+    own_labels = LabelRanges(LayerSetup(INPUTS, LABELS, Dense()), 2).own_labels(rank)
+    with pytest.raises(ValueError, match=rf"positive_instances\[1\] is {bad}, out of range"):
+        own_labels.positives(np.array([0, bad]), np.array([3, LABELS - 1]), 5)
 
 
 @each_ranks

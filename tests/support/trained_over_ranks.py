@@ -1,35 +1,23 @@
 """One rank of trainings that several share: `python trained_over_ranks.py RANK RANKS FOLDER
 EXECUTION...`. Each kind of output layer is trained in these executions; rank 0 writes what came of
-it as `<folder>/<name>.npz`, which `tests/backends/torch/test_sharded_trainer.py` compares.
-
-FANIN_TEST_STEPS: how many steps of training each has."""
+it as `<folder>/<name>.npz`, which `tests/backends/torch/test_sharded_trainer.py` compares."""
 
 from __future__ import annotations
 
-import os
 import sys
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 from setups import random_batches, starting
+from sharded_cases import KINDS
 
 from fanin.backends.arrays import copied
-from fanin.backends.head_and_tail import HeadAndTail
-from fanin.backends.kinds import Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import LayerSetup
 
 INPUTS, LABELS, UNITS = 40, 203, 24  # labels that neither 2 nor 4 ranks share evenly
-STEPS = int(os.environ.get("FANIN_TEST_STEPS", "12"))
-KINDS = {
-    "dense": Dense(),
-    "unstructured": Unstructured(4),
-    "fixed": FixedFanIn(4),
-    "grouped": GroupedFanIn(4, 16),
-    "head": HeadAndTail(Dense(), FixedFanIn(4), 30),
-    "head-grouped": HeadAndTail(FixedFanIn(6), GroupedFanIn(4, 8), 37),
-}
+STEPS = 12
 
 
 def cases(executions=("autograd", "fused")):
@@ -48,8 +36,9 @@ def trained(setup, execution, over_ranks):
 
     def make(seed):
         arrays = starting(setup, seed)
-        if "output.rows" in arrays:  # which never change
-            arrays["output.rows"] = starting(setup, 1)["output.rows"]
+        for name in arrays:
+            if name.endswith(".rows"):  # which never change
+                arrays[name] = starting(setup, 1)[name]
         return make_trainer(
             "torch",
             setup,

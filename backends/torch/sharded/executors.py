@@ -24,7 +24,7 @@ from fanin.backends.trainer import Executor
 
 
 class OfRank(Executor):
-    """What they have in common.
+    """What the executors of a rank have in common.
 
     own: the labels of this rank, set by its trainer. communication_seconds: how long training steps
     have waited for other ranks so far, and for what these sent.
@@ -55,7 +55,7 @@ class FusedOfRank(OfRank, TorchFused):
         self, features: Tensor, batch: TrainingBatch, learning_rate: float, step: int
     ) -> tuple[Tensor, Tensor]:
         loss, grad = super().output_step(features, batch, learning_rate, step)
-        # Sent together: what takes time is that something is sent at all.
+        # One message for both: a small one takes time by its way, not by its length.
         total = self.summed(torch.cat((loss.view(1), grad.view(-1))))
         return total[0], total[1:].view(grad.shape)
 
@@ -65,7 +65,7 @@ class FusedOfRank(OfRank, TorchFused):
 
 
 class FusedPartsOfRank(FusedOfRank, TorchFusedParts):
-    """The same of several output layers, whose ranks this sums up once."""
+    """The same of several output layers. What all of them give is added up over ranks once."""
 
 
 class AutogradOfRank(OfRank, TorchAutograd):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import reduce
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from fanin.backends import checks
 from fanin.backends.arrays import drawn_seed
@@ -20,7 +20,7 @@ from fanin.backends.moments import Resets
 from fanin.backends.optimizer import Optimizer, OptimizerKind
 from fanin.backends.ranges import LabelRanges
 from fanin.backends.setup import LayerSetup, Loss
-from fanin.backends.torch.fused_layer import WithGradient
+from fanin.backends.torch.fused_layer import TrainsItself, WithGradient
 from fanin.backends.torch.linear import known_features, widened
 from fanin.backends.torch.losses import LOSSES, known_positives
 from fanin.backends.torch.optimizers import resets_of
@@ -40,7 +40,7 @@ from fanin.backends.torch.sharded.state import StateOfAll
 _NONE: Sequence[int] = ()  # of positives
 
 
-class ShardedFanIn(StateOfAll, nn.Module):
+class ShardedFanIn(TrainsItself, StateOfAll):
     """An output layer of which each rank has a range of the labels: their connections, weights and
     moments, and nothing of the others'. A step sends the features of the batch, the gradient of
     them and the loss; no rank ever has all scores. The numbers are those of one process, up to
@@ -74,8 +74,6 @@ class ShardedFanIn(StateOfAll, nn.Module):
     ValueError for what makes no layer, and where there are more ranks than label groups.
     """
 
-    steps: Tensor
-    rate: Tensor
     order: Tensor | None
 
     def __init__(
@@ -124,11 +122,7 @@ class ShardedFanIn(StateOfAll, nn.Module):
         self._take_ranges(LabelRanges(self.setup, self.ranks.size, seed=seed))
         self._make(lambda name: self.ranges.initial_array(name, seed, self.ranks.rank), device)
         if execution == "fused":
-            steps = torch.zeros((), dtype=torch.int64, device="cpu")
-            self.register_buffer("steps", steps)
-            rate = checks.learning_rate(learning_rate)
-            made = torch.tensor(rate, dtype=torch.float64, device="cpu")
-            self.register_buffer("rate", made)
+            self._add_progress(checks.learning_rate(learning_rate))
 
     def _take_ranges(self, ranges: LabelRanges) -> None:
         rank = self.ranks.rank
@@ -159,26 +153,15 @@ class ShardedFanIn(StateOfAll, nn.Module):
         """The labels of this rank in the order of its scores, int64 [own labels]."""
         return joined([each.label_ids() for each in self._own_layers])
 
-    @property
-    def learning_rate(self) -> float:
-        return float(self.rate)
-
-    @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        self.rate.fill_(checks.learning_rate(value))
-
     @torch.compiler.disable
     def forward(self, features: Tensor) -> Tensor:
         """Scores of this rank's labels, [batch, own labels] of features [batch, in_features], in
         the order of `label_ids`; with split batches of the instances of all ranks. Differentiable
         in features, and in autograd in the parameters, where all ranks do the same."""
         batch = self._whole_batch(features, _NONE, _NONE)
-
-        def scores() -> Tensor:
+        with self._in_float32():
             spread = self._spread(batch)
             return torch.cat([own.scores(spread) for own in self._own_layers], 1)
-
-        return self._in_float32(scores)
 
     @torch.compiler.disable
     def training_step(
@@ -207,7 +190,7 @@ class ShardedFanIn(StateOfAll, nn.Module):
         ]
         self.steps += 1
         losses, grads = zip(*made, strict=True)
-        # One message for both: what a small one takes is the way, not its length.
+        # One message for both: a small one takes time by its way, not by its length.
         sent = torch.cat([reduce(torch.add, each).view(-1) for each in (losses, grads)])
         loss, grad = self.ranks.sum(sent).split([1, len(sent) - 1])
         if not batch.wants_grad:
@@ -227,8 +210,7 @@ class ShardedFanIn(StateOfAll, nn.Module):
         labels are held."""
         batch = self._whole_batch(features, positive_instances, positive_labels)
         _refuse_empty(batch)
-
-        def loss() -> Tensor:
+        with self._in_float32():
             spread, total = self._spread(batch), torch.zeros((), device=self._device)
             for own in self._own_layers:
                 scores = own.scores_by_position(spread)
@@ -238,8 +220,6 @@ class ShardedFanIn(StateOfAll, nn.Module):
             summed: Tensor = Total.apply(total, self.ranks)
             return summed.masked_fill((batch.positive_instances < 0).any(), torch.nan)
 
-        return self._in_float32(loss)
-
     @torch.no_grad()
     @torch.compiler.disable
     def top_k(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -247,7 +227,8 @@ class ShardedFanIn(StateOfAll, nn.Module):
         best first, ties to the lower id. In the fused execution no other scores are ever held."""
         k = checks.best(k, self.labels)
         batch = self._whole_batch(features, _NONE, _NONE, {"k": k})
-        lists = self._in_float32(lambda: [own.best(batch.features, k) for own in self._own_layers])
+        with self._in_float32():
+            lists = [own.best(batch.features, k) for own in self._own_layers]
         ids, scores = self.ranks.best(
             [(ids.cpu().numpy(), scores.cpu().numpy()) for ids, scores in lists], k, self._device
         )
@@ -331,28 +312,14 @@ class ShardedFanIn(StateOfAll, nn.Module):
 
         return whole_batch(self.ranks, self.batch, read, self._device, settings)
 
-    def _in_float32(self, compute: Any) -> Any:
-        with torch.autocast(self._device.type, enabled=False):
-            return compute()
+    def _in_float32(self) -> torch.autocast:
+        return torch.autocast(self._device.type, enabled=False)
 
     def _rounding_seeds(self) -> list[int]:
         """Each layer of each rank has random numbers of its own."""
         first = 2 * self.ranks.rank
         streams = range(first, first + len(self._own_layers))
         return [(self.rounding_seed + stream * 2**40) % 2**63 for stream in streams]
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        def moved(tensor: Tensor) -> Tensor:
-            # `model.half()` must not change the types that the layer was given.
-            result: Tensor = fn(tensor)
-            return result if result.dtype == tensor.dtype else tensor.to(result.device)
-
-        kept = {name: self._buffers.get(name) for name in ("steps", "rate")}
-        super()._apply(moved, recurse)
-        for name, buffer in kept.items():
-            if buffer is not None:
-                self._buffers[name] = buffer  # read at every step, which would wait for a GPU
-        return self
 
     def extra_repr(self) -> str:
         own = f"{self.own_setup.labels} of {self.labels} on rank {self.ranks.rank}"

@@ -19,7 +19,8 @@ from fanin.backends.torch.sharded.spread import WholeBatch
 from fanin.backends.torch.tools.index_buffer import as_bytes, index_type
 from fanin.backends.torch.training_ops import run_step
 
-# Of the position of a label within the layer, of its rank among the layer's ids, and these ids.
+# Where labels have an order. positions: where the label of each rank stands; label_ranks: the rank
+# of the label at each position (`ranks_of`); sorted_ids: the id of the label of each rank.
 _TABLES = ("positions", "label_ranks", "sorted_ids")
 
 
@@ -46,8 +47,8 @@ class OwnLayer:
         return name if self.part.name == "output" else f"{self.part.name}_{name}"
 
     def tensor(self, name: str) -> Tensor | None:
-        found: Tensor | None = getattr(self._module, self.attribute(name), None)
-        return found
+        tensor: Tensor | None = getattr(self._module, self.attribute(name), None)
+        return tensor
 
     # Arrays as `LayerSetup` has them, and back ----------------------------------------------------
 
@@ -61,8 +62,7 @@ class OwnLayer:
             return as_bytes(torch.from_numpy(np.ascontiguousarray(array)))
         elif self._is_transposed and inside.startswith("output.weights"):
             array = array.T
-        array = np.ascontiguousarray(array)
-        return torch.from_numpy(array if array.flags.writeable else array.copy())
+        return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
     def array(self, name: str) -> np.ndarray:
         """The array of a tensor, bfloat16 as int16; may be a view of it."""
@@ -87,7 +87,7 @@ class OwnLayer:
     # Labels ---------------------------------------------------------------------------------------
 
     def make_tables(self, order: Tensor | None) -> None:
-        """Take over the label at each position of this rank; None where that is no table."""
+        """Take over `output.order` of this rank's model; None where labels have no order."""
         if order is None:
             return
         own = order.detach().cpu().numpy()
@@ -128,9 +128,9 @@ class OwnLayer:
     # Numbers --------------------------------------------------------------------------------------
 
     def _known(self, name: str) -> Tensor:
-        found = self.tensor(f"{self.part.name}.{name}")
-        assert found is not None
-        return found
+        tensor = self.tensor(f"{self.part.name}.{name}")
+        assert tensor is not None
+        return tensor
 
     def _moments(self, name: str) -> tuple[Tensor | None, Tensor | None]:
         m, v = (self.tensor(f"{self.part.name}.{name}.{moment}") for moment in "mv")
@@ -139,8 +139,8 @@ class OwnLayer:
     def _sources(self) -> Tensor | None:
         """As the kernels read them."""
         name = "columns" if "output.columns" in self.setup.array_shapes() else "indices"
-        found = self.tensor(f"{self.part.name}.{name}")
-        return None if found is None else found.view(index_type(self.setup.inputs))
+        tensor = self.tensor(f"{self.part.name}.{name}")
+        return None if tensor is None else tensor.view(index_type(self.setup.inputs))
 
     def scores_by_position(self, features: Tensor) -> Tensor:
         """[batch, labels], differentiable, by the framework's operations."""
@@ -173,7 +173,7 @@ class OwnLayer:
         all_labels: int,
     ) -> tuple[Tensor, Tensor]:
         """A fused step: what these labels add to the loss, which is a mean over `all_labels`, and
-        to its gradient by all features, without elements where not wanted."""
+        to its gradient by all features; an empty gradient where the batch wants none."""
         return run_step(
             batch.features,
             self._sources(),

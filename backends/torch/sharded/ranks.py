@@ -1,4 +1,4 @@
-"""The ranks that share a model out: what they tell each other, by plain collectives."""
+"""What the ranks of a model send to each other, by plain collectives."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fanin.backends.head_and_tail import best_of_parts
+from fanin.backends.ranges import LabelRanges, without_moment
 
 
 class Ranks:
@@ -37,21 +38,15 @@ class Ranks:
         if self._group is not None:
             self.rank, self.size = dist.get_rank(self._group), dist.get_world_size(self._group)
 
-    def start_sum(self, tensor: Tensor) -> Pending:
-        """Begin to add up a tensor over the ranks, in place; it is the sum after `wait`."""
-        if self.size == 1:
-            return Pending()
-        work = dist.all_reduce(tensor, group=self._group, async_op=True)
-        return Pending(work, self._timeout_of(tensor))
-
     def sum(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over the ranks, in place; returns it."""
-        self.start_sum(tensor).wait()
+        if self.size > 1:
+            self._wait(dist.all_reduce(tensor, group=self._group, async_op=True), tensor)
         return tensor
 
     def numbers(self, own: Sequence[int], device: torch.device) -> list[list[int]]:
-        """What each rank says, in their order: as many int64. device: where the group can send
-        from; a GPU is waited for."""
+        """The numbers of each rank, in the order of the ranks; each gives as many, in the range of
+        int64. device: where the group can send from; a GPU is waited for."""
         if self.size == 1:
             return [[*own]]
         sent = torch.tensor([*own], dtype=torch.int64, device=device)
@@ -104,7 +99,8 @@ class Ranks:
         if self.size == 1:
             return own
         sent = [torch.from_numpy(np.ascontiguousarray(array.T)).to(device) for array in own]
-        ids, scores = ([t.cpu().numpy().T for t in self.gather(each)] for each in sent)
+        lengths = [length for (length,) in self.numbers([len(sent[0])], device)]
+        ids, scores = ([t.cpu().numpy().T for t in self.gather(each, lengths)] for each in sent)
         return best_of_parts([*zip(ids, scores, strict=True)], k)
 
     def from_first(self, value: Any) -> Any:
@@ -138,28 +134,30 @@ class Ranks:
         """Rank 0 as torch calls it among all processes."""
         return dist.get_global_rank(self._group, 0) if self._group is not None else 0
 
-    def _timeout_of(self, tensor: Tensor) -> timedelta | None:
-        """On a GPU a wait with a timeout would be one for all that is queued there."""
-        return None if tensor.is_cuda else self._timeout
-
     def _wait(self, work: Any, tensor: Tensor) -> None:
-        Pending(work, self._timeout_of(tensor)).wait()
-
-
-class Pending:
-    """What has been sent and not yet been waited for."""
-
-    def __init__(self, work: Any = None, timeout: timedelta | None = None) -> None:
-        self._work, self._timeout = work, timeout
-
-    def wait(self) -> None:
-        """Return when it is there; RuntimeError where it does not come."""
-        if self._work is None:
-            return
-        if self._timeout is None:
-            self._work.wait()
+        """Return when a tensor has come; RuntimeError where it does not. On a GPU a wait with a
+        timeout would be one for all that is queued there."""
+        if self._timeout is None or tensor.is_cuda:
+            work.wait()
         else:
-            self._work.wait(self._timeout)
+            work.wait(self._timeout)
+
+
+def whole_array(
+    ranks: Ranks, ranges: LabelRanges, name: str, local: np.ndarray, device: torch.device
+) -> np.ndarray | None:
+    """An array of the whole model, or a moment, from what each rank has of it: on rank 0, None on
+    the others. device: where the ranks send from."""
+    own = torch.from_numpy(np.require(local, requirements=["C", "W"]).reshape(-1))
+    pieces = ranks.gather_to_first(own.to(device))
+    if pieces is None:
+        return None
+    shapes = [ranges.local_setup(rank).array_shapes() for rank in range(ranks.size)]
+    arrays = [
+        piece.cpu().numpy().reshape(shape[without_moment(name)])
+        for piece, shape in zip(pieces, shapes, strict=True)
+    ]
+    return ranges.joined_array(name, arrays)
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:

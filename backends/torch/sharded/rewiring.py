@@ -35,19 +35,19 @@ def plan_rewiring(
     name = part.source_array
     assert name is not None
     own = np.abs(magnitudes.reshape(-1)).astype(np.float32, copy=False)
-    shape = ranges.setup.array_shapes()[name]
-    count = int(checks.fraction(fraction) * math.prod(shape))
+    count = int(checks.fraction(fraction) * ranges.setup.count(name))
     threshold = min(_at_rank(ranks, own, count, device), below)
     positions = np.flatnonzero(own < threshold)
-    first = ranges.first_row(name, ranks.rank) * math.prod(shape[1:])
-    sources = new_sources(positions + first, ranges.setup.output_inputs, seed)
+    positions_of_all = positions + ranges.first_source(part, ranks.rank)
+    sources = new_sources(positions_of_all, ranges.setup.output_inputs, seed)
     return Rewiring(positions, sources, threshold, layer=part.name)
 
 
 def _at_rank(ranks: Ranks, values: np.ndarray, count: int, device: torch.device) -> float:
-    """The value that `count` values of all ranks stand before in ascending order. Bits of float32
-    that are not negative ascend as the numbers do; so two histograms tell, of their upper halves,
-    and of the lower halves where the upper one is that of the value."""
+    """Of the values of all ranks in ascending order, the one before which `count` others stand.
+    values: float32, none negative, so their bits ascend as they do. A first histogram, of the upper
+    halves of these bits, gives the upper half of that value. A second one, of the lower halves
+    where the upper half is that one, gives the lower half."""
     bits = values.view(np.uint32)
     upper, before = _bin_at(ranks, bits >> 16, count, device)
     lower, _ = _bin_at(ranks, bits[bits >> 16 == upper] & (_HALF - 1), count - before, device)
@@ -55,8 +55,9 @@ def _at_rank(ranks: Ranks, values: np.ndarray, count: int, device: torch.device)
 
 
 def _bin_at(ranks: Ranks, bins: np.ndarray, count: int, device: torch.device) -> tuple[int, int]:
-    """In which bin that value is, and how many values lie in those before."""
+    """The bin of the value before which `count` others stand, and how many values are in the bins
+    before it."""
     own = torch.from_numpy(np.bincount(bins, minlength=_HALF))
     ends = ranks.sum(own.to(device)).cumsum(0).cpu().numpy()
-    found = int(np.searchsorted(ends, count, side="right"))
-    return found, int(ends[found - 1]) if found else 0
+    at = int(np.searchsorted(ends, count, side="right"))
+    return at, int(ends[at - 1]) if at else 0

@@ -20,9 +20,9 @@ BatchLayout = Literal["same", "split"]
 
 @dataclass(frozen=True)
 class WholeBatch:
-    """A batch as every rank has it. features: without what autograd knows of them; own_features:
-    what this rank brought, with that; own: which instances they are; wants_grad: whether the layers
-    below are trained."""
+    """A batch as every rank has it. features: of all instances, detached; own_features: what this
+    rank gave, with its graph; own: which instances these are; wants_grad: whether the layers below
+    are trained."""
 
     features: Tensor
     own_features: Tensor
@@ -56,7 +56,7 @@ def whole_batch(
         failure = error
         features = instances = label_ids = torch.empty(0, dtype=torch.int64, device=device)
     positives = torch.stack([instances.long(), label_ids], 1)
-    # A number that tells different positives apart.
+    # A checksum of the positives, to compare them between ranks.
     mark = zlib.crc32(positives.numpy().tobytes()) if layout == "same" else 0
     size = -1 if failure else len(features)
     own_numbers = [size, len(positives), int(_wants_grad(features)), mark]
@@ -100,7 +100,7 @@ def _bits(number: float) -> int:
 def _check(layout: BatchLayout, given: list[list[int]], settings: list[str]) -> None:
     """ValueError where the ranks did not hand over what belongs together. given: of each rank the
     size of its batch, -1 where it refused it, the number of positives, whether it wants gradients,
-    a number that tells positives apart, and the bits of the settings of these names."""
+    a checksum of its positives, and the bits of the settings of these names."""
     refused = [rank for rank, each in enumerate(given) if each[0] < 0]
     if refused:
         raise ValueError(f"rank {refused[0]} refuses its batch and raises why; the others stop")
@@ -133,8 +133,8 @@ def own_gradient(ranks: Ranks, layout: BatchLayout, total: Tensor, own: slice) -
 
 
 class Spread(torch.autograd.Function):
-    """Features of the whole batch, from those of a rank; backward, the gradients of all ranks come
-    together."""
+    """Features of the whole batch, from those of a rank; backward adds up the gradients of all
+    ranks."""
 
     @staticmethod
     def forward(

@@ -14,13 +14,12 @@ from fanin.backends.arrays import check_names
 from fanin.backends.interface import Execution
 from fanin.backends.kinds import ORDER, index_dtype
 from fanin.backends.optimizer import Optimizer
-from fanin.backends.ranges import LabelRanges
+from fanin.backends.ranges import LabelRanges, without_moment
 from fanin.backends.setup import LayerSetup
+from fanin.backends.torch.fused_layer import PROGRESS
 from fanin.backends.torch.sharded.own_layer import OwnLayer
-from fanin.backends.torch.sharded.ranks import Ranks
+from fanin.backends.torch.sharded.ranks import Ranks, whole_array
 from fanin.backends.torch.tools.index_buffer import as_bytes
-
-_PROGRESS = ("steps", "rate")
 
 
 class StateOfAll(nn.Module):
@@ -95,7 +94,7 @@ class StateOfAll(nn.Module):
             if array is not None:
                 yield _key(name), _saved(name, array, self.setup, self._is_bfloat16(name))
         if self.ranks.rank == 0:
-            for name in _PROGRESS:
+            for name in PROGRESS:
                 if (buffer := self._buffers.get(name)) is not None:
                     yield name, buffer.clone()
 
@@ -110,17 +109,7 @@ class StateOfAll(nn.Module):
             local = order.cpu().numpy()
         else:
             local = self._owner(name).array(name)
-        # Ranks differ in the axis that is cut; it has to be the first.
-        turned = name.partition(".")[2].startswith("weights") and self._is_dense(name)
-        sent = torch.from_numpy(np.array(local.T if turned else local, order="C"))
-        gathered = self.ranks.gather_to_first(sent.to(self._device))
-        if gathered is None:
-            return None
-        arrays = [each.cpu().numpy() for each in gathered]
-        return self.ranges.joined_array(name, [a.T for a in arrays] if turned else arrays)
-
-    def _is_dense(self, name: str) -> bool:
-        return self._owner(name).part.kind.operations == "dense"
+        return whole_array(self.ranks, self.ranges, name, local, self._device)
 
     @property
     def _device(self) -> torch.device:
@@ -144,12 +133,12 @@ class StateOfAll(nn.Module):
         Where the labels are connected at random without a fixed number, a rank may have another
         number of connections afterwards, and parameters are new ones: make optimizers later.
         """
-        own_progress = [name for name in _PROGRESS if name in self._buffers]
+        own_progress = [name for name in PROGRESS if name in self._buffers]
         check_names([*map(_key, self._names()), *own_progress], state)
         arrays = _Loaded(self.setup, state)
         shapes = self.setup.array_shapes()
         for name in self._names():
-            shape = shapes[name.removesuffix(".m").removesuffix(".v")]
+            shape = shapes[without_moment(name)]
             if arrays[name].shape != shape:
                 given = list(arrays[name].shape)
                 raise ValueError(f"{_key(name)} must be {list(shape)}, got {given}")

@@ -22,7 +22,7 @@ from fanin.backends.ranges import LabelRanges
 from fanin.backends.setup import LayerSetup
 from fanin.backends.torch.device import TorchDevice
 from fanin.backends.torch.sharded.executors import AutogradOfRank, FusedOfRank, executor_of_rank
-from fanin.backends.torch.sharded.ranks import Ranks
+from fanin.backends.torch.sharded.ranks import Ranks, whole_array
 from fanin.backends.torch.sharded.rewiring import plan_rewiring
 from fanin.backends.trainer import Trainer, TransformedBatch
 
@@ -64,12 +64,7 @@ class ShardedTrainer(Trainer):
 
     # Arrays: cut on their way in, gathered on their way out --------------------------------------
 
-    def _is_cut(self, name: str) -> bool:
-        return name == ORDER or any(part.owns(name) for part in self.setup.parts)
-
     def _own(self, name: str, array: np.ndarray) -> np.ndarray:
-        if not self._is_cut(name):
-            return array
         return self._ranges.local_array(name, array, self.ranks.rank)
 
     def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
@@ -95,18 +90,10 @@ class ShardedTrainer(Trainer):
 
     def _gathered(self, name: str, array: np.ndarray) -> np.ndarray:
         """The whole array on rank 0, on others their own."""
-        if not self._is_cut(name):
+        if not self._ranges.is_cut(name):
             return array
-        flat = self.device.tensor(np.ascontiguousarray(array).reshape(-1))
-        pieces = self.ranks.gather_to_first(flat)
-        if pieces is None:
-            return array
-        shapes = [self._ranges.local_setup(rank).array_shapes() for rank in range(self.ranks.size)]
-        arrays = [
-            piece.cpu().numpy().reshape(shape[name])
-            for piece, shape in zip(pieces, shapes, strict=True)
-        ]
-        return self._ranges.joined_array(name, arrays)
+        whole = whole_array(self.ranks, self._ranges, name, array, self.device.torch)
+        return array if whole is None else whole
 
     def array(self, name: str) -> np.ndarray:
         """The whole array on all ranks."""
@@ -127,7 +114,9 @@ class ShardedTrainer(Trainer):
     # Training and prediction ---------------------------------------------------------------------
 
     def _transformed(self, batch: TrainingBatch) -> TrainingBatch:
-        own = self._executor.own.positives(batch.positive_instances, batch.positive_labels)
+        own = self._executor.own.positives(
+            batch.positive_instances, batch.positive_labels, batch.features.shape[0]
+        )
         return super()._transformed(TransformedBatch(batch.features, *own))
 
     # Rewiring ------------------------------------------------------------------------------------
@@ -143,19 +132,14 @@ class ShardedTrainer(Trainer):
         own = plan_rewiring(
             self.ranks, self._ranges, part, magnitudes, fraction, seed, self.device.torch, below
         )
-        return replace(own, positions=own.positions + self._first_source(part))
-
-    def _first_source(self, part: Part) -> int:
-        """The flat position in an output layer's whole array of sources of this rank's first."""
-        assert part.source_array
-        row = math.prod(self.setup.array_shapes()[part.source_array][1:])
-        return self._ranges.first_row(part.source_array, self.ranks.rank) * row
+        first = self._ranges.first_source(part, self.ranks.rank)
+        return replace(own, positions=own.positions + first)
 
     def apply_rewiring(self, rewiring: Rewiring) -> int:
         """Move what the rank has of the connections that were chosen; how many all ranks move."""
         (part,) = (each for each in self.setup.check_rewired() if each.name == rewiring.layer)
         assert part.source_array
-        positions = rewiring.positions - self._first_source(part)
+        positions = rewiring.positions - self._ranges.first_source(part, self.ranks.rank)
         own = (positions >= 0) & (positions < self._executor.setup.count(part.source_array))
         moved = super().apply_rewiring(
             replace(rewiring, positions=positions[own], sources=rewiring.sources[own])
