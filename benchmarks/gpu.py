@@ -60,13 +60,14 @@ def run(options: argparse.Namespace) -> int:
     name, architecture = ("cpu", None) if options.dry_run else needs.find_gpu()
 
     from fanin.benchmarks.gpu_parts.build import prepare
+    from fanin.benchmarks.records.files import written_at
     from fanin.benchmarks.records.gpu import part_path, read_part
     from fanin.benchmarks.records.printing import printable
     from fanin.benchmarks.records.store import ResultError
     from fanin.reports.tables.gpu import part_text
 
     path = part_path(options.results, name, options.part)
-    written = path.stat().st_mtime_ns if path.exists() else None
+    written = written_at(path)
     try:
         if written is not None:  # found out before anything is built
             read_part(path)
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
     ]
     code = subprocess.run(command, env=environment, check=False).returncode
     # A part that ended before it wrote anything has left the file of an earlier call, or none.
-    if path.exists() and path.stat().st_mtime_ns != written:
+    if written_at(path) not in (None, written):
         print(printable(f"\n{part_text(read_part(path))}\n{path}"), flush=True)
     return code
 

@@ -15,6 +15,7 @@ from fanin.benchmarks.cli.options import AsJson, text_path
 from fanin.benchmarks.cli.output import make_console, print_json, print_report, print_text, stop
 from fanin.benchmarks.records.compare import LockstepResult
 from fanin.benchmarks.records.files import checksum, write_atomically
+from fanin.benchmarks.records.printing import number_of
 from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.store import (
     FOLDERS,
@@ -81,7 +82,7 @@ def merge(
         print_json({"results": len(same), "copied": copied, "report": str(page.resolve())})
     else:
         console = make_console()
-        print_text(console, f"{len(same)} results in {into}, of which {copied} are new")
+        print_text(console, f"{number_of(len(same), 'result')} in {into}, {copied} of them new")
         print_report(console, page)
 
 

@@ -46,6 +46,7 @@ from fanin.benchmarks.harness.parent import Runs, run_all
 from fanin.benchmarks.harness.queues import QUEUES
 from fanin.benchmarks.harness.request import Options, requests
 from fanin.benchmarks.harness.together import launched_rank
+from fanin.benchmarks.records.printing import number_of
 from fanin.benchmarks.records.run import Profile
 from fanin.benchmarks.records.store import check_folder
 from fanin.benchmarks.records.task_keys import EvaluationProtocol
@@ -216,7 +217,7 @@ def reproduce(
         with Terminal(console) as terminal:
             done = run_as_jobs(todo, where, needs, terminal)
     else:
-        with Terminal(console) as terminal, told(launched is not None) as runs:
+        with Terminal(console) as terminal, other_ranks(launched is not None) as runs:
             done = run_all(todo, options, terminal.line(), runs)
     table = profiles_text(done) if shapes else runs_text(done)
     if not as_json:  # whatever becomes of the report
@@ -235,7 +236,8 @@ def reproduce(
     else:
         print_report(console, page)
     if len(done) < len(todo):
-        print_text(console, f"{len(todo) - len(done)} more runs on unusable data were not tried")
+        untried = number_of(len(todo) - len(done), "run")
+        print_text(console, f"not tried, since the data cannot be used: {untried}")
     if failed:
         raise typer.Exit(USAGE if any(each.is_of_input for each in failed) else FAILED)
 
@@ -280,7 +282,7 @@ def _cluster(
 
 
 @contextmanager
-def told(are_several: bool) -> Iterator[Runs | None]:
+def other_ranks(are_several: bool) -> Iterator[Runs | None]:
     """What tells the commands of other ranks of each run, where there are some; they end with it.
     Only then is torch imported into this process."""
     if not are_several:

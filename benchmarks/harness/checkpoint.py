@@ -125,8 +125,8 @@ class Checkpoint:
         self._checksums: dict[str, str] = {}  # of all files that are written whole
         self._state = State(identity=identity, resumed=0, history=[], best_epoch=0, files={})
         self._best_epoch = 0
-        found = self._find() if self._writes else None
-        state, self.note = self._together.from_first((found, self.note))
+        fitting = self._find() if self._writes else None
+        state, self.note = self._together.from_first((fitting, self.note))
         if state:
             self._state = state.model_copy(update={"resumed": state.resumed + 1})
             self._best_epoch = state.best_epoch

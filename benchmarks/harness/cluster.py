@@ -24,8 +24,9 @@ from fanin.benchmarks.harness.job import EventReader, Job, events_path, visible_
 from fanin.benchmarks.harness.parent import Display, finished, usable
 from fanin.benchmarks.harness.plan import Plan
 from fanin.benchmarks.harness.queues import QUEUES, ClusterError, JobState, uses_gpu
-from fanin.benchmarks.harness.request import Options, Request, begun, failed
+from fanin.benchmarks.harness.request import Options, Request, begun, failed, with_options
 from fanin.benchmarks.records.files import write_atomically
+from fanin.benchmarks.records.printing import number_of
 from fanin.benchmarks.records.run import RunResult
 from fanin.benchmarks.records.statistics import GIB
 from fanin.benchmarks.records.store import read_result, write_result
@@ -83,7 +84,8 @@ class Resources:
 
     def __str__(self) -> str:
         gpus = f", {self.gpus} GPU" * bool(self.gpus)
-        return f"{size_text(self.memory_bytes)}, {self.cpus} CPUs{gpus}, {self.minutes} minutes"
+        cpus = number_of(self.cpus, "CPU")
+        return f"{size_text(self.memory_bytes)}, {cpus}{gpus}, {self.minutes} minutes"
 
 
 @dataclass(frozen=True)
@@ -191,9 +193,9 @@ class Grid:
         """Leave out what is finished, and take over what another command has submitted."""
         self._states = self._queue.states()
         for run in self._runs:
-            before = None if run.request.options.force else finished(run.request)
             if self._is_taken_over(run):
                 continue
+            before = None if run.request.options.force else finished(run.request)
             if before:
                 run.display.begin(run.request, run.number, len(self._runs))
                 if done := usable(run.request, before, run.display):
@@ -202,7 +204,8 @@ class Grid:
                 events_path(run.request.path).unlink(missing_ok=True)
                 run.record.unlink(missing_ok=True)
         if taken := [run.job for run in self._left() if run.job]:
-            self._screen.say(f"{len(taken)} runs have a job already: {', '.join(taken)}")
+            runs = number_of(len(taken), "run")
+            self._screen.say(f"{runs} with a job already: {', '.join(taken)}")
 
     def _is_taken_over(self, run: _Run) -> bool:
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -237,7 +240,8 @@ class Grid:
         self._asked = time.monotonic()  # a new job may be unknown for a moment
         if not self._queue.shares_this_machine:
             name = ids[0].partition("_")[0]
-            self._screen.say(f"job {name}: {len(ids)} runs submitted, each {self._resources}")
+            runs = number_of(len(ids), "run")
+            self._screen.say(f"job {name}: {runs} submitted, each {self._resources}")
 
     def _parameters(self) -> dict[str, Any]:
         needs = self._resources
@@ -314,18 +318,19 @@ class Grid:
         """Leave or cancel the jobs; the message about that."""
         active = [run for run in self._left() if run.job]
         ids = [run.job for run in active if run.job]
+        jobs = number_of(len(ids), "job")
         idle = len(self._left()) - len(active)
-        more = f"; {idle} runs were not submitted" if idle else ""
+        more = f"; {number_of(idle, 'run')} not submitted" if idle else ""
         kept = "what has finished is kept"
         if not ids:
             return f"stopped, no job is under way{more}; {kept}"
         if self._cluster.on_interrupt == "cancel":
             self._queue.cancel(ids)
-            return f"stopped and cancelled {len(ids)} jobs{more}; {kept}, the same command goes on"
+            return f"stopped and cancelled {jobs}{more}; {kept}, the same command goes on"
         ends = self._queue.cancel_command(ids)
         return (
-            f"stopped watching; {len(ids)} jobs go on{more}; {kept}, the same command watches them "
-            f"again, and `{ends}` ends them"
+            f"stopped watching, with {jobs} under way{more}; {kept}, the same command watches "
+            f"again; to cancel: `{ends}`"
         )
 
     def remove_folders(self) -> None:
@@ -343,10 +348,8 @@ def _is_finished(result: RunResult | None) -> bool:
 
 def _for_job(request: Request, resources: Resources) -> Request:
     """The request as a job gets it: its node may have other cores and another current folder."""
-    options = request.options.model_copy(
-        update={"results": request.options.results.resolve(), "threads": resources.cpus}
-    )
-    return request.model_copy(update={"options": options})
+    results = request.options.results.resolve()
+    return with_options(request, results=results, threads=resources.cpus)
 
 
 def _output(folder: Path, job: str) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fanin.benchmarks.harness.checkpoint import checkpoint_folder, remove_checkpoint
 from fanin.benchmarks.harness.parent import run_all
-from fanin.benchmarks.harness.request import Request
+from fanin.benchmarks.harness.request import Request, with_options
 from fanin.benchmarks.records.run import RunResult
 
 if TYPE_CHECKING:
@@ -128,14 +128,13 @@ class Job:
             # Only the first time: a job that is taken up again goes on.
             request.path.unlink(missing_ok=True)
             remove_checkpoint(checkpoint_folder(request.path))
-        options = request.options.model_copy(update={"force": False})
-        request = request.model_copy(update={"options": options})
+        request = with_options(request, force=False)
         try:
             with _sigterm_raises():
-                run_all([request], options, Recorder(events))
+                run_all([request], request.options, Recorder(events))
         except _EndedError:
-            # The run's process is gone. What Slurm preempts has to wait for its end: it queues
-            # again only jobs that did not end by themselves.
+            # The run's process is gone. This one waits until Slurm ends it: Slurm queues again only
+            # those preempted jobs that did not end by themselves.
             if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
                 time.sleep(_GRACE_SECONDS)
             raise SystemExit(128 + signal.SIGTERM) from None

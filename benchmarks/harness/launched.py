@@ -13,9 +13,9 @@ from datetime import timedelta
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from fanin.benchmarks.harness.request import Request
+from fanin.benchmarks.harness.together import RANK_MODULE
 from fanin.benchmarks.measuring.process import Child
 
-RANK_MODULE = "fanin.benchmarks.harness.rank"
 # What stands in place of a request when there are no more.
 _END = "end"
 # How long another rank may take to come, or its run to end.
@@ -42,8 +42,8 @@ class Runs:
 
     def __init__(self, rank: int) -> None:
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = PrefixStore(f"fanin-{start}", store(is_master=rank == 0))
         self._prefix = f"fanin-{start}"
+        self._store = PrefixStore(self._prefix, store(is_master=rank == 0))
         self._number = 0
 
     def _next(self) -> str:
@@ -65,10 +65,10 @@ class Runs:
         while True:
             key = self._next()
             self._store.wait([key], _PATIENCE)
-            told = self._store.get(key).decode()
-            if told == _END:
+            text = self._store.get(key).decode()
+            if text == _END:
                 return
-            request = Request.model_validate_json(told)
+            request = Request.model_validate_json(text)
             with Child(RANK_MODULE, "launcher", f"{self._prefix}/{key}") as child:
                 child.send(request.model_dump(mode="json"))
                 for _ in child.messages():

@@ -6,7 +6,6 @@ killed goes on from its checkpoint. The children send events (see `child`); a `D
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +19,9 @@ from fanin.benchmarks.harness.request import (
     failed,
     with_options,
 )
-from fanin.benchmarks.measuring.process import Child
-from fanin.benchmarks.records.files import checksum, remove_leftovers
+from fanin.benchmarks.harness.together import RANK_MODULE
+from fanin.benchmarks.measuring.process import Child, how_ended
+from fanin.benchmarks.records.files import checksum, remove_leftovers, written_at
 from fanin.benchmarks.records.run import Profile, RunResult
 from fanin.benchmarks.records.store import ResultError, read_result, write_result
 from fanin.datasets import find_folder
@@ -33,9 +33,9 @@ MODULES: dict[Profile, str] = {
     "train": "fanin.benchmarks.harness.child",
     "shapes": "fanin.benchmarks.harness.profile",
 }
-# What it runs instead where several processes train: the agent that starts them, or, where a
-# launcher has started several commands, one of them.
-AGENT, RANK = "fanin.benchmarks.harness.agent", "fanin.benchmarks.harness.rank"
+# What it runs instead where several processes train: the agent that starts them. Where a launcher
+# has started several commands, it is one of these processes itself.
+AGENT_MODULE = "fanin.benchmarks.harness.agent"
 
 
 class Runs(Protocol):
@@ -168,11 +168,11 @@ def run_one(request: Request, display: Display, lock: int, runs: Runs | None = N
     the `lock` (a descriptor). runs: tells the commands of other ranks, where a launcher started
     several; one that loses its process there makes this one's end, and all start again."""
     result = begun(request)
-    before = request.path.stat().st_mtime_ns if request.path.exists() else None
+    before = written_at(request.path)
     log = log_path(request.path)
     module = MODULES[request.options.profile]
     if request.options.processes > 1:
-        module = RANK if runs else AGENT
+        module = RANK_MODULE if runs else AGENT_MODULE
     how = ""
     for _ in range(1 + RESTARTS if runs else 1):
         if how:
@@ -185,11 +185,9 @@ def run_one(request: Request, display: Display, lock: int, runs: Runs | None = N
             for event in child.messages():
                 display.event(event)
             code = child.process.wait()
-        written = request.path.stat().st_mtime_ns if request.path.exists() else None
-        if written is not None and written != before:
+        if written_at(request.path) not in (None, before):
             return read_result(request.path)
-        ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        how = f"the run's process ended with {ended}"
+        how = f"the run's process ended with {how_ended(code)}"
     remove_leftovers(request.path)  # what it had reserved on the disk
     tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
     message = f"{how} and left no result; its output: {log}"

@@ -106,7 +106,7 @@ class SlurmQueue:
 
 
 class LocalQueue:
-    """Processes of this machine. They outlive the command, and keep their hands off its output."""
+    """Processes of this machine. They outlive the command, and write nothing to its streams."""
 
     poll_seconds = 1.0
     shares_this_machine = True

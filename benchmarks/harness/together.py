@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any, Final, Protocol
 
+# What each of them runs.
+RANK_MODULE = "fanin.benchmarks.harness.rank"
+
 
 class Together(Protocol):
     """All of them have to call the same methods in the same order; one that ends makes the others

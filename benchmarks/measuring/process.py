@@ -15,6 +15,7 @@ import json
 import os
 import queue
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +28,11 @@ from fanin.benchmarks.records.printing import prepare_streams
 
 # Bytes that are read from a pipe at once.
 _BLOCK = 1 << 16
+
+
+def how_ended(code: int) -> str:
+    """What the exit code of a process says, as Python has it: negative for a signal."""
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 class EndedError(RuntimeError):

@@ -74,6 +74,11 @@ def remove_leftovers(path: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def written_at(path: Path) -> int | None:
+    """When a file was last written (ns); None where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
 def checksum(path: Path) -> str:
     """SHA-256 of a file's contents, hex; read a piece at a time."""
     with path.open("rb") as file:

@@ -24,6 +24,11 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def number_of(number: int, what: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 class _PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))

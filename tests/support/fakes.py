@@ -46,10 +46,10 @@ def write_dataset(folder: Path, instances=60, inputs=40, labels=50, name="tiny")
     return folder
 
 
-def command(*arguments, **options):
-    """The command line in a process of its own."""
+def command(*arguments, module="fanin.benchmarks", **options):
+    """The command line, or a module that is a command too, in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-P", "-m", "fanin.benchmarks", *map(str, arguments)],
+        [sys.executable, "-P", "-m", module, *map(str, arguments)],
         **{"capture_output": True, "text": True, "check": False, **options},
     )
 

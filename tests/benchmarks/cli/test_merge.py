@@ -39,14 +39,14 @@ def files(folder):
 def test_two_machines_become_one_report(folders):
     done = merge(folders)
     assert done.exit_code == 0, done.output
-    assert "4 results in" in done.output and "of which 4 are new" in done.output
+    assert "4 results in" in done.output and "4 of them new" in done.output
     assert files(folders / "into") == {**files(folders / "one"), **files(folders / "two")}
     machines = [result.machine.processor for result in read_results(folders / "into")]
     assert sorted(machines) == ["First CPU", "First CPU", "Second CPU"]
     page = (folders / "into" / "report" / "index.html").read_text()
     assert "First CPU" in page and "Second CPU" in page
     again = merge(folders)
-    assert again.exit_code == 0 and "of which 0 are new" in again.output
+    assert again.exit_code == 0 and "0 of them new" in again.output
     as_json = in_process("merge", folders / "one", "--into", folders / "into", "--json")
     assert json.loads(as_json.stdout)["results"] == 4
 

@@ -126,7 +126,7 @@ class TestUsage:
         monkeypatch.setattr(reproduce, "run_all", run_all)
         done = in_process("reproduce", "--results", tmp_path, "--json", *more)
         assert done.exit_code == code
-        assert re.search(r"\d+ more runs on unusable data were not tried", done.output)
+        assert re.search(r"not tried, since the data cannot be used: \d+ runs", done.output)
 
     @pytest.mark.parametrize(
         ("path", "message"),

@@ -173,6 +173,16 @@ class TestGrid:
         assert result.status == "failed"
         assert read_result(request.path).status == "finished"
 
+    def test_ctrl_c_with_a_single_job(self, queue, todo):
+        def interrupt(_):
+            raise KeyboardInterrupt
+
+        queue.lives = [interrupt]
+        screen = Screen()
+        with pytest.raises(StoppedError, match=r"with 1 job under way; .* to cancel: `end 7_0`"):
+            run(todo[:1], screen)
+        assert "1 run submitted, each 3.0 GiB, 2 CPUs, 31 minutes" in screen.lines[0]
+
     @pytest.mark.parametrize("on_interrupt", ["leave", "cancel"])
     def test_ctrl_c_and_the_same_command_again(self, queue, todo, on_interrupt):
         def interrupt(_):
@@ -185,14 +195,15 @@ class TestGrid:
             assert queue.cancelled == ["7_0", "7_1"] and "cancelled 2 jobs" in str(stopped.value)
             queue.known = dict.fromkeys(queue.known, JobState("CANCELLED"))
         else:
-            assert "2 jobs go on" in str(stopped.value) and "`end 7_0 7_1`" in str(stopped.value)
+            assert "2 jobs under way;" in str(stopped.value)
+            assert "`end 7_0 7_1`" in str(stopped.value)
         queue.lives = ["RUNNING", "RUNNING", finish, finish]
         if on_interrupt == "cancel":
             queue.lives = [finish, finish]
         screen = Screen()
         assert [r.status for r in run(todo, screen)] == ["finished"] * 2
         assert len(queue.submitted) == (4 if on_interrupt == "cancel" else 2)
-        taken_over = any("2 runs have a job already: 7_0, 7_1" in line for line in screen.lines)
+        taken_over = any("2 runs with a job already: 7_0, 7_1" in line for line in screen.lines)
         assert taken_over == (on_interrupt == "leave")
 
     def test_a_queue_that_does_not_answer_is_asked_again(self, queue, todo, monkeypatch):

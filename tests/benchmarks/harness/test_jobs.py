@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fakes import arguments, command, write_dataset
+from fakes import arguments, command, figures, write_dataset
 from slurm import NODES, running
 
 from fanin.backends.registry import BACKENDS
@@ -44,16 +44,14 @@ def environment(request):
     return of
 
 
-def figures(folder: Path) -> list[dict]:
+def all_figures(folder: Path) -> list[dict]:
     """All of the result files that depends on neither time nor machine nor on taking up."""
     kept = []
     for result in read_results(folder):
-        times = {"train_seconds", "evaluate_seconds"}
-        history = [epoch.model_dump(exclude=times) for epoch in result.history]
-        names = {"task", "backend", "repeat", "status", "dataset", "train", "test"}
-        names |= {"train_ranking", "test_ranking", "weights_checksum"}
+        names = {"dataset", "train_ranking", "test_ranking", "weights_checksum"}
         machine = result.machine.model_dump(include={"threads", "device", "framework", "code"})
-        kept.append({**result.model_dump(include=names), "history": history, "machine": machine})
+        more = {**result.model_dump(include=names), "machine": machine}
+        kept.append({**figures(result), **more})
     return kept
 
 
@@ -65,28 +63,32 @@ def wait_until(is_so: Callable[[], object], process: subprocess.Popen | None = N
         time.sleep(0.1)
 
 
+GRID = ("--setup", "dense", "--setup", "ffi-8-64", "--threads", "1")
+
+
 @pytest.fixture(scope="module")
 def without(place):
-    """All setups in both backends, without jobs."""
-    done = command("reproduce", *arguments(place, "without", "--threads", "1"))
+    """Two setups in both backends, without jobs."""
+    done = command("reproduce", *arguments(place, "without", *GRID))
     assert done.returncode == 0, done.stdout + done.stderr
-    return figures(place / "without")
+    return all_figures(place / "without")
 
 
 @pytest.mark.parametrize("cluster", ["local", SLURM])
 def test_a_grid_has_the_same_results_as_without(place, without, environment, cluster):
-    given = arguments(place, cluster, "--threads", "1", "--cluster", cluster)
+    """Not all jobs at once."""
+    given = arguments(place, cluster, *GRID, "--cluster", cluster, "--at-once", "3")
     done = command("reproduce", *given, env=environment(cluster))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(without) == 12
-    assert figures(place / cluster) == without
+    assert len(without) == 4
+    assert all_figures(place / cluster) == without
     assert re.search(r"tensorflow +\| FFI 8-64", done.stdout)
-    assert ("12 runs submitted, each 3.0 GiB, 1 CPUs" in done.stdout) == (cluster == "slurm")
+    assert ("4 runs submitted, each 3.0 GiB, 1 CPU," in done.stdout) == (cluster == "slurm")
     left = {path.name for path in (place / cluster / "runs").rglob("*") if path.is_file()}
     assert left == {f"{name}-0.{kind}" for name in BACKENDS for kind in ("json", "log")}
     assert not (place / cluster / "jobs").exists()
     again = command("reproduce", *given, env=environment(cluster))
-    assert again.stdout.count("finished before, skipped") == 12
+    assert again.stdout.count("finished before, skipped") == 4
 
 
 class Long:
@@ -169,7 +171,7 @@ def test_a_killed_job_is_taken_up_again(long, environment, cluster, request):
     output = long.end(process)
     assert "without a result" in output and "submitted again, 1 of 2 times" in output
     assert re.search(r"taken up again on|goes on after epoch", output)
-    assert figures(long.place / results) == figures(long.place / "undisturbed")
+    assert all_figures(long.place / results) == all_figures(long.place / "undisturbed")
     assert long.resumed(results) == 1
 
 
@@ -184,7 +186,7 @@ class TestTakenUpBySlurm:
         long.suspend(results, process)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 130 and "1 jobs go on" in errors
+        assert process.returncode == 130 and "with 1 job under way" in errors
         job = long.job(results)
         node = slurm.run("squeue", "--noheader", "--format=%N", f"--jobs={job}").strip()
         assert node in NODES
@@ -208,9 +210,9 @@ class TestTakenUpBySlurm:
             slurm.start_node(node)
         output = long.end(long.start(results, "--cluster", "slurm", env=slurm.environment))
         # It may have come to its end before anybody watched it again.
-        assert f"have a job already: {job}" in output or "finished before, skipped" in output
+        assert f"with a job already: {job}" in output or "finished before, skipped" in output
         assert "Restarts=1" in slurm.run("scontrol", "show", "job", job)
-        assert figures(long.place / results) == figures(long.place / "undisturbed")
+        assert all_figures(long.place / results) == all_figures(long.place / "undisturbed")
         assert long.resumed(results) == 1
 
     def waits(self, slurm, job) -> bool:
@@ -232,7 +234,7 @@ def test_ctrl_c_cancels_as_asked(long, environment, cluster):
     assert works(folder)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and "stopped and cancelled 1 jobs" in errors
+    assert process.returncode == 130 and "stopped and cancelled 1 job;" in errors
     wait_until(lambda: not works(folder))
     assert not list((long.place / results).rglob("torch-0.json"))
     long.end(long.start(results, *asked, env=environment(cluster)))
@@ -254,11 +256,11 @@ def test_local_jobs_outlive_the_command_and_its_output(long):
     os.kill(int(job), signal.SIGHUP)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)  # it holds none of the streams
-    assert process.returncode == 130 and f"`kill {job}` ends them" in errors
+    assert process.returncode == 130 and f"to cancel: `kill {job}`" in errors
     assert job in LocalQueue().states()
     again = long.start("left", "--cluster", "local")
-    assert f"1 runs have a job already: {job}" in again.stdout.readline()
+    assert f"1 run with a job already: {job}" in again.stdout.readline()
     child.resume()
     long.end(again)
-    assert figures(long.place / "left") == figures(long.place / "undisturbed")
+    assert all_figures(long.place / "left") == all_figures(long.place / "undisturbed")
     assert long.resumed("left") == 0

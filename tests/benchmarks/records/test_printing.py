@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fanin.benchmarks.records.printing import printable
+from fanin.benchmarks.records.printing import number_of, printable
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,11 @@ from fanin.benchmarks.records.printing import printable
 def test_control_characters_are_shown(text, expected):
     assert printable(text) == (text if expected is None else expected)
     assert printable(printable(text)) == printable(text)
+
+
+def test_one_and_several_are_named_so():
+    named = [number_of(number, "job") for number in (0, 1, 2, 1000)]
+    assert named == ["0 jobs", "1 job", "2 jobs", "1,000 jobs"]
 
 
 def prepared(program, **options):

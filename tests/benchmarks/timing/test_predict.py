@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from statistics import median
+
+from fakes import command
 
 from fanin.benchmarks.records.store import read_predict_times
 from fanin.reports.tables.predict import predict_introduction, predict_table
@@ -12,13 +12,9 @@ from fanin.reports.tables.predict import predict_introduction, predict_table
 
 def test_the_command_writes_a_result_file(tmp_path):
     out = tmp_path / "results" / "predict.json"
-    command = "--labels 2000 --inputs 64 --fan-in 8 --k 3 --count 5 --json"
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "fanin.benchmarks.timing.predict", *command.split(), str(out)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    given = "--labels 2000 --inputs 64 --fan-in 8 --k 3 --count 5 --json"
+    module = "fanin.benchmarks.timing.predict"
+    done = command(*given.split(), out, module=module, check=True)
     times = read_predict_times(out)
     assert list(times.seconds) == [1, 2, 4, 8, 16, 32]
     assert all(len(seconds) == 5 for seconds in times.seconds.values())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from statistics import median
 
 import pytest
+from fakes import command
 
 from fanin.benchmarks.records.store import read_rank_times
 from fanin.reports.tables.ranks import ranks_introduction, ranks_table
@@ -15,13 +14,9 @@ from fanin.reports.tables.ranks import ranks_introduction, ranks_table
 @pytest.mark.slow
 def test_the_command_writes_a_result_file(tmp_path):
     out = tmp_path / "results" / "ranks.json"
-    command = "--labels 2000 --inputs 64 --fan-in 8 --batch 4 --steps 2 --count 3 --json"
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "fanin.benchmarks.timing.ranks", *command.split(), str(out)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    given = "--labels 2000 --inputs 64 --fan-in 8 --batch 4 --steps 2 --count 3 --json"
+    module = "fanin.benchmarks.timing.ranks"
+    done = command(*given.split(), out, module=module, check=True)
     times = read_rank_times(out)
     assert (times.ranks, times.machine.threads, times.labels, times.batch) == (2, 2, 2000, 4)
     assert {which: len(rounds) for which, rounds in times.seconds.items()} == {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import types
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from fakes import command
 
 from fanin.benchmarks.records.store import read_words_times
 from fanin.benchmarks.timing import text_trainer
@@ -19,12 +19,8 @@ from fanin.reports.tables.words import words_introduction, words_table
 def test_the_command_writes_a_result_file(tmp_path):
     """In a folder that no result file names."""
     out = tmp_path / "results" / "file.json"
-    command = "--dataset wordnet-small --features tfidf --threads 1 --repeats 2 --out"
-    subprocess.run(
-        [sys.executable, "-P", "-m", "fanin.benchmarks.timing.text", *command.split(), str(out)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    given = "--dataset wordnet-small --features tfidf --threads 1 --repeats 2 --out"
+    command(*given.split(), out, module="fanin.benchmarks.timing.text", check=True)
     times = read_words_times(out)
     assert str(tmp_path) not in out.read_text()
     ours = [each for each in times.trainings if each.trainer == "fanin"]
