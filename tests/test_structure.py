@@ -198,6 +198,15 @@ def test_no_cpp_file_is_over_450_lines():
     assert too_long(sources("kernels", "backends", "tests"), 450) == []
 
 
+def test_no_other_file_is_committed_beside_the_folders():
+    """A note is committed easily, and not seen until somebody clones. (An archive has no git.)"""
+    listed = ["git", "ls-files", "--", ".", *(f":!{name}" for name in (*FOLDERS, "tests"))]
+    done = subprocess.run(listed, cwd=ROOT, text=True, capture_output=True, check=False)
+    files = {"README.md", "CONTRIBUTING.md", "LICENSE", "noxfile.py", "pyproject.toml"}
+    files |= {"constraints.txt", ".gitignore", ".clang-format", ".ci/run"}
+    assert set(done.stdout.splitlines()) <= files
+
+
 def test_backends_have_the_same_files():
     """What only one of them needs lies in a folder of its own, such as `native`."""
     names = [
