@@ -40,7 +40,7 @@ from fanin.reports.paper import PaperRow, paper_rows, profiled
 from fanin.reports.summary import by_dataset, is_finished, several_machines, summarise
 from fanin.reports.table import Column, Table, make_table, text_column
 from fanin.reports.tables.floor import floor_introduction, floor_table
-from fanin.reports.tables.grouped import grouped_table
+from fanin.reports.tables.grouped import grouped_tables
 from fanin.reports.tables.op import op_introduction, op_table
 from fanin.reports.tables.predict import predict_introduction, predict_table
 from fanin.reports.tables.profiles import expected_gib
@@ -111,9 +111,8 @@ def grouped_section(folder: Path) -> str:
     usual = [run for run in runs if not any(d.startswith("grouping=") for d in run.task.departures)]
     parts = [f"Real data. {_processors(runs)}.\n"]
     for title, rows in by_dataset(summarise(usual)):
-        table = grouped_table(rows)
-        if table is not None:
-            parts.append(f"{title}\n\n{table.markdown(padded=False)}\n")
+        for table in grouped_tables(rows):
+            parts.append(f"{title}. {table.caption}:\n\n{table.markdown(padded=False)}\n")
     return "\n".join(parts)
 
 

@@ -20,7 +20,7 @@ from fanin.reports.tables.against import against_table
 from fanin.reports.tables.comparison import comparison_section, comparison_table
 from fanin.reports.tables.counts import counts_table
 from fanin.reports.tables.failures import failures_table
-from fanin.reports.tables.grouped import grouped_table
+from fanin.reports.tables.grouped import grouped_tables
 from fanin.reports.tables.lockstep import lockstep_table, sides_table
 from fanin.reports.tables.paper import paper_table
 from fanin.reports.tables.processes import processes_table
@@ -60,7 +60,7 @@ class Section:
     comparison: Table | None
     rankings: Table | None
     recipes: Table | None
-    grouped: Table | None
+    grouped: tuple[Table, ...]
     paper: Paper | None
     profiles: Table | None
     savings: Table | None
@@ -129,7 +129,7 @@ def _section(
         comparison=comparison_table(rows) if rows else None,
         rankings=rankings_table(rows),
         recipes=recipes_table(rows),
-        grouped=grouped_table(rows),
+        grouped=grouped_tables(rows),
         paper=paper,
         profiles=profile_table(profiles) if profiles else None,
         savings=savings_table(rows),
@@ -207,8 +207,8 @@ def section_markdown(section: Section) -> str:
     if section.recipes:
         title, table = f"{section.title}: recipes", section.recipes
         parts.append(f"{heading(title)}{table.markdown()}\n\n{table.caption}.\n")
-    if section.grouped:
-        title, table = f"{section.title}: label groups and heads", section.grouped
+    for table in section.grouped:
+        title = f"{section.title}: label groups and heads"
         parts.append(f"{heading(title)}{table.markdown()}\n\n{table.caption}.\n")
     if section.profiles:
         title, table = f"{section.title}: shape profile", section.profiles

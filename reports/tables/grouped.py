@@ -1,9 +1,10 @@
-"""Layers whose labels share their sources, and those with a head, each beside the plain layer of
-nearest memory: one with neither.
+"""Layers whose labels share their sources, and those with a head, each beside a plain layer, one
+with neither: that of nearest memory, and that of nearest training time.
 
 Groups save indices, not weights, so a grouped layer has the bytes of a slightly smaller fan-in
-without groups. A dense head takes the bytes of a larger fan-in. Only layers of about equal bytes
-tell what either costs or gains in precision.
+without groups; a dense head takes the bytes of a larger fan-in. Groups also save time, which a
+plain layer would spend on a larger fan-in. Only layers of about equal bytes, or of about equal
+time, tell what either costs or gains in precision.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from fanin.reports.tables.cells import BACKEND, MACHINE, REPEATS, setup_cell
 _GROUPING = "grouping="
 _SHOWN = ("test_p1", "test_p3", "test_p5", "test_psp5")
 _LEVEL = 0.95
+# What the two layers have nearly the same of: figure -> its name. The second is compared only where
+# repeats differ by less than this share of their mean: else other work shared the machine.
+_ALIKE = {"counted_gib": "memory", "training_seconds": "training time"}
+_STEADY = 0.1
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,17 @@ class Interval:
     half: float | None
 
 
-def grouped_table(rows: Sequence[Row]) -> Table | None:
-    """A line for each layer with label groups or a head; None where none has a plain layer to stand
-    beside."""
+def grouped_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
+    """Two tables, at equal memory and at equal training time, with a line for each layer with label
+    groups or a head. A table where no layer has a plain one to stand beside is left out."""
+    return tuple(table for key in _ALIKE if (table := _table(rows, key)))
+
+
+def _table(rows: Sequence[Row], alike: str) -> Table | None:
     beside = [
         (row, plain)
         for row in rows
-        if not _is_plain(row) and row.n and (plain := _plain(row, rows))
+        if not _is_plain(row) and (plain := _nearest_plain(row, rows, alike))
     ]
     if not beside:
         return None
@@ -57,12 +66,12 @@ def grouped_table(rows: Sequence[Row]) -> Table | None:
             lambda pair: _grouping(pair[0]),
         ),
         (
-            text_column("beside", "the layer of nearest memory without groups and head"),
+            text_column("beside", f"the layer of nearest {_ALIKE[alike]} without groups and head"),
             lambda pair: setup_cell(pair[1].setup.without(shared)),
         ),
-        (
-            Column("memory / beside", meaning="bytes counted from the arrays, indices included"),
-            lambda pair: number(_memory_ratio(*pair), 2),
+        *(
+            (Column(f"{name} / beside", meaning=FIGURES[key].meaning), _ratio_cell(key))
+            for key, name in _ALIKE.items()
         ),
     ]
     if several_machines(rows):
@@ -72,8 +81,8 @@ def grouped_table(rows: Sequence[Row]) -> Table | None:
         fields.append((Column(f"{head}, difference (points)"), _difference_cell(key)))
     fields.append((REPEATS, lambda pair: str(min(row.n for row in pair))))
     caption = (
-        "Layers with label groups or a head beside plain ones of nearest memory: differences of "
-        "mean test figures, ± half of the 95 % interval (Welch's)"
+        f"Layers with label groups or a head beside plain ones of nearest {_ALIKE[alike]}: "
+        "differences of mean test figures, ± half of the 95 % interval (Welch's)"
     )
     return make_table(caption, fields, beside)
 
@@ -108,22 +117,33 @@ def _difference_cell(key: str) -> Callable[[tuple[Row, Row]], Cell]:
     return cell
 
 
-def _plain(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Of the plain layers that are trained alike, the one of nearest counted memory."""
-    counted = row.values["counted_gib"]
+def _ratio_cell(key: str) -> Callable[[tuple[Row, Row]], str]:
+    return lambda pair: number(quotient(_compared(pair[1], key), _compared(pair[0], key)), 2)
+
+
+def _nearest_plain(row: Row, rows: Sequence[Row], key: str) -> Row | None:
+    """Of the plain layers that are trained alike, the one whose figure is nearest."""
+    value = _compared(row, key)
     variant = set(row.setup.variant) - set(_groupings(row))
     distances = {
-        place: abs(math.log(other_counted / counted))
+        place: abs(math.log(other_value / value))
         for place, other in enumerate(rows)
-        if counted
-        and other.n
+        if value
         and (other.backend, other.machine) == (row.backend, row.machine)
         and (other.setup.kind, other.setup.intermediate) == (row.setup.kind, row.setup.intermediate)
         and _is_plain(other)
         and set(other.setup.variant) == variant
-        and (other_counted := other.values["counted_gib"])
+        and (other_value := _compared(other, key))
     }
     return rows[min(distances, key=distances.__getitem__)] if distances else None
+
+
+def _compared(row: Row, key: str) -> float | None:
+    """A figure of two layers that are alike in it; None for times that are not steady."""
+    value, spread = row.values[key], row.spreads[key]
+    if key != "training_seconds" or not value:
+        return value
+    return value if spread is not None and spread < _STEADY * value else None
 
 
 def _is_plain(row: Row) -> bool:
@@ -138,7 +158,3 @@ def _grouping(row: Row) -> str:
 
 def _groupings(row: Row) -> list[str]:
     return [part for part in row.setup.variant if part.startswith(_GROUPING)]
-
-
-def _memory_ratio(row: Row, plain: Row) -> float | None:
-    return quotient(plain.values["counted_gib"], row.values["counted_gib"])
