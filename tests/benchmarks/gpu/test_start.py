@@ -96,10 +96,10 @@ def test_a_file_of_another_schema_is_refused_and_named(tmp_path):
 def test_what_a_part_lacks_is_named_before_anything_is_built(tmp_path, part):
     # A build would fail, and so would torch.
     more = {"FANIN_LIBRARY": "", "PATH": os.devnull}
-    env = environment(tmp_path, ("platformdirs", "pydantic", "sklearn", "torch"), **more)
+    env = environment(tmp_path, ("platformdirs", "pydantic", "pynvml", "torch"), **more)
     done = run([*COMMAND, part, "--dry-run"], env, tmp_path)
     assert done.returncode == gpu.WRONG_USE
-    lacking, names = "pydantic, sklearn", "pydantic scikit-learn"
+    lacking, names = "pydantic, pynvml", "pydantic nvidia-ml-py"
     if part == "shapes":
         lacking, names = f"{lacking}, platformdirs", f"{names} platformdirs"
     assert f"part {part} needs {lacking}: `pip install {names}`" in done.stderr
