@@ -1,6 +1,7 @@
 """Dense features from sparse ones: truncated SVD, made at first use, then cached.
 
-Texts (`text_features`) and the sparse features of data files (`folder`) both end here.
+Texts (`text_features`) and the sparse features of data files (`folder`) both end here. scikit-learn
+takes a second to import, so it is imported where something is made.
 """
 
 from __future__ import annotations
@@ -10,20 +11,21 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy
-import sklearn
 from scipy import sparse
-from sklearn.decomposition import TruncatedSVD
-from sklearn.preprocessing import normalize
 
 from fanin.datasets import cache
 from fanin.datasets.dataset import DataError
 from fanin.kernels import kept_files
+
+if TYPE_CHECKING:
+    from sklearn.decomposition import TruncatedSVD
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ def reduce(train: sparse.csr_array, test: sparse.csr_array) -> tuple[Features, F
 
 def fit(train: sparse.csr_array, **changed: Any) -> tuple[TruncatedSVD, Features]:
     """The SVD of [instances, inputs], and what it makes of them; `changed` parts of `SVD`."""
+    from sklearn.decomposition import TruncatedSVD
+
     svd = TruncatedSVD(**SVD | changed)
     start = time.perf_counter()
     first = _of_length_one(svd.fit_transform(train))
@@ -57,12 +61,14 @@ def apply(components: npt.NDArray[np.float32], x: sparse.csr_array) -> Features:
 
 
 def _of_length_one(x: npt.NDArray[np.floating]) -> Features:
+    from sklearn.preprocessing import normalize
+
     return np.ascontiguousarray(normalize(x), np.float32)
 
 
 def content_hash(**recipe: Any) -> Any:
     """A SHA-256 over the recipe and the library versions, to be fed with what is reduced."""
-    recipe |= {"svd": SVD, "versions": [np.__version__, scipy.__version__, sklearn.__version__]}
+    recipe |= {"svd": SVD, "versions": [np.__version__, scipy.__version__, version("scikit-learn")]}
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
 
 

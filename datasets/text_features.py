@@ -1,5 +1,5 @@
 """Features of short texts: TF-IDF, which is sparse, and its truncated SVD, which is dense (`svd`,
-which also caches it)."""
+which also caches it). scikit-learn takes a second to import, so it is imported where it is used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fanin.datasets import svd
 from fanin.datasets.dataset import DataError
@@ -79,6 +78,8 @@ def tfidf_words(
 def _tfidf(
     train_texts: Sequence[str], test_texts: Sequence[str], tfidf: Mapping[str, Any]
 ) -> tuple[sparse.csr_array, sparse.csr_array]:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     vectorizer = TfidfVectorizer(dtype=np.float32, **tfidf)
     train = sparse.csr_array(vectorizer.fit_transform(train_texts))
     return train, sparse.csr_array(vectorizer.transform(test_texts))

@@ -1,15 +1,20 @@
-"""The tables as pandas frames, which are written as CSV: `comparison.csv` and `paper.csv`."""
+"""The tables as pandas frames, which are written as CSV: `comparison.csv` and `paper.csv`.
+
+pandas takes long to import, so it is imported where a frame is made.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from fanin.benchmarks.records.run import RunResult
 from fanin.reports.metrics import FIGURES
 from fanin.reports.paper import DENSE_LAYERS, PUBLISHED_FIGURES, RATIOS, PaperRow, saving
 from fanin.reports.summary import Row, summarise
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def comparison_frame(runs: Iterable[RunResult]) -> pd.DataFrame:
@@ -26,6 +31,8 @@ def comparison_frame(runs: Iterable[RunResult]) -> pd.DataFrame:
 
 def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
     """The rows as a pandas table; see `comparison_frame` for its columns."""
+    import pandas as pd
+
     sizes = ("connectivity", "group_size", "head", "intermediate")
     plain = ("dataset", "features", "backend", "setup", *sizes, "variant")
     columns = (*plain, *FIGURES, "memory_kind", "machine", "n", *(f"{k}_std" for k in FIGURES))
@@ -67,6 +74,8 @@ def paper_frame(rows: Iterable[PaperRow]) -> pd.DataFrame:
     `saving_fused_dense_<whose>`, how many times less memory than the published dense layer and than
     4 x a dense layer's weights. What was not measured or not run is missing (NaN), n is then 0.
     """
+    import pandas as pd
+
     frame = pd.DataFrame.from_records([_paper_record(row) for row in rows])
     for column in frame.columns:
         if column.endswith(_PAPER_NUMBERS):

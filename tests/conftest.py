@@ -12,13 +12,15 @@ Tests with the marker `slurm` are left out where Slurm is not installed.
 
 A test module that imports a framework at its top says so by `pytestmark = pytest.mark.torch`, or
 `pytestmark = [pytest.mark.torch, ...]`. The other processes must not import it, so that assignment
-is read from its text.
+is read from its text. Nor does the process of a framework import a module where neither its text
+nor that of the conftest.py beside it names the marker or `EACH_BACKEND`: most have no test for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import json
 import os
 import re
@@ -65,6 +67,14 @@ def module_framework(path: Path) -> str | None:
     ]
     marker = MARKER.search("".join(marks))
     return marker[1] if marker else None
+
+
+@functools.cache
+def may_need(path: Path, framework: str) -> bool:
+    """Whether a test module may have tests for the framework, by its text and its conftest.py's."""
+    named = re.compile(rf"\bpytest\.mark\.{framework}\b|\bEACH_BACKEND\b")
+    files = {path, path.with_name("conftest.py")} - {Path(__file__)}
+    return any(named.search(file.read_text(encoding="utf-8")) for file in files if file.is_file())
 
 
 # Without the option: a process for each framework.
@@ -140,7 +150,11 @@ def exit_code(codes: list[int]) -> int:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    return module_framework(collection_path) not in (None, config.option.framework) or None
+    wanted = config.option.framework
+    if module_framework(collection_path) not in (None, wanted):
+        return True
+    is_module = collection_path.match("test_*.py") and wanted in FRAMEWORKS
+    return (is_module and not may_need(collection_path, wanted)) or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -156,6 +170,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if needed == [config.option.framework] else others).append(item)
         if len(needed) > 1:
             raise pytest.UsageError(f"{item.nodeid} needs two frameworks in one process")
+        if needed != ["none"] and not may_need(item.path, needed[0]):
+            raise pytest.UsageError(
+                f"{item.nodeid} would not be found by {needed[0]}'s process: write "
+                f"`pytest.mark.{needed[0]}` or `EACH_BACKEND` in its module"
+            )
     items[:] = kept
     config.hook.pytest_deselected(items=others)
 

@@ -56,9 +56,8 @@ def run(project: Path, *arguments: str) -> tuple[int, str, list[str]]:
     """pytest's exit code, all that it printed, and the frameworks that processes were begun for."""
     command = (sys.executable, "-P", "-m", "pytest", *arguments)
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # they take a second to load
-    done = subprocess.run(
-        command, cwd=project, env=environment, capture_output=True, text=True, check=False
-    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(command, cwd=project, env=environment, **streams, text=True, check=False)
     heads = [line for line in done.stdout.splitlines() if line.startswith("--- framework")]
     return done.returncode, done.stdout, [line.split()[-2] for line in heads]
 
@@ -101,6 +100,20 @@ def test_a_framework_in_the_wrong_process_fails(project):
     code, output, _ = run(project, "tests/test_wrong.py")
     assert code == 2
     assert "it loads torch in the process for none: write `pytestmark = pytest.mark.to" in output
+
+
+def test_a_marker_stands_in_the_module(project):
+    """A framework's process imports no other modules."""
+    (project / "support" / "elsewhere.py").write_text("import pytest\nmarked = pytest.mark.torch")
+    path = project / "tests" / "test_hidden.py"
+    path.write_text("from elsewhere import marked\n@marked\ndef test_it(): pass")
+    assert run(project, "--framework", "torch")[:1] == (0,)
+    code, output, _ = run(project, "--framework", "none")
+    assert code == 4 and "test_hidden.py::test_it would not be found by torch's process" in output
+    path.write_text("raise ValueError")
+    assert run(project, "--framework", "none")[0] == 2
+    code, output, _ = run(project, "--framework", "torch")
+    assert code == 0 and "2 passed" in output
 
 
 def test_a_test_has_one_framework(project):

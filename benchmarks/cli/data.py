@@ -31,7 +31,7 @@ from fanin.datasets.tools.new_folder import check_new
 from fanin.datasets.tools.records import RecordFile, is_of_records
 from fanin.datasets.tools.texts import convert_texts
 from fanin.kernels.kept_files import replacing
-from fanin.reports.plots.label_distribution import label_distribution
+from fanin.reports.plots import load_matplotlib
 from fanin.reports.table import Cell, Column, Table, text_column
 
 Folder = Annotated[Path, typer.Argument(help="A data folder, `<data>/<dataset>`.", exists=True)]
@@ -283,6 +283,9 @@ def stats(
         check_new(plot, force)
     splits = counts_of(data)
     if plot is not None:
+        load_matplotlib()
+        from fanin.reports.plots.label_distribution import label_distribution
+
         picture = label_distribution(Path(data).resolve().name, splits)
         with naming(plot), replacing(plot) as made:
             made.write_bytes(picture.png)

@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # An installed fanin has no sources of its kernels beside it.
 IS_CHECKOUT = (ROOT / "kernels" / "CMakeLists.txt").is_file()
 # What every part imports beside torch, and what part `shapes` needs besides, by way of the harness.
-EACH_PART = ("numpy", "psutil", "pydantic", "pynvml", "scipy", "sklearn")
+EACH_PART = ("numpy", "psutil", "pydantic", "pynvml", "scipy", "threadpoolctl")
 HARNESS = ("platformdirs", "safetensors")
 # What pip knows by another name.
-DISTRIBUTIONS = {"pynvml": "nvidia-ml-py", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"pynvml": "nvidia-ml-py"}
 
 _PROBE = """
 import json, torch

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fanin.datasets import svd
 from fanin.datasets.dataset import DataError, check_finite
@@ -55,6 +54,8 @@ class Vectoriser:
     def features(self, texts: Iterable[str]) -> sparse.csr_array | npt.NDArray[np.float32]:
         """Features float32 [texts, inputs]: canonical CSR, or dense with an SVD."""
         options = {key: value for key, value in self.tfidf.items() if key not in _OF_FIT}
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
         vectorizer = TfidfVectorizer(dtype=np.float32, vocabulary=self.terms, **options)
         vectorizer.idf_ = self.idf
         x = _canonical(vectorizer.transform(texts))
@@ -120,6 +121,8 @@ def fit(
     SVD, or None for sparse features. where: begins an error. Raises DataError for too few texts or
     terms.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     tfidf = UNITS[units] | ({} if least is None else {"min_df": least})
     vectorizer = TfidfVectorizer(dtype=np.float32, **tfidf)
     try:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from fanin.reports.format import GAP, difference, number, spread
 from fanin.reports.metrics import FIGURES
@@ -103,7 +103,7 @@ def difference_interval(row: Row, other: Row, key: str) -> Interval:
     freedom = sum(parts) ** 2 / sum(
         part**2 / (n - 1) for part, (_, n) in zip(parts, spreads, strict=True)
     )
-    return Interval(a - b, float(student.ppf((1 + _LEVEL) / 2, freedom)) * error)
+    return Interval(a - b, float(stdtrit(freedom, (1 + _LEVEL) / 2)) * error)
 
 
 def _difference_cell(key: str) -> Callable[[tuple[Row, Row]], Cell]:

@@ -45,14 +45,15 @@ def connections_are_sorted(monkeypatch):
 
 @pytest.mark.slow
 @each_setup
-def test_a_thousand_steps_follow_autograd(framework, setup):
+def test_many_steps_follow_autograd(framework, setup):
     """With rewiring, at every step. Whether a ReLU input within rounding of 0 is active is chance,
     and from there on two models part (`compare` excuses such units one by one): where there is a
     ReLU, the second takes over the first's state every 50 steps."""
     one, other = trainer(framework, setup), trainer(framework, setup, execution="fused")
-    for step in range(1000):
+    steps = 1000 if setup is SETUPS[2] else 200  # drift would grow in all of them alike
+    for step in range(steps):
         batch = random_batch(setup, 32, [0, step], 0.01)
-        if setup.is_rewired and step in (0, 400):
+        if setup.is_rewired and step in (0, 2 * steps // 5):
             # As the first decides: a |weight| beside the threshold may be on either side of it.
             for _, plan, _ in rewirings(setup, one.weights(), 0.1, step):
                 one.apply_rewiring(plan)
@@ -62,7 +63,7 @@ def test_a_thousand_steps_follow_autograd(framework, setup):
             other.load_optimizer_arrays(copied(one.optimizer_arrays()))
         losses = [t.train([batch], 1e-3)[0] for t in (one, other)]
         assert losses[1] == pytest.approx(losses[0], rel=1e-5), step
-        if step % 50 == 49 and (not setup.intermediate or step == 999):
+        if step % 50 == 49 and (not setup.intermediate or step == steps - 1):
             weights, moments = one.weights(), copied(one.optimizer_arrays())
             for name, array in other.weights().items():
                 assert array.dtype == weights[name].dtype

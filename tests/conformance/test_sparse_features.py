@@ -55,6 +55,7 @@ def batch_of(features, seed=0, share=0.1):
     return Batch(features, instances.astype(np.int32), label_ids)
 
 
+@pytest.mark.slow
 @each_execution
 @each_form
 @each_setup

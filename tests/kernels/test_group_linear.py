@@ -79,7 +79,8 @@ def test_results_that_are_written_past_the_caches(instruction_set, dtype):
     holds, whose gradients are computed in a pass of their own."""
     kernels.set_instruction_set(instruction_set)
     rng = np.random.default_rng(0)
-    layer = Layer(rng, 7000, 100_001, 33, 48, dtype, np.uint16)
+    labels = 400_004 // np.dtype(dtype).itemsize
+    layer = Layer(rng, 7000, labels, 33, 48, dtype, np.uint16)
     check(rng, layer, 33, 7000, 3)
 
 

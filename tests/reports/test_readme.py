@@ -23,27 +23,41 @@ TEXTS = {path: path.read_text(encoding="utf-8") for path in readmes(ROOT)}
 WORDS = " ".join(" ".join(TEXTS.values()).split())
 
 
+# By the framework that they load, which takes seconds: so they share a process.
+EXAMPLES = {
+    "tensorflow": tuple(f"tensorflow{more}" for more in ("", ", fused", ", chosen", ", words")),
+    "torch": (
+        *(f"torch{more}" for more in ("", ", fused", ", trained", ", chosen", ", grouped")),
+        *("torch, head and tail", "torch, words", "torch, onnx", "torch, ranks"),
+        *("onnx", "sparse features", "pandas", "own data", "lists"),
+    ),
+}
+RUN = """
+import os, sys
+for path in sys.argv[1:]:
+    os.chdir(os.path.dirname(path))
+    with open(path) as file:
+        code = compile(file.read(), path, "exec")
+    exec(code, {"__name__": "__main__"})
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "framework",
-    [
-        *("torch", "tensorflow", "torch, fused", "tensorflow, fused", "torch, trained"),
-        *("torch, chosen", "tensorflow, chosen", "torch, grouped", "onnx"),
-        "torch, head and tail",
-        *("sparse features", "pandas"),
-        *("own data", "lists", "torch, words", "tensorflow, words"),
-        *("torch, onnx", "torch, ranks"),
-    ],
-)
+@pytest.mark.parametrize("framework", EXAMPLES)
 def test_examples_run(framework, tmp_path):
-    code = "\n".join(TEXTS.values())
-    (code,) = re.findall(rf"```python\n(# {framework}\n.*?)```", code, re.DOTALL)
-    assert len(code.splitlines()) < 24
-    setup = LayerSetup(20, 50, FixedFanIn(4), intermediate=30)
-    save_file(initial_arrays(setup, 0), tmp_path / "torch-0.safetensors")
+    """Each in a folder and with names of its own."""
+    texts = "\n".join(TEXTS.values())
+    paths = []
+    for name in EXAMPLES[framework]:
+        (code,) = re.findall(rf"```python\n(# {name}\n.*?)```", texts, re.DOTALL)
+        assert len(code.splitlines()) < 24
+        paths.append(tmp_path / name / "example.py")
+        paths[-1].parent.mkdir()
+        paths[-1].write_text(code)
+        setup = LayerSetup(20, 50, FixedFanIn(4), intermediate=30)
+        save_file(initial_arrays(setup, 0), paths[-1].with_name("torch-0.safetensors"))
     done = subprocess.run(
-        [sys.executable, "-P", "-W", "error::UserWarning", "-c", code],
-        cwd=tmp_path,
+        [sys.executable, "-P", "-W", "error::UserWarning", "-c", RUN, *map(str, paths)],
         capture_output=True,
         text=True,
         check=False,

@@ -72,7 +72,8 @@ def main() -> int:
             "OPENBLAS_NUM_THREADS": "1",
         }
         # The sanitizers write past Python, and what pytest holds back is lost when they stop it.
-        options = ("-q", "--capture=sys", "--framework", "none", "-m", "not slow")
+        options = ("-q", "--capture=sys", "--framework", "none", "-m", "not slow", "--maxfail=1")
+        options += ("--numprocesses=2", "--max-worker-restart=0")
         command = (*before, sys.executable, "-P", "-m", "pytest", *options)
         done = subprocess.run(
             (*command, "tests/kernels", *tests, *sys.argv[1:]),

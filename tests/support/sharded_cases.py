@@ -14,7 +14,7 @@ from fanin.backends.kinds import Dense, FixedFanIn, GroupedFanIn, Unstructured
 from fanin.backends.setup import LayerSetup
 from fanin.backends.torch.sharded import ShardedFanIn
 
-INPUTS, UNITS, LABELS, BATCH, STEPS = 12, 24, 157, 10, 200
+INPUTS, UNITS, LABELS, BATCH, STEPS = 12, 24, 157, 10, 60
 KINDS = {
     "dense": Dense(),
     "unstructured": Unstructured(3),

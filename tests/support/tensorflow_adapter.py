@@ -176,7 +176,10 @@ class FixedLayer(Built):
         model = keras.Sequential([keras.Input((features.shape[1],)), dense, self.layer])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.Adam(1e-2), loss)
-        model.fit(features, targets, batch_size=len(features), epochs=200, verbose=0)
+        # One epoch of 200 steps: an epoch of Keras takes longer than such a step.
+        features_of_all, targets_of_all = np.tile(features, (200, 1)), np.tile(targets, 200)
+        batch = {"batch_size": len(features), "shuffle": False}
+        model.fit(features_of_all, targets_of_all, **batch, verbose=0)
         return (model.predict(features, verbose=0).argmax(1) == targets).mean()
 
 

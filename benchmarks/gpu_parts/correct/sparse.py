@@ -121,9 +121,9 @@ class SparseLayer:
 
 
 def cases() -> Iterator[Case]:
-    """Odd sizes, and the words of a published data set with 1,024 units of an intermediate layer
-    but fewer words."""
-    for batch, inputs, units in ((1, 1, 1), (33, 97, 131), (128, 1_009, 65), (32, 13_591, 1_024)):
+    """Odd sizes, and 1,024 units of an intermediate layer, but fewer words than published data sets
+    have."""
+    for batch, inputs, units in ((1, 1, 1), (33, 97, 131), (128, 1_009, 65), (32, 3_001, 1_024)):
         for dtype in (torch.float32, torch.bfloat16):
             for rows in (False, True):
                 layer = SparseLayer(batch, inputs, units, dtype, rows)

@@ -270,6 +270,7 @@ def test_all_words_of_all_labels():
         fitted(fan_in=None)
 
 
+@pytest.mark.slow
 def test_no_framework_is_needed(tmp_path):
     fitted().save(tmp_path / "model")
     sp.save_npz(tmp_path / "x.npz", X)

@@ -100,6 +100,7 @@ def test_an_op_that_cannot_be_loaded_is_named(monkeypatch, tmp_path):
         ops.ops()
 
 
+@pytest.mark.slow
 def test_an_op_that_cannot_be_compiled_does_not_keep_the_package_from_being_imported(tmp_path):
     """Dense layers need none. Whoever does is told at the import, and by the error."""
     program = """

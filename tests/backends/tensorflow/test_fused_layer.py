@@ -144,6 +144,7 @@ def test_threads_that_make_no_layer():
             FusedFanIn(10, 2, threads=threads)
 
 
+@pytest.mark.slow
 def test_k_may_be_a_tensor():
     layer, x = FusedFanIn(np.int64(300), 7), np.ones((20, 40), np.float32)
     best = tf.function(lambda k: layer.top_k(x, k))

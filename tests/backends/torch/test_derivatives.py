@@ -58,6 +58,10 @@ def cubes(function):
     return lambda *arguments: function(*arguments).pow(3).sum()
 
 
+def slow(ask):
+    return pytest.param(ask, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "ask",
     [
@@ -70,8 +74,8 @@ def cubes(function):
         lambda f: hessian(cubes(f), argnums=ALL)(*ARGUMENTS),
         lambda f: hessian(cubes(f), argnums=0)(*ARGUMENTS),
         lambda f: jacrev(jacrev(cubes(f), argnums=ALL), argnums=ALL)(*ARGUMENTS),
-        lambda f: jacrev(jacfwd(cubes(f), argnums=ALL), argnums=ALL)(*ARGUMENTS),
-        lambda f: jacrev(jacrev(grad(cubes(f), argnums=1), argnums=0), argnums=1)(*ARGUMENTS),
+        slow(lambda f: jacrev(jacfwd(cubes(f), argnums=ALL), argnums=ALL)(*ARGUMENTS)),
+        slow(lambda f: jacrev(jacrev(grad(cubes(f), argnums=1), argnums=0), argnums=1)(*ARGUMENTS)),
     ],
     ids=["grad", "jacrev", "jacfwd", "vjp", "jvp", "jvp of one", "hessian", "hessian of one",
          "reverse twice", "reverse over forward", "three times"],

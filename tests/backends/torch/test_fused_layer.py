@@ -165,6 +165,7 @@ def test_positives_may_be_tensors():
     assert seen[0] == seen[1] == seen[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
 def test_compiled_whole(method):
     """Other batch sizes, learning rates and steps compile nothing anew."""
@@ -316,6 +317,7 @@ def test_a_copy_has_its_own_learning_rate():
     assert (layer.learning_rate, other.learning_rate) == (0.1, 0.0)
 
 
+@pytest.mark.slow
 def test_ops_pass_opcheck():
     layer, (instances, label_ids) = make(), positives()
     torch.library.opcheck(losses.checked_positives, (instances, label_ids, 20, 300))

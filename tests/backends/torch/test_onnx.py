@@ -29,6 +29,7 @@ def exported(model, example, path):
     return lambda x: session.run(None, {"features": x.numpy()})[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     "head",

@@ -54,6 +54,7 @@ def test_gradcheck(index):
     )
 
 
+@pytest.mark.slow
 def test_labels_that_share_their_sources():
     """By the checks of torch, with a last group that is smaller."""
     x, indices, weights, bias = layer(dtype=torch.float64, group_size=16)

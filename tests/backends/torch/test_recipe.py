@@ -114,6 +114,7 @@ def test_trains_beside_an_optimizer():
     torch.testing.assert_close(fused.weights, plain.weights.detach(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["training_step", "evaluate_loss"])
 def test_compiled_whole(method):
     ours, plain, given = make(FusedFanIn), make(FusedFanIn), positives()

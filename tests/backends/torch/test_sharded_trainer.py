@@ -38,6 +38,7 @@ def trained_by(tmp_path_factory):
     return folder_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "name"),
     [(count, name) for count in (2, 4) for name in CASES if CASES[name][1] in EXECUTIONS[count]],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,17 @@ from fakes import command, make_task
 from fanin.benchmarks.cli.selection import select_tasks
 from fanin.benchmarks.records.store import ResultError, read_result, result_path
 from fanin.benchmarks.records.task_files import read_tasks, task_files
+
+
+@pytest.mark.parametrize("module", ["fanin.benchmarks.cli.app", "fanin.benchmarks.harness.child"])
+def test_what_takes_long_is_imported_where_it_is_used(module):
+    """Not by each command, nor by each run's own process."""
+    long = {"keras", "matplotlib", "pandas", "pyarrow", "sklearn", "tensorflow", "torch"}
+    code = f"import sys, {module}; print(*{long} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""
 
 
 @pytest.mark.slow

@@ -72,6 +72,7 @@ def test_help(name):
     assert len(data(name, "--help").stdout) > 300
 
 
+@pytest.mark.slow
 def test_list(tmp_path):
     write_dataset(tmp_path, name="Amazon670k")
     (tmp_path / "other").mkdir()

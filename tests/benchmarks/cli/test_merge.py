@@ -36,6 +36,7 @@ def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in paths}
 
 
+@pytest.mark.slow
 def test_two_machines_become_one_report(folders):
     done = merge(folders)
     assert done.exit_code == 0, done.output
@@ -75,6 +76,7 @@ def test_a_failed_run_is_no_less_a_conflict(folders):
     assert "torch-0.json: failed, 2026-01-02" in done.output
 
 
+@pytest.mark.slow
 def test_weights_go_with_their_result(folders):
     run = made_results.run(machine=FIRST)
     path = result_path(folders / "two", run.task, "torch", 0)

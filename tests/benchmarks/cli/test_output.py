@@ -80,6 +80,7 @@ class TestNames:
 class TestStandardOutput:
     """Processes of their own, since it is the system's."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("encoding", ["latin-1", "ascii:strict"])
     def test_an_encoding_that_lacks_something(self, results, encoding):
         moved = results.rename(results.parent / "\u2014")

@@ -28,9 +28,8 @@ def unneeded_by(part):
         re.split("[>=]", each)[0] for each in tomllib.loads(content)["project"]["dependencies"]
     ]
     imported = {distribution: name for name, distribution in needs.DISTRIBUTIONS.items()}
-    # scikit-learn needs threadpoolctl itself.
-    needed = {*needs.needed_by(part), "threadpoolctl"}
-    return {imported.get(name, name) for name in names} - needed
+    imported["scikit-learn"] = "sklearn"
+    return {imported.get(name, name) for name in names} - {*needs.needed_by(part)}
 
 
 @pytest.fixture(scope="module")

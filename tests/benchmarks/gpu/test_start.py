@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import emulated
 import pytest
 from gpu_kit import environment, run
 
@@ -58,10 +59,11 @@ def test_from_a_plain_checkout(checkout, tmp_path):
 
 def test_builds_the_kernels_once(checkout, tmp_path):
     arguments = ("--dry-run", "--minutes", "0")
-    # Emulated kernels are the quickest to compile.
+    """All but the compiling, which takes a minute: it is that of the emulated kernels' tests."""
     emulator = Path("tests", "kernels", "cuda_emulator")
     shutil.copytree(ROOT / emulator, checkout / emulator)
-    quick = {"FANIN_LIBRARY": "", "CMAKE_ARGS": "-DFANIN_CUDA=EMULATED"}
+    cmake = f"{emulated.OPTION} {emulated.launcher(tmp_path / 'launcher')}"
+    quick = {"FANIN_LIBRARY": "", "CMAKE_ARGS": cmake}
     done, path = start(checkout, tmp_path, *arguments, **quick)
     assert done.returncode == 0, done.stdout + done.stderr
     library = checkout / "build" / "gpu" / "cpu" / "libfanin.so"
@@ -96,10 +98,10 @@ def test_a_file_of_another_schema_is_refused_and_named(tmp_path):
 def test_what_a_part_lacks_is_named_before_anything_is_built(tmp_path, part):
     # A build would fail, and so would torch.
     more = {"FANIN_LIBRARY": "", "PATH": os.devnull}
-    env = environment(tmp_path, ("platformdirs", "pydantic", "sklearn", "torch"), **more)
+    env = environment(tmp_path, ("platformdirs", "pydantic", "pynvml", "torch"), **more)
     done = run([*COMMAND, part, "--dry-run"], env, tmp_path)
     assert done.returncode == gpu.WRONG_USE
-    lacking, names = "pydantic, sklearn", "pydantic scikit-learn"
+    lacking, names = "pydantic, pynvml", "pydantic nvidia-ml-py"
     if part == "shapes":
         lacking, names = f"{lacking}, platformdirs", f"{names} platformdirs"
     assert f"part {part} needs {lacking}: `pip install {names}`" in done.stderr

@@ -138,7 +138,13 @@ class Training:
         *("ffi-fused-cosine", "ffi-clusters", "ffi-fused-clusters"),
     ],
 )
-@pytest.mark.parametrize("backend", EACH_BACKEND)
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param("torch", marks=pytest.mark.torch),
+        pytest.param("tensorflow", marks=[pytest.mark.tensorflow, pytest.mark.slow]),
+    ],
+)
 def test_going_on_changes_no_bit(backend, values, intermediate, tmp_path, monkeypatch):
     # Whatever CPU this is.
     monkeypatch.setattr(fused, "sorting_pays", lambda sources: sources >= 4096)

@@ -91,6 +91,7 @@ class TestArrays:
             np.testing.assert_array_equal(trainer.array(name), array, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "execution"), [("torch", "fused"), ("torch", "autograd"), ("tensorflow", "fused")]
 )

@@ -59,6 +59,7 @@ def undisturbed(place):
     return result(place, "undisturbed")
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(place, undisturbed):
     done = command(*options(place, "one"))
     assert done.returncode == 0, done.stderr

@@ -55,6 +55,7 @@ def watched() -> dict:
 
 
 class TestMemoryWatch:
+    @pytest.mark.slow
     @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
     def test_what_malloc_kept_is_not_in_the_baseline(self):
         """Arrays that lie freed between others: malloc would use their 37 MiB for the model, which

@@ -16,6 +16,7 @@ from fanin.benchmarks.timing.text_trainer import Request, measure, write_text
 from fanin.reports.tables.words import words_introduction, words_table
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_result_file(tmp_path):
     """In a folder that no result file names."""
     out = tmp_path / "results" / "file.json"
