@@ -83,9 +83,13 @@ typedef struct {
   fanin_tensor loss;               /* [1] float32; written */
   fanin_tensor grad_features;      /* [batch, inputs] float32, or absent; written as a whole */
   fanin_optimizer optimizer;
-  int64_t mean_labels; /* how many labels the loss is a mean over: more than the layer has where it
-                          is a part of a larger one; 0: those of the layer */
-  int32_t loss_kind;   /* fanin_loss */
+  int64_t mean_labels;  /* how many labels the loss is a mean over: more than the layer has where it
+                           is a part of a larger one; 0: those of the layer */
+  int64_t first_weight; /* where the first of the weights stands in a larger layer that this is a
+                           part of, counted in weights; else 0. Random numbers of stochastic
+                           rounding follow from positions in the larger layer, so its parts are
+                           rounded as it would be as a whole */
+  int32_t loss_kind;    /* fanin_loss */
   fanin_resources resources;
 } fanin_step_params;
 

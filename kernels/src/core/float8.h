@@ -12,7 +12,7 @@
 // not change has the same value as before, but for those far below the row's largest.
 #pragma once
 
-#include "core/lanes.h"
+#include "core/optimizer.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
@@ -76,9 +76,9 @@ FANIN_FN void widen_row(const Float8 *row, int64_t fan_in, float *values) {
   }
 }
 
-// values [fan_in] -> row. at: the position of its first weight in the layer, from which with the
-// seed the random numbers come, as those of other weights do (optimizer.h).
-FANIN_FN void round_row(const float *values, int64_t fan_in, int64_t at, uint32_t seed,
+// values [fan_in] -> row. at: the position of its first weight, which random numbers follow from as
+// those of other weights do.
+FANIN_FN void round_row(const Optimizer &o, const float *values, int64_t fan_in, int64_t at,
                         Float8 *row) {
   constexpr int chunk = Chunk<float>::size;
   Bits most{};
@@ -92,7 +92,7 @@ FANIN_FN void round_row(const float *values, int64_t fan_in, int64_t at, uint32_
   for (int64_t k = 0; k < fan_in; k += chunk) {
     const int count = int(smaller<int64_t>(chunk, fan_in - k));
     const Vector<float> scaled = load_chunk<float>(values + k, count).v * scale;
-    const Bits random = random_chunk(uint32_t(at + k), seed);
+    const Bits random = random_at(o, at + k);
     store_codes(row + k, count, e4m3_codes(scaled, lower_half(random ^ random >> 16)));
   }
   write_one(&row[fan_in].bits, uint8_t(code), false);

@@ -14,7 +14,8 @@
 // two multiply-adds cost little beside the rest of a chunk.
 //
 // Arrays in bfloat16 are rounded stochastically. Most updates are less than half a unit in the last
-// place; rounded so, they are right on average rather than lost.
+// place; rounded so, they are right on average rather than lost. Their random numbers follow from
+// the seed and the position, as it is in the layer that the arrays are a part of (random_at).
 #pragma once
 
 #include "core/lanes.h"
@@ -28,6 +29,11 @@ typedef OptimizerCall Optimizer;
 FANIN_FN Optimizer without_decay(Optimizer o) {
   o.decay = o.l2 = 0;
   return o;
+}
+
+// Random numbers for the chunk of weights, or of their moments, that stands at `at`.
+FANIN_FN auto random_at(const Optimizer &o, int64_t at) {
+  return random_chunk(o.first + uint32_t(at), o.seed);
 }
 
 // A chunk of an array that is trained, from its load to its store. Code that updates several chunks
@@ -58,7 +64,7 @@ struct TrainedChunk {
     const Chunk<float> grad{loss_grad.v + o.l2 * weight.v};
     // Each array takes 16 bits. The two halves of a word, and their sum without carry, are pairwise
     // independent.
-    const auto random = random_chunk(uint32_t(at), o.seed), upper = random >> 16;
+    const auto random = random_at(o, at), upper = random >> 16;
     Chunk<float> change;
     if (o.kept == 2) {
       mean.v += o.rest1 * (grad.v - mean.v);
@@ -94,7 +100,7 @@ FANIN_FN void step_by_row(const Optimizer &o, W *weights, int64_t at, int count,
                           const Chunk<float> &grad) {
   const auto weight = load_chunk<float>(weights + at, count).v;
   const Chunk<float> updated{weight - rate * grad.v - o.decay * weight};
-  const auto random = random_chunk(uint32_t(at), o.seed);
+  const auto random = random_at(o, at);
   store_chunk(weights + at, count, updated, lower_half(random ^ random >> 16));
 }
 

@@ -122,8 +122,7 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
       });
     }
     if constexpr (std::is_same<W, Float8>::value)
-      if (last)
-        round_row(row, fan_in, begin, layer.optimizer.seed, row_of(layer.weights, label, begin));
+      if (last) round_row(layer.optimizer, row, fan_in, begin, row_of(layer.weights, label, begin));
   }
   team.sync();
   if (layer.bias && last) step_bias(layer, first_label, labels, bias_grads);
