@@ -152,6 +152,11 @@ def test_bfloat16_is_rounded_as_on_a_cpu(kind):
     assert abs(error.mean()) < 0.05 and (error > 0.05).any() and (error < -0.05).any()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mean_over_more_labels_than_the_layer_has(kind):
+    test_step.check_mean_labels(kind)
+
+
 @pytest.mark.parametrize("stored", test_step.STORED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_are_rounded_as_the_whole(kind, stored):
