@@ -11,12 +11,12 @@
  * which share one type; a bfloat16 is rounded stochastically. A bias is float32 throughout. A layer
  * without bias has all three absent.
  *
- * On a CPU, values of labels with a fixed fan-in, grouped ones included, may also be in float8:
- * then they are [labels, fan_in + 1] uint8. A label's row has a byte for each weight, in E4M3 (OCP
- * 8-bit floating point specification, 2023: largest number 448, 0x7f is NaN, no infinity), and then
- * one for its scale, 2^(byte - 127). A weight is the product of both. A step rounds a row
- * stochastically, with the smallest scale, but at least 2^-100, in which no |weight| is above
- * 448; what is not finite becomes NaN. */
+ * Values of labels with a fixed fan-in, grouped ones included, may also be in float8: then they
+ * are [labels, fan_in + 1] uint8. A label's row has a byte for each weight, in E4M3 (OCP 8-bit
+ * floating point specification, 2023: largest number 448, 0x7f is NaN, no infinity), and then one
+ * for its scale, 2^(byte - 127). A weight is the product of both. A step rounds a row
+ * stochastically, with the smallest scale, but at least 2^-100, in which no |weight| is above 448;
+ * what is not finite becomes NaN. */
 typedef struct {
   fanin_tensor values;
   fanin_tensor m;

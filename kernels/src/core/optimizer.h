@@ -46,6 +46,10 @@ struct TrainedChunk {
   FANIN_FN void load(const Optimizer &o, const W *weights, const M *m, const M *v, int64_t at,
                      int count) {
     weight = load_chunk<float>(weights, count);
+    load_moments(o, m, v, at, count);
+  }
+  template <class M>
+  FANIN_FN void load_moments(const Optimizer &o, const M *m, const M *v, int64_t at, int count) {
     if (!kOnGpu || o.kept > 0) mean = load_chunk<float>(m + at, count);
     if (!kOnGpu || o.kept == 2) square = load_chunk<float>(v + at, count);
   }
@@ -53,10 +57,8 @@ struct TrainedChunk {
   template <class W, class M>
   FANIN_FN void load_kept(const Optimizer &o, const W *weights, const M *m, const M *v, int64_t at,
                           int count) {
-    if (o.kept)
-      load(o, weights, m, v, at, count);
-    else
-      weight = load_chunk<float>(weights, count);
+    weight = load_chunk<float>(weights, count);
+    if (o.kept) load_moments(o, m, v, at, count);
   }
   template <class W, class M>
   FANIN_FN void step(const Optimizer &o, W *weights, M *m, M *v, int64_t at, int count,
