@@ -50,16 +50,23 @@ class FusedExecutor(Executor):
     auxiliary: Layer
 
     def __init__(
-        self, setup: LayerSetup, device: Device, optimizer: Optimizer, mean_labels: int = 0
+        self,
+        setup: LayerSetup,
+        device: Device,
+        optimizer: Optimizer,
+        mean_labels: int = 0,
+        first_weights: Mapping[str, int] | None = None,
     ) -> None:
-        """mean_labels: labels of the whole model, which the loss is a mean over; 0 for those of the
-        setup."""
+        """Where the setup is a part of a larger model (`LabelRanges`): mean_labels: labels of that
+        model, which the loss is a mean over; first_weights: of each output layer, by its name,
+        where the weights begin among those of that model, for stochastic rounding."""
         self.setup = setup
         self.optimizer = optimizer
         self.device = device
         self.mean_labels = mean_labels
         # Of stochastic rounding: each layer has random numbers of its own.
         self.output_seed = OUTPUT_SEED
+        self.first_weight = (first_weights or {}).get("output", 0)
         self.wants_grad = setup.intermediate is not None
         self.connection_arrays: dict[str, DeviceArray] = {}
         self.slots: DeviceArray | None = None
@@ -70,8 +77,6 @@ class FusedExecutor(Executor):
 
     def take_float8(self) -> None:
         """The output layer's weights will be rows in float8, which no sorted tile can hold."""
-        if not self.device.is_cpu:
-            raise ValueError("weights in float8 are for CPUs only: use bfloat16, or device 'cpu'")
         self.is_sorted = False
 
     def is_transposed(self, name: str) -> bool:

@@ -35,7 +35,12 @@ class FusedParts(FusedExecutor):
     of_one: ClassVar[type[FusedExecutor]]
 
     def __init__(
-        self, setup: LayerSetup, device: Device, optimizer: Optimizer, mean_labels: int = 0
+        self,
+        setup: LayerSetup,
+        device: Device,
+        optimizer: Optimizer,
+        mean_labels: int = 0,
+        first_weights: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(setup, device, optimizer, mean_labels or setup.labels)
         self._order = np.empty(0, np.int32)
@@ -45,6 +50,7 @@ class FusedParts(FusedExecutor):
         for part, seed in zip(setup.parts, (OUTPUT_SEED, TAIL_SEED), strict=True):
             executor = self.of_one(setup.layer_setup(part), device, optimizer, self.mean_labels)
             executor.output_seed = seed
+            executor.first_weight = (first_weights or {}).get(part.name, 0)
             executor.wants_grad = self.wants_grad
             self._parts.append((part, executor))
         self.is_sorted = any(executor.is_sorted for _, executor in self._parts)

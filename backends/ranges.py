@@ -170,8 +170,16 @@ class LabelRanges:
         """The flat position of a rank's first source in the whole model's array of the sources of
         an output layer that is rewired."""
         assert part.source_array
-        _, (cut,) = self._cuts(part.source_array, rank)
-        return cut.start * math.prod(self.setup.array_shapes()[part.source_array][1:])
+        return self._first(part.source_array, rank)
+
+    def first_weights(self, rank: int) -> dict[str, int]:
+        """Of each output layer, by its name, how many weights the ranks before this one have."""
+        return {part.name: self._first(part.weights, rank) for part in self.setup.parts}
+
+    def _first(self, name: str, rank: int) -> int:
+        axis, (cut,) = self._cuts(name, rank)
+        shape = self.setup.array_shapes()[name]
+        return cut.start * math.prod(shape[:axis] + shape[axis + 1 :])
 
     def _cuts(self, name: str, rank: int) -> tuple[int, list[slice]]:
         """The axis along which an array is cut, and what a rank has of it: one piece, or of the

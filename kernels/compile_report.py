@@ -22,13 +22,14 @@ FOLDER = Path(__file__).parent
 SOURCES = sorted((FOLDER / "src" / "cuda").glob("*.cu"))
 ARCHITECTURES = ("80", "90", "100")
 # Kernels and their variants: float and double for the op, float32 and bfloat16 for weights and for
-# moments in training, both index types where indices are read; rows kept in shared memory or not.
+# moments in training, of a fixed fan-in float8 for weights too, both index types where indices are
+# read; rows kept in shared memory or not.
 KERNELS = {
     "transpose_kernel": 4,
     "forward_kernel": 8,
     "backward_kernel": 8,
-    "step_kernel": 16,
-    "grouped_step_kernel": 8,
+    "step_kernel": 24,
+    "grouped_step_kernel": 12,
     "dense_step_kernel": 8,
     "dense_forward_kernel": 2,
     "dense_update_kernel": 4,
@@ -40,8 +41,8 @@ KERNELS = {
     "words_loss_kernel": 1,
     "words_top_k_kernel": 1,
     "words_merge_kernel": 1,
-    "top_k_kernel": 4,
-    "grouped_top_k_kernel": 4,
+    "top_k_kernel": 6,
+    "grouped_top_k_kernel": 6,
     "merge_kernel": 1,
     "mark_kernel": 1,
     "write_loss_kernel": 1,

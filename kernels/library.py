@@ -18,7 +18,7 @@ from typing import Any
 
 from fanin.kernels.params import MAX_RANK, PARAMS, ForwardParams, Params, Sizes, Tensor
 
-ABI_VERSION = 12
+ABI_VERSION = 13
 
 # In the order of fanin_dtype, from 1.
 _DTYPE_NAMES = (

@@ -208,6 +208,7 @@ def step(
     group_size: int = 0,
     loss: str = "squared_hinge",
     mean_labels: int = 0,
+    first_weight: int = 0,
     want_grad: bool = True,
     threads: int = 0,
 ) -> tuple[float, np.ndarray | None]:
@@ -223,6 +224,8 @@ def step(
     positive_instances [positives] int32 and positive_labels int64 name the positives (a pair that
     stands twice counts once); all else is negative. loss: "squared_hinge" or "bce", the mean over
     labels, then over the batch; where the layer is a part of a larger one, over its `mean_labels`.
+    first_weight: then, where the part's weights begin among those of the larger layer; bfloat16 and
+    float8 are rounded as there. (Sorted connections: where the part begins with a tile.)
 
     Returns the loss before the update and, where wanted, its gradient by the features
     [batch, inputs]. weights and bias are updated in place. Raises ValueError, which names what is
@@ -243,6 +246,7 @@ def step(
         grad_features=_describe(grad, "grad_features"),
         optimizer=optimizer.params(),
         mean_labels=mean_labels,
+        first_weight=first_weight,
         loss_kind=params.LOSSES[loss],
         threads=threads,
     )

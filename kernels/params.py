@@ -72,6 +72,7 @@ _ALLOWED = {  # sizes, and what the error says of one that does not fit 64 bits
     "block_labels": "in 1..65536",
     "group_size": "2 to 64",
     "mean_labels": "0 or at least as many as the layer has",
+    "first_weight": "at least 0, below 2^63",
 }
 
 
@@ -166,6 +167,7 @@ class StepParams(Params):
         *_tensors("positive_instances", "positive_labels", "loss", "grad_features"),
         ("optimizer", Optimizer),
         ("mean_labels", ctypes.c_int64),
+        ("first_weight", ctypes.c_int64),
         ("loss_kind", ctypes.c_int32),
         _RESOURCES,
     )

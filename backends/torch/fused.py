@@ -84,6 +84,7 @@ class TorchFused(FusedExecutor):
             self.wants_grad,
             self.setup.output.group_size,
             self.mean_labels,
+            self.first_weight,
         )
 
     def auxiliary_step(

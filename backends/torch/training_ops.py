@@ -58,6 +58,7 @@ def run_step(
     want_grad: bool,
     group_size: int = 0,
     mean_labels: int = 0,
+    first_weight: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """One training step of an output layer; arguments as in `fanin.kernels.step`, optimizer:
     `Optimizer.numbers`. Returns the loss, a scalar, and its gradient by the features, without
@@ -75,6 +76,7 @@ def run_step(
         grad_features=described(grad if want_grad else None),
         optimizer=_optimizer(optimizer, learning_rate, step, seed),
         mean_labels=mean_labels,
+        first_weight=first_weight,
         loss_kind=params.LOSSES.get(loss, 0),
         threads=torch.get_num_threads(),
     )

@@ -11,12 +11,12 @@
  * which share one type; a bfloat16 is rounded stochastically. A bias is float32 throughout. A layer
  * without bias has all three absent.
  *
- * On a CPU, values of labels with a fixed fan-in, grouped ones included, may also be in float8:
- * then they are [labels, fan_in + 1] uint8. A label's row has a byte for each weight, in E4M3 (OCP
- * 8-bit floating point specification, 2023: largest number 448, 0x7f is NaN, no infinity), and then
- * one for its scale, 2^(byte - 127). A weight is the product of both. A step rounds a row
- * stochastically, with the smallest scale, but at least 2^-100, in which no |weight| is above
- * 448; what is not finite becomes NaN. */
+ * Values of labels with a fixed fan-in, grouped ones included, may also be in float8: then they
+ * are [labels, fan_in + 1] uint8. A label's row has a byte for each weight, in E4M3 (OCP 8-bit
+ * floating point specification, 2023: largest number 448, 0x7f is NaN, no infinity), and then one
+ * for its scale, 2^(byte - 127). A weight is the product of both. A step rounds a row
+ * stochastically, with the smallest scale, but at least 2^-100, in which no |weight| is above 448;
+ * what is not finite becomes NaN. */
 typedef struct {
   fanin_tensor values;
   fanin_tensor m;
@@ -83,9 +83,13 @@ typedef struct {
   fanin_tensor loss;               /* [1] float32; written */
   fanin_tensor grad_features;      /* [batch, inputs] float32, or absent; written as a whole */
   fanin_optimizer optimizer;
-  int64_t mean_labels; /* how many labels the loss is a mean over: more than the layer has where it
-                          is a part of a larger one; 0: those of the layer */
-  int32_t loss_kind;   /* fanin_loss */
+  int64_t mean_labels;  /* how many labels the loss is a mean over: more than the layer has where it
+                           is a part of a larger one; 0: those of the layer */
+  int64_t first_weight; /* where the first of the weights stands in a larger layer that this is a
+                           part of, counted in weights; else 0. Random numbers of stochastic
+                           rounding follow from positions in the larger layer, so its parts are
+                           rounded as it would be as a whole */
+  int32_t loss_kind;    /* fanin_loss */
   fanin_resources resources;
 } fanin_step_params;
 

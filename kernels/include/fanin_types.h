@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 /* This is raised whenever a struct or a meaning below changes. Both loaders compare it. */
-#define FANIN_ABI_VERSION 12
+#define FANIN_ABI_VERSION 13
 
 typedef enum {
   FANIN_OK = 0,

@@ -61,6 +61,26 @@ def scores_by_label(setup, arrays, features):
 
 @each_kind
 @each_ranks
+def test_the_weights_of_a_rank_stand_side_by_side(kind, ranks):
+    """In the kernels' form, in which those of a dense label stand together."""
+    setup, arrays = whole_model(kind)
+    ranges = LabelRanges(setup, ranks, arrays)
+    for part in setup.parts:
+        shape, next_weight = setup.array_shapes()[part.weights], 0
+        positions = np.arange(np.prod(shape))
+        is_dense = part.kind.operations == "dense"
+        whole = positions.reshape(shape[::-1]).T if is_dense else positions.reshape(shape)
+        for rank in range(ranks):
+            own = ranges.local_array(part.weights, whole, rank)
+            own = own.T if is_dense else own
+            assert ranges.first_weights(rank)[part.name] == next_weight
+            np.testing.assert_array_equal(own.ravel(), next_weight + np.arange(own.size))
+            next_weight += own.size
+        assert next_weight == positions.size
+
+
+@each_kind
+@each_ranks
 def test_each_rank_has_a_model_of_its_own_labels(kind, ranks):
     """Its scores are those of the whole model, and every label is one rank's."""
     setup, arrays = whole_model(kind)

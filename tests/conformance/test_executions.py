@@ -132,7 +132,7 @@ def test_rounded_weights_train_as_well(framework, device, kind):
         x = (centres[label_ids] + 0.3 * noise).astype(np.float32)
         stream.append(Batch(x, np.arange(32, dtype=np.int32), label_ids))
     reached = {}
-    has_float8 = device == "cpu" and isinstance(kind, FixedFanIn)
+    has_float8 = isinstance(kind, FixedFanIn)
     for dtype in ("float32", "bfloat16", "float8")[: 3 if has_float8 else 2]:
         moments = "bfloat16" if dtype == "float8" else dtype
         options = {"device": device, "execution": "fused", "storage": Storage(dtype, moments)}

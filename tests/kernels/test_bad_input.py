@@ -67,6 +67,8 @@ class TestBadInput:
                 {"mean_labels": 2**64 + 60},
                 "mean_labels must be 0 or at least as many as the layer has, got 184",
             ),
+            ({"first_weight": -1}, "first_weight must be at least 0, got -1"),
+            ({"first_weight": 2**63}, r"first_weight must be at least 0, below 2\^63, got 922"),
             ({"optimizer": kernels.OptimizerStep(0)}, "step counts from 1, got 0"),
             (
                 {"optimizer": kernels.OptimizerStep(2**64 + 1)},

@@ -15,6 +15,7 @@ import test_choose
 import test_dense
 import test_linear
 import test_replace
+import test_step
 from kernel_layers import (
     check_steps,
     make_batch,
@@ -149,6 +150,17 @@ def test_bfloat16_is_rounded_as_on_a_cpu(kind):
     assert (np.abs(updated - expected) <= unit * 1.01).all()
     error = (updated - expected) / unit
     assert abs(error.mean()) < 0.05 and (error > 0.05).any() and (error < -0.05).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mean_over_more_labels_than_the_layer_has(kind):
+    test_step.check_mean_labels(kind)
+
+
+@pytest.mark.parametrize("stored", test_step.STORED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_are_rounded_as_the_whole(kind, stored):
+    test_step.check_parts(kind, *stored)
 
 
 def test_a_gpus_nan_stays_one_in_bfloat16():

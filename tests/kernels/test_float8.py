@@ -21,7 +21,6 @@ from kernel_layers import (
 
 from fanin import kernels
 from fanin.backends.optimizer import ADAM, Optimizer
-from fanin.kernels import numpy_ops
 
 KINDS = ("fixed fan-in", "grouped")
 OPTIMIZERS = [ADAM, Optimizer("sgd", weight_decay=1e-5), Optimizer("momentum", l2=1e-5)]
@@ -99,14 +98,18 @@ def test_a_row_of_tiny_weights_stays_a_row_of_numbers():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_prediction_reads_every_byte(instruction_set, kind):
+    kernels.set_instruction_set(instruction_set)
+    check_every_byte(kind)
+
+
+def check_every_byte(kind, scales=(27, 100, 127, 140), batches=(1, 3, 8, 16, 33)):
     """Labels with one connection to an input that is 1: a score is the weight. For few instances
     and for many, which are scored in other ways."""
-    kernels.set_instruction_set(instruction_set)
-    for scale in (27, 100, 127, 140):
+    for scale in scales:
         rows = np.stack([BYTES, np.full_like(BYTES, scale)], 1)
         right = NUMBERS * np.float32(2.0 ** (scale - 127))
         np.testing.assert_array_equal(kernels.from_float8(rows)[:, 0], right)
-        for batch in (1, 3, 8, 16, 33):
+        for batch in batches:
             x = np.ones((batch, 1), np.float32)
             scores, ids = kernels.top_k(x, rows, None, 256, **connections_of(kind, 256, 1))
             for best, labels in zip(scores, ids, strict=True):
@@ -117,10 +120,14 @@ def test_prediction_reads_every_byte(instruction_set, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_what_does_not_change_is_not_rounded(instruction_set, kind):
+    kernels.set_instruction_set(instruction_set)
+    check_no_change(kind)
+
+
+def check_no_change(kind, fan_ins=(2, 33)):
     """Every byte, beside a number that keeps the scale. With one NaN, a label's score is NaN, and
     so are all its weights then."""
-    kernels.set_instruction_set(instruction_set)
-    for fan_in in (2, 33):
+    for fan_in in fan_ins:
         rows = np.full((256, fan_in + 1), 0x7E, np.uint8)
         rows[:, 0], rows[:, -1] = BYTES, 130
         after = decay(kind, rows, 0.0)
@@ -236,16 +243,6 @@ def test_rows_that_make_no_layer(shape, arguments, message):
     with pytest.raises(ValueError, match=message):
         kernels.step(x, kernels.Trained(rows), None, *NONE, sgd, **layer)
     with pytest.raises(ValueError, match=message):
-        kernels.top_k(x, rows, None, 3, **layer)
-
-
-def test_a_gpu_has_no_float8(monkeypatch):
-    monkeypatch.setattr(numpy_ops, "_DEVICE", "cuda")
-    rows, layer = np.zeros((18, 5), np.uint8), {"indices": np.zeros((18, 4), np.uint16)}
-    x, sgd = np.ones((2, 20), np.float32), kernels.OptimizerStep(1, kind="sgd")
-    with pytest.raises(ValueError, match="weights in float8 are for CPUs only"):
-        kernels.step(x, kernels.Trained(rows), None, *NONE, sgd, **layer)
-    with pytest.raises(ValueError, match="weights in float8 are for CPUs only"):
         kernels.top_k(x, rows, None, 3, **layer)
 
 

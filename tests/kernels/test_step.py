@@ -10,8 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kernel_layers import (
     ANY_SHAPE,
+    GROUP_SIZE,
     INSTRUCTION_SETS,
     KINDS,
+    arrays_of,
     check_steps,
     make_batch,
     make_layer,
@@ -127,8 +129,12 @@ def test_bfloat16_is_right_on_average(kind, dtypes):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_a_mean_over_more_labels_than_the_layer_has(instruction_set, kind):
-    """Over four times as many, loss and gradient are a quarter, and so is a step of SGD."""
     kernels.set_instruction_set(instruction_set)
+    check_mean_labels(kind)
+
+
+def check_mean_labels(kind):
+    """Over four times as many, loss and gradient are a quarter, and so is a step of SGD."""
     setup, results = make_setup(kind, 40, 90, 8), []
     for mean_labels in (0, 90, 360):
         rng = np.random.default_rng(1)
@@ -188,3 +194,90 @@ def test_seeds_round_independently():
     assert all(0.1 < stream.mean() < 0.99 for stream in streams)
     correlation = np.corrcoef(streams) - np.eye(len(streams))
     assert abs(correlation).max() < 0.1
+
+
+def part_of(layer, first, end):
+    """The labels from first to end - 1 as a layer of their own: weights, bias, connections."""
+    connections, weights = dict(layer.connections), slice(first, end)
+    if (starts := connections.get("starts")) is not None:
+        weights = slice(starts[first], starts[end])
+        connections["starts"] = starts[first : end + 1] - starts[first]
+        connections["indices"] = connections["indices"][weights]
+    elif size := connections.get("group_size"):
+        connections["indices"] = connections["indices"][first // size : -(-end // size)]
+    else:
+        connections = {name: array[first:end] for name, array in connections.items()}
+    cut = [
+        kernels.Trained(*(array[where].copy() for array in arrays_of(trained)))
+        for trained, where in ((layer.weights, weights), (layer.bias, slice(first, end)))
+    ]
+    return *cut, connections
+
+
+def check_parts(kind, weights, moments):
+    """Two parts of a layer that are trained alone have bit for bit the values of the whole."""
+    rng, inputs, fan_in = np.random.default_rng(3), 40, 9
+    border = kernels.sorted_labels(inputs, 10**6) if kind == "sorted" else 2 * GROUP_SIZE
+    labels = border + 31
+    stored = {"dtype": ml_dtypes.bfloat16} if weights == "bfloat16" else {}
+    setup, moments = make_setup(kind, inputs, labels, fan_in), np.dtype(moments)
+    _, layer = make_layer(rng, setup, kind, moments=moments, **stored)
+    per_label = inputs if kind == "dense" else fan_in
+    begin = layer.connections["starts"][border] if kind == "unstructured" else border * per_label
+    if weights == "float8":
+        rows = kernels.to_float8(layer.weights.values)
+        layer.weights = kernels.Trained(rows, layer.weights.m, layer.weights.v)
+    parts = [(0, *part_of(layer, 0, border)), (border, *part_of(layer, border, labels))]
+    for step in (1, 2):
+        batch, adam = make_batch(rng, 45, inputs, labels), kernels.OptimizerStep(step, 0.01, seed=9)
+        positives = batch.positive_instances, batch.positive_labels
+        kernels.step(
+            *(batch.features, layer.weights, layer.bias, *positives, adam), **layer.connections
+        )
+        for first, own_weights, own_bias, connections in parts:
+            own = positives[1] - first
+            kept = (own >= 0) & (own < len(own_bias.values))
+            kernels.step(
+                *(batch.features, own_weights, own_bias, positives[0][kept], own[kept], adam),
+                mean_labels=labels,
+                first_weight=int(begin) if first else 0,
+                **connections,
+            )
+    together = [np.concatenate(a) for a in zip(*(arrays_of(p[1]) for p in parts), strict=True)]
+    for found, expected in zip(together, arrays_of(layer.weights), strict=True):
+        np.testing.assert_array_equal(found.view(np.uint8), expected.view(np.uint8))
+
+
+STORED = [("float32", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")]
+STORED_FLOAT8 = [("float8", "float32"), ("float8", "bfloat16")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored"),
+    [
+        *((kind, stored) for kind in KINDS for stored in STORED),
+        *((kind, stored) for kind in ("fixed fan-in", "grouped") for stored in STORED_FLOAT8),
+    ],
+)
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_parts_are_rounded_as_the_whole(instruction_set, kind, stored):
+    """Whose random numbers follow from positions in the whole layer."""
+    kernels.set_instruction_set(instruction_set)
+    check_parts(kind, *stored)
+
+
+def test_random_numbers_repeat_after_all_of_their_positions():
+    """4,294,967,296 weights further on they begin anew; one weight further on they are others."""
+
+    def rounded(first_weight):
+        weights = trained(np.full((50, 4), 0.5), ml_dtypes.bfloat16)
+        none = (np.empty(0, np.int32), np.empty(0, np.int64))
+        kernels.step(
+            *(np.ones((8, 4), np.float32), weights, None, *none, kernels.OptimizerStep(1, 1e-4)),
+            first_weight=first_weight,
+        )
+        return weights.values.ravel().astype(np.float32)
+
+    np.testing.assert_array_equal(rounded(2**32 + 7), rounded(7))
+    np.testing.assert_array_equal(rounded(4)[:-4], rounded(0)[4:])
+    assert (rounded(1) != rounded(0)).any()

@@ -111,6 +111,33 @@ def training(setup, storage):
     gpu.device.synchronize()
 
 
+def float8(setup):
+    """A step, from the same rows on both; and prediction."""
+    gpu, cpu = (
+        make_trainer(
+            "tensorflow",
+            setup,
+            InitialArrays(setup, 1),
+            execution="fused",
+            storage=Storage("float8", "bfloat16"),
+            device=device,
+        )
+        for device in ("auto", "cpu")
+    )
+    assert all(variable.device.endswith(GPU) for variable in variables(gpu))
+    assert gpu._trained["output.weights"].values.dtype == tf.uint8
+    before = gpu.array("output.weights").copy()
+    losses = [trainer.train(batches(setup, 1), 1e-2) for trainer in (gpu, cpu)]
+    assert_near(*losses, 1e-4)
+    after = [trainer.array("output.weights") for trainer in (gpu, cpu)]
+    assert (after[0] != before).any()
+    # From one number to the next is at most an eighth of it.
+    assert_near(*after, 1 / 8)
+    (block,) = batches(setup, 1, 20)
+    gpu.load_weights(cpu.weights())
+    np.testing.assert_array_equal(gpu.top_k(block.features, 5), cpu.top_k(block.features, 5))
+
+
 def layer_of_its_own(device, traced):
     """Losses, gradient of the inputs, what moved, best labels and variables."""
     with tf.device(device):
@@ -172,6 +199,8 @@ def main():
     for setup in SETUPS:
         for storage in (Storage(), Storage("bfloat16", "bfloat16")):
             training(setup, storage)
+        if setup.output.fan_in and not setup.intermediate:
+            float8(setup)
     for traced in (False, True):
         for one, other in zip(
             layer_of_its_own(GPU, traced), layer_of_its_own(CPU, traced), strict=True

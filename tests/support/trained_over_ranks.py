@@ -13,24 +13,31 @@ from setups import random_batches, starting
 from sharded_cases import KINDS
 
 from fanin.backends.arrays import copied
+from fanin.backends.interface import FLOAT32, Storage
 from fanin.backends.registry import make_trainer
 from fanin.backends.setup import LayerSetup
 
 INPUTS, LABELS, UNITS = 40, 203, 24  # labels that neither 2 nor 4 ranks share evenly
 STEPS = 12
+BFLOAT16 = Storage("bfloat16", "bfloat16")
 
 
 def cases(executions=("autograd", "fused")):
-    """Name, setup and execution of each training."""
+    """Name, setup, execution and storage of each training."""
     for name, kind in KINDS.items():
         for units in (None, UNITS):
             for execution in executions:
                 loss = "bce" if units else "squared_hinge"
                 setup = LayerSetup(INPUTS, LABELS, kind, units, loss)
-                yield f"{name}-{units or 'plain'}-{execution}", setup, execution
+                case = f"{name}-{units or 'plain'}-{execution}"
+                yield case, setup, execution, FLOAT32
+                if execution == "fused":
+                    yield f"{case}-bfloat16", setup, execution, BFLOAT16
+                    if kind.fan_in and not units:
+                        yield f"{case}-float8", setup, execution, Storage("float8", "bfloat16")
 
 
-def trained(setup, execution, over_ranks):
+def trained(setup, execution, storage, over_ranks):
     """Losses, the best labels of many instances, and all arrays, of a training that rewires, and
     that goes on from what it had written half way."""
 
@@ -44,6 +51,7 @@ def trained(setup, execution, over_ranks):
             setup,
             arrays,
             execution=execution,
+            storage=storage,
             device="cpu",
             threads=1,
             over_ranks=over_ranks,
@@ -85,8 +93,8 @@ if __name__ == "__main__":
         world_size=ranks,
         timeout=timedelta(seconds=60),
     )
-    for name, setup, execution in cases(sys.argv[4:]):
-        arrays = trained(setup, execution, over_ranks=True)
+    for name, setup, execution, storage in cases(sys.argv[4:]):
+        arrays = trained(setup, execution, storage, over_ranks=True)
         if rank == 0:
             np.savez(folder / name, **arrays)
     dist.destroy_process_group()

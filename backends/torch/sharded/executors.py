@@ -5,6 +5,7 @@ bring together over all ranks what concerns the whole one.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -92,17 +93,19 @@ def executor_of_rank(
     ranks: Ranks,
     local: LayerSetup,
     labels: int,
+    first_weights: Mapping[str, int],
     execution: Execution,
     optimizer: Optimizer,
     device: TorchDevice,
 ) -> Any:
-    """local: the model of the rank's own labels; labels: how many all ranks have together."""
+    """local: the model of the rank's own labels; labels: how many all ranks have together;
+    first_weights: see `LabelRanges`."""
     executor: FusedOfRank | AutogradOfRank
     if execution == "autograd":
         executor = AutogradOfRank(local, device, optimizer)
         executor.labels = labels
     else:
         kind = FusedOfRank if len(local.parts) == 1 else FusedPartsOfRank
-        executor = kind(local, device, optimizer, labels)
+        executor = kind(local, device, optimizer, labels, first_weights)
     executor.ranks = ranks
     return executor

@@ -65,9 +65,9 @@ class ShardedFanIn(TrainsItself, StateOfAll):
     buffers; or "autograd", where `weights` and `bias` are parameters that the loss gives gradients
     to, and any optimizer trains (each rank its own part). loss, learning_rate, optimizer, momentum,
     weight_decay, l2, weights_dtype, moments_dtype, rounding_seed: as of `FusedFanIn`; autograd has
-    use for the loss alone. Rounding to bfloat16 is random, and differs with the number of ranks.
-    seed: of connections and weights, which are those of `LayerSetup.initial_array`, whatever the
-    number of ranks; they are drawn in blocks. group: None for all processes; where
+    use for the loss alone. Rounding to bfloat16 is that of one process, whatever the number of
+    ranks. seed: of connections and weights, which are those of `LayerSetup.initial_array`, whatever
+    the number of ranks; they are drawn in blocks. group: None for all processes; where
     torch.distributed is not initialised, this process has all labels. timeout: see `Ranks`.
 
     `state_dict` has the arrays of this rank alone, `full_state_dict` those of all. Raises
@@ -128,12 +128,14 @@ class ShardedFanIn(TrainsItself, StateOfAll):
         rank = self.ranks.rank
         self.ranges, self.own_setup = ranges, ranges.local_setup(rank)
         pairs = zip(ranges.setup.parts, self.own_setup.parts, strict=True)
+        first_weights = ranges.first_weights(rank)
         self._own_layers = [
             OwnLayer(
                 self,
                 self.own_setup.layer_setup(part),
                 part,
                 ranges.positions(whole, rank).start,
+                first_weights[part.name],
                 self.execution,
             )
             for whole, part in pairs
@@ -316,9 +318,8 @@ class ShardedFanIn(TrainsItself, StateOfAll):
         return torch.autocast(self._device.type, enabled=False)
 
     def _rounding_seeds(self) -> list[int]:
-        """Each layer of each rank has random numbers of its own."""
-        first = 2 * self.ranks.rank
-        streams = range(first, first + len(self._own_layers))
+        """A head and a tail have random numbers of their own."""
+        streams = range(len(self._own_layers))
         return [(self.rounding_seed + stream * 2**40) % 2**63 for stream in streams]
 
     def extra_repr(self) -> str:

@@ -26,7 +26,8 @@ _TABLES = ("positions", "label_ranks", "sorted_ids")
 
 class OwnLayer:
     """setup: of this rank's labels of one output layer alone. part: the layer in the rank's model,
-    and first: the label at its first position where labels have no order.
+    and first: the label at its first position where labels have no order. first_weight: see
+    `LabelRanges.first_weights`.
 
     The tensors belong to the module: `weights`, `bias`, and `indices` as bytes, or `starts` and
     `columns`, each with the layer's name before it where there are several layers. In the fused
@@ -34,10 +35,17 @@ class OwnLayer:
     """
 
     def __init__(
-        self, module: nn.Module, setup: LayerSetup, part: Part, first: int, execution: Execution
+        self,
+        module: nn.Module,
+        setup: LayerSetup,
+        part: Part,
+        first: int,
+        first_weight: int,
+        execution: Execution,
     ) -> None:
         self._module, self._execution = module, execution
         self.setup, self.part, self.first = setup, part, first
+        self._first_weight = first_weight
         self._is_transposed = execution == "fused" and part.kind.operations == "dense"
 
     def attribute(self, name: str) -> str:
@@ -192,6 +200,7 @@ class OwnLayer:
             batch.wants_grad,
             self.part.kind.group_size,
             all_labels,
+            self._first_weight,
         )
 
     def best(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -165,8 +165,11 @@ def make_trainer(
         ranks,
         ranges.local_setup(ranks.rank),
         setup.labels,
+        ranges.first_weights(ranks.rank),
         execution,
         optimizer,
         TorchDevice(device, threads),
     )
+    if storage.weights == "float8":
+        executor.take_float8()
     return ShardedTrainer(setup, arrays, executor, ranges, storage, threads, auxiliary)

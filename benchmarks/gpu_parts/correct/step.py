@@ -26,6 +26,7 @@ from fanin.benchmarks.gpu_parts.correct.bench import (
     tolerance,
     type_name,
 )
+from fanin.kernels import from_float8, to_float8
 
 _STEPS = 3
 
@@ -59,10 +60,25 @@ def random_layer(
     return bench.normal(connections), sources, starts
 
 
+def stored(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights as the kernels have them; torch.uint8 stands for rows in float8."""
+    if dtype != torch.uint8:
+        return values.to(dtype)
+    return torch.from_numpy(to_float8(values.cpu().numpy())).to(values.device)
+
+
+def numbers_of(weights: Tensor) -> Tensor:
+    """What stored weights stand for, float64."""
+    if weights.dtype != torch.uint8:
+        return weights.double()
+    return torch.from_numpy(from_float8(weights.cpu().numpy())).to(weights.device).double()
+
+
 @dataclass(frozen=True)
 class Step:
     """Steps of `fused_step` on a layer without an intermediate one. weights, moments: the types
-    that they are kept in. Other optimizers than Adam by itself train float32."""
+    that they are kept in, of weights also torch.uint8 for float8. Other optimizers than Adam by
+    itself train float32."""
 
     setup: LayerSetup
     batch: int
@@ -86,6 +102,7 @@ class Step:
     @property
     def dtype(self) -> str:
         weights, moments = type_name(self.weights), type_name(self.moments)
+        weights = "float8" if self.weights == torch.uint8 else weights
         if weights == moments == "float32":
             return "float32"
         return f"{weights} weights, {moments} moments"
@@ -93,7 +110,7 @@ class Step:
     def __call__(self, bench: Bench) -> None:
         setup, batch = self.setup, self.batch
         values, indices, starts = random_layer(bench, setup, self.index)
-        weights = values.to(self.weights)
+        weights = stored(values, self.weights)
         kept = self.optimizer.keeps
         m, v = (torch.zeros_like(values, dtype=self.moments) if x in kept else None for x in "mv")
         bias = bench.normal(setup.labels)
@@ -101,12 +118,13 @@ class Step:
         rate = LEARNING_RATE
         if self.optimizer.kind != "adam":
             rate *= batch * setup.labels  # by which the loss is divided
-        layer = reference.Layer(weights, bias, indices, starts, setup.output.group_size)
+        size = setup.output.group_size
+        layer = reference.Layer(numbers_of(weights), bias, indices, starts, size)
         # Scores, then sums over the batch, and both once more for each step.
         per_label = connections_per_label(setup)
         terms, per_feature = per_label + batch, 1 + setup.labels * per_label / setup.inputs
-        # Rounding of bfloat16 would go on into the next step; one is all that can be compared.
-        steps = 1 if torch.bfloat16 in (self.weights, self.moments) else self.steps
+        # Rounding would go on into the next step; one is all that can be compared.
+        steps = self.steps if self.dtype == "float32" else 1
         seconds = 0.0
         outputs: Outputs = {}
         for step in range(1, steps + 1):
@@ -116,9 +134,9 @@ class Step:
             arguments = (
                 *(features, indices, starts, None, weights, m, v, bias, bias_m, bias_v),
                 *(*positives, setup.loss, self.optimizer.numbers, rate, step, bench.seed, True),
-                setup.output.group_size,
+                size,
             )
-            before = weights.double()
+            before = numbers_of(weights)
             (loss, grad), spent = bench.timed(partial(fused_step, *arguments))
             seconds += spent
             expected = layer.step(features, *positives, setup.loss, rate, self.optimizer)
@@ -144,19 +162,20 @@ class Step:
         outputs |= {name: o for name, o in trained.items() if o[0].dtype == torch.float32}
         bench.check("fused_step", outputs, self.shape, self.dtype, indices, seconds)
         for name, (result, wanted, _) in trained.items():
-            if result.dtype == torch.bfloat16:
+            if result.dtype != torch.float32:
                 self._check_rounded(bench, name, result, wanted)
 
     def _check_rounded(self, bench: Bench, name: str, result: Tensor, expected: Tensor) -> None:
-        """bfloat16 has 8 bits: a value rounded to either neighbour is within 2^-7 of it, and
-        rounded at random without drift. Only the larger half: in what cancelled to nearly nothing
-        float32 has an error of its own."""
+        """A value rounded to either neighbour is within 2^-7 of it in bfloat16, which has 8 bits,
+        and within 2^-3 in float8, which has 4; and rounded at random without drift. Only the larger
+        half: in what cancelled to nearly nothing float32 has an error of its own."""
         large = expected.abs() > expected.abs().median()
-        error = (result.double() - expected)[large] / expected[large].abs()
-        # The mean of n errors of up to 2^-7, five standard deviations of it.
-        drift = 5 * 2.0**-7 / max(1, error.numel()) ** 0.5
+        error = (numbers_of(result) - expected)[large] / expected[large].abs()
+        unit = 2.0**-3 if result.dtype == torch.uint8 else 2.0**-7
+        # The mean of n errors of up to a unit, five standard deviations of it.
+        drift = 5 * unit / max(1, error.numel()) ** 0.5
         for what, value, room in (
-            ("neighbour", error.abs().max(), 2.0**-7 * (1 + 1e-3)),
+            ("neighbour", error.abs().max(), unit * (1 + 1e-3)),
             ("drift", error.mean().abs(), drift),
         ):
             bench.record(
@@ -192,6 +211,9 @@ def cases() -> Iterator[Case]:
             narrow = replace(case, weights=weights, moments=moments)
             small = isinstance(kind, FixedFanIn | GroupedFanIn) and weights == moments
             yield Case(narrow.key, narrow, small)
+        if isinstance(kind, FixedFanIn | GroupedFanIn):
+            narrow = replace(case, weights=torch.uint8)
+            yield Case(narrow.key, narrow, small=True)
         # Adam by itself is above; what decays beside it is in the same place of the kernels.
         for optimizer in (Optimizer("sgd", 1e-4, 1e-4), Optimizer("momentum", 1e-4, 1e-4)):
             other = replace(case, optimizer=optimizer)

@@ -7,28 +7,30 @@ from dataclasses import dataclass
 
 import torch
 
-from fanin.backends.kinds import Dense, GroupedFanIn
+from fanin.backends.kinds import Dense, FixedFanIn, GroupedFanIn
 from fanin.backends.setup import LayerSetup
 from fanin.backends.torch.ops import top_k
 from fanin.benchmarks.gpu_parts import reference
 from fanin.benchmarks.gpu_parts.correct.bench import Bench, Case, Outputs, shape_of, type_name
-from fanin.benchmarks.gpu_parts.correct.step import kind_name, kinds, random_layer
+from fanin.benchmarks.gpu_parts.correct.step import kind_name, kinds, random_layer, stored
 
 
 @dataclass(frozen=True)
 class Ranking:
     """`top_k` on small whole numbers: sums are exact, equal scores abound, and ids have to be equal
-    too."""
+    too. float8: whether weights are stored so."""
 
     setup: LayerSetup
     batch: int
     k: int
     index: torch.dtype
+    float8: bool = False
 
     def __call__(self, bench: Bench) -> None:
         inputs, labels = self.setup.inputs, self.setup.labels
         weights, indices, starts = random_layer(bench, self.setup, self.index)
         weights = bench.integers(-1, 2, *weights.shape).float()
+        given = stored(weights, torch.uint8) if self.float8 else weights
         bias = bench.integers(-1, 2, labels).float()
         features = bench.integers(-1, 2, self.batch, inputs).float()
         group_size = self.setup.output.group_size
@@ -38,7 +40,7 @@ class Ranking:
         bench.poison(features[:, :1].expand(self.batch, self.k).contiguous())
         (values, ids), seconds = bench.timed(
             lambda: top_k(
-                *(features, indices, starts, None, weights, bias, self.k, label_ids, group_size)
+                *(features, indices, starts, None, given, bias, self.k, label_ids, group_size)
             )
         )
         layer = reference.Layer(weights, bias, indices, starts, group_size)
@@ -51,7 +53,8 @@ class Ranking:
             "scores": (values, scores.gather(1, expected), 0.0),
         }
         shape = {**shape_of(self.setup, self.batch), "k": self.k}
-        bench.check("top_k", outputs, shape, "float32", indices, seconds)
+        dtype = "float8" if self.float8 else "float32"
+        bench.check("top_k", outputs, shape, dtype, indices, seconds)
 
 
 def cases() -> Iterator[Case]:
@@ -64,3 +67,6 @@ def cases() -> Iterator[Case]:
                 sizes = f"{labels}x{inputs} batch {batch} k {k}"
                 key = f"top_k {kind_name(setup)} {sizes} {type_name(index)}"
                 yield Case(key, Ranking(setup, batch, k, index), small=batch == 33)
+            if batch > 1 and isinstance(kind, FixedFanIn | GroupedFanIn):
+                ranking = Ranking(setup, batch, k, torch.uint16, float8=True)
+                yield Case(f"top_k {kind_name(setup)} {sizes} float8", ranking, small=batch == 33)

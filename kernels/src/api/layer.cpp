@@ -32,6 +32,7 @@ OptimizerCall optimizer_call(const fanin_optimizer &optimizer) {
   call.decay = float(optimizer.learning_rate * optimizer.weight_decay);
   call.l2 = float(optimizer.l2);
   call.seed = uint32_t(split_mix(step_seed) >> 32);
+  call.first = 0;
   return call;
 }
 

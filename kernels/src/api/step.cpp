@@ -32,6 +32,8 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
     check.wrong("mean_labels is %" PRId64 ", but the layer has %" PRId64
                 " labels; give 0 or at least as many",
                 p->mean_labels, labels.size);
+  if (check.good() && p->first_weight < 0)
+    check.wrong("first_weight must be at least 0, got %" PRId64, p->first_weight);
   if (check.good() && batch.size == 0)
     check.wrong("a step needs at least one instance; the batch is empty");
   if (!check.good()) return check.status();
@@ -50,6 +52,7 @@ int32_t prepare(const fanin_step_params *p, StepCall *call, Message message) {
   call->mean_labels = p->mean_labels ? p->mean_labels : labels.size;
   call->loss_kind = p->loss_kind;
   set_trained(call, p->weights, p->bias, p->optimizer);
+  call->optimizer.first = uint32_t(p->first_weight);
   call->float8_weights = is_float8(p->weights.values);
   return FANIN_OK;
 }

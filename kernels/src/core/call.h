@@ -59,6 +59,7 @@ struct OptimizerCall {
   float row_rate;   // of rows that have no m: without its bias correction
   float decay, l2;  // of weights; 0 of biases
   uint32_t seed;    // of stochastic rounding, another one for every step
+  uint32_t first;   // the lower bits of fanin_step_params' first_weight
 };
 
 // Weights are [labels, fan_in], or, with starts, [connections]. Where m and v stand beside an

@@ -12,7 +12,7 @@
 // not change has the same value as before, but for those far below the row's largest.
 #pragma once
 
-#include "core/lanes.h"
+#include "core/optimizer.h"
 
 namespace fanin {
 namespace FANIN_TARGET {
@@ -31,11 +31,11 @@ FANIN_FN const W *weights_of(const W *weights, int64_t, int64_t begin, int64_t, 
   return weights + begin;
 }
 
-#if !defined(__CUDACC__)  // GPUs do not have this type yet
+// The numbers of a chunk.
+typedef decltype(Chunk<float>::v) Values;
 
 // What bytes of E4M3 stand for, without the scale.
-FANIN_FN Vector<float> e4m3_values(const Bits &codes) {
-  typedef Vector<float> Values;
+FANIN_FN Values e4m3_values(const Bits &codes) {
   const Bits magnitude = codes & 0x7f, bits = magnitude << 20;
   // Below 2^-6 there is no leading 1: it is taken away again.
   const Values small = same_bits<Values>(bits + (121u << 23)) - 0.015625f;
@@ -46,8 +46,7 @@ FANIN_FN Vector<float> e4m3_values(const Bits &codes) {
 
 // Numbers as bytes of E4M3, rounded up with the probability of the part that is cut off, by 16
 // random bits each. NaN, and what is above 448, becomes NaN.
-FANIN_FN Bits e4m3_codes(const Vector<float> &values, const Bits &random) {
-  typedef Vector<float> Values;
+FANIN_FN Bits e4m3_codes(const Values &values, const Bits &random) {
   const Bits bits = same_bits<Bits>(values);
   const Values magnitude = same_bits<Values>(bits & 0x7fffffff), least = Values{} + 0.015625f;
   const Values raised = magnitude < least ? magnitude + least : magnitude;
@@ -64,21 +63,24 @@ FANIN_FN uint32_t scale_code(uint32_t largest) {
 }
 FANIN_FN float scale_of(uint32_t code) { return same_bits<float>(code << 23); }
 
+// A chunk of a row, from weight k on.
+FANIN_FN Chunk<float> load_row(const Float8 *row, int64_t fan_in, int64_t k, int count) {
+  Chunk<float> part{e4m3_values(load_codes(row + k, count))};
+  part.v *= scale_of(row[fan_in].bits);
+  return part;
+}
 // row -> values [fan_in].
 FANIN_FN void widen_row(const Float8 *row, int64_t fan_in, float *values) {
   constexpr int chunk = Chunk<float>::size;
-  const float scale = scale_of(row[fan_in].bits);
   for (int64_t k = 0; k < fan_in; k += chunk) {
     const int count = int(smaller<int64_t>(chunk, fan_in - k));
-    Chunk<float> part{e4m3_values(load_codes(row + k, count))};
-    part.v *= scale;
-    write_chunk(values + k, count, part, false, false);
+    write_chunk(values + k, count, load_row(row, fan_in, k, count), false, false);
   }
 }
 
-// values [fan_in] -> row. at: the position of its first weight in the layer, from which with the
-// seed the random numbers come, as those of other weights do (optimizer.h).
-FANIN_FN void round_row(const float *values, int64_t fan_in, int64_t at, uint32_t seed,
+// values [fan_in] -> row. at: the position of its first weight, which random numbers follow from as
+// those of other weights do.
+FANIN_FN void round_row(const Optimizer &o, const float *values, int64_t fan_in, int64_t at,
                         Float8 *row) {
   constexpr int chunk = Chunk<float>::size;
   Bits most{};
@@ -91,8 +93,8 @@ FANIN_FN void round_row(const float *values, int64_t fan_in, int64_t at, uint32_
   const float scale = scale_of(254 - code);
   for (int64_t k = 0; k < fan_in; k += chunk) {
     const int count = int(smaller<int64_t>(chunk, fan_in - k));
-    const Vector<float> scaled = load_chunk<float>(values + k, count).v * scale;
-    const Bits random = random_chunk(uint32_t(at + k), seed);
+    const Values scaled = load_chunk<float>(values + k, count).v * scale;
+    const Bits random = random_at(o, at + k);
     store_codes(row + k, count, e4m3_codes(scaled, lower_half(random ^ random >> 16)));
   }
   write_one(&row[fan_in].bits, uint8_t(code), false);
@@ -103,7 +105,6 @@ FANIN_FN const float *weights_of(const Float8 *weights, int64_t label, int64_t b
   widen_row(row_of(weights, label, begin), fan_in, row);
   return row;
 }
-#endif
 
 }  // namespace FANIN_TARGET
 }  // namespace fanin

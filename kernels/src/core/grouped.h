@@ -157,7 +157,7 @@ FANIN_FN void step_group(const TrainedLayer<I, W, M> &layer, const I *indices, c
   if constexpr (std::is_same<W, Float8>::value) {
     update(scratch.weights);
     for (int j = 0; j < labels; ++j)
-      round_row(scratch.weights + j * fan_in, fan_in, begin + j * fan_in, layer.optimizer.seed,
+      round_row(layer.optimizer, scratch.weights + j * fan_in, fan_in, begin + j * fan_in,
                 row_of(layer.weights, first + j, begin + j * fan_in));
   } else {
     update(layer.weights + begin);

@@ -10,8 +10,7 @@
 //   Chunk<T>            Chunk<T>::size values side by side, one for each connection: what
 //                       the optimiser works on
 //   load_chunk, write_chunk, store_chunk (which rounds), random_chunk, stage
-//   load_codes, store_codes, largest   bytes of rows in float8 (float8.h) beside a chunk; on a CPU
-//                       alone
+//   load_codes, store_codes, largest   bytes of rows in float8 (float8.h) beside a chunk
 //   Connections<T, I, W>   the (source, weight) pairs of a chunk; W is how weights are stored
 //   Gathered<T>         sums rows of sources into the lanes of a label, along its connections
 //   row_sums, spread    the way back: from the lanes of a label to a weight each, and to the rows;

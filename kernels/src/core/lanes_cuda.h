@@ -95,10 +95,12 @@ template <class T, class S>
 FANIN_FN Chunk<T> load_chunk(const S *p, int count) {
   return {thread_id() < count ? T(widen(p[thread_id()])) : T(0)};
 }
-FANIN_FN uint32_t random_chunk(uint32_t first, uint32_t seed) {
+// Bits beside a chunk.
+typedef uint32_t Bits;
+FANIN_FN Bits random_chunk(uint32_t first, uint32_t seed) {
   return mix((first + thread_id()) ^ seed);
 }
-FANIN_FN uint32_t lower_half(uint32_t word) { return word & 0xffff; }
+FANIN_FN Bits lower_half(Bits word) { return word & 0xffff; }
 template <class T>
 FANIN_FN void store_chunk(T *p, int count, Chunk<T> a, uint32_t) {
   if (thread_id() < count) p[thread_id()] = a.v;
@@ -109,6 +111,21 @@ FANIN_FN void store_chunk(Bf16 *p, int count, Chunk<float> a, uint32_t random) {
   // A GPU's NaN has all bits set; adding to it would make a number of it.
   if (a.v == a.v) bits += random;
   if (thread_id() < count) p[thread_id()].bits = uint16_t(bits >> 16);
+}
+// Bytes of float8 rows, beside the elements of a chunk; beyond `count` 0.
+FANIN_FN Bits load_codes(const Float8 *p, int count) {
+  return thread_id() < count ? p[thread_id()].bits : 0;
+}
+FANIN_FN void store_codes(Float8 *p, int count, Bits codes) {
+  if (thread_id() < count) p[thread_id()].bits = uint8_t(codes);
+}
+// The largest element.
+FANIN_FN uint32_t largest(Bits a) {
+  for (int d = kLanes / 2; d; d /= 2) {
+    const uint32_t other = __shfl_xor_sync(kAll, a, d);
+    a = other > a ? other : a;
+  }
+  return a;
 }
 template <class T>
 FANIN_FN void write_chunk(T *out, int count, Chunk<T> a, bool add, bool) {

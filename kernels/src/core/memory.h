@@ -91,8 +91,9 @@ static inline int64_t group_scratch(int64_t groups, int64_t fan_in) {
 }
 
 // On a GPU the gradients of a label group by its scores are in shared memory, unless they take more
-// than 80 KiB. Then each block has scratch memory for them, and so many blocks are launched.
-constexpr int64_t kSharedGrads = 20480, kScratchBlocks = 256;
+// than 80 KiB; so are beside them updated weights that are to be rounded to float8. Else each block
+// has scratch memory for them, and so many blocks are launched.
+constexpr int64_t kSharedValues = 20480, kScratchBlocks = 256;
 // From one row of 32 values in shared memory to the next: with 4 more, no two threads that read a
 // matrix together read the same bank.
 constexpr int kPitch = int(kGroup) + 4;
@@ -104,9 +105,20 @@ FANIN_ANYWHERE static inline int64_t label_rows(int64_t group_size) {
 FANIN_ANYWHERE static inline int64_t group_grads(int64_t groups, int64_t group_size) {
   return groups * label_rows(group_size) * kPitch;
 }
-static inline int64_t gpu_scratch(const StepCall &c) {
-  const int64_t grads = group_grads(groups_of(c.batch), c.group_size);
-  return c.group_size && grads > kSharedGrads ? kScratchBlocks * grads : 0;
+// What a block has of them, in floats, and whether that is in scratch memory.
+struct GpuGroup {
+  int64_t grads, rows;
+  bool far_grads, far_rows;
+
+  FANIN_ANYWHERE int64_t scratch() const { return (far_grads ? grads : 0) + (far_rows ? rows : 0); }
+};
+static inline GpuGroup gpu_group(const StepCall &c) {
+  GpuGroup group;
+  group.grads = group_grads(groups_of(c.batch), c.group_size);
+  group.rows = c.float8_weights ? c.group_size * padded_sources(c.fan_in) : 0;
+  group.far_grads = group.grads > kSharedValues;
+  group.far_rows = group.rows + (group.far_grads ? 0 : group.grads) > kSharedValues;
+  return group;
 }
 
 struct StepMemory {
@@ -131,7 +143,7 @@ static inline StepMemory step_memory(const StepCall &c, void *workspace) {
   const int64_t groups = groups_of(c.batch);
   m.features_size = groups * c.inputs * kGroup;
   if (c.on_gpu)
-    m.scratch_size = gpu_scratch(c);
+    m.scratch_size = c.group_size ? kScratchBlocks * gpu_group(c).scratch() : 0;
   else if (c.tile_labels)
     m.scratch_size = groups * kGroup * sorted_labels(c.inputs, c.labels) +
                      (sorted_sums(c) + kGroup - 1) / kGroup * kGroup;
@@ -141,7 +153,7 @@ static inline StepMemory step_memory(const StepCall &c, void *workspace) {
     m.scratch_size = groups * kGroup + kStepLabels * (1 + c.fan_in);
   else
     m.scratch_size = groups * kGroup * (c.indices ? 1 : kMostBlock) + kGroup;
-  if (!c.group_size) m.scratch_size += float8_row(c);
+  if (!c.group_size && !c.on_gpu) m.scratch_size += float8_row(c);
   m.features = memory.take<float>(m.features_size);
   m.accumulators = memory.take<float>(c.grad_features ? c.threads * m.features_size : 0);
   m.scratch = memory.take<float>(c.threads * m.scratch_size);

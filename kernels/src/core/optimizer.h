@@ -14,7 +14,8 @@
 // two multiply-adds cost little beside the rest of a chunk.
 //
 // Arrays in bfloat16 are rounded stochastically. Most updates are less than half a unit in the last
-// place; rounded so, they are right on average rather than lost.
+// place; rounded so, they are right on average rather than lost. Their random numbers follow from
+// the seed and the position, as it is in the layer that the arrays are a part of (random_at).
 #pragma once
 
 #include "core/lanes.h"
@@ -30,6 +31,11 @@ FANIN_FN Optimizer without_decay(Optimizer o) {
   return o;
 }
 
+// Random numbers for the chunk of weights, or of their moments, that stands at `at`.
+FANIN_FN auto random_at(const Optimizer &o, int64_t at) {
+  return random_chunk(o.first + uint32_t(at), o.seed);
+}
+
 // A chunk of an array that is trained, from its load to its store. Code that updates several chunks
 // loads all of them before it stores the first, so that the loads overlap.
 struct TrainedChunk {
@@ -40,6 +46,10 @@ struct TrainedChunk {
   FANIN_FN void load(const Optimizer &o, const W *weights, const M *m, const M *v, int64_t at,
                      int count) {
     weight = load_chunk<float>(weights, count);
+    load_moments(o, m, v, at, count);
+  }
+  template <class M>
+  FANIN_FN void load_moments(const Optimizer &o, const M *m, const M *v, int64_t at, int count) {
     if (!kOnGpu || o.kept > 0) mean = load_chunk<float>(m + at, count);
     if (!kOnGpu || o.kept == 2) square = load_chunk<float>(v + at, count);
   }
@@ -47,10 +57,8 @@ struct TrainedChunk {
   template <class W, class M>
   FANIN_FN void load_kept(const Optimizer &o, const W *weights, const M *m, const M *v, int64_t at,
                           int count) {
-    if (o.kept)
-      load(o, weights, m, v, at, count);
-    else
-      weight = load_chunk<float>(weights, count);
+    weight = load_chunk<float>(weights, count);
+    if (o.kept) load_moments(o, m, v, at, count);
   }
   template <class W, class M>
   FANIN_FN void step(const Optimizer &o, W *weights, M *m, M *v, int64_t at, int count,
@@ -58,7 +66,7 @@ struct TrainedChunk {
     const Chunk<float> grad{loss_grad.v + o.l2 * weight.v};
     // Each array takes 16 bits. The two halves of a word, and their sum without carry, are pairwise
     // independent.
-    const auto random = random_chunk(uint32_t(at), o.seed), upper = random >> 16;
+    const auto random = random_at(o, at), upper = random >> 16;
     Chunk<float> change;
     if (o.kept == 2) {
       mean.v += o.rest1 * (grad.v - mean.v);
@@ -94,7 +102,7 @@ FANIN_FN void step_by_row(const Optimizer &o, W *weights, int64_t at, int count,
                           const Chunk<float> &grad) {
   const auto weight = load_chunk<float>(weights + at, count).v;
   const Chunk<float> updated{weight - rate * grad.v - o.decay * weight};
-  const auto random = random_chunk(uint32_t(at), o.seed);
+  const auto random = random_at(o, at);
   store_chunk(weights + at, count, updated, lower_half(random ^ random >> 16));
 }
 

@@ -53,8 +53,8 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
   for (int j = 0; j < labels; ++j) {
     const int64_t label = first_label + j;
     const int64_t begin = layer.begin(label), fan_in = layer.begin(label + 1) - begin;
-    announce(layer.m + begin, fan_in);
-    announce(layer.v + begin, fan_in);
+    if (has_moments) announce(layer.m + begin, fan_in);
+    if (has_moments) announce(layer.v + begin, fan_in);
     if (j + 1 < labels) {  // the next label's connections
       const int64_t next = begin + fan_in, next_fan_in = layer.begin(label + 2) - next;
       announce(layer.indices + next, next_fan_in);
@@ -122,8 +122,7 @@ FANIN_FN void step_tile(const TrainedLayer<I, W, M> &layer, const float *feature
       });
     }
     if constexpr (std::is_same<W, Float8>::value)
-      if (last)
-        round_row(row, fan_in, begin, layer.optimizer.seed, row_of(layer.weights, label, begin));
+      if (last) round_row(layer.optimizer, row, fan_in, begin, row_of(layer.weights, label, begin));
   }
   team.sync();
   if (layer.bias && last) step_bias(layer, first_label, labels, bias_grads);

@@ -149,9 +149,10 @@ void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, void *s
   cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 
-constexpr Finding kNoRoom = {Finding::unavailable, 0,
-                             "the batch needs more shared memory than this GPU has; "
-                             "use smaller batches"};
+constexpr Finding kNoRoom = {
+    Finding::unavailable, 0,
+    "the batch, or a row in float8, needs more shared memory than this GPU "
+    "has; use smaller batches, or bfloat16"};
 
 // Launches a persistent grid: as many of the blocks as the device holds at a time. Where not even
 // one fits, nothing is launched, and that is the finding.

@@ -21,7 +21,7 @@ FANIN_FN void spread_sources(const LabelGroup<I, W> &group, int first, const flo
   const auto lane_at = [](int n, int column) {
     return n / 2 * 16 + column / 2 * 4 + n % 2 * 2 + column % 2;
   };
-  constexpr bool exact = std::is_same<W, Bf16>::value;
+  constexpr bool exact = !std::is_same<W, float>::value;
   float sums[kColumnBlocks][4] = {};
   FANIN_ROLLED
   for (int k = 0; k < group.labels; k += kProductDepth) {
@@ -48,10 +48,12 @@ FANIN_FN void spread_sources(const LabelGroup<I, W> &group, int first, const flo
 
 // Gradients of the weights of 16 labels from `first` on and a chunk of sources, and the optimiser.
 // at: the group's first weight. grads: [lane groups][group_rows]. staged: scratch, [16][kPitch].
+// updated: [labels][fan_in], where weights in float8 go, to be rounded when their rows are
+// complete.
 template <class I, class W, class M>
 FANIN_FN void update_labels(const TrainedLayer<I, W, M> &layer, const LabelGroup<I, W> &group,
                             const Squares &squares, int64_t at, int first, int chunk,
-                            const float *grads, int group_rows, float *staged) {
+                            const float *grads, int group_rows, float *staged, float *updated) {
   float sums[kColumnBlocks][4] = {};
   for (int lane_group = 0; lane_group < int(layer.groups()); ++lane_group) {
     const float *const square = squares.square(group, lane_group, chunk);
@@ -87,32 +89,44 @@ FANIN_FN void update_labels(const TrainedLayer<I, W, M> &layer, const LabelGroup
         if (j + u < labels) f(u, at + int64_t(first + j + u) * group.fan_in + chunk * kLanes);
     };
     each([&](int u, int64_t from) {
-      chunks[u].load(layer.optimizer, layer.weights + from, layer.m, layer.v, from, count);
+      if constexpr (std::is_same<W, Float8>::value) {
+        chunks[u].weight = load_row(group.row(first + j + u), group.fan_in, chunk * kLanes, count);
+        chunks[u].load_moments(layer.optimizer, layer.m, layer.v, from, count);
+      } else {
+        chunks[u].load(layer.optimizer, layer.weights + from, layer.m, layer.v, from, count);
+      }
     });
     each([&](int u, int64_t to) {
-      chunks[u].step(layer.optimizer, layer.weights + to, layer.m, layer.v, to, count,
-                     Chunk<float>{staged[(j + u) * kPitch + thread_id()]});
+      const Chunk<float> grad{staged[(j + u) * kPitch + thread_id()]};
+      if constexpr (std::is_same<W, Float8>::value)
+        chunks[u].step(layer.optimizer, updated + (to - at), layer.m, layer.v, to, count, grad);
+      else
+        chunks[u].step(layer.optimizer, layer.weights + to, layer.m, layer.v, to, count, grad);
     });
   }
 }
 
 // What a block keeps, in shared memory where nothing else is said. Sizes count floats.
 struct GroupMemory {
-  float *grads;  // [lane groups][label_rows][kPitch]; of a large batch in device memory
+  float *grads;    // [lane groups][label_rows][kPitch]; of a large batch in device memory
+  float *updated;  // [labels][fan_in], for float8; of a large group in device memory
   float *bias_grads;
   float *staged;   // this warp's
   float *squares;  // see Squares
   bool whole;
 
-  FANIN_FN GroupMemory(int64_t grads_size, float *scratch, bool whole_) : whole(whole_) {
+  FANIN_FN GroupMemory(const GpuGroup &sizes, float *scratch, bool whole_) : whole(whole_) {
     SharedPieces<float> shared;
-    grads = scratch ? scratch + blockIdx.x * grads_size : shared.take(grads_size);
+    scratch += blockIdx.x * sizes.scratch();
+    grads = sizes.far_grads ? scratch : shared.take(sizes.grads);
+    updated = sizes.far_rows ? scratch + sizes.scratch() - sizes.rows : shared.take(sizes.rows);
     bias_grads = shared.take(kMostGroupSize);
     staged = shared.take_for_warp(kBlockRows);
     squares = shared.next + (whole ? 0 : warp_of_block() * kSquare);
   }
-  static size_t bytes(int64_t shared_grads, int warps, int64_t squares) {
-    return size_t(shared_grads + kMostGroupSize + warps * int64_t(kBlockRows) + squares * kSquare) *
+  static size_t bytes(int64_t shared_values, int warps, int64_t squares) {
+    return size_t(shared_values + kMostGroupSize + warps * int64_t(kBlockRows) +
+                  squares * kSquare) *
            sizeof(float);
   }
 };
@@ -122,7 +136,7 @@ template <class I, class W>
 FANIN_FN void announce_group(const LabelGroup<I, W> &group) {
   if (warp_of_block() == 0) announce(group.indices, group.fan_in);
   for (int j = warp_of_block(); j < group.labels; j += warps_of_block())
-    announce(group.weights + int64_t(j) * group.fan_in, group.fan_in);
+    announce(group.row(j), group.fan_in);
 }
 
 // The step of one group, by a block. first: its first label.
@@ -180,16 +194,24 @@ FANIN_FN void step_group(const TrainedLayer<I, W, M> &layer, const LabelGroup<I,
 
   for (int i = warp; i < group.chunks() * blocks; i += warps)
     update_labels(layer, group, squares, at, i % blocks * kProductRows, i / blocks, memory.grads,
-                  group_rows, memory.staged);
+                  group_rows, memory.staged, memory.updated);
   if (layer.bias && warp == 0) step_bias(layer, first, group.labels, memory.bias_grads);
+  if constexpr (std::is_same<W, Float8>::value) {
+    __syncthreads();  // all rows are complete
+    for (int j = warp; j < group.labels; j += warps) {
+      const int64_t row = int64_t(j) * group.fan_in;
+      round_row(layer.optimizer, memory.updated + row, group.fan_in, at + row,
+                row_of(layer.weights, first + j, at + row));
+    }
+  }
 }
 
 template <class I, class W, class M>
 __global__ void __launch_bounds__(kGroupWarps *kLanes, 2)
-    grouped_step_kernel(TrainedLayer<I, W, M> layer, int64_t group_size, float *scratch, bool whole,
-                        const float *features, const uint32_t *masks, float *grad_features,
-                        double *loss_sum) {
-  const GroupMemory memory(group_grads(layer.groups(), group_size), scratch, whole);
+    grouped_step_kernel(TrainedLayer<I, W, M> layer, int64_t group_size, GpuGroup sizes,
+                        float *scratch, bool whole, const float *features, const uint32_t *masks,
+                        float *grad_features, double *loss_sum) {
+  const GroupMemory memory(sizes, scratch, whole);
   Team<float> team;
   Lanes<float> loss = broadcast(0.0f);
   const int64_t label_groups = (layer.labels + group_size - 1) / group_size;
@@ -211,20 +233,20 @@ Finding run(const StepCall &c) {
     const int64_t lane_groups = groups_of(c.batch);
     const int64_t label_groups = (c.labels + c.group_size - 1) / c.group_size;
     const int64_t units = lane_groups * label_rows(c.group_size) / kProductRows;
-    float *const scratch = gpu_scratch(c) ? memory.scratch : nullptr;
-    const int64_t grads = scratch ? 0 : group_grads(lane_groups, c.group_size);
+    const GpuGroup sizes = gpu_group(c);
+    const int64_t near = sizes.grads + sizes.rows - sizes.scratch();
     const size_t room = size_t(device().shared);
     int warps = kGroupWarps;
-    while (warps > units || (warps > 1 && GroupMemory::bytes(grads, warps, warps) > room))
+    while (warps > units || (warps > 1 && GroupMemory::bytes(near, warps, warps) > room))
       warps /= 2;
     const int64_t all = lane_groups * ((c.fan_in + kLanes - 1) / kLanes);
-    const size_t whole_bytes = GroupMemory::bytes(grads, warps, all);
+    const size_t whole_bytes = GroupMemory::bytes(near, warps, all);
     const bool whole = all <= warps * kSquaresOfWarp && whole_bytes <= room;
     return launch_resident(grouped_step_kernel<I, W, M>,
-                           scratch ? std::min(label_groups, kScratchBlocks) : label_groups, warps,
-                           whole ? whole_bytes : GroupMemory::bytes(grads, warps, warps), c.stream,
-                           trained_layer<I, W, M>(c), c.group_size, scratch, whole, memory.features,
-                           memory.masks, sums, memory.losses);
+                           sizes.scratch() ? std::min(label_groups, kScratchBlocks) : label_groups,
+                           warps, whole ? whole_bytes : GroupMemory::bytes(near, warps, warps),
+                           c.stream, trained_layer<I, W, M>(c), c.group_size, sizes, memory.scratch,
+                           whole, memory.features, memory.masks, sums, memory.losses);
   });
 }
 
@@ -235,7 +257,7 @@ Finding grouped_step(const StepCall &c) {
       [&](auto index, auto weight, auto moment) {
         return run<decltype(index), decltype(weight), decltype(moment)>(c);
       },
-      index_type(c), weight_type(c), moment_type(c));
+      index_type(c), row_type(c), moment_type(c));
 }
 
 }  // namespace cuda

@@ -9,6 +9,7 @@
 
 #include "cuda/common.h"
 
+#include "core/float8.h"
 #include "core/products_cuda.h"
 
 namespace fanin {
@@ -20,11 +21,20 @@ constexpr int kBlockRows = kProductRows * kPitch;
 constexpr int kColumnBlocks = kLanes / kProductColumns;
 constexpr int kSquaresOfWarp = 4;  // squares that are kept, for each warp
 
+// One weight of a label's row.
+template <class W>
+FANIN_FN float weight_at(const W *row, int source, int) {
+  return widen(row[source]);
+}
+FANIN_FN float weight_at(const Float8 *row, int source, int fan_in) {
+  return e4m3_values(row[source].bits) * scale_of(row[fan_in].bits);
+}
+
 // One label group, and the features that its sources stand in.
 template <class I, class W>
 struct LabelGroup {
   const I *indices;    // [fan_in]
-  const W *weights;    // [labels][fan_in]
+  const W *weights;    // [labels][fan_in]; in float8 with their scales
   const float *bias;   // [labels], or null
   int fan_in, inputs;  // as they are checked, below 2^31
   int labels;
@@ -37,9 +47,9 @@ struct LabelGroup {
   }
   // Beyond the last label and the last source weights are 0.
   FANIN_FN float weight(int label, int source) const {
-    return label < labels && source < fan_in ? widen(weights[int64_t(label) * fan_in + source])
-                                             : 0.0f;
+    return label < labels && source < fan_in ? weight_at(row(label), source, fan_in) : 0.0f;
   }
+  FANIN_FN const W *row(int label) const { return row_of(weights, label, int64_t(label) * fan_in); }
   FANIN_FN float bias_of(int label) const { return bias && label < labels ? bias[label] : 0.0f; }
 };
 
@@ -49,7 +59,7 @@ FANIN_FN LabelGroup<I, W> label_group(const AnyLayer<I, W, M...> &layer, int64_t
                                       int64_t group_size, const float *features) {
   const int64_t first = number * group_size;
   return {layer.indices + number * layer.fan_in,
-          layer.weights + first * layer.fan_in,
+          row_of(layer.weights, first, first * layer.fan_in),
           layer.bias ? layer.bias + first : nullptr,
           int(layer.fan_in),
           int(layer.inputs),
@@ -110,7 +120,7 @@ FANIN_FN Lanes<float> plain_score(const LabelGroup<I, W> &group, int lane_group,
 template <class I, class W, class F>
 FANIN_FN void score_labels(const LabelGroup<I, W> &group, const Squares &squares, int lane_group,
                            int first, float *rows, const F &f) {
-  constexpr bool exact = std::is_same<W, Bf16>::value;
+  constexpr bool exact = !std::is_same<W, float>::value;
   float sums[kColumnBlocks][4] = {};
   for (int chunk = 0; chunk < group.chunks(); ++chunk) {
     const float *const square = squares.square(group, lane_group, chunk);

@@ -13,25 +13,25 @@ template <class I, class W>
 __global__ void __launch_bounds__(kMostThreads, 1)
     top_k_kernel(ScoredLayer<I, W> layer, int64_t connections, const float *features, int lanes,
                  int64_t k, const int32_t *label_ids, char *lists, int64_t list_size,
-                 int64_t *counts, int64_t list_count) {
+                 int64_t *counts, int64_t list_count, int64_t row_size) {
   SharedPieces<float> shared;
-  float *const staged = shared.take_for_warp(kStaged);
-  const int64_t list = int64_t(blockIdx.x) * warps_of_block() + warp_of_block();
-  if (list >= list_count) return;
+  float *const staged = shared.take_for_warp(kStaged), *const row = shared.take_for_warp(row_size);
   const int64_t tiles = (layer.labels + kTile - 1) / kTile;
-  const int64_t begin = tiles * list / list_count * kTile;
-  const int64_t end = smaller(tiles * (list + 1) / list_count * kTile, layer.labels);
   Team<float> team;
-  Best best(lists + list * list_size, k, 0, label_ids);
-  best.clear(lanes);
-  for (int64_t first = begin; first < end; first += kTile) {
-    const int64_t stop = smaller(first + kTile, end);
-    if (!layer.indices || good_connections(layer, connections, first, stop, team))
-      offer_labels(layer, first, stop, features, lanes, staged, nullptr, best, team);
-    else
-      for (int64_t label = first; label < stop; ++label) best.offer(label, broadcast(NAN), lanes);
-  }
-  if (thread_id() == 0) counts[list] = smaller(end - begin, k);
+  each_tile(list_count, [&](int64_t list) {
+    const int64_t begin = tiles * list / list_count * kTile;
+    const int64_t end = smaller(tiles * (list + 1) / list_count * kTile, layer.labels);
+    Best best(lists + list * list_size, k, 0, label_ids);
+    best.clear(lanes);
+    for (int64_t first = begin; first < end; first += kTile) {
+      const int64_t stop = smaller(first + kTile, end);
+      if (!layer.indices || good_connections(layer, connections, first, stop, team))
+        offer_labels(layer, first, stop, features, lanes, staged, row, best, team);
+      else
+        for (int64_t label = first; label < stop; ++label) best.offer(label, broadcast(NAN), lanes);
+    }
+    if (thread_id() == 0) counts[list] = smaller(end - begin, k);
+  });
 }
 
 // The same of labels that share their sources: a list is of whole label groups. whole: squares are
@@ -116,26 +116,26 @@ Finding run_top_k(const TopKCall &c) {
   to_lanes(c.features, memory.features, c.batch, c.inputs, c.stream);
   const Finding begun = last_error();
   if (begun.kind != Finding::nothing) return begun;
-  const size_t warp_bytes = size_t(kStaged) * sizeof(float);
-  // A block more or less does not matter; every list has its warp.
-  const dim3 blocks(unsigned((c.gpu_lists + kFewWarps - 1) / kFewWarps));
+  const int64_t row = float8_row(c);
   for (int64_t group = 0; group < groups_of(c.batch); ++group) {
     const int lanes = int(c.batch - group * kLanes < kLanes ? c.batch - group * kLanes : kLanes);
     const float *const features = memory.features + group * c.inputs * kLanes;
+    Finding launched;
     if (c.group_size) {
       const int64_t chunks = (c.fan_in + kLanes - 1) / kLanes;
       const bool whole = chunks <= kSquaresOfWarp;
       const size_t bytes = size_t(kBlockRows + (whole ? chunks : 1) * kSquare) * sizeof(float);
-      const Finding launched =
+      launched =
           launch_tiles(grouped_top_k_kernel<I, W>, c.gpu_lists, kFewWarps, 0, bytes, c.stream,
                        layer, c.group_size, whole, features, lanes, c.k, c.label_ids, memory.lists,
                        memory.list_size, memory.counts, int64_t(c.gpu_lists));
-      if (launched.kind != Finding::nothing) return launched;
     } else {
-      launch(top_k_kernel<I, W>, blocks, kFewWarps * kLanes, kFewWarps * warp_bytes, c.stream,
-             layer, c.connections, features, lanes, c.k, c.label_ids, memory.lists,
-             memory.list_size, memory.counts, int64_t(c.gpu_lists));
+      launched = launch_tiles(top_k_kernel<I, W>, c.gpu_lists, kFewWarps, 0,
+                              size_t(kStaged + row) * sizeof(float), c.stream, layer, c.connections,
+                              features, lanes, c.k, c.label_ids, memory.lists, memory.list_size,
+                              memory.counts, int64_t(c.gpu_lists), row);
     }
+    if (launched.kind != Finding::nothing) return launched;
     launch(merge_kernel, dim3(unsigned(lanes)), kLanes, size_t(c.gpu_lists) * sizeof(int32_t),
            c.stream, memory.lists, memory.list_size, memory.counts, int64_t(c.gpu_lists), c.k,
            c.ids + group * kLanes * c.k, c.scores ? c.scores + group * kLanes * c.k : nullptr);
@@ -148,7 +148,7 @@ Finding run_top_k(const TopKCall &c) {
 Finding top_k(const TopKCall &c) {
   return with_types(
       [&](auto index, auto weight) { return run_top_k<decltype(index), decltype(weight)>(c); },
-      index_type(c), weight_type(c));
+      index_type(c), row_type(c));
 }
 
 }  // namespace cuda

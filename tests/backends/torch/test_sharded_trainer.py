@@ -10,10 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from setups import random_batches, trainer
 from trained_over_ranks import STEPS, cases, trained
 
+from fanin.backends import fused
+from fanin.backends.interface import FLOAT32, Storage
+from fanin.backends.kinds import FixedFanIn
+from fanin.backends.setup import LayerSetup
+
 pytestmark = pytest.mark.torch
-CASES = {name: (setup, execution) for name, setup, execution in cases()}
+CASES = {name: case for name, *case in cases()}
 # Many ranks take turns on few cores, so four train in one execution only.
 EXECUTIONS = {2: ("autograd", "fused"), 4: ("fused",)}
 
@@ -46,18 +52,52 @@ def trained_by(tmp_path_factory):
 def test_several_ranks_train_what_one_process_trains(trained_by, count, name):
     """Losses at every step, best labels, what is rewired, and the arrays that rank 0 gathers after
     the whole model was written and read again."""
-    setup, execution = CASES[name]
-    expected = trained(setup, execution, over_ranks=False)
+    setup, execution, storage = CASES[name]
+    expected = trained(setup, execution, storage, over_ranks=False)
     with np.load(trained_by(count) / f"{name}.npz") as found:
         assert found["losses"].shape == (STEPS,)
-        np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
-        for key in ("top", "all", "moved", "steps"):
-            np.testing.assert_array_equal(found[key], expected[key], err_msg=key)
         for key, shape in setup.array_shapes().items():
             assert found[key].shape == shape
-            np.testing.assert_allclose(found[key], expected[key], rtol=0, atol=2e-6, err_msg=key)
+        if execution == "fused" and not setup.intermediate:
+            # Nothing of a label depends on other labels, nor does how it is rounded.
+            assert found.files == [*expected]
+            for key in set(found.files) - {"losses", "bytes"}:
+                np.testing.assert_array_equal(found[key], expected[key], err_msg=key)
+        elif storage == FLOAT32:
+            for key in ("top", "all", "moved", "steps"):
+                np.testing.assert_array_equal(found[key], expected[key], err_msg=key)
+            for key in setup.array_shapes():
+                np.testing.assert_allclose(found[key], expected[key], rtol=0, atol=2e-6)
+        else:
+            check_mostly_equal(setup, found, expected)
+        np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
         if setup.is_rewired:
             assert expected["moved"] > 0
         # Without what lies below, each rank has its share of the parameters.
         if not setup.intermediate and not setup.output.group_size:
             assert found["bytes"] < 1.1 * expected["bytes"] / count
+
+
+def check_mostly_equal(setup, found, expected):
+    """The gradient of an intermediate layer is a sum over the ranks, and its last bits depend on
+    their number. At times they decide which way a bfloat16 is rounded: a weight in some hundreds is
+    then a unit off."""
+    assert found["moved"] == expected["moved"] and found["steps"] == expected["steps"]
+    for key in setup.array_shapes():
+        off = np.abs(found[key] - expected[key])
+        if key.endswith("weights"):
+            assert (off > 0).mean() < 0.01, key
+            assert off.max() <= 2.0**-7 * np.abs(expected[key]).max(), key
+        else:
+            assert off.max() <= 2e-6, key
+
+
+def test_float8_is_never_sorted(monkeypatch):
+    monkeypatch.setattr(fused, "sorting_pays", lambda inputs: True)
+    setup = LayerSetup(40, 300, FixedFanIn(5))
+    options = {"execution": "fused", "storage": Storage("float8", "bfloat16")}
+    one = trainer("torch", setup, over_ranks=True, **options)
+    other = trainer("torch", setup, **options)
+    batches = random_batches(setup, 2)
+    np.testing.assert_array_equal(one.train(batches, 0.01), other.train(batches, 0.01))
+    np.testing.assert_array_equal(one.array("output.weights"), other.array("output.weights"))
