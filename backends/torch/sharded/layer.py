@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fanin.backends import checks
-from fanin.backends.arrays import drawn_seed
+from fanin.backends.arrays import InitialArrays, drawn_seed
 from fanin.backends.interface import Execution
 from fanin.backends.kinds import ConnectionKind, Part
 from fanin.backends.moments import Resets
@@ -119,8 +119,9 @@ class ShardedFanIn(TrainsItself, StateOfAll):
         numbers = (self.setup, execution, batch, self.optimizer, learning_rate, dtypes, seed)
         self.ranks.check_equal("the layer", repr((*numbers, rounding_seed)))
         self._dtypes = dtypes
-        self._take_ranges(LabelRanges(self.setup, self.ranks.size, seed=seed))
-        self._make(lambda name: self.ranges.initial_array(name, seed, self.ranks.rank), device)
+        arrays = InitialArrays(self.setup, seed)
+        self._take_ranges(LabelRanges(self.setup, self.ranks.size, arrays))
+        self._make(arrays, device)
         if execution == "fused":
             self._add_progress(checks.learning_rate(learning_rate))
 
