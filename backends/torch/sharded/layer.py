@@ -32,7 +32,7 @@ from fanin.backends.torch.sharded.spread import (
     Spread,
     Total,
     WholeBatch,
-    own_gradient,
+    summed,
     whole_batch,
 )
 from fanin.backends.torch.sharded.state import StateOfAll
@@ -190,13 +190,10 @@ class ShardedFanIn(TrainsItself, StateOfAll):
             for own, seed in zip(self._own_layers, self._rounding_seeds(), strict=True)
         ]
         self.steps += 1
-        losses, grads = zip(*made, strict=True)
-        # One message for both: a small one takes time by its way, not by its length.
-        sent = torch.cat([reduce(torch.add, each).view(-1) for each in (losses, grads)])
-        loss, grad = self.ranks.sum(sent).split([1, len(sent) - 1])
+        own_loss, own_grad = (reduce(torch.add, each) for each in zip(*made, strict=True))
         if not batch.wants_grad:
-            return loss.view(())
-        grad = own_gradient(self.ranks, self.batch, grad.view_as(batch.features), batch.own)
+            return self.ranks.sum(own_loss.view(1)).view(())
+        grad, loss = summed(self.ranks, batch, own_grad, own_loss.view(1))
         with_gradient: Tensor = WithGradient.apply(batch.own_features, loss.view(()), grad)
         return with_gradient
 
@@ -284,7 +281,7 @@ class ShardedFanIn(TrainsItself, StateOfAll):
         return len(plan.positions)
 
     def _spread(self, batch: WholeBatch) -> Tensor:
-        spread: Tensor = Spread.apply(batch.own_features, self.ranks, self.batch, batch)
+        spread: Tensor = Spread.apply(batch.own_features, self.ranks, batch)
         return spread
 
     def _whole_batch(
