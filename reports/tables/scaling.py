@@ -49,7 +49,7 @@ def reduced_bytes(batch: int, inputs: int, ranks: int) -> float:
 
 def communication_seconds(batch: int, inputs: int, ranks: int, network: Network) -> float:
     """Of the ring: its bytes as TCP sends them, and its 2 (ranks - 1) messages one after the
-    other. Before, the ranks tell each other in as many messages less one what their batches are."""
+    other, after (ranks - 1) small ones in which the ranks compare their batches."""
     sent = 8 * reduced_bytes(batch, inputs, ranks) / (_CARRIED * network.bits_per_second)
     return sent + 3 * (ranks - 1) * network.message_seconds
 
