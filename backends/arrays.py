@@ -19,7 +19,8 @@ from fanin.backends.setup import LayerSetup
 class InitialArrays(Mapping[str, np.ndarray]):
     """Initial values under the names of `LayerSetup.array_shapes`, each made when it is asked for:
     a large model and a copy of it need not be in memory together. given: those that start with
-    other values, such as sources chosen by the data; KeyError for names that are none."""
+    other values, such as sources chosen by the data; KeyError for names that are none. drawn: the
+    names of all others."""
 
     def __init__(
         self, setup: LayerSetup, seed: int, given: Mapping[str, np.ndarray] | None = None
@@ -28,6 +29,7 @@ class InitialArrays(Mapping[str, np.ndarray]):
         self._seed = seed
         self._given = given or {}
         self._names = tuple(setup.array_shapes())
+        self.drawn = frozenset(self._names) - frozenset(self._given)
         for name in self._given:
             setup.check_name(name)
 
@@ -41,6 +43,12 @@ class InitialArrays(Mapping[str, np.ndarray]):
         if name in self._given:
             return self._given[name]
         return self._setup.initial_array(name, self._seed)
+
+    def blocks(self, name: str) -> Iterable[np.ndarray]:
+        """An array in blocks along its first axis. One that is `drawn` is never in memory whole."""
+        if name in self._given:
+            return (self._given[name],)
+        return self._setup.initial_blocks(name, self._seed)
 
 
 def initial_arrays(setup: LayerSetup, seed: int) -> dict[str, np.ndarray]:

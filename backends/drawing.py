@@ -64,6 +64,19 @@ def _uint16_blocks(
         drawn = drawn[count:]
 
 
+def filled_blocks(shape: tuple[int, ...], value: float) -> Iterator[np.ndarray]:
+    """float32, all of one value."""
+    return (np.full(block, value, np.float32) for block in row_blocks(shape))
+
+
+def ascending_blocks(count: int) -> Iterator[np.ndarray]:
+    """0 to count - 1, int32."""
+    first = 0
+    for (block,) in row_blocks((count,)):
+        yield np.arange(first, first + block, dtype=np.int32)
+        first += block
+
+
 def joined_blocks(shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> np.ndarray:
     """The array [shape] that these blocks make up, in the type of the first."""
     array: np.ndarray | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fanin.backends import checks
+from fanin.backends.drawing import ascending_blocks
 from fanin.backends.kinds import (
     ORDER,
     ConnectionKind,
@@ -70,7 +71,7 @@ class HeadAndTail(ConnectionKind):
         self, name: str, inputs: int, labels: int, rng: np.random.Generator
     ) -> Iterable[np.ndarray]:
         if name == ORDER:
-            return (np.arange(labels, dtype=np.int32),)
+            return ascending_blocks(labels)
         (part,) = (part for part in self.parts(labels) if part.owns(name))
         return part.kind.initial_blocks(part.inside(name), inputs, part.labels, rng)
 

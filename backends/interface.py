@@ -76,6 +76,16 @@ class TrainingBatch(Protocol):
     def positive_labels(self) -> np.ndarray: ...  # int64 [positives]
 
 
+@dataclass(frozen=True)
+class TransformedBatch:
+    """A batch with the features as the model's first layer reads them, and positions in place of
+    labels where the model has an order of them."""
+
+    features: Features
+    positive_instances: np.ndarray
+    positive_labels: np.ndarray
+
+
 class Device(Protocol):
     """Where a trainer works: it holds the arrays of a model, and tells what measuring asks."""
 

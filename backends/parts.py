@@ -12,11 +12,11 @@ import numpy as np
 
 from fanin.backends.fused import OUTPUT_SEED, TAIL_SEED, FusedExecutor
 from fanin.backends.head_and_tail import best_of_parts, ranks_of
-from fanin.backends.interface import Device, TrainingBatch
+from fanin.backends.interface import Device, TrainingBatch, TransformedBatch
 from fanin.backends.kinds import ORDER, Part
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.setup import LayerSetup
-from fanin.backends.trainer import Trained, TransformedBatch
+from fanin.backends.trainer import Trained
 
 
 def positives_of(batch: TrainingBatch, part: Part) -> TransformedBatch:

@@ -8,12 +8,13 @@ is a head and a tail a range of each. All other arrays are the same on all ranks
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fanin.backends import checks
+from fanin.backends.arrays import InitialArrays
 from fanin.backends.drawing import joined_blocks
 from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.kinds import ORDER, ConnectionKind, Part, Unstructured
@@ -74,12 +75,11 @@ class LabelRanges:
         self,
         setup: LayerSetup,
         ranks: int,
-        arrays: Mapping[str, np.ndarray] | None = None,
-        seed: int = 0,
+        arrays: Mapping[str, np.ndarray],
     ) -> None:
-        """arrays: of the whole model, or None for those that start with this seed. Only
-        unstructured layers look at them: at their `rows`, since each label has another number of
-        connections. ValueError where there are more ranks than label groups."""
+        """arrays: of the whole model. Only unstructured layers look at them: at their `rows`, since
+        each label has another number of connections. ValueError where there are more ranks than
+        label groups."""
         self.setup = setup
         self.ranks = checks.whole("ranks", ranks, 1)
         self._labels = {part.name: _bounds(part, ranks) for part in setup.parts}
@@ -87,9 +87,8 @@ class LabelRanges:
         for part in setup.parts:
             name = part.outside("output.rows")
             if isinstance(part.kind, Unstructured):
-                blocks = (arrays[name],) if arrays is not None else setup.initial_blocks(name, seed)
                 bounds = self._labels[part.name]
-                before = [np.searchsorted(block, bounds) for block in blocks]
+                before = [np.searchsorted(block, bounds) for block in _blocks(arrays, name)]
                 self._connections[part.name] = np.sum(before, axis=0)
 
     def positions(self, part: Part, rank: int) -> slice:
@@ -122,34 +121,22 @@ class LabelRanges:
         """Whether each rank has a part of an array, and not all of it. KeyError as below."""
         return bool(self._cuts(name, 0)[1])
 
-    def local_array(self, name: str, array: np.ndarray, rank: int) -> np.ndarray:
-        """What a rank has of an array of the whole model; all of it where it is not of an output
-        layer. `output.order` keeps the ids of the whole model (`OwnLabels.own_order`). KeyError for
-        an array that an output layer does not have."""
+    def local_array(self, arrays: Mapping[str, np.ndarray], name: str, rank: int) -> np.ndarray:
+        """What a rank has of one of the arrays of a whole model; all of it where it is not of an
+        output layer. A view where it can be; beside those of `InitialArrays` that are drawn, only
+        blocks of the whole are in memory. `output.order` keeps the ids of the whole model
+        (`OwnLabels.own_order`). KeyError for an array that an output layer does not have."""
         axis, cuts = self._cuts(name, rank)
         if not cuts:
-            return array
-        pieces = [array[(slice(None),) * axis + (cut,)] for cut in cuts]
-        local = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis)
-        return self._counted_from(name, rank, local)
-
-    def initial_array(self, name: str, seed: int, rank: int) -> np.ndarray:
-        """`local_array` of what the whole model starts with (`LayerSetup.initial_array`), of which
-        only blocks are in memory."""
-        shape = self.local_setup(rank).array_shapes()[name]
-        local = joined_blocks(shape, self._local_blocks(name, seed, rank))
-        return self._counted_from(name, rank, local)
-
-    def _local_blocks(self, name: str, seed: int, rank: int) -> Iterator[np.ndarray]:
-        axis, cuts = self._cuts(name, rank)
-        first = 0
-        for block in self.setup.initial_blocks(name, seed):
-            if not cuts:
-                yield block
-            for cut in cuts:
-                within = slice(max(0, cut.start - first), max(0, cut.stop - first))
-                yield block[:, cut] if axis else block[within]
-            first += len(block)
+            return arrays[name]
+        pieces = (
+            self._counted_from(name, rank, piece)
+            for piece in _pieces(_blocks(arrays, name), axis, cuts)
+        )
+        if isinstance(arrays, InitialArrays):
+            return joined_blocks(self.local_setup(rank).array_shapes()[name], pieces)
+        first, *others = pieces
+        return np.concatenate([first, *others]) if others else first
 
     def joined_array(self, name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """An array of the whole model from those of all ranks, in the order of the ranks."""
@@ -221,6 +208,21 @@ def _bounds(part: Part, ranks: int) -> np.ndarray:
         )
     bounds: np.ndarray = np.minimum(units * np.arange(ranks + 1) // ranks * size, part.labels)
     return bounds
+
+
+def _blocks(arrays: Mapping[str, np.ndarray], name: str) -> Iterable[np.ndarray]:
+    """An array in blocks along its first axis."""
+    return arrays.blocks(name) if isinstance(arrays, InitialArrays) else (arrays[name],)
+
+
+def _pieces(blocks: Iterable[np.ndarray], axis: int, cuts: Sequence[slice]) -> Iterator[np.ndarray]:
+    """What is within these cuts along an axis, block by block."""
+    first = 0
+    for block in blocks:
+        for cut in cuts:
+            within = slice(max(0, cut.start - first), max(0, cut.stop - first))
+            yield block[:, cut] if axis else block[within]
+        first += len(block)
 
 
 def _range(bounds: np.ndarray, rank: int) -> slice:

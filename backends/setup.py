@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from fanin.backends import checks
-from fanin.backends.drawing import glorot_blocks, joined_blocks
+from fanin.backends.drawing import filled_blocks, glorot_blocks, joined_blocks
 from fanin.backends.features import DICTIONARY, SCALE, inputs_as_atoms
 from fanin.backends.kinds import (
     ConnectionKind,
@@ -194,7 +194,7 @@ class LayerSetup:
         names = [each for each in self.array_shapes() if each not in self._transform_shapes()]
         rng = np.random.default_rng([seed, names.index(name)])
         if name.endswith("bias"):
-            return (np.zeros(shape, np.float32),)
+            return filled_blocks(shape, 0)
         if name == "intermediate.weights":
             fans = 2 * shape[1] if self.sparse_features else None
             return glorot_blocks(rng, shape, fans)

@@ -34,6 +34,7 @@ from fanin.backends.interface import (
     OnStep,
     Storage,
     TrainingBatch,
+    TransformedBatch,
 )
 from fanin.backends.kinds import Part
 from fanin.backends.label_order import LabelOrder
@@ -52,16 +53,6 @@ class Trained:
     values: DeviceArray
     m: DeviceArray
     v: DeviceArray
-
-
-@dataclass(frozen=True)
-class TransformedBatch:
-    """A batch with the features as the model's first layer reads them, and positions in place of
-    labels where the model has an order of them."""
-
-    features: Features
-    positive_instances: np.ndarray
-    positive_labels: np.ndarray
 
 
 class Executor(ABC):
@@ -149,7 +140,7 @@ class Trainer:
         beside = auxiliary.array_shapes(setup) if auxiliary else {}
         features: dict[str, np.ndarray] = {}
         values: dict[str, DeviceArray] = {}
-        for name, array in checked(setup, arrays):
+        for name, array in self._checked(arrays):
             if name in setup.index_arrays():
                 self._set_connections(name, array)
             elif name in NAMES:
@@ -165,6 +156,15 @@ class Trainer:
         executor.start(self._trained)
 
     # Arrays -------------------------------------------------------------------------------------
+
+    def _checked(self, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        """`_taken` of all arrays of a model, one after the other; ValueError where they make up no
+        model."""
+        return checked(self.setup, arrays)
+
+    def _taken(self, arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+        """What this trainer has of an array, or a moment."""
+        return arrays[name]
 
     def _set_connections(self, name: str, array: np.ndarray) -> None:
         self._executor.set_connections(name, array)
@@ -188,18 +188,15 @@ class Trainer:
     def _turned(self, name: str, array: np.ndarray) -> np.ndarray:
         return array.T if self._executor.is_transposed(name) else array
 
-    def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
-        return self._turned(name, array)
-
     def _read(self, name: str, array: DeviceArray, dtype: str = "") -> np.ndarray:
         return self._turned(name, stored.read(self.device, array, dtype))
 
     def _hold(self, name: str, array: np.ndarray) -> DeviceArray:
-        return stored.hold(self.device, self._inside(name, array), self._dtype(name))
+        return stored.hold(self.device, self._turned(name, array), self._dtype(name))
 
     def _write(self, name: str, array: np.ndarray) -> None:
         target = self._trained[name].values
-        stored.write(self.device, target, self._inside(name, array), self._dtype(name))
+        stored.write(self.device, target, self._turned(name, array), self._dtype(name))
 
     def _array(self, name: str) -> np.ndarray:
         if name in self._trained:
@@ -238,9 +235,9 @@ class Trainer:
         with self._executor.in_label_order():
             for name in self.setup.array_shapes():
                 if name in self._trained:
-                    self._write(name, arrays[name])
+                    self._write(name, self._taken(arrays, name))
                 elif name in self.setup.index_arrays():
-                    self._set_connections(name, arrays[name])
+                    self._set_connections(name, self._taken(arrays, name))
         self.transform = FeatureTransform.from_arrays(arrays)
 
     def _moments(self) -> Iterator[tuple[str, str, DeviceArray]]:
@@ -276,7 +273,7 @@ class Trainer:
                 self._write(name, arrays[name])
         with self._executor.in_label_order():
             for name, key, moment in self._moments():
-                self.device.write(moment, self._inside(name, arrays[key]))
+                self.device.write(moment, self._turned(name, self._taken(arrays, key)))
         self._steps = int(arrays["steps"])
 
     def state_bytes(self) -> tuple[int, int]:

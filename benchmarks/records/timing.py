@@ -130,9 +130,13 @@ class RankContender(Record):
     batch: Size
 
 
+RankSet = Literal["one", "several", "within"]
+
+
 class RankTimes(Record):
     """Fused steps on random data, by one process and by several that share the labels, turn by
-    turn, as `timing.ranks` measures them."""
+    turn, as `timing.ranks` measures them. "within": several processes without the limit of a link
+    between them."""
 
     synthetic: bool = True
     started: Moment
@@ -142,10 +146,10 @@ class RankTimes(Record):
     labels: Size
     fan_in: Size
     batch: Size
-    seconds: dict[Literal["one", "several"], Rounds] = Field(
+    seconds: dict[RankSet, Rounds] = Field(
         description="a step's wall clock; of several processes, that of the slowest"
     )
-    cpu_seconds: dict[Literal["one", "several"], Rounds] = Field(
+    cpu_seconds: dict[RankSet, Rounds] = Field(
         description="of all threads and processes, in a step"
     )
     bits_per_second: Annotated[float, Field(gt=0)] | None = Field(

@@ -4,7 +4,8 @@
 One process has as many threads as the others have together, a thread each. They take turns, some
 steps a round, on random features and labels (synthetic); the gradient of the features is wanted. On
 a machine that others use, wall time says little, so the CPU time of all threads is measured too.
-With a rate, two ranks talk over a link between network namespaces.
+With a rate, two ranks talk over a link between network namespaces, and two others, which take turns
+with them, within the machine.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import tempfile
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -21,38 +22,44 @@ from fanin.benchmarks.measuring.process import Child, EndedError
 from fanin.benchmarks.records.base import Machine
 from fanin.benchmarks.records.files import try_writing, write_atomically
 from fanin.benchmarks.records.printing import prepare_streams
-from fanin.benchmarks.records.timing import RankContender, RankTimes
+from fanin.benchmarks.records.timing import RankContender, RankSet, RankTimes
 from fanin.benchmarks.timing.link import limited_link
 from fanin.benchmarks.timing.options import ResultFile, Rounds, SizeOption
 from fanin.reports.tables.ranks import ranks_introduction, ranks_table
 
-_Which = Literal["one", "several"]
-
 
 class _Processes:
-    """The processes of both contestants."""
+    """The processes of all contestants."""
 
     def __init__(
         self, stack: ExitStack, sizes: dict[str, int], ranks: int, rate: float | None
     ) -> None:
         self._log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fanin-ranks-")))
-        self._children: dict[_Which, list[Child]] = {"one": [], "several": []}
         several = [RankContender(rank=r, ranks=ranks, threads=1, **sizes) for r in range(ranks)]
         one = RankContender(rank=0, ranks=1, threads=ranks, **sizes)
         places = stack.enter_context(limited_link(rate)) if rate else [[]] * ranks
-        given: dict[_Which, list[RankContender]] = {"one": [one], "several": several}
+        given: dict[RankSet, list[RankContender]] = {"one": [one], "several": several}
+        if rate:
+            given["within"] = several
+        self._children: dict[RankSet, list[Child]] = {which: [] for which in given}
         for which, contenders in given.items():
+            folder = self._log / which
+            folder.mkdir()
             for contender in contenders:
                 log = self._log / f"{which}-{contender.rank}.log"
                 module = "fanin.benchmarks.timing.rank_contender"
                 through = places[contender.rank] if which == "several" else []
-                child = stack.enter_context(Child(module, str(self._log), log=log, through=through))
+                child = stack.enter_context(Child(module, str(folder), log=log, through=through))
                 child.send(contender.model_dump(mode="json"))
                 self._children[which].append(child)
         machines = [self._answers(which)[0] for which in given]
         self.machine = Machine.model_validate(machines[0])
 
-    def steps(self, which: _Which, count: int) -> tuple[float, float]:
+    @property
+    def names(self) -> tuple[RankSet, ...]:
+        return tuple(self._children)
+
+    def steps(self, which: RankSet, count: int) -> tuple[float, float]:
         """Seconds of a step, and CPU seconds."""
         for child in self._children[which]:
             child.send(count)
@@ -60,7 +67,7 @@ class _Processes:
         wall, cpu = max(a[0] for a in answers), sum(a[1] for a in answers)
         return wall / count, cpu / count
 
-    def _answers(self, which: _Which) -> list[Any]:
+    def _answers(self, which: RankSet) -> list[Any]:
         try:
             return [child.receive() for child in self._children[which]]
         except EndedError:
@@ -89,12 +96,12 @@ def main(
         try_writing(out.parent)
     bits_per_second = rate and 1e9 * rate
     sizes = {"inputs": inputs, "labels": labels, "fan_in": fan_in, "batch": batch}
-    names: tuple[_Which, ...] = ("one", "several")
-    seconds: dict[_Which, list[float]] = {name: [] for name in names}
-    cpu_seconds: dict[_Which, list[float]] = {name: [] for name in names}
     started = datetime.now(UTC)
     with ExitStack() as stack:
         processes = _Processes(stack, sizes, ranks, bits_per_second)
+        names = processes.names
+        seconds: dict[RankSet, list[float]] = {name: [] for name in names}
+        cpu_seconds: dict[RankSet, list[float]] = {name: [] for name in names}
         for number in range(count + 1):
             for name in names:
                 wall, cpu = processes.steps(name, steps)

@@ -19,6 +19,10 @@ RANKS = (1, 2, 4, 8, 16, 32, 64)
 # Labels of Amazon-3M, of the 8.6 million of LF-Paper2Keywords-8.6M, and a round number beyond.
 LABELS = (2_812_281, 8_623_847, 100_000_000)
 _FLOAT32 = 4
+# Of 1,538 bytes on an Ethernet, 1,448 are what TCP carries: a frame has its preamble, header,
+# checksum and gap (38 bytes), and within the usual 1,500 the headers of IP and TCP with its time
+# stamps (52; RFC 894, RFC 7323).
+_CARRIED = 1448 / 1538
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,10 @@ def reduced_bytes(batch: int, inputs: int, ranks: int) -> float:
 
 
 def communication_seconds(batch: int, inputs: int, ranks: int, network: Network) -> float:
-    """Of the ring: its bytes, and its 2 (ranks - 1) messages one after the other."""
-    sent = 8 * reduced_bytes(batch, inputs, ranks) / network.bits_per_second
-    return sent + 2 * (ranks - 1) * network.message_seconds
+    """Of the ring: its bytes as TCP sends them, and its 2 (ranks - 1) messages one after the
+    other, after (ranks - 1) small ones in which the ranks compare their batches."""
+    sent = 8 * reduced_bytes(batch, inputs, ranks) / (_CARRIED * network.bits_per_second)
+    return sent + 3 * (ranks - 1) * network.message_seconds
 
 
 def kernel_seconds(times: FloorTimes, step: FloorStep, labels: int, ranks: int) -> float:
@@ -142,8 +147,8 @@ def links_introduction(results: Sequence[RankTimes]) -> str:
         f"Random (synthetic) data, {machine.processor}, {machine.cores} cores, {machine.kernels}, "
         f"{first.labels:,} labels,\nfan-in {first.fan_in}, batch {first.batch}: medians of "
         f"{len(first.seconds['one'])} rounds (with the quartiles), in which one process and the "
-        "ranks took turns.\nComputed: what one process takes with as many threads, and the "
-        "communication."
+        "ranks took turns.\nComputed: the communication, and what one process takes with as many "
+        "threads; or what ranks within\nthe machine take, which share its memory and caches, too."
     )
 
 
@@ -154,21 +159,27 @@ def links_table(results: Sequence[RankTimes]) -> Table:
         assert times.bits_per_second is not None
         network = Network(times.bits_per_second)
         sent = communication_seconds(times.batch, times.inputs, times.ranks, network)
+        linked = median(times.seconds["several"])
+        within = times.seconds.get("within")
         computed = median(times.seconds["one"]) + sent
         return (
             network.name,
             str(times.ranks),
             f"{times.inputs:,}",
             milliseconds_with_quartiles(times.seconds["one"], 1),
+            milliseconds_with_quartiles(within, 1) if within else GAP,
             milliseconds_with_quartiles(times.seconds["several"], 1),
             _milliseconds(sent),
             _milliseconds(computed),
-            number(median(times.seconds["several"]) / computed, 2),
+            number(linked / computed, 2),
+            number(linked / (median(within) + sent), 2) if within else GAP,
         )
 
-    heads = ("link", "ranks", "inputs", "one process, ms", "ranks, ms", "communication, ms")
-    lines = map(row, (times for times in results if times.bits_per_second))
-    return text_table((*heads, "computed, ms", "measured / computed"), lines)
+    heads = (
+        *("link", "ranks", "inputs", "one process, ms", "ranks within, ms", "ranks, ms"),
+        *("communication, ms", "computed, ms", "measured / computed", "of ranks within"),
+    )
+    return text_table(heads, map(row, (times for times in results if times.bits_per_second)))
 
 
 def _layer(step: FloorStep) -> tuple[str, str, str]:

@@ -90,7 +90,7 @@ def test_each_rank_has_a_model_of_its_own_labels(kind, ranks):
     found = np.full_like(expected, np.nan)
     for rank in range(ranks):
         local = ranges.local_setup(rank)
-        own_arrays = {name: ranges.local_array(name, a, rank) for name, a in arrays.items()}
+        own_arrays = {name: ranges.local_array(arrays, name, rank) for name in arrays}
         own_labels = ranges.own_labels(rank, own_arrays.get(ORDER))
         if ORDER in own_arrays:
             own_arrays[ORDER] = own_labels.own_order(own_arrays[ORDER])
@@ -111,7 +111,7 @@ def test_what_is_cut_can_be_joined_again(kind, ranks):
     setup, arrays = whole_model(kind)
     ranges = LabelRanges(setup, ranks, arrays)
     for name, array in arrays.items():
-        local = [ranges.local_array(name, array, rank) for rank in range(ranks)]
+        local = [ranges.local_array(arrays, name, rank) for rank in range(ranks)]
         joined = ranges.joined_array(name, local)
         assert joined.dtype == array.dtype
         np.testing.assert_array_equal(joined, array)
@@ -128,7 +128,7 @@ def test_every_positive_is_one_ranks(kind, ranks):
     for rank in range(ranks):
         order = arrays.get(ORDER)
         own_labels = ranges.own_labels(
-            rank, None if order is None else ranges.local_array(ORDER, order, rank)
+            rank, None if order is None else ranges.local_array(arrays, ORDER, rank)
         )
         own_instances, own = own_labels.positives(instances, label_ids, 5)
         assert own.dtype == np.int64
@@ -140,7 +140,7 @@ def test_every_positive_is_one_ranks(kind, ranks):
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("bad", [-1, LABELS])
 def test_a_positive_that_no_rank_has_is_refused(bad, rank):
-    own_labels = LabelRanges(LayerSetup(INPUTS, LABELS, Dense()), 2).own_labels(rank)
+    own_labels = LabelRanges(LayerSetup(INPUTS, LABELS, Dense()), 2, {}).own_labels(rank)
     with pytest.raises(ValueError, match=rf"positive_labels\[1\] is {bad}, out of range"):
         own_labels.positives(np.array([0, 0]), np.array([3, bad]), 1)
 
@@ -149,7 +149,7 @@ def test_a_positive_that_no_rank_has_is_refused(bad, rank):
 @pytest.mark.parametrize("bad", [-1, 5])
 def test_all_ranks_refuse_an_instance_that_the_batch_does_not_have(bad, rank):
     """Whichever rank has its label: a rank that went on would wait for the one that refuses."""
-    own_labels = LabelRanges(LayerSetup(INPUTS, LABELS, Dense()), 2).own_labels(rank)
+    own_labels = LabelRanges(LayerSetup(INPUTS, LABELS, Dense()), 2, {}).own_labels(rank)
     with pytest.raises(ValueError, match=rf"positive_instances\[1\] is {bad}, out of range"):
         own_labels.positives(np.array([0, bad]), np.array([3, LABELS - 1]), 5)
 
@@ -158,7 +158,7 @@ def test_all_ranks_refuse_an_instance_that_the_batch_does_not_have(bad, rank):
 def test_ranks_differ_by_one_label_group_at_most(ranks):
     for labels in (16 * ranks, 16 * ranks - 15, 16 * ranks + 1, 1000):
         setup = LayerSetup(INPUTS, labels, GroupedFanIn(4, 16))
-        ranges = LabelRanges(setup, ranks)
+        ranges = LabelRanges(setup, ranks, {})
         (part,) = setup.parts
         positions = [ranges.positions(part, rank) for rank in range(ranks)]
         assert positions[0].start == 0
@@ -171,11 +171,11 @@ def test_ranks_differ_by_one_label_group_at_most(ranks):
 
 def test_more_ranks_than_label_groups_are_refused():
     setup = LayerSetup(INPUTS, 33, HeadAndTail(Dense(), GroupedFanIn(4, 16), 3))
-    assert LabelRanges(setup, 2).local_setup(1).labels == 16
+    assert LabelRanges(setup, 2, {}).local_setup(1).labels == 16
     with pytest.raises(ValueError, match="tail has 2 label groups of 16, too few for 3 ranks"):
-        LabelRanges(setup, 3)
+        LabelRanges(setup, 3, {})
     with pytest.raises(ValueError, match="output has 3 labels, too few for 4 ranks"):
-        LabelRanges(LayerSetup(INPUTS, 3, Dense()), 4)
+        LabelRanges(LayerSetup(INPUTS, 3, Dense()), 4, {})
 
 
 @each_kind
@@ -184,21 +184,22 @@ def test_a_rank_starts_with_its_part_of_the_model(kind, ranks, monkeypatch):
     """And never holds the whole: arrays are drawn in blocks."""
     monkeypatch.setattr(drawing, "BLOCK_VALUES", 50)
     setup = LayerSetup(INPUTS, LABELS, kind, intermediate=9)
-    whole = InitialArrays(setup, 7)
-    ranges, of_arrays = LabelRanges(setup, ranks, seed=7), LabelRanges(setup, ranks, whole)
+    drawn = InitialArrays(setup, 7)
+    whole = dict(drawn)
+    ranges, of_arrays = LabelRanges(setup, ranks, drawn), LabelRanges(setup, ranks, whole)
     for rank in range(ranks):
         assert ranges.local_setup(rank) == of_arrays.local_setup(rank)
-        for name, array in whole.items():
-            own = ranges.initial_array(name, 7, rank)
-            expected = of_arrays.local_array(name, array, rank)
+        for name in whole:
+            own = ranges.local_array(drawn, name, rank)
+            expected = of_arrays.local_array(whole, name, rank)
             assert own.dtype == expected.dtype
             np.testing.assert_array_equal(own, expected, name)
 
 
 def test_an_unknown_array_is_refused():
-    ranges = LabelRanges(LayerSetup(INPUTS, LABELS, GroupedFanIn(4, 16)), 2)
+    ranges = LabelRanges(LayerSetup(INPUTS, LABELS, GroupedFanIn(4, 16)), 2, {})
     for name in ("output.wieghts", "output.rows.m"):
         with pytest.raises(KeyError, match="is none of output"):
-            ranges.local_array(name, np.zeros(LABELS), 0)
+            ranges.local_array({name: np.zeros(LABELS)}, name, 0)
     with pytest.raises(ValueError, match=r"output\.order of rank 1 must have its 77 labels"):
         ranges.own_labels(1, random_order(LABELS))

@@ -233,6 +233,10 @@ def what_ranks_tell_each_other(rank, ranks, expected):
     group = Ranks()
     assert (group.rank, group.size) == (rank, ranks)
     assert group.sum(torch.tensor([rank])).item() == ranks * (ranks - 1) // 2
+    # Rank r wants r numbers, of which the ranks have 1, 2, ... times 0, 1, ..., r - 1.
+    parts = [torch.arange(float(other)) * (rank + 1) for other in range(ranks)]
+    expected_sum = torch.arange(float(rank)) * (ranks * (ranks + 1) // 2)
+    assert torch.equal(group.own_sum(parts), expected_sum)
     for dtype in (torch.uint16, torch.bfloat16, torch.int64, torch.bool):
         own = torch.full((rank, 2), rank).to(dtype)
         for gathered in (group.gather(own), group.gather_to_first(own)):

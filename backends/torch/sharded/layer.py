@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fanin.backends import checks
-from fanin.backends.arrays import drawn_seed
+from fanin.backends.arrays import InitialArrays, drawn_seed
 from fanin.backends.interface import Execution
 from fanin.backends.kinds import ConnectionKind, Part
 from fanin.backends.moments import Resets
@@ -32,7 +32,7 @@ from fanin.backends.torch.sharded.spread import (
     Spread,
     Total,
     WholeBatch,
-    own_gradient,
+    summed,
     whole_batch,
 )
 from fanin.backends.torch.sharded.state import StateOfAll
@@ -119,8 +119,9 @@ class ShardedFanIn(TrainsItself, StateOfAll):
         numbers = (self.setup, execution, batch, self.optimizer, learning_rate, dtypes, seed)
         self.ranks.check_equal("the layer", repr((*numbers, rounding_seed)))
         self._dtypes = dtypes
-        self._take_ranges(LabelRanges(self.setup, self.ranks.size, seed=seed))
-        self._make(lambda name: self.ranges.initial_array(name, seed, self.ranks.rank), device)
+        arrays = InitialArrays(self.setup, seed)
+        self._take_ranges(LabelRanges(self.setup, self.ranks.size, arrays))
+        self._make(arrays, device)
         if execution == "fused":
             self._add_progress(checks.learning_rate(learning_rate))
 
@@ -191,13 +192,10 @@ class ShardedFanIn(TrainsItself, StateOfAll):
             for own, seed in zip(self._own_layers, self._rounding_seeds(), strict=True)
         ]
         self.steps += 1
-        losses, grads = zip(*made, strict=True)
-        # One message for both: a small one takes time by its way, not by its length.
-        sent = torch.cat([reduce(torch.add, each).view(-1) for each in (losses, grads)])
-        loss, grad = self.ranks.sum(sent).split([1, len(sent) - 1])
+        own_loss, own_grad = (reduce(torch.add, each) for each in zip(*made, strict=True))
         if not batch.wants_grad:
-            return loss.view(())
-        grad = own_gradient(self.ranks, self.batch, grad.view_as(batch.features), batch.own)
+            return self.ranks.sum(own_loss.view(1)).view(())
+        grad, loss = summed(self.ranks, batch, own_grad, own_loss.view(1))
         with_gradient: Tensor = WithGradient.apply(batch.own_features, loss.view(()), grad)
         return with_gradient
 
@@ -285,7 +283,7 @@ class ShardedFanIn(TrainsItself, StateOfAll):
         return len(plan.positions)
 
     def _spread(self, batch: WholeBatch) -> Tensor:
-        spread: Tensor = Spread.apply(batch.own_features, self.ranks, self.batch, batch)
+        spread: Tensor = Spread.apply(batch.own_features, self.ranks, batch)
         return spread
 
     def _whole_batch(

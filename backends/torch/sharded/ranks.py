@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,21 @@ class Ranks:
         if self.size > 1:
             self._wait(dist.all_reduce(tensor, group=self._group, async_op=True), tensor)
         return tensor
+
+    def own_sum(self, parts: Sequence[Tensor]) -> Tensor:
+        """Of flat tensors, one for each rank, those of the same rank of equal length: the sum over
+        the ranks of this rank's. Each sends half as much as `sum` of them all does. gloo's own
+        reduce_scatter adds up everything on all ranks (torch 2.13), so it would save nothing."""
+        if self.size == 1:
+            return parts[0]
+        lengths, own = [len(part) for part in parts], len(parts[self.rank])
+        received = parts[0].new_empty(self.size * own)
+        sent = torch.cat([*parts])
+        split = ([own] * self.size, lengths)
+        work = dist.all_to_all_single(received, sent, *split, self._group, async_op=True)
+        self._wait(work, received)
+        # In the order of the ranks, so that a sum that all of them want is equal everywhere.
+        return reduce(torch.add, received.split(own))
 
     def numbers(self, own: Sequence[int], device: torch.device) -> list[list[int]]:
         """The numbers of each rank, in the order of the ranks; each gives as many, in the range of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,12 +21,13 @@ BatchLayout = Literal["same", "split"]
 @dataclass(frozen=True)
 class WholeBatch:
     """A batch as every rank has it. features: of all instances, detached; own_features: what this
-    rank gave, with its graph; own: which instances these are; wants_grad: whether the layers below
-    are trained."""
+    rank gave, with its graph; own: which instances these are; sizes: how many each rank gave, or
+    that of the whole where all gave the same; wants_grad: whether the layers below are trained."""
 
     features: Tensor
     own_features: Tensor
     own: slice
+    sizes: Sequence[int]
     positive_instances: Tensor
     positive_labels: Tensor
     wants_grad: bool
@@ -76,6 +77,7 @@ def whole_batch(
         features=whole,
         own_features=features,
         own=slice(first, first + len(features)),
+        sizes=sizes,
         positive_instances=instances.int(),
         positive_labels=label_ids.contiguous(),
         wants_grad=_wants_grad(features),
@@ -83,8 +85,9 @@ def whole_batch(
 
 
 def _own_batch(features: Tensor, instances: Tensor, label_ids: Tensor) -> WholeBatch:
-    own, wants_grad = slice(0, len(features)), _wants_grad(features)
-    return WholeBatch(features.detach(), features, own, instances, label_ids, wants_grad)
+    size, wants_grad = len(features), _wants_grad(features)
+    own = slice(0, size)
+    return WholeBatch(features.detach(), features, own, [size], instances, label_ids, wants_grad)
 
 
 def _wants_grad(features: Tensor) -> bool:
@@ -123,13 +126,18 @@ def _check(layout: BatchLayout, given: list[list[int]], settings: list[str]) -> 
                 )
 
 
-def own_gradient(ranks: Ranks, layout: BatchLayout, total: Tensor, own: slice) -> Tensor:
-    """What the layers below get, from the gradient by all features.
+def summed(ranks: Ranks, batch: WholeBatch, grad: Tensor, beside: Tensor) -> tuple[Tensor, Tensor]:
+    """What the labels of all ranks add up to: the gradient that the layers below get, from that by
+    all features; and numbers that all ranks want, [any].
 
     With split batches it is `size` times the gradient: DDP and FSDP take the mean over the ranks of
     what each rank's own instances give, and the gradient of the loss is their sum.
     """
-    return total if layout == "same" else total[own] * ranks.size
+    # One message for both: a small one takes time by its way, not by its length.
+    parts = [torch.cat((beside, rows.flatten())) for rows in grad.split([*batch.sizes])]
+    total = ranks.sum(parts[0]) if len(parts) == 1 else ranks.own_sum(parts)
+    own = total[len(beside) :].view(-1, grad.shape[1])
+    return own if len(parts) == 1 else own.mul_(ranks.size), total[: len(beside)]
 
 
 class Spread(torch.autograd.Function):
@@ -137,18 +145,15 @@ class Spread(torch.autograd.Function):
     ranks."""
 
     @staticmethod
-    def forward(
-        ctx: Any, features: Tensor, ranks: Ranks, layout: BatchLayout, batch: WholeBatch
-    ) -> Tensor:
-        ctx.given = (ranks, layout, batch.own)
+    def forward(ctx: Any, features: Tensor, ranks: Ranks, batch: WholeBatch) -> Tensor:
+        ctx.given = (ranks, batch)
         return batch.features.view_as(batch.features)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        ranks, layout, own = ctx.given
-        total = ranks.sum(grad.clone(memory_format=torch.contiguous_format))
-        return own_gradient(ranks, layout, total, own), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        ranks, batch = ctx.given
+        return summed(ranks, batch, grad, grad.new_empty(0))[0], None, None
 
 
 class Total(torch.autograd.Function):

@@ -3,7 +3,7 @@ model in a file, whatever the number of ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -53,17 +53,18 @@ class StateOfAll(nn.Module):
     def _owner(self, name: str) -> OwnLayer:
         return next(own for own in self._own_layers if own.part.owns(name))
 
-    def _make(self, array: Callable[[str], np.ndarray], device: torch.device | str | None) -> None:
-        """Register the tensors of these arrays of this rank, one after the other, and moments
-        of 0."""
+    def _make(self, arrays: Mapping[str, np.ndarray], device: torch.device | str | None) -> None:
+        """Register the tensors of what this rank has of the arrays of the whole model, one after
+        the other, and moments of 0."""
         trained = {*self._trained()}
         for name in self.setup.array_shapes():
+            array = self.ranges.local_array(arrays, name, self.ranks.rank)
             if name == ORDER:
-                order = torch.from_numpy(array(name)).to(device or torch.get_default_device())
+                order = torch.from_numpy(array).to(device or torch.get_default_device())
                 self.register_buffer("order", order)
                 continue
             own = self._owner(name)
-            made = own.made(name, array(name)).to(device or torch.get_default_device())
+            made = own.made(name, array).to(device or torch.get_default_device())
             if name.endswith(".weights"):
                 made = made.to(self._dtypes[0])
             attribute = own.attribute(name)
@@ -146,7 +147,7 @@ class StateOfAll(nn.Module):
                 self.setup.check_array(name, arrays[name])
         self._take_ranges(LabelRanges(self.setup, self.ranks.size, arrays))
         for name in self._names():
-            local = self.ranges.local_array(name, arrays[name], self.ranks.rank)
+            local = self.ranges.local_array(arrays, name, self.ranks.rank)
             if name == ORDER:
                 assert self._buffers["order"] is not None
                 self._buffers["order"].copy_(torch.from_numpy(np.ascontiguousarray(local)))

@@ -8,14 +8,20 @@ whole arrays come out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from fanin.backends.arrays import Rewiring, check_names
+from fanin.backends.arrays import InitialArrays, Rewiring, check_names
 from fanin.backends.auxiliary import Auxiliary
-from fanin.backends.interface import DeviceArray, Execution, Storage, TrainingBatch
+from fanin.backends.interface import (
+    DeviceArray,
+    Execution,
+    Storage,
+    TrainingBatch,
+    TransformedBatch,
+)
 from fanin.backends.kinds import ORDER, Part
 from fanin.backends.optimizer import Optimizer
 from fanin.backends.ranges import LabelRanges
@@ -24,7 +30,7 @@ from fanin.backends.torch.device import TorchDevice
 from fanin.backends.torch.sharded.executors import AutogradOfRank, FusedOfRank, executor_of_rank
 from fanin.backends.torch.sharded.ranks import Ranks, whole_array
 from fanin.backends.torch.sharded.rewiring import plan_rewiring
-from fanin.backends.trainer import Trainer, TransformedBatch
+from fanin.backends.trainer import Trainer
 
 
 class ShardedTrainer(Trainer):
@@ -64,14 +70,18 @@ class ShardedTrainer(Trainer):
 
     # Arrays: cut on their way in, gathered on their way out --------------------------------------
 
-    def _own(self, name: str, array: np.ndarray) -> np.ndarray:
-        return self._ranges.local_array(name, array, self.ranks.rank)
+    def _checked(self, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        check_names(self.setup.array_shapes(), arrays)
+        drawn = arrays.drawn if isinstance(arrays, InitialArrays) else frozenset()
+        for name in self.setup.array_shapes():
+            if name not in drawn:
+                self.setup.check_array(name, arrays[name])
+            yield name, self._taken(arrays, name)
 
-    def _inside(self, name: str, array: np.ndarray) -> np.ndarray:
-        return super()._inside(name, self._own(name, array))
+    def _taken(self, arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+        return self._ranges.local_array(arrays, name, self.ranks.rank)
 
     def _set_connections(self, name: str, array: np.ndarray) -> None:
-        array = self._own(name, array)
         if name == ORDER:
             self._executor.own = self._ranges.own_labels(self.ranks.rank, array)
             array = self._executor.own.own_order(array)

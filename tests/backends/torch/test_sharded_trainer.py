@@ -6,22 +6,38 @@ import functools
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from setups import random_batches, trainer
-from trained_over_ranks import STEPS, cases, trained
+from trained_over_ranks import INPUTS, STEPS, cases, trained
 
-from fanin.backends import fused
+from fanin.backends import drawing, fused
+from fanin.backends.arrays import InitialArrays
+from fanin.backends.head_and_tail import HeadAndTail
 from fanin.backends.interface import FLOAT32, Storage
-from fanin.backends.kinds import FixedFanIn
+from fanin.backends.kinds import Dense, FixedFanIn, GroupedFanIn, Unstructured
+from fanin.backends.registry import make_trainer
 from fanin.backends.setup import LayerSetup
+from fanin.backends.torch.sharded import ShardedFanIn
+from fanin.backends.torch.sharded import layer as layer_module
+from fanin.backends.torch.sharded import trainer as trainer_module
+from fanin.backends.torch.sharded.ranks import Ranks
 
 pytestmark = pytest.mark.torch
 CASES = {name: case for name, *case in cases()}
 # Many ranks take turns on few cores, so four train in one execution only.
 EXECUTIONS = {2: ("autograd", "fused"), 4: ("fused",)}
+WIDE_KINDS = (
+    Dense(),
+    FixedFanIn(32),
+    GroupedFanIn(32, 8),
+    Unstructured(32),
+    HeadAndTail(Dense(), Unstructured(32), 999),
+    HeadAndTail(FixedFanIn(40), GroupedFanIn(32, 8), 999),
+)
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +117,44 @@ def test_float8_is_never_sorted(monkeypatch):
     batches = random_batches(setup, 2)
     np.testing.assert_array_equal(one.train(batches, 0.01), other.train(batches, 0.01))
     np.testing.assert_array_equal(one.array("output.weights"), other.array("output.weights"))
+
+
+class OneOfFour(Ranks):
+    """A rank that has nobody to talk to."""
+
+    def __init__(self, *options):
+        self.rank, self.size = 1, 4
+
+    def check_equal(self, what, value):
+        pass
+
+
+def made_by_trainer(setup, execution):
+    model = make_trainer(
+        "torch", setup, InitialArrays(setup, 0), execution=execution, device="cpu", over_ranks=True
+    )
+    return sum(model.state_bytes())
+
+
+def made_as_layer(setup, execution):
+    layer = ShardedFanIn(setup.inputs, setup.labels, setup.output, execution=execution)
+    return sum(array.nbytes for array in (*layer.parameters(), *layer.buffers()))
+
+
+@pytest.mark.parametrize("made", [made_by_trainer, made_as_layer])
+@pytest.mark.parametrize("execution", ["autograd", "fused"])
+@pytest.mark.parametrize("kind", WIDE_KINDS, ids=repr)
+def test_a_rank_makes_no_array_of_all_labels(kind, execution, made, monkeypatch):
+    """Of four ranks: bytes of NumPy's arrays while a model is made, and of torch's when it is."""
+    monkeypatch.setattr(drawing, "BLOCK_VALUES", 2048)
+    setup = LayerSetup(INPUTS, 8_000, kind)
+    sizes = []
+    for ranks in (Ranks, OneOfFour):
+        for module in (trainer_module, layer_module):
+            monkeypatch.setattr(module, "Ranks", ranks)
+        tracemalloc.start()
+        bytes_of_torch = made(setup, execution)
+        sizes.append(np.array([tracemalloc.get_traced_memory()[1], bytes_of_torch]))
+        tracemalloc.stop()
+    whole, own = sizes
+    assert (own <= (1 / 4 + 0.1) * whole).all(), own / whole

@@ -91,6 +91,29 @@ def test_a_grid_has_the_same_results_as_without(place, without, environment, clu
     assert again.stdout.count("finished before, skipped") == 4
 
 
+@pytest.mark.parametrize("cluster", ["local", SLURM])
+def test_a_job_of_several_processes_has_the_result_of_one(place, without, environment, cluster):
+    """A run that is one job, which starts two processes."""
+    given = ("--setup", "ffi-8-64", "--backend", "torch", "--processes", "2", "--threads", "2")
+    results = f"several-{cluster}"
+    done = command(
+        "reproduce",
+        *arguments(place, results, *given, "--cluster", cluster),
+        env=environment(cluster),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (several,) = read_results(place / results)
+    assert several.machine.processes == len(several.memory_of_ranks) == 2
+    (one,) = (
+        result
+        for result in read_results(place / "without")
+        if (result.backend, result.task) == ("torch", several.task)
+    )
+    assert (several.test, several.train) == (one.test, one.train)
+    losses = [epoch.loss for epoch in one.history]
+    assert [epoch.loss for epoch in several.history] == pytest.approx(losses, rel=1e-5)
+
+
 class Long:
     """A command whose one run takes a while: torch, 40 epochs, each with a checkpoint."""
 

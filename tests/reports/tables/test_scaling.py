@@ -9,6 +9,8 @@ import pytest
 from made_results import machine
 
 from fanin.benchmarks.records.timing import FloorStep, FloorTimes, RankTimes
+from fanin.reports.format import GAP
+from fanin.reports.tables.ranks import ranks_table
 from fanin.reports.tables.scaling import (
     Network,
     communication_seconds,
@@ -56,8 +58,9 @@ def test_a_ring_sends_nearly_twice_the_gradient() -> None:
 def test_communication_is_bytes_over_the_rate_and_messages() -> None:
     assert communication_seconds(32, 1000, 1, FAST) == 0
     bits = 8 * 32 * 1000 * 4
-    assert communication_seconds(32, 1000, 2, FAST) == pytest.approx(bits / 1e9 + 2e-3)
-    assert communication_seconds(32, 1000, 4, FAST) == pytest.approx(1.5 * bits / 1e9 + 6e-3)
+    seconds = bits / 1e9 * 1538 / 1448  # of frames on an Ethernet
+    assert communication_seconds(32, 1000, 2, FAST) == pytest.approx(seconds + 3e-3)
+    assert communication_seconds(32, 1000, 4, FAST) == pytest.approx(1.5 * seconds + 9e-3)
 
 
 def test_kernels_take_as_long_for_each_label() -> None:
@@ -73,7 +76,7 @@ def test_the_table_has_the_paper_s_layer_and_the_smallest_one() -> None:
     assert len(rows) == 3 * 2 * 3  # labels, layers, networks
     first = rows[0]
     assert first[:6] == ["2,812,281", "1,000", "float32", "adam", "none", "10 Gbit/s"]
-    # 60 ms * 2.812281; half of it, and 1 megabit at 10 Gbit/s with two messages of 20 us.
+    # 60 ms * 2.812281; half of it, and 1 megabit at 10 Gbit/s with three messages of 20 us.
     assert first[6:8] == ["169", "84.5 (0 %)"]
     assert rows[3][2:5] == ["bfloat16", "sgd", "32"]
     assert "not measured" in scaling_introduction(times)
@@ -92,16 +95,24 @@ def test_where_communication_takes_over() -> None:
 
 
 def test_measured_links_stand_beside_what_is_computed() -> None:
-    def measured(bits: float | None) -> RankTimes:
+    def measured(bits: float | None, **more: list[float]) -> RankTimes:
         return RankTimes(
             started=NOW, machine=machine(), labels=1000, fan_in=32, batch=32, ranks=2, inputs=1000,
-            seconds={"one": [0.09] * 3, "several": [0.1] * 3},
-            cpu_seconds={"one": [0.1], "several": [0.1]}, bits_per_second=bits,
+            seconds={"one": [0.09] * 3, "several": [0.1] * 3, **more},
+            cpu_seconds={"one": [0.1], "several": [0.1], "within": [0.2]}, bits_per_second=bits,
         )  # fmt: skip
 
-    results = [measured(1e9), measured(None)]
-    (row,) = ([cell.text for cell in row] for row in links_table(results).rows)
-    assert row[:3] == ["1 Gbit/s", "2", "1,000"]
-    # A gradient of 32 * 1000 * 4 bytes, and two messages.
-    assert row[5:] == ["1.06", "91.1", "1.10"]
+    results = [measured(1e9), measured(None), measured(1e9, within=[0.095] * 3)]
+    older, row = ([cell.text for cell in row] for row in links_table(results).rows)
+    assert row[:3] == older[:3] == ["1 Gbit/s", "2", "1,000"]
+    # A gradient of 32 * 1000 * 4 bytes in frames, and three messages.
+    assert row[6:] == ["1.15", "91.1", "1.10", "1.04"]
+    assert (older[4], older[9]) == (GAP, GAP) and older[6:9] == row[6:9]
+    lines = [[cell.text for cell in line] for line in ranks_table(results[2]).rows]
+    assert [line[0].partition(", ")[2] for line in lines] == [
+        "2 threads",
+        "1 thread each, within the machine",
+        "1 thread each, over the link",
+    ]
+    assert [line[2] for line in lines] == ["100.0", "200.0", "100.0"]
     assert "synthetic" in links_introduction(results)
