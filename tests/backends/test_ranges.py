@@ -71,7 +71,7 @@ def test_the_weights_of_a_rank_stand_side_by_side(kind, ranks):
         is_dense = part.kind.operations == "dense"
         whole = positions.reshape(shape[::-1]).T if is_dense else positions.reshape(shape)
         for rank in range(ranks):
-            own = ranges.local_array(part.weights, whole, rank)
+            own = ranges.local_array({part.weights: whole}, part.weights, rank)
             own = own.T if is_dense else own
             assert ranges.first_weights(rank)[part.name] == next_weight
             np.testing.assert_array_equal(own.ravel(), next_weight + np.arange(own.size))
