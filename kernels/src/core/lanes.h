@@ -95,13 +95,14 @@ FANIN_FN U constant() {
 #endif
 }
 
-// Random bits from a counter: the 32-bit finaliser "lowbias32" (Chris Wellons, "Prospecting for
-// hash functions", 2018) without its last step, x ^= x >> 16. optimizer.h does that step where it
-// needs it.
+// Random bits from positions that are kRandomStep apart: one round of the 32-bit finaliser
+// "lowbias32" (Chris Wellons, "Prospecting for hash functions", 2018) without its last step, x ^= x
+// >> 16. optimizer.h does that step where it needs it. The other round is spared: 2^32 over the
+// golden ratio as the step has parted neighbours already, and a chunk gets its positions by one
+// addition. With both rounds, a step in bfloat16 with AVX2 takes 3 to 4 percent longer.
+constexpr uint32_t kRandomStep = 0x9e3779b9u;
 template <class U>
 FANIN_FN U mix(U x) {
-  x ^= x >> 16;
-  x *= constant<U, 0x7feb352du>();
   x ^= x >> 15;
   x *= constant<U, 0x846ca68bu>();
   return x;

@@ -182,8 +182,8 @@ FANIN_FN void stage(float *values, const Chunk<float> &a) { store_vector(values,
 FANIN_FN Bits random_chunk(uint32_t first, uint32_t seed) {
   Bits lane;
   FANIN_UNROLL
-  for (int j = 0; j < VectorOf<float>::width; ++j) lane[j] = j;
-  return mix((lane + first) ^ seed);
+  for (int j = 0; j < VectorOf<float>::width; ++j) lane[j] = j * kRandomStep;
+  return mix(lane + (first * kRandomStep + seed));
 }
 template <size_t... J>
 FANIN_FN Bits without_upper(Vector<uint16_t> a, std::index_sequence<J...>) {

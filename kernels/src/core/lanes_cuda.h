@@ -98,7 +98,7 @@ FANIN_FN Chunk<T> load_chunk(const S *p, int count) {
 // Bits beside a chunk.
 typedef uint32_t Bits;
 FANIN_FN Bits random_chunk(uint32_t first, uint32_t seed) {
-  return mix((first + thread_id()) ^ seed);
+  return mix((first + thread_id()) * kRandomStep + seed);
 }
 FANIN_FN Bits lower_half(Bits word) { return word & 0xffff; }
 template <class T>
