@@ -57,6 +57,21 @@ FANIN_FN Bits widened(const HalfBits &a) { return __builtin_convertvector(a, Bit
 FANIN_FN HalfBits narrowed(const Bits &a) { return __builtin_convertvector(a, HalfBits); }
 #endif
 
+// Of each element the upper 16 bits.
+#if defined(FANIN_GCC_AVX2)
+FANIN_FN HalfBits upper_halves(const Bits &a) {
+  typedef char Bytes __attribute__((vector_size(kVectorBytes)));
+  typedef long long Words __attribute__((vector_size(kVectorBytes)));
+  const Bytes places = {2, 3, 6, 7, 10, 11, 14, 15, 2, 3, 6, 7, 10, 11, 14, 15,
+                        2, 3, 6, 7, 10, 11, 14, 15, 2, 3, 6, 7, 10, 11, 14, 15};
+  const Words parts = (Words)__builtin_ia32_pshufb256((Bytes)a, places);
+  const Words whole = __builtin_shufflevector(parts, parts, 0, 2, 0, 2);
+  return (HalfBits)__builtin_ia32_extract128i256(whole, 0);
+}
+#else
+FANIN_FN HalfBits upper_halves(const Bits &a) { return narrowed(a >> 16); }
+#endif
+
 // Which half of a 32-bit element is the upper one, in the order of memory.
 constexpr size_t kUpperHalf = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
 
@@ -201,11 +216,11 @@ FANIN_OUTLINED void store_part(Bf16 *p, int count, Bits bits) {
   for (int j = 0; j < count; ++j) p[j].bits = uint16_t(bits[j]);
 }
 FANIN_FN void store_chunk(Bf16 *p, int count, const Chunk<float> &a, const Bits &random) {
-  const Bits bits = ((Bits)a.v + random) >> 16;
+  const Bits bits = (Bits)a.v + random;
   if (count == Chunk<float>::size)
-    *reinterpret_cast<HalfBits *>(p) = narrowed(bits);
+    *reinterpret_cast<HalfBits *>(p) = upper_halves(bits);
   else
-    store_part(p, count, bits);
+    store_part(p, count, bits >> 16);
 }
 
 // Products and their sums ------------------------------------------------------------------------
