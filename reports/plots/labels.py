@@ -16,6 +16,7 @@ from fanin.reports.plots.style import DPI, ink
 
 Point = tuple[float, float]
 
+NAME_INCHES = 0.155  # from one name to the next below it
 _FONT_SIZE = 8
 _PIXELS_PER_POINT = DPI / 72
 # Leaders run plainly to their point: cutting them off at outlines takes most of the drawing time.
@@ -45,7 +46,7 @@ def label_ends(axes: Axes, names: Sequence[Name], inches: float) -> None:
     axes.get_xlim(), axes.get_ylim()  # settles the limits, which the transform below depends on
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = [float(to_axes.transform(name.points[0])[1]) for name in names]
-    places = spread_apart(heights, 0.155 / inches, 0.02, 0.98)
+    places = spread_apart(heights, NAME_INCHES / inches, 0.02, 0.98)
     for name, place in zip(names, places, strict=True):
         axes.annotate(
             f" {name.text}",

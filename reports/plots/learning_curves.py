@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 
 from fanin.benchmarks.records.run import Epoch, RunResult
 from fanin.reports.plots import style
-from fanin.reports.plots.labels import Name, label_ends
+from fanin.reports.plots.labels import NAME_INCHES, Name, label_ends
 from fanin.reports.plots.plot import Plot
 from fanin.reports.setups import Setup, backend_marker, backend_name, backend_order
 from fanin.reports.summary import is_finished
 
-_INCHES = 2.5  # height of a panel
+_INCHES = 2.5  # least height of a panel
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,10 @@ def learning_curves(runs: Sequence[RunResult], title: str, shared: Sequence[str]
         return None
     backends = sorted({run.backend for run in drawn}, key=backend_order)
     dashed = any(Setup.from_task(run.task, None).is_fused_variant(shared) for run in drawn)
+    most = max(sum(run.backend == backend for run in drawn) for backend in backends)
+    inches = max(_INCHES, (most + 1) * NAME_INCHES)  # the names stand below each other
     with style.drawing():
-        figure = style.new_figure(0.5 + len(_PANELS) * (_INCHES + 0.55))
+        figure = style.new_figure(0.5 + len(_PANELS) * (inches + 0.55))
         axes_grid = figure.subplots(len(_PANELS), len(backends), squeeze=False, sharey="row")
         names: list[tuple[Axes, list[Name]]] = []
         for column, backend in enumerate(backends):
@@ -72,7 +74,7 @@ def learning_curves(runs: Sequence[RunResult], title: str, shared: Sequence[str]
         remark = f"first repeat{', fused dashed' if dashed else ''}"
         style.set_heading(figure, f"{title}: learning curves ({remark})")
         for axes, names_of_lines in names:
-            label_ends(axes, names_of_lines, _INCHES)
+            label_ends(axes, names_of_lines, inches)
         return style.finish(
             figure,
             "curves",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -10,6 +11,7 @@ from made_results import (
     task,
 )
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from fanin.reports.plots import style
 from fanin.reports.plots.learning_curves import learning_curves
@@ -61,3 +63,20 @@ def test_fused_is_told_from_autograd_where_both_are_shown(monkeypatch) -> None:
     ]
     dashes = [[line.get_linestyle() for line in figure.axes[0].lines] for figure in figures[2:]]
     assert dashes == [["-", "--"], ["-"]]
+
+
+def test_the_names_of_many_lines_stand_below_each_other_beside_the_panel(monkeypatch) -> None:
+    figures = []
+    monkeypatch.setattr(style, "finish", lambda figure, *_: figures.append(figure))
+    for count in (3, 70):
+        runs = [run(for_task=task(connectivity=fan_in)) for fan_in in range(2, 2 + count)]
+        learning_curves(runs, "words", [])
+    for figure, count in zip(figures, (3, 70), strict=True):
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            boxes = [Text.get_window_extent(text) for text in axes.texts]  # without leaders
+            heights = sorted((box.y0, box.y1) for box in boxes)
+            assert len(heights) == count
+            assert all(above[0] > below[1] - 3 for below, above in pairwise(heights))
+            panel = axes.get_window_extent()
+            assert panel.y0 - 5 < heights[0][0] and heights[-1][1] < panel.y1 + 5
